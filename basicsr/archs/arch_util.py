@@ -1,0 +1,120 @@
+"""Blocks that several networks share, under BasicSR's names and argument order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from basicsr.utils.errors import OptionsError
+
+
+@torch.no_grad()
+def default_init_weights(
+    module_list: nn.Module | list[nn.Module], scale: float = 1, bias_fill: float = 0, **kwargs: Any
+) -> None:
+    """Fills convolutions and linear layers by Kaiming's normal rule times `scale`, batch norms with ones.
+
+    Args:
+        module_list: modules to fill, with all they contain.
+        scale: factor on the drawn weights; below 1 it starts a residual branch near the identity.
+        bias_fill: value of every bias.
+        **kwargs: passed to `torch.nn.init.kaiming_normal_`.
+    """
+    modules = module_list if isinstance(module_list, list) else [module_list]
+    for module in (inner for outer in modules for inner in outer.modules()):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, **kwargs)
+            module.weight.mul_(scale)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.ones_(module.weight)
+        else:
+            continue
+        if module.bias is not None:
+            module.bias.fill_(bias_fill)
+
+
+def make_layer(basic_block: Callable[..., nn.Module], num_basic_block: int, **kwarg: Any) -> nn.Sequential:
+    """Stacks `num_basic_block` blocks, each built as `basic_block(**kwarg)`."""
+    return nn.Sequential(*(basic_block(**kwarg) for _ in range(num_basic_block)))
+
+
+class ResidualBlockNoBN(nn.Module):
+    """EDSR's block without batch norm: x + res_scale * conv3x3(relu(conv3x3(x))), on (B, C, H, W).
+
+    Args:
+        num_feat: channels C.
+        res_scale: factor on the residual branch.
+        pytorch_init: keep PyTorch's initial weights; otherwise `default_init_weights` at scale 0.1.
+    """
+
+    def __init__(self, num_feat: int = 64, res_scale: float = 1, pytorch_init: bool = False) -> None:
+        super().__init__()
+        self.res_scale = res_scale
+        self.conv1 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.conv2 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.relu = nn.ReLU()
+        if not pytorch_init:
+            default_init_weights([self.conv1, self.conv2], 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`."""
+        return torch.add(x, self.conv2(self.relu(self.conv1(x))), alpha=self.res_scale)
+
+
+class Upsample(nn.Sequential):
+    """Sub-pixel upsampling by convolutions and pixel shuffles: (B, C, H, W) to (B, C, scale H, scale W).
+
+    Args:
+        scale: a power of two (1 is the identity) or 3.
+        num_feat: channels C.
+
+    Raises:
+        OptionsError: any other scale.
+    """
+
+    def __init__(self, scale: int, num_feat: int) -> None:
+        if scale == 3:
+            steps = [3]
+        elif scale >= 1 and scale & (scale - 1) == 0:
+            steps = [2] * (scale.bit_length() - 1)
+        else:
+            raise OptionsError(f"upscale {scale} is not supported: give a power of two or 3")
+        layers: list[nn.Module] = []
+        for step in steps:
+            layers += [nn.Conv2d(num_feat, step**2 * num_feat, 3, 1, 1), nn.PixelShuffle(step)]
+        super().__init__(*layers)
+
+
+def pixel_unshuffle(x: Tensor, scale: int) -> Tensor:
+    """Folds `scale` by `scale` pixels into channels: (B, C, scale H, scale W) to (B, C scale^2, H, W)."""
+    return F.pixel_unshuffle(x, scale)
+
+
+def to_2tuple(x: Any) -> Any:
+    """Returns `x` itself if it is iterable, else `(x, x)`."""
+    return x if isinstance(x, Iterable) else (x, x)
+
+
+def trunc_normal_(
+    tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
+) -> Tensor:
+    """Fills `tensor` in place from the normal distribution cut off at the values `a` and `b`."""
+    return nn.init.trunc_normal_(tensor, mean, std, a, b)
+
+
+def channel_mean(rgb_mean: Sequence[float], num_in_ch: int, num_out_ch: int) -> Tensor:
+    """The mean colour that a network takes off its input and puts back on its output, as (1, C, 1, 1).
+
+    Raises:
+        OptionsError: `rgb_mean` has not one entry per channel of the input and of the output.
+    """
+    if not len(rgb_mean) == num_in_ch == num_out_ch:
+        raise OptionsError(
+            f"rgb_mean has {len(rgb_mean)} entries for num_in_ch {num_in_ch} and num_out_ch {num_out_ch}: "
+            "give one per channel, and as many channels out as in"
+        )
+    return torch.tensor(rgb_mean).view(1, -1, 1, 1)

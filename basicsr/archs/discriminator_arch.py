@@ -1,0 +1,107 @@
+"""Discriminators of BasicSR: VGG-style for one input size, U-Net with spectral norm for pixelwise logits."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import spectral_norm
+
+from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+@ARCH_REGISTRY.register()
+class VGGStyleDiscriminator(nn.Module):
+    """One logit per image, as in SRGAN and ESRGAN: halvings to 4x4, then two linear layers.
+
+    Args:
+        num_in_ch: channels of the input.
+        num_feat: channels of the first layer; later ones have up to eight times as many.
+        input_size: height and width of the input: 128 or 256.
+
+    Raises:
+        OptionsError: `input_size` is not supported.
+    """
+
+    def __init__(self, *, num_in_ch: int, num_feat: int, input_size: int = 128) -> None:
+        super().__init__()
+        if input_size not in (128, 256):
+            raise OptionsError(f"input_size {input_size} is not supported: give 128 or 256")
+        self.input_size = input_size
+        self.num_stages = 5 if input_size == 128 else 6
+        channels = num_in_ch
+        for stage in range(self.num_stages):
+            wider = num_feat * min(2**stage, 8)
+            # The first convolution alone has a bias and no batch norm after it.
+            self.add_module(f"conv{stage}_0", nn.Conv2d(channels, wider, 3, 1, 1, bias=stage == 0))
+            self.add_module(f"bn{stage}_0", nn.Identity() if stage == 0 else nn.BatchNorm2d(wider))
+            self.add_module(f"conv{stage}_1", nn.Conv2d(wider, wider, 4, 2, 1, bias=False))
+            self.add_module(f"bn{stage}_1", nn.BatchNorm2d(wider))
+            channels = wider
+        self.linear1 = nn.Linear(channels * 4 * 4, 100)
+        self.linear2 = nn.Linear(100, 1)
+        self.lrelu = nn.LeakyReLU(negative_slope=0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits (B, 1) of images (B, C, input_size, input_size).
+
+        Raises:
+            DataError: the images have another size.
+        """
+        if x.shape[-2:] != (self.input_size, self.input_size):
+            raise DataError(
+                f"VGGStyleDiscriminator takes {self.input_size}x{self.input_size} images, got "
+                f"{x.shape[-2]}x{x.shape[-1]}: change gt_size or input_size"
+            )
+        for name in (f"{stage}_{half}" for stage in range(self.num_stages) for half in (0, 1)):
+            x = self.lrelu(self.get_submodule(f"bn{name}")(self.get_submodule(f"conv{name}")(x)))
+        return self.linear2(self.lrelu(self.linear1(x.flatten(1))))
+
+
+@ARCH_REGISTRY.register(suffix="basicsr")
+class UNetDiscriminatorSN(nn.Module):
+    """One logit per pixel from a U-Net with spectral norm (Wang et al., Real-ESRGAN, ICCVW 2021).
+
+    Args:
+        num_in_ch: channels of the input.
+        num_feat: channels of the first layer; the deepest has eight times as many.
+        skip_connection: add the features of the way down on the way up.
+    """
+
+    def __init__(self, *, num_in_ch: int, num_feat: int = 64, skip_connection: bool = True) -> None:
+        super().__init__()
+        self.skip_connection = skip_connection
+        self.conv0 = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.conv1 = spectral_norm(nn.Conv2d(num_feat, num_feat * 2, 4, 2, 1, bias=False))
+        self.conv2 = spectral_norm(nn.Conv2d(num_feat * 2, num_feat * 4, 4, 2, 1, bias=False))
+        self.conv3 = spectral_norm(nn.Conv2d(num_feat * 4, num_feat * 8, 4, 2, 1, bias=False))
+        self.conv4 = spectral_norm(nn.Conv2d(num_feat * 8, num_feat * 4, 3, 1, 1, bias=False))
+        self.conv5 = spectral_norm(nn.Conv2d(num_feat * 4, num_feat * 2, 3, 1, 1, bias=False))
+        self.conv6 = spectral_norm(nn.Conv2d(num_feat * 2, num_feat, 3, 1, 1, bias=False))
+        self.conv7 = spectral_norm(nn.Conv2d(num_feat, num_feat, 3, 1, 1, bias=False))
+        self.conv8 = spectral_norm(nn.Conv2d(num_feat, num_feat, 3, 1, 1, bias=False))
+        self.conv9 = nn.Conv2d(num_feat, 1, 3, 1, 1)
+        self.lrelu = nn.LeakyReLU(negative_slope=0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the logits (B, 1, H, W) of images (B, C, H, W).
+
+        Raises:
+            DataError: H or W is not a multiple of 8.
+        """
+        if x.shape[-2] % 8 or x.shape[-1] % 8:
+            raise DataError(
+                f"UNetDiscriminatorSN takes heights and widths that are multiples of 8, got "
+                f"{x.shape[-2]}x{x.shape[-1]}: change gt_size"
+            )
+        down = [self.lrelu(self.conv0(x))]
+        for conv in (self.conv1, self.conv2, self.conv3):
+            down.append(self.lrelu(conv(down[-1])))
+        x = down.pop()
+        for conv in (self.conv4, self.conv5, self.conv6):
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = self.lrelu(conv(x))
+            same_size = down.pop()
+            if self.skip_connection:
+                x = x + same_size
+        return self.conv9(self.lrelu(self.conv8(self.lrelu(self.conv7(x)))))

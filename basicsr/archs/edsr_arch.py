@@ -1,0 +1,60 @@
+"""EDSR: residual blocks without batch norm, then sub-pixel upsampling."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from basicsr.archs.arch_util import ResidualBlockNoBN, Upsample, channel_mean, make_layer
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+@ARCH_REGISTRY.register()
+class EDSR(nn.Module):
+    """EDSR (Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPRW 2017).
+
+    Args:
+        num_in_ch: channels of the input.
+        num_out_ch: channels of the output, as many as of the input.
+        num_feat: channels of the features.
+        num_block: residual blocks in the trunk.
+        upscale: factor of enlargement, a power of two or 3.
+        res_scale: factor on each residual branch; 0.1 for wide networks.
+        img_range: factor on the input, which is in [0, 1].
+        rgb_mean: mean colour in [0, 1], one entry per channel; the default is DIV2K's.
+
+    Raises:
+        OptionsError: `upscale` is not supported, or `rgb_mean` does not fit the channels.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_in_ch: int,
+        num_out_ch: int,
+        num_feat: int = 64,
+        num_block: int = 16,
+        upscale: int = 4,
+        res_scale: float = 1,
+        img_range: float = 255.0,
+        rgb_mean: tuple[float, ...] = (0.4488, 0.4371, 0.4040),
+    ) -> None:
+        super().__init__()
+        self.img_range = img_range
+        self.register_buffer("mean", channel_mean(rgb_mean, num_in_ch, num_out_ch), persistent=False)
+        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.body = make_layer(
+            ResidualBlockNoBN, num_block, num_feat=num_feat, res_scale=res_scale, pytorch_init=True
+        )
+        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.upsample = Upsample(upscale, num_feat)
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarges (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped."""
+        shallow = self.conv_first((x - self.mean) * self.img_range)
+        deep = self.conv_after_body(self.body(shallow))
+        # Not in place: a tap on conv_after_body must see its own output.
+        x = self.conv_last(self.upsample(deep + shallow))
+        return x / self.img_range + self.mean

@@ -1,0 +1,72 @@
+"""Projection heads of MCAD-KD: from an image or a patch to a point on the unit sphere."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+class _ProjectionHead(nn.Module):
+    """3x3 convolutions with ReLU through the given channels, global average, linear layer, L2 normalisation.
+
+    Args:
+        channels: of the input and after each convolution.
+        embed_dim: length of the embedding.
+    """
+
+    def __init__(self, channels: tuple[int, ...], embed_dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, 1, 1), nn.ReLU()]
+        self.encoder = nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], embed_dim)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns float32 (or wider) embeddings (B, embed_dim) of norm 1 of images (B, C, H, W) in [0, 1]."""
+        embedding = self.encoder(x)
+        # In bfloat16's 8 bits, cosines divided by a temperature of 0.07 would be off by tenths.
+        return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
+
+
+@ARCH_REGISTRY.register()
+class ImageProjectionHead(_ProjectionHead):
+    """phi_img of MCAD-KD: one convolution to `embed_dim` / 2 channels.
+
+    Args:
+        num_in_ch: channels of the input.
+        embed_dim: length d of the embedding, a multiple of 2.
+
+    Raises:
+        OptionsError: `embed_dim` is not a multiple of 2.
+    """
+
+    def __init__(self, *, num_in_ch: int = 3, embed_dim: int = 256) -> None:
+        if embed_dim < 2 or embed_dim % 2:
+            raise OptionsError(f"embed_dim {embed_dim} is not supported: give a multiple of 2")
+        super().__init__((num_in_ch, embed_dim // 2), embed_dim)
+
+
+@ARCH_REGISTRY.register()
+class PatchProjectionHead(_ProjectionHead):
+    """phi_patch of MCAD-KD: two convolutions, to `embed_dim` / 4 and `embed_dim` / 2 channels.
+
+    Args:
+        num_in_ch: channels of the input.
+        embed_dim: length d of the embedding, a multiple of 4.
+
+    Raises:
+        OptionsError: `embed_dim` is not a multiple of 4.
+    """
+
+    def __init__(self, *, num_in_ch: int = 3, embed_dim: int = 256) -> None:
+        if embed_dim < 4 or embed_dim % 4:
+            raise OptionsError(f"embed_dim {embed_dim} is not supported: give a multiple of 4")
+        super().__init__((num_in_ch, embed_dim // 4, embed_dim // 2), embed_dim)

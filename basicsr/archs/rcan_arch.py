@@ -1,0 +1,131 @@
+"""RCAN: residual groups of blocks with channel attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from basicsr.archs.arch_util import Upsample, channel_mean, make_layer
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+class ChannelAttention(nn.Module):
+    """Scales each channel of (B, C, H, W) by a gate in (0, 1) computed from the means of all channels.
+
+    Args:
+        num_feat: channels C.
+        squeeze_factor: how many times fewer channels the gate has inside.
+    """
+
+    def __init__(self, num_feat: int, squeeze_factor: int = 16) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(num_feat, num_feat // squeeze_factor, 1),
+            nn.ReLU(),
+            nn.Conv2d(num_feat // squeeze_factor, num_feat, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`."""
+        return x * self.attention(x)
+
+
+class RCAB(nn.Module):
+    """Residual channel attention block: x + res_scale * attention(conv3x3(relu(conv3x3(x))))."""
+
+    def __init__(self, num_feat: int, squeeze_factor: int = 16, res_scale: float = 1) -> None:
+        super().__init__()
+        self.res_scale = res_scale
+        self.rcab = nn.Sequential(
+            nn.Conv2d(num_feat, num_feat, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(num_feat, num_feat, 3, 1, 1),
+            ChannelAttention(num_feat, squeeze_factor),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`, (B, C, H, W)."""
+        return torch.add(x, self.rcab(x), alpha=self.res_scale)
+
+
+class ResidualGroup(nn.Module):
+    """`num_block` RCABs and a convolution, around which the input is added."""
+
+    def __init__(self, num_feat: int, num_block: int, squeeze_factor: int = 16, res_scale: float = 1) -> None:
+        super().__init__()
+        self.residual_group = make_layer(
+            RCAB, num_block, num_feat=num_feat, squeeze_factor=squeeze_factor, res_scale=res_scale
+        )
+        self.conv = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`, (B, C, H, W)."""
+        return self.conv(self.residual_group(x)) + x
+
+
+@ARCH_REGISTRY.register()
+class RCAN(nn.Module):
+    """RCAN (Zhang et al., Super-Resolution Using Very Deep Residual Channel Attention Networks, ECCV 2018).
+
+    Args:
+        num_in_ch: channels of the input.
+        num_out_ch: channels of the output, as many as of the input.
+        num_feat: channels of the features.
+        num_group: residual groups.
+        num_block: channel attention blocks in each group.
+        squeeze_factor: how many times fewer channels the attention has inside.
+        upscale: factor of enlargement, a power of two or 3.
+        res_scale: factor on the residual branch of each block.
+        img_range: factor on the input, which is in [0, 1].
+        rgb_mean: mean colour in [0, 1], one entry per channel; the default is DIV2K's.
+
+    Raises:
+        OptionsError: `upscale` or `squeeze_factor` is not supported, or `rgb_mean` does not fit the channels.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_in_ch: int,
+        num_out_ch: int,
+        num_feat: int = 64,
+        num_group: int = 10,
+        num_block: int = 16,
+        squeeze_factor: int = 16,
+        upscale: int = 4,
+        res_scale: float = 1,
+        img_range: float = 255.0,
+        rgb_mean: tuple[float, ...] = (0.4488, 0.4371, 0.4040),
+    ) -> None:
+        super().__init__()
+        if not 1 <= squeeze_factor <= num_feat:
+            raise OptionsError(
+                f"squeeze_factor {squeeze_factor} is not between 1 and num_feat, {num_feat}: change either"
+            )
+        self.img_range = img_range
+        self.register_buffer("mean", channel_mean(rgb_mean, num_in_ch, num_out_ch), persistent=False)
+        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.body = make_layer(
+            ResidualGroup,
+            num_group,
+            num_feat=num_feat,
+            num_block=num_block,
+            squeeze_factor=squeeze_factor,
+            res_scale=res_scale,
+        )
+        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.upsample = Upsample(upscale, num_feat)
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarges (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped."""
+        shallow = self.conv_first((x - self.mean) * self.img_range)
+        deep = self.conv_after_body(self.body(shallow))
+        # Not in place: a tap on conv_after_body must see its own output.
+        x = self.conv_last(self.upsample(deep + shallow))
+        return x / self.img_range + self.mean

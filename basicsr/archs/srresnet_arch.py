@@ -1,0 +1,64 @@
+"""MSRResNet: SRResNet without batch norm, on top of a bilinear enlargement."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from basicsr.archs.arch_util import ResidualBlockNoBN, default_init_weights, make_layer
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+@ARCH_REGISTRY.register()
+class MSRResNet(nn.Module):
+    """Modified SRResNet, after Ledig et al. (CVPR 2017), as ESRGAN's authors simplified it.
+
+    Args:
+        num_in_ch: channels of the input.
+        num_out_ch: channels of the output, as many as of the input.
+        num_feat: channels of the features.
+        num_block: residual blocks in the trunk.
+        upscale: factor of enlargement: 2, 3 or 4.
+
+    Raises:
+        OptionsError: `upscale` is not supported, or `num_out_ch` is not `num_in_ch`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_in_ch: int = 3,
+        num_out_ch: int = 3,
+        num_feat: int = 64,
+        num_block: int = 16,
+        upscale: int = 4,
+    ) -> None:
+        super().__init__()
+        if upscale not in (2, 3, 4):
+            raise OptionsError(f"upscale {upscale} is not supported: give 2, 3 or 4")
+        if num_out_ch != num_in_ch:
+            raise OptionsError(
+                f"num_out_ch {num_out_ch} is not num_in_ch {num_in_ch}: the input is added to the output"
+            )
+        self.upscale = upscale
+        step = 2 if upscale == 4 else upscale
+        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
+        self.body = make_layer(ResidualBlockNoBN, num_block, num_feat=num_feat)
+        self.upconv1 = nn.Conv2d(num_feat, num_feat * step**2, 3, 1, 1)
+        self.upconv2 = nn.Conv2d(num_feat, num_feat * step**2, 3, 1, 1) if upscale == 4 else None
+        self.pixel_shuffle = nn.PixelShuffle(step)
+        self.conv_hr = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
+        self.lrelu = nn.LeakyReLU(negative_slope=0.1)
+        upconvs = [conv for conv in (self.upconv1, self.upconv2) if conv is not None]
+        default_init_weights([self.conv_first, *upconvs, self.conv_hr, self.conv_last], 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarges (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped."""
+        features = self.body(self.lrelu(self.conv_first(x)))
+        features = self.lrelu(self.pixel_shuffle(self.upconv1(features)))
+        if self.upconv2 is not None:
+            features = self.lrelu(self.pixel_shuffle(self.upconv2(features)))
+        residual = self.conv_last(self.lrelu(self.conv_hr(features)))
+        return residual + F.interpolate(x, scale_factor=self.upscale, mode="bilinear", align_corners=False)

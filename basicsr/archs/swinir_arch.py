@@ -1,0 +1,233 @@
+"""SwinIR: residual groups of Swin transformer blocks between convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from basicsr.archs.arch_util import Upsample, to_2tuple, trunc_normal_
+from basicsr.archs.swin_util import (
+    RSTB,
+    BlockSequence,
+    SwinTransformerBlock,
+    pad_to_multiple,
+    residual_convolution,
+    shifted_window_mask,
+)
+from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.registry import ARCH_REGISTRY
+
+UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv", "")
+
+
+class ChannelNorm(nn.Module):
+    """A norm of the last axis, applied to the channels of (B, C, H, W)."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`."""
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@ARCH_REGISTRY.register()
+class SwinIR(nn.Module):
+    """SwinIR (Liang et al., Image Restoration Using Swin Transformer, ICCVW 2021).
+
+    Takes images of any size: extended by reflection to multiples of the window inside, then cropped. Each
+    entry of `layers` maps (B, C, H, W) to the same shape, C = embed_dim and H, W those of the extended image.
+
+    Args:
+        img_size: height and width for which the masks of shifted windows are kept; others work, a bit slower.
+            Windows are at most that large, and not shifted if they are as large.
+        patch_size: divides `img_size`.
+        in_chans: channels of the input and of the output.
+        embed_dim: channels of the features, a multiple of every number of heads.
+        depths: transformer blocks in each group.
+        num_heads: attention heads in each group.
+        window_size: side of the attention windows.
+        mlp_ratio: hidden channels of each mlp over `embed_dim`.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_scale: factor on the attention scores; None means (embed_dim / heads)^-0.5.
+        drop_rate: dropout of features.
+        attn_drop_rate: dropout of attention weights.
+        drop_path_rate: probability, in training, of leaving out a branch of the last block; the first block's
+            is 0, the others' linear between.
+        norm_layer: makes a norm of the last axis from its length; not for options files.
+        ape: add a learned embedding of the absolute position; then only `img_size` works.
+        patch_norm: normalise the features before the first group.
+        use_checkpoint: recompute each block in the backward pass, for memory.
+        upscale: factor of enlargement.
+        img_range: factor on the input, which is in [0, 1].
+        upsampler: 'pixelshuffle' (classical), 'pixelshuffledirect' (lightweight), 'nearest+conv' (real-world,
+            x4 only), '' or None (no enlargement, whatever `upscale`; adds the input to the output).
+        resi_connection: '1conv' or '3conv' at the end of each group.
+
+    Raises:
+        OptionsError: an argument, or a combination, that is not supported.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        *,
+        img_size: int | tuple[int, int] = 64,
+        patch_size: int | tuple[int, int] = 1,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        depths: tuple[int, ...] = (6, 6, 6, 6),
+        num_heads: tuple[int, ...] = (6, 6, 6, 6),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        ape: bool = False,
+        patch_norm: bool = True,
+        use_checkpoint: bool = False,
+        upscale: int = 2,
+        img_range: float = 1.0,
+        upsampler: Literal["pixelshuffle", "pixelshuffledirect", "nearest+conv", ""] | None = "",
+        resi_connection: Literal["1conv", "3conv"] = "1conv",
+    ) -> None:
+        super().__init__()
+        _check(embed_dim, depths, num_heads, upscale, upsampler, resi_connection)
+        (height, width), (patch_height, patch_width) = to_2tuple(img_size), to_2tuple(patch_size)
+        self.resolution = (height // patch_height, width // patch_width)
+        self.window_size = min(window_size, *self.resolution)
+        self.shift_size = window_size // 2 if self.window_size < min(self.resolution) else 0
+        self.img_range = img_range
+        self.upsampler = upsampler or ""
+        self.scale = upscale if upsampler else 1
+        rgb_mean = torch.tensor((0.4488, 0.4371, 0.4040)).view(1, 3, 1, 1)
+        self.register_buffer("mean", rgb_mean if in_chans == 3 else torch.zeros(1, 1, 1, 1), persistent=False)
+
+        self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, 1, 1)
+        self.patch_embed = ChannelNorm(norm_layer(embed_dim) if patch_norm else nn.Identity())
+        self.absolute_pos_embed = None
+        if ape:
+            pixels = self.resolution[0] * self.resolution[1]
+            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, pixels, embed_dim))
+            trunc_normal_(self.absolute_pos_embed, std=0.02)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.layers = nn.ModuleList()
+        for layer, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+            first = sum(depths[:layer])
+            blocks = [
+                SwinTransformerBlock(
+                    dim=embed_dim,
+                    input_resolution=self.resolution,
+                    num_heads=heads,
+                    window_size=self.window_size,
+                    shift_size=self.shift_size if index % 2 else 0,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    qk_scale=qk_scale,
+                    drop=drop_rate,
+                    attn_drop=attn_drop_rate,
+                    drop_path=drop_path_rate * (first + index) / max(sum(depths) - 1, 1),
+                    norm_layer=norm_layer,
+                )
+                for index in range(depth)
+            ]
+            self.layers.append(RSTB(BlockSequence(blocks, use_checkpoint), embed_dim, resi_connection))
+        self.norm = norm_layer(embed_dim)
+        self.conv_after_body = residual_convolution(embed_dim, resi_connection)
+        self._add_reconstruction(embed_dim, in_chans, upscale)
+        self.apply(_init_weights)
+
+    def _add_reconstruction(self, embed_dim: int, num_out_ch: int, upscale: int) -> None:
+        num_feat = 64
+        if self.upsampler in ("pixelshuffle", "nearest+conv"):
+            self.conv_before_upsample = nn.Sequential(nn.Conv2d(embed_dim, num_feat, 3, 1, 1), nn.LeakyReLU())
+        if self.upsampler == "pixelshuffle":
+            self.upsample: nn.Module = Upsample(upscale, num_feat)
+        elif self.upsampler == "pixelshuffledirect":
+            self.upsample = nn.Sequential(
+                nn.Conv2d(embed_dim, upscale**2 * num_out_ch, 3, 1, 1), nn.PixelShuffle(upscale)
+            )
+        elif self.upsampler == "nearest+conv":
+            self.conv_up1 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+            self.conv_up2 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+            self.conv_hr = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+            self.lrelu = nn.LeakyReLU(negative_slope=0.2)
+        if self.upsampler != "pixelshuffledirect":
+            self.conv_last = nn.Conv2d(num_feat if self.upsampler else embed_dim, num_out_ch, 3, 1, 1)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Runs the transformer on features (B, embed_dim, H, W), H and W multiples of the window.
+
+        Raises:
+            DataError: the network has an absolute position embedding, for another size.
+        """
+        size = (x.shape[-2], x.shape[-1])
+        x = self.patch_embed(x)
+        if self.absolute_pos_embed is not None:
+            if size != self.resolution:
+                raise DataError(
+                    f"SwinIR with ape takes {self.resolution[0]}x{self.resolution[1]} images, got "
+                    f"{size[0]}x{size[1]}: change img_size or set ape to false"
+                )
+            x = x + self.absolute_pos_embed.view(1, *size, -1).permute(0, 3, 1, 2)
+        x = self.pos_drop(x)
+        mask = None
+        if self.shift_size and size != self.resolution:
+            mask = shifted_window_mask(size, self.window_size, self.shift_size, x.device)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Restores (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped; any H and W."""
+        height, width = x.shape[-2:]
+        x = (pad_to_multiple(x, self.window_size) - self.mean) * self.img_range
+        shallow = self.conv_first(x)
+        deep = self.conv_after_body(self.forward_features(shallow)) + shallow
+        x = self._reconstruct(deep, x) / self.img_range + self.mean
+        return x[..., : height * self.scale, : width * self.scale]
+
+    def _reconstruct(self, deep: Tensor, x: Tensor) -> Tensor:
+        if self.upsampler == "":
+            return x + self.conv_last(deep)
+        if self.upsampler == "pixelshuffledirect":
+            return self.upsample(deep)
+        deep = self.conv_before_upsample(deep)
+        if self.upsampler == "pixelshuffle":
+            return self.conv_last(self.upsample(deep))
+        for conv in (self.conv_up1, self.conv_up2):
+            deep = self.lrelu(conv(F.interpolate(deep, scale_factor=2, mode="nearest")))
+        return self.conv_last(self.lrelu(self.conv_hr(deep)))
+
+
+def _check(embed_dim, depths, num_heads, upscale, upsampler, resi_connection) -> None:
+    if len(depths) != len(num_heads):
+        raise OptionsError(
+            f"depths has {len(depths)} entries and num_heads {len(num_heads)}: give one per group in each"
+        )
+    if uneven := [heads for heads in num_heads if embed_dim % heads]:
+        raise OptionsError(f"embed_dim {embed_dim} is not a multiple of num_heads {uneven[0]}: change either")
+    if (upsampler or "") not in UPSAMPLERS:
+        raise OptionsError(
+            f"upsampler '{upsampler}' is not supported: give {', '.join(map(repr, UPSAMPLERS))}"
+        )
+    if upsampler == "nearest+conv" and upscale != 4:
+        raise OptionsError(f"upscale {upscale} is not supported by upsampler 'nearest+conv': give 4")
+    if resi_connection not in ("1conv", "3conv"):
+        raise OptionsError(f"resi_connection '{resi_connection}' is not supported: give '1conv' or '3conv'")
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

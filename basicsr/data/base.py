@@ -1,0 +1,83 @@
+"""What a dataset of images is, and how any dataset is asked for a sample so that it repeats."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from basicsr.data.sampling import SampleKey
+from basicsr.utils import randomness
+from basicsr.utils.color_util import bgr2ycbcr
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.img_util import img2tensor, to_float32
+
+
+class ImageDataset(Dataset[dict[str, Any]], ABC):
+    """A dataset whose random choices all come from the generator that it is handed."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Returns sample `index`: `lq`, `lq_path`, and where there are HR images `gt`, `gt_path`.
+
+        Images are float32 (C, H, W), RGB in [0, 1].
+        """
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.load(index, randomness.generator(index, "sample"))
+
+
+def load_sample(dataset: Dataset[Any], key: SampleKey) -> dict[str, Any]:
+    """Loads a sample of any map-style dataset as a function of its key alone.
+
+    A dataset written for BasicSR draws from the global generators of Python, numpy and torch: these are
+    seeded by the key for the length of the call, and put back as they were.
+    """
+    if isinstance(dataset, ImageDataset):
+        return dataset.load(key.index, randomness.generator(key.seed, "sample"))
+    with randomness.seeded_global_state(key.seed):
+        return dataset[key.index]
+
+
+class TensorConversion:
+    """From a decoded image to a network's input: scale to [0, 1], take Y if asked for, reorder, normalise.
+
+    Args:
+        color: 'y' for the luma channel alone (BT.601), None for RGB.
+        mean: subtracted from each channel, in [0, 1]; None for 0.
+        std: divides each channel then; None for 1.
+
+    Raises:
+        OptionsError: `mean` or `std` has another number of entries than the image will have channels.
+    """
+
+    def __init__(self, color: str | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        self._y_only = color == "y"
+        channels = 1 if self._y_only else 3
+        self._mean = _per_channel("mean", mean, channels)
+        self._std = _per_channel("std", std, channels)
+
+    def __call__(self, img: np.ndarray) -> torch.Tensor:
+        """Converts (H, W, 3), BGR, uint8 or uint16, to float32 (C, H, W)."""
+        pixels = to_float32(img)
+        if self._y_only:
+            pixels = bgr2ycbcr(pixels, y_only=True)[..., None]
+        tensor = img2tensor(pixels)
+        if self._mean is not None:
+            tensor = tensor - self._mean
+        return tensor if self._std is None else tensor / self._std
+
+
+def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> torch.Tensor | None:
+    if values is None:
+        return None
+    if len(values) != channels:
+        raise OptionsError(f"{name} must have {channels} entries, one for each channel, got {list(values)}")
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)

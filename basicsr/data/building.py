@@ -1,0 +1,190 @@
+"""From options to datasets and loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch.utils.data import Dataset
+
+from basicsr.data.base import load_sample
+from basicsr.data.loading import TrainLoader, check_not_empty
+from basicsr.data.sampling import KeySampler, SampleKey
+from basicsr.utils.registry import DATASET_REGISTRY
+
+_FRAMEWORK_KEYS = (
+    "name",
+    "phase",
+    "scale",
+    "batch_size_per_gpu",
+    "num_worker_per_gpu",
+    "dataset_enlarge_ratio",
+    "prefetch_mode",
+    "num_prefetch_queue",
+    "pin_memory",
+    "persistent_workers",
+    "use_shuffle",
+)
+
+
+class DatasetSettings(Protocol):
+    """What the builders read of an entry of `datasets`."""
+
+    @property
+    def type(self) -> str:
+        """Registered name of the class."""
+        ...
+
+    @property
+    def name(self) -> str | None:
+        """Name in logs and tables."""
+        ...
+
+    @property
+    def phase(self) -> str:
+        """Train, val or test."""
+        ...
+
+    @property
+    def scale(self) -> int | None:
+        """Upscaling factor."""
+        ...
+
+    @property
+    def batch_size_per_gpu(self) -> int:
+        """Images to a batch of one process."""
+        ...
+
+    @property
+    def num_worker_per_gpu(self) -> int:
+        """Worker processes to a training process."""
+        ...
+
+    @property
+    def dataset_enlarge_ratio(self) -> int:
+        """Passes that count as one epoch."""
+        ...
+
+    @property
+    def num_prefetch_queue(self) -> int:
+        """Batches that each worker prepares ahead."""
+        ...
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether page-locked memory may be used."""
+        ...
+
+    @property
+    def use_shuffle(self) -> bool:
+        """Shuffle, or keep the dataset's order."""
+        ...
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments of the dataset's own class."""
+        ...
+
+
+def build_dataset(opt: Mapping[str, Any]) -> Dataset[Any]:
+    """Builds a dataset from options as BasicSR writes them.
+
+    Args:
+        opt: `type`, the arguments of the class of that name, and beside them `phase`, `scale`, `name` and the
+            loader's keys, which a class gets where it asks for them.
+
+    Raises:
+        OptionsError: the type is unknown or a key does not fit.
+        DataError: what the class raises for missing data.
+    """
+    own = {key: value for key, value in opt.items() if key not in _FRAMEWORK_KEYS}
+    provided = {key: opt[key] for key in _FRAMEWORK_KEYS if opt.get(key) is not None}
+    return DATASET_REGISTRY.build(own, **provided)
+
+
+def build_train_loader(
+    options: DatasetSettings,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    start_iteration: int,
+    total_iterations: int,
+    accumulate: int,
+    pin_memory: bool,
+) -> TrainLoader:
+    """Builds the loader of a training run for one rank.
+
+    Args:
+        options: the dataset's entry.
+        seed: the run's manual seed.
+        rank: this process's number.
+        world_size: number of processes.
+        start_iteration: iterations already done.
+        total_iterations: iterations of the whole run.
+        accumulate: batches to an iteration.
+        pin_memory: whether the device gains from page-locked memory; used unless the options forbid it.
+
+    Raises:
+        OptionsError: the options do not fit the dataset's class.
+        DataError: the data are missing.
+    """
+    dataset = build_dataset(_as_mapping(options))
+    sampler = KeySampler(
+        num_samples=check_not_empty(dataset, options.name or options.type),
+        batch_size=options.batch_size_per_gpu,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        start_iteration=start_iteration,
+        total_iterations=total_iterations,
+        accumulate=accumulate,
+        shuffle=options.use_shuffle,
+    )
+    return TrainLoader(
+        dataset,
+        sampler,
+        accumulate=accumulate,
+        enlarge_ratio=options.dataset_enlarge_ratio,
+        num_workers=options.num_worker_per_gpu,
+        prefetch=options.num_prefetch_queue,
+        pin_memory=pin_memory and options.pin_memory,
+    )
+
+
+class EvaluationDataset(Dataset[dict[str, Any]]):
+    """A dataset whose items depend on their index alone, whatever generators it draws from.
+
+    Args:
+        dataset: any map-style dataset.
+        name: what to call it in errors.
+
+    Raises:
+        DataError: it is empty.
+    """
+
+    def __init__(self, dataset: Dataset[Any], name: str) -> None:
+        self._dataset = dataset
+        self._length = check_not_empty(dataset, name)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return load_sample(self._dataset, SampleKey(index, seed=index))
+
+
+def build_eval_dataset(options: DatasetSettings) -> EvaluationDataset:
+    """Builds a dataset for evaluation: items have `lq`, `lq_path`, and `gt`, `gt_path` where there are HR
+    images.
+
+    Raises:
+        OptionsError: the options do not fit the dataset's class.
+        DataError: the data are missing.
+    """
+    return EvaluationDataset(build_dataset(_as_mapping(options)), options.name or options.type)
+
+
+def _as_mapping(options: DatasetSettings) -> dict[str, Any]:
+    framework = {key: getattr(options, key) for key in _FRAMEWORK_KEYS if hasattr(options, key)}
+    return {"type": options.type, **options.arguments, **framework}

@@ -1,0 +1,207 @@
+"""Lists of images and of pairs of images; BasicSR's names and signatures, strict about what is missing.
+
+Pairs are dicts such as {'lq_path': ..., 'gt_path': ...}, in the order of the HR images' names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+
+from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.img_util import IMAGE_SUFFIXES
+from basicsr.utils.lmdb_util import read_meta_info
+from basicsr.utils.misc import scandir
+
+_NAMED_IN_ERRORS = 3
+
+
+def paths_from_folder(folder: str) -> list[str]:
+    """Paths of a folder's images, in the order of their names; those of folders below do not count.
+
+    Raises:
+        DataError: the folder is missing or holds no image.
+    """
+    return [os.path.join(folder, name) for name in _image_names(folder)]
+
+
+def paths_from_lmdb(folder: str) -> list[str]:
+    """The keys of an LMDB database, sorted.
+
+    Raises:
+        DataError: it is missing or empty.
+    """
+    return list(read_meta_info(folder))
+
+
+def paths_from_meta_info_file(folder: str, meta_info_file: str) -> list[str]:
+    """Paths of the images that a file names, one to a line, relative to `folder`; what follows a space is
+    left out.
+
+    Raises:
+        DataError: the file is missing or empty, a path leaves `folder`, or an image does not exist.
+    """
+    paths = [os.path.join(folder, name) for name in _names_of(meta_info_file)]
+    _check_exist(paths, meta_info_file)
+    return paths
+
+
+def paired_paths_from_folder(
+    folders: Sequence[str], keys: Sequence[str], filename_tmpl: str
+) -> list[dict[str, str]]:
+    """Pairs the images of two folders.
+
+    The LR image of `NAME.png` is `filename_tmpl.format(NAME)`, with the same ending or another.
+
+    Args:
+        folders: LR folder, HR folder.
+        keys: names of the two, such as ['lq', 'gt'].
+        filename_tmpl: name of an LR image without ending, from that of the HR image: '{}' or '{}x2'.
+
+    Raises:
+        DataError: a folder is missing or empty, an image has no partner or more than one.
+        OptionsError: `filename_tmpl` does not hold {} once.
+    """
+    (input_folder, gt_folder), (input_key, gt_key) = folders, keys
+    check_template(filename_tmpl)
+    gt_by_stem = _by_stem(gt_folder)
+    input_by_stem = _by_stem(input_folder)
+    expected = {stem: filename_tmpl.format(stem) for stem in gt_by_stem}
+    lonely = [gt_by_stem[stem] for stem, wanted in expected.items() if wanted not in input_by_stem]
+    if lonely:
+        example = filename_tmpl.format(os.path.splitext(lonely[0])[0])
+        raise DataError(
+            f"{gt_folder} has {_some(lonely)} without a partner such as {example}.png in {input_folder}; "
+            "add the missing images or change filename_tmpl"
+        )
+    unused = sorted(input_by_stem.keys() - set(expected.values()))
+    if unused:
+        names = _some([input_by_stem[stem] for stem in unused])
+        raise DataError(
+            f"{input_folder} has {names} without a partner in {gt_folder} (filename_tmpl "
+            f"is '{filename_tmpl}'); add the missing images or remove these"
+        )
+    return [
+        {
+            f"{input_key}_path": os.path.join(input_folder, input_by_stem[expected[stem]]),
+            f"{gt_key}_path": os.path.join(gt_folder, name),
+        }
+        for stem, name in gt_by_stem.items()
+    ]
+
+
+def paired_paths_from_meta_info_file(
+    folders: Sequence[str], keys: Sequence[str], meta_info_file: str, filename_tmpl: str
+) -> list[dict[str, str]]:
+    """Pairs the images that a file names: `0001_s001.png (480,480,3)` to a line, relative to the HR folder.
+
+    As in BasicSR, the LR image lies in the LR folder itself and has the HR image's ending.
+
+    Args:
+        folders: LR folder, HR folder.
+        keys: names of the two, such as ['lq', 'gt'].
+        meta_info_file: path of the file.
+        filename_tmpl: as for `paired_paths_from_folder`.
+
+    Raises:
+        DataError: the file is missing or empty, a path is absolute or leaves its folder, two HR images share
+            an LR image, or an image does not exist.
+        OptionsError: `filename_tmpl` does not hold {} once.
+    """
+    (input_folder, gt_folder), (input_key, gt_key) = folders, keys
+    check_template(filename_tmpl)
+    pairs: list[dict[str, str]] = []
+    seen: dict[str, str] = {}
+    for gt_name in _names_of(meta_info_file):
+        stem, ending = os.path.splitext(os.path.basename(gt_name))
+        input_path = os.path.join(input_folder, f"{filename_tmpl.format(stem)}{ending}")
+        if input_path in seen:
+            raise DataError(
+                f"{meta_info_file} pairs {seen[input_path]} and {gt_name} with {input_path}; name each once"
+            )
+        seen[input_path] = gt_name
+        pairs.append({f"{input_key}_path": input_path, f"{gt_key}_path": os.path.join(gt_folder, gt_name)})
+    _check_exist((path for pair in pairs for path in pair.values()), meta_info_file)
+    return pairs
+
+
+def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[dict[str, str]]:
+    """Pairs the images of two LMDB databases, which have the same keys.
+
+    Args:
+        folders: LR database, HR database.
+        keys: names of the two, such as ['lq', 'gt'].
+
+    Raises:
+        DataError: a database is missing, or a key is in one only.
+    """
+    (input_folder, gt_folder), (input_key, gt_key) = folders, keys
+    input_keys, gt_keys = read_meta_info(input_folder), read_meta_info(gt_folder)
+    for one, other, folder, partner in (
+        (gt_keys, input_keys, gt_folder, input_folder),
+        (input_keys, gt_keys, input_folder, gt_folder),
+    ):
+        if lonely := [key for key in one if key not in other]:
+            raise DataError(
+                f"{folder} has {_some(lonely)} without a partner in {partner}; create both with the same "
+                "keys (scripts/data/create_lmdb.py --strip-suffix)"
+            )
+    return [{f"{input_key}_path": key, f"{gt_key}_path": key} for key in gt_keys]
+
+
+def check_template(filename_tmpl: str) -> None:
+    """Raises OptionsError unless `filename_tmpl` holds {} once, and no other brace."""
+    if filename_tmpl.count("{}") != 1 or filename_tmpl.count("{") + filename_tmpl.count("}") != 2:
+        raise OptionsError(f"filename_tmpl must hold {{}} once, such as '{{}}x2', got '{filename_tmpl}'")
+
+
+def _image_names(folder: str) -> list[str]:
+    names = list(scandir(folder, suffix=IMAGE_SUFFIXES))
+    if not names:
+        raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); check the path")
+    return names
+
+
+def _by_stem(folder: str) -> dict[str, str]:
+    """File names by their names without ending, which must be unique."""
+    by_stem: dict[str, str] = {}
+    for name in _image_names(folder):
+        stem = os.path.splitext(name)[0]
+        if stem in by_stem:
+            raise DataError(f"{folder} has both {by_stem[stem]} and {name}; remove one")
+        by_stem[stem] = name
+    return by_stem
+
+
+def _names_of(meta_info_file: str) -> list[str]:
+    try:
+        with open(meta_info_file, encoding="utf-8") as file:
+            names = [line.strip().split(" ")[0] for line in file if line.strip()]
+    except OSError as error:
+        raise DataError(
+            f"cannot read meta_info_file {meta_info_file}: {error.strerror}; check the path"
+        ) from error
+    if not names:
+        raise DataError(f"meta_info_file {meta_info_file} names no image")
+    for name in names:
+        absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
+        if absolute or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+            raise DataError(
+                f"meta_info_file {meta_info_file} names {name}, which is not below the dataset's folder; "
+                "write paths relative to it"
+            )
+    return names
+
+
+def _check_exist(paths: Iterable[str], meta_info_file: str) -> None:
+    if missing := [path for path in paths if not os.path.isfile(path)]:
+        raise DataError(
+            f"meta_info_file {meta_info_file} names {_some(missing)} that do not exist; check the folders"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """`2 images (a.png, b.png)`; of many, the first few."""
+    shown = ", ".join(names[:_NAMED_IN_ERRORS]) + (", ..." if len(names) > _NAMED_IN_ERRORS else "")
+    return f"{len(names)} image{'s' if len(names) > 1 else ''} ({shown})"

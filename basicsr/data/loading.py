@@ -1,0 +1,147 @@
+"""Batches of a whole run, from worker processes that live as long as it does."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from basicsr.data.base import load_sample
+from basicsr.data.batch import Batch, collate
+from basicsr.data.sampling import KeySampler, SampleKey
+from basicsr.utils.errors import DataError, MachineError, UserError
+
+_PR_SET_PDEATHSIG = 1
+
+
+class TrainLoader:
+    """Yields the batches of each iteration: tuples of `accumulate` batches.
+
+    Iterating draws nothing from any global generator, and the batches depend on nothing but the sampler's
+    arguments and the dataset: not on the number of workers, nor on where the run was resumed.
+
+    Args:
+        dataset: any map-style dataset whose items `collate` takes.
+        sampler: which samples come when.
+        accumulate: batches to an iteration.
+        enlarge_ratio: passes over the dataset that count as one epoch.
+        num_workers: worker processes; 0 loads in this process.
+        prefetch: batches that each worker prepares ahead, at least 2.
+        pin_memory: yield batches in page-locked memory.
+
+    Raises:
+        DataError: while iterating: a sample cannot be loaded.
+        MachineError: while iterating: a worker was killed.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        sampler: KeySampler,
+        *,
+        accumulate: int = 1,
+        enlarge_ratio: int = 1,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        self._sampler = sampler
+        self._accumulate = accumulate
+        self._enlarge_ratio = enlarge_ratio
+        self._loader = DataLoader(
+            _BatchesByKeys(dataset),
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            worker_init_fn=partial(_prepare_worker, parent=os.getpid()),
+            multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
+            generator=torch.Generator(),
+            prefetch_factor=max(prefetch, 2) if num_workers else None,
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images in the dataset."""
+        return self._sampler.num_samples
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Iterations that all ranks together need for an epoch, rounded up."""
+        per_iteration = self._sampler.batch_size * self._sampler.world_size * self._accumulate
+        return math.ceil(self.num_samples * self._enlarge_ratio / per_iteration)
+
+    def __len__(self) -> int:
+        return len(self._sampler) // self._accumulate
+
+    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
+        batches = iter(self._loader)
+        for _ in range(len(self)):
+            yield tuple(_next_batch(batches) for _ in range(self._accumulate))
+
+
+class _BatchesByKeys(Dataset[Any]):
+    """Loads whole batches, and hands mistakes of the user's over as values.
+
+    The DataLoader would wrap an exception in a text with the worker's traceback; as a value it arrives as it
+    is.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | UserError:
+        try:
+            return collate([load_sample(self._dataset, key) for key in keys], [key.seed for key in keys])
+        except UserError as error:
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _next_batch(batches: Iterator[Batch | UserError]) -> Batch:
+    try:
+        batch = next(batches)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or "Original Traceback" in str(error):
+            raise
+        raise MachineError(
+            f"a data worker ended unexpectedly ({' '.join(str(error).split())}); "
+            "where memory ran out, lower num_worker_per_gpu or batch_size_per_gpu"
+        ) from error
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+def _prepare_worker(worker: int, parent: int) -> None:
+    """Makes a worker use one core, leave the terminal's signals to its parent, and end with it."""
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # A group of its own: what is sent to the parent's group (`timeout`, a shell) must not stop the worker
+        # while the parent still finishes its iteration and saves.
+        os.setpgid(0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def check_not_empty(dataset: Any, name: str) -> int:
+    """The number of samples; raises DataError where there is none."""
+    if len(dataset) == 0:
+        raise DataError(f"dataset {name} is empty; check its folders")
+    return len(dataset)

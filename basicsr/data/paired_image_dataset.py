@@ -1,0 +1,135 @@
+"""HR images and the LR images made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from basicsr.data.base import ImageDataset, TensorConversion
+from basicsr.data.data_util import (
+    paired_paths_from_folder,
+    paired_paths_from_lmdb,
+    paired_paths_from_meta_info_file,
+)
+from basicsr.data.storage import ImageStorage, StoredImage, Window, backend_type, check_roots
+from basicsr.data.transforms import augment, choose_crop
+from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.registry import DATASET_REGISTRY
+
+
+@DATASET_REGISTRY.register()
+class PairedImageDataset(ImageDataset):
+    """Pairs of HR and LR images from folders, a list, or LMDB databases.
+
+    In training a sample is a random patch, flipped and rotated at random; otherwise the whole pair, the HR
+    image being cut below and right to `scale` times the LR image, as benchmarks need it.
+
+    Args:
+        dataroot_gt: folder or LMDB database of the HR images.
+        dataroot_lq: of the LR images.
+        scale: upscaling factor.
+        phase: 'train', or 'val' and 'test', which are the same here.
+        io_backend: {type: disk} or {type: lmdb}.
+        filename_tmpl: name of an LR image without ending, from that of its HR image, such as '{}x2'.
+        meta_info_file: file that lists the HR images to use, relative to `dataroot_gt`; None for the whole
+            folder.
+        gt_size: side of the HR patches in training, a multiple of `scale`.
+        use_hflip: flip half of the patches in training.
+        use_rot: rotate patches by multiples of 90 degrees in training.
+        color: 'y' for the luma channel alone, None for RGB.
+        mean: subtracted from each channel of both images.
+        std: divides each channel of both images then.
+
+    Raises:
+        DataError: folders are missing or empty, or images have no partner.
+        OptionsError: `gt_size` is missing in training or no multiple of `scale`, or options contradict each
+            other.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataroot_gt: str,
+        dataroot_lq: str,
+        scale: int,
+        phase: Literal["train", "val", "test"] = "train",
+        io_backend: Mapping[str, Any] = {"type": "disk"},
+        filename_tmpl: str = "{}",
+        meta_info_file: str | None = None,
+        gt_size: int | None = None,
+        use_hflip: bool = True,
+        use_rot: bool = True,
+        color: Literal["y"] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        self.scale = scale
+        self.gt_size = _checked_patch_size(gt_size, scale) if phase == "train" else None
+        self.use_hflip = use_hflip
+        self.use_rot = use_rot
+        self._convert = TensorConversion(color, mean, std)
+        self._storage = ImageStorage(io_backend, {"lq": dataroot_lq, "gt": dataroot_gt})
+        folders, keys = [dataroot_lq, dataroot_gt], ["lq", "gt"]
+        backend = backend_type(io_backend)
+        check_roots(folders, backend)
+        if backend == "lmdb":
+            self.paths = paired_paths_from_lmdb(folders, keys)
+        elif meta_info_file is not None:
+            self.paths = paired_paths_from_meta_info_file(folders, keys, meta_info_file, filename_tmpl)
+        else:
+            self.paths = paired_paths_from_folder(folders, keys, filename_tmpl)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Returns {'lq': float32 (C, h, w), 'gt': float32 (C, sh, sw), 'lq_path': str, 'gt_path': str}, RGB
+        in [0, 1].
+
+        Raises:
+            DataError: an image cannot be read, is smaller than the patch, or the two do not fit.
+        """
+        paths = self.paths[index]
+        gt = self._storage.open(paths["gt_path"], "gt")
+        lq = self._storage.open(paths["lq_path"], "lq")
+        if self.gt_size is not None:
+            img_gt, img_lq = self._random_patches(gt, lq, self.gt_size, paths, rng)
+        else:
+            img_gt, img_lq = self._whole_pair(gt, lq, paths)
+        return {"lq": self._convert(img_lq), "gt": self._convert(img_gt), **paths}
+
+    def _random_patches(
+        self,
+        gt: StoredImage,
+        lq: StoredImage,
+        gt_size: int,
+        paths: Mapping[str, str],
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        scale, side = self.scale, gt_size // self.scale
+        top, left = choose_crop(gt.size, lq.size, gt_size, scale, paths["gt_path"], paths["lq_path"], rng)
+        img_gt = gt.read(Window(top * scale, left * scale, gt_size, gt_size))
+        img_lq = lq.read(Window(top, left, side, side))
+        img_gt, img_lq = augment([img_gt, img_lq], self.use_hflip, self.use_rot, rng=rng)
+        return img_gt, img_lq
+
+    def _whole_pair(
+        self, gt: StoredImage, lq: StoredImage, paths: Mapping[str, str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        height, width = lq.size[0] * self.scale, lq.size[1] * self.scale
+        if gt.size[0] < height or gt.size[1] < width:
+            raise DataError(
+                f"HR {paths['gt_path']} of {gt.size[0]}x{gt.size[1]} is smaller than {self.scale} times LR "
+                f"{paths['lq_path']} of {lq.size[0]}x{lq.size[1]}; check scale and filename_tmpl"
+            )
+        return gt.read(Window(0, 0, height, width)), lq.read()
+
+
+def _checked_patch_size(gt_size: int | None, scale: int) -> int:
+    if gt_size is None or gt_size < scale or gt_size % scale != 0:
+        raise OptionsError(
+            f"gt_size must be a multiple of the scale {scale} in training, got {gt_size}; try {48 * scale}"
+        )
+    return gt_size

@@ -1,0 +1,65 @@
+"""LR images alone, for testing where there are no HR images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from basicsr.data.base import ImageDataset, TensorConversion
+from basicsr.data.data_util import paths_from_folder, paths_from_lmdb, paths_from_meta_info_file
+from basicsr.data.storage import ImageStorage, backend_type, check_roots
+from basicsr.utils.registry import DATASET_REGISTRY
+
+
+@DATASET_REGISTRY.register()
+class SingleImageDataset(ImageDataset):
+    """LR images from a folder, a list, or an LMDB database.
+
+    Args:
+        dataroot_lq: folder or LMDB database.
+        io_backend: {type: disk} or {type: lmdb}.
+        meta_info_file: file that lists the images to use, relative to `dataroot_lq`; None for the whole
+            folder.
+        color: 'y' for the luma channel alone, None for RGB.
+        mean: subtracted from each channel.
+        std: divides each channel then.
+
+    Raises:
+        DataError: the folder is missing or empty, or a listed image does not exist.
+        OptionsError: options contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataroot_lq: str,
+        io_backend: Mapping[str, Any] = {"type": "disk"},
+        meta_info_file: str | None = None,
+        color: Literal["y"] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        self._convert = TensorConversion(color, mean, std)
+        self._storage = ImageStorage(io_backend, {"lq": dataroot_lq})
+        backend = backend_type(io_backend)
+        check_roots([dataroot_lq], backend)
+        if backend == "lmdb":
+            self.paths = paths_from_lmdb(dataroot_lq)
+        elif meta_info_file is not None:
+            self.paths = paths_from_meta_info_file(dataroot_lq, meta_info_file)
+        else:
+            self.paths = paths_from_folder(dataroot_lq)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Returns {'lq': float32 (C, h, w) RGB in [0, 1], 'lq_path': str}; draws nothing from `rng`.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        path = self.paths[index]
+        return {"lq": self._convert(self._storage.open(path, "lq").read()), "lq_path": path}

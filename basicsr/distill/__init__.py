@@ -1,0 +1,1 @@
+"""What a student learns from a teacher: `base` states the contract, then one method per file."""

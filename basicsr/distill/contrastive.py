@@ -1,0 +1,250 @@
+"""Multi-scale contrastive distillation of MCAD-KD (Ko et al., ICCV Workshops 2025), eqs. 2 to 4."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from basicsr.archs import build_network
+from basicsr.distill.base import StepContext, Term
+from basicsr.utils.dist_util import gather_with_gradient, get_dist_info
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import METHOD_REGISTRY
+
+TAU_RANGE = (0.01, 1.0)
+
+
+def info_nce(
+    similarity: torch.Tensor,
+    positive: torch.Tensor,
+    tau: torch.Tensor | float,
+    *,
+    denominator: Literal["all", "negatives"] = "all",
+    mining: Literal["hard", "all"] = "all",
+    num_negatives: int | None = None,
+) -> torch.Tensor:
+    """InfoNCE per query: -log(exp(s_p / tau) / sum_k exp(s_k / tau)).
+
+    Args:
+        similarity: cosine similarities of queries and keys, (..., Q, K), in [-1, 1].
+        positive: int64 (Q,), the index of each query's positive among the K keys.
+        tau: temperature, > 0.
+        denominator: 'all' sums over the positive and the negatives (eqs. 2 and 4); 'negatives' leaves the positive
+            out, which makes the loss unbounded below.
+        mining: 'all' uses every negative; 'hard' the most similar ones only, chosen anew at each step.
+        num_negatives: how many with 'hard'; half of them, at least one, where None.
+
+    Returns:
+        Losses (..., Q). Zero where there are no negatives.
+    """
+    keys = similarity.shape[-1]
+    if keys == 1:
+        return similarity.sum(-1) * 0.0
+    logits = similarity / tau
+    is_positive = positive[:, None] == torch.arange(keys, device=positive.device)
+    positives = logits.gather(-1, positive[:, None].expand(*logits.shape[:-1], 1))
+    negatives = logits.masked_fill(is_positive, -torch.inf)
+    if mining == "hard":
+        wanted = num_negatives if num_negatives is not None else max(1, (keys - 1) // 2)
+        negatives = negatives.topk(min(wanted, keys - 1), dim=-1, sorted=False).values
+    others = torch.cat([positives, negatives], dim=-1) if denominator == "all" else negatives
+    return torch.logsumexp(others, dim=-1) - positives.squeeze(-1)
+
+
+def crop_positions(
+    generators: list[np.random.Generator], num_patches: int, height: int, width: int, size: int
+) -> np.ndarray:
+    """Draws the top left corners of `num_patches` crops in each image: int64 (B, N, 2), uniform, row before column."""
+    limit = (height - size + 1, width - size + 1)
+    return np.stack([generator.integers(0, limit, size=(num_patches, 2)) for generator in generators])
+
+
+def crop_patches(images: torch.Tensor, positions: np.ndarray, size: int) -> torch.Tensor:
+    """Cuts the crops at `positions` (B, N, 2) out of `images` (B, C, H, W): (B * N, C, size, size).
+
+    Crops may overlap; the gradients of a pixel add up in a fixed order, so that they are the same bits every time.
+    """
+    return _CropPatches.apply(images, positions, size)
+
+
+class _CropPatches(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, positions: np.ndarray, size: int) -> torch.Tensor:  # type: ignore[override]
+        ctx.positions, ctx.shape = positions, images.shape
+        layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else None
+        return _windows(images, positions, size).contiguous(memory_format=layout or torch.contiguous_format)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        total = gradient.new_zeros(ctx.shape)
+        patches = iter(gradient)
+        for image, corners in zip(total, ctx.positions, strict=True):
+            for top, left in corners:
+                patch = next(patches)
+                image[:, top : top + patch.shape[-2], left : left + patch.shape[-1]] += patch
+        return total, None, None
+
+
+def _windows(images: torch.Tensor, positions: np.ndarray, size: int) -> torch.Tensor:
+    return torch.stack(
+        [
+            image[:, top : top + size, left : left + size]
+            for image, corners in zip(images, positions, strict=True)
+            for top, left in corners
+        ]
+    )
+
+
+@METHOD_REGISTRY.register()
+class HybridContrastive(Term):
+    """L_cont = lambda_img L_img + lambda_patch L_patch (eq. 7d), in embedding spaces learned with the student.
+
+    L_img (eq. 2) is InfoNCE over the batch: the student's embedding of an image is the query, the teacher's of the
+    same image the positive, the teacher's of the other images the negatives. L_patch (eq. 4) is InfoNCE over the N
+    random crops of an image, at the same positions in I_S and I_T.
+
+    Args:
+        mode: 'image', 'patch' or 'hybrid': which of the two terms are present. Their weights stay the same.
+        patch_size: side of a crop, HR pixels.
+        num_patches: N, crops per image.
+        image_weight: lambda_img.
+        patch_weight: lambda_patch.
+        loss_weight: lambda_cont, multiplied with both.
+        tau: initial temperature. Its logarithm is learned; it is kept within 0.01 and 1.
+        mining: 'hard' keeps only the most similar negatives of each query, 'all' every one.
+        num_negatives: how many with 'hard'; half of them, at least one, where left out.
+        denominator: 'all' (the equations') or 'negatives', see `info_nce`.
+        patch_negatives: a patch's negatives are the other patches of its 'image' (eq. 4) or of the whole 'batch'.
+        reduction: 'mean' over the patches of an image, for which the published weights are tuned, or their 'sum', as
+            eq. 4 is printed. Images are averaged either way.
+        crops: 'paired' draws the positions once per image; 'independent' once for the student and once for the
+            teacher.
+        gather_negatives: take negatives from the batches of all ranks, with exact gradients.
+        train_heads: whether the heads and the temperature learn.
+        embed_dim: d, the embedding's dimension.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Literal["image", "patch", "hybrid"] = "hybrid",
+        patch_size: int = 48,
+        num_patches: int = 8,
+        image_weight: float = 0.3,
+        patch_weight: float = 0.7,
+        loss_weight: float = 0.05,
+        tau: float = 0.07,
+        mining: Literal["hard", "all"] = "hard",
+        num_negatives: int | None = None,
+        denominator: Literal["all", "negatives"] = "all",
+        patch_negatives: Literal["image", "batch"] = "image",
+        reduction: Literal["mean", "sum"] = "mean",
+        crops: Literal["paired", "independent"] = "paired",
+        gather_negatives: bool = True,
+        train_heads: bool = True,
+        embed_dim: int = 256,
+    ) -> None:
+        super().__init__()
+        _require(TAU_RANGE[0] <= tau <= TAU_RANGE[1], f"tau is {tau}, allowed: {TAU_RANGE[0]} to {TAU_RANGE[1]}")
+        _require(patch_size >= 1, f"patch_size is {patch_size}, allowed: 1 and more")
+        _require(num_patches >= 1, f"num_patches is {num_patches}, allowed: 1 and more")
+        _require(
+            num_negatives is None or num_negatives >= 1,
+            f"num_negatives is {num_negatives}, allowed: 1 and more",
+        )
+        self.patch_size, self.num_patches = patch_size, num_patches
+        self.mining, self.num_negatives, self.denominator = mining, num_negatives, denominator
+        self.patch_negatives, self.reduction, self.crops = patch_negatives, reduction, crops
+        self.gather_negatives = gather_negatives
+        self.weights = {}
+        if mode != "patch":
+            self.weights["l_img"] = loss_weight * image_weight
+            self.image_head = build_network({"type": "ImageProjectionHead", "embed_dim": embed_dim})
+        if mode != "image":
+            self.weights["l_patch"] = loss_weight * patch_weight
+            self.patch_head = build_network({"type": "PatchProjectionHead", "embed_dim": embed_dim})
+        self.log_tau = nn.Parameter(torch.tensor(math.log(tau)))
+        self.requires_grad_(train_heads)
+
+    @property
+    def tau(self) -> torch.Tensor:
+        """The temperature, a scalar."""
+        return self.log_tau.exp()
+
+    def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
+        """Returns `l_img` and `l_patch`, those that the mode has.
+
+        Raises:
+            ValueError: the crops are larger than the images.
+        """
+        with torch.no_grad():
+            self.log_tau.clamp_(*map(math.log, TAU_RANGE))
+        parts = {}
+        if "l_img" in self.weights:
+            parts["l_img"] = self._image_loss(context)
+        if "l_patch" in self.weights:
+            parts["l_patch"] = self._patch_loss(context)
+        return parts
+
+    def _image_loss(self, context: StepContext) -> torch.Tensor:
+        with context.autocast():
+            queries, keys = self.image_head(context.sr), self.image_head(context.teacher_output)
+        return self._contrast_over_batch(queries, keys).mean()
+
+    def _patch_loss(self, context: StepContext) -> torch.Tensor:
+        student_patches, teacher_patches = self._patches(context)
+        with context.autocast():
+            queries, keys = self.patch_head(student_patches), self.patch_head(teacher_patches)
+        if self.patch_negatives == "batch":
+            losses = self._contrast_over_batch(queries, keys)
+        else:
+            per_image = (-1, self.num_patches, queries.shape[-1])
+            similarity = queries.view(per_image) @ keys.view(per_image).transpose(1, 2)
+            losses = self._info_nce(similarity, torch.arange(self.num_patches, device=queries.device))
+        losses = losses.view(-1, self.num_patches)
+        return losses.sum(1).mean() if self.reduction == "sum" else losses.mean()
+
+    def _contrast_over_batch(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Losses (Q,) of `queries` against the keys, both (Q, d), of this rank or of all."""
+        first = 0
+        if self.gather_negatives:
+            first = get_dist_info()[0] * len(keys)
+            keys = gather_with_gradient(keys)
+        positive = torch.arange(first, first + len(queries), device=queries.device)
+        return self._info_nce(queries @ keys.T, positive)
+
+    def _info_nce(self, similarity: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+        return info_nce(
+            similarity,
+            positive,
+            self.tau,
+            denominator=self.denominator,
+            mining=self.mining,
+            num_negatives=self.num_negatives,
+        )
+
+    def _patches(self, context: StepContext) -> tuple[torch.Tensor, torch.Tensor]:
+        height, width = context.sr.shape[-2:]
+        if self.patch_size > min(height, width):
+            raise OptionsError(
+                f"contrastive_opt: patch_size {self.patch_size} is larger than the {height}x{width} output;"
+                " lower it or raise gt_size"
+            )
+        crop = (self.num_patches, height, width, self.patch_size)
+        positions = crop_positions(context.generators("contrastive crops"), *crop)
+        teacher_positions = positions
+        if self.crops == "independent":
+            teacher_positions = crop_positions(context.generators("contrastive crops of the teacher"), *crop)
+        return (
+            crop_patches(context.sr, positions, self.patch_size),
+            crop_patches(context.teacher_output, teacher_positions, self.patch_size),
+        )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise OptionsError(f"contrastive_opt: {message}")

@@ -1,0 +1,27 @@
+"""Response distillation: the student imitates the teacher's output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from basicsr.distill.base import CriterionTerm, StepContext
+from basicsr.utils.registry import METHOD_REGISTRY
+
+
+@METHOD_REGISTRY.register()
+class ResponseDistillation(CriterionTerm):
+    """L_resp = L1(I_S, I_T), eq. 7c of MCAD-KD; "KD" or "logits" in the papers' tables.
+
+    Args:
+        criterion: options of a registered loss; `{type: L1Loss}` where left out. Its `loss_weight` is the part's.
+    """
+
+    def __init__(self, *, criterion: Mapping[str, Any] | None = None) -> None:
+        super().__init__("l_resp", criterion or {"type": "L1Loss"})
+
+    def target(self, context: StepContext) -> torch.Tensor:
+        """I_T."""
+        return context.teacher_output

@@ -1,0 +1,32 @@
+"""How a command ends: with one line and an exit code of its own for each kind of failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from basicsr.utils.errors import OptionsError, UserError
+
+
+def run_command(main: Callable[[], int]) -> int:
+    """Runs `main`; prints a user's mistake as a line without a traceback and returns the exit code.
+
+    The codes are those of `basicsr.utils.errors`, 75 for a run that was asked to stop and has saved, 130 for Ctrl+C.
+    Other exceptions are bugs and keep their traceback.
+    """
+    try:
+        return main()
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or not isinstance(error, OptionsError):  # every rank reads the same options: one says it
+            prefix = f"[rank {rank}] " if "RANK" in os.environ else ""
+            print(f"{prefix}{_label(error)}{error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+
+
+def _label(error: UserError) -> str:
+    return "" if str(error).startswith("preempted") else "error: "

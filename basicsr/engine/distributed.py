@@ -1,0 +1,140 @@
+"""Processes and devices: from the launcher's variables to a process group and this rank's device."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from basicsr.utils.errors import MachineError
+
+Launcher = Literal["none", "pytorch", "slurm"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands.
+
+    Attributes:
+        device: the device that it computes on.
+        rank: its number, from 0.
+        world_size: how many processes there are.
+        remark: what was chosen other than asked for, in one line; empty if nothing.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    remark: str = ""
+
+    @property
+    def is_master(self) -> bool:
+        """Whether this process writes files and logs."""
+        return self.rank == 0
+
+
+@contextmanager
+def distributed(launcher: Launcher, num_gpu: int | str, backend: str, port: int | None = None) -> Iterator[Place]:
+    """Joins the process group for the duration of a run.
+
+    Args:
+        launcher: 'none' for a single process, 'pytorch' under torchrun, 'slurm' under srun.
+        num_gpu: 'auto', 0 for the CPU, or the number of GPUs the user counts on.
+        backend: 'nccl' or 'gloo'; nccl falls back to gloo where there is no GPU, with a remark.
+        port: of rank 0, for slurm where MASTER_PORT is not set.
+
+    Raises:
+        MachineError: the launcher's variables are missing, or there are fewer GPUs than local ranks.
+    """
+    if launcher == "slurm":
+        _export_slurm(port)
+    rank, local_rank, world_size = _read_environment(launcher)
+    device, remark = _choose_device(num_gpu, local_rank, world_size)
+    if launcher == "none":
+        yield Place(device, remark=remark)
+        return
+    if backend == "nccl" and device.type == "cpu":
+        backend, remark = (
+            "gloo",
+            "; ".join(filter(None, (remark, "dist_params: backend nccl needs GPUs: using gloo"))),
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    try:
+        yield Place(device, rank, world_size, remark)
+    finally:
+        dist.destroy_process_group()
+
+
+def _read_environment(launcher: Launcher) -> tuple[int, int, int]:
+    if launcher == "none":
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise MachineError("started by torchrun with several processes but --launcher none: add --launcher pytorch")
+        return 0, 0, 1
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise MachineError(
+            f"--launcher {launcher}: {', '.join(missing)} not set; start with torchrun --nproc_per_node=N, or use"
+            " --launcher none for one process"
+        )
+    return int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def _export_slurm(port: int | None) -> None:
+    """Translates srun's variables into those that torch.distributed reads."""
+    names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NODELIST")
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise MachineError(f"--launcher slurm: {', '.join(missing)} not set; start with srun")
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+    os.environ.setdefault("MASTER_ADDR", first_slurm_host(os.environ["SLURM_NODELIST"]))
+    os.environ.setdefault("MASTER_PORT", str(port or 29500))
+
+
+def first_slurm_host(node_list: str) -> str:
+    """The first host of a SLURM node list: 'gpu[03-05,9],cpu1' gives 'gpu03'."""
+    match = re.match(r"([^\[,]+)(?:\[(\d+))?", node_list)
+    if match is None:
+        raise MachineError(f"SLURM_NODELIST is '{node_list}': no host name in it")
+    return match[1] + (match[2] or "")
+
+
+def _choose_device(num_gpu: int | str, local_rank: int, world_size: int) -> tuple[torch.device, str]:
+    available = torch.cuda.device_count()
+    if num_gpu == 0:
+        return torch.device("cpu"), ""
+    if available == 0:
+        remark = "" if num_gpu == "auto" else f"num_gpu is {num_gpu} but there is no GPU: using the CPU"
+        return torch.device("cpu"), remark
+    if local_rank >= available:
+        raise MachineError(
+            f"local rank {local_rank} has no GPU of its own: this machine has {available}; lower --nproc_per_node,"
+            " or set num_gpu: 0 for the CPU"
+        )
+    remark = ""
+    if isinstance(num_gpu, int) and num_gpu > world_size:
+        remark = (
+            f"num_gpu is {num_gpu} but {world_size} process(es) were started: using {world_size};"
+            f" for more, torchrun --nproc_per_node={num_gpu} ... --launcher pytorch"
+        )
+    return torch.device("cuda", local_rank), remark
+
+
+def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
+    """Which of `flags` are set on any rank. All ranks get the same answer; one small collective and one wait."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return flags
+    agreed = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in agreed.tolist()]

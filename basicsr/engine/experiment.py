@@ -1,0 +1,123 @@
+"""A run's folders, its log file, and which checkpoint it starts from."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import basicsr
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.engine.distributed import Place
+from basicsr.engine.run_log import RunLog
+from basicsr.engine.training_run import TrainingRun
+from basicsr.utils.errors import CheckpointError
+from basicsr.utils.logger import get_root_logger
+from basicsr.utils.options import resolved_yaml
+from basicsr.utils.options_schema import Options
+
+
+def find_checkpoint(options: Options, auto_resume: bool) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to continue from, and remarks: `--auto_resume`'s newest one, else `path: resume_state`.
+
+    Raises:
+        CheckpointError: `resume_state` cannot be used, or none of the run's checkpoints is intact.
+    """
+    if auto_resume:
+        checkpoint, damaged = CheckpointFolder(options.experiment_folder).latest()
+        if checkpoint is not None:
+            return checkpoint, [f"{remark}; using {checkpoint.path.name}" for remark in damaged]
+        if damaged:
+            raise CheckpointError(f"no intact checkpoint to resume in {options.experiment_folder}: {damaged[0]}")
+    if options.path.resume_state is not None:
+        path = Path(options.path.resume_state)
+        return CheckpointFolder(path.parent.parent).load(path), []
+    return None, []
+
+
+def prepare_training(options: Options, place: Place, *, fresh: bool) -> None:
+    """Makes the folders and keeps the options there, on rank 0.
+
+    A run that starts anew renames the folders of an earlier run of its name, as BasicSR does.
+    """
+    if place.is_master:
+        folder = options.experiment_folder
+        if fresh:
+            for old in (folder, options.tensorboard_folder):
+                archive(old)
+        header = f"# basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}\n"
+        try:
+            options.models_folder.mkdir(parents=True, exist_ok=True)
+            options.training_states_folder.mkdir(exist_ok=True)
+            (folder / f"{options.name}.yml").write_text(header + resolved_yaml(options), encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {folder}: {error}") from error
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def prepare_results(options: Options, place: Place) -> None:
+    """Makes the folder of a test's results on rank 0; that of an earlier test of its name is renamed."""
+    if place.is_master:
+        archive(options.results_folder)
+        try:
+            options.results_folder.mkdir(parents=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {options.results_folder}: {error}") from error
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def archive(folder: Path) -> None:
+    """Renames `folder`, if it is there, to NAME_archived_TIME.
+
+    Raises:
+        CheckpointError: it cannot be renamed.
+    """
+    if not folder.exists():
+        return
+    archived = folder.with_name(f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
+    try:
+        folder.rename(archived)
+    except OSError as error:
+        raise CheckpointError(f"cannot rename {folder} to {archived.name}: {error}") from error
+    get_root_logger().info(f"{folder} exists: renamed to {archived.name}")
+
+
+def open_log(folder: Path, kind: str, name: str, place: Place) -> logging.Logger:
+    """The package's logger: lines to the screen and, on rank 0, to FOLDER/KIND_NAME_TIME.log."""
+    file = folder / f"{kind}_{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
+    return get_root_logger("basicsr", logging.INFO, str(file) if place.is_master else None)
+
+
+def open_run_log(run: TrainingRun, logger: logging.Logger) -> RunLog | None:
+    """The log of figures, on rank 0."""
+    if not run.place.is_master:
+        return None
+    options = run.options
+    tensorboard = options.tensorboard_folder if options.logger.use_tb_logger else None
+    return RunLog(logger, options.name, run.iteration, options.train.total_iter, tensorboard)
+
+
+def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None) -> None:
+    """Logs what is about to run."""
+    parameters = sum(parameter.numel() for parameter in run.network.parameters())
+    options = run.options
+    logger.info(
+        f"basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()};"
+        f" {run.place.device}, {run.place.world_size} rank(s), amp {options.amp}"
+    )
+    logger.info(
+        f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
+        f" {run.loader.num_samples} training images, {options.train.total_iter} iterations"
+    )
+    if resume is not None:
+        per_epoch = run.loader.iterations_per_epoch
+        logger.info(
+            f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {run.iteration // per_epoch},"
+            f" batch {run.iteration % per_epoch}/{per_epoch})"
+        )

@@ -1,0 +1,128 @@
+"""Learning rates as functions of the iteration.
+
+A schedule keeps no state: the rate of iteration i follows from i alone, so that a resumed run cannot differ from an
+uninterrupted one. Iterations count from 1; after `done` = i - 1 updates, iteration i runs at `rate(base, done)`,
+as with PyTorch's and BasicSR's schedulers.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Protocol
+
+from basicsr.utils.components import bind_arguments
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import nearest
+
+
+class Schedule(Protocol):
+    """Anything that gives a learning rate."""
+
+    def rate(self, base: float, done: int) -> float:
+        """The rate after `done` updates, for an initial rate `base`."""
+        ...
+
+
+class MultiStepLR:
+    """Multiplies by `gamma` at each milestone: base * gamma ** (number of milestones <= done)."""
+
+    def __init__(self, *, milestones: Sequence[int], gamma: float = 0.1) -> None:
+        self._milestones, self._gamma = sorted(milestones), gamma
+
+    def rate(self, base: float, done: int) -> float:
+        """See the class."""
+        return base * self._gamma ** bisect_right(self._milestones, done)
+
+
+class MultiStepRestartLR:
+    """`MultiStepLR` that starts again at each of `restarts`, at `restart_weights` times the base.
+
+    As in BasicSR, a milestone that coincides with a restart has no effect.
+    """
+
+    def __init__(
+        self,
+        *,
+        milestones: Sequence[int],
+        gamma: float = 0.1,
+        restarts: Sequence[int] = (0,),
+        restart_weights: Sequence[float] = (1.0,),
+    ) -> None:
+        _same_length("restarts", restarts, "restart_weights", restart_weights)
+        self._milestones, self._gamma = sorted(milestones), gamma
+        self._restarts = sorted(zip(restarts, restart_weights, strict=True))
+
+    def rate(self, base: float, done: int) -> float:
+        """See the class."""
+        start, weight = -1, 1.0
+        for restart, restart_weight in self._restarts:
+            if restart <= done:
+                start, weight = restart, restart_weight
+        steps = bisect_right(self._milestones, done) - bisect_right(self._milestones, start)
+        return base * weight * self._gamma**steps
+
+
+class CosineAnnealingRestartLR:
+    """Half cosines from weight * base down to `eta_min`, one for each of `periods`; constant at the end."""
+
+    def __init__(
+        self, *, periods: Sequence[int], restart_weights: Sequence[float] = (1.0,), eta_min: float = 0.0
+    ) -> None:
+        _same_length("periods", periods, "restart_weights", restart_weights)
+        self._periods, self._weights, self._eta_min = list(periods), list(restart_weights), eta_min
+        self._ends = list(accumulate(periods))
+
+    def rate(self, base: float, done: int) -> float:
+        """See the class."""
+        done = min(done, self._ends[-1])
+        index = next(i for i, end in enumerate(self._ends) if done <= end)
+        phase = (done - (self._ends[index] - self._periods[index])) / self._periods[index]
+        return self._eta_min + self._weights[index] * 0.5 * (base - self._eta_min) * (1 + math.cos(math.pi * phase))
+
+
+class CosineAnnealingLR(CosineAnnealingRestartLR):
+    """A half cosine from the base down to `eta_min` over `T_max` iterations; constant after."""
+
+    def __init__(self, *, T_max: int, eta_min: float = 0.0) -> None:
+        super().__init__(periods=(T_max,), eta_min=eta_min)
+
+
+SCHEDULES: dict[str, type[Any]] = {
+    "MultiStepLR": MultiStepLR,
+    "MultiStepRestartLR": MultiStepRestartLR,
+    "CosineAnnealingLR": CosineAnnealingLR,
+    "TrueCosineAnnealingLR": CosineAnnealingLR,
+    "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
+}
+
+
+def build_schedule(options: Mapping[str, Any] | None) -> Schedule:
+    """Builds the schedule that `options['type']` names; a constant rate where `options` is None.
+
+    Raises:
+        OptionsError: unknown type or wrong arguments.
+    """
+    if options is None:
+        return MultiStepLR(milestones=())
+    name = options.get("type", "")
+    if name not in SCHEDULES:
+        raise OptionsError(
+            f"no scheduler is called '{name}'{nearest(name, list(SCHEDULES))}; there are: {', '.join(SCHEDULES)}"
+        )
+    given = {key: value for key, value in options.items() if key != "type"}
+    return SCHEDULES[name](**bind_arguments(SCHEDULES[name], given, {}, f"scheduler {name}"))
+
+
+def warmed_up(rate: float, base: float, iteration: int, warmup: int) -> float:
+    """`rate`, but a straight line from 0 to `base` over the first `warmup` iterations; no warm-up where it is -1."""
+    return base * iteration / warmup if iteration < warmup else rate
+
+
+def _same_length(name: str, values: Sequence[Any], other: str, others: Sequence[Any]) -> None:
+    if len(values) != len(others) or not values:
+        raise OptionsError(
+            f"scheduler: {name} and {other} need equally many entries, got {len(values)} and {len(others)}"
+        )

@@ -1,0 +1,198 @@
+"""A training run: everything the loop works with, put together from the options, saved and restored as one."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from basicsr.data import build_eval_dataset, build_train_loader
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.engine.distributed import Place
+from basicsr.engine.ema import Ema
+from basicsr.engine.optimizers import build_optimizer
+from basicsr.engine.schedules import build_schedule, warmed_up
+from basicsr.metrics.evaluator import Evaluation
+from basicsr.models import build_adversary, build_model
+from basicsr.utils.errors import CheckpointError
+from basicsr.utils.options_schema import Options
+from basicsr.utils.randomness import seed_everything
+
+
+class TrainingRun:
+    """State and parts of one run, on one rank.
+
+    Args:
+        options: the whole options.
+        place: device and rank.
+        resume: the checkpoint to continue, or None.
+        logger: for what happens during assembly.
+
+    Attributes:
+        iteration: number of finished iterations.
+        network: the network being trained, bare.
+        model: the same with its terms, under DistributedDataParallel where there are several ranks.
+        ema: its moving average, or None.
+        adversary: the discriminator's side, or None.
+        validation: datasets by name.
+        best: per dataset and metric, the best value and its iteration.
+        validation_due: whether the last finished iteration still has to be validated.
+    """
+
+    def __init__(self, options: Options, place: Place, resume: Checkpoint | None, logger: logging.Logger) -> None:
+        self.options, self.place = options, place
+        self.iteration = resume.iteration if resume else 0
+        self.best: dict[str, dict[str, dict[str, float]]] = {}
+        self.validation_due = False
+        train = options.train
+        seed_everything(options.manual_seed)
+        bare, remarks = build_model(options, place.device)
+        self.network: nn.Module = bare.network
+        self.terms = bare.terms
+        distributed = place.world_size > 1
+        self.adversary, more = build_adversary(options, place.device, distributed)
+        for remark in remarks + more:
+            logger.info(remark)
+        heads = {"student": self.network.parameters(), "heads": self.terms.parameters()}
+        self.optimizer = build_optimizer(train.optim_g, heads)
+        self.scaler = bare.precision.scaler()
+        if self.adversary is not None and train.train_adversary:
+            discriminator = {"discriminator": self.adversary.discriminator.parameters()}
+            self.adversary.optimizer = build_optimizer(train.optim_d, discriminator)
+        self._schedule = build_schedule(train.scheduler)
+        self.ema = Ema(self.network, train.ema_decay) if train.ema_decay > 0 else None
+        if resume is not None:
+            self._restore(resume)
+        self.model = self._distribute(bare) if distributed else bare
+        self.loader = build_train_loader(
+            options.datasets["train"],
+            seed=options.manual_seed,
+            rank=place.rank,
+            world_size=place.world_size,
+            start_iteration=self.iteration,
+            total_iterations=train.total_iter,
+            accumulate=train.accumulate,
+            pin_memory=place.device.type == "cuda",
+        )
+        self.validation = {block.name: build_eval_dataset(block) for block in options.datasets_of("val").values()}
+
+    def _distribute(self, model: nn.Module) -> DistributedDataParallel:
+        has_statistics = any(isinstance(module, _BatchNorm) for module in model.modules())
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.place.device] if self.place.device.type == "cuda" else None,
+            find_unused_parameters=self.options.find_unused_parameters,
+            broadcast_buffers=has_statistics,
+            gradient_as_bucket_view=True,
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the training set, as `dataset_enlarge_ratio` counts them, that are complete."""
+        return self.iteration // self.loader.iterations_per_epoch
+
+    @property
+    def evaluated_network(self) -> nn.Module:
+        """What validation looks at: the moving average where there is one."""
+        return self.ema.network if self.ema is not None else self.network
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the student's optimizer updates: the network's and the heads'."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def is_due(self, frequency: int | None) -> bool:
+        """Whether something done every `frequency` iterations is due after the present one; never where None."""
+        return frequency is not None and self.iteration % frequency == 0
+
+    def synchronising(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are averaged over ranks in the last micro-batch of an iteration only."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def set_learning_rates(self, iteration: int) -> dict[str, float]:
+        """Sets the rates of iteration `iteration`, from 1, and returns them by parameter group."""
+        rates = {}
+        for optimizer in (self.optimizer, self.adversary.optimizer if self.adversary else None):
+            for group in optimizer.param_groups if optimizer else ():
+                base = group["initial_lr"]
+                rate = self._schedule.rate(base, iteration - 1)
+                group["lr"] = warmed_up(rate, base, iteration, self.options.train.warmup_iter)
+                rates[group["name"]] = group["lr"]
+        return rates
+
+    def student_weights(self) -> dict[str, Any]:
+        """Content of net_g: `params`, and `params_ema` with EMA. The terms' heads are not in it."""
+        content = {"params": _cpu_state(self.network)}
+        if self.ema is not None:
+            content["params_ema"] = _cpu_state(self.ema.network)
+        return content
+
+    def save(self, folder: CheckpointFolder, options_text: str) -> Path:
+        """Writes a checkpoint of the present state and returns the path of its state file.
+
+        Random states are not part of it: every draw derives from the seed, the iteration and the sample.
+        """
+        networks: dict[str, Any] = {"g": self.student_weights()}
+        state: dict[str, Any] = {
+            "terms": _cpu_state(self.terms),
+            "optimizers": {"g": self.optimizer.state_dict()},
+            "scalers": {"g": self.scaler.state_dict()},
+            "best": self.best,
+            "validation_due": self.validation_due,
+            "options": options_text,
+            "world_size": self.place.world_size,
+        }
+        if self.adversary is not None:
+            networks["d"] = {"params": _cpu_state(self.adversary.discriminator)}
+            state["scalers"]["d"] = self.adversary.scaler.state_dict()
+            if self.adversary.optimizer is not None:
+                state["optimizers"]["d"] = self.adversary.optimizer.state_dict()
+        return folder.save(self.iteration, networks, state)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        networks, state = checkpoint.networks, checkpoint.state
+        ignored = self.options.path.ignore_resume_networks
+        try:
+            if "network_g" not in ignored:
+                self.network.load_state_dict(networks["g"]["params"])
+            self.terms.load_state_dict(state["terms"])
+            self.optimizer.load_state_dict(state["optimizers"]["g"])
+            self.scaler.load_state_dict(state["scalers"]["g"])
+            if self.ema is not None:
+                self.ema.network.load_state_dict(networks["g"]["params_ema"])
+            if self.adversary is not None:
+                if "network_d" not in ignored:
+                    self.adversary.discriminator.load_state_dict(networks["d"]["params"])
+                self.adversary.scaler.load_state_dict(state["scalers"]["d"])
+                if self.adversary.optimizer is not None:
+                    self.adversary.optimizer.load_state_dict(state["optimizers"]["d"])
+            self.best = state["best"]
+            self.validation_due = state["validation_due"]
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit the options: {' '.join(str(error).split())[:300]};"
+                " resume with the options it was saved with, or start a run of another name"
+            ) from error
+
+    def note_best(self, dataset: str, evaluation: Evaluation) -> list[str]:
+        """Updates `best` and returns the metrics that improved."""
+        improved = []
+        records = self.best.setdefault(dataset, {})
+        for metric, value in evaluation.means().items():
+            higher = self.options.val.metrics[metric].get("better", "higher") == "higher"
+            old = records.get(metric)
+            if old is None or (value > old["value"] if higher else value < old["value"]):
+                records[metric] = {"value": value, "iteration": self.iteration}
+                improved.append(metric)
+        return improved
+
+
+def _cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}

@@ -1,0 +1,144 @@
+"""Losses on pixels."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from basicsr.losses.loss_util import Reduction, at_least_float32, check_choice, weighted_loss
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import LOSS_REGISTRY
+
+
+@weighted_loss
+def l1_loss(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """|pred - target|, for tensors of one shape such as (B, C, H, W)."""
+    return (at_least_float32(pred) - at_least_float32(target)).abs()
+
+
+@weighted_loss
+def mse_loss(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(pred - target)^2, for tensors of one shape such as (B, C, H, W)."""
+    return (at_least_float32(pred) - at_least_float32(target)).square()
+
+
+@weighted_loss
+def charbonnier_loss(pred: torch.Tensor, target: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
+    """sqrt((pred - target)^2 + eps), for tensors of one shape such as (B, C, H, W)."""
+    return ((at_least_float32(pred) - at_least_float32(target)).square() + eps).sqrt()
+
+
+def weighted_tv_loss(pred: torch.Tensor, weight: torch.Tensor | None = None, reduction: str = "mean") -> torch.Tensor:
+    """Anisotropic total variation: |x[i+1, j] - x[i, j]| and |x[i, j+1] - x[i, j]|, each reduced, then added.
+
+    Args:
+        pred: (B, C, H, W), H and W at least 2.
+        weight: (B, C or 1, H, W); the weight of a difference is that of its upper or left pixel.
+        reduction: 'mean' or 'sum'.
+    """
+    upper_weight = None if weight is None else weight[:, :, :-1, :]
+    left_weight = None if weight is None else weight[:, :, :, :-1]
+    vertical = l1_loss(pred[:, :, :-1, :], pred[:, :, 1:, :], upper_weight, reduction)
+    horizontal = l1_loss(pred[:, :, :, :-1], pred[:, :, :, 1:], left_weight, reduction)
+    return vertical + horizontal
+
+
+@LOSS_REGISTRY.register()
+class L1Loss(nn.Module):
+    """Mean absolute error: `loss_weight` * mean |pred - target|.
+
+    Args:
+        loss_weight: factor of the result.
+        reduction: 'mean', 'sum' or 'none'.
+
+    Raises:
+        OptionsError: `reduction` is none of these.
+    """
+
+    def __init__(self, *, loss_weight: float = 1.0, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        check_choice("reduction", reduction, get_args(Reduction))
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """For `pred` and `target` (B, C, H, W) and element-wise weights (B, C or 1, H, W)."""
+        return self.loss_weight * l1_loss(pred, target, weight, reduction=self.reduction)
+
+
+@LOSS_REGISTRY.register()
+class MSELoss(nn.Module):
+    """Mean squared error: `loss_weight` * mean (pred - target)^2.
+
+    Args:
+        loss_weight: factor of the result.
+        reduction: 'mean', 'sum' or 'none'.
+
+    Raises:
+        OptionsError: `reduction` is none of these.
+    """
+
+    def __init__(self, *, loss_weight: float = 1.0, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        check_choice("reduction", reduction, get_args(Reduction))
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """For `pred` and `target` (B, C, H, W) and element-wise weights (B, C or 1, H, W)."""
+        return self.loss_weight * mse_loss(pred, target, weight, reduction=self.reduction)
+
+
+@LOSS_REGISTRY.register()
+class CharbonnierLoss(nn.Module):
+    """A smooth L1: `loss_weight` * mean sqrt((pred - target)^2 + eps).
+
+    Lai et al., "Deep Laplacian Pyramid Networks for Fast and Accurate Super-Resolution", CVPR 2017; `eps` is
+    the square of the paper's epsilon, as in BasicSR.
+
+    Args:
+        loss_weight: factor of the result.
+        reduction: 'mean', 'sum' or 'none'.
+        eps: positive; the loss bends where |pred - target| is about sqrt(eps).
+
+    Raises:
+        OptionsError: `reduction` is none of these, or `eps` is not positive.
+    """
+
+    def __init__(self, *, loss_weight: float = 1.0, reduction: Reduction = "mean", eps: float = 1e-12) -> None:
+        super().__init__()
+        check_choice("reduction", reduction, get_args(Reduction))
+        if not eps > 0:
+            raise OptionsError(f"eps is {eps}; it must be positive, for the root has no gradient at 0")
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+        self.eps = eps
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """For `pred` and `target` (B, C, H, W) and element-wise weights (B, C or 1, H, W)."""
+        return self.loss_weight * charbonnier_loss(pred, target, weight, reduction=self.reduction, eps=self.eps)
+
+
+@LOSS_REGISTRY.register()
+class WeightedTVLoss(nn.Module):
+    """Total variation of the prediction alone: `loss_weight` * `weighted_tv_loss`.
+
+    Args:
+        loss_weight: factor of the result.
+        reduction: 'mean' or 'sum'.
+
+    Raises:
+        OptionsError: `reduction` is neither.
+    """
+
+    def __init__(self, *, loss_weight: float = 1.0, reduction: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__()
+        check_choice("reduction", reduction, ("mean", "sum"))
+        self.loss_weight = loss_weight
+        self.reduction = reduction
+
+    def forward(self, pred: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """For `pred` (B, C, H, W) and weights of its pixels (B, C or 1, H, W)."""
+        return self.loss_weight * weighted_tv_loss(pred, weight, self.reduction)

@@ -1,0 +1,152 @@
+"""Adversarial losses on a discriminator's output, and penalties on its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from basicsr.losses.loss_util import at_least_float32, check_choice
+from basicsr.utils.registry import LOSS_REGISTRY
+
+GANType = Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"]
+
+
+def adversarial_loss(
+    prediction: torch.Tensor,
+    target_is_real: bool,
+    *,
+    gan_type: GANType,
+    is_disc: bool = False,
+    real_label_val: float = 1.0,
+    fake_label_val: float = 0.0,
+) -> torch.Tensor:
+    """How far a discriminator's output is from the verdict asked for.
+
+    With x the prediction, y the verdict's label and s = 1 for real, -1 for fake, the mean over elements of
+
+      vanilla        -y log sigmoid(x) - (1 - y) log(1 - sigmoid(x))   (Goodfellow et al. 2014)
+      lsgan          (x - y)^2                                          (Mao et al. 2017)
+      wgan           -s x                                               (Arjovsky et al. 2017)
+      wgan_softplus  log(1 + exp(-s x))                                 (Karras et al. 2020, StyleGAN2)
+      hinge          max(0, 1 - s x) for the discriminator, -x for the generator, whatever s (Lim and Ye 2017)
+
+    Args:
+        prediction: logits of any shape, unbounded.
+        target_is_real: the verdict asked for.
+        gan_type: which of the above.
+        is_disc: whether the discriminator learns from it, rather than the generator.
+        real_label_val: y for real.
+        fake_label_val: y for fake.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        OptionsError: `gan_type` is none of these.
+    """
+    check_choice("gan_type", gan_type, get_args(GANType))
+    prediction = at_least_float32(prediction)
+    if gan_type in ("vanilla", "lsgan"):
+        label = torch.full_like(prediction, real_label_val if target_is_real else fake_label_val)
+        distance = F.binary_cross_entropy_with_logits if gan_type == "vanilla" else F.mse_loss
+        return distance(prediction, label)
+    agreement = prediction if target_is_real else -prediction
+    if gan_type == "wgan":
+        return -agreement.mean()
+    if gan_type == "wgan_softplus":
+        return F.softplus(-agreement).mean()
+    return F.relu(1 - agreement).mean() if is_disc else -prediction.mean()
+
+
+@LOSS_REGISTRY.register()
+class GANLoss(nn.Module):
+    """`adversarial_loss`, times `loss_weight` where the generator learns from it.
+
+    Args:
+        gan_type: 'vanilla', 'lsgan', 'wgan', 'wgan_softplus' or 'hinge'.
+        real_label_val: label of the real images (vanilla, lsgan).
+        fake_label_val: label of the generated images (vanilla, lsgan).
+        loss_weight: factor of the generator's loss; the discriminator's is always 1.
+
+    Raises:
+        OptionsError: `gan_type` is none of these.
+    """
+
+    def __init__(
+        self,
+        *,
+        gan_type: GANType,
+        real_label_val: float = 1.0,
+        fake_label_val: float = 0.0,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        check_choice("gan_type", gan_type, get_args(GANType))
+        self.gan_type = gan_type
+        self.real_label_val = real_label_val
+        self.fake_label_val = fake_label_val
+        self.loss_weight = loss_weight
+
+    def forward(self, input: torch.Tensor, target_is_real: bool, is_disc: bool = False) -> torch.Tensor:
+        """For logits of any shape; see `adversarial_loss`."""
+        loss = adversarial_loss(
+            input,
+            target_is_real,
+            gan_type=self.gan_type,
+            is_disc=is_disc,
+            real_label_val=self.real_label_val,
+            fake_label_val=self.fake_label_val,
+        )
+        return loss if is_disc else self.loss_weight * loss
+
+
+def r1_penalty(real_pred: torch.Tensor, real_img: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of ||d D(x) / d x||^2 at the real images.
+
+    Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018, eq. 9, without its
+    factor gamma / 2.
+
+    Args:
+        real_pred: D(x), any shape that begins with B.
+        real_img: x, (B, C, H, W), with gradients on.
+
+    Returns:
+        A scalar, with gradients for the discriminator.
+    """
+    (gradient,) = torch.autograd.grad(real_pred.sum(), real_img, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean()
+
+
+def gradient_penalty_loss(
+    discriminator: Callable[[torch.Tensor], torch.Tensor],
+    real_data: torch.Tensor,
+    fake_data: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """WGAN-GP: mean of (||d D(x) / d x|| - 1)^2 at random points between real and generated images.
+
+    Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017. As in BasicSR, the norm is taken
+    over the channels of each pixel, where the paper takes it over the whole image.
+
+    Args:
+        discriminator: D.
+        real_data: (B, C, H, W).
+        fake_data: of the same shape.
+        weight: factors of the gradient, (B, C or 1, H, W); the result is divided by their mean.
+        generator: on the CPU, draws one point per image. None: PyTorch's global generator.
+
+    Returns:
+        A scalar, with gradients for the discriminator.
+    """
+    share = torch.rand(len(real_data), 1, 1, 1, generator=generator).to(real_data)
+    between = (share * real_data + (1 - share) * fake_data).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(between).sum(), between, create_graph=True)
+    if weight is not None:
+        gradient = gradient * weight
+    penalty = (gradient.norm(2, dim=1) - 1).square().mean()
+    return penalty if weight is None else penalty / weight.mean()

@@ -1,0 +1,87 @@
+"""What losses share: reduction, element-wise weights, precision.
+
+`reduce_loss`, `weight_reduce_loss` and `weighted_loss` are for losses written for BasicSR, too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+
+from basicsr.utils.errors import OptionsError
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+def check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:
+    """Raises OptionsError unless `given` is one of `allowed`; `what` is the option's name."""
+    if given not in allowed:
+        raise OptionsError(f"{what} is '{given}'; allowed: {', '.join(allowed)}")
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 if it is in a shorter format, else as it is: long sums need the digits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def reduce_loss(loss: torch.Tensor, reduction: str) -> torch.Tensor:
+    """The element-wise loss itself ('none'), its mean or its sum.
+
+    Raises:
+        OptionsError: `reduction` is none of these.
+    """
+    check_choice("reduction", reduction, get_args(Reduction))
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def weight_reduce_loss(loss: torch.Tensor, weight: torch.Tensor | None = None, reduction: str = "mean") -> torch.Tensor:
+    """Weights a loss element by element, then reduces it.
+
+    Args:
+        loss: element-wise, (B, C, H, W).
+        weight: of as many dimensions, each as long as the loss's or 1. None: every element counts alike.
+        reduction: 'none', 'sum', or 'mean': sum_i w_i l_i / sum_i w_i.
+
+    Raises:
+        OptionsError: `reduction` is none of these.
+        ValueError: the shape of `weight` does not fit.
+    """
+    if weight is None:
+        return reduce_loss(loss, reduction)
+    fits = weight.dim() == loss.dim() and all(w in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True))
+    if not fits:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, the loss {tuple(loss.shape)}:"
+            " each dimension of the weight must agree or be 1"
+        )
+    if reduction == "mean":
+        return (loss * weight).sum() / weight.expand_as(loss).sum()
+    return reduce_loss(loss * weight, reduction)
+
+
+def weighted_loss(loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Adds weight and reduction to `loss_func(pred, target, **kwargs)`, which returns the element-wise loss.
+
+    The outcome is called as `(pred, target, weight=None, reduction='mean', **kwargs)`: see
+    `weight_reduce_loss`. It raises ValueError where the shapes of `pred` and `target` differ.
+    """
+
+    @functools.wraps(loss_func)
+    def wrapper(
+        pred: torch.Tensor,
+        target: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        reduction: str = "mean",
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        # Broadcasting would quietly compare a grey image with each channel of a colour image.
+        if pred.shape != target.shape:
+            raise ValueError(f"pred has shape {tuple(pred.shape)}, target {tuple(target.shape)}: they must agree")
+        return weight_reduce_loss(loss_func(pred, target, **kwargs), weight, reduction)
+
+    return wrapper

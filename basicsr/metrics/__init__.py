@@ -1,0 +1,33 @@
+"""Functions of an image and its ground truth.
+
+`calculate_metric` evaluates the metric that an options block names. The functions that BasicSR users import
+from here are found on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+_HOMES = {"calculate_psnr": "psnr_ssim", "calculate_ssim": "psnr_ssim"}
+
+
+def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
+    """Evaluates the metric `opt['type']` on `data`, usually {'img': ..., 'img2': ...}; `opt` stays as it is.
+
+    The key `better` ('higher' or 'lower') tells which checkpoint is the best one; the metric does not see it.
+
+    Raises:
+        OptionsError: `type` is missing or unknown, or a key does not fit the metric.
+        DataError: the metric cannot be had of these images.
+    """
+    from basicsr.utils.registry import METRIC_REGISTRY
+
+    return METRIC_REGISTRY.build({key: value for key, value in opt.items() if key != "better"}, **data)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

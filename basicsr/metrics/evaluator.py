@@ -1,0 +1,115 @@
+"""Runs a network over a dataset: metrics per image, shared among ranks, equal to one rank's figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from basicsr.metrics import calculate_metric
+from basicsr.utils.dist_util import gather_objects, get_dist_info, sum_over_ranks
+from basicsr.utils.img_util import tensor2img
+
+
+class EvaluationDataset(Protocol):
+    """Items are dicts with `lq` (3, h, w) in [0, 1], `lq_path`, and `gt` (3, sh, sw) where there is an HR image."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one network on one dataset.
+
+    Attributes:
+        metrics: names of the columns of `values`.
+        images: names of its rows, in the dataset's order.
+        values: float64 (number of images, number of metrics).
+        seconds: float64 (number of images,), time of the forward pass.
+    """
+
+    metrics: tuple[str, ...]
+    images: tuple[str, ...]
+    values: np.ndarray
+    seconds: np.ndarray
+
+    def means(self) -> dict[str, float]:
+        """Average over the images, by metric."""
+        return {name: float(mean) for name, mean in zip(self.metrics, self.values.mean(0), strict=True)}
+
+
+SaveImage = Callable[[str, np.ndarray], None]
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    dataset: EvaluationDataset,
+    metrics: Mapping[str, Mapping[str, Any]],
+    device: torch.device,
+    *,
+    save_image: SaveImage | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Evaluation | None:
+    """Evaluates in float32. Each rank takes every world-size-th image; all ranks must call and all get the result.
+
+    Args:
+        network: maps (1, 3, h, w) to (1, 3, sh, sw); put in eval mode, and back as it was.
+        dataset: where to take the images from.
+        metrics: options of each metric by its name; left out for images without HR.
+        device: of the network.
+        save_image: called with an image's name and its result, uint8 HWC BGR.
+        should_stop: asked before each image; if it is true on any rank the result is None.
+        progress: wraps the iteration over this rank's indices.
+    """
+    rank, world_size = get_dist_info()
+    names: dict[int, str] = {}
+    table = torch.zeros(len(dataset) + 1, len(metrics) + 1, dtype=torch.float64)
+    was_training = network.training
+    network.eval()
+    try:
+        for index in progress(range(rank, len(dataset), world_size)):
+            if should_stop():
+                table[-1, -1] = 1.0
+                break
+            item = dataset[index]
+            names[index] = Path(item["lq_path"]).stem
+            output, table[index, -1] = _run(network, item["lq"].unsqueeze(0).to(device))
+            image = tensor2img(output)
+            if "gt" in item:
+                pair = {"img": image, "img2": tensor2img(item["gt"])}
+                for column, block in enumerate(metrics.values()):
+                    table[index, column] = float(calculate_metric(pair, block))
+            if save_image is not None:
+                save_image(names[index], image)
+    finally:
+        network.train(was_training)
+    table = sum_over_ranks(table.to(device)).cpu()
+    if table[-1, -1] > 0:
+        return None
+    images = {index: name for shard in gather_objects(names) for index, name in shard.items()}
+    ordered = tuple(images[index] for index in range(len(dataset)))
+    return Evaluation(tuple(metrics), ordered, table[:-1, :-1].numpy(), table[:-1, -1].numpy())
+
+
+def _run(network: nn.Module, lq: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The network's output on the CPU, and the seconds it took."""
+    _wait_for(lq.device)
+    start = time.perf_counter()
+    output = network(lq)
+    _wait_for(lq.device)
+    return output.float().cpu(), time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,66 @@
+"""A student, its frozen teacher, and the terms it learns from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import nn
+
+from basicsr.data.batch import Batch
+from basicsr.distill.base import StepContext, Term
+from basicsr.models.sr_model import SRModel
+from basicsr.models.taps import FeatureTaps
+from basicsr.models.teacher import Teacher
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.precision import Precision
+
+
+class KDModel(SRModel):
+    """Distils a teacher into a student.
+
+    Args:
+        student: the network to train.
+        teacher: the network to learn from, loaded and on its device.
+        terms: what the student learns from, by name.
+        precision: how the student is run.
+        teacher_precision: how the teacher is run.
+        scale: upscaling factor s.
+
+    Raises:
+        OptionsError: a term taps a module that is not there.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        terms: Mapping[str, Term],
+        precision: Precision,
+        teacher_precision: Precision,
+        scale: int,
+    ) -> None:
+        super().__init__(student, terms, precision, scale)
+        self._taps = FeatureTaps(student, sorted({path for term in terms.values() for path in term.student_taps}))
+        teacher_paths = sorted({path for term in terms.values() for path in term.teacher_taps})
+        needed = any(term.needs_teacher for term in terms.values())
+        self._teacher = Teacher(teacher, teacher_precision, teacher_paths) if needed else None
+
+    def _context(self, batch: Batch, iteration: int) -> StepContext:
+        with self._taps as student_features:
+            context = super()._context(batch, iteration)
+        context = dataclasses.replace(context, student_features=student_features)
+        if self._teacher is None:
+            return context
+        sr_teacher, teacher_features = self._teacher.with_features(batch.lq)
+        if sr_teacher.shape != context.sr.shape:
+            raise OptionsError(
+                f"network_t gives {tuple(sr_teacher.shape[1:])}, network_g {tuple(context.sr.shape[1:])}: their"
+                " upscale and channels must agree"
+            )
+        return dataclasses.replace(
+            context,
+            sr_teacher=sr_teacher,
+            teacher_features=teacher_features,
+            teacher=self._teacher,
+        )

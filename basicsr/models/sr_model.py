@@ -1,0 +1,79 @@
+"""A network and its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from basicsr.data.batch import Batch
+from basicsr.distill.base import StepContext, Term
+from basicsr.utils.precision import Precision
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one forward pass of a model gives.
+
+    Attributes:
+        total: the weighted sum of all parts, with gradients.
+        parts: each part without its weight, detached, for the log.
+        sr: the network's output, float32 (B, C, sH, sW), with gradients.
+    """
+
+    total: torch.Tensor
+    parts: dict[str, torch.Tensor]
+    sr: torch.Tensor
+
+
+class SRModel(nn.Module):
+    """Trains any network without a teacher. Parameters: the network's, and the terms' heads.
+
+    Args:
+        network: maps I_LR (B, C, H, W) to (B, C, sH, sW).
+        terms: what it learns from, by name.
+        precision: how the network is run. Losses are computed in float32.
+        scale: upscaling factor s.
+    """
+
+    def __init__(self, network: nn.Module, terms: Mapping[str, Term], precision: Precision, scale: int) -> None:
+        super().__init__()
+        self.network = network
+        self.terms = nn.ModuleDict(terms)
+        self.precision = precision
+        self.scale = scale
+
+    def forward(self, batch: Batch, iteration: int) -> StepOutput:
+        """One step's losses."""
+        context = self._context(batch, iteration)
+        parts: dict[str, torch.Tensor] = {}
+        total = context.sr.new_zeros(())
+        for key, term in self.terms.items():
+            for name, part in term(context).items():
+                total = total + term.weights[name] * part
+                parts[f"{name}_{key}" if name in parts else name] = part.detach()
+        return StepOutput(total, parts, context.sr)
+
+    def _context(self, batch: Batch, iteration: int) -> StepContext:
+        assert batch.gt is not None, "training needs HR images"
+        return StepContext(
+            lq=batch.lq,
+            gt=batch.gt,
+            sr=self.run_network(batch.lq),
+            sr_teacher=None,
+            student_features={},
+            teacher_features={},
+            seeds=batch.seeds,
+            iteration=iteration,
+            scale=self.scale,
+            student=self.run_network,
+            teacher=None,
+            autocast=self.precision.autocast,
+        )
+
+    def run_network(self, lq: torch.Tensor) -> torch.Tensor:
+        """The network's output in float32."""
+        with self.precision.autocast():
+            return self.network(lq).float()

@@ -1,0 +1,39 @@
+"""The frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from basicsr.models.taps import FeatureTaps
+from basicsr.utils.precision import Precision
+
+
+class Teacher:
+    """Runs a network for its outputs and features only: in eval mode, without gradients, at its own precision.
+
+    It is no module on purpose: the KD model that holds it neither trains, saves, synchronises nor moves it.
+
+    Args:
+        network: a trained network, on its device. It is frozen and put in eval mode for good.
+        precision: how to run it.
+        taps: module paths whose outputs are wanted.
+    """
+
+    def __init__(self, network: nn.Module, precision: Precision, taps: Sequence[str] = ()) -> None:
+        self.network = network.requires_grad_(False).eval()
+        self._precision = precision
+        self._taps = FeatureTaps(network, taps)
+
+    @torch.no_grad()
+    def __call__(self, lq: torch.Tensor) -> torch.Tensor:
+        """I_T, float32 (B, C, sH, sW), for I_LR (B, C, H, W)."""
+        with self._precision.autocast():
+            return self.network(lq).float()
+
+    def with_features(self, lq: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """I_T and the tapped features."""
+        with self._taps as features:
+            return self(lq), features

@@ -1,0 +1,84 @@
+"""Parameters and multiply-adds of a network, in the convention of the papers' tables.
+
+The figures published for EDSR, RCAN and SwinIR (Table 2 of MCAD-KD, Table 1 of MiPKD) are those of fvcore's
+`FlopCountAnalysis`, which calls one multiply-add one FLOP. It counts convolutions, linear layers and matrix
+products (attention's too) without biases, 5 for each element of a norm with affine parameters, 1 for each
+element averaged, 1 or 4 for each interpolated; activations, additions and pixel shuffles count nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from basicsr.utils.errors import DataError
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Returns how many numbers the parameters of `network` hold, trainable or not; buffers do not count."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def count_multiply_adds(network: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Returns the multiply-adds that `network`, in eval mode, spends on one image.
+
+    Nothing is computed: a copy of the network runs on the meta device, where tensors have shapes only.
+
+    Args:
+        network: takes one (1, C, H, W) tensor; neither moved nor changed.
+        input_shape: (C, H, W).
+
+    Raises:
+        DataError: the network does not take an input of this shape.
+    """
+    on_meta = copy.deepcopy(network).to("meta").eval()
+    try:
+        with torch.no_grad(), _MultiplyAddCounter() as counter:
+            on_meta(torch.zeros(1, *input_shape, device="meta"))
+    except RuntimeError as error:
+        shape, reason = "x".join(map(str, input_shape)), str(error).splitlines()[0]
+        raise DataError(f"{type(network).__name__} does not take an input of {shape}: {reason}") from error
+    return counter.total
+
+
+class _MultiplyAddCounter(TorchDispatchMode):
+    """Adds up in `total` what the operators run under it cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operator = func.overloadpacket
+        if operator in _COSTS:
+            self.total += _COSTS[operator](args, result)
+        elif operator in flop_registry:
+            # PyTorch's formulas for convolutions and matrix products count two for each multiply-add.
+            self.total += flop_registry[operator](*args, **(kwargs or {}), out_val=result) // 2
+        return result
+
+
+def _norm(x: Tensor, weight: Tensor | None, training: bool = True) -> int:
+    # With running statistics there is nothing to gather: one for the statistics, one for the affine part.
+    return x.numel() * ((4 if training else 1) + (weight is not None))
+
+
+_aten = torch.ops.aten
+
+_COSTS: dict[Any, Callable[[Any, Any], int]] = {
+    _aten.native_layer_norm: lambda args, result: _norm(args[0], args[2]),
+    _aten.native_group_norm: lambda args, result: _norm(args[0], args[1]),
+    _aten.native_batch_norm: lambda args, result: _norm(args[0], args[1], training=args[5]),
+    _aten.mean: lambda args, result: args[0].numel(),
+    _aten._adaptive_avg_pool2d: lambda args, result: args[0].numel(),
+    _aten.upsample_nearest2d: lambda args, result: result.numel(),
+    _aten.upsample_bilinear2d: lambda args, result: 4 * result.numel(),
+    _aten.grid_sampler_2d: lambda args, result: 4 * result.numel(),
+}

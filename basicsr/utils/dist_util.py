@@ -1,0 +1,74 @@
+"""What any piece of code may ask about the process group, and the collectives that losses and metrics need."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def get_dist_info() -> tuple[int, int]:
+    """Returns (rank, world size); (0, 1) where no process group is initialised."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def master_only(function: Function) -> Function:
+    """Decorates `function` to run on rank 0 and to return None elsewhere."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs) if get_dist_info()[0] == 0 else None
+
+    return wrapper  # type: ignore[return-value]
+
+
+def gather_with_gradient(local: torch.Tensor) -> torch.Tensor:
+    """Concatenates `local`, shape (B, ...), of all ranks in rank order to (world * B, ...).
+
+    The gradient of a rank's slice is the sum of the gradients that all ranks compute for it. With the average that
+    DistributedDataParallel takes, a loss averaged over each rank's queries thus has the gradients of one rank that
+    holds the whole batch. All ranks must call it, with equal shapes.
+    """
+    if get_dist_info()[1] == 1:
+        return local
+    return _GatherWithGradient.apply(local)
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of `values` over all ranks; the input itself where there is one."""
+    if get_dist_info()[1] == 1:
+        return values
+    summed = values.clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value`, in rank order; small plain values only."""
+    world_size = get_dist_info()[1]
+    if world_size == 1:
+        return [value]
+    gathered = [None] * world_size
+    dist.all_gather_object(gathered, value)
+    return gathered

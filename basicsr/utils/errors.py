@@ -1,0 +1,45 @@
+"""What can go wrong through no fault of the program, and the exit code a command then ends with.
+
+Every message is one line that says what was given, what is allowed and what to change. Commands print the message
+without a traceback; anything that is not a `UserError` is a bug and keeps its traceback.
+"""
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend.
+
+    Attributes:
+        exit_code: what the command returns to the shell.
+    """
+
+    exit_code = 1
+
+
+class OptionsError(UserError):
+    """The options file or the command line is wrong."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """An image, a folder or a database is missing, damaged or does not fit."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, for another network, or cannot be written."""
+
+    exit_code = 4
+
+
+class NonFiniteError(UserError):
+    """A loss or a gradient became NaN or infinite."""
+
+    exit_code = 5
+
+
+class MachineError(UserError):
+    """The machine lacks what the options ask for (a device, a package, a launcher's variables)."""
+
+    exit_code = 6

@@ -1,0 +1,133 @@
+"""Bytes of images by name, from a folder or from an LMDB database; BasicSR's interface.
+
+LMDB environments are opened on first use, once per process and path: LMDB allows no second opening in a
+process, and none may cross a fork. They are read-only and take no lock, so that any number of processes can
+read at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from basicsr.utils.errors import DataError, MachineError, OptionsError
+
+_environments: dict[str, Any] = {}
+
+
+class FileClient:
+    """Reads from one kind of storage.
+
+    Args:
+        backend: 'disk' or 'lmdb'.
+        **options: for 'lmdb', `db_paths` (a path or a list), `client_keys` (a name for each, 'default' if
+            there is one) and `readahead` (False: better for databases larger than the memory).
+
+    Raises:
+        OptionsError: the backend or an option is unknown.
+    """
+
+    def __init__(self, backend: str = "disk", **options: Any) -> None:
+        if backend not in _BACKENDS:
+            raise OptionsError(f"io_backend type must be one of {', '.join(_BACKENDS)}, got '{backend}'")
+        allowed = _BACKENDS[backend].options
+        if unknown := sorted(set(options) - set(allowed)):
+            raise OptionsError(
+                f"io_backend of type {backend} has no option {', '.join(unknown)}; "
+                f"allowed: {', '.join(allowed) or 'none'}"
+            )
+        self.backend = backend
+        self.client: _Backend = _BACKENDS[backend](**options)
+
+    def get(self, filepath: str | os.PathLike[str], client_key: str = "default") -> bytes:
+        """The content of a file, or what the database named `client_key` holds under the key `filepath`.
+
+        Raises:
+            DataError: there is no such file, database or key, or it cannot be read.
+        """
+        return self.client.get(os.fspath(filepath), client_key)
+
+    def get_text(self, filepath: str | os.PathLike[str], client_key: str = "default") -> str:
+        """As `get`, decoded from UTF-8."""
+        return self.get(filepath, client_key).decode("utf-8")
+
+
+class _Backend(Protocol):
+    def get(self, name: str, client_key: str) -> bytes: ...
+
+
+class _Disk:
+    options: tuple[str, ...] = ()
+
+    def get(self, name: str, client_key: str) -> bytes:
+        try:
+            return Path(name).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {name}: {error.strerror}; check the path") from error
+
+
+class _Lmdb:
+    options = ("db_paths", "client_keys", "readahead")
+
+    def __init__(
+        self,
+        db_paths: str | Sequence[str],
+        client_keys: str | Sequence[str] = "default",
+        readahead: bool = False,
+    ) -> None:
+        paths = [db_paths] if isinstance(db_paths, str) else list(db_paths)
+        keys = [client_keys] if isinstance(client_keys, str) else list(client_keys)
+        if len(paths) != len(keys):
+            raise OptionsError(
+                f"lmdb needs a client_key for each of db_paths, got {len(keys)} for {len(paths)}"
+            )
+        self._paths = dict(zip(keys, map(str, paths), strict=True))
+        self._readahead = readahead
+
+    def get(self, name: str, client_key: str) -> bytes:
+        if client_key not in self._paths:
+            raise OptionsError(
+                f"no LMDB database is called '{client_key}'; there are: {', '.join(self._paths)}"
+            )
+        path = self._paths[client_key]
+        with _environment(path, self._readahead).begin(write=False) as transaction:
+            value = transaction.get(name.encode("utf-8"))
+        if value is None:
+            raise DataError(f"LMDB database {path} has no key '{name}'; create it again from all images")
+        return value
+
+
+_BACKENDS: dict[str, Any] = {"disk": _Disk, "lmdb": _Lmdb}
+
+
+def _environment(path: str, readahead: bool) -> Any:
+    real_path = os.path.realpath(path)
+    if real_path not in _environments:
+        try:
+            import lmdb
+        except ImportError as error:
+            raise MachineError(
+                "reading an LMDB database needs the package lmdb; install it with pip"
+            ) from error
+        if not os.path.isfile(os.path.join(real_path, "data.mdb")):
+            raise DataError(
+                f"{path} is no LMDB database: it has no data.mdb; check the path, or run create_lmdb.py"
+            )
+        try:
+            _environments[real_path] = lmdb.open(real_path, readonly=True, lock=False, readahead=readahead)
+        except lmdb.Error as error:
+            raise DataError(f"cannot open LMDB database {path}: {error}; create it again") from error
+    return _environments[real_path]
+
+
+def _close_inherited() -> None:
+    """In a new process: lets go of the parent's environments, so that they are opened again when needed."""
+    for environment in _environments.values():
+        environment.close()
+    _environments.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)

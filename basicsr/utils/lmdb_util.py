@@ -1,0 +1,148 @@
+"""Writing LMDB databases in BasicSR's layout.
+
+A database is a folder `NAME.lmdb` of `data.mdb`, `lock.mdb` and `meta_info.txt`. Its keys are the images'
+names without ending, its values PNG files. Each line of `meta_info.txt` holds name, shape and PNG compression
+level: `0001_s001.png (480,480,3) 1`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from basicsr.utils.errors import DataError, MachineError
+
+_META_LINE = re.compile(
+    r"(?P<name>.+?) \((?P<height>\d+),(?P<width>\d+),(?P<channels>\d+)\)(?: (?P<level>\d+))?"
+)
+_LONGEST_KEY = 511
+
+
+class LmdbMaker:
+    """Writes one database; nothing appears under its name before all is written.
+
+    Used as a context manager, it completes the database, or removes it after an exception.
+
+    Args:
+        lmdb_path: the folder to make; its name ends in `.lmdb`.
+        map_size: upper limit of the database in bytes. No space is taken in advance.
+        batch: images to a transaction.
+        compress_level: PNG level to note in `meta_info.txt`.
+
+    Raises:
+        DataError: the path does not end in `.lmdb` or exists already.
+    """
+
+    def __init__(
+        self,
+        lmdb_path: str | os.PathLike[str],
+        map_size: int = 1024**4,
+        batch: int = 5000,
+        compress_level: int = 1,
+    ) -> None:
+        self.path = Path(lmdb_path)
+        if self.path.suffix != ".lmdb":
+            raise DataError(f"the name of an LMDB database must end in .lmdb, got {self.path}")
+        if self.path.exists():
+            raise DataError(f"{self.path} exists already; remove it to create it anew")
+        try:
+            import lmdb
+        except ImportError as error:
+            raise MachineError(
+                "writing an LMDB database needs the package lmdb; install it with pip"
+            ) from error
+        self.batch = batch
+        self.compress_level = compress_level
+        self._partial = self.path.with_name(f".{self.path.name}.partial")
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        self._environment = lmdb.open(str(self._partial), map_size=map_size)
+        self._transaction = self._environment.begin(write=True)
+        self._lines: list[str] = []
+
+    def put(self, img_byte: bytes, key: str, img_shape: tuple[int, int, int]) -> None:
+        """Adds an image.
+
+        Args:
+            img_byte: a PNG file's bytes.
+            key: the image's name without ending.
+            img_shape: height, width, channels.
+
+        Raises:
+            DataError: the key is too long or has been written before.
+        """
+        encoded = key.encode("utf-8")
+        if len(encoded) > _LONGEST_KEY:
+            raise DataError(
+                f"the name '{key[:40]}...' is longer than {_LONGEST_KEY} bytes, LMDB's limit; rename it"
+            )
+        if not self._transaction.put(encoded, img_byte, overwrite=False):
+            raise DataError(f"two images are called '{key}'; rename one")
+        height, width, channels = img_shape
+        self._lines.append(f"{key}.png ({height},{width},{channels}) {self.compress_level}\n")
+        if len(self._lines) % self.batch == 0:
+            self._transaction.commit()
+            self._transaction = self._environment.begin(write=True)
+
+    def close(self) -> None:
+        """Completes the database and gives it its name."""
+        self._transaction.commit()
+        self._environment.close()
+        (self._partial / "meta_info.txt").write_text("".join(self._lines), encoding="utf-8")
+        os.replace(self._partial, self.path)
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        self._transaction.abort()
+        self._environment.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def __enter__(self) -> LmdbMaker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.discard()
+
+
+def read_meta_info(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, int]]:
+    """Keys of a database, sorted, with height, width and channels of the images, from its `meta_info.txt`.
+
+    Raises:
+        DataError: the file is missing, empty, or a line of it is not as BasicSR writes it.
+    """
+    path = Path(folder) / "meta_info.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; create the LMDB database again") from error
+    entries: dict[str, tuple[int, int, int]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        found = _META_LINE.fullmatch(line.strip())
+        if found is None:
+            raise DataError(f"line {number} of {path} must look like 'name.png (h,w,c) 1', got '{line[:80]}'")
+        entries[os.path.splitext(found["name"])[0]] = _shape(found)
+    if not entries:
+        raise DataError(f"{path} lists no image; create the LMDB database again")
+    return dict(sorted(entries.items()))
+
+
+def _shape(found: re.Match[str]) -> tuple[int, int, int]:
+    return int(found["height"]), int(found["width"]), int(found["channels"])
+
+
+def encode_png(img: Any, compress_level: int) -> bytes:
+    """An image, (H, W, 3) uint8 or uint16 BGR, as the bytes of a PNG file."""
+    import cv2
+
+    return cv2.imencode(".png", img, [cv2.IMWRITE_PNG_COMPRESSION, compress_level])[1].tobytes()

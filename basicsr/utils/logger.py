@@ -1,0 +1,50 @@
+"""The logger of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from basicsr.utils.dist_util import get_dist_info
+
+_FORMAT = "%(asctime)s %(levelname)s: %(message)s"
+
+
+def get_root_logger(
+    logger_name: str = "basicsr",
+    log_level: int = logging.INFO,
+    log_file: str | os.PathLike[str] | None = None,
+) -> logging.Logger:
+    """Returns the logger `logger_name`; sets it up on the first call. Further calls never repeat a line.
+
+    Ranks other than 0 log errors only, and to no file, whenever the process group came to be.
+
+    Args:
+        logger_name: its name; lines go to stderr and not to loggers above.
+        log_level: level, taken when the logger is set up or given a file.
+        log_file: file to append the lines to as well; naming the same file again changes nothing.
+    """
+    logger = logging.getLogger(logger_name)
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        logger.propagate = False
+        logger.setLevel(log_level)
+        _add(logger, _Stderr())
+    if get_dist_info()[0] != 0:
+        logger.setLevel(logging.ERROR)
+    elif log_file is not None and os.path.abspath(log_file) not in _files_of(logger):
+        logger.setLevel(log_level)
+        _add(logger, logging.FileHandler(log_file, mode="a", encoding="utf-8"))
+    return logger
+
+
+class _Stderr(logging.StreamHandler):
+    """Told apart from handlers that a user of the package may have added."""
+
+
+def _add(logger: logging.Logger, handler: logging.Handler) -> None:
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    logger.addHandler(handler)
+
+
+def _files_of(logger: logging.Logger) -> list[str]:
+    return [handler.baseFilename for handler in logger.handlers if isinstance(handler, logging.FileHandler)]

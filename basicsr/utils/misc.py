@@ -1,0 +1,69 @@
+"""Small things that have no better place; names and meaning are BasicSR's."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from basicsr.utils.errors import DataError
+
+
+def set_random_seed(seed: int) -> None:
+    """Seeds Python's, numpy's and torch's global generators, all with `seed` itself."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def get_time_str() -> str:
+    """The local time as `20240131_235959`, for names of files and folders."""
+    return time.strftime("%Y%m%d_%H%M%S", time.localtime())
+
+
+def scandir(
+    dir_path: str | os.PathLike[str],
+    suffix: str | tuple[str, ...] | None = None,
+    recursive: bool = False,
+    full_path: bool = False,
+) -> Iterator[str]:
+    """Yields the files of a folder in the order of their names; hidden files and folders are left out.
+
+    Args:
+        dir_path: the folder.
+        suffix: only files whose name ends so, in upper or lower case.
+        recursive: also those in folders below.
+        full_path: yield paths that begin with `dir_path`; otherwise paths relative to it.
+
+    Raises:
+        DataError: the folder does not exist or cannot be read.
+    """
+    try:
+        entries = sorted(os.scandir(dir_path), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"cannot read folder {os.fspath(dir_path)}: {error.strerror}; check the path"
+        ) from error
+    endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix or ("",)))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_file():
+            if entry.name.lower().endswith(endings):
+                yield entry.path if full_path else entry.name
+        elif recursive and entry.is_dir():
+            for below in scandir(entry.path, suffix, recursive, full_path):
+                yield below if full_path else os.path.join(entry.name, below)
+
+
+def sizeof_fmt(size: float, suffix: str = "B") -> str:
+    """A number of bytes for humans to read, such as `1.5 KB`, in steps of 1024."""
+    for unit in ("", "K", "M", "G", "T", "P", "E", "Z"):
+        if abs(size) < 1024.0:
+            return f"{size:3.1f} {unit}{suffix}"
+        size /= 1024.0
+    return f"{size:3.1f} Y{suffix}"

@@ -1,0 +1,269 @@
+"""What must hold between several options, and between the options and the disk."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from basicsr.utils.options_components import Finding, constructor_of
+from basicsr.utils.options_schema import Options, RowOptions
+from basicsr.utils.registry import ARCH_REGISTRY
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,@ -]*\Z")
+_UPSCALE_KEYS = ("upscale", "scale")
+
+
+def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
+    """Checks options against each other.
+
+    Args:
+        options: typed options.
+        model_type: as it was written, because SRGANModel asks for more than SRModel.
+
+    Returns:
+        The key of each mistake and what is wrong there.
+    """
+    checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _crops, _precision, _best, _rows]
+    checks += [_model, _losses, _adversary, _schedule, _training_data] if options.is_train else [_testing]
+    findings = [finding for check in checks for finding in check(options)]
+    if model_type == "SRGANModel" and options.is_train and options.train and options.train.adversarial is None:
+        findings.append((("train", "adversarial_opt"), "model_type SRGANModel needs it (or gan_opt, BasicSR's name)"))
+    return findings
+
+
+def check_paths(options: Options) -> list[Finding]:
+    """Looks whether the files and folders that the command will read are there.
+
+    Returns:
+        The key of each missing one and what is wrong there.
+    """
+    findings: list[Finding] = []
+    phases = ("train", "val") if options.is_train else ("val", "test")
+    for key, dataset in options.datasets_of(*phases).items():
+        for name, value in dataset.arguments.items():
+            for path in _paths(value) if name.startswith(("dataroot", "meta_info")) else ():
+                findings += _missing(("datasets", key, name), path, "folder" if name.startswith("dataroot") else "file")
+    for name in _files_read(options):
+        findings += _missing(("path", name), getattr(options.path, name), "file")
+    for row, entry in options.networks.items() if not options.is_train else ():
+        findings += _missing(("networks", row, "path"), entry.path, "file")
+    return findings
+
+
+def _files_read(options: Options) -> list[str]:
+    if not options.is_train:
+        return [] if options.networks else ["pretrain_network_g"]
+    names = ["pretrain_network_g", "resume_state"]
+    if options.model_type == "KDModel":
+        names.append("pretrain_network_t")
+    if options.train is not None and options.train.adversarial is not None:
+        names.append("pretrain_network_d")
+    return names
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(path for path in values if isinstance(path, str))
+
+
+def _missing(key: tuple[str, ...], path: str | None, kind: str) -> list[Finding]:
+    if path is None or Path(path).exists():
+        return []
+    parent = Path(path).absolute().parent
+    nearest_there = next((str(folder) for folder in (parent, *parent.parents) if folder.is_dir()), "/")
+    hint = "; write ~ for none" if path.lower() in ("none", "null") else f"; {nearest_there} is there, the rest is not"
+    return [(key, f"there is no {kind} {path}{hint}")]
+
+
+def _names(options: Options) -> Iterator[Finding]:
+    if not _NAME.match(options.name) or ".." in options.name or options.name != options.name.strip():
+        yield (
+            ("name",),
+            "must be usable as a folder's name (letters, digits, . _ + = , @ - and spaces, not beginning with"
+            f" a sign, no ..), got {options.name!r}",
+        )
+    seen: dict[str, str] = {}
+    for key, dataset in options.datasets_of("val", "test").items():
+        if dataset.name in seen:
+            yield (
+                ("datasets", key, "name"),
+                f"{dataset.name!r} is also the name of {seen[dataset.name]}; use another",
+            )
+        seen[dataset.name] = f"datasets.{key}"
+
+
+def _scales(options: Options) -> Iterator[Finding]:
+    blocks: dict[tuple[str, ...], Mapping[str, Any] | None] = {
+        ("network_g",): options.network_g,
+        ("network_t",): options.network_t,
+    }
+    blocks.update({("networks", row, "network"): entry.network for row, entry in options.networks.items()})
+    for key, block in blocks.items():
+        for name, value in _upscale(block or {}).items():
+            if isinstance(value, int) and value != options.scale:
+                given = "is" if block and name in block else "is by default"
+                yield (*key, name), f"{given} {value}, but scale is {options.scale}; make them equal"
+
+
+def _upscale(block: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's own upscaling factor, under the name that its constructor gives it."""
+    constructor = constructor_of(ARCH_REGISTRY, block)
+    if constructor is None:
+        return {}
+    parameters = inspect.signature(constructor).parameters
+    return {name: block.get(name, parameters[name].default) for name in _UPSCALE_KEYS if name in parameters}
+
+
+def _crops(options: Options) -> Iterator[Finding]:
+    for key, dataset in options.datasets_of("train").items():
+        size = dataset.arguments.get("gt_size")
+        if not isinstance(size, int) or isinstance(size, bool):
+            continue
+        at = ("datasets", key, "gt_size")
+        if size % options.scale:
+            below = size - size % options.scale
+            yield (
+                at,
+                f"must be a multiple of scale {options.scale}, got {size}; take {max(below, options.scale)}",
+            )
+        contrastive = options.train.contrastive_opt if options.train else None
+        patch = contrastive.get("patch_size", 48) if contrastive is not None else 0
+        if isinstance(patch, int) and contrastive is not None and contrastive.get("type") != "image" and patch > size:
+            yield (
+                ("train", "contrastive_opt", "patch_size"),
+                f"{patch} is larger than gt_size {size}; lower it",
+            )
+
+
+def _precision(options: Options) -> Iterator[Finding]:
+    for name in ("amp", "amp_teacher"):
+        if options.num_gpu == 0 and getattr(options, name) == "fp16":
+            yield (name,), "fp16 needs a GPU and num_gpu is 0; use bf16 or none"
+
+
+def _best(options: Options) -> Iterator[Finding]:
+    best = options.val.best
+    if best is None:
+        return
+    names = [dataset.name for dataset in options.datasets_of("val", "test").values()]
+    if best.dataset not in names:
+        yield (
+            ("val", "best", "dataset"),
+            f"no validation dataset is named {best.dataset!r}; there are: {_listed(names)}",
+        )
+    if best.metric not in options.val.metrics:
+        metrics = list(options.val.metrics)
+        yield ("val", "best", "metric"), f"no metric is named {best.metric!r}; there are: {_listed(metrics)}"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _rows(options: Options) -> Iterator[Finding]:
+    for row, entry in options.networks.items():
+        at = ("networks", row)
+        if not _NAME.match(row):
+            yield at, "names a row and a folder: letters, digits, . _ + = , @ - and spaces"
+        if entry.type == "bicubic":
+            for name in RowOptions.model_fields:
+                if name != "type" and name in entry.model_fields_set:
+                    yield (*at, name), "means nothing to a bicubic row; remove it"
+        elif entry.path is None:
+            yield (*at, "path"), "is required: the file with the network's weights (or type: bicubic)"
+        elif entry.network is None and options.network_g is None:
+            yield (*at, "network"), "is required, as there is no network_g"
+
+
+def _model(options: Options) -> Iterator[Finding]:
+    if options.network_g is None:
+        yield ("network_g",), "is required: the network to train"
+    if options.train is None:
+        yield ("train",), "is required: losses, optimizers and schedule"
+    if options.model_type == "KDModel":
+        yield from _distillation(options)
+        return
+    if options.network_t is not None:
+        yield (
+            ("network_t",),
+            "only model_type KDModel (MCADKD) has a teacher; change model_type or remove network_t",
+        )
+    for name in ("resp_kd_opt", "contrastive_opt", "distill"):
+        if options.train is not None and getattr(options.train, name):
+            yield ("train", name), "needs a teacher: set model_type to KDModel (MCADKD), or remove it"
+
+
+def _distillation(options: Options) -> Iterator[Finding]:
+    if options.network_t is None:
+        yield ("network_t",), "is required by model_type KDModel (MCADKD): the teacher"
+    elif options.path.pretrain_network_t is None and not options.path.allow_random_teacher:
+        yield (
+            ("path", "pretrain_network_t"),
+            "is required: an untrained teacher teaches noise (path.allow_random_teacher: true allows it)",
+        )
+    if options.train is not None and not options.train.method_blocks:
+        yield (
+            ("train",),
+            "names nothing to distil: give resp_kd_opt, contrastive_opt or distill, or use SRModel",
+        )
+    for name in ("response", "contrastive", "pix", "percep"):
+        if options.train is not None and name in options.train.distill:
+            yield ("train", "distill", name), "is the name of a built-in term; choose another"
+
+
+def _losses(options: Options) -> Iterator[Finding]:
+    train = options.train
+    if train is not None and not (train.loss_blocks or train.method_blocks or train.adversarial is not None):
+        yield ("train",), "has no loss: give pixel_opt, perceptual_opt or another"
+
+
+def _adversary(options: Options) -> Iterator[Finding]:
+    train = options.train
+    if train is None or train.adversarial is None:
+        return
+    if options.network_d is None:
+        yield ("network_d",), "is required by train.adversarial_opt: the discriminator"
+    if train.optim_d is None and train.train_adversary:
+        yield ("train", "optim_d"), "is required by train.adversarial_opt: the discriminator's optimizer"
+
+
+def _schedule(options: Options) -> Iterator[Finding]:
+    train = options.train
+    if train is None or train.scheduler is None:
+        return
+    periods = train.scheduler.get("periods")
+    if not isinstance(periods, tuple) or not all(isinstance(period, int) for period in periods):
+        return
+    if sum(periods) < train.total_iter:
+        yield (
+            ("train", "scheduler", "periods"),
+            f"end after {sum(periods)} iterations, before total_iter {train.total_iter}; make them as long",
+        )
+
+
+def _training_data(options: Options) -> Iterator[Finding]:
+    if not options.datasets_of("train"):
+        yield ("datasets", "train"), "is required for training"
+    for key in options.datasets_of("test"):
+        yield ("datasets", key), "is not used in training; name it val, val_1, ... or remove it"
+    evaluated = options.datasets_of("val")
+    if evaluated and not options.val.metrics and not options.val.save_img:
+        name = next(iter(evaluated))
+        yield (
+            ("val", "metrics"),
+            f"is required, as there is datasets.{name}: what to measure (or save_img: true)",
+        )
+
+
+def _testing(options: Options) -> Iterator[Finding]:
+    if not options.datasets_of("val", "test"):
+        yield ("datasets",), "is required for testing: test, test_1, ... (or val, val_1, ...)"
+    if options.networks:
+        return
+    if options.network_g is None:
+        yield ("network_g",), "is required for testing (or networks: any number of them)"
+    elif options.path.pretrain_network_g is None and options.network_g.get("type") != "Bicubic":
+        yield ("path", "pretrain_network_g"), "is required for testing: the file with the network's weights"

@@ -1,0 +1,214 @@
+"""Holds every block that names a component by `type` against that component's constructor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from basicsr.utils.components import Problem, call_style, find_problems
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.options_schema import DatasetOptions, contrastive_block
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    DATASET_REGISTRY,
+    LOSS_REGISTRY,
+    METHOD_REGISTRY,
+    METRIC_REGISTRY,
+    Registry,
+    nearest,
+)
+from basicsr.utils.yaml_loader import KeyPath
+
+Finding = tuple[KeyPath, str]
+
+_LOSSES = ("pixel_opt", "perceptual_opt", "resp_kd_opt", "adversarial_opt")
+_LOADER_KEYS = [name for name in DatasetOptions.model_fields if name not in ("type", "arguments", "phase", "scale")]
+
+
+def find_component_problems(data: Mapping[str, Any]) -> list[Finding]:
+    """Checks all component blocks of the options' data, whatever else is wrong with the data.
+
+    Returns:
+        The key of each mistake and what is wrong there.
+    """
+    findings: list[Finding] = []
+    for key, block, check in _blocks(data):
+        findings += [((*key, *name), message) for name, message in check(block)]
+    return findings
+
+
+def takes_crop_border(block: Mapping[str, Any]) -> bool:
+    """Whether the metric that a block names has a parameter `crop_border`."""
+    function = constructor_of(METRIC_REGISTRY, block)
+    return function is not None and "crop_border" in _parameter_names(function)
+
+
+def constructor_of(registry: Registry, block: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """The class or function that a block names, or None where it names none."""
+    name = block.get("type")
+    return registry.get(name) if isinstance(name, str) and name in registry else None
+
+
+def _blocks(
+    data: Mapping[str, Any],
+) -> Iterator[tuple[KeyPath, Mapping[str, Any], Callable[..., list[Finding]]]]:
+    train, val = _mapping(data, "train"), _mapping(data, "val")
+    candidates: list[tuple[KeyPath, Any, Callable[..., list[Finding]]]] = []
+    for key in ("network_g", "network_t", "network_d"):
+        candidates.append(((key,), data.get(key), _network))
+    for row, entry in _mapping(data, "networks").items():
+        if isinstance(entry, Mapping):
+            candidates.append((("networks", row, "network"), entry.get("network"), _network))
+    for key in _LOSSES:
+        candidates.append((("train", key), train.get(key), _loss))
+    for name, block in _mapping(train, "distill").items():
+        candidates.append((("train", "distill", name), block, _method))
+    candidates.append((("train", "contrastive_opt"), train.get("contrastive_opt"), _contrastive))
+    for key in ("optim_g", "optim_d"):
+        candidates.append((("train", key), train.get(key), _optimizer))
+    candidates.append((("train", "scheduler"), train.get("scheduler"), _scheduler))
+    for name, block in _mapping(val, "metrics").items():
+        candidates.append((("val", "metrics", name), block, _metric))
+    for name, block in _mapping(data, "datasets").items():
+        candidates.append((("datasets", name), block, _dataset))
+    for location, block, check in candidates:
+        if isinstance(block, Mapping):
+            yield location, block, check
+
+
+def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _network(block: Mapping[str, Any]) -> list[Finding]:
+    return _registered(ARCH_REGISTRY, block, {})
+
+
+def _loss(block: Mapping[str, Any]) -> list[Finding]:
+    return _registered(LOSS_REGISTRY, block, {})
+
+
+def _method(block: Mapping[str, Any]) -> list[Finding]:
+    findings = _registered(METHOD_REGISTRY, block, {})
+    criterion = block.get("criterion")
+    if isinstance(criterion, Mapping):
+        findings += [(("criterion", *key), message) for key, message in _loss(criterion)]
+    return findings
+
+
+def _metric(block: Mapping[str, Any]) -> list[Finding]:
+    given = {key: value for key, value in block.items() if key != "better"}
+    findings = _registered(METRIC_REGISTRY, given, {"img": None, "img2": None})
+    if block.get("better", "higher") not in ("higher", "lower"):
+        findings.append((("better",), f"must be higher or lower, got {block['better']!r}"))
+    return findings
+
+
+def _contrastive(block: Mapping[str, Any]) -> list[Finding]:
+    if "mode" in block:
+        return [(("mode",), "unknown key; write it as type: image, patch or hybrid")]
+    findings = _registered(METHOD_REGISTRY, contrastive_block(block), {})
+    return [(("type",) if key == ("mode",) else key, message) for key, message in findings]
+
+
+def _dataset(block: Mapping[str, Any]) -> list[Finding]:
+    arguments = {key: value for key, value in block.items() if key not in DatasetOptions.model_fields}
+    provided = {key: block.get(key) for key in (*_LOADER_KEYS, "phase", "scale")}
+    findings = _registered(DATASET_REGISTRY, {"type": block.get("type"), **arguments}, provided)
+    factory = constructor_of(DATASET_REGISTRY, block)
+    if factory is None or call_style(factory) == "opt":
+        return findings
+    allowed = _LOADER_KEYS + [name for name in _parameter_names(factory) if name not in provided]
+    return [
+        (
+            key,
+            f"unknown key{nearest(str(key[-1]), allowed)}; allowed: {', '.join(allowed)}"
+            if "unknown key" in text
+            else text,
+        )
+        for key, text in findings
+    ]
+
+
+def _optimizer(block: Mapping[str, Any]) -> list[Finding]:
+    import torch
+
+    from basicsr.engine.optimizers import OPTIMIZERS
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    return _tried("optimizer", OPTIMIZERS, block, {"params": [parameter]})
+
+
+def _scheduler(block: Mapping[str, Any]) -> list[Finding]:
+    from basicsr.engine.schedules import SCHEDULES
+
+    return _tried("scheduler", SCHEDULES, block, {})
+
+
+def _registered(registry: Registry, block: Mapping[str, Any], provided: Mapping[str, Any]) -> list[Finding]:
+    name = block.get("type")
+    if not isinstance(name, str):
+        return [_no_type(registry.kind, block, registry.names())]
+    try:
+        factory = registry.get(name)
+    except OptionsError as error:
+        return [(("type",), str(error))]
+    return _findings(factory, block, provided)
+
+
+def _tried(
+    kind: str,
+    members: Mapping[str, Callable[..., Any]],
+    block: Mapping[str, Any],
+    provided: Mapping[str, Any],
+) -> list[Finding]:
+    """As `_registered`, for members cheap enough to build, which finds values out of range too."""
+    name = block.get("type")
+    if not isinstance(name, str):
+        return [_no_type(kind, block, list(members))]
+    if name not in members:
+        near = nearest(name, list(members))
+        return [(("type",), f"no {kind} is called '{name}'{near}; there are: {', '.join(members)}")]
+    findings = _findings(members[name], block, provided)
+    if findings:
+        return findings
+    try:
+        members[name](**provided, **{key: value for key, value in block.items() if key != "type"})
+    except (ValueError, TypeError, RuntimeError) as error:
+        return [((), f"{name}: {str(error).splitlines()[0]}")]
+    return []
+
+
+def _findings(factory: Callable[..., Any], block: Mapping[str, Any], provided: Mapping[str, Any]) -> list[Finding]:
+    given = {key: value for key, value in block.items() if key != "type"}
+    problems = [_without_framework_names(p, provided) for p in find_problems(factory, given, provided)]
+    findings: list[Finding] = [((p.key,), p.message) for p in problems]
+    if "params" in given and "params" in provided:
+        findings.append((("params",), "unknown key; the parameters are the network's"))
+    return findings
+
+
+def _without_framework_names(problem: Problem, provided: Mapping[str, Any]) -> Problem:
+    """Leaves what the framework itself passes (img, params) out of the list of what is allowed."""
+    before, marker, allowed = problem.message.partition("; allowed: ")
+    if not marker:
+        return problem
+    names = [name for name in allowed.split(", ") if name not in ("img", "img2", "params") or name not in provided]
+    return Problem(problem.key, before + marker + ", ".join(names))
+
+
+def _no_type(kind: str, block: Mapping[str, Any], names: list[str]) -> Finding:
+    there_are = f"; there are: {', '.join(names) or 'none'}"
+    if block.get("type") is not None:
+        return ("type",), f"must be the name of a {kind}, got {block['type']!r}{there_are}"
+    misspelt = next((key for key in block if nearest(key, ["type"])), None)
+    if misspelt is not None:
+        return (misspelt,), f"unknown key{nearest(misspelt, ['type'])}; a {kind} needs a type{there_are}"
+    return ("type",), f"is required, as a {kind} needs a type{there_are}"
+
+
+def _parameter_names(factory: Callable[..., Any]) -> list[str]:
+    import inspect
+
+    return list(inspect.signature(factory).parameters)

@@ -1,0 +1,403 @@
+"""The options as typed, frozen objects: which keys there are, of what type, and what they mean.
+
+Sections are pydantic models: strict types, no unknown keys, nothing assignable. Blocks that name a component
+by `type` (networks, losses, methods, metrics, optimizers, schedulers, datasets) are `FrozenMapping`s, whose
+keys `options_components` holds against the component's constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic_core import core_schema
+
+from basicsr.utils.registry import nearest
+
+MODEL_TYPES = {
+    "KDModel": "KDModel",
+    "MCADKD": "KDModel",
+    "MCADKDModel": "KDModel",
+    "SRModel": "SRModel",
+    "SwinIRModel": "SRModel",
+    "SRGANModel": "SRModel",
+}
+
+
+class FrozenMapping(Mapping[str, Any]):
+    """A mapping that cannot be changed, nor can what it holds: mappings are frozen, lists become tuples."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: Mapping[str, Any] = {}) -> None:
+        self._content = {key: freeze(value) for key, value in content.items()}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._content.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._content)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenMapping, (self._content,)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(_block)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "object"}
+
+
+def freeze(value: Any) -> Any:
+    """Mappings as `FrozenMapping`, lists as tuples, all the way down."""
+    if isinstance(value, FrozenMapping):
+        return value
+    if isinstance(value, Mapping):
+        return FrozenMapping(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(freeze(entry) for entry in value)
+    return value
+
+
+def thaw(value: Any) -> Any:
+    """The mutable form: dicts and lists all the way down; sections become dicts without what was left out."""
+    if isinstance(value, Section):
+        return value.to_data()
+    if isinstance(value, Mapping):
+        return {key: thaw(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [thaw(entry) for entry in value]
+    return value
+
+
+def _block(value: Any) -> FrozenMapping:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a mapping such as {type: ...}")
+    return FrozenMapping(value)
+
+
+def _not_available(reason: str) -> BeforeValidator:
+    def refuse(value: Any) -> Any:
+        if value:
+            raise ValueError(reason)
+        return value
+
+    return BeforeValidator(refuse)
+
+
+def _model_type(value: Any) -> Any:
+    if not isinstance(value, str) or value in MODEL_TYPES:
+        return MODEL_TYPES.get(value, value)
+    near = nearest(value, list(MODEL_TYPES))
+    raise ValueError(f"no model is called '{value}'{near}; there are: {', '.join(MODEL_TYPES)}")
+
+
+NetworkBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "network"})]
+LossBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "loss"})]
+MethodBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "method"})]
+MetricBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "metric"})]
+OptimizerBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "optimizer"})]
+SchedulerBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "scheduler"})]
+ContrastiveBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "contrastive"})]
+
+_ABSENT: Any = None
+Precision = Literal["none", "bf16", "fp16"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: strict, frozen, no unknown keys; lists become tuples before they come here."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain dicts and lists from which an equal section can be made, without what is null by default."""
+        data = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if not field.exclude and not (value is None and field.default is None):
+                data[name] = thaw(value)
+        return data
+
+
+class DatasetOptions(Section):
+    """One entry of `datasets`: what the loader needs, and in `arguments` what the dataset's class takes."""
+
+    type: str = Field(description="class of the dataset, such as PairedImageDataset")
+    name: str = Field(min_length=1, description="name in logs, tables and result folders")
+    phase: Literal["train", "val", "test"] = Field(exclude=True, description="filled in from the entry's key")
+    scale: int = Field(exclude=True, ge=1, description="filled in from the top-level scale")
+    batch_size_per_gpu: Positive = Field(default=1, description="images per iteration and process")
+    num_worker_per_gpu: int = Field(default=0, ge=0, description="loader processes per training process")
+    dataset_enlarge_ratio: Positive = Field(default=1, description="how many passes count as one epoch in the log")
+    prefetch_mode: Literal["cpu", "cuda"] | None = Field(
+        default=None, description="accepted as BasicSR's files have it"
+    )
+    num_prefetch_queue: Positive = Field(default=1, description="batches that each worker prepares ahead")
+    pin_memory: bool = Field(default=True, description="page-locked batches, for faster copies to the GPU")
+    persistent_workers: bool = Field(default=True, description="workers live through the whole run")
+    use_shuffle: bool = Field(default=True, description="whether training sees the images in random order")
+    arguments: FrozenMapping = Field(
+        default=FrozenMapping(), description="keys for the dataset's own class (written beside the others)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_arguments(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        own = {key: value for key, value in data.items() if key in cls.model_fields and key != "arguments"}
+        return {**own, "arguments": {key: value for key, value in data.items() if key not in own}}
+
+    def to_data(self) -> dict[str, Any]:
+        """As it was written: the class's arguments beside the loader's keys."""
+        data = super().to_data()
+        arguments = data.pop("arguments")
+        return {**data, **arguments}
+
+
+class PathOptions(Section):
+    """`path`: pretrained weights, what to resume, where results go."""
+
+    pretrain_network_g: str | None = Field(default=None, description="weights that the network starts from")
+    pretrain_network_t: str | None = Field(default=None, description="the teacher's weights")
+    pretrain_network_d: str | None = Field(default=None, description="weights that the discriminator starts from")
+    strict_load_g: bool = Field(default=True, description="refuse weights whose names differ from the network's")
+    strict_load_t: bool = Field(default=True, description="likewise for the teacher")
+    strict_load_d: bool = Field(default=True, description="likewise for the discriminator")
+    param_key_g: str | None = Field(default="params", description="key of the weights in the file; ~ if it is flat")
+    param_key_t: str | None = Field(default="params", description="likewise for the teacher")
+    param_key_d: str | None = Field(default="params", description="likewise for the discriminator")
+    resume_state: str | None = Field(default=None, description="training state to continue from")
+    ignore_resume_networks: tuple[Literal["network_g", "network_d"], ...] = Field(
+        default=(), description="networks that keep their pretrain_ path when a run is resumed"
+    )
+    allow_random_teacher: bool = Field(default=False, description="train without the teacher's weights (for tests)")
+    experiments_root: str | None = Field(default=None, description="folder of all experiments; default: experiments")
+    results_root: str | None = Field(default=None, description="folder of all test results; default: results")
+
+
+class TrainOptions(Section):
+    """`train`: losses, distillation terms, optimizers and schedule."""
+
+    total_iter: Positive = Field(description="iterations in all")
+    warmup_iter: int = Field(default=-1, ge=-1, description="iterations of rising learning rate; -1 for none")
+    ema_decay: float = Field(default=0.0, ge=0, lt=1, description="decay of the averaged weights; 0 for none")
+    accumulate: Positive = Field(default=1, description="batches whose gradients are averaged in one iteration")
+    grad_clip: float | None = Field(default=None, gt=0, description="largest gradient norm; ~ for no limit")
+    optim_g: OptimizerBlock = Field(description="optimizer of the trained network (and of the terms' heads)")
+    optim_d: OptimizerBlock | None = Field(default=None, description="optimizer of the discriminator")
+    scheduler: SchedulerBlock | None = Field(default=None, description="learning rates; ~ for a constant rate")
+    pixel_opt: LossBlock | None = Field(default=None, description="loss between output and HR image")
+    perceptual_opt: LossBlock | None = Field(default=None, description="perceptual loss between output and HR image")
+    resp_kd_opt: LossBlock | None = Field(default=None, description="loss between the student's and teacher's outputs")
+    contrastive_opt: ContrastiveBlock | None = Field(default=None, description="MCAD-KD's contrastive loss")
+    adversarial_opt: LossBlock | None = Field(default=None, description="GAN loss (gan_opt in BasicSR's files)")
+    distill: Annotated[Mapping[str, MethodBlock], AfterValidator(FrozenMapping)] = Field(
+        default=FrozenMapping(), description="further distillation terms, by a name of your choice"
+    )
+    train_adversary: bool = Field(default=True, description="whether the discriminator learns")
+    net_d_iters: Positive = Field(default=1, description="the network is updated every so many iterations")
+    net_d_init_iters: int = Field(default=0, ge=0, description="iterations that train the discriminator only")
+
+    @property
+    def method_blocks(self) -> dict[str, FrozenMapping]:
+        """The distillation terms by name, as `METHOD_REGISTRY.build` takes them."""
+        blocks: dict[str, FrozenMapping] = {}
+        if self.resp_kd_opt is not None:
+            blocks["response"] = FrozenMapping({"type": "ResponseDistillation", "criterion": self.resp_kd_opt})
+        if self.contrastive_opt is not None:
+            blocks["contrastive"] = contrastive_block(self.contrastive_opt)
+        return {**blocks, **self.distill}
+
+    @property
+    def loss_blocks(self) -> dict[str, FrozenMapping]:
+        """The losses against the HR image by name, as `LOSS_REGISTRY.build` takes them."""
+        blocks = {"pix": self.pixel_opt, "percep": self.perceptual_opt}
+        return {name: block for name, block in blocks.items() if block is not None}
+
+    @property
+    def adversarial(self) -> FrozenMapping | None:
+        """The GAN loss, if any."""
+        return self.adversarial_opt
+
+
+def contrastive_block(options: Mapping[str, Any]) -> FrozenMapping:
+    """`contrastive_opt`, whose `type` says image, patch or hybrid, as a block of the method registry."""
+    arguments = {key: value for key, value in options.items() if key != "type"}
+    mode = {"mode": options["type"]} if "type" in options else {}
+    return FrozenMapping({"type": "HybridContrastive", **mode, **arguments})
+
+
+class BestOptions(Section):
+    """`val.best`: which result decides which checkpoint is kept as the best."""
+
+    dataset: str = Field(description="name of a validation dataset")
+    metric: str = Field(description="name of one of val.metrics")
+
+
+class ValOptions(Section):
+    """`val`: when to evaluate, by which metrics, and what to keep."""
+
+    val_freq: Positive = Field(default=5000, description="iterations between evaluations")
+    save_img: bool = Field(default=False, description="save the output images")
+    suffix: str | None = Field(default=None, description="ends the saved images' names; ~ for the experiment's name")
+    pbar: bool = Field(default=False, description="show progress")
+    self_ensemble: Annotated[bool, _not_available("self-ensemble (x8) is not available yet; set it to false")] = Field(
+        default=False, description="average over eight flips and rotations: not available yet"
+    )
+    metrics: Annotated[Mapping[str, MetricBlock], AfterValidator(FrozenMapping)] = Field(
+        default=FrozenMapping(),
+        description="metrics by a name of your choice; `better: higher|lower` says which is",
+    )
+    best: BestOptions | None = Field(default=None, description="what decides the best checkpoint; ~ keeps none")
+
+
+class WandbOptions(Section):
+    """`logger.wandb`, as BasicSR's files have it."""
+
+    project: Annotated[str | None, _not_available("Weights & Biases is not supported; set it to ~")] = Field(
+        default=None, description="not supported: leave null"
+    )
+    resume_id: str | None = Field(default=None, description="not supported: leave null")
+
+
+class LoggerOptions(Section):
+    """`logger`: how often to log and save."""
+
+    print_freq: Positive = Field(default=100, description="iterations between lines in the log")
+    save_checkpoint_freq: Positive = Field(default=5000, description="iterations between checkpoints")
+    use_tb_logger: bool = Field(default=False, description="write TensorBoard files")
+    keep_checkpoints: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="how many of the newest checkpoints to keep, at least 2; ~ keeps all"
+    )
+    wandb: WandbOptions | None = Field(default=None, description="accepted as BasicSR's files have it")
+
+
+class DistOptions(Section):
+    """`dist_params`: how the processes of a distributed run talk."""
+
+    backend: Literal["nccl", "gloo"] = Field(default="nccl", description="gloo is taken where there is no GPU")
+    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(default=None, description="port, for slurm")
+
+
+class RowOptions(Section):
+    """One entry of `networks`: a row of the test table."""
+
+    type: Literal["bicubic"] | None = Field(default=None, description="bicubic: upscale without a network")
+    network: NetworkBlock | None = Field(default=None, description="the network; network_g if left out")
+    path: str | None = Field(default=None, description="its weights")
+    param_key: str | None = Field(default="params", description="key of the weights in the file; ~ if it is flat")
+    strict: bool = Field(default=True, description="refuse weights whose names differ from the network's")
+
+    def to_data(self) -> dict[str, Any]:
+        """As it was written: a bicubic row has no other keys."""
+        return {"type": "bicubic"} if self.type == "bicubic" else super().to_data()
+
+
+class Options(Section):
+    """A whole options file."""
+
+    name: str = Field(description="the experiment's name and the name of its folder")
+    model_type: Annotated[Literal["KDModel", "SRModel"], BeforeValidator(_model_type)] = Field(
+        default="SRModel",
+        description="KDModel (MCADKD, MCADKDModel) trains a student with a teacher; SRModel (SwinIRModel,"
+        " SRGANModel) trains a network",
+        json_schema_extra={"enum": list(MODEL_TYPES)},
+    )
+    scale: Positive = Field(description="upscaling factor")
+    num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto", description="auto: the GPUs there are; 0: CPU; n: refuse to run on another number"
+    )
+    manual_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of everything random")
+    amp: Precision = Field(default="none", description="mixed precision: none (float32), bf16, fp16")
+    amp_teacher: Precision | None = Field(default=None, description="the teacher's precision; ~ for that of amp")
+    channels_last: bool = Field(default=False, description="memory layout that suits convolutions on GPUs")
+    find_unused_parameters: bool = Field(default=False, description="for networks that skip parameters, under DDP")
+    crop_border: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="crop_border of the metrics that do not set it themselves"
+    )
+    datasets: Annotated[Mapping[str, DatasetOptions], AfterValidator(FrozenMapping)] = Field(
+        default=FrozenMapping(), description="train, val, val_1, val_2..., test, test_1..."
+    )
+    network_g: NetworkBlock | None = Field(default=None, description="the network to train or test: the student")
+    network_t: NetworkBlock | None = Field(default=None, description="the teacher, frozen")
+    network_d: NetworkBlock | None = Field(default=None, description="the discriminator")
+    networks: Annotated[Mapping[str, RowOptions], AfterValidator(FrozenMapping)] = Field(
+        default=FrozenMapping(), description="for test.py: any number of networks, a row of the table each"
+    )
+    path: PathOptions = Field(default=PathOptions(), description="weights and folders")
+    train: TrainOptions = Field(default=_ABSENT, validate_default=False, description="how to train; None in testing")
+    val: ValOptions = Field(default=ValOptions(), description="how to evaluate")
+    logger: LoggerOptions = Field(default=LoggerOptions(), description="what to log and save, how often")
+    dist_params: DistOptions = Field(default=DistOptions(), description="distributed training")
+    is_train: bool = Field(default=True, exclude=True, description="set by the command, train.py or test.py")
+    root: Path = Field(default=Path("."), exclude=True, description="set by the command: parent of experiments/")
+
+    @property
+    def experiment_folder(self) -> Path:
+        """Where a training run keeps its log, options, checkpoints and images: experiments/NAME."""
+        return self._run_folder(self.path.experiments_root, "experiments")
+
+    @property
+    def models_folder(self) -> Path:
+        """Exported networks of a training run."""
+        return self.experiment_folder / "models"
+
+    @property
+    def training_states_folder(self) -> Path:
+        """Training states, from which a run resumes."""
+        return self.experiment_folder / "training_states"
+
+    @property
+    def results_folder(self) -> Path:
+        """Where a test keeps its tables and log: results/NAME."""
+        return self._run_folder(self.path.results_root, "results")
+
+    @property
+    def visualization_folder(self) -> Path:
+        """Where images go that are saved in evaluations."""
+        return (self.experiment_folder if self.is_train else self.results_folder) / "visualization"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """Where TensorBoard files go: tb_logger/NAME."""
+        return self.root / "tb_logger" / self.name
+
+    def datasets_of(self, *phases: str) -> dict[str, DatasetOptions]:
+        """The datasets whose phase is one of `phases`, by their key, in the file's order."""
+        return {key: dataset for key, dataset in self.datasets.items() if dataset.phase in phases}
+
+    def _run_folder(self, configured: str | None, default: str) -> Path:
+        return self.root / (configured or default) / self.name

@@ -1,0 +1,56 @@
+"""Numerical precision of a run: autocast, loss scaling, memory layout."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Amp = Literal["bf16", "fp16", "none"]
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How networks are run on a device.
+
+    Attributes:
+        device_type: 'cpu' or 'cuda'.
+        amp: autocast type; 'none' runs in float32.
+    """
+
+    device_type: str
+    amp: Amp = "none"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """A context in which convolutions and matrix products run in the chosen type; a new one at each call."""
+        if self.amp == "none":
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=_DTYPES[self.amp])
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A loss scaler, which acts under fp16 only; bf16 has float32's range."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.amp == "fp16")
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that runs in float32 also under autocast."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) of any floating type to float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+def keep_output_precise(network: nn.Module) -> None:
+    """Makes the last convolution of an SR network run in float32 under autocast.
+
+    bf16 has 8 significant bits: rounding the output image itself to them costs as much as 8-bit quantisation, and
+    more where the network works on a range of 255. The one layer costs little. State dicts do not change.
+    """
+    convolutions = [module for module in network.modules() if type(module) is nn.Conv2d]
+    if convolutions:
+        convolutions[-1].__class__ = Float32Conv2d

@@ -1,0 +1,81 @@
+"""Random streams that depend on what they are for and on nothing else: no process, worker, rank or history.
+
+Every random choice of a run derives from the manual seed and the global position of a sample, so that a
+resumed run, another number of workers, or more ranks at the same global batch draw the same.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def sample_seed(manual_seed: int, position: int) -> int:
+    """The seed of one sample, a 63-bit integer (so that it fits an int64 tensor).
+
+    Args:
+        manual_seed: the run's seed, not negative.
+        position: number of the sample among all that the run draws, over all ranks, from 0.
+    """
+    return int(
+        np.random.SeedSequence([manual_seed, position]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    """A generator of its own for each pair of seed and purpose; the same in every process."""
+    purpose_key = zlib.crc32(purpose.encode("utf-8"))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, purpose_key])))
+
+
+def seed_everything(seed: int, *keys: int) -> None:
+    """Seeds Python's, numpy's and torch's global generators from `seed` and keys such as a rank."""
+    words = _seed_words(seed, *keys)
+    _seed_cpu(words)
+    torch.manual_seed(_torch_seed(words))
+
+
+@contextmanager
+def preserved_global_state() -> Iterator[None]:
+    """Puts Python's, numpy's and torch's global generators (CUDA's if in use) back as they were."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def seeded_global_state(seed: int) -> Iterator[None]:
+    """Seeds the global generators of the CPU for the length of a block, then puts them back as they were.
+
+    CUDA's are left alone: torch.manual_seed would keep a note for them at every call until CUDA is first
+    used.
+    """
+    with preserved_global_state():
+        _seed_cpu(_seed_words(seed))
+        yield
+
+
+def _seed_words(seed: int, *keys: int) -> np.ndarray:
+    return np.random.SeedSequence([seed, *keys]).generate_state(4, np.uint64)
+
+
+def _seed_cpu(words: np.ndarray) -> None:
+    random.seed(int(words[0]))
+    np.random.seed(words[1:3].view(np.uint32))
+    torch.default_generator.manual_seed(_torch_seed(words))
+
+
+def _torch_seed(words: np.ndarray) -> int:
+    return int(words[3] >> np.uint64(1))

@@ -1,0 +1,237 @@
+"""Writes options/schema.json, from which editors complete and check options files.
+
+    python scripts/make_schema.py            # after adding a network, loss, method, dataset, metric or key
+    python scripts/make_schema.py --check    # exit code 1 if the file is out of date
+
+The schema comes from the typed options and from the constructors in the registries. It is looser than the check at
+the start of a run: nothing is required in it, because a key may come from a file named by `_base_`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pydantic import ConfigDict, PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
+from pydantic.json_schema import PydanticJsonSchemaWarning
+
+from basicsr.engine.optimizers import OPTIMIZERS
+from basicsr.engine.schedules import SCHEDULES
+from basicsr.utils.components import call_style
+from basicsr.utils.options_schema import Options
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    DATASET_REGISTRY,
+    LOSS_REGISTRY,
+    METHOD_REGISTRY,
+    METRIC_REGISTRY,
+    Registry,
+)
+
+SCHEMA_FILE = Path(__file__).resolve().parents[1] / "options" / "schema.json"
+Schema = dict[str, Any]
+
+_BASE = {
+    "description": "file or files that this mapping starts from, relative to this file",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
+_BETTER = {"enum": ["higher", "lower"], "description": "which values are better; higher if left out"}
+_PROVIDED = {"metric": ("img", "img2"), "optimizer": ("params",), "dataset": ("name", "phase", "scale")}
+
+
+def make_schema() -> Schema:
+    """The JSON schema of options files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PydanticJsonSchemaWarning)
+        schema = Options.model_json_schema()
+    definitions = schema["$defs"]
+    dataset = definitions.pop("DatasetOptions")
+    definitions["Options"] = {key: value for key, value in schema.items() if key != "$defs"}
+    for definition in definitions.values():
+        _loosen(definition)
+    definitions.update(_components(dataset))
+    whole = definitions["Options"]["properties"]
+    whole["discriminator"] = {"$ref": "#/$defs/network", "description": "older name of network_d"}
+    whole["datasets"] = {
+        "description": "train, val, val_1, ..., test, test_1, ...",
+        "type": "object",
+        "properties": {"_base_": _BASE},
+        "patternProperties": {"^(train|(val|test)(_\\w+)?)$": {"$ref": "#/$defs/dataset"}},
+        "additionalProperties": False,
+    }
+    train = definitions["TrainOptions"]["properties"]
+    train["gan_opt"] = {"$ref": "#/$defs/loss", "description": "BasicSR's name of adversarial_opt"}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Options of basicsr/train.py and basicsr/test.py",
+        "$ref": "#/$defs/Options",
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _loosen(definition: Schema) -> None:
+    """Requires nothing, allows `_base_`, and points component blocks to their definitions."""
+    definition.pop("required", None)
+    definition.pop("title", None)
+    properties = definition["properties"]
+    for name, entry in properties.items():
+        properties[name] = _linked(entry)
+    properties["_base_"] = _BASE
+
+
+def _linked(entry: Any) -> Any:
+    if isinstance(entry, list):
+        return [_linked(item) for item in entry]
+    if not isinstance(entry, dict):
+        return entry
+    kept = {key: _linked(value) for key, value in entry.items() if key not in ("title", "x-component")}
+    if "x-component" in entry:
+        kept.pop("type", None)
+        reference = {"$ref": f"#/$defs/{entry['x-component']}"}
+        return {**kept, "anyOf": [reference, {"type": "null"}]} if "anyOf" in kept else {**kept, **reference}
+    if entry.get("type") == "object" and "properties" not in entry:
+        kept["properties"] = {"_base_": _BASE}
+    return kept
+
+
+def _components(dataset: Schema) -> dict[str, Schema]:
+    """A definition for each kind of component block."""
+    loader_keys = {
+        name: _linked(entry)
+        for name, entry in dataset["properties"].items()
+        if name not in ("type", "phase", "scale", "arguments")
+    }
+    contrastive = _block("contrastive", [("HybridContrastive", METHOD_REGISTRY.get("HybridContrastive"))])
+    arguments = contrastive["allOf"][0]["then"]["properties"]
+    arguments["type"] = arguments.pop("mode")
+    return {
+        "network": _block("network", _members(ARCH_REGISTRY)),
+        "loss": _block("loss", _members(LOSS_REGISTRY)),
+        "method": _block("method", _members(METHOD_REGISTRY)),
+        "metric": _block("metric", _members(METRIC_REGISTRY), {"better": _BETTER}),
+        "dataset": _block("dataset", _members(DATASET_REGISTRY), loader_keys),
+        "optimizer": _block("optimizer", OPTIMIZERS.items()),
+        "scheduler": _block("scheduler", SCHEDULES.items()),
+        "contrastive": {
+            "type": "object",
+            "description": contrastive["allOf"][0]["then"]["description"],
+            "properties": {**arguments, "_base_": _BASE},
+            "additionalProperties": False,
+        },
+    }
+
+
+def _members(registry: Registry) -> list[tuple[str, Callable[..., Any]]]:
+    return [(name, registry.get(name)) for name in registry.names()]
+
+
+def _block(
+    kind: str, members: Iterable[tuple[str, Callable[..., Any]]], extra: Mapping[str, Schema] | None = None
+) -> Schema:
+    """A mapping whose `type` is one of the members, and whose other keys are then that member's arguments."""
+    cases = []
+    names = []
+    for name, factory in members:
+        names.append(name)
+        arguments = _arguments(factory, _PROVIDED.get(kind, ()))
+        then: Schema = {
+            "description": _first_line(factory),
+            "properties": {"type": True, "_base_": _BASE, **(extra or {}), **arguments},
+        }
+        if call_style(factory) == "keywords":
+            then["additionalProperties"] = False
+        cases.append({"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": then})
+    return {
+        "type": "object",
+        "properties": {"type": {"enum": names, "description": f"which {kind}"}, "_base_": _BASE},
+        "allOf": cases,
+    }
+
+
+def _arguments(factory: Callable[..., Any], provided: Sequence[str]) -> dict[str, Schema]:
+    if call_style(factory) == "opt":
+        return {}
+    try:
+        hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    except (NameError, TypeError):
+        hints = {}
+    texts = _argument_texts(factory)
+    arguments = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if name in provided or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        entry = _type_schema(hints.get(name, Any))
+        if name in texts:
+            entry["description"] = texts[name]
+        if isinstance(parameter.default, (bool, int, float, str)):
+            entry["default"] = parameter.default
+        arguments[name] = entry
+    return arguments
+
+
+def _type_schema(hint: Any) -> Schema:
+    """The JSON schema of a type; of a union, the parts that have one; anything at all where there is none."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        parts = [_type_schema(part) for part in typing.get_args(hint)]
+        known = [part for part in parts if part]
+        return {"anyOf": known} if len(known) > 1 else known[0] if known else {}
+    try:
+        schema = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).json_schema()
+    except (PydanticInvalidForJsonSchema, PydanticUserError):
+        return {"type": "array"} if typing.get_origin(hint) is tuple else {}
+    return {key: value for key, value in schema.items() if key != "title"}
+
+
+def _first_line(factory: Callable[..., Any]) -> str:
+    return (inspect.getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _argument_texts(factory: Callable[..., Any]) -> dict[str, str]:
+    """The entries of the docstring's `Args:` section, by name."""
+    doc = inspect.getdoc(factory) or ""
+    section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", doc, re.MULTILINE)
+    texts: dict[str, str] = {}
+    name = None
+    for line in section.group(1).splitlines() if section else ():
+        entry = re.match(r" {4}(\w+)(?: \([^)]*\))?: (.*)", line)
+        if entry:
+            name = entry.group(1)
+            texts[name] = entry.group(2)
+        elif name and line.startswith(" " * 8):
+            texts[name] += " " + line.strip()
+    return texts
+
+
+def schema_text() -> str:
+    """The content of options/schema.json."""
+    return json.dumps(make_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; say whether the file is up to date")
+    arguments = parser.parse_args(argv)
+    text = schema_text()
+    if not arguments.check:
+        SCHEMA_FILE.write_text(text, encoding="utf-8")
+        return 0
+    if SCHEMA_FILE.is_file() and SCHEMA_FILE.read_text(encoding="utf-8") == text:
+        return 0
+    print(f"{SCHEMA_FILE} is out of date: run python scripts/make_schema.py", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Prints an options file as a run will see it: merged with the files it builds on, defaults filled in, checked.
+
+python scripts/print_options.py options/train/mcadkd_edsr_x2.yml
+python scripts/print_options.py options/test/edsr_x2.yml --test --force_yml val:save_img=false
+python scripts/print_options.py options/train/mcadkd_edsr_x2.yml --positions
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from basicsr.engine.command import run_command
+from basicsr.utils.options import load_options, resolved_yaml
+from basicsr.utils.yaml_loader import key_text, load_yaml
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="options file")
+    parser.add_argument("--test", action="store_true", help="as test.py sees it (default: train.py)")
+    parser.add_argument("--force_yml", nargs="+", default=[], metavar="KEY=VALUE", help="set options")
+    parser.add_argument("--check_paths", action="store_true", help="also look whether data and weights are there")
+    parser.add_argument("--positions", action="store_true", help="print file and line of every key instead")
+    arguments = parser.parse_args(argv)
+    options = load_options(
+        arguments.file, overrides=arguments.force_yml, training=not arguments.test, paths=arguments.check_paths
+    )
+    if not arguments.positions:
+        print(resolved_yaml(options), end="")
+        return 0
+    document = load_yaml(arguments.file)
+    for override in arguments.force_yml:
+        document.set(override)
+    for key, position in document.positions().items():
+        print(f"{position}: {key_text(key)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Makes .venv if need be, checks style and types, runs the tests. Arguments go to pytest: bash scripts/test.sh -k psnr
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+ensure_environment test,dev </dev/null
+
+status=0
+.venv/bin/python -m ruff check || status=1
+.venv/bin/python -m ruff format --check || status=1
+.venv/bin/python -m mypy || status=1
+.venv/bin/python -m pytest -q "$@" </dev/null || status=$?
+exit "$status"

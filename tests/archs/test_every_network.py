@@ -1,0 +1,163 @@
+"""What holds for every registered network; a new file in basicsr/archs is covered without a change here.
+
+A network whose constructor requires a parameter that TINY does not know needs an entry there.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import typing
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from basicsr.archs import build_network
+from basicsr.utils.components import find_problems
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import ARCH_REGISTRY
+
+TINY: dict[str, Any] = {
+    "num_in_ch": 3,
+    "num_out_ch": 3,
+    "in_chans": 3,
+    "num_feat": 16,
+    "num_block": 2,
+    "num_group": 2,
+    "squeeze_factor": 2,
+    "upscale": 2,
+    "img_size": 8,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 2],
+    "window_size": 4,
+    "upsampler": "pixelshuffle",
+    "drop_path_rate": 0.0,
+}
+NETWORKS = ARCH_REGISTRY.names()
+
+
+def images(network: nn.Module, batch: int = 2) -> Tensor:
+    size = getattr(network, "input_size", 32)
+    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def tiny(name: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    parameters = inspect.signature(ARCH_REGISTRY.get(name)).parameters
+    network = build_network({"type": name, **{key: value for key, value in TINY.items() if key in parameters}})
+    with torch.no_grad():
+        for _ in range(3):  # running statistics and spectral norms mean nothing before the first batches
+            network.train()(images(network))
+    return network
+
+
+def relative_error(given: Tensor, wanted: Tensor) -> float:
+    return ((given.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> nn.Module:
+    return tiny(request.param)
+
+
+@pytest.fixture
+def learner(network: nn.Module) -> nn.Module:
+    if not list(network.parameters()):
+        pytest.skip("has no parameters")
+    return network
+
+
+def test_the_networks_of_the_papers_are_there() -> None:
+    assert {"EDSR", "RCAN", "SwinIR", "UNetDiscriminatorSN_basicsr"} <= set(NETWORKS)
+    assert "UNetDiscriminatorSN" in ARCH_REGISTRY
+
+
+def test_an_image_gives_a_finite_float32_output_of_the_promised_size(network: nn.Module) -> None:
+    x = images(network)
+    before = x.clone()
+    output = network(x)
+    assert output.dtype == torch.float32
+    assert output.shape[0] == 2
+    assert torch.isfinite(output).all()
+    assert torch.equal(x, before), "the input was changed in place"
+    if "upscale" in inspect.signature(type(network)).parameters:
+        assert output.shape == (2, 3, 64, 64)
+
+
+def test_every_parameter_gets_a_gradient(learner: nn.Module) -> None:
+    output = learner.train()(images(learner))
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+    (output * weights).sum().backward()
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_saved_state_gives_the_same_output_in_another_instance(learner: nn.Module, tmp_path) -> None:
+    torch.save(learner.state_dict(), tmp_path / "net.pth")
+    other = tiny(_registered_name(learner), seed=1)
+    x = images(learner)
+    with torch.no_grad():
+        wanted = learner.eval()(x)
+        assert not torch.equal(other.eval()(x), wanted)
+        other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+        assert torch.equal(other(x), wanted)
+        assert torch.equal(copy.deepcopy(learner)(x), wanted)
+
+
+def test_evaluation_changes_no_state_and_treats_images_one_by_one(network: nn.Module) -> None:
+    before = copy.deepcopy(network.state_dict())
+    x = images(network, batch=3)
+    with torch.no_grad():
+        together = network.eval()(x)
+        alone = torch.cat([network(image[None]) for image in x])
+    assert relative_error(alone, together) < 1e-6
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_bfloat16_autocast_differs_by_less_than_three_percent(learner: nn.Module) -> None:
+    x = images(learner)
+    with torch.no_grad():
+        wanted = learner.eval()(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            given = learner(x)
+    assert 0 < relative_error(given, wanted) < 0.03
+
+
+def test_bfloat16_autocast_trains(learner: nn.Module) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = learner.train()(images(learner))
+    output.float().square().mean().backward()
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+def test_channels_last_gives_the_same_output(network: nn.Module) -> None:
+    x = images(network)
+    with torch.no_grad():
+        wanted = network.eval()(x)
+        given = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert relative_error(given, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_constructor_is_typed_and_refuses_unknown_keys(name: str) -> None:
+    factory = ARCH_REGISTRY.get(name)
+    hints = typing.get_type_hints(factory.__init__)
+    for parameter in inspect.signature(factory).parameters.values():
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, parameter
+        assert parameter.name in hints, parameter
+        if parameter.default is not inspect.Parameter.empty:
+            problems = find_problems(factory, {parameter.name: parameter.default}, TINY)
+            assert not problems, problems
+    with pytest.raises(OptionsError, match="nonsense: unknown key"):
+        build_network({"type": name, "nonsense": 1})
+
+
+def _registered_name(network: nn.Module) -> str:
+    return next(name for name, factory in ARCH_REGISTRY if factory is type(network))

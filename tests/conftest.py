@@ -1,0 +1,39 @@
+"""Shared fixtures: small image folders, and few threads so that parallel tests do not fight for cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def write_pairs(root: Path, scale: int, names: list[str], size: int = 48, seed: int = 0) -> tuple[Path, Path]:
+    """Writes smooth random HR images (`size` pixels a side, LR coordinates times scale) and their LR averages."""
+    generator = np.random.default_rng(seed)
+    gt_root, lq_root = root / "HR", root / f"LR_X{scale}"
+    for folder in (gt_root, lq_root):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        coarse = generator.uniform(0, 255, (6, 6, 3)).astype(np.float32)
+        gt = cv2.resize(coarse, (size * scale, size * scale), interpolation=cv2.INTER_CUBIC)
+        gt = np.clip(gt + generator.normal(0, 4, gt.shape), 0, 255).astype(np.uint8)
+        lq = cv2.resize(gt, (size, size), interpolation=cv2.INTER_AREA)
+        assert cv2.imwrite(str(gt_root / f"{name}.png"), gt)
+        assert cv2.imwrite(str(lq_root / f"{name}x{scale}.png"), lq)
+    return gt_root, lq_root
+
+
+@pytest.fixture
+def image_pairs(tmp_path: Path):
+    """A function writing an image folder pair below the test's own folder: see `write_pairs`."""
+
+    def write(scale: int = 2, count: int = 6, size: int = 24, folder: str = "data", seed: int = 0) -> tuple[Path, Path]:
+        names = [f"img{index:03d}" for index in range(count)]
+        return write_pairs(tmp_path / folder, scale, names, size, seed)
+
+    return write

@@ -1,0 +1,149 @@
+"""Small real training runs, in processes of their own that start from a parent with PyTorch imported.
+
+What runs in those processes stands here, where they can import it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basicsr.engine.distributed import distributed
+from basicsr.engine.stop import StopRequest
+from basicsr.engine.training_run import TrainingRun
+from basicsr.train import train_pipeline, train_step
+from basicsr.utils.dist_util import sum_over_ranks
+from basicsr.utils.options import load_options
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "basicsr.train", "basicsr.data"])
+
+def changed(options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """A deep copy of `options` with changes such as `train__total_iter=3`; None removes the key."""
+    result = copy.deepcopy(dict(options))
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        section = result
+        for parent in parents:
+            section = section[parent]
+        section.pop(key, None) if value is None else section.update({key: value})
+    return result
+
+
+def start(function: Callable[..., None], *arguments: Any) -> Any:
+    """Starts `function` in a process of its own, as leader of a process group, and returns the process."""
+    process = PROCESSES.Process(target=_enter, args=(function, arguments))
+    process.start()
+    return process
+
+
+def run_ranks(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
+    """Runs `function(rank, *arguments)` in `world_size` processes with torchrun's variables; all must succeed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        PROCESSES.Process(target=_enter_rank, args=(function, rank, world_size, port, arguments))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * world_size
+
+
+def _enter(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.setpgid(0, 0)
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def _enter_rank(
+    function: Callable[..., None], rank: int, world_size: int, port: int, arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    function(rank, *arguments)
+
+
+def differences(first: Any, second: Any, path: str = "") -> list[str]:
+    """Paths at which two loaded checkpoints differ in any bit of a tensor, or in a value."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        same = first.dtype == second.dtype and first.shape == second.shape and torch.equal(_bits(first), _bits(second))
+        return [] if same else [path]
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        if list(first) != list(second):
+            return [f"{path}: keys {sorted(map(str, set(first) ^ set(second)))}"]
+        return [found for key in first for found in differences(first[key], second[key], f"{path}/{key}")]
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)) and len(first) == len(second):
+        return [
+            found
+            for index, pair in enumerate(zip(first, second, strict=True))
+            for found in differences(*pair, f"{path}/{index}")
+        ]
+    return [] if type(first) is type(second) and first == second else [path]
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor.reshape(1).view(torch.uint8)
+
+
+def checkpoint_of(experiment: Path, iteration: int) -> dict[str, Any]:
+    """All that a checkpoint holds, except the options' text and what names the folder."""
+    files = {
+        "g": experiment / f"models/net_g_{iteration}.pth",
+        "d": experiment / f"models/net_d_{iteration}.pth",
+        "state": experiment / f"training_states/{iteration}.state",
+    }
+    loaded = {name: torch.load(file, weights_only=True) for name, file in files.items() if file.exists()}
+    loaded["state"].pop("options")
+    return loaded
+
+
+def train(options: dict[str, Any], root: str) -> None:
+    """Trains on, from the newest checkpoint if there is one."""
+    train_pipeline(options, auto_resume=True, root=root)
+
+
+def train_rank_all(rank: int, runs: list[dict[str, Any]], root: str) -> None:
+    """As `train`, as one of several ranks, for one run after the other."""
+    for options in runs:
+        train_pipeline(options, launcher="pytorch", auto_resume=True, root=root)
+
+
+def finish(options: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Trains to the end in a process of its own and returns the last checkpoint."""
+    process = start(train, options, str(root))
+    process.join()
+    assert process.exitcode == 0
+    return checkpoint_of(root / "experiments" / options["name"], options["train"]["total_iter"])
+
+
+def record_steps(rank: int, options: dict[str, Any], launcher: str, iterations: int, out: str) -> None:
+    """Takes `iterations` steps and saves OUT.RANK: losses averaged over ranks at each step, and all weights."""
+    loaded = load_options(options, training=True, root=Path(out).parent)
+    history = []
+    with StopRequest() as stop, distributed(launcher, 0, "gloo") as place:
+        run = TrainingRun(loaded, place, None, logging.getLogger("test"))
+        for _, batches in zip(range(iterations), run.loader, strict=False):
+            parts, _ = train_step(run, batches, stop)
+            stacked = torch.stack([part.double() for part in parts.values()])
+            history.append(dict(zip(parts, (sum_over_ranks(stacked) / place.world_size).tolist(), strict=True)))
+        weights = {
+            "student": run.network.state_dict(),
+            "heads": run.terms.state_dict(),
+            "ema": run.ema.network.state_dict(),
+            "discriminator": dict(run.adversary.discriminator.named_parameters()) if run.adversary else {},
+        }
+        torch.save({"history": history, "weights": weights}, f"{out}.{rank}")

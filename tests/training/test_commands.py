@@ -1,0 +1,162 @@
+"""The commands as users type them: real processes, exit codes, one line for a mistake."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from support.training import changed, checkpoint_of, differences, finish
+
+from basicsr import test, train
+from basicsr.engine.command import run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = str(ROOT / "basicsr/train.py")
+
+
+def write(options: dict, folder: Path) -> str:
+    file = folder / "options.yml"
+    file.write_text(yaml.safe_dump(options))
+    return str(file)
+
+
+def run(*command: str, folder: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def failure(main, capsys, *arguments: str) -> tuple[int, list[str]]:
+    """Exit code and lines on standard error of a command run in this process."""
+    code = run_command(lambda: main(list(arguments)))
+    return code, capsys.readouterr().err.strip().splitlines()
+
+
+def test_torchrun_trains_tests_and_leaves_what_basicsr_leaves(mcadkd, tmp_path):
+    file = write(changed(mcadkd, logger__use_tb_logger=True, dist_params__backend="nccl"), tmp_path)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=4321")
+    done = run(*torchrun, TRAIN, "-opt", file, "--launcher", "pytorch", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "using gloo" in done.stderr + done.stdout
+    experiment = tmp_path / "experiments/tiny"
+    assert {path.name for path in (experiment / "models").iterdir()} == {
+        *(f"net_{label}_{iteration}.pth" for label in "gd" for iteration in (4, 8)),
+        "net_g_latest.pth",
+        "net_g_best.pth",
+    }
+    assert list(tmp_path.glob("tb_logger/tiny/events*"))
+    assert "Validation val, iter 8: psnr" in next(experiment.glob("train_tiny_*.log")).read_text()
+    weights = torch.load(experiment / "models/net_g_8.pth", weights_only=True)
+    assert set(weights) == {"params", "params_ema"}
+
+    testing = {key: mcadkd[key] for key in ("name", "scale", "num_gpu", "network_g", "val")}
+    testing["datasets"] = {"test_1": mcadkd["datasets"]["val"]}
+    testing["path"] = {"pretrain_network_g": str(experiment / "models/net_g_8.pth"), "param_key_g": "params_ema"}
+    file = write(changed(testing, val__val_freq=None, val__save_img=True), tmp_path)
+    done = run(sys.executable, str(ROOT / "basicsr/test.py"), "-opt", file, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "val psnr" in (tmp_path / "results/tiny/summary.md").read_text()
+    lines = (tmp_path / "results/tiny/metrics.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 3
+    assert len(list((tmp_path / "results/tiny/visualization/val").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_bitwise(mcadkd, tmp_path, number):
+    options = changed(mcadkd, train__total_iter=400, logger__save_checkpoint_freq=200, logger__print_freq=1)
+    file = write(changed(options, val__val_freq=200), tmp_path)
+    command = [sys.executable, TRAIN, "-opt", file]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        log = _wait_for_line(tmp_path, "iter:       3")
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+    assert log and process.returncode == 75
+    assert errors.strip().splitlines()[-1].startswith("preempted: saved")
+    states = [int(path.stem) for path in (tmp_path / "experiments/tiny/training_states").glob("*.state")]
+    assert len(states) == 1 and 3 <= states[0] < 200
+    options = changed(options, train__total_iter=states[0] + 5, val__val_freq=200)
+    resumed = finish(options, tmp_path)
+    assert differences(finish(options, tmp_path / "whole"), resumed) == []
+
+
+def _wait_for_line(folder: Path, text: str) -> bool:
+    for _ in range(1200):
+        for log in folder.glob("experiments/tiny/*.log"):
+            if text in log.read_text():
+                return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"network_g": {"type": "EDSRR", "upscale": 2}}, 2, "did you mean 'EDSR'"),
+        ({"datasets__train__dataroot_lq": "nowhere"}, 2, "nowhere"),
+        ({"train__contrastive_opt": {"type": "hybrid", "patch_size": 64}}, 2, "patch_size"),
+        ({"path": {"pretrain_network_t": "no_teacher.pth"}}, 2, "no_teacher.pth"),
+    ],
+)
+def test_mistakes_in_options_end_in_a_line_each_and_touch_nothing(mcadkd, tmp_path, monkeypatch, capsys, changes, code, message):
+    monkeypatch.chdir(tmp_path)
+    returned, lines = failure(train.main, capsys, "-opt", write(changed(mcadkd, **changes), tmp_path))
+    assert returned == code
+    assert any(message in line for line in lines), lines
+    assert not any(line.startswith("Traceback") for line in lines)
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_images_that_do_not_fit_end_in_one_line(mcadkd, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = write(changed(mcadkd, datasets__train__gt_size=64), tmp_path)
+    code, lines = failure(train.main, capsys, "-opt", file)
+    assert code == 3 and len([line for line in lines if line.startswith("error: ")]) == 1
+    assert "img" in lines[-1] and "64" in lines[-1]
+
+
+def test_a_teacher_for_another_network_names_keys_and_shapes(mcadkd, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    from basicsr.archs import build_network
+
+    teacher = build_network({**mcadkd["network_t"], "num_feat": 16})
+    torch.save({"params": teacher.state_dict()}, tmp_path / "teacher.pth")
+    path = {"pretrain_network_t": str(tmp_path / "teacher.pth")}
+    code, lines = failure(train.main, capsys, "-opt", write(changed(mcadkd, path=path), tmp_path))
+    assert code == 4
+    assert "conv_first.weight (16, 3, 3, 3) instead of (12, 3, 3, 3)" in lines[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(mcadkd, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = write(changed(mcadkd, train__optim_g__lr=1e30, train__adversarial_opt=None, network_d=None), tmp_path)
+    code, lines = failure(train.main, capsys, "-opt", file)
+    assert code == 5
+    assert "nothing was updated" in lines[-1] and "iteration" in lines[-1] and "img" in lines[-1]
+
+
+def test_testing_without_hr_images_saves_images(mcadkd, tmp_path):
+    options = {
+        "name": "only_lr",
+        "scale": 2,
+        "num_gpu": 0,
+        "datasets": {
+            "test": {
+                "name": "photos",
+                "type": "SingleImageDataset",
+                "dataroot_lq": mcadkd["datasets"]["val"]["dataroot_lq"],
+                "io_backend": {"type": "disk"},
+            }
+        },
+        "networks": {"bicubic": {"type": "bicubic"}},
+    }
+    rows = test.test_pipeline(options, root=tmp_path)
+    assert rows[0].evaluations["photos"].metrics == ()
+    assert len(list((tmp_path / "results/only_lr/visualization/bicubic/photos").glob("*.png"))) == 3
+    assert np.isfinite(rows[0].evaluations["photos"].seconds).all()

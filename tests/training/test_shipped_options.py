@@ -1,0 +1,73 @@
+"""Every shipped training file builds, trains and resumes at reduced size, on one rank and on two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.training import changed, checkpoint_of, differences, finish, run_ranks, train_rank_all
+
+from basicsr.utils.options import load_options
+from basicsr.utils.options_schema import thaw
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
+FILES = sorted(OPTIONS.glob("*.yml"))
+MCADKD = [file for file in FILES if file.stem.startswith("mcadkd_") and "published" not in file.stem]
+SMALL = {"num_feat": 8, "num_block": 1, "num_group": 1, "squeeze_factor": 4, "embed_dim": 8}
+
+
+def reduced(file: Path, image_pairs) -> dict[str, Any]:
+    """The file's options with small networks, crops, batches and images, all else as shipped."""
+    options = thaw(load_options(file, training=True, paths=False))
+    scale = options["scale"]
+    gt, lq = image_pairs(scale=scale, count=3, size=16, folder=f"x{scale}")
+    for name in ("network_g", "network_t"):
+        network = options.get(name) or {}
+        network.update({key: value for key, value in SMALL.items() if key in network})
+        if "depths" in network:
+            network.update(depths=[2], num_heads=[2], img_size=8, window_size=4)
+    if options.get("network_d"):
+        options["network_d"]["num_feat"] = 4
+    for key, dataset in options["datasets"].items():
+        dataset.update(dataroot_gt=str(gt), dataroot_lq=str(lq), filename_tmpl=f"{{}}x{scale}")
+        if key == "train":
+            dataset.update(gt_size=8 * scale, num_worker_per_gpu=0, batch_size_per_gpu=2)
+    contrastive = options["train"].get("contrastive_opt")
+    if contrastive:
+        contrastive.update(patch_size=6, num_patches=3, embed_dim=8)
+    options["path"] = {"allow_random_teacher": True}
+    options["train"]["total_iter"] = 3
+    options["val"]["val_freq"] = 3
+    options["logger"].update(save_checkpoint_freq=2, use_tb_logger=False)
+    return changed(options, num_gpu=0, dist_params__backend="gloo")
+
+
+def test_nine_mcadkd_files_are_shipped():
+    assert {file.stem for file in MCADKD} == {f"mcadkd_{n}_x{s}" for n in ("edsr", "rcan", "swinir") for s in (2, 3, 4)}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_shipped_file_trains_and_resumes_bitwise(file, image_pairs, tmp_path):
+    options = reduced(file, image_pairs)
+    expected = finish(options, tmp_path)
+    folder = tmp_path / "experiments" / options["name"]
+    (folder / "training_states/3.json").unlink()
+    assert differences(expected, finish(options, tmp_path)) == []
+    assert set(torch.load(folder / "models/net_g_latest.pth", weights_only=True)["params"]) == set(
+        expected["g"]["params"]
+    )
+    assert not any("terms" in key or "head" in key for key in expected["g"]["params"])
+
+
+def test_mcadkd_files_train_and_resume_bitwise_on_two_ranks(image_pairs, tmp_path):
+    runs = [reduced(file, image_pairs) for file in MCADKD]
+    run_ranks(train_rank_all, 2, runs, str(tmp_path))
+    folders = [tmp_path / "experiments" / options["name"] for options in runs]
+    expected = [checkpoint_of(folder, 3) for folder in folders]
+    for folder in folders:
+        (folder / "training_states/3.json").unlink()
+    run_ranks(train_rank_all, 2, runs, str(tmp_path))
+    for folder, before in zip(folders, expected, strict=True):
+        assert differences(before, checkpoint_of(folder, 3)) == [], folder.name
