@@ -62,7 +62,8 @@ def make_schema() -> Schema:
         _loosen(definition)
     definitions.update(_components(dataset))
     whole = definitions["Options"]["properties"]
-    whole["discriminator"] = {"$ref": "#/$defs/network", "description": "older name of network_d"}
+    del whole["root"]
+    whole["discriminator"] = {"description": "older name of network_d", "allOf": [{"$ref": "#/$defs/network"}]}
     whole["datasets"] = {
         "description": "train, val, val_1, ..., test, test_1, ...",
         "type": "object",
@@ -71,7 +72,7 @@ def make_schema() -> Schema:
         "additionalProperties": False,
     }
     train = definitions["TrainOptions"]["properties"]
-    train["gan_opt"] = {"$ref": "#/$defs/loss", "description": "BasicSR's name of adversarial_opt"}
+    train["gan_opt"] = {"description": "BasicSR's name of adversarial_opt", "allOf": [{"$ref": "#/$defs/loss"}]}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Options of basicsr/train.py and basicsr/test.py",
@@ -95,11 +96,10 @@ def _linked(entry: Any) -> Any:
         return [_linked(item) for item in entry]
     if not isinstance(entry, dict):
         return entry
-    kept = {key: _linked(value) for key, value in entry.items() if key not in ("title", "x-component")}
-    if "x-component" in entry:
-        kept.pop("type", None)
-        reference = {"$ref": f"#/$defs/{entry['x-component']}"}
-        return {**kept, "anyOf": [reference, {"type": "null"}]} if "anyOf" in kept else {**kept, **reference}
+    kept = {key: _linked(value) for key, value in entry.items() if key != "title"}
+    kinds = [part["x-component"] for part in [entry, *entry.get("anyOf", [])] if "x-component" in part]
+    if kinds:
+        return {"description": entry.get("description", ""), "allOf": [{"$ref": f"#/$defs/{kinds[0]}"}]}
     if entry.get("type") == "object" and "properties" not in entry:
         kept["properties"] = {"_base_": _BASE}
     return kept
@@ -124,7 +124,7 @@ def _components(dataset: Schema) -> dict[str, Schema]:
         "optimizer": _block("optimizer", OPTIMIZERS.items()),
         "scheduler": _block("scheduler", SCHEDULES.items()),
         "contrastive": {
-            "type": "object",
+            "type": ["object", "null"],
             "description": contrastive["allOf"][0]["then"]["description"],
             "properties": {**arguments, "_base_": _BASE},
             "additionalProperties": False,
@@ -133,7 +133,8 @@ def _components(dataset: Schema) -> dict[str, Schema]:
 
 
 def _members(registry: Registry) -> list[tuple[str, Callable[..., Any]]]:
-    return [(name, registry.get(name)) for name in registry.names()]
+    """Members by the name that options use: BasicSR registers some under a suffix that may be left out."""
+    return [(name.removesuffix("_basicsr"), registry.get(name)) for name in registry.names()]
 
 
 def _block(
@@ -153,7 +154,7 @@ def _block(
             then["additionalProperties"] = False
         cases.append({"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": then})
     return {
-        "type": "object",
+        "type": ["object", "null"],
         "properties": {"type": {"enum": names, "description": f"which {kind}"}, "_base_": _BASE},
         "allOf": cases,
     }

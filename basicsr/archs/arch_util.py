@@ -99,9 +99,7 @@ def to_2tuple(x: Any) -> Any:
     return x if isinstance(x, Iterable) else (x, x)
 
 
-def trunc_normal_(
-    tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
-) -> Tensor:
+def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
     """Fills `tensor` in place from the normal distribution cut off at the values `a` and `b`."""
     return nn.init.trunc_normal_(tensor, mean, std, a, b)
 

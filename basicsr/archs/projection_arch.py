@@ -25,9 +25,7 @@ class _ProjectionHead(nn.Module):
         layers: list[nn.Module] = []
         for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, 1, 1), nn.ReLU()]
-        self.encoder = nn.Sequential(
-            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], embed_dim)
-        )
+        self.encoder = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], embed_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns float32 (or wider) embeddings (B, embed_dim) of norm 1 of images (B, C, H, W) in [0, 1]."""

@@ -217,9 +217,7 @@ def _check(embed_dim, depths, num_heads, upscale, upsampler, resi_connection) ->
     if uneven := [heads for heads in num_heads if embed_dim % heads]:
         raise OptionsError(f"embed_dim {embed_dim} is not a multiple of num_heads {uneven[0]}: change either")
     if (upsampler or "") not in UPSAMPLERS:
-        raise OptionsError(
-            f"upsampler '{upsampler}' is not supported: give {', '.join(map(repr, UPSAMPLERS))}"
-        )
+        raise OptionsError(f"upsampler '{upsampler}' is not supported: give {', '.join(map(repr, UPSAMPLERS))}")
     if upsampler == "nearest+conv" and upscale != 4:
         raise OptionsError(f"upscale {upscale} is not supported by upsampler 'nearest+conv': give 4")
     if resi_connection not in ("1conv", "3conv"):

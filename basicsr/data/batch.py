@@ -30,7 +30,7 @@ class Batch:
     seeds: torch.Tensor
 
     def to(self, device: torch.device | str, channels_last: bool = False) -> Batch:
-        """The batch on `device`, copied without waiting where it is pinned; `channels_last` lays them out so."""
+        """The batch on `device`, copied without waiting where it is pinned; `channels_last` is a layout."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
 
         def moved(images: torch.Tensor) -> torch.Tensor:

@@ -71,6 +71,16 @@ class DatasetSettings(Protocol):
         ...
 
     @property
+    def prefetch_mode(self) -> str | None:
+        """BasicSR's; workers always prefetch here."""
+        ...
+
+    @property
+    def persistent_workers(self) -> bool:
+        """BasicSR's; workers always persist here."""
+        ...
+
+    @property
     def pin_memory(self) -> bool:
         """Whether page-locked memory may be used."""
         ...
@@ -186,5 +196,5 @@ def build_eval_dataset(options: DatasetSettings) -> EvaluationDataset:
 
 
 def _as_mapping(options: DatasetSettings) -> dict[str, Any]:
-    framework = {key: getattr(options, key) for key in _FRAMEWORK_KEYS if hasattr(options, key)}
+    framework = {key: getattr(options, key) for key in _FRAMEWORK_KEYS}
     return {"type": options.type, **options.arguments, **framework}

@@ -65,8 +65,8 @@ def paired_paths_from_folder(
     """
     (input_folder, gt_folder), (input_key, gt_key) = folders, keys
     check_template(filename_tmpl)
-    gt_by_stem = _by_stem(gt_folder)
-    input_by_stem = _by_stem(input_folder)
+    gt_by_stem = images_by_stem(gt_folder)
+    input_by_stem = images_by_stem(input_folder)
     expected = {stem: filename_tmpl.format(stem) for stem in gt_by_stem}
     lonely = [gt_by_stem[stem] for stem, wanted in expected.items() if wanted not in input_by_stem]
     if lonely:
@@ -150,6 +150,21 @@ def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[
     return [{f"{input_key}_path": key, f"{gt_key}_path": key} for key in gt_keys]
 
 
+def images_by_stem(folder: str) -> dict[str, str]:
+    """The names of a folder's images by their names without ending, in order.
+
+    Raises:
+        DataError: the folder is missing or empty, or two names differ in their endings only.
+    """
+    by_stem: dict[str, str] = {}
+    for name in _image_names(folder):
+        stem = os.path.splitext(name)[0]
+        if stem in by_stem:
+            raise DataError(f"{folder} has both {by_stem[stem]} and {name}; remove one")
+        by_stem[stem] = name
+    return by_stem
+
+
 def check_template(filename_tmpl: str) -> None:
     """Raises OptionsError unless `filename_tmpl` holds {} once, and no other brace."""
     if filename_tmpl.count("{}") != 1 or filename_tmpl.count("{") + filename_tmpl.count("}") != 2:
@@ -161,17 +176,6 @@ def _image_names(folder: str) -> list[str]:
     if not names:
         raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); check the path")
     return names
-
-
-def _by_stem(folder: str) -> dict[str, str]:
-    """File names by their names without ending, which must be unique."""
-    by_stem: dict[str, str] = {}
-    for name in _image_names(folder):
-        stem = os.path.splitext(name)[0]
-        if stem in by_stem:
-            raise DataError(f"{folder} has both {by_stem[stem]} and {name}; remove one")
-        by_stem[stem] = name
-    return by_stem
 
 
 def _names_of(meta_info_file: str) -> list[str]:

@@ -20,6 +20,7 @@ from basicsr.data.sampling import KeySampler, SampleKey
 from basicsr.utils.errors import DataError, MachineError, UserError
 
 _PR_SET_PDEATHSIG = 1
+_WORKERS_TRACEBACK = "in DataLoader worker process"
 
 
 class TrainLoader:
@@ -84,8 +85,9 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
         batches = iter(self._loader)
+        take = _next_from_workers if self._loader.num_workers else _next_in_process
         for _ in range(len(self)):
-            yield tuple(_next_batch(batches) for _ in range(self._accumulate))
+            yield tuple(take(batches) for _ in range(self._accumulate))
 
 
 class _BatchesByKeys(Dataset[Any]):
@@ -109,16 +111,23 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _next_batch(batches: Iterator[Batch | UserError]) -> Batch:
+def _next_from_workers(batches: Iterator[Batch | UserError]) -> Batch:
     try:
-        batch = next(batches)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "Original Traceback" in str(error):
+        return _next_in_process(batches)
+    except (RuntimeError, OSError, EOFError) as error:
+        # What the dataset raised carries the worker's traceback. Anything else comes from the connection to the
+        # workers; which error it is depends on when a worker was killed.
+        if _WORKERS_TRACEBACK in str(error):
             raise
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise MachineError(
-            f"a data worker ended unexpectedly ({' '.join(str(error).split())}); "
-            "where memory ran out, lower num_worker_per_gpu or batch_size_per_gpu"
+            f"a data worker was lost ({reason[:200]}); where memory ran out, lower num_worker_per_gpu or "
+            "batch_size_per_gpu"
         ) from error
+
+
+def _next_in_process(batches: Iterator[Batch | UserError]) -> Batch:
+    batch = next(batches)
     if isinstance(batch, UserError):
         raise batch
     return batch

@@ -44,6 +44,7 @@ def prepare_training(options: Options, place: Place, *, fresh: bool) -> None:
 
     A run that starts anew renames the folders of an earlier run of its name, as BasicSR does.
     """
+    _wait_for_all_ranks()  # until each has looked for a checkpoint there
     if place.is_master:
         folder = options.experiment_folder
         if fresh:
@@ -56,8 +57,7 @@ def prepare_training(options: Options, place: Place, *, fresh: bool) -> None:
             (folder / f"{options.name}.yml").write_text(header + resolved_yaml(options), encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"cannot write {folder}: {error}") from error
-    if dist.is_initialized():
-        dist.barrier()
+    _wait_for_all_ranks()
 
 
 def prepare_results(options: Options, place: Place) -> None:
@@ -68,8 +68,7 @@ def prepare_results(options: Options, place: Place) -> None:
             options.results_folder.mkdir(parents=True)
         except OSError as error:
             raise CheckpointError(f"cannot write {options.results_folder}: {error}") from error
-    if dist.is_initialized():
-        dist.barrier()
+    _wait_for_all_ranks()
 
 
 def archive(folder: Path) -> None:
@@ -121,3 +120,8 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
             f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {run.iteration // per_epoch},"
             f" batch {run.iteration % per_epoch}/{per_epoch})"
         )
+
+
+def _wait_for_all_ranks() -> None:
+    if dist.is_initialized():
+        dist.barrier()

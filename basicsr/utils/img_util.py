@@ -11,6 +11,7 @@ import re
 import struct
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def imfrombytes(
         DataError: truncated, damaged, not an image, or of floating-point pixels; one line that names
             `source`.
     """
-    if damage := _find_damage(content):
+    if damage := find_damage(content):
         raise DataError(f"cannot read image {source}: {damage}; copy or download the file again")
     try:
         img = cv2.imdecode(np.frombuffer(content, np.uint8), _READ_FLAGS[flag])
@@ -110,8 +111,24 @@ def imwrite(
             f"cannot write image {path}: {error.err or 'unknown format'}; use .png or .jpg"
         ) from error
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise DataError(f"cannot write image {path}: {error.strerror}") from error
+
+
+def find_damage(content: bytes) -> str | None:
+    """Says what is wrong with a file's bytes, or returns None if nothing is seen without decoding it.
+
+    PNG files are held against their checksums, JPEG files followed to their end marker. Other formats are not
+    looked at: OpenCV refuses them where they are truncated.
+    """
+    if len(content) == 0:
+        return "the file is empty"
+    if content[:8] == _PNG_SIGNATURE:
+        return _find_png_damage(content)
+    if content[:3] == _JPEG_SIGNATURE:
+        return _find_jpeg_damage(content)
+    return None
 
 
 def img2tensor(imgs: Any, bgr2rgb: bool = True, float32: bool = True) -> Any:
@@ -141,8 +158,8 @@ def tensor2img(
     """Tensors to arrays.
 
     Args:
-        tensor: (1, C, H, W), (C, H, W) or (H, W) with C of 1 or 3; (B, C, H, W) gives one image of a grid, as
-            torchvision's `make_grid`; or a list of these. It is not changed.
+        tensor: (1, C, H, W), (C, H, W) or (H, W) with C of 1 or 3; (B, C, H, W) gives one image of a grid; or a
+            list of these. It is not changed.
         rgb2bgr: reverse the channels.
         out_type: np.uint8 or np.uint16 (rounded to 0..255 or 0..65535), or a floating type in [0, 1].
         min_max: values to clamp to and to map to 0 and 1.
@@ -173,12 +190,10 @@ def _to_image(
     tensor: torch.Tensor, rgb2bgr: bool, out_type: np.dtype[Any], min_max: tuple[float, float]
 ) -> np.ndarray:
     low, high = min_max
-    tensor = tensor.detach().squeeze(0).float().cpu().clamp(low, high)
+    tensor = tensor.detach().float().cpu().clamp(low, high)
     tensor = (tensor - low) / (high - low)
     if tensor.dim() == 4:
-        from torchvision.utils import make_grid
-
-        tensor = make_grid(tensor, nrow=int(math.sqrt(tensor.size(0))), normalize=False)
+        tensor = tensor[0] if tensor.size(0) == 1 else _grid(tensor)
     if tensor.dim() == 3:
         channels_last = tensor.permute(1, 2, 0)
         tensor = channels_last.squeeze(2) if tensor.size(0) == 1 else channels_last
@@ -190,15 +205,16 @@ def _to_image(
     return np.ascontiguousarray(img[..., ::-1] if img.ndim == 3 and rgb2bgr else img).astype(out_type)
 
 
-def _find_damage(content: bytes) -> str | None:
-    """What the marks of PNG and JPEG files tell to be wrong; OpenCV refuses other formats where truncated."""
-    if len(content) == 0:
-        return "the file is empty"
-    if content[:8] == _PNG_SIGNATURE:
-        return _find_png_damage(content)
-    if content[:3] == _JPEG_SIGNATURE:
-        return _find_jpeg_damage(content)
-    return None
+def _grid(batch: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) as one image of int(sqrt(B)) columns, with black lines of two pixels around each."""
+    count, channels, height, width = batch.shape
+    columns = int(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    grid = batch.new_zeros(channels, rows * (height + 2) + 2, columns * (width + 2) + 2)
+    for number, image in enumerate(batch):
+        top, left = (number // columns) * (height + 2) + 2, (number % columns) * (width + 2) + 2
+        grid[:, top : top + height, left : left + width] = image
+    return grid
 
 
 def _find_png_damage(content: bytes) -> str | None:

@@ -12,7 +12,7 @@ from basicsr.utils.options_components import Finding, constructor_of
 from basicsr.utils.options_schema import Options, RowOptions
 from basicsr.utils.registry import ARCH_REGISTRY
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,@ -]*\Z")
+_NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
 _UPSCALE_KEYS = ("upscale", "scale")
 
 

@@ -22,6 +22,7 @@ from basicsr.utils.yaml_loader import KeyPath
 Finding = tuple[KeyPath, str]
 
 _LOSSES = ("pixel_opt", "perceptual_opt", "resp_kd_opt", "adversarial_opt")
+_STORAGE: dict[Any, tuple[str, ...]] = {"disk": (), "lmdb": ("readahead",)}
 _LOADER_KEYS = [name for name in DatasetOptions.model_fields if name not in ("type", "arguments", "phase", "scale")]
 
 
@@ -113,22 +114,31 @@ def _contrastive(block: Mapping[str, Any]) -> list[Finding]:
 
 
 def _dataset(block: Mapping[str, Any]) -> list[Finding]:
-    arguments = {key: value for key, value in block.items() if key not in DatasetOptions.model_fields}
     provided = {key: block.get(key) for key in (*_LOADER_KEYS, "phase", "scale")}
+    arguments = {key: value for key, value in block.items() if key != "type" and key not in provided}
     findings = _registered(DATASET_REGISTRY, {"type": block.get("type"), **arguments}, provided)
     factory = constructor_of(DATASET_REGISTRY, block)
     if factory is None or call_style(factory) == "opt":
         return findings
     allowed = _LOADER_KEYS + [name for name in _parameter_names(factory) if name not in provided]
-    return [
-        (
-            key,
-            f"unknown key{nearest(str(key[-1]), allowed)}; allowed: {', '.join(allowed)}"
-            if "unknown key" in text
-            else text,
-        )
-        for key, text in findings
+    told = f"; allowed: {', '.join(allowed)}"
+    findings = [
+        (key, f"unknown key{nearest(str(key[-1]), allowed)}{told}" if message.startswith("unknown key") else message)
+        for key, message in findings
     ]
+    storage = block.get("io_backend")
+    return findings + (_storage(storage) if isinstance(storage, Mapping) else [])
+
+
+def _storage(block: Mapping[str, Any]) -> list[Finding]:
+    kind = block.get("type")
+    if kind not in _STORAGE:
+        findings = [_no_type("storage", block, list(_STORAGE))]
+    else:
+        known = ["type", *_STORAGE[kind]]
+        message = f"; allowed: {', '.join(known)}"
+        findings = [((key,), f"unknown key{nearest(key, known)}{message}") for key in block if key not in known]
+    return [(("io_backend", *key), message) for key, message in findings]
 
 
 def _optimizer(block: Mapping[str, Any]) -> list[Finding]:
@@ -202,7 +212,7 @@ def _no_type(kind: str, block: Mapping[str, Any], names: list[str]) -> Finding:
     there_are = f"; there are: {', '.join(names) or 'none'}"
     if block.get("type") is not None:
         return ("type",), f"must be the name of a {kind}, got {block['type']!r}{there_are}"
-    misspelt = next((key for key in block if nearest(key, ["type"])), None)
+    misspelt = next((key for key in block if key != "type" and nearest(key, ["type"])), None)
     if misspelt is not None:
         return (misspelt,), f"unknown key{nearest(misspelt, ['type'])}; a {kind} needs a type{there_are}"
     return ("type",), f"is required, as a {kind} needs a type{there_are}"

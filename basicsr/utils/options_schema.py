@@ -18,7 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import core_schema
@@ -65,12 +65,6 @@ class FrozenMapping(Mapping[str, Any]):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(_block)
 
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return {"type": "object"}
-
 
 def freeze(value: Any) -> Any:
     """Mappings as `FrozenMapping`, lists as tuples, all the way down."""
@@ -116,13 +110,13 @@ def _model_type(value: Any) -> Any:
     raise ValueError(f"no model is called '{value}'{near}; there are: {', '.join(MODEL_TYPES)}")
 
 
-NetworkBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "network"})]
-LossBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "loss"})]
-MethodBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "method"})]
-MetricBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "metric"})]
-OptimizerBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "optimizer"})]
-SchedulerBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "scheduler"})]
-ContrastiveBlock = Annotated[FrozenMapping, Field(json_schema_extra={"x-component": "contrastive"})]
+NetworkBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "network"})]
+LossBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "loss"})]
+MethodBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "method"})]
+MetricBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "metric"})]
+OptimizerBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "optimizer"})]
+SchedulerBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "scheduler"})]
+ContrastiveBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "contrastive"})]
 
 _ABSENT: Any = None
 Precision = Literal["none", "bf16", "fp16"]
@@ -168,7 +162,7 @@ class DatasetOptions(Section):
     pin_memory: bool = Field(default=True, description="page-locked batches, for faster copies to the GPU")
     persistent_workers: bool = Field(default=True, description="workers live through the whole run")
     use_shuffle: bool = Field(default=True, description="whether training sees the images in random order")
-    arguments: FrozenMapping = Field(
+    arguments: Annotated[FrozenMapping, WithJsonSchema({"type": "object"})] = Field(
         default=FrozenMapping(), description="keys for the dataset's own class (written beside the others)"
     )
 

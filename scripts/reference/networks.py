@@ -69,6 +69,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], tuple[int, int]]] = {
         {**_SWINIR, "upscale": 3, "upsampler": "pixelshuffle", "resi_connection": "3conv"},
         (12, 20),
     ),
+    "swinir_one_row_of_windows": (
+        "swinir_arch",
+        "SwinIR",
+        {**_SWINIR, "upscale": 2, "upsampler": "pixelshuffle"},
+        (4, 12),
+    ),
     "swinir_pixelshuffledirect": (
         "swinir_arch",
         "SwinIR",

@@ -24,7 +24,7 @@ from basicsr.utils.dist_util import sum_over_ranks
 from basicsr.utils.options import load_options
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "basicsr.train", "basicsr.data"])
+PROCESSES.set_forkserver_preload(["torch", "torch.distributed.tensor", "basicsr.train", "basicsr.data.building"])
 
 def changed(options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     """A deep copy of `options` with changes such as `train__total_iter=3`; None removes the key."""
@@ -118,7 +118,9 @@ def train(options: dict[str, Any], root: str) -> None:
 
 def train_rank_all(rank: int, runs: list[dict[str, Any]], root: str) -> None:
     """As `train`, as one of several ranks, for one run after the other."""
-    for options in runs:
+    first_port = int(os.environ["MASTER_PORT"])
+    for index, options in enumerate(runs):
+        os.environ["MASTER_PORT"] = str(first_port + index)  # the last run's store may not be gone yet
         train_pipeline(options, launcher="pytorch", auto_resume=True, root=root)
 
 

@@ -1,0 +1,197 @@
+"""Brings options as they were written, by today's or by BasicSR's users, into the form that is typed and checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from basicsr.utils.options_components import takes_crop_border
+from basicsr.utils.options_schema import (
+    BestOptions,
+    DatasetOptions,
+    DistOptions,
+    LoggerOptions,
+    Options,
+    PathOptions,
+    RowOptions,
+    Section,
+    TrainOptions,
+    ValOptions,
+    WandbOptions,
+)
+from basicsr.utils.registry import nearest
+from basicsr.utils.yaml_loader import Document, Entry, KeyPath, LocatedProblem, Position
+
+_DATASET_KEY = re.compile(r"train|(val|test)(_\w+)?")
+_ALIASES = {(): {"discriminator": "network_d"}, ("train",): {"gan_opt": "adversarial_opt"}}
+_NULL_REMOVES = (("datasets",), ("networks",), ("val", "metrics"), ("train", "distill"))
+_DEBUG_FREQUENCIES = {
+    ("val", "val_freq"): 8,
+    ("logger", "print_freq"): 1,
+    ("logger", "save_checkpoint_freq"): 8,
+}
+_SECTIONS: dict[KeyPath, type[Section]] = {
+    (): Options,
+    ("datasets", "*"): DatasetOptions,
+    ("networks", "*"): RowOptions,
+    ("path",): PathOptions,
+    ("train",): TrainOptions,
+    ("val",): ValOptions,
+    ("val", "best"): BestOptions,
+    ("logger",): LoggerOptions,
+    ("logger", "wandb"): WandbOptions,
+    ("dist_params",): DistOptions,
+}
+_REAL_ESRGAN = "belongs to BasicSR's Real-ESRGAN models, which make their inputs as they train; remove it"
+_VIDEO = "belongs to BasicSR's video models, which are not part of this framework; remove it"
+_STYLEGAN = "belongs to BasicSR's StyleGAN2 and HiFaceGAN models, which are not part of this framework; remove it"
+_REFUSED: dict[KeyPath, str] = {
+    **{(key,): _REAL_ESRGAN for key in ("gt_usm", "l1_gt_usm", "percep_gt_usm", "gan_gt_usm")},
+    **{(key,): _REAL_ESRGAN for key in ("high_order_degradation", "queue_size")},
+    **{("train", key): _VIDEO for key in ("fix_flow", "flow_lr_mul", "dcn_lr_mul", "tsa_iter")},
+    **{("train", key): _STYLEGAN for key in ("r1_reg_weight", "path_reg_weight", "path_batch_shrink", "mixing_prob")},
+    **{("train", key): _STYLEGAN for key in ("net_g_reg_every", "net_d_reg_every", "feature_matching_opt")},
+    ("train", "ldl_opt"): "BasicSR's LDL artifact loss is not part of this framework; remove it",
+}
+
+
+def apply_debug(document: Document, debug: bool, training: bool) -> None:
+    """BasicSR's --debug, also for names that begin with 'debug': short intervals, and a name that says so."""
+    content = document.root.value
+    name = content.get("name")
+    if name is None or not isinstance(name.value, str):
+        return
+    if debug and not name.value.startswith("debug"):
+        content["name"] = Entry(f"debug_{name.value}", name.position)
+    if not training or not content["name"].value.startswith("debug"):
+        return
+    for (section, key), value in _DEBUG_FREQUENCIES.items():
+        entry = content.setdefault(section, Entry({}, Position("--debug")))
+        if isinstance(entry.value, dict):
+            entry.value[key] = Entry(value, Position("--debug"))
+
+
+def normalise(document: Document, training: bool) -> list[LocatedProblem]:
+    """Gives old names their new ones, fills in what follows from other keys, takes out what is refused."""
+    problems: list[LocatedProblem] = []
+    for parent, names in _ALIASES.items():
+        for old, new in names.items():
+            problems += _rename(document, parent, old, new)
+    problems += _refuse(document, training)
+    for name in ("val", "logger", "path", "dist_params", "datasets", "networks"):
+        if written_value(document, name) is None:
+            document.root.value.pop(name, None)
+    for key in _NULL_REMOVES:
+        section = _section(document, key)
+        for name in [name for name, entry in section.items() if entry.value is None]:
+            del section[name]
+    problems += _fill_datasets(document)
+    _fill_metrics(document)
+    keys: list[KeyPath] = [("path",)]
+    for place in [*keys, *(("networks", row) for row in _section(document, ("networks",)))]:
+        for entry in _section(document, place).values():
+            _expand_user(entry)
+    return problems
+
+
+def _section(document: Document, key: KeyPath) -> dict[str, Entry]:
+    """The entries of the mapping at `key`; empty where there is none."""
+    value = document.root.value
+    for part in key:
+        entry = value.get(part) if isinstance(value, dict) else None
+        value = entry.value if entry is not None else None
+    return value if isinstance(value, dict) else {}
+
+
+def _rename(document: Document, parent: KeyPath, old: str, new: str) -> list[LocatedProblem]:
+    section = _section(document, parent)
+    if old not in section:
+        return []
+    entry = section.pop(old)
+    if new in section:
+        message = f"is an older name of {new}, which stands at {section[new].position}; keep one"
+        return [LocatedProblem(entry.position, (*parent, old), message)]
+    section[new] = entry
+    return []
+
+
+def _refuse(document: Document, training: bool) -> list[LocatedProblem]:
+    problems = []
+    for key, reason in _REFUSED.items():
+        section = _section(document, key[:-1])
+        entry = section.pop(str(key[-1]), None)
+        if entry is not None and entry.value not in (None, False):
+            problems.append(LocatedProblem(entry.position, key, reason))
+    content = document.root.value
+    root = content.pop("root", None)
+    if root is not None:
+        problems.append(LocatedProblem(root.position, ("root",), unknown_key(("root",))))
+    is_train = content.pop("is_train", None)
+    if is_train is not None and is_train.value is not training:
+        command = "train.py" if training else "test.py"
+        message = f"is set by the command; {command} makes it {str(training).lower()}; remove it"
+        problems.append(LocatedProblem(is_train.position, ("is_train",), message))
+    clip = _section(document, ("train",)).pop("use_grad_clip", None)
+    if clip is not None and clip.value not in (None, False):
+        message = "does not say how large a gradient may be; write grad_clip: 0.01 (Restormer's and NAFNet's norm)"
+        problems.append(LocatedProblem(clip.position, ("train", "use_grad_clip"), message))
+    return problems
+
+
+def _fill_datasets(document: Document) -> list[LocatedProblem]:
+    problems = []
+    datasets = _section(document, ("datasets",))
+    for key in list(datasets):
+        entry = datasets[key]
+        if not _DATASET_KEY.fullmatch(key):
+            near = nearest(key, ["train", "val", "test"])
+            message = f"unknown key{near}; allowed: train, val, val_1, ..., test, test_1, ..."
+            problems.append(LocatedProblem(entry.position, ("datasets", key), message))
+            del datasets[key]
+            continue
+        if not isinstance(entry.value, dict):
+            continue
+        filled = {"phase": key.split("_")[0]}
+        if "scale" in document.root.value:
+            filled["scale"] = document.root.value["scale"].value
+        for name, value in filled.items():
+            own = entry.value.get(name)
+            if own is not None and own.value != value:
+                message = f"is filled in: {value!r} here, got {own.value!r}; remove it"
+                problems.append(LocatedProblem(own.position, ("datasets", key, name), message))
+            entry.value[name] = Entry(value, entry.position)
+        for name, own in entry.value.items():
+            if name.startswith(("dataroot", "meta_info")):
+                _expand_user(own)
+    return problems
+
+
+def _fill_metrics(document: Document) -> None:
+    """Hands the top-level crop_border of older files to the metrics that take one and do not set it."""
+    border = document.root.value.get("crop_border")
+    blocks = [block.value for block in _section(document, ("val", "metrics")).values()]
+    for block in blocks if border is not None else ():
+        content = {key: entry.value for key, entry in block.items()} if isinstance(block, dict) else {}
+        if "crop_border" not in content and takes_crop_border(content):
+            block["crop_border"] = border
+
+
+def _expand_user(entry: Entry) -> None:
+    if isinstance(entry.value, str) and entry.value.startswith("~"):
+        entry.value = os.path.expanduser(entry.value)
+
+
+def unknown_key(key: KeyPath) -> str:
+    """What to say of a key that its section does not have."""
+    pattern = tuple(
+        "*" if index == 1 and key[0] in ("datasets", "networks") else part for index, part in enumerate(key)
+    )
+    allowed = [name for name in _SECTIONS[pattern[:-1]].model_fields if name != "root"]
+    return f"unknown key{nearest(str(key[-1]), allowed)}; allowed: {', '.join(allowed)}"
+
+
+def written_value(document: Document, key: str) -> Any:
+    """The value of a top-level key as it was written; None where there is none."""
+    entry = document.root.value.get(key)
+    return entry.value if entry is not None else None

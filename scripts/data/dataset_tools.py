@@ -1,0 +1,143 @@
+"""What the scripts for datasets share: processes with a progress bar, errors in one line, and safe reruns."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from basicsr.utils.errors import DataError, MachineError, UserError
+from basicsr.utils.file_client import FileClient
+from basicsr.utils.img_util import imfrombytes
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_INTERRUPTED = 130
+_IN_FLIGHT_PER_WORKER = 4
+
+
+def run(main: Callable[[], int]) -> int:
+    """Runs a script's `main`: a mistake of the user's becomes one line and an exit code, as does Ctrl+C."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def add_workers_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--workers`, by default one for each core."""
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (default: %(default)s)",
+    )
+
+
+def positive(text: str) -> int:
+    """For argparse: a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def in_processes(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, description: str
+) -> Iterator[Result]:
+    """Yields `function(task)` for all tasks, in order, from worker processes and with a progress bar.
+
+    Raises:
+        Whatever `function` raises; tasks not yet begun are given up then.
+    """
+    method = "fork" if sys.platform == "linux" else "spawn"
+    pool = ProcessPoolExecutor(
+        max(min(workers, len(tasks)), 1), multiprocessing.get_context(method), initializer=_prepare_worker
+    )
+    running: deque[Future[Result]] = deque()
+    waiting = iter(tasks)
+    try:
+        for task in waiting:
+            running.append(pool.submit(function, task))
+            if len(running) == _IN_FLIGHT_PER_WORKER * workers:
+                break
+        for _ in tqdm(range(len(tasks)), desc=description, unit="image", dynamic_ncols=True):
+            yield running.popleft().result()
+            for task in waiting:
+                running.append(pool.submit(function, task))
+                break
+    except BrokenProcessPool as error:
+        raise MachineError(
+            "a process was killed, maybe for lack of memory; give a lower --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image, (H, W, 3) BGR, uint8 or uint16; raises DataError where it is damaged."""
+    return imfrombytes(FileClient().get(path), source=str(path))
+
+
+def is_current(outputs: Sequence[Path], source: Path) -> bool:
+    """Whether all outputs exist and none is older than what it is made from."""
+    made = source.stat().st_mtime
+    return all(output.is_file() and output.stat().st_mtime >= made for output in outputs)
+
+
+def strip_suffix(stem: str, suffix: str, folder: Path) -> str:
+    """`stem` without the `suffix` that it must end with.
+
+    Raises:
+        DataError: it ends otherwise.
+    """
+    if not stem.endswith(suffix) or stem == suffix:
+        raise DataError(f"image {stem} of {folder} does not end in '{suffix}'; change --strip-suffix")
+    return stem.removesuffix(suffix)
+
+
+def claim_folder(folder: Path, script: str, parameters: Mapping[str, Any]) -> None:
+    """Makes a folder for a script's images, and notes in it how they are made.
+
+    Raises:
+        DataError: its images were made in another way, so that a rerun would mix two kinds.
+    """
+    note = folder / f".{script}.json"
+    content = json.dumps(parameters, sort_keys=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = note.read_text("utf-8") if note.is_file() else content
+        if known != content:
+            raise DataError(
+                f"{folder} was made with {known}, not {content}; remove it or write to another folder"
+            )
+        note.write_text(content, "utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _prepare_worker() -> None:
+    """Leaves Ctrl+C to the parent, which ends the workers in good order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)

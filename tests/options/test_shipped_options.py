@@ -1,0 +1,194 @@
+"""The shipped files load, say what the paper says, and refuse every misspelt key with its line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from basicsr.archs import build_network
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.options import load_options, resolved_yaml
+from basicsr.utils.yaml_loader import dump_yaml, key_text, load_yaml
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
+BACKBONES = ("edsr", "rcan", "swinir")
+FREE_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
+
+
+def load(file, **arguments):
+    return load_options(file, training=file.parent.name == "train", paths=False, **arguments)
+
+
+def misspelt(key: str) -> str:
+    return f"{key[0]}q{key[1:]}"
+
+
+def with_misspelt_keys(content, selected, key=()):
+    """The content with the keys in `selected` misspelt, and the new paths of those keys."""
+    if not isinstance(content, dict):
+        return content, set()
+    result, paths = {}, set()
+    for name, value in content.items():
+        path = (*key, name)
+        written = misspelt(name) if path in selected else name
+        inner, inner_paths = with_misspelt_keys(value, selected, path)
+        result[written] = inner
+        paths |= {(written, *rest) for rest in inner_paths} | ({(written,)} if path in selected else set())
+    return result, paths
+
+
+def groups_of_keys(document):
+    """The keys to misspell, grouped so that no mistake hides another: by depth, `type` apart."""
+    keys = [key for key in document.positions() if key[:-1] not in FREE_NAMES]
+    for depth in range(1, 1 + max(map(len, keys))):
+        for is_type in (False, True):
+            group = {key for key in keys if len(key) == depth and (key[-1] == "type") is is_type}
+            if group:
+                yield group
+
+
+def test_the_files_of_the_papers_tables_are_all_there():
+    expected = {
+        f"train/{role}_{b}_x{s}" for role in ("mcadkd", "teacher", "scratch") for b in BACKBONES for s in (2, 3, 4)
+    }
+    expected |= {f"train/mcadkd_as_published_{b}_x{s}" for b in ("edsr", "swinir") for s in (2, 3, 4)}
+    expected |= {f"test/{b}_x{s}" for b in BACKBONES for s in (2, 3, 4)}
+    expected |= {"train/quickstart_teacher", "train/quickstart_scratch", "train/quickstart_mcadkd", "test/quickstart"}
+    there = {f"{file.parent.name}/{file.stem}" for file in OPTIONS.glob("t*/*.yml")}
+    assert expected <= there
+
+
+def test_shipped_file_loads_and_its_copy_loads_to_equal_options(shipped, tmp_path):
+    options = load(shipped)
+    assert options.name == shipped.stem
+    copied = tmp_path / shipped.parent.name / "copy.yml"
+    copied.parent.mkdir()
+    copied.write_text(resolved_yaml(options))
+    assert load(copied) == options
+
+
+def test_shipped_file_begins_with_its_schema_and_what_it_reproduces(shipped):
+    schema, purpose = shipped.read_text().splitlines()[:2]
+    assert schema == "# yaml-language-server: $schema=../schema.json"
+    assert "Table" in purpose or "no table" in purpose
+
+
+def test_shipped_file_refuses_every_misspelt_key_with_its_line(shipped, tmp_path):
+    document = load_yaml(shipped)
+    file = tmp_path / shipped.parent.name / "misspelt.yml"
+    file.parent.mkdir()
+    for group in groups_of_keys(document):
+        content, paths = with_misspelt_keys(document.data(), group)
+        file.write_text(dump_yaml(content))
+        positions = load_yaml(file).positions()
+        with pytest.raises(OptionsError) as caught:
+            load(file)
+        message = str(caught.value)
+        for path in paths:
+            assert f"{positions[path]}: {key_text(path)}: unknown key" in message
+
+
+def test_a_misspelt_key_of_a_shared_piece_is_found_in_the_shared_file(tmp_path):
+    os.symlink(OPTIONS / "networks", tmp_path / "networks")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "base").mkdir()
+    for file in (OPTIONS / "base").iterdir():
+        (tmp_path / "base" / file.name).write_text(file.read_text().replace("use_hflip", "use_hflp"))
+    leaf = tmp_path / "train" / "a.yml"
+    leaf.write_text((OPTIONS / "train" / "mcadkd_edsr_x2.yml").read_text())
+    shared = tmp_path / "base" / "div2k.yml"
+    line = shared.read_text().splitlines().index("use_hflp: true") + 1
+    with pytest.raises(OptionsError) as caught:
+        load(leaf)
+    assert f"{shared}:{line}: datasets.train.use_hflp: unknown key (did you mean 'use_hflip'?)" in str(caught.value)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_training_files_follow_the_paper(backbone, scale):
+    mcadkd = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
+    scratch = load(OPTIONS / f"train/scratch_{backbone}_x{scale}.yml")
+    teacher = load(OPTIONS / f"train/teacher_{backbone}_x{scale}.yml")
+    for options in (mcadkd, scratch, teacher):
+        train = options.datasets["train"]
+        assert (train.arguments["gt_size"], train.batch_size_per_gpu) == (48 * scale, 32)
+        assert train.arguments["dataroot_lq"].endswith(f"/X{scale}")
+        assert options.train.total_iter == 250_000
+        assert dict(options.train.optim_g) == {"type": "Adam", "lr": 1e-4, "weight_decay": 0, "betas": (0.9, 0.99)}
+        assert dict(options.train.scheduler) == {"type": "MultiStepLR", "milestones": (100_000, 200_000), "gamma": 0.1}
+        assert {metric["crop_border"] for metric in options.val.metrics.values()} == {scale}
+    assert (mcadkd.network_g, mcadkd.network_t) == (scratch.network_g, teacher.network_g)
+    train = mcadkd.train
+    assert train.pixel_opt["loss_weight"] == 3.0
+    assert train.resp_kd_opt["loss_weight"] == 0.5
+    assert train.adversarial["loss_weight"] == 0.01
+    assert dict(train.contrastive_opt) == {
+        "type": "hybrid", "patch_size": 48, "num_patches": 8, "image_weight": 0.3, "patch_weight": 0.7,
+        "loss_weight": 0.05, "tau": 0.07, "mining": "hard",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "millions"),
+    [
+        ("teacher_edsr_x4", 43.09),
+        ("scratch_edsr_x4", 2.70),
+        ("teacher_rcan_x4", 15.59),
+        ("scratch_rcan_x4", 5.17),
+        ("teacher_swinir_x4", 11.90),
+        ("scratch_swinir_x4", 1.24),
+    ],
+)
+def test_networks_have_the_parameters_of_table_2(file, millions):
+    network = build_network(load(OPTIONS / f"train/{file}.yml").network_g)
+    assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("backbone", ["edsr", "swinir"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_as_published_files_set_every_deviation_of_the_public_code(backbone, scale):
+    published = load(OPTIONS / f"train/mcadkd_as_published_{backbone}_x{scale}.yml")
+    paper = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
+    train = published.train
+    for name in ("pixel_opt", "resp_kd_opt", "contrastive_opt", "adversarial_opt"):
+        squared = getattr(paper.train, name)["loss_weight"] ** 2
+        assert getattr(train, name)["loss_weight"] == pytest.approx(squared)
+    contrastive = train.contrastive_opt
+    assert (contrastive["train_heads"], contrastive["crops"], contrastive["mining"]) == (False, "independent", "all")
+    assert (contrastive["denominator"], contrastive["patch_negatives"]) == ("negatives", "batch")
+    assert (contrastive["gather_negatives"], contrastive["reduction"]) == (False, "mean")
+    assert train.train_adversary is False
+    assert (train.total_iter, train.scheduler["gamma"]) == (500_000, 0.5)
+    if backbone == "edsr":
+        assert (train.optim_g["lr"], published.network_g["res_scale"]) == (1e-3, 0.1)
+    assert published.network_t == paper.network_t
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_test_files_compare_what_the_training_files_leave(backbone, scale):
+    options = load(OPTIONS / f"test/{backbone}_x{scale}.yml")
+    assert [dataset.name for dataset in options.datasets.values()] == ["Set5", "Set14", "BSD100", "Urban100"]
+    assert list(options.networks) == ["bicubic", "teacher", "scratch", "mcadkd"]
+    mcadkd = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
+    scratch = load(OPTIONS / f"train/scratch_{backbone}_x{scale}.yml")
+    assert options.networks["teacher"].path == mcadkd.path.pretrain_network_t
+    assert options.networks["teacher"].network == mcadkd.network_t
+    for row, trained in (("mcadkd", mcadkd), ("scratch", scratch)):
+        assert Path(options.networks[row].path) == trained.models_folder / "net_g_latest.pth"
+        assert options.networks[row].network == trained.network_g
+
+
+def test_quickstart_files_fit_together():
+    mcadkd = load(OPTIONS / "train/quickstart_mcadkd.yml")
+    teacher = load(OPTIONS / "train/quickstart_teacher.yml")
+    scratch = load(OPTIONS / "train/quickstart_scratch.yml")
+    assert (mcadkd.network_t, mcadkd.network_g) == (teacher.network_g, scratch.network_g)
+    assert Path(mcadkd.path.pretrain_network_t) == teacher.models_folder / "net_g_latest.pth"
+    assert mcadkd.train.total_iter == scratch.train.total_iter
+    rows = load(OPTIONS / "test/quickstart.yml").networks
+    for row, trained in (("teacher", teacher), ("scratch", scratch), ("mcadkd", mcadkd)):
+        assert Path(rows[row].path) == trained.models_folder / "net_g_latest.pth"
+        assert rows[row].network == trained.network_g
