@@ -81,6 +81,7 @@ def test_pipeline(
 def _networks(options: Options) -> Iterator[tuple[str, nn.Module, str | None]]:
     """Name, network with its weights, and what the log should say of loading them, row by row."""
     if not options.networks:
+        assert options.network_g is not None
         network = build_network(options.network_g)
         remark = None
         path = options.path
@@ -93,7 +94,9 @@ def _networks(options: Options) -> Iterator[tuple[str, nn.Module, str | None]]:
         if row.type == "bicubic":
             yield name, build_network({"type": "Bicubic", "upscale": options.scale}), None
             continue
-        network = build_network(row.network or options.network_g)
+        block = row.network or options.network_g
+        assert block is not None and row.path is not None
+        network = build_network(block)
         yield name, network, load_network(network, row.path, param_key=row.param_key, strict=row.strict)
 
 

@@ -21,7 +21,7 @@ from basicsr.data.batch import Batch
 from basicsr.engine import experiment
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, any_rank, distributed
+from basicsr.engine.distributed import Launcher, Place, any_rank, distributed
 from basicsr.engine.run_log import RunLog
 from basicsr.engine.stop import Preempted, StopRequest
 from basicsr.engine.training_run import TrainingRun
@@ -29,6 +29,7 @@ from basicsr.engine.validation import validate
 from basicsr.utils.dist_util import sum_over_ranks
 from basicsr.utils.errors import NonFiniteError
 from basicsr.utils.options import load_options, parse_arguments, resolved_yaml
+from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
 
 
@@ -82,6 +83,7 @@ def train_step(run: TrainingRun, batches: Sequence[Batch], stop: StopRequest) ->
                 run.scaler.scale(total / len(batches)).backward()
         for name, part in step_parts.items():
             parts[name] = parts.get(name, 0) + part / len(batches)
+        assert batch.gt is not None, "training needs HR images"
         pairs.append((batch.gt, output.sr.detach()))
     if adversary is not None:
         parts.update(adversary.backward(pairs))
@@ -165,20 +167,24 @@ def train_pipeline(
     options = load_options(source, overrides=force_yml, training=True, debug=debug, root=Path(root))
     params = options.dist_params
     with StopRequest() as stop, distributed(launcher, options.num_gpu, params.backend, params.port) as place:
-        resume, remarks = experiment.find_checkpoint(options, auto_resume)
-        experiment.prepare_training(options, place, fresh=resume is None)
-        logger = experiment.open_log(options.experiment_folder, "train", options.name, place)
-        for remark in filter(None, (place.remark, *remarks)):
-            logger.warning(remark)
-        run = TrainingRun(options, place, resume, logger)
-        experiment.describe(run, logger, resume)
-        log = experiment.open_run_log(run, logger)
-        try:
-            fit(run, CheckpointFolder(options.experiment_folder, options.logger.keep_checkpoints), log, stop)
-        finally:
-            if log is not None:
-                log.close()
-        logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
+        return _train(options, place, auto_resume, stop)
+
+
+def _train(options: Options, place: Place, auto_resume: bool, stop: StopRequest) -> TrainingResult:
+    resume, remarks = experiment.find_checkpoint(options, auto_resume)
+    experiment.prepare_training(options, place, fresh=resume is None)
+    logger = experiment.open_log(options.experiment_folder, "train", options.name, place)
+    for remark in filter(None, (place.remark, *remarks)):
+        logger.warning(remark)
+    run = TrainingRun(options, place, resume, logger)
+    experiment.describe(run, logger, resume)
+    log = experiment.open_run_log(run, logger)
+    try:
+        fit(run, CheckpointFolder(options.experiment_folder, options.logger.keep_checkpoints), log, stop)
+    finally:
+        if log is not None:
+            log.close()
+    logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
     return TrainingResult(options.experiment_folder, run.iteration, run.best)
 
 

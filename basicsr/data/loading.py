@@ -7,7 +7,10 @@ import math
 import os
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -84,10 +87,18 @@ class TrainLoader:
         return len(self._sampler) // self._accumulate
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
-        batches = iter(self._loader)
+        with _child_signals_kept():
+            batches = iter(self._loader)
         take = _next_from_workers if self._loader.num_workers else _next_in_process
-        for _ in range(len(self)):
-            yield tuple(take(batches) for _ in range(self._accumulate))
+        try:
+            for _ in range(len(self)):
+                yield tuple([take(batches) for _ in range(self._accumulate)])
+        except Exception as error:
+            _release(error)
+            raise
+        finally:
+            # Ends the workers now. Left to the garbage collector, each would be waited for five seconds.
+            del batches
 
 
 class _BatchesByKeys(Dataset[Any]):
@@ -115,8 +126,8 @@ def _next_from_workers(batches: Iterator[Batch | UserError]) -> Batch:
     try:
         return _next_in_process(batches)
     except (RuntimeError, OSError, EOFError) as error:
-        # What the dataset raised carries the worker's traceback. Anything else comes from the connection to the
-        # workers; which error it is depends on when a worker was killed.
+        # What the dataset raised carries the worker's traceback. Anything else comes from the connection to
+        # the workers; which error it is depends on when a worker was killed.
         if _WORKERS_TRACEBACK in str(error):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -131,6 +142,27 @@ def _next_in_process(batches: Iterator[Batch | UserError]) -> Batch:
     if isinstance(batch, UserError):
         raise batch
     return batch
+
+
+@contextmanager
+def _child_signals_kept() -> Iterator[None]:
+    """Undoes the handler by which torch raises a killed worker's error wherever the program happens to be.
+
+    That may be in the middle of a step or of saving. Without it, the next batch asked for raises the error,
+    within five seconds.
+    """
+    settable = sys.platform != "win32" and threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if settable else None
+    yield
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _release(error: BaseException | None) -> None:
+    """Drops the variables of the frames that an exception has left, in which the iterator would live on."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _prepare_worker(worker: int, parent: int) -> None:

@@ -73,13 +73,13 @@ def crop_patches(images: torch.Tensor, positions: np.ndarray, size: int) -> torc
 
 class _CropPatches(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: torch.Tensor, positions: np.ndarray, size: int) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, images: torch.Tensor, positions: np.ndarray, size: int) -> torch.Tensor:
         ctx.positions, ctx.shape = positions, images.shape
         layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else None
         return _windows(images, positions, size).contiguous(memory_format=layout or torch.contiguous_format)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         total = gradient.new_zeros(ctx.shape)
         patches = iter(gradient)
         for image, corners in zip(total, ctx.positions, strict=True):

@@ -81,7 +81,7 @@ class CheckpointFolder:
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is intact, and a line for each newer one that is not."""
-        remarks = []
+        remarks: list[str] = []
         for path in sorted(self.states.glob("*.state"), key=_iteration_of, reverse=True):
             if _iteration_of(path) < 0:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -68,10 +69,12 @@ def distributed(launcher: Launcher, num_gpu: int | str, backend: str, port: int 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
-    try:
-        yield Place(device, rank, world_size, remark)
-    finally:
-        dist.destroy_process_group()
+    yield Place(device, rank, world_size, remark)
+    # DistributedDataParallel must not outlive the group: as its last owner it would wait, with Python's lock held,
+    # for gloo's thread, which may wait for that lock. For the same reason a failed run, whose traceback still holds
+    # the model, leaves the group to the end of the process.
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _read_environment(launcher: Launcher) -> tuple[int, int, int]:

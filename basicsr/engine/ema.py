@@ -25,7 +25,8 @@ class Ema:
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Takes one step towards `network`."""
-        averages, weights = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 1 - self._decay)
+        averages = [average.detach() for average in self.network.parameters()]
+        weights = [weight.detach() for weight in network.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - self._decay)
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(buffer)

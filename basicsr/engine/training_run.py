@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -63,6 +64,7 @@ class TrainingRun:
         self.optimizer = build_optimizer(train.optim_g, heads)
         self.scaler = bare.precision.scaler()
         if self.adversary is not None and train.train_adversary:
+            assert train.optim_d is not None
             discriminator = {"discriminator": self.adversary.discriminator.parameters()}
             self.adversary.optimizer = build_optimizer(train.optim_d, discriminator)
         self._schedule = build_schedule(train.scheduler)
@@ -84,12 +86,14 @@ class TrainingRun:
 
     def _distribute(self, model: nn.Module) -> DistributedDataParallel:
         has_statistics = any(isinstance(module, _BatchNorm) for module in model.modules())
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        renamed = "forward_sync_buffers" in known  # from PyTorch 2.13 on
         return DistributedDataParallel(
             model,
             device_ids=[self.place.device] if self.place.device.type == "cuda" else None,
             find_unused_parameters=self.options.find_unused_parameters,
-            broadcast_buffers=has_statistics,
             gradient_as_bucket_view=True,
+            **{"forward_sync_buffers" if renamed else "broadcast_buffers": has_statistics},
         )
 
     @property

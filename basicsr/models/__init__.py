@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -40,21 +41,20 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
     Raises:
         OptionsError, CheckpointError: a block or a checkpoint does not fit.
     """
-    from basicsr.archs import build_network
     from basicsr.distill.base import Reconstruction, Term
     from basicsr.models.kd_model import KDModel
     from basicsr.models.sr_model import SRModel
     from basicsr.utils.precision import Precision
     from basicsr.utils.registry import METHOD_REGISTRY
 
-    network = build_network(options.network_g)
+    network = _build_network(options.network_g)
     remarks = [load_from_options(network, options, "g")]
     terms: dict[str, Term] = {
         name: Reconstruction(f"l_{name}", block) for name, block in options.train.loss_blocks.items()
     }
     precision = Precision(device.type, options.amp)
     if options.model_type == "KDModel":
-        teacher = build_network(options.network_t)
+        teacher = _build_network(options.network_t)
         remarks.append(load_from_options(teacher, options, "t"))
         for name, block in options.train.method_blocks.items():
             terms[name] = METHOD_REGISTRY.build(block)
@@ -74,7 +74,6 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
 
 def build_adversary(options: Options, device: torch.device, distributed: bool) -> tuple[Adversary | None, list[str]]:
     """Builds the discriminator and its loss, or returns None where the options have no adversarial loss."""
-    from basicsr.archs import build_network
     from basicsr.losses import build_loss
     from basicsr.models.adversary import Adversary
     from basicsr.utils.precision import Precision
@@ -82,7 +81,7 @@ def build_adversary(options: Options, device: torch.device, distributed: bool) -
     block = options.train.adversarial
     if block is None:
         return None, []
-    discriminator = build_network(options.network_d)
+    discriminator = _build_network(options.network_d)
     remark = load_from_options(discriminator, options, "d")
     adversary = Adversary(
         _placed(discriminator, options, device),
@@ -95,11 +94,20 @@ def build_adversary(options: Options, device: torch.device, distributed: bool) -
     return adversary, [remark] if remark else []
 
 
+def _build_network(block: Mapping[str, Any] | None) -> nn.Module:
+    from basicsr.archs import build_network
+
+    assert block is not None, "the options' checks see to it that the networks needed are there"
+    return build_network(block)
+
+
 def _placed(network: nn.Module, options: Options, device: torch.device) -> nn.Module:
     import torch
 
     from basicsr.utils.precision import keep_output_precise
 
     keep_output_precise(network)
-    layout = torch.channels_last if options.channels_last else torch.preserve_format
-    return network.to(device=device, memory_format=layout)
+    network.to(device)
+    if options.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network

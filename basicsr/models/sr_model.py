@@ -51,6 +51,7 @@ class SRModel(nn.Module):
         parts: dict[str, torch.Tensor] = {}
         total = context.sr.new_zeros(())
         for key, term in self.terms.items():
+            assert isinstance(term, Term)
             for name, part in term(context).items():
                 total = total + term.weights[name] * part
                 parts[f"{name}_{key}" if name in parts else name] = part.detach()

@@ -117,7 +117,7 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 def _type_hints(factory: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)  # type: ignore[misc]
+        return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
     except (NameError, TypeError):
         return {}
 

@@ -34,8 +34,8 @@ def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Name
         training: whether this is train.py.
 
     Returns:
-        `opt` (path), `launcher`, `auto_resume`, `debug`, `force_yml` (list of `a:b=value`). `local_rank` is
-        only accepted: launchers pass it on in the environment.
+        `opt` (path), `launcher`, `force_yml` (list of `a:b=value`), and in training `auto_resume` and `debug`.
+        `local_rank` is only accepted: launchers pass it on in the environment.
     """
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
@@ -44,8 +44,9 @@ def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Name
     add = parser.add_argument
     add("-opt", "--opt", type=str, required=True, metavar="FILE", help="options file (YAML)")
     add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started the ranks")
-    add("--auto_resume", action="store_true", help="continue from the newest training state, if any")
-    add("--debug", action="store_true", help="name 'debug_...', log every, evaluate and save each 8th iteration")
+    if training:
+        add("--auto_resume", action="store_true", help="continue from the newest training state, if any")
+        add("--debug", action="store_true", help="name 'debug_...', log every, evaluate and save each 8th iteration")
     add("--local_rank", "--local-rank", type=int, default=0, help="accepted and ignored")
     add(
         "--force_yml",

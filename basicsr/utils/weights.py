@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,15 +68,16 @@ def _select(
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"checkpoint {path} holds a {type(loaded).__name__}, expected a state dict")
     remark = None
+    tensors: Mapping[Any, Any] = loaded
     candidates = [param_key, *(key for key in _ALTERNATIVES if key != param_key)] if param_key else list(_ALTERNATIVES)
     for key in candidates:
         if isinstance(loaded.get(key), Mapping):
             if param_key and key != param_key:
                 remark = f"{path} has no '{param_key}': loaded '{key}'"
-            loaded = loaded[key]
+            tensors = loaded[key]
             break
     state = {
-        str(key).removeprefix("module."): value for key, value in loaded.items() if isinstance(value, torch.Tensor)
+        str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, torch.Tensor)
     }
     if not state:
         raise CheckpointError(f"checkpoint {path} holds no tensors under {', '.join(candidates)} or at its top")

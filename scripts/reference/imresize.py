@@ -2,8 +2,8 @@
 
     python scripts/reference/imresize.py
 
-Run it where basicsr 1.4.2 and its requirements are installed. The image is made by a formula, so no files are needed;
-tests/utils/test_matlab_functions.py has the same formula.
+Run it where basicsr 1.4.2 and its requirements are installed. The image is made by a formula, so no files are
+needed; tests/utils/test_matlab_functions.py has the same formula.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCALES = (1 / 2, 1 / 3, 1 / 4, 0.7, 2, 1.5)
 
 def image(height: int, width: int) -> np.ndarray:
     """A pattern without symmetry, float32 (H, W, 3) in [0, 1]."""
-    rows, columns, channels = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
+    rows, columns, channels = np.indices((height, width, 3))
     return ((7 * rows * rows + 13 * columns + 29 * channels * columns * rows) % 256 / 255).astype(np.float32)
 
 
@@ -59,7 +59,7 @@ def main() -> None:
             try:
                 expected[scale, antialiasing] = theirs(img, scale, antialiasing)
             except RuntimeError:
-                print(f"({scale!r}, {antialiasing}): the reference fails where no pixel beyond the edge is needed")
+                print(f"({scale!r}, {antialiasing}): the reference fails: no pixel beyond the edge is needed")
     resize = ours()
     for (scale, antialiasing), result in expected.items():
         off = np.abs(resize(img, scale, antialiasing) - result).max()

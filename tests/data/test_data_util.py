@@ -37,7 +37,10 @@ def names(pairs: list[dict[str, str]]) -> list[tuple[str, str]]:
 class TestFolders:
     def test_pairs_by_template_in_order_of_the_hr_names(self, folders):
         both = folders(["bx2.png", "ax2.png"], ["b.png", "a.png", "notes.txt"])
-        assert names(paired_paths_from_folder(both, KEYS, "{}x2")) == [("ax2.png", "a.png"), ("bx2.png", "b.png")]
+        assert names(paired_paths_from_folder(both, KEYS, "{}x2")) == [
+            ("ax2.png", "a.png"),
+            ("bx2.png", "b.png"),
+        ]
 
     def test_endings_may_differ(self, folders):
         both = folders(["ax2.png"], ["a.JPG"])
@@ -45,7 +48,9 @@ class TestFolders:
 
     def test_hr_without_lr_is_named_and_counted(self, folders):
         both = folders(["c.png"], [f"{name}.png" for name in "abcdef"])
-        with pytest.raises(DataError, match=r"gt has 5 images \(a\.png, b\.png, d\.png, \.\.\.\).* such as a\.png in"):
+        with pytest.raises(
+            DataError, match=r"gt has 5 images \(a\.png, b\.png, d\.png, \.\.\.\).* such as a\.png in"
+        ):
             paired_paths_from_folder(both, KEYS, "{}")
 
     def test_lr_without_hr_is_named(self, folders):
@@ -67,7 +72,7 @@ class TestFolders:
 
     @pytest.mark.parametrize("template", ["x2", "{}{}", "{name}", "{}x{", "{0}"])
     def test_templates_without_one_pair_of_braces_are_refused(self, folders, template):
-        with pytest.raises(OptionsError, match="filename_tmpl must hold {} once"):
+        with pytest.raises(OptionsError, match=r"filename_tmpl must hold \{\} once"):
             paired_paths_from_folder(folders(["a.png"], ["a.png"]), KEYS, template)
 
 

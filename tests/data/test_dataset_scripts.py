@@ -40,7 +40,9 @@ def last_line(result: subprocess.CompletedProcess) -> str:
     return result.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("script", ["generate_lr.py", "extract_subimages.py", "create_lmdb.py", "check_dataset.py"])
+@pytest.mark.parametrize(
+    "script", ["generate_lr.py", "extract_subimages.py", "create_lmdb.py", "check_dataset.py"]
+)
 def test_every_script_explains_itself(script, tmp_path):
     result = run(script, "--help", folder=tmp_path)
     assert result.returncode == 0
@@ -63,7 +65,16 @@ class TestGenerateLr:
         assert run("generate_lr.py", *names, "--scales", 2, 3, folder=tmp_path).returncode == 0
         assert cv2.imread(str(tmp_path / "cut" / "a.png")).shape == (24, 30, 3)
         for scale in (2, 3):
-            checked = ("--hr", "cut", "--lr", f"LR/X{scale}", "--scale", scale, "--filename-tmpl", f"{{}}x{scale}")
+            checked = (
+                "--hr",
+                "cut",
+                "--lr",
+                f"LR/X{scale}",
+                "--scale",
+                scale,
+                "--filename-tmpl",
+                f"{{}}x{scale}",
+            )
             assert run("check_dataset.py", *checked, folder=tmp_path).returncode == 0
 
     def test_a_rerun_does_what_is_left_and_no_more(self, tmp_path):
@@ -152,7 +163,9 @@ class TestCreateLmdb:
         plain = {"dataroot_gt": str(tmp_path / "HR"), "dataroot_lq": str(tmp_path / "LR" / "X2")}
         one = build_dataset({**common, **packed, "io_backend": {"type": "lmdb"}})
         other = build_dataset({**common, **plain, "io_backend": {"type": "disk"}, "filename_tmpl": "{}x2"})
-        assert all(torch.equal(one[index][key], other[index][key]) for index in (0, 1) for key in ("lq", "gt"))
+        assert all(
+            torch.equal(one[index][key], other[index][key]) for index in (0, 1) for key in ("lq", "gt")
+        )
 
     def test_a_rerun_keeps_a_complete_database_and_refuses_another(self, tmp_path):
         write_images(tmp_path / "HR", {"a.png": (8, 8)})

@@ -26,7 +26,10 @@ def test_a_resumed_run_continues_the_same_sequence():
 
 
 def test_ranks_share_the_batches_of_one_process():
-    ranks = [list(KeySampler(num_samples=7, batch_size=2, seed=3, rank=rank, world_size=2, total_iterations=6)) for rank in (0, 1)]
+    ranks = [
+        list(KeySampler(num_samples=7, batch_size=2, seed=3, rank=rank, world_size=2, total_iterations=6))
+        for rank in (0, 1)
+    ]
     merged = [key for first, second in zip(*ranks, strict=True) for key in [*first, *second]]
     assert merged == keys()
 
@@ -34,7 +37,14 @@ def test_ranks_share_the_batches_of_one_process():
 def test_accumulated_batches_share_the_batches_of_one_iteration():
     assert keys(batch_size=2, accumulate=2) == keys()
     assert keys(batch_size=2, accumulate=2, start_iteration=3) == keys(start_iteration=3)
-    assert len(KeySampler(num_samples=7, batch_size=2, seed=3, start_iteration=3, total_iterations=6, accumulate=2)) == 6
+    assert (
+        len(
+            KeySampler(
+                num_samples=7, batch_size=2, seed=3, start_iteration=3, total_iterations=6, accumulate=2
+            )
+        )
+        == 6
+    )
 
 
 def test_without_shuffling_the_datasets_order_is_kept():

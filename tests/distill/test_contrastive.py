@@ -120,8 +120,8 @@ def test_easy_negatives_get_no_gradient_from_hard_mining():
 
 def test_a_batch_of_one_has_no_negatives_and_no_loss():
     parts = term()(context(batch=1))
-    assert float(parts["l_img"]) == 0.0
-    assert float(parts["l_patch"]) > 0.0
+    assert parts["l_img"].item() == 0.0
+    assert parts["l_patch"].item() > 0.0
 
 
 def test_student_and_teacher_crops_lie_at_the_same_positions():

@@ -111,7 +111,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         file.write(b"new, half of it")
         raise OSError("disk full")
 
-    with pytest.raises(CheckpointError, match="cannot save .*disk full"):
+    with pytest.raises(CheckpointError, match=r"cannot save .*disk full"):
         write_atomically(path, write)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]

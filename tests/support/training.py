@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 
-from basicsr.engine.distributed import distributed
+from basicsr.engine.distributed import Place, distributed
 from basicsr.engine.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
 from basicsr.train import train_pipeline, train_step
 from basicsr.utils.dist_util import sum_over_ranks
 from basicsr.utils.options import load_options
+from basicsr.utils.options_schema import Options
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch", "torch.distributed.tensor", "basicsr.train", "basicsr.data.building"])
+
 
 def changed(options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     """A deep copy of `options` with changes such as `train__total_iter=3`; None removes the key."""
@@ -135,17 +137,21 @@ def finish(options: dict[str, Any], root: Path) -> dict[str, Any]:
 def record_steps(rank: int, options: dict[str, Any], launcher: str, iterations: int, out: str) -> None:
     """Takes `iterations` steps and saves OUT.RANK: losses averaged over ranks at each step, and all weights."""
     loaded = load_options(options, training=True, root=Path(out).parent)
-    history = []
     with StopRequest() as stop, distributed(launcher, 0, "gloo") as place:
-        run = TrainingRun(loaded, place, None, logging.getLogger("test"))
-        for _, batches in zip(range(iterations), run.loader, strict=False):
-            parts, _ = train_step(run, batches, stop)
-            stacked = torch.stack([part.double() for part in parts.values()])
-            history.append(dict(zip(parts, (sum_over_ranks(stacked) / place.world_size).tolist(), strict=True)))
-        weights = {
-            "student": run.network.state_dict(),
-            "heads": run.terms.state_dict(),
-            "ema": run.ema.network.state_dict(),
-            "discriminator": dict(run.adversary.discriminator.named_parameters()) if run.adversary else {},
-        }
-        torch.save({"history": history, "weights": weights}, f"{out}.{rank}")
+        torch.save(_steps(loaded, place, stop, iterations), f"{out}.{rank}")
+
+
+def _steps(options: Options, place: Place, stop: StopRequest, iterations: int) -> dict[str, Any]:
+    run = TrainingRun(options, place, None, logging.getLogger("test"))
+    history = []
+    for _, batches in zip(range(iterations), run.loader, strict=False):
+        parts, _ = train_step(run, batches, stop)
+        stacked = torch.stack([part.double() for part in parts.values()])
+        history.append(dict(zip(parts, (sum_over_ranks(stacked) / place.world_size).tolist(), strict=True)))
+    weights = {
+        "student": run.network.state_dict(),
+        "heads": run.terms.state_dict(),
+        "ema": run.ema.network.state_dict(),
+        "discriminator": dict(run.adversary.discriminator.named_parameters()) if run.adversary else {},
+    }
+    return {"history": history, "weights": weights}

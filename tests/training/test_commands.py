@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.training import changed, checkpoint_of, differences, finish
+from support.training import changed, differences, finish
 
 from basicsr import test, train
 from basicsr.engine.command import run_command
@@ -104,7 +104,7 @@ def _wait_for_line(folder: Path, text: str) -> bool:
         ({"path": {"pretrain_network_t": "no_teacher.pth"}}, 2, "no_teacher.pth"),
     ],
 )
-def test_mistakes_in_options_end_in_a_line_each_and_touch_nothing(mcadkd, tmp_path, monkeypatch, capsys, changes, code, message):
+def test_mistakes_in_options_end_in_a_line_each(mcadkd, tmp_path, monkeypatch, capsys, changes, code, message):
     monkeypatch.chdir(tmp_path)
     returned, lines = failure(train.main, capsys, "-opt", write(changed(mcadkd, **changes), tmp_path))
     assert returned == code

@@ -41,12 +41,13 @@ def test_two_ranks_follow_the_losses_of_one_with_the_whole_batch(mcadkd, tmp_pat
     # Sums are taken in another order, so that float32 rounds differently; Adam's normalisation lets such
     # differences grow to about the learning rate's share of a weight. A wrong gradient is off by far more.
     for ours, theirs in zip(two["history"], one["history"], strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-3, abs=2e-5)
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=3e-5)
     assert two["history"][0] == pytest.approx(one["history"][0], rel=1e-5, abs=1e-6)
 
 
 def test_accumulating_two_batches_is_one_step_with_both(mcadkd, tmp_path):
-    plain = {"train__contrastive_opt": None, "train__total_iter": 5}
+    # Left out is what depends on the batch as it comes: its negatives, and spectral norm's iteration at each pass.
+    plain = {"train__contrastive_opt": None, "train__adversarial_opt": None, "network_d": None, "train__total_iter": 5}
     halves = records(
         changed(mcadkd, **plain, train__accumulate=2, datasets__train__batch_size_per_gpu=2), tmp_path / "a", 1, 5
     )[0]

@@ -22,7 +22,7 @@ REFERENCE = [
 
 
 def pattern(height: int, width: int) -> np.ndarray:
-    rows, columns, channels = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
+    rows, columns, channels = np.indices((height, width, 3))
     return ((7 * rows * rows + 13 * columns + 29 * channels * columns * rows) % 256 / 255).astype(np.float32)
 
 

@@ -31,7 +31,8 @@ def test_streams_depend_on_seed_and_purpose_alone():
 
 
 def test_streams_are_the_same_in_another_process():
-    code = "from basicsr.utils.randomness import *; print(sample_seed(5, 7), generator(3, 'crop').integers(10**9))"
+    imports = "from basicsr.utils.randomness import generator, sample_seed"
+    code = f"{imports}; print(sample_seed(5, 7), generator(3, 'crop').integers(10**9))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == [
         str(randomness.sample_seed(5, 7)),
@@ -49,7 +50,9 @@ def test_seed_everything_fixes_all_global_generators():
         assert all(a != b for a, b in zip(draws(), first, strict=True))
 
 
-@pytest.mark.parametrize("context", [randomness.preserved_global_state, lambda: randomness.seeded_global_state(5)])
+@pytest.mark.parametrize(
+    "context", [randomness.preserved_global_state, lambda: randomness.seeded_global_state(5)]
+)
 def test_global_state_comes_back_also_after_an_error(context):
     with randomness.preserved_global_state():
         randomness.seed_everything(1)

@@ -1,6 +1,6 @@
 """A small x2 dataset of the photographs that lie in scikit-image's wheel: nothing is downloaded.
 
-    python scripts/quickstart/dataset.py [--output datasets/quickstart]
+    python scripts/quickstart/photographs.py [--output datasets/quickstart]
 
 Leaves train/HR, train/LR_bicubic/X2, val/HR, val/LR_bicubic/X2 and manifest.json, which lists every file's SHA-256.
 A dataset that is there already and intact is left as it is.
@@ -15,6 +15,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,6 @@ VALIDATION = ("astronaut.png", "chelsea.png", "coffee.png")
 # Small files decode fast: a patch is cut from one of these squares, not from a whole photograph.
 TILE = 128
 MANIFEST = "manifest.json"
-FREE_BYTES = 100 * 2**20
 
 
 def photographs_folder() -> Path:
@@ -77,8 +77,6 @@ def ensure_dataset(output: Path, photographs: Path) -> bool:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        if shutil.disk_usage(partial).free < FREE_BYTES:
-            raise DataError(f"no space in {output.parent}: {FREE_BYTES // 2**20} MB are needed; free some")
         for path, image in _images(photographs):
             imwrite(image, partial / path)
         (partial / MANIFEST).write_text(json.dumps(_manifest(partial), indent=1), "utf-8")
@@ -94,11 +92,10 @@ def _images(photographs: Path) -> Iterator[tuple[str, np.ndarray]]:
     for name in TRAINING:
         hr = _read(photographs / name)
         lr = imresize_integer(hr, 1 / SCALE)
-        number = 0
-        for top in range(0, hr.shape[0] - TILE + 1, TILE):
-            for left in range(0, hr.shape[1] - TILE + 1, TILE):
-                number += 1
-                yield from _pair("train", f"{Path(name).stem}_s{number:03d}", _tile(hr, top, left, 1), _tile(lr, top, left, SCALE))
+        corners = product(range(0, hr.shape[0] - TILE + 1, TILE), range(0, hr.shape[1] - TILE + 1, TILE))
+        for number, (top, left) in enumerate(corners, 1):
+            tiles = _square(hr, top, left, TILE), _square(lr, top // SCALE, left // SCALE, TILE // SCALE)
+            yield from _pair("train", f"{Path(name).stem}_s{number:03d}", *tiles)
     for name in VALIDATION:
         hr = _read(photographs / name)
         yield from _pair("val", Path(name).stem, hr, imresize_integer(hr, 1 / SCALE))
@@ -109,9 +106,8 @@ def _pair(phase: str, stem: str, hr: np.ndarray, lr: np.ndarray) -> Iterator[tup
     yield f"{phase}/LR_bicubic/X{SCALE}/{stem}x{SCALE}.png", lr
 
 
-def _tile(image: np.ndarray, top: int, left: int, shrunk: int) -> np.ndarray:
-    """The square at `top` and `left` of the photograph, in the image `shrunk` times smaller."""
-    return image[top // shrunk : (top + TILE) // shrunk, left // shrunk : (left + TILE) // shrunk]
+def _square(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    return image[top : top + side, left : left + side]
 
 
 def _read(path: Path) -> np.ndarray:
@@ -127,7 +123,7 @@ def _read(path: Path) -> np.ndarray:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """What the dataset is made from, and the SHA-256 of every image."""
-    files = sorted(path for path in folder.rglob("*.png"))
+    files = sorted(folder.rglob("*.png"))
     return {
         "photographs": {"train": TRAINING, "val": VALIDATION},
         "scale": SCALE,
@@ -151,7 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = parser.parse_args(argv).output
     made = ensure_dataset(output, photographs_folder())
     count = {phase: len(list((output / phase / "HR").iterdir())) for phase in ("train", "val")}
-    print(f"{output}: {count['train']} training and {count['val']} validation images{'' if made else ', there already'}")
+    print(
+        f"{output}: {count['train']} training and {count['val']} validation images{'' if made else ', there already'}"
+    )
     return 0
 
 

@@ -1,0 +1,226 @@
+"""The steps of scripts/quickstart.sh, each by the command that a user would type.
+
+A step that is done is left out; a training that was interrupted goes on where it stopped; one whose options, data or
+teacher have changed since starts anew, and train.py renames the folder of the old one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import photographs
+import picture
+
+from basicsr.engine.command import run_command
+from basicsr.utils.errors import DataError, MachineError, UserError
+from basicsr.utils.options import load_options, resolved_yaml
+from basicsr.utils.options_schema import Options
+
+DATA = Path("datasets/quickstart")
+RESULTS = Path("results/quickstart")
+TEST_OPTIONS = Path("options/test/quickstart.yml")
+TRAININGS = {
+    "teacher": "Teacher",
+    "scratch": "Student, alone",
+    "mcadkd": "The same student from the same start, distilled by MCAD-KD",
+}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FREE_BYTES = 200 * 2**20
+GO_ON = "to go on where it stopped: bash scripts/quickstart.sh"
+
+State = Literal["start", "resume", "done"]
+
+
+class Stopped(UserError):
+    """The user asked for it."""
+
+    exit_code = 130
+
+
+class StepFailed(UserError):
+    """A command of a step failed, and has said why."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def state_of(options: Options, inputs: Iterable[Path]) -> State:
+    """What is left to do of a training.
+
+    Args:
+        options: as the next run would have them.
+        inputs: files that it is made from.
+    """
+    kept = options.experiment_folder / f"{options.name}.yml"
+    if not kept.is_file() or kept.read_text("utf-8").partition("\n")[2] != resolved_yaml(options):
+        return "start"
+    if not _is_newer(kept, inputs):
+        return "start"
+    return "done" if weights_of(options).is_file() else "resume"
+
+
+def _is_newer(file: Path, inputs: Iterable[Path]) -> bool:
+    """Whether no input was written after `file`, which exists."""
+    return all(path.stat().st_mtime <= file.stat().st_mtime for path in inputs)
+
+
+def weights_of(options: Options) -> Path:
+    """Where a finished training leaves its network."""
+    return options.models_folder / "net_g_latest.pth"
+
+
+def train(file: Path, fresh: bool, lock: int) -> Path:
+    """Trains what an options file describes, as far as it is not done; returns the path of the weights."""
+    options = load_options(file, training=True)
+    inputs = [DATA / photographs.MANIFEST]
+    if options.path.pretrain_network_t is not None:
+        inputs.append(Path(options.path.pretrain_network_t))
+    state = "start" if fresh else state_of(options, inputs)
+    if state == "done":
+        print(f"done already: {weights_of(options)}", flush=True)
+    else:
+        run(["basicsr/train.py", "-opt", str(file), *(["--auto_resume"] if state == "resume" else [])], lock)
+    return weights_of(options)
+
+
+def compare(weights: Sequence[Path], fresh: bool, lock: int) -> None:
+    """Tests all networks, and prints the table."""
+    summary = RESULTS / "summary.md"
+    inputs = [*weights, DATA / photographs.MANIFEST, TEST_OPTIONS]
+    if fresh or not summary.is_file() or not _is_newer(summary, inputs):
+        run(["basicsr/test.py", "-opt", str(TEST_OPTIONS)], lock)
+    else:
+        print(f"done already: {summary}\n{summary.read_text('utf-8')}", end="", flush=True)
+
+
+def run(arguments: Sequence[str], lock: int) -> None:
+    """Runs a Python program as a process of its own, and hands it the signals that this one gets.
+
+    Args:
+        arguments: the program and its arguments.
+        lock: file descriptor whose lock lasts while the program runs, even if this process is killed.
+
+    Raises:
+        Stopped: a signal came.
+        StepFailed: the program failed.
+    """
+    received: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if process is not None:
+            process.terminate() if len(received) == 1 else process.kill()
+
+    print(f"$ python {' '.join(arguments)}", flush=True)
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    previous = {number: signal.signal(number, pass_on) for number in heeded}
+    try:
+        # In a session of its own the program gets no Ctrl+C from the terminal, only what is passed on: one request to
+        # stop, which train.py answers by saving its state.
+        process = subprocess.Popen([sys.executable, *arguments], start_new_session=True, pass_fds=[lock])
+        if received:
+            process.terminate()
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if received:
+        raise Stopped(f"stopped; {GO_ON}")
+    if code != 0:
+        raise StepFailed(f"{arguments[0]} failed (see above); after mending it, {GO_ON}", code if code > 0 else 1)
+
+
+@contextmanager
+def only_one() -> Iterator[int]:
+    """Holds a lock, a file descriptor, so that two quickstarts do not train in the same folders.
+
+    Raises:
+        MachineError: another one runs.
+        DataError: nothing can be written here.
+    """
+    try:
+        Path("datasets").mkdir(exist_ok=True)
+        lock = os.open("datasets/.quickstart.lock", os.O_CREAT | os.O_WRONLY)
+    except OSError as error:
+        raise DataError(f"cannot write to {Path.cwd()}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MachineError(f"another quickstart is running in {Path.cwd()}; wait for its end") from error
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def check_space() -> None:
+    """Raises DataError where the disk is too full for the data and the checkpoints."""
+    free = shutil.disk_usage(".").free
+    if free < FREE_BYTES:
+        raise DataError(
+            f"no space: {free // 2**20} MB are left in {Path.cwd()}, {FREE_BYTES // 2**20} are needed; free some"
+        )
+
+
+@contextmanager
+def step(number: int, title: str) -> Iterator[None]:
+    """Prints a heading, and afterwards how long the step took."""
+    started = time.monotonic()
+    print(f"\n[{number}/{len(TRAININGS) + 2}] {title}", flush=True)
+    yield
+    print(f"    {time.monotonic() - started:.0f} s", flush=True)
+
+
+def quickstart(fresh: bool) -> None:
+    """All steps.
+
+    Args:
+        fresh: do everything again.
+    """
+    started = time.monotonic()
+    with only_one() as lock:
+        check_space()
+        with step(1, "Data: photographs of scikit-image, HR and LR"):
+            photographs.main(["--output", str(DATA)])
+        weights = []
+        for number, (name, title) in enumerate(TRAININGS.items(), 2):
+            with step(number, title):
+                weights.append(train(Path(f"options/train/quickstart_{name}.yml"), fresh, lock))
+        with step(len(TRAININGS) + 2, "Comparison on the validation photographs"):
+            compare(weights, fresh, lock)
+            picture.main([])
+    print(f"\nAll of it: {time.monotonic() - started:.0f} s. The table: {RESULTS / 'summary.md'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="quickstart.sh", description="Trains a small teacher and student, distils, and compares."
+    )
+    parser.add_argument("--fresh", action="store_true", help="do everything again; earlier runs are renamed")
+    fresh = parser.parse_args(argv).fresh
+    try:
+        quickstart(fresh)
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; {GO_ON}") from None
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
