@@ -158,8 +158,8 @@ def tensor2img(
     """Tensors to arrays.
 
     Args:
-        tensor: (1, C, H, W), (C, H, W) or (H, W) with C of 1 or 3; (B, C, H, W) gives one image of a grid; or a
-            list of these. It is not changed.
+        tensor: (1, C, H, W), (C, H, W) or (H, W) with C of 1 or 3; (B, C, H, W) gives a grid; or a list of
+            these. It is not changed.
         rgb2bgr: reverse the channels.
         out_type: np.uint8 or np.uint16 (rounded to 0..255 or 0..65535), or a floating type in [0, 1].
         min_max: values to clamp to and to map to 0 and 1.

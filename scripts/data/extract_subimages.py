@@ -79,7 +79,6 @@ def main() -> int:
     options = _parse()
     parameters = {key: vars(options)[key] for key in ("crop_size", "step", "thresh_size", "strip_suffix")}
     stems = images_by_stem(str(options.input))
-    dataset_tools.claim_folder(options.output, "extract_subimages", parameters)
     tasks = [
         Task(
             source=options.input / name,
@@ -92,6 +91,7 @@ def main() -> int:
         )
         for stem, name in stems.items()
     ]
+    dataset_tools.claim_folder(options.output, "extract_subimages", parameters)
     made = sum(dataset_tools.in_processes(cut, tasks, options.workers, "images cut"))
     print(f"{options.output}: made {made} squares of {len(tasks)} images, others were there")
     return 0

@@ -34,7 +34,7 @@ OVERVIEW = 256
 HEADING = 34
 CAPTION = 30
 FOOTER = 30
-INK, FAINT, PAPER, MARK = (32, 32, 36), (112, 112, 118), (255, 255, 255), (230, 60, 40)
+INK, FAINT, PAPER = (32, 32, 36), (112, 112, 118), (255, 255, 255)
 
 # Folder of test.py's images, and what the picture calls them.
 NETWORKS = {
@@ -128,9 +128,12 @@ def _draw_overview(
     size = round(width * factor), round(height * factor)
     left, top = MARGIN + (OVERVIEW - size[0]) // 2, cell_corner(row, 0)[1] + (CELL - size[1]) // 2
     picture.paste(_pillow(example.hr).resize(size, Image.Resampling.LANCZOS), (left, top))
-    corner = left + square[1] * factor, top + square[0] * factor
-    opposite = left + (square[1] + CROP) * factor, top + (square[0] + CROP) * factor
-    canvas.rectangle((*corner, *opposite), outline=MARK, width=2)
+    x, y, side = left + square[1] * factor, top + square[0] * factor, CROP * factor
+    for outset, colour in ((3, INK), (2, PAPER)):  # light in dark: seen on any ground
+        canvas.rectangle(
+            (x - outset, y - outset, x + side + outset, y + side + outset), outline=colour, width=2 * outset - 1
+        )
+    canvas.rectangle((x + 1, y + 1, x + side - 1, y + side - 1), outline=INK)
     canvas.text((MARGIN + OVERVIEW / 2, top + size[1] + 20), example.name, INK, font, anchor="ms")
 
 

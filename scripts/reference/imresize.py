@@ -23,7 +23,8 @@ SCALES = (1 / 2, 1 / 3, 1 / 4, 0.7, 2, 1.5)
 def image(height: int, width: int) -> np.ndarray:
     """A pattern without symmetry, float32 (H, W, 3) in [0, 1]."""
     rows, columns, channels = np.indices((height, width, 3))
-    return ((7 * rows * rows + 13 * columns + 29 * channels * columns * rows) % 256 / 255).astype(np.float32)
+    levels = (7 * rows * rows + 13 * columns + 29 * channels * columns * rows) % 256
+    return (levels / 255).astype(np.float32)
 
 
 def reference() -> Any:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -18,11 +23,34 @@ from basicsr.utils.matlab_functions import imresize_integer
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "data"
 
 
-def run(script: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess:
-    """Runs a script with two processes, from another folder than the repository's."""
-    workers = [] if "--help" in arguments else ["--workers", "2"]
-    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments), *workers]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+FORK = multiprocessing.get_context("fork")
+
+
+@dataclass(frozen=True)
+class Result:
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+def run(script: str, *arguments: object, folder: Path) -> Result:
+    """Runs a script as a command in `folder`, in a fork of this process: PyTorch need not be imported again."""
+    command = [str(SCRIPTS / script), *map(str, arguments), "--workers", "2"]
+    with tempfile.TemporaryDirectory() as outputs:
+        paths = [Path(outputs) / name for name in ("stdout", "stderr")]
+        process = FORK.Process(target=run_here, args=(command, folder, paths))
+        process.start()
+        process.join(timeout=120)
+        return Result(process.exitcode, *(path.read_text() for path in paths))
+
+
+def run_here(command: list[str], folder: Path, outputs: list[Path]) -> None:
+    for descriptor, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))
+    sys.argv, sys.path[0] = command, str(SCRIPTS)
+    os.chdir(folder)
+    runpy.run_path(command[0], run_name="__main__")
 
 
 def write_images(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
@@ -36,15 +64,16 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
-def last_line(result: subprocess.CompletedProcess) -> str:
+def last_line(result: Result) -> str:
     return result.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     "script", ["generate_lr.py", "extract_subimages.py", "create_lmdb.py", "check_dataset.py"]
 )
-def test_every_script_explains_itself(script, tmp_path):
-    result = run(script, "--help", folder=tmp_path)
+def test_every_script_starts_from_any_folder_and_explains_itself(script, tmp_path):
+    command = [sys.executable, str(SCRIPTS / script), "--help"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0
     assert "usage:" in result.stdout
 

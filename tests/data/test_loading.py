@@ -210,7 +210,8 @@ def noise(tmp_path, monkeypatch):
     folder = tmp_path / package
     folder.mkdir()
     (folder / "__init__.py").write_text(
-        f"from basicsr.utils.registry import Registry\nREGISTRY = Registry('dataset', '{package}', '_dataset')\n"
+        "from basicsr.utils.registry import Registry\n"
+        f"REGISTRY = Registry('dataset', '{package}', '_dataset')\n"
     )
     (folder / "noise_dataset.py").write_text(CUSTOM_DATASET.format(registry=package))
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,0 +1,128 @@
+"""What a run trains and leaves behind; the paper's ablations as one-line edits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.training import changed
+
+from basicsr.train import train_pipeline
+
+
+def trained(options, tmp_path, iterations: int = 4) -> dict:
+    """First and last checkpoint of a run."""
+    options = changed(options, train__total_iter=iterations, logger__save_checkpoint_freq=1)
+    folder = train_pipeline(options, root=tmp_path).folder
+    load = torch.load
+    return {
+        iteration: {
+            "g": load(folder / f"models/net_g_{iteration}.pth", weights_only=True),
+            "d": load(folder / f"models/net_d_{iteration}.pth", weights_only=True)
+            if (folder / f"models/net_d_{iteration}.pth").exists()
+            else None,
+            "state": load(folder / f"training_states/{iteration}.state", weights_only=True),
+        }
+        for iteration in (1, iterations)
+    }
+
+
+def unchanged(before: dict, after: dict) -> set[str]:
+    return {key for key in before if torch.equal(before[key], after[key])}
+
+
+def test_student_heads_temperature_and_discriminator_all_learn(mcadkd, tmp_path):
+    run = trained(mcadkd, tmp_path)
+    assert unchanged(run[1]["g"]["params"], run[4]["g"]["params"]) == set()
+    heads = {key for key in run[1]["state"]["terms"] if key.startswith("contrastive.")}
+    assert {"contrastive.log_tau"} < heads
+    assert unchanged(run[1]["state"]["terms"], run[4]["state"]["terms"]) == set()
+    assert unchanged(run[1]["d"]["params"], run[4]["d"]["params"]) == set()
+    groups = run[4]["state"]["optimizers"]
+    assert [group["name"] for group in groups["g"]["param_groups"]] == ["student", "heads"]
+    assert [group["name"] for group in groups["d"]["param_groups"]] == ["discriminator"]
+
+
+def test_the_discriminators_rate_follows_the_schedule_too(mcadkd, tmp_path):
+    scheduler = {"type": "MultiStepLR", "milestones": [2], "gamma": 0.1}
+    run = trained(changed(mcadkd, train__scheduler=scheduler), tmp_path)
+    for optimizer in run[4]["state"]["optimizers"].values():
+        assert [group["lr"] for group in optimizer["param_groups"]] == pytest.approx(
+            [1e-4] * len(optimizer["param_groups"])
+        )
+
+
+def test_as_published_neither_heads_nor_temperature_nor_discriminator_learn(mcadkd, tmp_path):
+    options = changed(mcadkd, train__contrastive_opt__train_heads=False, train__train_adversary=False)
+    run = trained(options, tmp_path)
+    assert unchanged(run[1]["state"]["terms"], run[4]["state"]["terms"]) == set(run[1]["state"]["terms"])
+    # Spectral norm's vectors are no parameters: they are refined in every forward pass.
+    parameters = {key for key in run[1]["d"]["params"] if not key.endswith(("_u", "_v"))}
+    assert parameters <= unchanged(run[1]["d"]["params"], run[4]["d"]["params"])
+    assert unchanged(run[1]["g"]["params"], run[4]["g"]["params"]) == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "terms"),
+    [
+        ({"train__adversarial_opt": None}, {"l_pix", "l_resp", "l_img", "l_patch"}),
+        ({"train__contrastive_opt": None}, {"l_pix", "l_resp", "l_adv"}),
+        ({"train__contrastive_opt__type": "image"}, {"l_pix", "l_resp", "l_img", "l_adv"}),
+        ({"train__contrastive_opt__type": "patch"}, {"l_pix", "l_resp", "l_patch", "l_adv"}),
+        ({"train__resp_kd_opt": None}, {"l_pix", "l_img", "l_patch", "l_adv"}),
+        ({"train__pixel_opt": None}, {"l_resp", "l_img", "l_patch", "l_adv"}),
+    ],
+)
+def test_each_loss_can_be_left_out_by_one_line(mcadkd, tmp_path, changes, terms):
+    options = changed(mcadkd, **changes, train__total_iter=2, logger__print_freq=1)
+    folder = train_pipeline(options, root=tmp_path).folder
+    line = next(folder.glob("train_*.log")).read_text().split("iter:       2")[1].splitlines()[0]
+    logged = {word.rstrip(":") for word in line.split() if word.startswith("l_") and not word.startswith("l_d_")}
+    assert logged == terms | {"l_total"}
+
+
+def test_without_a_teacher_a_network_trains_and_warm_starts(mcadkd, tmp_path):
+    plain = changed(
+        mcadkd,
+        model_type="SRModel",
+        network_t=None,
+        network_d=None,
+        train__resp_kd_opt=None,
+        train__contrastive_opt=None,
+        train__adversarial_opt=None,
+    )
+    first = trained(plain, tmp_path / "first")
+    source = tmp_path / "first/experiments/tiny/models/net_g_4.pth"
+    warm = trained(changed(plain, path={"pretrain_network_g": str(source)}), tmp_path / "warm", iterations=2)
+    cold = trained(plain, tmp_path / "cold", iterations=2)
+    distance = {
+        name: sum((run[1]["g"]["params"][key] - value).abs().sum() for key, value in first[4]["g"]["params"].items())
+        for name, run in (("warm", warm), ("cold", cold))
+    }
+    assert distance["warm"] < 0.5 * distance["cold"]
+
+
+def test_alone_and_distilled_students_start_from_the_same_weights(mcadkd, tmp_path):
+    still = changed(mcadkd, train__optim_g__lr=0.0)
+    distilled = trained(still, tmp_path / "kd", iterations=2)
+    alone = changed(
+        still,
+        model_type="SRModel",
+        network_t=None,
+        network_d=None,
+        train__resp_kd_opt=None,
+        train__contrastive_opt=None,
+        train__adversarial_opt=None,
+    )
+    other = trained(alone, tmp_path / "alone", iterations=2)
+    assert unchanged(distilled[1]["g"]["params"], other[1]["g"]["params"]) == set(other[1]["g"]["params"])
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(mcadkd, tmp_path):
+    options = changed(mcadkd, logger__keep_checkpoints=2, logger__save_checkpoint_freq=2, val__val_freq=4)
+    result = train_pipeline(options, root=tmp_path)
+    models = {path.name for path in (result.folder / "models").iterdir()}
+    kept = {f"net_{label}_{iteration}.pth" for label in "gd" for iteration in (6, 8)}
+    assert models == kept | {"net_g_best.pth", "net_g_latest.pth"}
+    best = torch.load(result.folder / "models/net_g_best.pth", weights_only=True)
+    assert set(best) == {"params", "params_ema"}
+    assert result.best["val"]["psnr"]["value"] > 5
