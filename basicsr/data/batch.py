@@ -66,9 +66,7 @@ def _stack(key: str, samples: Sequence[Mapping[str, Any]], paths: Sequence[str])
         image = sample.get(key)
         if not isinstance(image, torch.Tensor) or image.dim() != 3:
             found = f"{image.dim()} dimensions" if isinstance(image, torch.Tensor) else type(image).__name__
-            raise DataError(
-                f"'{key}' of sample {path} must be a tensor (C, H, W), got {found}; mend the dataset"
-            )
+            raise DataError(f"'{key}' of sample {path} must be a tensor (C, H, W), got {found}; mend the dataset")
         images.append(image)
         if image.shape != images[0].shape:
             first, other = (" x ".join(map(str, entry.shape)) for entry in (images[0], image))

@@ -47,9 +47,7 @@ def paths_from_meta_info_file(folder: str, meta_info_file: str) -> list[str]:
     return paths
 
 
-def paired_paths_from_folder(
-    folders: Sequence[str], keys: Sequence[str], filename_tmpl: str
-) -> list[dict[str, str]]:
+def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filename_tmpl: str) -> list[dict[str, str]]:
     """Pairs the images of two folders.
 
     The LR image of `NAME.png` is `filename_tmpl.format(NAME)`, with the same ending or another.
@@ -183,9 +181,7 @@ def _names_of(meta_info_file: str) -> list[str]:
         with open(meta_info_file, encoding="utf-8") as file:
             names = [line.strip().split(" ")[0] for line in file if line.strip()]
     except OSError as error:
-        raise DataError(
-            f"cannot read meta_info_file {meta_info_file}: {error.strerror}; check the path"
-        ) from error
+        raise DataError(f"cannot read meta_info_file {meta_info_file}: {error.strerror}; check the path") from error
     if not names:
         raise DataError(f"meta_info_file {meta_info_file} names no image")
     for name in names:
@@ -200,9 +196,7 @@ def _names_of(meta_info_file: str) -> list[str]:
 
 def _check_exist(paths: Iterable[str], meta_info_file: str) -> None:
     if missing := [path for path in paths if not os.path.isfile(path)]:
-        raise DataError(
-            f"meta_info_file {meta_info_file} names {_some(missing)} that do not exist; check the folders"
-        )
+        raise DataError(f"meta_info_file {meta_info_file} names {_some(missing)} that do not exist; check the folders")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -115,9 +115,7 @@ class PairedImageDataset(ImageDataset):
         img_gt, img_lq = augment([img_gt, img_lq], self.use_hflip, self.use_rot, rng=rng)
         return img_gt, img_lq
 
-    def _whole_pair(
-        self, gt: StoredImage, lq: StoredImage, paths: Mapping[str, str]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _whole_pair(self, gt: StoredImage, lq: StoredImage, paths: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
         height, width = lq.size[0] * self.scale, lq.size[1] * self.scale
         if gt.size[0] < height or gt.size[1] < width:
             raise DataError(

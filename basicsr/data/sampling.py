@@ -79,6 +79,4 @@ class KeySampler(Sampler[list[SampleKey]]):
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, number_of_pass: int, num_samples: int) -> np.ndarray:
-    return randomness.generator(randomness.sample_seed(seed, number_of_pass), "sample order").permutation(
-        num_samples
-    )
+    return randomness.generator(randomness.sample_seed(seed, number_of_pass), "sample order").permutation(num_samples)

@@ -60,9 +60,7 @@ def choose_crop(
             "crop it, or make the LR image anew with scripts/data/generate_lr.py"
         )
     if min(lq_size) < lq_patch_size:
-        raise DataError(
-            f"{names}, smaller than patches of {gt_patch_size} (LR {lq_patch_size}); lower gt_size"
-        )
+        raise DataError(f"{names}, smaller than patches of {gt_patch_size} (LR {lq_patch_size}); lower gt_size")
     return _below(height - lq_patch_size + 1, rng), _below(width - lq_patch_size + 1, rng)
 
 

@@ -87,14 +87,15 @@ class TrainingRun:
     def _distribute(self, model: nn.Module) -> DistributedDataParallel:
         has_statistics = any(isinstance(module, _BatchNorm) for module in model.modules())
         known = inspect.signature(DistributedDataParallel.__init__).parameters
-        renamed = "forward_sync_buffers" in known  # from PyTorch 2.13 on
-        return DistributedDataParallel(
-            model,
-            device_ids=[self.place.device] if self.place.device.type == "cuda" else None,
-            find_unused_parameters=self.options.find_unused_parameters,
-            gradient_as_bucket_view=True,
-            **{"forward_sync_buffers" if renamed else "broadcast_buffers": has_statistics},
-        )
+        # PyTorch 2.13 renamed the argument.
+        synchronise_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        arguments: dict[str, Any] = {
+            "device_ids": [self.place.device] if self.place.device.type == "cuda" else None,
+            "find_unused_parameters": self.options.find_unused_parameters,
+            "gradient_as_bucket_view": True,
+            synchronise_buffers: has_statistics,
+        }
+        return DistributedDataParallel(model, **arguments)
 
     @property
     def epoch(self) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import numpy as np
+from tqdm import tqdm
 
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.run_log import RunLog
@@ -19,6 +23,7 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
         False where a rank was asked to stop before the end: the figures are dropped and validation stays due.
     """
     best_dataset, best_metric = _chosen(run)
+    shown = run.options.val.pbar and run.place.is_master and sys.stderr.isatty()
     for name, dataset in run.validation.items():
         evaluation = evaluate(
             run.evaluated_network,
@@ -27,6 +32,7 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
             run.place.device,
             save_image=_image_saver(run, log, name),
             should_stop=lambda: bool(stop),
+            progress=partial(tqdm, desc=f"Validation {name}", unit="image", leave=False, disable=not shown),
         )
         if evaluation is None:
             return False

@@ -80,17 +80,13 @@ class _Lmdb:
         paths = [db_paths] if isinstance(db_paths, str) else list(db_paths)
         keys = [client_keys] if isinstance(client_keys, str) else list(client_keys)
         if len(paths) != len(keys):
-            raise OptionsError(
-                f"lmdb needs a client_key for each of db_paths, got {len(keys)} for {len(paths)}"
-            )
+            raise OptionsError(f"lmdb needs a client_key for each of db_paths, got {len(keys)} for {len(paths)}")
         self._paths = dict(zip(keys, map(str, paths), strict=True))
         self._readahead = readahead
 
     def get(self, name: str, client_key: str) -> bytes:
         if client_key not in self._paths:
-            raise OptionsError(
-                f"no LMDB database is called '{client_key}'; there are: {', '.join(self._paths)}"
-            )
+            raise OptionsError(f"no LMDB database is called '{client_key}'; there are: {', '.join(self._paths)}")
         path = self._paths[client_key]
         with _environment(path, self._readahead).begin(write=False) as transaction:
             value = transaction.get(name.encode("utf-8"))
@@ -108,13 +104,9 @@ def _environment(path: str, readahead: bool) -> Any:
         try:
             import lmdb
         except ImportError as error:
-            raise MachineError(
-                "reading an LMDB database needs the package lmdb; install it with pip"
-            ) from error
+            raise MachineError("reading an LMDB database needs the package lmdb; install it with pip") from error
         if not os.path.isfile(os.path.join(real_path, "data.mdb")):
-            raise DataError(
-                f"{path} is no LMDB database: it has no data.mdb; check the path, or run create_lmdb.py"
-            )
+            raise DataError(f"{path} is no LMDB database: it has no data.mdb; check the path, or run create_lmdb.py")
         try:
             _environments[real_path] = lmdb.open(real_path, readonly=True, lock=False, readahead=readahead)
         except lmdb.Error as error:

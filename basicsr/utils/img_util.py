@@ -36,9 +36,7 @@ _JPEG_END = 0xD9
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
 
-def imfrombytes(
-    content: bytes, flag: str = "color", float32: bool = False, source: str = "image"
-) -> np.ndarray:
+def imfrombytes(content: bytes, flag: str = "color", float32: bool = False, source: str = "image") -> np.ndarray:
     """Decodes an image file, and refuses what decodes only in part.
 
     16 bits stay 16 bits. With `flag` 'color', gray becomes three equal channels and an alpha channel is
@@ -62,17 +60,11 @@ def imfrombytes(
     try:
         img = cv2.imdecode(np.frombuffer(content, np.uint8), _READ_FLAGS[flag])
     except cv2.error as error:
-        raise DataError(
-            f"cannot read image {source}: {error.err}; copy or download the file again"
-        ) from error
+        raise DataError(f"cannot read image {source}: {error.err}; copy or download the file again") from error
     if img is None:
-        raise DataError(
-            f"cannot read image {source}: damaged, or its format is none of {', '.join(IMAGE_SUFFIXES)}"
-        )
+        raise DataError(f"cannot read image {source}: damaged, or its format is none of {', '.join(IMAGE_SUFFIXES)}")
     if img.dtype not in _FULL_SCALE:
-        raise DataError(
-            f"cannot read image {source}: its pixels are {img.dtype}, allowed are 8 or 16 bits; convert it"
-        )
+        raise DataError(f"cannot read image {source}: its pixels are {img.dtype}, allowed are 8 or 16 bits; convert it")
     return to_float32(img) if float32 else img
 
 
@@ -107,9 +99,7 @@ def imwrite(
         temporary.write_bytes(encoded.tobytes())
         os.replace(temporary, path)
     except cv2.error as error:
-        raise DataError(
-            f"cannot write image {path}: {error.err or 'unknown format'}; use .png or .jpg"
-        ) from error
+        raise DataError(f"cannot write image {path}: {error.err or 'unknown format'}; use .png or .jpg") from error
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -186,9 +176,7 @@ def crop_border(imgs: Any, crop_border: int) -> Any:
     return imgs[crop_border:-crop_border, crop_border:-crop_border, ...]
 
 
-def _to_image(
-    tensor: torch.Tensor, rgb2bgr: bool, out_type: np.dtype[Any], min_max: tuple[float, float]
-) -> np.ndarray:
+def _to_image(tensor: torch.Tensor, rgb2bgr: bool, out_type: np.dtype[Any], min_max: tuple[float, float]) -> np.ndarray:
     low, high = min_max
     tensor = tensor.detach().float().cpu().clamp(low, high)
     tensor = (tensor - low) / (high - low)

@@ -16,9 +16,7 @@ from typing import Any
 
 from basicsr.utils.errors import DataError, MachineError
 
-_META_LINE = re.compile(
-    r"(?P<name>.+?) \((?P<height>\d+),(?P<width>\d+),(?P<channels>\d+)\)(?: (?P<level>\d+))?"
-)
+_META_LINE = re.compile(r"(?P<name>.+?) \((?P<height>\d+),(?P<width>\d+),(?P<channels>\d+)\)(?: (?P<level>\d+))?")
 _LONGEST_KEY = 511
 
 
@@ -52,9 +50,7 @@ class LmdbMaker:
         try:
             import lmdb
         except ImportError as error:
-            raise MachineError(
-                "writing an LMDB database needs the package lmdb; install it with pip"
-            ) from error
+            raise MachineError("writing an LMDB database needs the package lmdb; install it with pip") from error
         self.batch = batch
         self.compress_level = compress_level
         self._partial = self.path.with_name(f".{self.path.name}.partial")
@@ -77,9 +73,7 @@ class LmdbMaker:
         """
         encoded = key.encode("utf-8")
         if len(encoded) > _LONGEST_KEY:
-            raise DataError(
-                f"the name '{key[:40]}...' is longer than {_LONGEST_KEY} bytes, LMDB's limit; rename it"
-            )
+            raise DataError(f"the name '{key[:40]}...' is longer than {_LONGEST_KEY} bytes, LMDB's limit; rename it")
         if not self._transaction.put(encoded, img_byte, overwrite=False):
             raise DataError(f"two images are called '{key}'; rename one")
         height, width, channels = img_shape

@@ -43,9 +43,7 @@ def imresize(img: Any, scale: float, antialiasing: bool = True) -> Any:
     return _along(rows, 1, scale, antialiasing).astype(np.float64 if img.dtype == np.float64 else np.float32)
 
 
-def imresize_integer(
-    img: np.ndarray, scale: float, rounding: Literal["each_pass", "once"] = "each_pass"
-) -> np.ndarray:
+def imresize_integer(img: np.ndarray, scale: float, rounding: Literal["each_pass", "once"] = "each_pass") -> np.ndarray:
     """Resizes an image of integers to one of the same type.
 
     MATLAB's `imresize` on a uint8 image rounds and clips after resizing the rows, and again after the

@@ -45,9 +45,7 @@ def scandir(
     try:
         entries = sorted(os.scandir(dir_path), key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(
-            f"cannot read folder {os.fspath(dir_path)}: {error.strerror}; check the path"
-        ) from error
+        raise DataError(f"cannot read folder {os.fspath(dir_path)}: {error.strerror}; check the path") from error
     endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix or ("",)))
     for entry in entries:
         if entry.name.startswith("."):

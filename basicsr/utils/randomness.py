@@ -22,9 +22,7 @@ def sample_seed(manual_seed: int, position: int) -> int:
         manual_seed: the run's seed, not negative.
         position: number of the sample among all that the run draws, over all ranks, from 0.
     """
-    return int(
-        np.random.SeedSequence([manual_seed, position]).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    )
+    return int(np.random.SeedSequence([manual_seed, position]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:

@@ -45,10 +45,7 @@ class Pairing:
 
 def find_pairings(root: Path, scales: list[int] | None) -> list[Pairing]:
     """The pairs of folders below `root`, laid out as datasets/README.md says, of all scales there are."""
-    sets = [
-        (root / f"DIV2K/DIV2K_{part}_HR", root / f"DIV2K/DIV2K_{part}_LR_bicubic")
-        for part in ("train", "valid")
-    ]
+    sets = [(root / f"DIV2K/DIV2K_{part}_HR", root / f"DIV2K/DIV2K_{part}_LR_bicubic") for part in ("train", "valid")]
     sets += [(folder / "HR", folder / "LR_bicubic") for folder in sorted((root / "benchmark").glob("*"))]
     pairings = []
     for hr, lr in sets:
@@ -77,9 +74,7 @@ def image_size(path: Path, decode: bool) -> tuple[int, int]:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(
-            f"cannot read image {path}: it is damaged; copy or download the file again"
-        ) from error
+        raise DataError(f"cannot read image {path}: it is damaged; copy or download the file again") from error
     return (width, height) if turned else (height, width)
 
 
@@ -102,9 +97,7 @@ def check_pair(pair: dict[str, str], pairing: Pairing, decode: bool) -> str | No
 def check(pairing: Pairing, decode: bool, workers: int) -> tuple[int, list[str]]:
     """Number of pairs, and what is wrong with them."""
     try:
-        pairs = paired_paths_from_folder(
-            [str(pairing.lr), str(pairing.hr)], ["lq", "gt"], pairing.filename_tmpl
-        )
+        pairs = paired_paths_from_folder([str(pairing.lr), str(pairing.hr)], ["lq", "gt"], pairing.filename_tmpl)
     except DataError as error:
         return 0, [str(error)]
     work = partial(check_pair, pairing=pairing, decode=decode)
@@ -141,21 +134,13 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root", type=Path, default=Path("datasets"), metavar="DIR", help="(default: datasets)"
-    )
-    parser.add_argument(
-        "--scales", type=dataset_tools.positive, nargs="+", metavar="S", help="must all be there"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("datasets"), metavar="DIR", help="(default: datasets)")
+    parser.add_argument("--scales", type=dataset_tools.positive, nargs="+", metavar="S", help="must all be there")
     parser.add_argument("--hr", type=Path, metavar="DIR", help="check these HR images alone")
     parser.add_argument("--lr", type=Path, metavar="DIR", help="with these LR images")
     parser.add_argument("--scale", type=dataset_tools.positive, metavar="S", help="of these folders")
-    parser.add_argument(
-        "--filename-tmpl", default="{}", metavar="T", help="name of an LR image (default: {})"
-    )
+    parser.add_argument("--filename-tmpl", default="{}", metavar="T", help="name of an LR image (default: {})")
     parser.add_argument("--allow-remainder", action="store_true", help="HR may be larger by scale - 1 pixels")
     parser.add_argument("--decode", action="store_true", help="decode every image, too")
     dataset_tools.add_workers_option(parser)

@@ -41,9 +41,7 @@ def main() -> int:
     }
     if options.output.exists():
         if set(read_meta_info(options.output)) != set(names):
-            raise DataError(
-                f"{options.output} holds other images than {options.input}; remove it to create it anew"
-            )
+            raise DataError(f"{options.output} holds other images than {options.input}; remove it to create it anew")
         print(f"{options.output}: complete, nothing to do")
         return 0
     paths = [options.input / name for name in names.values()]
@@ -57,14 +55,10 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="images to pack")
     parser.add_argument("--output", type=Path, required=True, metavar="NAME.lmdb", help="the database")
-    parser.add_argument(
-        "--strip-suffix", default="", metavar="S", help="end of the names to drop, such as x2"
-    )
+    parser.add_argument("--strip-suffix", default="", metavar="S", help="end of the names to drop, such as x2")
     parser.add_argument(
         "--compression", type=int, choices=range(10), default=1, metavar="0..9", help="PNG level (default: 1)"
     )

@@ -88,9 +88,7 @@ def in_processes(
                 running.append(pool.submit(function, task))
                 break
     except BrokenProcessPool as error:
-        raise MachineError(
-            "a process was killed, maybe for lack of memory; give a lower --workers"
-        ) from error
+        raise MachineError("a process was killed, maybe for lack of memory; give a lower --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -129,9 +127,7 @@ def claim_folder(folder: Path, script: str, parameters: Mapping[str, Any]) -> No
         folder.mkdir(parents=True, exist_ok=True)
         known = note.read_text("utf-8") if note.is_file() else content
         if known != content:
-            raise DataError(
-                f"{folder} was made with {known}, not {content}; remove it or write to another folder"
-            )
+            raise DataError(f"{folder} was made with {known}, not {content}; remove it or write to another folder")
         note.write_text(content, "utf-8")
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error.strerror}") from error

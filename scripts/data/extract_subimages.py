@@ -67,9 +67,7 @@ def cut(task: Task) -> int:
     corners = [(top, left) for top in rows for left in columns]
     for number, (top, left) in enumerate(corners, start=1):
         path = task.output / f"{task.stem}_s{number:03d}.png"
-        imwrite(
-            img[top : top + size, left : left + size], path, [cv2.IMWRITE_PNG_COMPRESSION, task.compression]
-        )
+        imwrite(img[top : top + size, left : left + size], path, [cv2.IMWRITE_PNG_COMPRESSION, task.compression])
     task.done.touch()
     return len(corners)
 
@@ -98,19 +96,13 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="images to cut")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets the squares")
     parser.add_argument("--crop-size", type=dataset_tools.positive, required=True, metavar="N", help="side")
     parser.add_argument("--step", type=dataset_tools.positive, required=True, metavar="N", help="distance")
-    parser.add_argument(
-        "--thresh-size", type=int, default=0, metavar="N", help="rest to leave out (default: 0)"
-    )
-    parser.add_argument(
-        "--strip-suffix", default="", metavar="S", help="end of the names to drop, such as x2"
-    )
+    parser.add_argument("--thresh-size", type=int, default=0, metavar="N", help="rest to leave out (default: 0)")
+    parser.add_argument("--strip-suffix", default="", metavar="S", help="end of the names to drop, such as x2")
     parser.add_argument(
         "--compression", type=int, choices=range(10), default=3, metavar="0..9", help="PNG level (default: 3)"
     )

@@ -53,9 +53,7 @@ def make(task: Task) -> bool:
     img = dataset_tools.read_image(task.source)
     multiple = math.lcm(*task.lr_by_scale)
     if min(img.shape[:2]) < multiple:
-        raise DataError(
-            f"{task.source} of {img.shape[0]}x{img.shape[1]} is too small for these scales; remove it"
-        )
+        raise DataError(f"{task.source} of {img.shape[0]}x{img.shape[1]} is too small for these scales; remove it")
     if task.cropped is not None:
         img = mod_crop(img, multiple)
         imwrite(img, task.cropped)
@@ -80,9 +78,7 @@ def main() -> int:
     tasks = [
         Task(
             source=options.input / name,
-            lr_by_scale={
-                scale: options.output / f"X{scale}" / f"{stem}x{scale}.png" for scale in options.scales
-            },
+            lr_by_scale={scale: options.output / f"X{scale}" / f"{stem}x{scale}.png" for scale in options.scales},
             cropped=options.hr_output / f"{stem}.png" if options.hr_output else None,
             rounding=options.rounding,
         )
@@ -94,13 +90,9 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="HR images")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="gets the folders X2, X3 ..."
-    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets the folders X2, X3 ...")
     parser.add_argument("--scales", type=dataset_tools.positive, nargs="+", default=[2, 3, 4], metavar="S")
     parser.add_argument("--hr-output", type=Path, metavar="DIR", help="gets the HR images, cut")
     parser.add_argument(

@@ -90,6 +90,11 @@ def cell_corner(row: int, column: int) -> tuple[int, int]:
     return left, MARGIN + HEADING + row * (CELL + CAPTION + GAP)
 
 
+def caption(crop: np.ndarray, hr: np.ndarray) -> str:
+    """PSNR of a crop's luma, as text; both are uint8 (h, w, 3) BGR."""
+    return f"{calculate_psnr(crop, hr, crop_border=0, test_y_channel=True):.2f} dB"
+
+
 def draw(examples: Sequence[Example]) -> np.ndarray:
     """The picture, uint8 (H, W, 3) BGR: a row for each example, a column for the HR image and each network."""
     headings = ["HR", *examples[0].outputs]
@@ -107,8 +112,8 @@ def draw(examples: Sequence[Example]) -> np.ndarray:
             left, top = cell_corner(row, column)
             crop = _cut(image, square)
             picture.paste(_pillow(crop.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)), (left, top))
-            caption = f"{_psnr(crop, _cut(example.hr, square)):.2f} dB" if column else "PSNR"
-            canvas.text((left + CELL / 2, top + CELL + 20), caption, INK if column else FAINT, small, anchor="ms")
+            text = caption(crop, _cut(example.hr, square)) if column else "PSNR"
+            canvas.text((left + CELL / 2, top + CELL + 20), text, INK if column else FAINT, small, anchor="ms")
     footer = f"Each crop: {CROP} x {CROP} pixels, magnified {ZOOM} times without smoothing; PSNR of its luma"
     canvas.text((MARGIN, picture.height - MARGIN), footer, FAINT, small, anchor="ls")
     return np.ascontiguousarray(np.asarray(picture)[..., ::-1])
@@ -129,21 +134,15 @@ def _draw_overview(
     left, top = MARGIN + (OVERVIEW - size[0]) // 2, cell_corner(row, 0)[1] + (CELL - size[1]) // 2
     picture.paste(_pillow(example.hr).resize(size, Image.Resampling.LANCZOS), (left, top))
     x, y, side = left + square[1] * factor, top + square[0] * factor, CROP * factor
-    for outset, colour in ((3, INK), (2, PAPER)):  # light in dark: seen on any ground
-        canvas.rectangle(
-            (x - outset, y - outset, x + side + outset, y + side + outset), outline=colour, width=2 * outset - 1
-        )
-    canvas.rectangle((x + 1, y + 1, x + side - 1, y + side - 1), outline=INK)
+    for outset, colour in ((2, INK), (1, PAPER)):  # light in dark: seen on any ground
+        frame = x - outset, y - outset, x + side + outset, y + side + outset
+        canvas.rectangle(frame, outline=colour, width=2 * outset)
     canvas.text((MARGIN + OVERVIEW / 2, top + size[1] + 20), example.name, INK, font, anchor="ms")
 
 
 def _cut(image: np.ndarray, square: tuple[int, int]) -> np.ndarray:
     top, left = square
     return image[top : top + CROP, left : left + CROP]
-
-
-def _psnr(crop: np.ndarray, hr: np.ndarray) -> float:
-    return float(calculate_psnr(crop, hr, crop_border=0, test_y_channel=True))
 
 
 def _pillow(image: np.ndarray) -> Image.Image:

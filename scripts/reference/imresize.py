@@ -28,7 +28,7 @@ def image(height: int, width: int) -> np.ndarray:
 
 
 def reference() -> Any:
-    """basicsr 1.4.2's imresize; a torchvision newer than it, or without compiled operators, is made to import."""
+    """basicsr 1.4.2's imresize; a newer torchvision, or one without compiled operators, is made to import."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")

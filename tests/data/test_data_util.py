@@ -48,9 +48,7 @@ class TestFolders:
 
     def test_hr_without_lr_is_named_and_counted(self, folders):
         both = folders(["c.png"], [f"{name}.png" for name in "abcdef"])
-        with pytest.raises(
-            DataError, match=r"gt has 5 images \(a\.png, b\.png, d\.png, \.\.\.\).* such as a\.png in"
-        ):
+        with pytest.raises(DataError, match=r"gt has 5 images \(a\.png, b\.png, d\.png, \.\.\.\).* such as a\.png in"):
             paired_paths_from_folder(both, KEYS, "{}")
 
     def test_lr_without_hr_is_named(self, folders):

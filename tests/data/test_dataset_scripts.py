@@ -34,7 +34,7 @@ class Result:
 
 
 def run(script: str, *arguments: object, folder: Path) -> Result:
-    """Runs a script as a command in `folder`, in a fork of this process: PyTorch need not be imported again."""
+    """Runs a script as a command in `folder`, in a fork of this process: PyTorch is imported already."""
     command = [str(SCRIPTS / script), *map(str, arguments), "--workers", "2"]
     with tempfile.TemporaryDirectory() as outputs:
         paths = [Path(outputs) / name for name in ("stdout", "stderr")]
@@ -47,7 +47,7 @@ def run(script: str, *arguments: object, folder: Path) -> Result:
 def run_here(command: list[str], folder: Path, outputs: list[Path]) -> None:
     for descriptor, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
-    sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     sys.argv, sys.path[0] = command, str(SCRIPTS)
     os.chdir(folder)
     runpy.run_path(command[0], run_name="__main__")
@@ -68,9 +68,7 @@ def last_line(result: Result) -> str:
     return result.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "script", ["generate_lr.py", "extract_subimages.py", "create_lmdb.py", "check_dataset.py"]
-)
+@pytest.mark.parametrize("script", ["generate_lr.py", "extract_subimages.py", "create_lmdb.py", "check_dataset.py"])
 def test_every_script_starts_from_any_folder_and_explains_itself(script, tmp_path):
     command = [sys.executable, str(SCRIPTS / script), "--help"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -192,9 +190,7 @@ class TestCreateLmdb:
         plain = {"dataroot_gt": str(tmp_path / "HR"), "dataroot_lq": str(tmp_path / "LR" / "X2")}
         one = build_dataset({**common, **packed, "io_backend": {"type": "lmdb"}})
         other = build_dataset({**common, **plain, "io_backend": {"type": "disk"}, "filename_tmpl": "{}x2"})
-        assert all(
-            torch.equal(one[index][key], other[index][key]) for index in (0, 1) for key in ("lq", "gt")
-        )
+        assert all(torch.equal(one[index][key], other[index][key]) for index in (0, 1) for key in ("lq", "gt"))
 
     def test_a_rerun_keeps_a_complete_database_and_refuses_another(self, tmp_path):
         write_images(tmp_path / "HR", {"a.png": (8, 8)})

@@ -96,15 +96,11 @@ class TestBatches:
 
     @pytest.mark.parametrize("start", [1, 3])
     def test_are_the_same_after_a_resume_in_the_middle_of_a_pass(self, arguments, start):
-        assert_same(
-            flat(load(Settings(arguments), start_iteration=start)), flat(load(Settings(arguments)))[start:]
-        )
+        assert_same(flat(load(Settings(arguments), start_iteration=start)), flat(load(Settings(arguments)))[start:])
 
     def test_of_two_ranks_make_up_those_of_one(self, arguments):
         one = flat(load(Settings(arguments)))
-        halves = [
-            flat(load(Settings(arguments, batch_size_per_gpu=2), rank=rank, world_size=2)) for rank in (0, 1)
-        ]
+        halves = [flat(load(Settings(arguments, batch_size_per_gpu=2), rank=rank, world_size=2)) for rank in (0, 1)]
         assert_same([joined(list(pair)) for pair in zip(*halves, strict=True)], one)
 
     def test_are_accumulated_in_order(self, arguments):
@@ -165,9 +161,7 @@ class TestErrors:
 
     def test_a_killed_worker_is_told_as_such(self, arguments):
         place = {"seed": 0, "rank": 0, "world_size": 1, "start_iteration": 0, "total_iterations": 10**6}
-        loader = build_train_loader(
-            Settings(arguments, num_worker_per_gpu=1), accumulate=1, pin_memory=False, **place
-        )
+        loader = build_train_loader(Settings(arguments, num_worker_per_gpu=1), accumulate=1, pin_memory=False, **place)
         batches = iter(loader)
         next(batches)
         (worker,) = multiprocessing.active_children()
@@ -210,8 +204,7 @@ def noise(tmp_path, monkeypatch):
     folder = tmp_path / package
     folder.mkdir()
     (folder / "__init__.py").write_text(
-        "from basicsr.utils.registry import Registry\n"
-        f"REGISTRY = Registry('dataset', '{package}', '_dataset')\n"
+        f"from basicsr.utils.registry import Registry\nREGISTRY = Registry('dataset', '{package}', '_dataset')\n"
     )
     (folder / "noise_dataset.py").write_text(CUSTOM_DATASET.format(registry=package))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -280,9 +273,7 @@ class TestWorkers:
         """A process that iterates, and the ids of its workers."""
         context = multiprocessing.get_context("fork")
         queue = context.Queue()
-        process = context.Process(
-            target=iterate_for_ever, args=(Settings(arguments, num_worker_per_gpu=2), queue)
-        )
+        process = context.Process(target=iterate_for_ever, args=(Settings(arguments, num_worker_per_gpu=2), queue))
         process.start()
         workers = queue.get(timeout=60)
         yield process, workers

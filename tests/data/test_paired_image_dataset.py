@@ -123,9 +123,7 @@ def test_in_testing_the_hr_image_is_cut_to_scale_times_lr(options, tmp_path):
 
 def test_hr_smaller_than_scale_times_lr_is_refused_in_testing(options, tmp_path):
     write(tmp_path / "HR" / "a.png", 24, 31)
-    with pytest.raises(
-        DataError, match=r"HR .*a\.png of 24x31 is smaller than 2 times LR .*ax2\.png of 12x16"
-    ):
+    with pytest.raises(DataError, match=r"HR .*a\.png of 24x31 is smaller than 2 times LR .*ax2\.png of 12x16"):
         build_dataset(options)[0]
 
 
@@ -136,9 +134,7 @@ def test_hr_smaller_than_scale_times_lr_is_refused_in_testing(options, tmp_path)
         (24, 32, 26, r"ax2\.png is 12x16 .* smaller than patches of 26 \(LR 13\)"),
     ],
 )
-def test_training_pairs_that_do_not_fit_are_refused_in_one_line(
-    options, tmp_path, height, width, gt_size, message
-):
+def test_training_pairs_that_do_not_fit_are_refused_in_one_line(options, tmp_path, height, width, gt_size, message):
     write(tmp_path / "HR" / "a.png", height, width)
     with pytest.raises(DataError, match=message) as caught:
         build_dataset({**options, "phase": "train", "gt_size": gt_size})[0]
@@ -184,7 +180,5 @@ def test_single_images_come_alone_from_a_folder_or_a_list(options, tmp_path):
     (tmp_path / "meta.txt").write_text("b.png\n")
     assert len(build_dataset({**single, "meta_info_file": str(tmp_path / "meta.txt")})) == 1
     luma = build_dataset({**single, "color": "y"})[1]["lq"]
-    expected = bgr2ycbcr(
-        cv2.imread(str(tmp_path / "LR" / "b.png")).astype(np.float32) / np.float32(255), True
-    )
+    expected = bgr2ycbcr(cv2.imread(str(tmp_path / "LR" / "b.png")).astype(np.float32) / np.float32(255), True)
     torch.testing.assert_close(luma[0], torch.from_numpy(expected))

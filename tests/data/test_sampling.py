@@ -38,12 +38,7 @@ def test_accumulated_batches_share_the_batches_of_one_iteration():
     assert keys(batch_size=2, accumulate=2) == keys()
     assert keys(batch_size=2, accumulate=2, start_iteration=3) == keys(start_iteration=3)
     assert (
-        len(
-            KeySampler(
-                num_samples=7, batch_size=2, seed=3, start_iteration=3, total_iterations=6, accumulate=2
-            )
-        )
-        == 6
+        len(KeySampler(num_samples=7, batch_size=2, seed=3, start_iteration=3, total_iterations=6, accumulate=2)) == 6
     )
 
 

@@ -84,9 +84,7 @@ def test_only_what_is_allowed_happens(hflip, rotation, ways):
 def test_all_images_of_a_list_are_turned_alike_and_the_coins_reported():
     img = coordinates(4, 4)
     for seed in range(10):
-        (one, two), (hflip, vflip, swapped) = augment(
-            [img, img * 2], return_status=True, rng=generator(seed, "a")
-        )
+        (one, two), (hflip, vflip, swapped) = augment([img, img * 2], return_status=True, rng=generator(seed, "a"))
         np.testing.assert_array_equal(one * 2, two)
         expected = img[:, ::-1] if hflip else img
         expected = expected[::-1] if vflip else expected

@@ -45,9 +45,7 @@ def test_a_key_twice_or_too_long_is_refused(tmp_path):
             maker.put(b"x", key, (1, 1, 3))
 
 
-@pytest.mark.parametrize(
-    "text, message", [("", "lists no image"), ("a.png 3x3\n", "line 1 of .* must look like")]
-)
+@pytest.mark.parametrize("text, message", [("", "lists no image"), ("a.png 3x3\n", "line 1 of .* must look like")])
 def test_a_meta_info_that_basicsr_would_not_write_is_refused(tmp_path, text, message):
     (tmp_path / "meta_info.txt").write_text(text)
     with pytest.raises(DataError, match=message):

@@ -64,6 +64,4 @@ def test_every_name_that_utils_offers_is_there():
 
 def test_importing_utils_and_data_imports_no_heavy_package():
     code = "import sys, basicsr.utils, basicsr.data; print({'torch', 'cv2', 'numpy'} & set(sys.modules))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -50,9 +50,7 @@ def test_seed_everything_fixes_all_global_generators():
         assert all(a != b for a, b in zip(draws(), first, strict=True))
 
 
-@pytest.mark.parametrize(
-    "context", [randomness.preserved_global_state, lambda: randomness.seeded_global_state(5)]
-)
+@pytest.mark.parametrize("context", [randomness.preserved_global_state, lambda: randomness.seeded_global_state(5)])
 def test_global_state_comes_back_also_after_an_error(context):
     with randomness.preserved_global_state():
         randomness.seed_everything(1)

@@ -1,0 +1,272 @@
+"""The quickstart's data, options, picture and the decisions about what is left to do."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from basicsr.utils.errors import DataError
+from basicsr.utils.img_util import imfrombytes, imwrite
+from basicsr.utils.matlab_functions import imresize_integer
+from basicsr.utils.options import load_options, resolved_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = str(ROOT / "scripts/quickstart")
+OPTIONS = ROOT / "options"
+LABELS = ("bicubic", "student", "student, MCAD-KD", "teacher")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts_can_be_imported():
+    sys.path.insert(0, SCRIPTS)
+    yield
+    sys.path.remove(SCRIPTS)
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    return importlib.import_module("photographs")
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return importlib.import_module("picture")
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return importlib.import_module("steps")
+
+
+@pytest.fixture(scope="module")
+def data(photographs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made here") / "quickstart"
+    assert photographs.ensure_dataset(folder, photographs.photographs_folder())
+    return folder
+
+
+def read(path: Path) -> np.ndarray:
+    return imfrombytes(path.read_bytes(), source=str(path))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def stems(folder: Path) -> set[str]:
+    return {path.stem for path in folder.iterdir()}
+
+
+def photographs_of(folder: Path) -> set[str]:
+    return {stem.rpartition("_s")[0] for stem in stems(folder)}
+
+
+def test_no_photograph_is_in_both_training_and_validation(photographs, data):
+    training, validation = photographs_of(data / "train/HR"), stems(data / "val/HR")
+    assert validation == {"astronaut", "chelsea", "coffee"}
+    assert len(training) >= 5
+    assert not training & validation
+    sides = [{"motorcycle_left", "motorcycle_right"} & side for side in (training, validation)]
+    assert sorted(map(len, sides)) == [0, 2]
+
+
+@pytest.mark.parametrize("phase", ["train", "val"])
+def test_each_hr_image_has_an_lr_image_of_half_its_size(data, phase):
+    hr_folder, lr_folder = data / phase / "HR", data / phase / "LR_bicubic/X2"
+    assert stems(lr_folder) == {f"{stem}x2" for stem in stems(hr_folder)}
+    for path in hr_folder.iterdir():
+        height, width, _ = read(path).shape
+        assert height % 2 == width % 2 == 0
+        assert read(lr_folder / f"{path.stem}x2.png").shape == (height // 2, width // 2, 3)
+
+
+def test_hr_images_are_scikit_images_pixels_and_lr_images_shrunk_by_bicubic(data):
+    from skimage import data as skimage_data
+
+    original = skimage_data.chelsea()[:300, :450, ::-1]
+    assert np.array_equal(read(data / "val/HR/chelsea.png"), original)
+    assert np.array_equal(read(data / "val/LR_bicubic/X2/chelseax2.png"), imresize_integer(original, 0.5))
+
+
+def test_tiles_are_cut_from_the_same_place_of_hr_and_lr(data):
+    """The LR tile is the HR tile shrunk, but for the pixels whose kernel reaches beyond the tile."""
+    for stem in ("motorcycle_left_s007", "rocket_s015"):
+        shrunk = imresize_integer(read(data / f"train/HR/{stem}.png"), 0.5)
+        tile = read(data / f"train/LR_bicubic/X2/{stem}x2.png")
+        assert np.array_equal(tile[2:-2, 2:-2], shrunk[2:-2, 2:-2])
+
+
+def test_the_dataset_is_the_same_every_time_and_made_once(photographs, data, tmp_path):
+    again = tmp_path / "with space" / "quickstart"
+    assert photographs.ensure_dataset(again, photographs.photographs_folder())
+    assert digests(again) == digests(data)
+    assert not photographs.ensure_dataset(again, photographs.photographs_folder())
+
+
+def test_a_damaged_dataset_is_made_anew_and_the_old_one_kept(photographs, data, tmp_path):
+    folder = tmp_path / "quickstart"
+    photographs.ensure_dataset(folder, photographs.photographs_folder())
+    (folder / "val/HR/chelsea.png").write_bytes(b"no image")
+    assert photographs.ensure_dataset(folder, photographs.photographs_folder())
+    assert digests(folder) == digests(data)
+    (kept,) = tmp_path.glob("quickstart_archived_*")
+    assert (kept / "val/HR/chelsea.png").read_bytes() == b"no image"
+
+
+def test_missing_photographs_are_told_in_one_line(photographs, tmp_path):
+    with pytest.raises(DataError, match=r"photograph .*motorcycle_left\.png cannot be read") as caught:
+        photographs.ensure_dataset(tmp_path / "quickstart", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "quickstart").exists()
+
+
+def test_both_students_train_under_equal_conditions():
+    load = {
+        name: load_options(OPTIONS / f"train/quickstart_{name}.yml", training=True, paths=False)
+        for name in ("scratch", "mcadkd")
+    }
+    for key in ("network_g", "datasets", "manual_seed", "amp", "channels_last", "val"):
+        assert getattr(load["scratch"], key) == getattr(load["mcadkd"], key), key
+    for key in ("total_iter", "optim_g", "scheduler", "warmup_iter", "ema_decay", "accumulate", "grad_clip"):
+        assert getattr(load["scratch"].train, key) == getattr(load["mcadkd"].train, key), key
+
+
+def test_the_distillation_keeps_the_papers_terms_and_weights():
+    quick = load_options(OPTIONS / "train/quickstart_mcadkd.yml", training=True, paths=False).train
+    paper = load_options(OPTIONS / "train/mcadkd_edsr_x2.yml", training=True, paths=False).train
+    for key in ("pixel_opt", "resp_kd_opt", "adversarial_opt"):
+        assert getattr(quick, key) == getattr(paper, key), key
+    smaller = {"patch_size": 24, "embed_dim": 64}
+    assert dict(quick.contrastive_opt) == {**paper.contrastive_opt, **smaller}
+
+
+def test_the_schedule_ends_with_the_training():
+    for name in ("teacher", "scratch", "mcadkd"):
+        train = load_options(OPTIONS / f"train/quickstart_{name}.yml", training=True, paths=False).train
+        assert train.scheduler["T_max"] == train.total_iter
+
+
+@pytest.fixture
+def training(steps, tmp_path):
+    """Options of a training that has just begun, and one of its inputs."""
+    file = OPTIONS / "train/quickstart_scratch.yml"
+    options = load_options(file, training=True, paths=False, root=tmp_path)
+    data = tmp_path / "manifest.json"
+    data.write_text("{}")
+    options.models_folder.mkdir(parents=True)
+    (options.experiment_folder / f"{options.name}.yml").write_text(f"# header\n{resolved_yaml(options)}")
+    return options, data
+
+
+def test_an_interrupted_training_is_resumed_and_a_finished_one_left(steps, training):
+    options, data = training
+    assert steps.state_of(options, [data]) == "resume"
+    steps.weights_of(options).touch()
+    assert steps.state_of(options, [data]) == "done"
+
+
+def test_a_training_starts_anew_where_there_is_none(steps, tmp_path):
+    options = load_options(OPTIONS / "train/quickstart_scratch.yml", training=True, paths=False, root=tmp_path)
+    assert steps.state_of(options, []) == "start"
+
+
+def test_a_training_starts_anew_after_a_change_of_its_options(steps, training, tmp_path):
+    options, data = training
+    steps.weights_of(options).touch()
+    file = OPTIONS / "train/quickstart_scratch.yml"
+    changed = load_options(file, overrides=["manual_seed=1"], training=True, paths=False, root=tmp_path)
+    assert steps.state_of(changed, [data]) == "start"
+
+
+def test_a_training_starts_anew_after_a_change_of_its_data_or_teacher(steps, training):
+    options, data = training
+    steps.weights_of(options).touch()
+    later = data.stat().st_mtime + 10
+    os.utime(data, (later, later))
+    assert steps.state_of(options, [data]) == "start"
+
+
+def test_a_second_quickstart_is_refused(steps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with steps.only_one():
+        with pytest.raises(ValueError, match="another quickstart is running"):
+            with steps.only_one():
+                pass
+    with steps.only_one():
+        pass
+
+
+def test_the_script_refuses_unknown_arguments_before_installing_anything(tmp_path):
+    command = ["bash", str(ROOT / "scripts/quickstart.sh"), "--frsh"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 2
+    assert result.stdout.startswith("usage: bash scripts/quickstart.sh [--fresh]")
+
+
+def test_the_square_is_where_bicubic_loses_most(picture):
+    """One wrong pixel outweighs a wide but slight error; the border does not count."""
+    hr = np.full((100, 120, 3), 100, np.uint8)
+    bicubic = hr.copy()
+    bicubic[:40, :40] += 1
+    bicubic[80, 90] = 255
+    bicubic[0, 119] = 0
+    top, left = picture.most_lost_square(hr, bicubic, 20)
+    assert top <= 80 < top + 20
+    assert left <= 90 < left + 20
+    assert 2 <= top <= 78
+    assert 2 <= left <= 98
+
+
+def test_the_square_needs_room(picture):
+    image = np.zeros((20, 60, 3), np.uint8)
+    with pytest.raises(DataError, match="at least 24 a side"):
+        picture.most_lost_square(image, image, 20)
+
+
+def random_image(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+    return generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_the_picture_shows_the_files_own_pixels_magnified(picture, tmp_path):
+    generator = np.random.default_rng(0)
+    hr_folder, results = tmp_path / "HR", tmp_path / "results"
+    images = {}
+    for name, size in (("a", (60, 90)), ("b", (80, 64))):
+        images[name] = [random_image(generator, *size) for _ in range(5)]
+        imwrite(images[name][0], hr_folder / f"{name}.png")
+        for folder, image in zip(picture.NETWORKS, images[name][1:], strict=True):
+            imwrite(image, results / f"visualization/{folder}/quickstart/{name}x2_results.png")
+    examples = picture.read_examples(hr_folder, results)
+    drawn = picture.draw(examples)
+    assert tuple(examples[0].outputs) == LABELS
+    right, bottom = picture.cell_corner(1, 4)
+    assert drawn.shape[0] >= bottom + picture.CELL
+    assert drawn.shape[1] >= right + picture.CELL
+    for row, name in enumerate(("a", "b")):
+        top, left = picture.most_lost_square(*images[name][:2], picture.CROP)
+        for column, image in enumerate(images[name]):
+            x, y = picture.cell_corner(row, column)
+            cell = drawn[y : y + picture.CELL, x : x + picture.CELL]
+            crop = image[top : top + picture.CROP, left : left + picture.CROP]
+            assert np.array_equal(cell, crop.repeat(picture.ZOOM, axis=0).repeat(picture.ZOOM, axis=1))
+
+
+def test_captions_tell_the_psnr_of_luma(picture):
+    """A step of 10 in R, G and B is one of 10 (65.481 + 128.553 + 24.966) / 255 = 8.588 in Y: 20 log10(255 / 8.588)."""
+    hr = np.full((48, 48, 3), 100, np.uint8)
+    assert picture.caption(hr + 10, hr) == "29.45 dB"
+
+
+def test_a_missing_result_names_what_to_run(picture, data, tmp_path):
+    with pytest.raises(
+        DataError, match=r"astronautx2_.*\.png: No such file or directory; run: bash scripts/quickstart"
+    ):
+        picture.read_examples(data / "val/HR", tmp_path)
