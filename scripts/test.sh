@@ -9,5 +9,5 @@ status=0
 .venv/bin/python -m ruff check || status=1
 .venv/bin/python -m ruff format --check || status=1
 .venv/bin/python -m mypy || status=1
-.venv/bin/python -m pytest -q "$@" </dev/null || status=$?
+.venv/bin/python -m pytest -q -n 2 "$@" </dev/null || status=$?
 exit "$status"

@@ -185,7 +185,7 @@ def test_temperature_stays_within_its_bounds_and_can_come_back():
     with torch.no_grad():
         method.log_tau.fill_(-20.0)
     method(context())["l_img"].backward()
-    assert float(method.tau) == pytest.approx(0.01)
+    assert method.tau.item() == pytest.approx(0.01)
     assert method.log_tau.grad.abs() > 0
 
 

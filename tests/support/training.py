@@ -47,11 +47,16 @@ def start(function: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
-def run_ranks(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
-    """Runs `function(rank, *arguments)` in `world_size` processes with torchrun's variables; all must succeed."""
+def free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def run_ranks(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
+    """Runs `function(rank, *arguments)` in `world_size` processes with torchrun's variables; all must succeed."""
+    port = free_port()
     processes = [
         PROCESSES.Process(target=_enter_rank, args=(function, rank, world_size, port, arguments))
         for rank in range(world_size)

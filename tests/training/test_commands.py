@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.training import changed, differences, finish
+from support.training import changed, differences, finish, free_port
 
 from basicsr import test, train
 from basicsr.engine.command import run_command
@@ -41,7 +41,7 @@ def failure(main, capsys, *arguments: str) -> tuple[int, list[str]]:
 
 def test_torchrun_trains_tests_and_leaves_what_basicsr_leaves(mcadkd, tmp_path):
     file = write(changed(mcadkd, logger__use_tb_logger=True, dist_params__backend="nccl"), tmp_path)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=4321")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
     done = run(*torchrun, TRAIN, "-opt", file, "--launcher", "pytorch", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "using gloo" in done.stderr + done.stdout
