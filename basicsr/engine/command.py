@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ def run_command(main: Callable[[], int]) -> int:
     The codes are those of `basicsr.utils.errors`, 75 for a run that was asked to stop and has saved, 130 for Ctrl+C.
     Other exceptions are bugs and keep their traceback.
     """
+    warn_of_published_package()
     try:
         return main()
     except UserError as error:
@@ -26,6 +28,20 @@ def run_command(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
+
+
+def warn_of_published_package() -> None:
+    """Says so where PyPI's `basicsr` is installed too: `import basicsr` elsewhere may then mean either."""
+    try:
+        version = importlib.metadata.version("basicsr")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    print(
+        f"warning: the published basicsr {version} is installed in this environment under the same import name;"
+        " remove it by `pip uninstall basicsr`",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _label(error: UserError) -> str:

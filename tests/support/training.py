@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from basicsr.engine.distributed import Place, distributed
+from basicsr.engine.distributed import Place, any_rank, distributed
 from basicsr.engine.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
 from basicsr.train import train_pipeline, train_step
@@ -160,3 +160,16 @@ def _steps(options: Options, place: Place, stop: StopRequest, iterations: int) -
         "discriminator": dict(run.adversary.discriminator.named_parameters()) if run.adversary else {},
     }
     return {"history": history, "weights": weights}
+
+
+def slurm_task(rank: int, folder: str) -> None:
+    """Joins a group as srun's task and leaves a file named after what it found; only rank 1 raises a flag."""
+    world_size = os.environ["WORLD_SIZE"]
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        del os.environ[name]
+    os.environ.update(
+        SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), SLURM_NTASKS=world_size, SLURM_NODELIST="localhost"
+    )
+    with distributed("slurm", 0, "gloo") as place:
+        flags = any_rank([place.rank == 1, False], place.device)
+        (Path(folder) / f"{place.rank} of {place.world_size}: {flags}").touch()

@@ -1,0 +1,56 @@
+"""How commands end."""
+
+from __future__ import annotations
+
+import pytest
+
+from basicsr.engine.command import run_command
+from basicsr.engine.stop import Preempted
+from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
+
+
+def raising(error: BaseException):
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OptionsError("bad"), 2, "error: bad"),
+        (DataError("bad"), 3, "error: bad"),
+        (CheckpointError("bad"), 4, "error: bad"),
+        (NonFiniteError("bad"), 5, "error: bad"),
+        (MachineError("bad"), 6, "error: bad"),
+        (Preempted("preempted: saved 3.state"), 75, "preempted: saved 3.state"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_each_kind_of_failure_has_a_line_and_a_code_of_its_own(capsys, monkeypatch, error, code, line):
+    monkeypatch.delenv("RANK", raising=False)
+    assert run_command(raising(error)) == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(raising(ZeroDivisionError()))
+
+
+def test_mistakes_in_options_are_told_by_one_rank_and_others_by_each(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert run_command(raising(OptionsError("bad"))) == 2
+    assert capsys.readouterr().err == ""
+    assert run_command(raising(DataError("bad"))) == 3
+    assert capsys.readouterr().err == "[rank 1] error: bad\n"
+
+
+def test_the_published_package_beside_ours_is_told(capsys, monkeypatch, tmp_path):
+    metadata = tmp_path / "basicsr-1.4.2.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: basicsr\nVersion: 1.4.2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run_command(lambda: 0) == 0
+    assert "published basicsr 1.4.2" in capsys.readouterr().err
