@@ -14,11 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from support.images import PSNR, Pairs
+from torch import nn
 
 from basicsr.engine.distributed import Place, any_rank, distributed
 from basicsr.engine.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
+from basicsr.metrics.evaluator import evaluate
 from basicsr.train import train_pipeline, train_step
 from basicsr.utils.dist_util import sum_over_ranks
 from basicsr.utils.options import load_options
@@ -173,3 +177,11 @@ def slurm_task(rank: int, folder: str) -> None:
     with distributed("slurm", 0, "gloo") as place:
         flags = any_rank([place.rank == 1, False], place.device)
         (Path(folder) / f"{place.rank} of {place.world_size}: {flags}").touch()
+
+
+def evaluate_rank(rank: int, count: int, out: str) -> None:
+    """Evaluates the metric tests' images as one of several ranks and saves the figures as OUT.RANK.npy."""
+    with distributed("pytorch", 0, "gloo") as place:
+        evaluation = evaluate(nn.Identity(), Pairs(count), PSNR, place.device)
+        assert evaluation is not None
+        np.save(f"{out}.{place.rank}", evaluation.values)
