@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
@@ -11,6 +11,9 @@ from basicsr.data.base import load_sample
 from basicsr.data.loading import TrainLoader, check_not_empty
 from basicsr.data.sampling import KeySampler, SampleKey
 from basicsr.utils.registry import DATASET_REGISTRY
+
+if TYPE_CHECKING:
+    from basicsr.utils.options_schema import DatasetOptions
 
 _FRAMEWORK_KEYS = (
     "name",
@@ -25,75 +28,6 @@ _FRAMEWORK_KEYS = (
     "persistent_workers",
     "use_shuffle",
 )
-
-
-class DatasetSettings(Protocol):
-    """What the builders read of an entry of `datasets`."""
-
-    @property
-    def type(self) -> str:
-        """Registered name of the class."""
-        ...
-
-    @property
-    def name(self) -> str | None:
-        """Name in logs and tables."""
-        ...
-
-    @property
-    def phase(self) -> str:
-        """Train, val or test."""
-        ...
-
-    @property
-    def scale(self) -> int | None:
-        """Upscaling factor."""
-        ...
-
-    @property
-    def batch_size_per_gpu(self) -> int:
-        """Images to a batch of one process."""
-        ...
-
-    @property
-    def num_worker_per_gpu(self) -> int:
-        """Worker processes to a training process."""
-        ...
-
-    @property
-    def dataset_enlarge_ratio(self) -> int:
-        """Passes that count as one epoch."""
-        ...
-
-    @property
-    def num_prefetch_queue(self) -> int:
-        """Batches that each worker prepares ahead."""
-        ...
-
-    @property
-    def prefetch_mode(self) -> str | None:
-        """BasicSR's; workers always prefetch here."""
-        ...
-
-    @property
-    def persistent_workers(self) -> bool:
-        """BasicSR's; workers always persist here."""
-        ...
-
-    @property
-    def pin_memory(self) -> bool:
-        """Whether page-locked memory may be used."""
-        ...
-
-    @property
-    def use_shuffle(self) -> bool:
-        """Shuffle, or keep the dataset's order."""
-        ...
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """The arguments of the dataset's own class."""
-        ...
 
 
 def build_dataset(opt: Mapping[str, Any]) -> Dataset[Any]:
@@ -113,7 +47,7 @@ def build_dataset(opt: Mapping[str, Any]) -> Dataset[Any]:
 
 
 def build_train_loader(
-    options: DatasetSettings,
+    options: DatasetOptions,
     *,
     seed: int,
     rank: int,
@@ -184,7 +118,7 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
         return load_sample(self._dataset, SampleKey(index, seed=index))
 
 
-def build_eval_dataset(options: DatasetSettings) -> EvaluationDataset:
+def build_eval_dataset(options: DatasetOptions) -> EvaluationDataset:
     """Builds a dataset for evaluation: items have `lq`, `lq_path`, and `gt`, `gt_path` where there are HR
     images.
 
@@ -195,6 +129,6 @@ def build_eval_dataset(options: DatasetSettings) -> EvaluationDataset:
     return EvaluationDataset(build_dataset(_as_mapping(options)), options.name or options.type)
 
 
-def _as_mapping(options: DatasetSettings) -> dict[str, Any]:
+def _as_mapping(options: DatasetOptions) -> dict[str, Any]:
     framework = {key: getattr(options, key) for key in _FRAMEWORK_KEYS}
     return {"type": options.type, **options.arguments, **framework}

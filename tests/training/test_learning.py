@@ -26,6 +26,18 @@ def trained(options, tmp_path, iterations: int = 4) -> dict:
     }
 
 
+def without_teacher(options: dict) -> dict:
+    return changed(
+        options,
+        model_type="SRModel",
+        network_t=None,
+        network_d=None,
+        train__resp_kd_opt=None,
+        train__contrastive_opt=None,
+        train__adversarial_opt=None,
+    )
+
+
 def unchanged(before: dict, after: dict) -> set[str]:
     return {key for key in before if torch.equal(before[key], after[key])}
 
@@ -81,15 +93,7 @@ def test_each_loss_can_be_left_out_by_one_line(mcadkd, tmp_path, changes, terms)
 
 
 def test_without_a_teacher_a_network_trains_and_warm_starts(mcadkd, tmp_path):
-    plain = changed(
-        mcadkd,
-        model_type="SRModel",
-        network_t=None,
-        network_d=None,
-        train__resp_kd_opt=None,
-        train__contrastive_opt=None,
-        train__adversarial_opt=None,
-    )
+    plain = without_teacher(mcadkd)
     first = trained(plain, tmp_path / "first")
     source = tmp_path / "first/experiments/tiny/models/net_g_4.pth"
     warm = trained(changed(plain, path={"pretrain_network_g": str(source)}), tmp_path / "warm", iterations=2)
@@ -104,15 +108,7 @@ def test_without_a_teacher_a_network_trains_and_warm_starts(mcadkd, tmp_path):
 def test_alone_and_distilled_students_start_from_the_same_weights(mcadkd, tmp_path):
     still = changed(mcadkd, train__optim_g__lr=0.0)
     distilled = trained(still, tmp_path / "kd", iterations=2)
-    alone = changed(
-        still,
-        model_type="SRModel",
-        network_t=None,
-        network_d=None,
-        train__resp_kd_opt=None,
-        train__contrastive_opt=None,
-        train__adversarial_opt=None,
-    )
+    alone = without_teacher(still)
     other = trained(alone, tmp_path / "alone", iterations=2)
     assert unchanged(distilled[1]["g"]["params"], other[1]["g"]["params"]) == set(other[1]["g"]["params"])
 
