@@ -22,7 +22,7 @@ from basicsr.data import build_eval_dataset
 from basicsr.engine import experiment
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import Launcher, Place, distributed
-from basicsr.engine.stop import Preempted, StopRequest
+from basicsr.engine.stop import Interrupted, StopRequest
 from basicsr.metrics.evaluator import Evaluation, SaveImage, evaluate
 from basicsr.metrics.report import Row, markdown_table, write_csv
 from basicsr.utils.img_util import imwrite
@@ -125,7 +125,7 @@ def _evaluate(
         ),
     )
     if evaluation is None:
-        raise Preempted("interrupted: results are incomplete, start again")
+        raise Interrupted("interrupted: the results are incomplete; start again")
     return evaluation
 
 

@@ -172,11 +172,13 @@ def train_pipeline(
 
 def _train(options: Options, place: Place, auto_resume: bool, stop: StopRequest) -> TrainingResult:
     resume, remarks = experiment.find_checkpoint(options, auto_resume)
+    run = TrainingRun(options, place, resume)  # before anything is written: what does not fit shows here
     experiment.prepare_training(options, place, fresh=resume is None)
     logger = experiment.open_log(options.experiment_folder, "train", options.name, place)
     for remark in filter(None, (place.remark, *remarks)):
         logger.warning(remark)
-    run = TrainingRun(options, place, resume, logger)
+    for remark in run.remarks:
+        logger.info(remark)
     experiment.describe(run, logger, resume)
     log = experiment.open_run_log(run, logger)
     try:
@@ -211,8 +213,10 @@ def _describe_failure(
     if not broken:
         return f"iteration {iteration}: a loss or gradient is not finite on another rank; nothing was updated"
     sound = ", ".join(f"{name} = {value:.4g}" for name, value in values.items() if f"{name} = {value}" not in broken)
-    files = ", ".join(path for batch in batches for path in batch.lq_paths[:4])
-    return f"iteration {iteration}: {', '.join(broken)} ({sound}); nothing was updated; batch: {files}, ..."
+    paths = [path for batch in batches for path in batch.lq_paths]
+    files = ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
+    others = f" ({sound})" if sound else ""
+    return f"iteration {iteration}: {', '.join(broken)}{others}; nothing was updated; batch: {files}"
 
 
 def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Tensor], waited: float) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.distill.base import StepContext, Term
-from basicsr.utils.dist_util import gather_with_gradient, get_dist_info
+from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import METHOD_REGISTRY
 
@@ -212,8 +212,7 @@ class HybridContrastive(Term):
         """Losses (Q,) of `queries` against the keys, both (Q, d), of this rank or of all."""
         first = 0
         if self.gather_negatives:
-            first = get_dist_info()[0] * len(keys)
-            keys = gather_with_gradient(keys)
+            keys, first = gather_with_gradient(keys)
         positive = torch.arange(first, first + len(queries), device=queries.device)
         return self._info_nce(queries @ keys.T, positive)
 

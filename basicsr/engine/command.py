@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from basicsr.engine.stop import Interrupted, Preempted
 from basicsr.utils.errors import OptionsError, UserError
 
 
@@ -45,4 +46,4 @@ def warn_of_published_package() -> None:
 
 
 def _label(error: UserError) -> str:
-    return "" if str(error).startswith("preempted") else "error: "
+    return "" if isinstance(error, (Preempted, Interrupted)) else "error: "

@@ -16,6 +16,12 @@ class Preempted(UserError):
     exit_code = 75
 
 
+class Interrupted(UserError):
+    """A command without a state to save was asked to stop."""
+
+    exit_code = 130
+
+
 class StopRequest:
     """Notes SIGINT, SIGTERM and SIGUSR1 within a `with` block. A second SIGINT interrupts at once."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ class TrainingRun:
         options: the whole options.
         place: device and rank.
         resume: the checkpoint to continue, or None.
-        logger: for what happens during assembly.
 
     Attributes:
         iteration: number of finished iterations.
@@ -43,23 +41,23 @@ class TrainingRun:
         adversary: the discriminator's side, or None.
         validation: datasets by name.
         best: per dataset and metric, the best value and its iteration.
+        remarks: what the log should say of the weights that were loaded.
         validation_due: whether the last finished iteration still has to be validated.
     """
 
-    def __init__(self, options: Options, place: Place, resume: Checkpoint | None, logger: logging.Logger) -> None:
+    def __init__(self, options: Options, place: Place, resume: Checkpoint | None) -> None:
         self.options, self.place = options, place
         self.iteration = resume.iteration if resume else 0
         self.best: dict[str, dict[str, dict[str, float]]] = {}
         self.validation_due = False
         train = options.train
         seed_everything(options.manual_seed)
-        bare, remarks = build_model(options, place.device)
+        bare, self.remarks = build_model(options, place.device)
         self.network: nn.Module = bare.network
         self.terms = bare.terms
         distributed = place.world_size > 1
         self.adversary, more = build_adversary(options, place.device, distributed)
-        for remark in remarks + more:
-            logger.info(remark)
+        self.remarks += more
         heads = {"student": self.network.parameters(), "heads": self.terms.parameters()}
         self.optimizer = build_optimizer(train.optim_g, heads)
         self.scaler = bare.precision.scaler()

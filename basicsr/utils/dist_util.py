@@ -29,16 +29,19 @@ def master_only(function: Function) -> Function:
     return wrapper  # type: ignore[return-value]
 
 
-def gather_with_gradient(local: torch.Tensor) -> torch.Tensor:
-    """Concatenates `local`, shape (B, ...), of all ranks in rank order to (world * B, ...).
+def gather_with_gradient(local: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Concatenates `local`, shape (B, ...), of all ranks in rank order; also says at which row `local` begins.
 
     The gradient of a rank's slice is the sum of the gradients that all ranks compute for it. With the average that
     DistributedDataParallel takes, a loss averaged over each rank's queries thus has the gradients of one rank that
     holds the whole batch. All ranks must call it, with equal shapes.
+
+    Returns:
+        The (world * B, ...) rows of all ranks, and the index of the first one of this rank's.
     """
     if get_dist_info()[1] == 1:
-        return local
-    return _GatherWithGradient.apply(local)
+        return local, 0
+    return _GatherWithGradient.apply(local), dist.get_rank() * len(local)
 
 
 class _GatherWithGradient(torch.autograd.Function):

@@ -41,8 +41,8 @@ def imfrombytes(content: bytes, flag: str = "color", float32: bool = False, sour
 
     16 bits stay 16 bits. With `flag` 'color', gray becomes three equal channels and an alpha channel is
     dropped, on purpose: super-resolution networks take three channels, and the colours under the alpha are
-    kept as they
-        are.
+    kept as they are.
+
     OpenCV returns wrong pixels for a truncated JPEG or a damaged PNG; both are checked first.
 
     Args:

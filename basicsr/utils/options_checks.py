@@ -13,6 +13,7 @@ from basicsr.utils.options_schema import Options, RowOptions
 from basicsr.utils.registry import ARCH_REGISTRY
 
 _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
+_BUILT_IN_TERMS = ("response", "contrastive", "pix", "percep")
 _UPSCALE_KEYS = ("upscale", "scale")
 
 
@@ -197,6 +198,8 @@ def _model(options: Options) -> Iterator[Finding]:
 
 
 def _distillation(options: Options) -> Iterator[Finding]:
+    from torch import nn
+
     if options.network_t is None:
         yield ("network_t",), "is required by model_type KDModel (MCADKD): the teacher"
     elif options.path.pretrain_network_t is None and not options.path.allow_random_teacher:
@@ -209,9 +212,11 @@ def _distillation(options: Options) -> Iterator[Finding]:
             ("train",),
             "names nothing to distil: give resp_kd_opt, contrastive_opt or distill, or use SRModel",
         )
-    for name in ("response", "contrastive", "pix", "percep"):
-        if options.train is not None and name in options.train.distill:
+    for name in options.train.distill if options.train is not None else ():
+        if name in _BUILT_IN_TERMS:
             yield ("train", "distill", name), "is the name of a built-in term; choose another"
+        elif not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            yield ("train", "distill", name), "cannot be a term's name: use letters, digits and _, such as my_hint"
 
 
 def _losses(options: Options) -> Iterator[Finding]:

@@ -275,7 +275,9 @@ class ValOptions(Section):
         default=FrozenMapping(),
         description="metrics by a name of your choice; `better: higher|lower` says which is",
     )
-    best: BestOptions | None = Field(default=None, description="what decides the best checkpoint; ~ keeps none")
+    best: BestOptions | None = Field(
+        default=None, description="what decides which weights are net_g_best.pth; ~ for the first dataset and metric"
+    )
 
 
 class WandbOptions(Section):
@@ -332,7 +334,9 @@ class Options(Section):
     )
     scale: Positive = Field(description="upscaling factor")
     num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        default="auto", description="auto: the GPUs there are; 0: CPU; n: refuse to run on another number"
+        default="auto",
+        description="0: the CPU; auto: a GPU for each process where there are GPUs; n: likewise, and a line in the"
+        " log where there are fewer than n processes or no GPU",
     )
     manual_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of everything random")
     amp: Precision = Field(default="none", description="mixed precision: none (float32), bf16, fp16")

@@ -130,8 +130,8 @@ class Registry:
                     continue
                 try:
                     importlib.import_module(f"{self._package}.{file.stem}")
-                except ImportError as error:
-                    raise OptionsError(f"{file} does not import: {error}") from error
+                except Exception as error:  # whatever a file of the user's own raises
+                    raise OptionsError(f"{file} does not import: {type(error).__name__}: {error}") from error
 
 
 def _thawed(value: Any) -> Any:
@@ -148,4 +148,3 @@ DATASET_REGISTRY = Registry("dataset", "basicsr.data", "_dataset")
 LOSS_REGISTRY = Registry("loss", "basicsr.losses", "_loss")
 METRIC_REGISTRY = Registry("metric", "basicsr.metrics")
 METHOD_REGISTRY = Registry("distillation method", "basicsr.distill")
-MODEL_REGISTRY = Registry("model", "basicsr.models", "_model")

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+from support.distillation import context
+
 from basicsr.distill.base import StepContext
 from basicsr.distill.contrastive import HybridContrastive, crop_patches, crop_positions, info_nce
 from basicsr.utils.errors import OptionsError
-
-
-def context(batch: int = 3, size: int = 20, seeds: tuple[int, ...] | None = None, dtype=torch.float32) -> StepContext:
-    generator = torch.Generator().manual_seed(1)
-    sr = torch.rand(batch, 3, size, size, generator=generator, dtype=dtype).requires_grad_()
-    sr_teacher = torch.rand(batch, 3, size, size, generator=generator, dtype=dtype)
-    return StepContext(
-        lq=sr,
-        gt=sr_teacher,
-        sr=sr,
-        sr_teacher=sr_teacher,
-        student_features={},
-        teacher_features={},
-        seeds=torch.tensor(seeds or range(10, 10 + batch)),
-        iteration=1,
-        scale=1,
-        student=lambda x: x,
-        teacher=lambda x: x,
-        autocast=nullcontext,
-    )
 
 
 def term(**options) -> HybridContrastive:

@@ -6,7 +6,6 @@ What runs in those processes stands here, where they can import it.
 from __future__ import annotations
 
 import copy
-import logging
 import multiprocessing
 import os
 import socket
@@ -151,7 +150,7 @@ def record_steps(rank: int, options: dict[str, Any], launcher: str, iterations: 
 
 
 def _steps(options: Options, place: Place, stop: StopRequest, iterations: int) -> dict[str, Any]:
-    run = TrainingRun(options, place, None, logging.getLogger("test"))
+    run = TrainingRun(options, place, None)
     history = []
     for _, batches in zip(range(iterations), run.loader, strict=False):
         parts, _ = train_step(run, batches, stop)

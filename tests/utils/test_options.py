@@ -253,6 +253,8 @@ def test_options_survive_pickling_and_hold_no_part_of_the_input(options):
         ("train.contrastive_opt.temperature", 0.1, "train.contrastive_opt.temperature: unknown key"),
         ("train.contrastive_opt.patch_size", 128, "train.contrastive_opt.patch_size: 128 is larger than gt_size 96"),
         ("train.distill", {"response": {"type": "ResponseDistillation"}}, "is the name of a built-in term"),
+        ("train.distill", {"a.b": {"type": "ResponseDistillation"}}, "cannot be a term's name"),
+        ("train.distill", {"keys": {"type": "ResponseDistillation"}}, "cannot be a term's name"),
         ("train.distill", {"more": {"type": "Respons"}}, "train.distill.more.type: no distillation method is called"),
         ("train.distill", {"more": {"type": "ResponseDistillation", "criterion": {"type": "L3"}}},
          "train.distill.more.criterion.type: no loss is called 'L3'"),

@@ -161,8 +161,11 @@ def test_files_that_do_not_define_the_name_are_not_imported(package):
 def test_a_file_that_does_not_import_is_named(package):
     registry, folder = package
     (folder / "broken_arch.py").write_text("import a_package_nobody_has\n\nclass Broken:\n    pass\n")
-    with pytest.raises(OptionsError, match=r"broken_arch\.py does not import: No module named 'a_package_nobody_has'"):
+    with pytest.raises(OptionsError, match=r"broken_arch\.py does not import: ModuleNotFoundError: No module named"):
         registry.get("Broken")
+    (folder / "failing_arch.py").write_text("class Failing:\n    width = 1 / 0\n")
+    with pytest.raises(OptionsError, match=r"failing_arch\.py does not import: ZeroDivisionError"):
+        registry.get("Failing")
 
 
 def test_a_suffix_tells_members_of_one_name_apart():
