@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from support.distillation import context
 
 from basicsr.distill.base import StepContext
