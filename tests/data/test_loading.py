@@ -252,7 +252,8 @@ def test_evaluation_gives_whole_pairs_in_order(arguments):
 def iterate_for_ever(settings: Settings, queue: Any) -> None:
     place = {"seed": 0, "rank": 0, "world_size": 1, "start_iteration": 0, "total_iterations": 10**9}
     batches = iter(build_train_loader(settings, accumulate=1, pin_memory=False, **place))
-    next(batches)
+    for _ in range(settings.num_worker_per_gpu):
+        next(batches)  # one of each worker: all have come up
     queue.put([child.pid for child in multiprocessing.active_children()])
     for _ in batches:
         time.sleep(0.01)
