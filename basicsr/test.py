@@ -57,24 +57,24 @@ def test_pipeline(
     options = load_options(source, overrides=force_yml, training=False, root=Path(root))
     params = options.dist_params
     with StopRequest() as stop, distributed(launcher, options.num_gpu, params.backend, params.port) as place:
-        experiment.prepare_results(options, place)
-        logger = experiment.open_log(options.results_folder, "test", options.name, place)
         datasets = {block.name: build_eval_dataset(block) for block in options.datasets_of("val", "test").values()}
-        rows = []
-        for name, network, remark in _networks(options):
-            if remark:
-                logger.info(remark)
-            network.to(place.device)
-            evaluations = {
-                dataset: _evaluate(options, place, stop, network, name, dataset, content)
-                for dataset, content in datasets.items()
-            }
-            rows.append(Row(name, sum(p.numel() for p in network.parameters()), evaluations))
-        if place.is_master:
-            write_csv(options.results_folder / "metrics.csv", rows)
-            table = markdown_table(rows)
-            (options.results_folder / "summary.md").write_text(f"{table}\n", encoding="utf-8")
-            logger.info(f"{options.name}, x{options.scale}; files in {options.results_folder}\n{table}")
+        experiment.prepare_results(options, place)
+        with experiment.open_log(options.results_folder, "test", options.name, place) as logger:
+            rows = []
+            for name, network, remark in _networks(options):
+                if remark:
+                    logger.info(remark)
+                network.to(place.device)
+                evaluations = {
+                    dataset: _evaluate(options, place, stop, network, name, dataset, content)
+                    for dataset, content in datasets.items()
+                }
+                rows.append(Row(name, sum(p.numel() for p in network.parameters()), evaluations))
+            if place.is_master:
+                write_csv(options.results_folder / "metrics.csv", rows)
+                table = markdown_table(rows)
+                (options.results_folder / "summary.md").write_text(f"{table}\n", encoding="utf-8")
+                logger.info(f"{options.name}, x{options.scale}; files in {options.results_folder}\n{table}")
     return rows
 
 
@@ -113,7 +113,7 @@ def _evaluate(
     evaluation = evaluate(
         network,
         content,
-        options.val.metrics if has_gt else {},
+        options.val.metrics,
         place.device,
         save_image=_image_saver(options, name, dataset) if options.val.save_img or not has_gt else None,
         should_stop=lambda: bool(stop),

@@ -27,7 +27,7 @@ from basicsr.engine.stop import Preempted, StopRequest
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.utils.dist_util import sum_over_ranks
-from basicsr.utils.errors import NonFiniteError
+from basicsr.utils.errors import CheckpointError, NonFiniteError
 from basicsr.utils.options import load_options, parse_arguments, resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
@@ -115,7 +115,11 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
     options, device = run.options, run.place.device
     total = options.train.total_iter
     options_text = resolved_yaml(options)
-    stopping = run.validation_due and not validate(run, folder, log, stop)
+    stopping = False
+    if run.validation_due:  # what was cut off is made up for, and noted as done
+        stopping = not validate(run, folder, log, stop)
+        if not stopping:
+            _save(run, folder, options_text)
     waited, since, asked = 0.0, run.iteration, time.monotonic()
     for batches in run.loader if not stopping else ():
         waited += time.monotonic() - asked
@@ -130,13 +134,12 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
         run.validation_due = run.is_due(options.val.val_freq) or last
         if run.validation_due and not stopping:
             stopping = not validate(run, folder, log, stop)
-        due = run.is_due(options.logger.save_checkpoint_freq) or last or stopping
-        if due and run.place.is_master:
-            run.save(folder, options_text)
+        if run.is_due(options.logger.save_checkpoint_freq) or last or stopping:
+            _save(run, folder, options_text)
         if stopping and not last:
             break
         asked = time.monotonic()
-    if stopping and run.iteration < total:
+    if stopping and (run.iteration < total or run.validation_due):
         raise Preempted(f"preempted: saved {run.iteration}.state; go on with --auto_resume")
     if run.place.is_master:
         folder.save_named("latest", run.student_weights())
@@ -172,21 +175,23 @@ def train_pipeline(
 
 def _train(options: Options, place: Place, auto_resume: bool, stop: StopRequest) -> TrainingResult:
     resume, remarks = experiment.find_checkpoint(options, auto_resume)
+    if resume is not None:
+        remarks += experiment.changed_options(resume, options, place)
     run = TrainingRun(options, place, resume)  # before anything is written: what does not fit shows here
     experiment.prepare_training(options, place, fresh=resume is None)
-    logger = experiment.open_log(options.experiment_folder, "train", options.name, place)
-    for remark in filter(None, (place.remark, *remarks)):
-        logger.warning(remark)
-    for remark in run.remarks:
-        logger.info(remark)
-    experiment.describe(run, logger, resume)
-    log = experiment.open_run_log(run, logger)
-    try:
-        fit(run, CheckpointFolder(options.experiment_folder, options.logger.keep_checkpoints), log, stop)
-    finally:
-        if log is not None:
-            log.close()
-    logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
+    with experiment.open_log(options.experiment_folder, "train", options.name, place) as logger:
+        for remark in filter(None, (place.remark, *remarks)):
+            logger.warning(remark)
+        for remark in run.remarks:
+            logger.info(remark)
+        experiment.describe(run, logger, resume)
+        log = experiment.open_run_log(run, logger)
+        try:
+            fit(run, CheckpointFolder(options.experiment_folder, options.logger.keep_checkpoints), log, stop)
+        finally:
+            if log is not None:
+                log.close()
+        logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
     return TrainingResult(options.experiment_folder, run.iteration, run.best)
 
 
@@ -200,8 +205,9 @@ def _check_gradients(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tup
         run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.get_total_norm(gradients)
     checked = [parts["l_total"], *(part for name, part in parts.items() if name.startswith("l_d_"))]
+    others = run.adversary.gradients() if run.adversary is not None else []
     if not run.scaler.is_enabled():
-        checked.append(norm.to(run.place.device))
+        checked += [norm.to(run.place.device), torch.nn.utils.get_total_norm(others).to(run.place.device)]
     return bool(torch.isfinite(torch.stack([value.float() for value in checked])).all()), norm
 
 
@@ -217,6 +223,18 @@ def _describe_failure(
     files = ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
     others = f" ({sound})" if sound else ""
     return f"iteration {iteration}: {', '.join(broken)}{others}; nothing was updated; batch: {files}"
+
+
+def _save(run: TrainingRun, folder: CheckpointFolder, options_text: str) -> None:
+    """Saves on rank 0; where that fails, every rank ends."""
+    failure: CheckpointError | None = None
+    if run.place.is_master:
+        try:
+            run.save(folder, options_text)
+        except CheckpointError as error:
+            failure = error
+    if any_rank([failure is not None], run.place.device)[0]:
+        raise failure or CheckpointError("rank 0 could not save the checkpoint; it says why")
 
 
 def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Tensor], waited: float) -> None:

@@ -43,7 +43,7 @@ def info_nce(
     """
     keys = similarity.shape[-1]
     if keys == 1:
-        return similarity.sum(-1) * 0.0
+        return (similarity / tau).sum(-1) * 0.0  # zero, yet with every parameter in the graph
     logits = similarity / tau
     is_positive = positive[:, None] == torch.arange(keys, device=positive.device)
     positives = logits.gather(-1, positive[:, None].expand(*logits.shape[:-1], 1))

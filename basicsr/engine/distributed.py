@@ -57,6 +57,8 @@ def distributed(launcher: Launcher, num_gpu: int | str, backend: str, port: int 
     if launcher == "slurm":
         _export_slurm(port)
     rank, local_rank, world_size = _read_environment(launcher)
+    if launcher == "slurm" and torch.cuda.device_count() == 1:
+        local_rank = 0  # srun gave each task a GPU of its own and shows it that one only
     device, remark = _choose_device(num_gpu, local_rank, world_size)
     if launcher == "none":
         yield Place(device, remark=remark)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 
 import basicsr
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
@@ -87,10 +91,39 @@ def archive(folder: Path) -> None:
     get_root_logger().info(f"{folder} exists: renamed to {archived.name}")
 
 
-def open_log(folder: Path, kind: str, name: str, place: Place) -> logging.Logger:
-    """The package's logger: lines to the screen and, on rank 0, to FOLDER/KIND_NAME_TIME.log."""
+@contextmanager
+def open_log(folder: Path, kind: str, name: str, place: Place) -> Iterator[logging.Logger]:
+    """The package's logger: lines to the screen and, on rank 0 within the block, to FOLDER/KIND_NAME_TIME.log."""
     file = folder / f"{kind}_{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
-    return get_root_logger("basicsr", logging.INFO, str(file) if place.is_master else None)
+    logger = get_root_logger("basicsr", logging.INFO, str(file) if place.is_master else None)
+    try:
+        yield logger
+    finally:
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == file.absolute():
+                logger.removeHandler(handler)
+                handler.close()
+
+
+def changed_options(resume: Checkpoint, options: Options, place: Place) -> list[str]:
+    """A line for each option that differs from what the checkpoint was saved with, and for another number of ranks."""
+    before = _flat(yaml.safe_load(resume.state["options"]))
+    after = _flat(yaml.safe_load(resolved_yaml(options)))
+    lines = [
+        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+    if resume.state["world_size"] != place.world_size:
+        lines.append(f"ranks: {resume.state['world_size']} -> {place.world_size}")
+    return [f"changed since {resume.path.name} was saved: {line}" for line in lines]
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
 
 
 def open_run_log(run: TrainingRun, logger: logging.Logger) -> RunLog | None:

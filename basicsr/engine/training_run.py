@@ -166,16 +166,16 @@ class TrainingRun:
             if "network_g" not in ignored:
                 self.network.load_state_dict(networks["g"]["params"])
             self.terms.load_state_dict(state["terms"])
-            self.optimizer.load_state_dict(state["optimizers"]["g"])
+            _load_optimizer(self.optimizer, state["optimizers"]["g"])
             self.scaler.load_state_dict(state["scalers"]["g"])
-            if self.ema is not None:
+            if self.ema is not None and "network_g" not in ignored:
                 self.ema.network.load_state_dict(networks["g"]["params_ema"])
             if self.adversary is not None:
                 if "network_d" not in ignored:
                     self.adversary.discriminator.load_state_dict(networks["d"]["params"])
                 self.adversary.scaler.load_state_dict(state["scalers"]["d"])
                 if self.adversary.optimizer is not None:
-                    self.adversary.optimizer.load_state_dict(state["optimizers"]["d"])
+                    _load_optimizer(self.adversary.optimizer, state["optimizers"]["d"])
             self.best = state["best"]
             self.validation_due = state["validation_due"]
         except (KeyError, ValueError, RuntimeError) as error:
@@ -195,6 +195,14 @@ class TrainingRun:
                 records[metric] = {"value": value, "iteration": self.iteration}
                 improved.append(metric)
         return improved
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restores moments and steps; rates, betas and the like stay as the present options have them."""
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)
 
 
 def _cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -19,10 +19,14 @@ from basicsr.utils.img_util import imwrite
 def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: StopRequest) -> bool:
     """Evaluates the network on every validation set, over all ranks, and keeps the best weights.
 
+    The best are those of the highest (or lowest) figure of `val: best`; by default of the first set with HR images
+    and of its first metric.
+
     Returns:
         False where a rank was asked to stop before the end: the figures are dropped and validation stays due.
     """
-    best_dataset, best_metric = _chosen(run)
+    chosen = run.options.val.best
+    best_dataset = chosen.dataset if chosen is not None else None
     shown = run.options.val.pbar and run.place.is_master and sys.stderr.isatty()
     for name, dataset in run.validation.items():
         evaluation = evaluate(
@@ -36,6 +40,10 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
         )
         if evaluation is None:
             return False
+        if not evaluation.metrics:
+            continue
+        best_dataset = best_dataset or name
+        best_metric = chosen.metric if chosen is not None else evaluation.metrics[0]
         improved = run.note_best(name, evaluation)
         if log is not None:
             _report(run, log, name, evaluation)
@@ -43,14 +51,6 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
             folder.save_named("best", run.student_weights())
     run.validation_due = False
     return True
-
-
-def _chosen(run: TrainingRun) -> tuple[str | None, str | None]:
-    """Dataset and metric that decide which weights are the best: those of `val: best`, else the first of each."""
-    chosen = run.options.val.best
-    if chosen is not None:
-        return chosen.dataset, chosen.metric
-    return next(iter(run.validation), None), next(iter(run.options.val.metrics), None)
 
 
 def _report(run: TrainingRun, log: RunLog, name: str, evaluation: Evaluation) -> None:
@@ -68,11 +68,11 @@ def _image_saver(run: TrainingRun, log: RunLog | None, dataset: str) -> SaveImag
     """Saves every image if the options say so, and shows each set's first one in TensorBoard."""
     shown: list[str] = []
     root = run.options.visualization_folder
-    suffix = run.options.val.suffix or run.iteration
+    suffix = f"_{run.options.val.suffix}" if run.options.val.suffix else ""
 
     def save(name: str, image: np.ndarray) -> None:
         if run.options.val.save_img:
-            imwrite(image, str(root / dataset / name / f"{name}_{suffix}.png"))
+            imwrite(image, str(root / dataset / name / f"{name}_{run.iteration}{suffix}.png"))
         if log is not None and not shown:
             shown.append(name)
             log.image(dataset, name, run.iteration, image)

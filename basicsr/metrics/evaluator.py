@@ -14,6 +14,7 @@ from torch import nn
 
 from basicsr.metrics import calculate_metric
 from basicsr.utils.dist_util import gather_objects, get_dist_info, sum_over_ranks
+from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.img_util import tensor2img
 
 
@@ -65,40 +66,47 @@ def evaluate(
     Args:
         network: maps (1, 3, h, w) to (1, 3, sh, sw); put in eval mode, and back as it was.
         dataset: where to take the images from.
-        metrics: options of each metric by its name; left out for images without HR.
+        metrics: options of each metric by its name; left out where the dataset has no HR images.
         device: of the network.
         save_image: called with an image's name and its result, uint8 HWC BGR.
         should_stop: asked before each image; if it is true on any rank the result is None.
         progress: wraps the iteration over this rank's indices.
+
+    Raises:
+        UserError: an image cannot be read or measured, on any rank.
     """
     rank, world_size = get_dist_info()
+    metrics = metrics if "gt" in dataset[0] else {}
     names: dict[int, str] = {}
-    table = torch.zeros(len(dataset) + 1, len(metrics) + 1, dtype=torch.float64)
+    table = torch.zeros(len(dataset), len(metrics) + 1, dtype=torch.float64)
+    stopped, failure = False, None
     was_training = network.training
     network.eval()
     try:
         for index in progress(range(rank, len(dataset), world_size)):
-            if should_stop():
-                table[-1, -1] = 1.0
+            if stopped := should_stop():
                 break
             item = dataset[index]
             names[index] = Path(item["lq_path"]).stem
             output, table[index, -1] = _run(network, item["lq"].unsqueeze(0).to(device))
             image = tensor2img(output)
-            if "gt" in item:
-                pair = {"img": image, "img2": tensor2img(item["gt"])}
-                for column, block in enumerate(metrics.values()):
-                    table[index, column] = float(calculate_metric(pair, block))
+            for column, block in enumerate(metrics.values()):
+                table[index, column] = calculate_metric({"img": image, "img2": tensor2img(item["gt"])}, block)
             if save_image is not None:
                 save_image(names[index], image)
+    except UserError as error:
+        failure = error  # raised when the other ranks know, so that they do not wait for this one
     finally:
         network.train(was_training)
-    table = sum_over_ranks(table.to(device)).cpu()
-    if table[-1, -1] > 0:
+    flags = sum_over_ranks(torch.tensor([failure is not None, stopped], dtype=torch.int32, device=device)).tolist()
+    if flags[0]:
+        raise failure or DataError("an image could not be evaluated on another rank, which says why")
+    if flags[1]:
         return None
+    table = sum_over_ranks(table.to(device)).cpu()
     images = {index: name for shard in gather_objects(names) for index, name in shard.items()}
     ordered = tuple(images[index] for index in range(len(dataset)))
-    return Evaluation(tuple(metrics), ordered, table[:-1, :-1].numpy(), table[:-1, -1].numpy())
+    return Evaluation(tuple(metrics), ordered, table[:, :-1].numpy(), table[:, -1].numpy())
 
 
 def _run(network: nn.Module, lq: torch.Tensor) -> tuple[torch.Tensor, float]:

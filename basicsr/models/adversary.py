@@ -78,7 +78,7 @@ class Adversary:
     def guidance(self, sr: torch.Tensor) -> torch.Tensor:
         """L_adv = -E[log D(I_S)] (eq. 6), unweighted, with gradients for I_S and none for the discriminator."""
         self.discriminator.requires_grad_(False)
-        loss: torch.Tensor = self._loss.gan_loss(self._loss.logits(sr), True, is_disc=True)
+        loss: torch.Tensor = self._loss.gan_loss(self._loss.logits(sr), True, is_disc=False)
         self.discriminator.requires_grad_(self._trained)
         return loss
 
@@ -104,6 +104,13 @@ class Adversary:
             for name, part in parts.items():
                 totals[name] = totals.get(name, 0) + part.detach() / len(pairs)
         return totals
+
+    def gradients(self) -> list[torch.Tensor]:
+        """The discriminator's gradients at hand, unscaled; none where it is not trained."""
+        if self.optimizer is None:
+            return []
+        self.scaler.unscale_(self.optimizer)
+        return [parameter.grad for parameter in self.discriminator.parameters() if parameter.grad is not None]
 
     def step(self) -> None:
         """Updates the discriminator with the gradients at hand."""

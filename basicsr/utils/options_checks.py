@@ -27,7 +27,7 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
     Returns:
         The key of each mistake and what is wrong there.
     """
-    checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _crops, _precision, _best, _rows]
+    checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _crops, _best, _rows]
     checks += [_model, _losses, _adversary, _schedule, _training_data] if options.is_train else [_testing]
     findings = [finding for check in checks for finding in check(options)]
     if model_type == "SRGANModel" and options.is_train and options.train and options.train.adversarial is None:
@@ -137,12 +137,6 @@ def _crops(options: Options) -> Iterator[Finding]:
                 ("train", "contrastive_opt", "patch_size"),
                 f"{patch} is larger than gt_size {size}; lower it",
             )
-
-
-def _precision(options: Options) -> Iterator[Finding]:
-    for name in ("amp", "amp_teacher"):
-        if options.num_gpu == 0 and getattr(options, name) == "fp16":
-            yield (name,), "fp16 needs a GPU and num_gpu is 0; use bf16 or none"
 
 
 def _best(options: Options) -> Iterator[Finding]:

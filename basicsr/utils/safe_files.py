@@ -40,8 +40,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> tuple[str
             size = file.tell()
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
         raise CheckpointError(f"cannot save {path}: {error}".splitlines()[0]) from error
     return digest, size
 

@@ -104,6 +104,13 @@ def test_a_batch_of_one_has_no_negatives_and_no_loss():
     assert parts["l_patch"].item() > 0.0
 
 
+def test_without_negatives_every_parameter_is_in_the_graph_still():
+    for options, batch in (({"mode": "image"}, 1), ({"mode": "patch", "num_patches": 1}, 2)):
+        method = term(**options)
+        sum(method(context(batch=batch)).values()).backward()
+        assert all(parameter.grad is not None for parameter in method.parameters())
+
+
 def test_student_and_teacher_crops_lie_at_the_same_positions():
     import dataclasses
 

@@ -12,12 +12,30 @@ from basicsr.losses import build_loss
 from basicsr.models.adversary import Adversary
 from basicsr.utils.precision import Precision
 
+GUIDANCE = {  # the generator's loss of each kind on logits x, per pixel
+    "vanilla": lambda x: -math.log(1 / (1 + math.exp(-x))),
+    "lsgan": lambda x: (x - 1) ** 2,
+    "wgan": lambda x: -x,
+    "wgan_softplus": lambda x: math.log(1 + math.exp(-x)),
+    "hinge": lambda x: -x,
+}
 
-def adversary(**options) -> Adversary:
+
+@pytest.mark.parametrize("gan_type", GUIDANCE)
+def test_guidance_is_the_generators_loss_of_each_kind(gan_type):
+    game, fake = adversary(gan_type=gan_type), torch.rand(2, 3, 9, 9)
+    with torch.no_grad():
+        game.discriminator[2].bias += 3  # far from 0, where kinds of loss differ most
+    logits = game.discriminator(fake).flatten().tolist()
+    expected = sum(map(GUIDANCE[gan_type], logits)) / len(logits)
+    assert game.guidance(fake).item() == pytest.approx(expected, rel=1e-5)
+
+
+def adversary(gan_type: str = "vanilla", **options) -> Adversary:
     torch.manual_seed(0)
     discriminator = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 3))
     made = Adversary(
-        discriminator, build_loss({"type": "GANLoss", "gan_type": "vanilla"}), 0.01, Precision("cpu"), **options
+        discriminator, build_loss({"type": "GANLoss", "gan_type": gan_type}), 0.01, Precision("cpu"), **options
     )
     made.optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
     return made

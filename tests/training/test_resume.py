@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
+import time
+from pathlib import Path
 
 import pytest
 from support.training import changed, differences, finish, start, train
@@ -15,7 +15,7 @@ def test_killed_ten_times_ends_bitwise_equal(mcadkd, tmp_path, workers, amp):
     options = changed(
         mcadkd,
         train__total_iter=60,
-        logger__save_checkpoint_freq=7,
+        logger__save_checkpoint_freq=3,
         val__val_freq=20,
         amp=amp,
         channels_last=amp == "bf16",
@@ -23,19 +23,26 @@ def test_killed_ten_times_ends_bitwise_equal(mcadkd, tmp_path, workers, amp):
     )
     expected = finish(options, tmp_path / "whole")
     generator = random.Random(11)
-    kills, runs = 0, 1
-    while kills < 10:
-        process = start(train, options, str(tmp_path / f"killed_{runs}"))
-        process.join(generator.uniform(0.2, 1.2))
-        if process.is_alive():
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
-            kills += 1
-        else:
-            assert process.exitcode == 0
-            runs += 1
-    for run in range(1, runs + 1):
-        assert differences(expected, finish(options, tmp_path / f"killed_{run}")) == []
+    states = tmp_path / "killed/experiments/tiny/training_states"
+    began_at = []
+    for _ in range(10):
+        began_at.append(newest(states))
+        process = start(train, options, str(tmp_path / "killed"))
+        while newest(states) == began_at[-1] and process.is_alive():
+            time.sleep(0.001)
+        process.join(generator.uniform(0, 0.15))  # somewhere in the iterations, the validation or the next saving
+        process.kill()
+        process.join()
+    assert began_at[0] == 0 and began_at == sorted(set(began_at)), (
+        "each run but the first resumes what one before saved"
+    )
+    assert differences(expected, finish(options, tmp_path / "killed")) == []
+    assert not list(tmp_path.glob("killed/experiments/*_archived_*"))
+
+
+def newest(states: Path) -> int:
+    """Iteration of the newest complete checkpoint; 0 where there is none."""
+    return max((int(manifest.stem) for manifest in states.glob("*.json")), default=0)
 
 
 def test_a_bit_of_difference_would_be_seen(mcadkd, tmp_path):

@@ -178,7 +178,6 @@ def test_options_survive_pickling_and_hold_no_part_of_the_input(options):
         ("num_gpu", "all", "num_gpu: input should be a valid integer, got 'all' or input should be 'auto'"),
         ("num_gpu", -1, "num_gpu: input should be greater than or equal to 0"),
         ("amp", "fp32", "amp: input should be 'none', 'bf16' or 'fp16', got 'fp32'"),
-        ("amp", "fp16", "amp: fp16 needs a GPU and num_gpu is 0; use bf16 or none"),
         ("channels_last", "yes", "channels_last: input should be a valid boolean, got 'yes'; write true or false"),
         ("manual_seed", 1.5, "manual_seed: input should be a valid integer, got 1.5"),
         ("is_train", False, "is_train: is set by the command; train.py makes it true"),
