@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,7 @@ def compare(reference_python: str) -> int:
     command = [reference_python, "-I", __file__, "--print-reference"]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     theirs: dict[str, list[float]] = json.loads(output.splitlines()[-1])
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     ours = {**loss_figures(reference=False), **metric_figures()}
     assert ours.keys() == theirs.keys()
     largest: dict[str, float] = {}
