@@ -28,9 +28,12 @@ def write(options: dict, folder: Path) -> str:
     return str(file)
 
 
+# Sums over several threads round otherwise than over one: runs that are compared must have equally many.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def run(*command: str, folder: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
 def failure(main, capsys, *arguments: str) -> tuple[int, list[str]]:
@@ -73,7 +76,8 @@ def test_a_signal_saves_and_the_run_goes_on_bitwise(mcadkd, tmp_path, number):
     options = changed(mcadkd, train__total_iter=400, logger__save_checkpoint_freq=200, logger__print_freq=1)
     file = write(changed(options, val__val_freq=200), tmp_path)
     command = [sys.executable, TRAIN, "-opt", file]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, **pipes) as process:
         log = _wait_for_line(tmp_path, "iter:       3")
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)
