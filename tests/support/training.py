@@ -43,6 +43,20 @@ def changed(options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     return result
 
 
+def without_teacher(options: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The run's student alone, with its pixel loss only."""
+    return changed(
+        options,
+        model_type="SRModel",
+        network_t=None,
+        network_d=None,
+        train__resp_kd_opt=None,
+        train__contrastive_opt=None,
+        train__adversarial_opt=None,
+        **changes,
+    )
+
+
 def start(function: Callable[..., None], *arguments: Any) -> Any:
     """Starts `function` in a process of its own, as leader of a process group, and returns the process."""
     process = PROCESSES.Process(target=_enter, args=(function, arguments))

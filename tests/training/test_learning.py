@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.training import changed
+from support.training import changed, without_teacher
 
 from basicsr.train import train_pipeline
 
@@ -24,18 +24,6 @@ def trained(options, tmp_path, iterations: int = 4) -> dict:
         }
         for iteration in (1, iterations)
     }
-
-
-def without_teacher(options: dict) -> dict:
-    return changed(
-        options,
-        model_type="SRModel",
-        network_t=None,
-        network_d=None,
-        train__resp_kd_opt=None,
-        train__contrastive_opt=None,
-        train__adversarial_opt=None,
-    )
 
 
 def unchanged(before: dict, after: dict) -> set[str]:

@@ -8,7 +8,16 @@ import re
 import pytest
 import torch
 import yaml
-from support.training import changed, checkpoint_of, differences, finish, record_steps, run_ranks, start
+from support.training import (
+    changed,
+    checkpoint_of,
+    differences,
+    finish,
+    record_steps,
+    run_ranks,
+    start,
+    without_teacher,
+)
 
 from basicsr.engine.stop import Preempted
 from basicsr.engine.training_run import TrainingRun
@@ -48,18 +57,8 @@ def test_the_total_is_the_sum_of_all_parts_with_their_weights(mcadkd, tmp_path):
 
 def plain_sgd(options: dict, **changes) -> dict:
     """Reconstruction only, by plain steps along the gradient, so that its scale shows."""
-    return changed(
-        options,
-        model_type="SRModel",
-        network_t=None,
-        network_d=None,
-        train__resp_kd_opt=None,
-        train__contrastive_opt=None,
-        train__adversarial_opt=None,
-        train__scheduler=None,
-        train__optim_g={"type": "SGD", "lr": 0.1},
-        **changes,
-    )
+    sgd = {"type": "SGD", "lr": 0.1}
+    return without_teacher(options, train__scheduler=None, train__optim_g=sgd, **changes)
 
 
 def test_accumulated_batches_are_one_step_with_their_mean(mcadkd, tmp_path):
