@@ -22,7 +22,7 @@ def run_command(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        if rank == "0" or not isinstance(error, OptionsError):  # every rank reads the same options: one says it
+        if rank == "0" or not isinstance(error, (OptionsError, Preempted)):  # what all ranks know, one says
             prefix = f"[rank {rank}] " if "RANK" in os.environ else ""
             print(f"{prefix}{_label(error)}{error}", file=sys.stderr, flush=True)
         return error.exit_code

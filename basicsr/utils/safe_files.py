@@ -44,7 +44,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> tuple[str
         temporary.unlink(missing_ok=True)
         if not isinstance(error, (OSError, RuntimeError)):
             raise
-        raise CheckpointError(f"cannot save {path}: {error}".splitlines()[0]) from error
+        reason = error if isinstance(error, OSError) else "not all of it could be written; is the disk full?"
+        raise CheckpointError(f"cannot save {path}: {reason}") from error
     return digest, size
 
 
