@@ -29,7 +29,7 @@ from pydantic.json_schema import PydanticJsonSchemaWarning
 from basicsr.engine.optimizers import OPTIMIZERS
 from basicsr.engine.schedules import SCHEDULES
 from basicsr.utils.components import call_style
-from basicsr.utils.options_schema import Options
+from basicsr.utils.options_schema import SET_BY_THE_COMMAND, Options
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     DATASET_REGISTRY,
@@ -47,6 +47,7 @@ _BASE = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
 }
 _BETTER = {"enum": ["higher", "lower"], "description": "which values are better; higher if left out"}
+_SCALED = ("upscale", "scale", "crop_border")
 _PROVIDED = {"metric": ("img", "img2"), "optimizer": ("params",), "dataset": ("name", "phase", "scale")}
 
 
@@ -62,7 +63,13 @@ def make_schema() -> Schema:
         _loosen(definition)
     definitions.update(_components(dataset))
     whole = definitions["Options"]["properties"]
-    del whole["root"]
+    for name in SET_BY_THE_COMMAND:
+        del whole[name]
+    one = {key: value for key, value in whole["scale"].items() if key != "description"}
+    whole["scale"] = {
+        "description": whole["scale"]["description"],
+        "anyOf": [one, {"type": "array", "items": one, "minItems": 1, "uniqueItems": True}],
+    }
     whole["discriminator"] = {"description": "older name of network_d", "allOf": [{"$ref": "#/$defs/network"}]}
     whole["datasets"] = {
         "description": "train, val, val_1, ..., test, test_1, ...",
@@ -177,7 +184,7 @@ def _arguments(factory: Callable[..., Any], provided: Sequence[str]) -> dict[str
             entry["description"] = texts[name]
         if isinstance(parameter.default, (bool, int, float, str)):
             entry["default"] = parameter.default
-        arguments[name] = entry
+        arguments[name] = {"anyOf": [entry, {"const": "{scale}"}]} if name in _SCALED else entry
     return arguments
 
 

@@ -11,11 +11,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from basicsr.engine.command import run_command
-from basicsr.utils.options import load_options, resolved_yaml
+from basicsr.utils.options import load_options, load_test_options, resolved_yaml
 from basicsr.utils.yaml_loader import key_text, load_yaml
 
 
@@ -28,11 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check_paths", action="store_true", help="also look whether data and weights are there")
     parser.add_argument("--positions", action="store_true", help="print file and line of every key instead")
     arguments = parser.parse_args(argv)
-    options = load_options(
-        arguments.file, overrides=arguments.force_yml, training=not arguments.test, paths=arguments.check_paths
-    )
+    read: dict[str, Any] = {"overrides": arguments.force_yml, "paths": arguments.check_paths}
+    if arguments.test:
+        loaded = load_test_options(arguments.file, **read)
+    else:
+        loaded = [load_options(arguments.file, training=True, **read)]
     if not arguments.positions:
-        print(resolved_yaml(options), end="")
+        print("---\n".join(resolved_yaml(options) for options in loaded), end="")
         return 0
     document = load_yaml(arguments.file)
     for override in arguments.force_yml:

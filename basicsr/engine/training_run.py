@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,7 +22,7 @@ from basicsr.engine.schedules import build_schedule, warmed_up
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.models import build_adversary, build_model
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.options_schema import Options
+from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.randomness import seed_everything
 
 
@@ -131,10 +132,24 @@ class TrainingRun:
         return rates
 
     def student_weights(self) -> dict[str, Any]:
-        """Content of net_g: `params`, and `params_ema` with EMA. The terms' heads are not in it."""
-        content = {"params": _cpu_state(self.network)}
+        """Content of net_g: `params`, and `params_ema` with EMA. The terms' heads are not in it.
+
+        Beside them stand `network`, the options that build it, and `training`, what it went through: plain values,
+        so that the file says what it is wherever it goes.
+        """
+        content: dict[str, Any] = {"params": _cpu_state(self.network)}
         if self.ema is not None:
             content["params_ema"] = _cpu_state(self.ema.network)
+        train = self.options.train
+        content["network"] = {**thaw(self.options.network_g), "scale": self.options.scale}
+        content["training"] = {
+            "name": self.options.name,
+            "iteration": self.iteration,
+            "total_iter": train.total_iter,
+            "losses": [*self.terms, *(["adversarial"] if self.adversary is not None else [])],
+            "teacher": self.options.network_t["type"] if self.options.network_t is not None else None,
+            "best": copy.deepcopy(self.best),
+        }
         return content
 
     def save(self, folder: CheckpointFolder, options_text: str) -> Path:

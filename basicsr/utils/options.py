@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from basicsr.utils.components import describe
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options_checks import check_paths, find_conflicts
+from basicsr.utils.options_checks import check_paths, find_conflicts, nothing_left, without_missing
 from basicsr.utils.options_components import Finding, find_component_problems
-from basicsr.utils.options_normalise import apply_debug, normalise, unknown_key, written_value
+from basicsr.utils.options_normalise import apply_debug, fill_scale, normalise, unknown_key, written_value
 from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.yaml_loader import (
     Document,
@@ -81,9 +81,71 @@ def load_options(
     Raises:
         OptionsError: one line for each mistake: FILE:LINE: key: what was given, what is allowed.
     """
+    document = _read(source, overrides)
+    problems, options = _check(document, training, debug, root, paths)
+    if problems or options is None:
+        raise OptionsError(_report(problems, source))
+    if (finding := nothing_left(options)) is not None:
+        raise OptionsError(_report([LocatedProblem(document.position(finding[0]), *finding)], source))
+    return options
+
+
+def load_test_options(
+    source: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    root: Path | None = None,
+    paths: bool = True,
+) -> list[Options]:
+    """Reads test.py's options, whose `scale` may be a list: one `Options` for each scale, `{scale}` filled in.
+
+    Args:
+        source, overrides, root, paths: as for `load_options`.
+
+    Raises:
+        OptionsError: one line for each mistake, over all scales.
+    """
+    document = _read(source, overrides)
+    scales = written_value(document, "scale")
+    if not isinstance(scales, list):
+        return [load_options(source, overrides=overrides, training=False, root=root, paths=paths)]
+    values = [entry.value for entry in scales]
+    repeated = len(values) > len({str(value) for value in values})
+    if not values or repeated:
+        message = f"a list of scales must name {'each once' if repeated else 'at least one'}, got {values}"
+        position = document.position(("scale",))
+        raise OptionsError(_report([LocatedProblem(position, ("scale",), message)], source))
+    problems: list[LocatedProblem] = []
+    loaded: list[Options] = []
+    empty: list[LocatedProblem] = []
+    for value in values:
+        document = _read(source, [*overrides, f"scale={value}"])
+        found, options = _check(document, False, False, root, paths)
+        problems += found
+        if options is not None:
+            finding = nothing_left(options)
+            empty += [LocatedProblem(document.position(finding[0]), *finding)] if finding else []
+            loaded.append(options)
+    if problems or len(empty) == len(values):
+        raise OptionsError(_report(problems or empty, source))
+    if len({options.name for options in loaded}) > 1:
+        message = "must be the same for all scales, which share a folder; take {scale} out"
+        raise OptionsError(_report([LocatedProblem(document.position(("name",)), ("name",), message)], source))
+    return loaded
+
+
+def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Document:
     document = document_from_mapping(source) if isinstance(source, Mapping) else load_yaml(source)
     for override in overrides:
         document.set(override)
+    return document
+
+
+def _check(
+    document: Document, training: bool, debug: bool, root: Path | None, paths: bool
+) -> tuple[list[LocatedProblem], Options | None]:
+    """Types a document and checks it; the mistakes, and the options where there are any."""
+    fill_scale(document)
     apply_debug(document, debug, training)
     problems = list(document.problems)
     problems += normalise(document, training)
@@ -95,16 +157,16 @@ def load_options(
     findings = find_component_problems(data) + typed_findings
     if options is not None:
         later = find_conflicts(options, written_value(document, "model_type"))
-        later += check_paths(options) if paths else []
+        if paths:
+            options, missing = without_missing(options, check_paths(options))
+            later += missing
         findings += [finding for finding in later if not _hidden(finding[0], dropped)]
     known = {problem.key for problem in problems}
     for key, message in findings:
         if key not in known:
             problems.append(_located(document, data, key, message))
             known.add(key)
-    if problems or options is None:
-        raise OptionsError(_report(problems, source))
-    return options
+    return problems, options
 
 
 def resolved_yaml(options: Options) -> str:

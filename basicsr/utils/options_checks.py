@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.utils.options_components import Finding, constructor_of
-from basicsr.utils.options_schema import Options, RowOptions
+from basicsr.utils.options_schema import FrozenMapping, Options, RowOptions
 from basicsr.utils.registry import ARCH_REGISTRY
 
 _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
@@ -52,6 +52,36 @@ def check_paths(options: Options) -> list[Finding]:
     for row, entry in options.networks.items() if not options.is_train else ():
         findings += _missing(("networks", row, "path"), entry.path, "file")
     return findings
+
+
+def without_missing(options: Options, findings: list[Finding]) -> tuple[Options, list[Finding]]:
+    """With `skip_missing`, leaves out the datasets and networks whose files `check_paths` did not find.
+
+    Returns:
+        The options, which say in `skipped` what was left out, and the findings that remain mistakes.
+    """
+    if options.is_train or not options.skip_missing:
+        return options, findings
+    left = {"datasets": dict(options.datasets), "networks": dict(options.networks)}
+    skipped, mistakes = [], []
+    for key, message in findings:
+        section, name = str(key[0]), str(key[1])
+        if section not in left:
+            mistakes.append((key, message))
+        elif name in left[section]:
+            label = options.datasets[name].name if section == "datasets" else name
+            skipped.append(f"{label} at x{options.scale}: {message}")
+            del left[section][name]
+    update = {section: FrozenMapping(content) for section, content in left.items()}
+    return options.model_copy(update={**update, "skipped": tuple(skipped)}), mistakes
+
+
+def nothing_left(options: Options) -> Finding | None:
+    """What to say where `skip_missing` left nothing to test, else None."""
+    if not options.skipped or (options.datasets_of("val", "test") and (options.networks or options.network_g)):
+        return None
+    section = "networks" if options.datasets_of("val", "test") else "datasets"
+    return (section,), f"nothing is left of them without what is not there: {options.skipped[0]}"
 
 
 def _files_read(options: Options) -> list[str]:

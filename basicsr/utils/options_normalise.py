@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from typing import Any
 
 from basicsr.utils.options_components import takes_crop_border
 from basicsr.utils.options_schema import (
+    SET_BY_THE_COMMAND,
     BestOptions,
     DatasetOptions,
     DistOptions,
     LoggerOptions,
     Options,
     PathOptions,
+    Region,
+    ReportOptions,
     RowOptions,
     Section,
     TrainOptions,
@@ -39,6 +43,8 @@ _SECTIONS: dict[KeyPath, type[Section]] = {
     ("train",): TrainOptions,
     ("val",): ValOptions,
     ("val", "best"): BestOptions,
+    ("report",): ReportOptions,
+    ("report", "regions", "*"): Region,
     ("logger",): LoggerOptions,
     ("logger", "wandb"): WandbOptions,
     ("dist_params",): DistOptions,
@@ -72,6 +78,21 @@ def apply_debug(document: Document, debug: bool, training: bool) -> None:
             entry.value[key] = Entry(value, Position("--debug"))
 
 
+def fill_scale(document: Document) -> None:
+    """Puts the top-level scale in the place of `{scale}` in every value, as a number where it is all of the value."""
+    scale = written_value(document, "scale")
+    if isinstance(scale, int) and not isinstance(scale, bool):
+        _fill_scale(document.root, scale)
+
+
+def _fill_scale(entry: Entry, scale: int) -> None:
+    if isinstance(entry.value, str):
+        entry.value = scale if entry.value == "{scale}" else entry.value.replace("{scale}", str(scale))
+    elif isinstance(entry.value, (dict, list)):
+        for inner in entry.value.values() if isinstance(entry.value, dict) else entry.value:
+            _fill_scale(inner, scale)
+
+
 def normalise(document: Document, training: bool) -> list[LocatedProblem]:
     """Gives old names their new ones, fills in what follows from other keys, takes out what is refused."""
     problems: list[LocatedProblem] = []
@@ -88,11 +109,26 @@ def normalise(document: Document, training: bool) -> list[LocatedProblem]:
             del section[name]
     problems += _fill_datasets(document)
     _fill_metrics(document)
-    keys: list[KeyPath] = [("path",)]
-    for place in [*keys, *(("networks", row) for row in _section(document, ("networks",)))]:
-        for entry in _section(document, place).values():
+    for entry in _section(document, ("path",)).values():
+        _expand_user(entry)
+    for row in _section(document, ("networks",)):
+        for entry in _section(document, ("networks", row)).values():
             _expand_user(entry)
+        problems += _find_weights(document, row)
     return problems
+
+
+def _find_weights(document: Document, row: str) -> list[LocatedProblem]:
+    """Puts the one file that matches a row's `path`, which may hold wildcards, in its place."""
+    entry = _section(document, ("networks", row)).get("path")
+    if entry is None or not isinstance(entry.value, str) or os.path.exists(entry.value):
+        return []
+    matches = sorted(glob.glob(entry.value))
+    if len(matches) > 1:
+        message = f"{entry.value} matches {len(matches)} files, {matches[0]} and {matches[1]} among them; name one"
+        return [LocatedProblem(entry.position, ("networks", row, "path"), message)]
+    entry.value = matches[0] if matches else entry.value
+    return []
 
 
 def _section(document: Document, key: KeyPath) -> dict[str, Entry]:
@@ -124,9 +160,10 @@ def _refuse(document: Document, training: bool) -> list[LocatedProblem]:
         if entry is not None and entry.value not in (None, False):
             problems.append(LocatedProblem(entry.position, key, reason))
     content = document.root.value
-    root = content.pop("root", None)
-    if root is not None:
-        problems.append(LocatedProblem(root.position, ("root",), unknown_key(("root",))))
+    for name in SET_BY_THE_COMMAND:
+        given = content.pop(name, None)
+        if given is not None:
+            problems.append(LocatedProblem(given.position, (name,), unknown_key((name,))))
     is_train = content.pop("is_train", None)
     if is_train is not None and is_train.value is not training:
         command = "train.py" if training else "test.py"
@@ -185,9 +222,10 @@ def _expand_user(entry: Entry) -> None:
 def unknown_key(key: KeyPath) -> str:
     """What to say of a key that its section does not have."""
     pattern = tuple(
-        "*" if index == 1 and key[0] in ("datasets", "networks") else part for index, part in enumerate(key)
+        "*" if isinstance(part, int) or (index == 1 and key[0] in ("datasets", "networks")) else part
+        for index, part in enumerate(key)
     )
-    allowed = [name for name in _SECTIONS[pattern[:-1]].model_fields if name != "root"]
+    allowed = [name for name in _SECTIONS[pattern[:-1]].model_fields if name not in SET_BY_THE_COMMAND]
     return f"unknown key{nearest(str(key[-1]), allowed)}; allowed: {', '.join(allowed)}"
 
 

@@ -34,6 +34,8 @@ MODEL_TYPES = {
     "SRGANModel": "SRModel",
 }
 
+SET_BY_THE_COMMAND = ("root", "skipped")
+
 
 class FrozenMapping(Mapping[str, Any]):
     """A mapping that cannot be changed, nor can what it holds: mappings are frozen, lists become tuples."""
@@ -92,15 +94,6 @@ def _block(value: Any) -> FrozenMapping:
     if not isinstance(value, Mapping):
         raise ValueError("must be a mapping such as {type: ...}")
     return FrozenMapping(value)
-
-
-def _not_available(reason: str) -> BeforeValidator:
-    def refuse(value: Any) -> Any:
-        if value:
-            raise ValueError(reason)
-        return value
-
-    return BeforeValidator(refuse)
 
 
 def _model_type(value: Any) -> Any:
@@ -268,8 +261,12 @@ class ValOptions(Section):
     save_img: bool = Field(default=False, description="save the output images")
     suffix: str | None = Field(default=None, description="ends the saved images' names; ~ for the experiment's name")
     pbar: bool = Field(default=False, description="show progress")
-    self_ensemble: Annotated[bool, _not_available("self-ensemble (x8) is not available yet; set it to false")] = Field(
-        default=False, description="average over eight flips and rotations: not available yet"
+    self_ensemble: bool = Field(default=False, description="average over the eight flips and rotations (x8)")
+    tile: Annotated[int, Field(ge=16)] | None = Field(
+        default=None, description="side of the tiles that images are cut into, LR pixels; ~ runs them whole"
+    )
+    tile_overlap: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="LR pixels that a tile sees beyond each edge; ~ for what the network needs"
     )
     metrics: Annotated[Mapping[str, MetricBlock], AfterValidator(FrozenMapping)] = Field(
         default=FrozenMapping(),
@@ -283,10 +280,9 @@ class ValOptions(Section):
 class WandbOptions(Section):
     """`logger.wandb`, as BasicSR's files have it."""
 
-    project: Annotated[str | None, _not_available("Weights & Biases is not supported; set it to ~")] = Field(
-        default=None, description="not supported: leave null"
-    )
-    resume_id: str | None = Field(default=None, description="not supported: leave null")
+    project: str | None = Field(default=None, description="project at Weights & Biases; ~ does not log there")
+    resume_id: str | None = Field(default=None, description="id of the run to go on with; ~ finds or makes one")
+    mode: Literal["online", "offline"] = Field(default="online", description="offline keeps the run on disk")
 
 
 class LoggerOptions(Section):
@@ -306,6 +302,37 @@ class DistOptions(Section):
 
     backend: Literal["nccl", "gloo"] = Field(default="nccl", description="gloo is taken where there is no GPU")
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(default=None, description="port, for slurm")
+
+
+class Region(Section):
+    """One entry of `report: regions`: a square of an HR image to look at."""
+
+    dataset: str = Field(description="name of a dataset")
+    image: str = Field(description="name of the image, as in metrics.csv")
+    x: int = Field(ge=0, description="left edge, HR pixels")
+    y: int = Field(ge=0, description="upper edge, HR pixels")
+    size: int = Field(default=48, ge=8, description="side, HR pixels")
+
+
+class ReportOptions(Section):
+    """`report`: what test.py makes of its figures, beside metrics.csv and summary.md."""
+
+    html: bool = Field(default=True, description="write report.html, one file that opens without a network")
+    images: int = Field(
+        default=20, ge=0, description="images in report.html of each dataset and scale: those that differ most"
+    )
+    plots: bool = Field(default=True, description="draw PSNR against cost, and the visual comparison")
+    crops: int = Field(default=4, ge=0, description="rows of the visual comparison of each scale")
+    regions: tuple[Region, ...] = Field(
+        default=(), description="rows of the visual comparison; where left out, where the networks differ most"
+    )
+    published: str | None = Field(
+        default=None, description="backbone (EDSR, RCAN, SwinIR) whose published figures stand beside ours"
+    )
+    speed: bool = Field(default=True, description="measure how fast the networks run, for Table 2")
+    input: tuple[Positive, Positive, Positive] = Field(
+        default=(3, 256, 256), description="channels, height and width of the input that Table 2 is about"
+    )
 
 
 class RowOptions(Section):
@@ -332,7 +359,9 @@ class Options(Section):
         " SRGANModel) trains a network",
         json_schema_extra={"enum": list(MODEL_TYPES)},
     )
-    scale: Positive = Field(description="upscaling factor")
+    scale: Positive = Field(
+        description="upscaling factor, also put in the place of {scale} in any value; for test.py also a list"
+    )
     num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",
         description="0: the CPU; auto: a GPU for each process where there are GPUs; n: likewise, and a line in the"
@@ -358,9 +387,14 @@ class Options(Section):
     path: PathOptions = Field(default=PathOptions(), description="weights and folders")
     train: TrainOptions = Field(default=_ABSENT, validate_default=False, description="how to train; None in testing")
     val: ValOptions = Field(default=ValOptions(), description="how to evaluate")
+    report: ReportOptions = Field(default=ReportOptions(), description="for test.py: plots, comparison, HTML report")
     logger: LoggerOptions = Field(default=LoggerOptions(), description="what to log and save, how often")
     dist_params: DistOptions = Field(default=DistOptions(), description="distributed training")
     is_train: bool = Field(default=True, exclude=True, description="set by the command, train.py or test.py")
+    skip_missing: bool = Field(
+        default=False, description="test.py names datasets and networks that are not there, and goes on without them"
+    )
+    skipped: tuple[str, ...] = Field(default=(), exclude=True, description="what skip_missing left out")
     root: Path = Field(default=Path("."), exclude=True, description="set by the command: parent of experiments/")
 
     @property

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from basicsr.archs import build_network
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options, resolved_yaml
+from basicsr.utils.options import load_options, load_test_options, resolved_yaml
 from basicsr.utils.yaml_loader import dump_yaml, key_text, load_yaml
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
@@ -17,8 +18,10 @@ BACKBONES = ("edsr", "rcan", "swinir")
 FREE_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
 
 
-def load(file, **arguments):
-    return load_options(file, training=file.parent.name == "train", paths=False, **arguments)
+def load(file):
+    if file.parent.name == "train":
+        return load_options(file, training=True, paths=False)
+    return load_test_options(file, paths=False)[0]
 
 
 def misspelt(key: str) -> str:
@@ -55,6 +58,7 @@ def test_the_files_of_the_papers_tables_are_all_there():
     }
     expected |= {f"train/mcadkd_as_published_{b}_x{s}" for b in ("edsr", "swinir") for s in (2, 3, 4)}
     expected |= {f"test/{b}_x{s}" for b in BACKBONES for s in (2, 3, 4)}
+    expected |= {f"test/{b}" for b in BACKBONES}
     expected |= {"train/quickstart_teacher", "train/quickstart_scratch", "train/quickstart_mcadkd", "test/quickstart"}
     there = {f"{file.parent.name}/{file.stem}" for file in OPTIONS.glob("t*/*.yml")}
     assert expected <= there
@@ -170,15 +174,28 @@ def test_as_published_files_set_every_deviation_of_the_public_code(backbone, sca
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_test_files_compare_what_the_training_files_leave(backbone, scale):
     options = load(OPTIONS / f"test/{backbone}_x{scale}.yml")
-    assert [dataset.name for dataset in options.datasets.values()] == ["Set5", "Set14", "BSD100", "Urban100"]
+    assert [dataset.name for dataset in options.datasets.values()] == ["Set5", "Set14", "BSD100", "Urban100", "Manga109"]
     assert list(options.networks) == ["bicubic", "teacher", "scratch", "mcadkd"]
     mcadkd = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
     scratch = load(OPTIONS / f"train/scratch_{backbone}_x{scale}.yml")
-    assert options.networks["teacher"].path == mcadkd.path.pretrain_network_t
+    assert fnmatch(mcadkd.path.pretrain_network_t, options.networks["teacher"].path)
     assert options.networks["teacher"].network == mcadkd.network_t
     for row, trained in (("mcadkd", mcadkd), ("scratch", scratch)):
         assert Path(options.networks[row].path) == trained.models_folder / "net_g_latest.pth"
         assert options.networks[row].network == trained.network_g
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_one_file_tests_all_scales_of_a_table(backbone):
+    loaded = load_test_options(OPTIONS / f"test/{backbone}.yml", paths=False)
+    assert [options.scale for options in loaded] == [2, 3, 4]
+    for options in loaded:
+        single = load(OPTIONS / f"test/{backbone}_x{options.scale}.yml")
+        assert options == single.model_copy(update={"name": backbone})
+        assert {metric["crop_border"] for metric in options.val.metrics.values()} == {options.scale}
+        for dataset in options.datasets.values():
+            assert dataset.arguments["dataroot_lq"].endswith(f"{dataset.name}/LR_bicubic/X{options.scale}")
+            assert dataset.arguments["filename_tmpl"] == f"{{}}x{options.scale}"
 
 
 def test_quickstart_files_fit_together():

@@ -57,7 +57,7 @@ def test_torchrun_trains_tests_and_leaves_what_basicsr_leaves(mcadkd, tmp_path):
     assert list(tmp_path.glob("tb_logger/tiny/events*"))
     assert "Validation val, iter 8: psnr" in next(experiment.glob("train_tiny_*.log")).read_text()
     weights = torch.load(experiment / "models/net_g_8.pth", weights_only=True)
-    assert set(weights) == {"params", "params_ema"}
+    assert set(weights) == {"params", "params_ema", "network", "training"}
 
     testing = {key: mcadkd[key] for key in ("name", "scale", "num_gpu", "network_g", "val")}
     testing["datasets"] = {"test_1": mcadkd["datasets"]["val"]}

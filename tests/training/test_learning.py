@@ -108,5 +108,5 @@ def test_only_the_newest_checkpoints_and_the_best_are_kept(mcadkd, tmp_path):
     kept = {f"net_{label}_{iteration}.pth" for label in "gd" for iteration in (6, 8)}
     assert models == kept | {"net_g_best.pth", "net_g_latest.pth"}
     best = torch.load(result.folder / "models/net_g_best.pth", weights_only=True)
-    assert set(best) == {"params", "params_ema"}
+    assert set(best) == {"params", "params_ema", "network", "training"}
     assert result.best["val"]["psnr"]["value"] > 5

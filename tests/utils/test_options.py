@@ -261,13 +261,18 @@ def test_options_survive_pickling_and_hold_no_part_of_the_input(options):
         ("discriminator", {"type": "UNetDiscriminatorSN"}, "discriminator: is an older name of network_d"),
         ("val.metrics", ..., "val.metrics: is required, as there is datasets.val: what to measure"),
         ("val.val_freq", 0, "val.val_freq: input should be greater than or equal to 1"),
-        ("val.self_ensemble", True, "val.self_ensemble: self-ensemble (x8) is not available yet; set it to false"),
+        ("val.tile", 8, "val.tile: input should be greater than or equal to 16, got 8"),
+        (
+            "report.regions",
+            [{"dataset": "Set5", "image": "bird", "x": 0, "y": 0, "sizes": 4}],
+            "report.regions[0].sizes: unknown key (did you mean 'size'?); allowed: dataset, image, x, y, size",
+        ),
         ("val.metrics.psnr.type", "psnr", "val.metrics.psnr.type: no metric is called 'psnr'"),
         ("val.metrics.psnr.crop", 3, "val.metrics.psnr.crop: unknown key"),
         ("val.metrics.psnr.better", "more", "val.metrics.psnr.better: must be higher or lower, got 'more'"),
         ("val.best", {"dataset": "Set6", "metric": "psnr"}, "no validation dataset is named 'Set6'; there are: Set5"),
         ("val.best", {"dataset": "Set5", "metric": "lpips"}, "no metric is named 'lpips'; there are: psnr"),
-        ("logger.wandb", {"project": "x"}, "logger.wandb.project: Weights & Biases is not supported; set it to ~"),
+        ("logger.wandb", {"projekt": "x"}, "logger.wandb.projekt: unknown key"),
         ("logger.keep_checkpoints", 1, "logger.keep_checkpoints: input should be greater than or equal to 2"),
         ("logger.print_frq", 1, "logger.print_frq: unknown key (did you mean 'print_freq'?)"),
         ("dist_params.backend", "mpi", "dist_params.backend: input should be 'nccl' or 'gloo', got 'mpi'"),
@@ -282,7 +287,7 @@ def test_all_mistakes_are_told_at_once(options):
     options["scale"] = "two"
     options["network_g"]["num_feats"] = 3
     options["train"]["optim_g"]["lr"] = -1
-    options["val"]["self_ensemble"] = True
+    options["val"]["self_ensemble"] = "yes"
     options["datasets"]["val"]["typo"] = 1
     keys = [line.split(": ")[1] for line in mistakes(options)]
     expected = ["scale", "network_g.num_feats", "train.optim_g", "val.self_ensemble", "datasets.val.typo"]
@@ -309,7 +314,7 @@ def test_a_mistake_of_type_does_not_hide_conflicts_elsewhere(options):
         ("datasets.train.use_shuffle", True),
         ("datasets.train.phase", "train"),
         ("logger.wandb", {"project": None, "resume_id": None}),
-        ("val.self_ensemble", False),
+        ("val.self_ensemble", True),
         ("val.best", {"dataset": "Set5", "metric": "psnr"}),
         ("is_train", True),
         ("val.metrics.psnr.better", "higher"),
