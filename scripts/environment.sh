@@ -60,3 +60,18 @@ ensure_environment() {
     printf '%s\n' "$stamp" >"$record"
     printf '%s\n' "$stamp" >.venv/installed-runtime
 }
+
+# Sees to Chromium, in which the HTML report is tested; without it those tests are skipped. Root on Debian gets the
+# distribution's package, everybody else a line that says what to install.
+ensure_browser() {
+    if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then
+        return 0
+    fi
+    if [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; then
+        echo "Installing Chromium for the tests of the HTML report"
+        if apt-get update -qq >/dev/null 2>&1 && apt-get install -y -qq chromium >/dev/null 2>&1; then
+            return 0
+        fi
+    fi
+    echo "No Chromium: the tests of the HTML report in a browser are skipped; to run them, install chromium"
+}

@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 ensure_environment test,dev </dev/null
+ensure_browser </dev/null
 
 status=0
 .venv/bin/python -m ruff check || status=1
