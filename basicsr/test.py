@@ -1,4 +1,4 @@
-"""Testing: `python basicsr/test.py -opt FILE`. Any number of networks on any number of datasets.
+"""Testing: `python basicsr/test.py -opt FILE`. Any number of networks on any number of datasets, at any scales.
 
 Metrics are computed where a dataset has HR images; where it has none, the results are saved as images.
 """
@@ -7,28 +7,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # started as a file: import the package it lies in, whatever else is installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
 from torch import nn
 from tqdm import tqdm
 
 from basicsr.archs import build_network
+from basicsr.archs.pretrained import network_for
 from basicsr.data import build_eval_dataset
 from basicsr.engine import experiment
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import Launcher, Place, distributed
 from basicsr.engine.stop import Interrupted, StopRequest
-from basicsr.metrics.evaluator import Evaluation, SaveImage, evaluate
-from basicsr.metrics.report import Row, markdown_table, write_csv
+from basicsr.metrics import better_direction, prepare_metrics
+from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate
+from basicsr.report.pictures import SavedPictures
+from basicsr.report.results import Results, Row, ScaleResults
+from basicsr.report.speed import device_name, measure_seconds
+from basicsr.report.writing import write_files
+from basicsr.utils.complexity import count_multiply_adds, count_parameters
+from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.img_util import imwrite
-from basicsr.utils.options import load_options, parse_arguments
+from basicsr.utils.logger import get_root_logger
+from basicsr.utils.options import load_test_options, parse_arguments
 from basicsr.utils.options_schema import Options
-from basicsr.utils.weights import load_network
+
+_TIMING_SECONDS = 5.0
 
 
 def test_pipeline(
@@ -37,10 +46,11 @@ def test_pipeline(
     launcher: Launcher = "none",
     force_yml: Sequence[str] = (),
     root: str | Path = ".",
-) -> list[Row]:
+) -> Results:
     """Tests what an options file, or the same content as a dict, describes.
 
-    Writes results/NAME: the log, `metrics.csv` with every image, `summary.md`, and images where asked for.
+    Writes results/NAME: the log, `metrics.csv` with every image, tables, plots, `report.html`, and images where asked
+    for.
 
     Args:
         source: path of the file, or the options themselves.
@@ -49,94 +59,146 @@ def test_pipeline(
         root: the folder of `results`.
 
     Returns:
-        A row for each network, in the file's order.
+        For each scale a row for each network, in the file's order.
 
     Raises:
         UserError: one of its kinds, for anything that the user can mend.
     """
-    options = load_options(source, overrides=force_yml, training=False, root=Path(root))
-    params = options.dist_params
-    with StopRequest() as stop, distributed(launcher, options.num_gpu, params.backend, params.port) as place:
-        datasets = {block.name: build_eval_dataset(block) for block in options.datasets_of("val", "test").values()}
-        experiment.prepare_results(options, place)
-        with experiment.open_log(options.results_folder, "test", options.name, place) as logger:
-            rows = []
-            for name, network, remark in _networks(options):
-                if remark:
-                    logger.info(remark)
-                network.to(place.device)
-                evaluations = {
-                    dataset: _evaluate(options, place, stop, network, name, dataset, content)
-                    for dataset, content in datasets.items()
-                }
-                rows.append(Row(name, sum(p.numel() for p in network.parameters()), evaluations))
+    loaded = load_test_options(source, overrides=force_yml, root=Path(root))
+    first = loaded[0]
+    params = first.dist_params
+    with StopRequest() as stop, distributed(launcher, first.num_gpu, params.backend, params.port) as place:
+        scales = [_Scale(options, place, stop, several=len(loaded) > 1) for options in loaded]
+        prepare_metrics(first.val.metrics, place.device)
+        experiment.prepare_results(first, place)
+        with experiment.open_log(first.results_folder, "test", first.name, place) as logger:
+            results = Results(
+                name=first.name,
+                scales=tuple(scale.run() for scale in scales),
+                device=device_name(place.device),
+                input_shape=first.report.input,
+                better={name: better_direction(block) for name, block in first.val.metrics.items()},
+            )
             if place.is_master:
-                write_csv(options.results_folder / "metrics.csv", rows)
-                table = markdown_table(rows)
-                (options.results_folder / "summary.md").write_text(f"{table}\n", encoding="utf-8")
-                logger.info(f"{options.name}, x{options.scale}; files in {options.results_folder}\n{table}")
-    return rows
+                pictures = {scale.options.scale: scale.pictures for scale in scales if scale.pictures is not None}
+                for line in write_files(results, first.results_folder, first.report, pictures):
+                    logger.info(line)
+    return results
 
 
-def _networks(options: Options) -> Iterator[tuple[str, nn.Module, str | None]]:
-    """Name, network with its weights, and what the log should say of loading them, row by row."""
+class _Scale:
+    """The test of all networks at one scale."""
+
+    def __init__(self, options: Options, place: Place, stop: StopRequest, *, several: bool) -> None:
+        self.options, self.place, self.stop = options, place, stop
+        self.logger = get_root_logger()
+        self.datasets: dict[str, EvaluationDataset] = {
+            block.name: build_eval_dataset(block) for block in options.datasets_of("val", "test").values()
+        }
+        self.folder = options.visualization_folder / (f"x{options.scale}" if several else "")
+        self.pictures: SavedPictures | None = None
+
+    def run(self) -> ScaleResults:
+        """Evaluates one network after the other; on several ranks all must call."""
+        for line in self.options.skipped:
+            self.logger.warning(f"x{self.options.scale}: left out {line}")
+        rows = []
+        for candidate in _networks(self.options) if self.datasets else ():
+            if candidate.remark:
+                self.logger.info(candidate.remark)
+            candidate.network.to(self.place.device)
+            rows.append(self._row(candidate))
+        if rows and self.options.val.save_img:
+            names = {dataset: evaluation.images for dataset, evaluation in rows[0].evaluations.items()}
+            self.pictures = self._saved(names)
+        return ScaleResults(self.options.scale, tuple(rows), self.options.skipped)
+
+    def _row(self, candidate: _Candidate) -> Row:
+        network, report = candidate.network, self.options.report
+        evaluations = {name: self._evaluate(candidate, name, dataset) for name, dataset in self.datasets.items()}
+        parameters = count_parameters(network)
+        multiply_adds = seconds = None
+        if parameters and self.place.is_master:
+            try:
+                multiply_adds = count_multiply_adds(network, report.input)
+                if report.speed:
+                    seconds = measure_seconds(network, report.input, self.place.device, budget_seconds=_TIMING_SECONDS)
+            except (DataError, MachineError) as error:
+                self.logger.warning(f"{candidate.name} has no figures of cost: {error}")
+        return Row(candidate.name, parameters, evaluations, multiply_adds, seconds)
+
+    def _evaluate(self, candidate: _Candidate, name: str, dataset: EvaluationDataset) -> Evaluation:
+        val = self.options.val
+        saves = val.save_img or "gt" not in dataset[0]
+        evaluation = evaluate(
+            candidate.network,
+            dataset,
+            val.metrics,
+            self.place.device,
+            scale=self.options.scale,
+            self_ensemble=val.self_ensemble,
+            tile=val.tile,
+            tile_overlap=val.tile_overlap,
+            save_image=self._image_saver(candidate.name, name) if saves else None,
+            should_stop=lambda: bool(self.stop),
+            progress=lambda indices: tqdm(
+                indices,
+                desc=f"x{self.options.scale} {candidate.name}, {name}",
+                unit="image",
+                disable=not (self.place.is_master and sys.stderr.isatty()),
+            ),
+        )
+        if evaluation is None:
+            raise Interrupted("interrupted: the results are incomplete; start again")
+        return evaluation
+
+    def _saved(self, names: Mapping[str, Sequence[str]]) -> SavedPictures:
+        return SavedPictures(
+            self.datasets,
+            names,
+            folder=self.folder,
+            by_network=bool(self.options.networks),
+            suffix=self.options.val.suffix or self.options.name,
+        )
+
+    def _image_saver(self, row: str, dataset: str) -> SaveImage:
+        saved = self._saved({})
+        return lambda name, image: imwrite(image, saved.path(row, dataset, name))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A network with its weights, the name of its row, and what the log should say of loading it."""
+
+    name: str
+    network: nn.Module
+    remark: str | None = None
+
+
+def _networks(options: Options) -> Iterator[_Candidate]:
     if not options.networks:
         assert options.network_g is not None
-        network = build_network(options.network_g)
-        remark = None
         path = options.path
-        if path.pretrain_network_g is not None:
-            remark = load_network(
-                network, path.pretrain_network_g, param_key=path.param_key_g, strict=path.strict_load_g
+        if path.pretrain_network_g is None:
+            network, remark = build_network(options.network_g), None
+        else:
+            network, remark = network_for(
+                options.network_g,
+                path.pretrain_network_g,
+                param_key=path.param_key_g,
+                strict=path.strict_load_g,
+                scale=options.scale,
             )
-        yield type(network).__name__, network, remark
+        yield _Candidate(type(network).__name__, network, remark)
     for name, row in options.networks.items():
         if row.type == "bicubic":
-            yield name, build_network({"type": "Bicubic", "upscale": options.scale}), None
+            yield _Candidate(name, build_network({"type": "Bicubic", "upscale": options.scale}))
             continue
+        assert row.path is not None
         block = row.network or options.network_g
-        assert block is not None and row.path is not None
-        network = build_network(block)
-        yield name, network, load_network(network, row.path, param_key=row.param_key, strict=row.strict)
-
-
-def _evaluate(
-    options: Options,
-    place: Place,
-    stop: StopRequest,
-    network: nn.Module,
-    name: str,
-    dataset: str,
-    content: Any,
-) -> Evaluation:
-    has_gt = "gt" in content[0]
-    evaluation = evaluate(
-        network,
-        content,
-        options.val.metrics,
-        place.device,
-        save_image=_image_saver(options, name, dataset) if options.val.save_img or not has_gt else None,
-        should_stop=lambda: bool(stop),
-        progress=lambda indices: tqdm(
-            indices,
-            desc=f"{name}, {dataset}",
-            unit="image",
-            disable=not (place.is_master and sys.stderr.isatty()),
-        ),
-    )
-    if evaluation is None:
-        raise Interrupted("interrupted: the results are incomplete; start again")
-    return evaluation
-
-
-def _image_saver(options: Options, network: str, dataset: str) -> SaveImage:
-    folder = options.visualization_folder / (network if options.networks else "") / dataset
-    suffix = options.val.suffix or options.name
-
-    def save(image_name: str, image: np.ndarray) -> None:
-        imwrite(image, str(folder / f"{image_name}_{suffix}.png"))
-
-    return save
+        yield _Candidate(
+            name, *network_for(block, row.path, param_key=row.param_key, strict=row.strict, scale=options.scale)
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

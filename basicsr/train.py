@@ -185,12 +185,8 @@ def _train(options: Options, place: Place, auto_resume: bool, stop: StopRequest)
         for remark in run.remarks:
             logger.info(remark)
         experiment.describe(run, logger, resume)
-        log = experiment.open_run_log(run, logger)
-        try:
+        with experiment.open_run_log(run, logger) as log:
             fit(run, CheckpointFolder(options.experiment_folder, options.logger.keep_checkpoints), log, stop)
-        finally:
-            if log is not None:
-                log.close()
         logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
     return TrainingResult(options.experiment_folder, run.iteration, run.best)
 

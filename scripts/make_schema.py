@@ -123,7 +123,7 @@ def _components(dataset: Schema) -> dict[str, Schema]:
     arguments = contrastive["allOf"][0]["then"]["properties"]
     arguments["type"] = arguments.pop("mode")
     return {
-        "network": _block("network", _members(ARCH_REGISTRY)),
+        "network": _block("network", [*_members(ARCH_REGISTRY), ("auto", _auto)]),
         "loss": _block("loss", _members(LOSS_REGISTRY)),
         "method": _block("method", _members(METHOD_REGISTRY)),
         "metric": _block("metric", _members(METRIC_REGISTRY), {"better": _BETTER}),
@@ -137,6 +137,10 @@ def _components(dataset: Schema) -> dict[str, Schema]:
             "additionalProperties": False,
         },
     }
+
+
+def _auto() -> None:
+    """The network that the file of its weights holds, recognised from keys and shapes; not for network_d."""
 
 
 def _members(registry: Registry) -> list[tuple[str, Callable[..., Any]]]:

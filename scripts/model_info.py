@@ -1,9 +1,11 @@
-"""Prints parameters and multiply-adds of every network in an options file.
+"""Prints parameters and multiply-adds of every network in an options file, or what a file of weights holds.
 
     python scripts/model_info.py -opt options/train/mcadkd_edsr_x4.yml [--input 3 256 256]
+    python scripts/model_info.py --model FILE [--input 3 256 256]
 
 The convention is that of the papers' tables: see basicsr/utils/complexity.py. The input is one image as the network
-gets it: the low-resolution one for super-resolution, the high-resolution one for a discriminator.
+gets it: the low-resolution one for super-resolution, the high-resolution one for a discriminator. What --model
+recognises, and what it takes for granted, is in docs/pretrained.md.
 """
 
 from __future__ import annotations
@@ -18,33 +20,92 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
+from torch import nn
+
 from basicsr.archs import build_network
+from basicsr.archs.pretrained import load_pretrained
 from basicsr.engine.command import run_command
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.options import load_options
+from basicsr.utils.options_components import is_auto
 from basicsr.utils.options_schema import Options
 from basicsr.utils.yaml_loader import load_yaml
 
+_LONGEST = 400
 
-def networks_of(options: Options) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields name and options of every network: network_g, network_t, network_d, and a test's rows."""
-    for name in ("network_g", "network_t", "network_d"):
-        if (block := getattr(options, name)) is not None:
-            yield name, block
+
+def networks_of(options: Options) -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
+    """Yields name, options and file of every network: network_g, network_t, network_d, and a test's rows."""
+    for label in ("g", "t", "d"):
+        if (block := getattr(options, f"network_{label}")) is not None:
+            yield f"network_{label}", block, getattr(options.path, f"pretrain_network_{label}")
     for name, row in options.networks.items():
         if row.network is not None:
-            yield name, row.network
+            yield name, row.network, row.path
+        elif options.network_g is None and row.type is None:
+            yield name, {"type": "auto"}, row.path
 
 
-def describe(name: str, block: Mapping[str, Any], input_shape: tuple[int, int, int]) -> tuple[str, ...]:
+def describe(
+    name: str, block: Mapping[str, Any], path: str | None, input_shape: tuple[int, int, int]
+) -> tuple[str, ...]:
     """Returns a row of the table: name, type, parameters in millions, multiply-adds in billions."""
-    network = build_network(block)
+    kind = block["type"]
+    if is_auto(block):
+        assert path is not None, "the options' checks see to it that a network to recognise has its file"
+        pretrained = load_pretrained(path)
+        network, kind = pretrained.network, pretrained.architecture
+    else:
+        network = build_network(block)
+    return name, kind, f"{count_parameters(network) / 1e6:.2f}", cost_of(network, input_shape)
+
+
+def cost_of(network: nn.Module, input_shape: tuple[int, int, int]) -> str:
+    """Multiply-adds in billions, or why there are none to tell."""
     try:
-        cost = f"{count_multiply_adds(network, input_shape) / 1e9:.2f}"
+        return f"{count_multiply_adds(network, input_shape) / 1e9:.2f}"
     except DataError as error:
-        cost = f"- ({error})"
-    return name, block["type"], f"{count_parameters(network) / 1e6:.2f}", cost
+        return f"- ({error})"
+
+
+def report(path: str, given_shape: tuple[int, int, int] | None) -> str:
+    """What a file of weights holds, an item a line."""
+    pretrained = load_pretrained(path)
+    shape = given_shape or (pretrained.in_channels, 256, 256)
+    items: list[tuple[str, object]] = [
+        ("architecture", pretrained.architecture),
+        ("layout", pretrained.layout),
+        ("scale", f"x{pretrained.scale}"),
+        ("colours", f"{pretrained.in_channels} in, {pretrained.out_channels} out"),
+    ]
+    items += [(key, value) for key, value in (pretrained.block or {}).items() if key != "type"]
+    items += [
+        ("parameters (M)", f"{count_parameters(pretrained.network) / 1e6:.2f}"),
+        (f"multiply-adds (G) at {'x'.join(map(str, shape))}", cost_of(pretrained.network, shape)),
+        *flattened(pretrained.metadata),
+    ]
+    items += [("remark", pretrained.remark)] if pretrained.remark else []
+    width = max(len(key) for key, _ in items)
+    return "\n".join(f"{key.ljust(width)}  {printable(value)}" for key, value in items)
+
+
+def flattened(metadata: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Entries of nested mappings under names such as 'training best Set5 psnr value'."""
+    items: list[tuple[str, Any]] = []
+    for key, value in metadata.items():
+        name = f"{prefix}{printable(key)}"
+        items += flattened(value, f"{name} ") if isinstance(value, Mapping) else [(name, value)]
+    return items
+
+
+def printable(value: object) -> str:
+    """A value as text for a terminal: files of others may hold anything."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = ", ".join(map(printable, value)) if isinstance(value, (list, tuple)) else str(value)
+    text = "".join(sign if sign.isprintable() else "?" for sign in text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:
@@ -60,20 +121,25 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the command line and prints the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("-opt", required=True, metavar="FILE", help="options file, of training or testing")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-opt", metavar="FILE", help="options file, of training or testing")
+    source.add_argument("--model", metavar="FILE", help="file of weights, whose network is recognised")
     parser.add_argument(
-        "--input", nargs=3, type=int, default=(3, 256, 256), metavar=("C", "H", "W"), help="default: 3 256 256"
+        "--input", nargs=3, type=int, metavar=("C", "H", "W"), help="default: the network's colours, else 3, 256 256"
     )
     arguments = parser.parse_args(argv)
-    channels, height, width = arguments.input
-    if min(arguments.input) < 1:
+    channels, height, width = shape = tuple(arguments.input or (3, 256, 256))
+    if min(shape) < 1:
         raise OptionsError(f"--input {channels} {height} {width}: give three numbers of at least 1")
+    if arguments.model is not None:
+        print(report(arguments.model, shape if arguments.input else None))
+        return 0
     training = "train" in load_yaml(arguments.opt).data()
     options = load_options(arguments.opt, training=training, paths=False)
     rows: list[tuple[str, ...]] = [
         ("network", "type", "parameters (M)", f"multiply-adds (G) at {channels}x{height}x{width}")
     ]
-    rows += [describe(name, block, (channels, height, width)) for name, block in networks_of(options)]
+    rows += [describe(name, block, path, shape) for name, block, path in networks_of(options)]
     print(aligned(rows))
     return 0
 

@@ -127,7 +127,7 @@ class WindowAttention(nn.Module):
         scores = scores + bias.view(pixels, pixels, self.num_heads).permute(2, 0, 1)
         if mask is not None:
             per_image = scores.view(-1, mask.shape[0], self.num_heads, pixels, pixels)
-            scores = (per_image + mask[:, None]).view(count, self.num_heads, pixels, pixels)
+            scores = (per_image + mask[:, None].to(bias.dtype)).view(count, self.num_heads, pixels, pixels)
         weights = self.attn_drop(scores.softmax(dim=-1))
         x = (weights @ value).transpose(1, 2).reshape(count, pixels, channels)
         return self.proj_drop(self.proj(x))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,10 +15,12 @@ import yaml
 
 import basicsr
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.distributed import Place
+from basicsr.engine.comparison_images import ComparisonImages
+from basicsr.engine.distributed import Place, any_rank
 from basicsr.engine.run_log import RunLog
+from basicsr.engine.sinks import flat, open_sinks
 from basicsr.engine.training_run import TrainingRun
-from basicsr.utils.errors import CheckpointError
+from basicsr.utils.errors import CheckpointError, MachineError, UserError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import resolved_yaml
 from basicsr.utils.options_schema import Options
@@ -107,8 +108,8 @@ def open_log(folder: Path, kind: str, name: str, place: Place) -> Iterator[loggi
 
 def changed_options(resume: Checkpoint, options: Options, place: Place) -> list[str]:
     """A line for each option that differs from what the checkpoint was saved with, and for another number of ranks."""
-    before = _flat(yaml.safe_load(resume.state["options"]))
-    after = _flat(yaml.safe_load(resolved_yaml(options)))
+    before = flat(yaml.safe_load(resume.state["options"]))
+    after = flat(yaml.safe_load(resolved_yaml(options)))
     lines = [
         f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
         for key in sorted({*before, *after})
@@ -119,20 +120,34 @@ def changed_options(resume: Checkpoint, options: Options, place: Place) -> list[
     return [f"changed since {resume.path.name} was saved: {line}" for line in lines]
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat
+@contextmanager
+def open_run_log(run: TrainingRun, logger: logging.Logger) -> Iterator[RunLog | None]:
+    """The log of figures within the block, on rank 0; all ranks must call.
 
-
-def open_run_log(run: TrainingRun, logger: logging.Logger) -> RunLog | None:
-    """The log of figures, on rank 0."""
-    if not run.place.is_master:
-        return None
+    Raises:
+        UserError: Weights & Biases cannot be used, or the history cannot be written; on every rank.
+    """
+    log: RunLog | None = None
+    failure: UserError | None = None
     options = run.options
-    tensorboard = options.tensorboard_folder if options.logger.use_tb_logger else None
-    return RunLog(logger, options.name, run.iteration, options.train.total_iter, tensorboard)
+    if run.place.is_master:
+        try:
+            sinks = open_sinks(options, run.iteration)
+            log = RunLog(logger, options.name, run.iteration, options.train.total_iter, sinks, ComparisonImages(run))
+        except UserError as error:
+            failure = error
+    if any_rank([failure is not None], run.place.device)[0]:
+        raise failure or MachineError("rank 0 could not open its logs; it says why")
+    exit_code = 1
+    try:
+        yield log
+        exit_code = 0
+    except UserError as error:
+        exit_code = error.exit_code
+        raise
+    finally:
+        if log is not None:
+            log.close(exit_code)
 
 
 def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None) -> None:

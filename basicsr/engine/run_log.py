@@ -1,4 +1,8 @@
-"""What a run tells: log lines, a progress bar, TensorBoard."""
+"""What a run tells: log lines, a progress bar, and figures and images for TensorBoard, W&B and the history.
+
+The names are the same in every run and everywhere: losses/NAME, lr/GROUP, metrics/DATASET/METRIC,
+images/DATASET/NAME, time/iteration and time/data (seconds).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,12 @@ import datetime
 import logging
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
+
+from basicsr.engine.sinks import Sink
 
 
 class RunLog:
@@ -22,14 +26,24 @@ class RunLog:
         name: the run's.
         start: number of iterations already done.
         total: number of iterations in all.
-        tensorboard: folder for TensorBoard's events, or None.
+        sinks: where figures and images go.
+        compare: makes a picture, uint8 (H, W, 3) BGR, from a validation set's name and the network's output for its
+            first image, which it sets beside others.
     """
 
-    def __init__(self, logger: logging.Logger, name: str, start: int, total: int, tensorboard: Path | None) -> None:
+    def __init__(
+        self,
+        logger: logging.Logger,
+        name: str,
+        start: int,
+        total: int,
+        sinks: Sequence[Sink] = (),
+        compare: Callable[[str, np.ndarray], np.ndarray] = lambda dataset, output: output,
+    ) -> None:
         self._logger, self._name, self._total = logger, name, total
-        self._started = time.monotonic()
-        self._start = start
-        self._writer = _open_tensorboard(tensorboard, start) if tensorboard is not None else None
+        self._started = self._last = time.monotonic()
+        self._start = self._last_iteration = start
+        self._sinks, self._compare = sinks, compare
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -60,7 +74,8 @@ class RunLog:
             parts: losses by name, unweighted.
             waited: seconds that an iteration waited for data, on average since the last call.
         """
-        per_iteration = (time.monotonic() - self._started) / max(1, iteration - self._start)
+        now = time.monotonic()
+        per_iteration = (now - self._started) / max(1, iteration - self._start)
         left = datetime.timedelta(seconds=int(per_iteration * (self._total - iteration)))
         lr = ",".join(f"{rate:.3e}" for rate in rates.values())
         losses = " ".join(f"{name}: {value:.4e}" for name, value in parts.items())
@@ -68,22 +83,34 @@ class RunLog:
             f"[{self._name[:5]}..][epoch:{epoch:3d}, iter:{iteration:8,d}, lr:({lr},)] [eta: {left},"
             f" time (data): {per_iteration:.3f} ({waited:.3f})] {losses}"
         )
-        if self._writer is not None:
-            for name, value in parts.items():
-                self._writer.add_scalar(f"losses/{name}", value, iteration)
-            for name, rate in rates.items():
-                self._writer.add_scalar(f"lr/{name}", rate, iteration)
+        figures = {f"losses/{name}": value for name, value in parts.items()}
+        figures |= {f"lr/{name}": rate for name, rate in rates.items()}
+        figures["time/iteration"] = (now - self._last) / max(1, iteration - self._last_iteration)
+        figures["time/data"] = waited
+        self._last, self._last_iteration = now, iteration
+        self._scalars(iteration, figures)
 
-    def metrics(self, dataset: str, iteration: int, means: Mapping[str, float]) -> None:
-        """Adds a dataset's figures to TensorBoard."""
-        if self._writer is not None:
-            for name, value in means.items():
-                self._writer.add_scalar(f"metrics/{dataset}/{name}", value, iteration)
+    def metrics(self, iteration: int, means: Mapping[str, Mapping[str, float]]) -> None:
+        """Logs a validation: the average figures of each dataset by metric."""
+        self._scalars(
+            iteration,
+            {f"metrics/{dataset}/{name}": value for dataset, row in means.items() for name, value in row.items()},
+        )
 
-    def image(self, dataset: str, name: str, iteration: int, image: np.ndarray) -> None:
-        """Adds an image, uint8 HWC BGR, to TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_image(f"{dataset}/{name}", image[..., ::-1], iteration, dataformats="HWC")
+    def comparison(self, dataset: str, name: str, iteration: int, output: np.ndarray) -> None:
+        """Shows the output for a validation set's first image beside what else there is of it.
+
+        Args:
+            dataset: name of the set.
+            name: the image's.
+            iteration: after which the network gave the output.
+            output: uint8 (H, W, 3) BGR.
+        """
+        shown = [sink for sink in self._sinks if sink.shows_images]
+        if shown:
+            picture = self._compare(dataset, output)
+            for sink in shown:
+                sink.image(f"images/{dataset}/{name}", iteration, picture)
 
     def line(self, text: str) -> None:
         """Logs one line above the progress bar."""
@@ -91,15 +118,12 @@ class RunLog:
         self._logger.info(text)
         self._bar.refresh()
 
-    def close(self) -> None:
-        """Finishes the bar and writes what is pending."""
+    def close(self, exit_code: int = 0) -> None:
+        """Finishes the bar and writes what is pending; a code other than 0 says that the run did not end well."""
         self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        for sink in self._sinks:
+            sink.close(exit_code)
 
-
-def _open_tensorboard(folder: Path, start: int) -> Any:
-    """Opens a writer; events of iterations after `start`, left by a run that was cut off, are void."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+    def _scalars(self, iteration: int, figures: Mapping[str, float]) -> None:
+        for sink in self._sinks if figures else ():
+            sink.scalars(iteration, figures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from basicsr.archs.spandrel_network import SpandrelNetwork
 from basicsr.data import build_eval_dataset, build_train_loader
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place
 from basicsr.engine.ema import Ema
 from basicsr.engine.optimizers import build_optimizer
 from basicsr.engine.schedules import build_schedule, warmed_up
+from basicsr.engine.sinks import check_packages
+from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation
-from basicsr.models import build_adversary, build_model
+from basicsr.models import build_adversary, build_model, recognise_networks
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.randomness import seed_everything
@@ -38,6 +42,7 @@ class TrainingRun:
         iteration: number of finished iterations.
         network: the network being trained, bare.
         model: the same with its terms, under DistributedDataParallel where there are several ranks.
+        teacher: what the network learns from, or None.
         ema: its moving average, or None.
         adversary: the discriminator's side, or None.
         validation: datasets by name.
@@ -47,15 +52,19 @@ class TrainingRun:
     """
 
     def __init__(self, options: Options, place: Place, resume: Checkpoint | None) -> None:
+        options, self.remarks = recognise_networks(options)
         self.options, self.place = options, place
         self.iteration = resume.iteration if resume else 0
         self.best: dict[str, dict[str, dict[str, float]]] = {}
         self.validation_due = False
         train = options.train
+        check_packages(options)
+        prepare_metrics(options.val.metrics, place.device)
         seed_everything(options.manual_seed)
-        bare, self.remarks = build_model(options, place.device)
+        bare, remarks = build_model(options, place.device)
+        self.remarks += remarks
         self.network: nn.Module = bare.network
-        self.terms = bare.terms
+        self.terms, self.teacher = bare.terms, bare.teacher
         distributed = place.world_size > 1
         self.adversary, more = build_adversary(options, place.device, distributed)
         self.remarks += more
@@ -147,10 +156,15 @@ class TrainingRun:
             "iteration": self.iteration,
             "total_iter": train.total_iter,
             "losses": [*self.terms, *(["adversarial"] if self.adversary is not None else [])],
-            "teacher": self.options.network_t["type"] if self.options.network_t is not None else None,
+            "teacher": self._teacher_type(),
             "best": copy.deepcopy(self.best),
         }
         return content
+
+    def _teacher_type(self) -> str | None:
+        if self.teacher is not None and isinstance(self.teacher.network, SpandrelNetwork):
+            return self.teacher.network.architecture
+        return self.options.network_t["type"] if self.options.network_t is not None else None
 
     def save(self, folder: CheckpointFolder, options_text: str) -> Path:
         """Writes a checkpoint of the present state and returns the path of its state file.
@@ -204,9 +218,9 @@ class TrainingRun:
         improved = []
         records = self.best.setdefault(dataset, {})
         for metric, value in evaluation.means().items():
-            higher = self.options.val.metrics[metric].get("better", "higher") == "higher"
-            old = records.get(metric)
-            if old is None or (value > old["value"] if higher else value < old["value"]):
+            higher = better_direction(self.options.val.metrics[metric]) == "higher"
+            old = records.get(metric, {"value": math.nan})["value"]
+            if math.isnan(old) or (value > old if higher else value < old):
                 records[metric] = {"value": value, "iteration": self.iteration}
                 improved.append(metric)
         return improved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -19,53 +20,62 @@ from basicsr.utils.img_util import imwrite
 def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: StopRequest) -> bool:
     """Evaluates the network on every validation set, over all ranks, and keeps the best weights.
 
-    The best are those of the highest (or lowest) figure of `val: best`; by default of the first set with HR images
-    and of its first metric.
+    The best are those of the best figure of `val: best`; by default of the first set that has figures and of its
+    first metric.
 
     Returns:
         False where a rank was asked to stop before the end: the figures are dropped and validation stays due.
     """
-    chosen = run.options.val.best
-    best_dataset = chosen.dataset if chosen is not None else None
-    shown = run.options.val.pbar and run.place.is_master and sys.stderr.isatty()
+    val = run.options.val
+    shown = val.pbar and run.place.is_master and sys.stderr.isatty()
+    evaluations: dict[str, Evaluation] = {}
     for name, dataset in run.validation.items():
         evaluation = evaluate(
             run.evaluated_network,
             dataset,
-            run.options.val.metrics,
+            val.metrics,
             run.place.device,
+            scale=run.options.scale,
+            self_ensemble=val.self_ensemble,
+            tile=val.tile,
+            tile_overlap=val.tile_overlap,
             save_image=_image_saver(run, log, name),
             should_stop=lambda: bool(stop),
             progress=partial(tqdm, desc=f"Validation {name}", unit="image", leave=False, disable=not shown),
         )
         if evaluation is None:
             return False
-        if not evaluation.metrics:
-            continue
-        best_dataset = best_dataset or name
-        best_metric = chosen.metric if chosen is not None else evaluation.metrics[0]
-        improved = run.note_best(name, evaluation)
-        if log is not None:
-            _report(run, log, name, evaluation)
-        if name == best_dataset and best_metric in improved and run.place.is_master:
-            folder.save_named("best", run.student_weights())
+        if evaluation.metrics:
+            evaluations[name] = evaluation
+    _note(run, folder, log, evaluations)
     run.validation_due = False
     return True
 
 
-def _report(run: TrainingRun, log: RunLog, name: str, evaluation: Evaluation) -> None:
-    means = evaluation.means()
-    figures = "; ".join(
-        f"{metric}: {value:.4f} (best: {run.best[name][metric]['value']:.4f}"
-        f" @ {int(run.best[name][metric]['iteration'])} iter)"
-        for metric, value in means.items()
-    )
-    log.line(f"Validation {name}, iter {run.iteration:,d}: {figures}")
-    log.metrics(name, run.iteration, means)
+def _note(
+    run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, evaluations: Mapping[str, Evaluation]
+) -> None:
+    """Logs the figures, once all sets are done, and keeps the weights if they are the best so far."""
+    chosen = run.options.val.best
+    best_dataset = chosen.dataset if chosen is not None else next(iter(evaluations), None)
+    for name, evaluation in evaluations.items():
+        best_metric = chosen.metric if chosen is not None else evaluation.metrics[0]
+        improved = run.note_best(name, evaluation)
+        if log is not None:
+            figures = "; ".join(
+                f"{metric}: {value:.4f} (best: {run.best[name][metric]['value']:.4f}"
+                f" @ {int(run.best[name][metric]['iteration'])} iter)"
+                for metric, value in evaluation.means().items()
+            )
+            log.line(f"Validation {name}, iter {run.iteration:,d}: {figures}")
+        if name == best_dataset and best_metric in improved and run.place.is_master:
+            folder.save_named("best", run.student_weights())
+    if log is not None:
+        log.metrics(run.iteration, {name: evaluation.means() for name, evaluation in evaluations.items()})
 
 
 def _image_saver(run: TrainingRun, log: RunLog | None, dataset: str) -> SaveImage | None:
-    """Saves every image if the options say so, and shows each set's first one in TensorBoard."""
+    """Saves every image if the options say so, and shows each set's first one in TensorBoard and W&B."""
     shown: list[str] = []
     root = run.options.visualization_folder
     suffix = f"_{run.options.val.suffix}" if run.options.val.suffix else ""
@@ -75,6 +85,6 @@ def _image_saver(run: TrainingRun, log: RunLog | None, dataset: str) -> SaveImag
             imwrite(image, str(root / dataset / name / f"{name}_{run.iteration}{suffix}.png"))
         if log is not None and not shown:
             shown.append(name)
-            log.image(dataset, name, run.iteration, image)
+            log.comparison(dataset, name, run.iteration, image)
 
     return save

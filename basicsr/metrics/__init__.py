@@ -1,7 +1,7 @@
 """Functions of an image and its ground truth.
 
-`calculate_metric` evaluates the metric that an options block names. The functions that BasicSR users import
-from here are found on first use.
+`calculate_metric` evaluates the metric that an options block names; `better_direction` tells which figures are the
+better ones. The functions that BasicSR users import from here are found on first use.
 """
 
 from __future__ import annotations
@@ -10,13 +10,31 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-_HOMES = {"calculate_psnr": "psnr_ssim", "calculate_ssim": "psnr_ssim"}
+from basicsr.metrics.traits import better_direction, prepare_metrics
+
+__all__ = ["better_direction", "calculate_metric", "prepare_metrics"]
+
+_HOMES = {
+    "calculate_psnr": "psnr_ssim",
+    "calculate_ssim": "psnr_ssim",
+    "calculate_psnr_pt": "psnr_ssim_pt",
+    "calculate_ssim_pt": "psnr_ssim_pt",
+    "calculate_lpips": "perceptual",
+    "calculate_dists": "perceptual",
+    "calculate_niqe": "perceptual",
+    "calculate_pyiqa": "perceptual",
+}
 
 
 def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
     """Evaluates the metric `opt['type']` on `data`, usually {'img': ..., 'img2': ...}; `opt` stays as it is.
 
     The key `better` ('higher' or 'lower') tells which checkpoint is the best one; the metric does not see it.
+
+    Args:
+        data: uint8 (H, W, 3) arrays in BGR; for a metric whose parameter `img` is annotated `torch.Tensor`, tensors
+            (B, C, H, W) in RGB and [0, 1].
+        opt: `type` and the metric's own arguments.
 
     Raises:
         OptionsError: `type` is missing or unknown, or a key does not fit the metric.

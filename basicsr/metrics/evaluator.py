@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from basicsr.inference.runner import Runner
 from basicsr.metrics import calculate_metric
+from basicsr.metrics.traits import takes_tensors, traits_of
 from basicsr.utils.dist_util import gather_objects, get_dist_info, sum_over_ranks
 from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.img_util import tensor2img
+from basicsr.utils.misc import wait_for
 
 
 class EvaluationDataset(Protocol):
@@ -57,6 +61,10 @@ def evaluate(
     metrics: Mapping[str, Mapping[str, Any]],
     device: torch.device,
     *,
+    scale: int = 1,
+    self_ensemble: bool = False,
+    tile: int | None = None,
+    tile_overlap: int | None = None,
     save_image: SaveImage | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
@@ -66,8 +74,12 @@ def evaluate(
     Args:
         network: maps (1, 3, h, w) to (1, 3, sh, sw); put in eval mode, and back as it was.
         dataset: where to take the images from.
-        metrics: options of each metric by its name; left out where the dataset has no HR images.
+        metrics: options of each metric by its name; those that need HR images are left out where there are none.
         device: of the network.
+        scale: s, how many times the network enlarges.
+        self_ensemble: average over the eight flips and rotations.
+        tile: side of the tiles that images are cut into, LR pixels; None runs them whole.
+        tile_overlap: LR pixels that a tile sees beyond each edge; None for what the network needs.
         save_image: called with an image's name and its result, uint8 HWC BGR.
         should_stop: asked before each image; if it is true on any rank the result is None.
         progress: wraps the iteration over this rank's indices.
@@ -76,10 +88,12 @@ def evaluate(
         UserError: an image cannot be read or measured, on any rank.
     """
     rank, world_size = get_dist_info()
-    metrics = metrics if "gt" in dataset[0] else {}
+    if "gt" not in dataset[0]:
+        metrics = {name: block for name, block in metrics.items() if not traits_of(block).needs_reference}
     names: dict[int, str] = {}
     table = torch.zeros(len(dataset), len(metrics) + 1, dtype=torch.float64)
     stopped, failure = False, None
+    runner = Runner(network, scale, device, tile=tile, tile_overlap=tile_overlap, self_ensemble=self_ensemble)
     was_training = network.training
     network.eval()
     try:
@@ -88,12 +102,12 @@ def evaluate(
                 break
             item = dataset[index]
             names[index] = Path(item["lq_path"]).stem
-            output, table[index, -1] = _run(network, item["lq"].unsqueeze(0).to(device))
-            image = tensor2img(output)
+            output, table[index, -1] = _run(runner, item["lq"].unsqueeze(0).to(device))
+            compared = _Compared(output, item["gt"].unsqueeze(0) if "gt" in item else None, device)
             for column, block in enumerate(metrics.values()):
-                table[index, column] = calculate_metric({"img": image, "img2": tensor2img(item["gt"])}, block)
+                table[index, column] = float(calculate_metric(compared.as_wanted_by(block), block))
             if save_image is not None:
-                save_image(names[index], image)
+                save_image(names[index], compared.arrays["img"])
     except UserError as error:
         failure = error  # raised when the other ranks know, so that they do not wait for this one
     finally:
@@ -109,15 +123,34 @@ def evaluate(
     return Evaluation(tuple(metrics), ordered, table[:, :-1].numpy(), table[:, -1].numpy())
 
 
-def _run(network: nn.Module, lq: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The network's output on the CPU, and the seconds it took."""
-    _wait_for(lq.device)
+class _Compared:
+    """An output and its HR image, where there is one, in the forms that metrics want; made when first asked for.
+
+    Args:
+        output: (1, C, H, W) in [0, 1].
+        gt: of the same shape, or None.
+        device: where metrics of tensors are computed.
+    """
+
+    def __init__(self, output: torch.Tensor, gt: torch.Tensor | None, device: torch.device) -> None:
+        self._images = {"img": output} if gt is None else {"img": output, "img2": gt}
+        self._device = device
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: image.to(self._device) for name, image in self._images.items()}
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: tensor2img(image) for name, image in self._images.items()}
+
+    def as_wanted_by(self, block: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self.tensors if takes_tensors(block) else self.arrays
+
+
+def _run(runner: Runner, lq: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The network's output on the CPU, and the seconds it took until it was there."""
+    wait_for(lq.device)
     start = time.perf_counter()
-    output = network(lq)
-    _wait_for(lq.device)
-    return output.float().cpu(), time.perf_counter() - start
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    output = runner(lq)
+    return output, time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,31 @@ import numpy.typing as npt
 
 from basicsr.utils.color_util import bgr2ycbcr
 from basicsr.utils.errors import DataError, OptionsError
+
+SSIM_WINDOW = 11  # pixels a side
+SSIM_SIGMA = 1.5  # of its Gaussian weights, pixels
+
+
+def check_same_shape(shape: Sequence[int], shape2: Sequence[int]) -> None:
+    """Raises DataError where two images differ in shape."""
+    if tuple(shape) != tuple(shape2):
+        raise DataError(f"the images have shapes {tuple(shape)} and {tuple(shape2)}; a metric needs two of one shape")
+
+
+def check_crop_border(crop_border: int, height: int, width: int) -> None:
+    """Raises OptionsError where `crop_border` is negative, DataError where it leaves nothing."""
+    if crop_border < 0:
+        raise OptionsError(f"crop_border is {crop_border}; it must be 0 or more pixels")
+    if 2 * crop_border >= min(height, width):
+        raise DataError(f"crop_border {crop_border} leaves nothing of {height} x {width} pixels; make it smaller")
+
+
+def check_ssim_window(height: int, width: int, crop_border: int) -> None:
+    """Raises DataError where what `crop_border` left is smaller than SSIM's window."""
+    if min(height, width) < SSIM_WINDOW:
+        raise DataError(
+            f"crop_border {crop_border} leaves {height} x {width} pixels; SSIM needs {SSIM_WINDOW} x {SSIM_WINDOW}"
+        )
 
 
 def reorder_image(img: npt.NDArray[Any], input_order: str = "HWC") -> npt.NDArray[Any]:
@@ -51,13 +77,9 @@ def comparable_pair(
         OptionsError: `input_order` or `crop_border` is wrong.
         DataError: the shapes differ, or nothing is left inside the border.
     """
-    if img.shape != img2.shape:
-        raise DataError(f"the images have shapes {img.shape} and {img2.shape}; a metric needs two of one shape")
-    if crop_border < 0:
-        raise OptionsError(f"crop_border is {crop_border}; it must be 0 or more pixels")
+    check_same_shape(img.shape, img2.shape)
     height, width = reorder_image(img, input_order).shape[:2]
-    if 2 * crop_border >= min(height, width):
-        raise DataError(f"crop_border {crop_border} leaves nothing of {height} x {width} pixels; make it smaller")
+    check_crop_border(crop_border, height, width)
     pair = []
     for image in (img, img2):
         inner = reorder_image(image, input_order)[crop_border : height - crop_border, crop_border : width - crop_border]

@@ -8,12 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from basicsr.metrics.metric_util import comparable_pair
-from basicsr.utils.errors import DataError
+from basicsr.metrics.metric_util import SSIM_SIGMA, SSIM_WINDOW, check_ssim_window, comparable_pair
 from basicsr.utils.registry import METRIC_REGISTRY
-
-_WINDOW = 11
-_SIGMA = 1.5
 
 
 @METRIC_REGISTRY.register()
@@ -70,9 +66,7 @@ def calculate_ssim(
         DataError: the shapes differ, or less than a window is left inside the border.
     """
     first, second = comparable_pair(img, img2, crop_border, input_order, test_y_channel)
-    if min(first.shape[:2]) < _WINDOW:
-        height, width = first.shape[:2]
-        raise DataError(f"crop_border {crop_border} leaves {height} x {width} pixels; SSIM needs {_WINDOW} x {_WINDOW}")
+    check_ssim_window(first.shape[0], first.shape[1], crop_border)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_first, mean_second = _window_mean(first), _window_mean(second)
     product_of_means = mean_first * mean_second
@@ -87,7 +81,7 @@ def calculate_ssim(
 
 def _window_mean(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Gaussian-weighted mean around each pixel that has a whole window: (H, W, C) to (H - 10, W - 10, C)."""
-    kernel = cv2.getGaussianKernel(_WINDOW, _SIGMA)
-    margin = _WINDOW // 2
+    kernel = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA)
+    margin = SSIM_WINDOW // 2
     filtered = np.asarray(cv2.sepFilter2D(image, -1, kernel, kernel), dtype=np.float64)
     return filtered[margin:-margin, margin:-margin]

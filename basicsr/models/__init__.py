@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -14,20 +13,34 @@ if TYPE_CHECKING:
     from basicsr.utils.options_schema import Options
 
 
-def load_from_options(network: nn.Module, options: Options, label: str) -> str | None:
-    """Loads `path: pretrain_network_LABEL` into `network`, if it is set; returns what the log should say of it."""
-    from basicsr.utils.weights import load_network
+def recognise_networks(options: Options) -> tuple[Options, list[str]]:
+    """Puts what the files hold in the place of `network_g: {type: auto}` and `network_t: {type: auto}`.
 
-    path = getattr(options.path, f"pretrain_network_{label}")
-    if path is None:
-        return None
-    remark = load_network(
-        network,
-        path,
-        param_key=getattr(options.path, f"param_key_{label}"),
-        strict=getattr(options.path, f"strict_load_{label}"),
-    )
-    return remark or f"Loaded network_{label} from {path}"
+    So everything after, the saved weights too, knows the network by name. Networks of spandrel's, which no options
+    describe, stay `auto`.
+
+    Returns:
+        The options, and remarks on what was recognised.
+
+    Raises:
+        CheckpointError: a file holds no network that is recognised, or one for another scale.
+    """
+    from basicsr.archs.pretrained import check_scale, load_pretrained
+    from basicsr.utils.options_components import is_auto
+    from basicsr.utils.options_schema import FrozenMapping
+
+    update: dict[str, FrozenMapping] = {}
+    remarks: list[str] = []
+    for label in ("g", "t") if options.model_type == "KDModel" else ("g",):
+        path = getattr(options.path, f"pretrain_network_{label}")
+        if not is_auto(getattr(options, f"network_{label}")):
+            continue
+        pretrained = load_pretrained(path, param_key=getattr(options.path, f"param_key_{label}"))
+        check_scale(pretrained, options.scale, path)
+        if pretrained.block is not None:
+            update[f"network_{label}"] = FrozenMapping(pretrained.block)
+            remarks += [f"network_{label}: {pretrained.remark}"] if pretrained.remark else []
+    return options.model_copy(update=update), remarks
 
 
 def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[str]]:
@@ -47,15 +60,15 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
     from basicsr.utils.precision import Precision
     from basicsr.utils.registry import METHOD_REGISTRY
 
-    network = _build_network(options.network_g)
-    remarks = [load_from_options(network, options, "g")]
+    network, loaded = _load_network(options, "g")
+    remarks = [loaded]
     terms: dict[str, Term] = {
         name: Reconstruction(f"l_{name}", block) for name, block in options.train.loss_blocks.items()
     }
     precision = Precision(device.type, options.amp)
     if options.model_type == "KDModel":
-        teacher = _build_network(options.network_t)
-        remarks.append(load_from_options(teacher, options, "t"))
+        teacher, loaded = _load_network(options, "t")
+        remarks.append(loaded)
         for name, block in options.train.method_blocks.items():
             terms[name] = METHOD_REGISTRY.build(block)
         teacher_precision = Precision(device.type, options.amp_teacher or options.amp)
@@ -81,8 +94,7 @@ def build_adversary(options: Options, device: torch.device, distributed: bool) -
     block = options.train.adversarial
     if block is None:
         return None, []
-    discriminator = _build_network(options.network_d)
-    remark = load_from_options(discriminator, options, "d")
+    discriminator, remark = _load_network(options, "d")
     adversary = Adversary(
         _placed(discriminator, options, device),
         build_loss({key: value for key, value in block.items() if key != "loss_weight"}),
@@ -94,11 +106,24 @@ def build_adversary(options: Options, device: torch.device, distributed: bool) -
     return adversary, [remark] if remark else []
 
 
-def _build_network(block: Mapping[str, Any] | None) -> nn.Module:
+def _load_network(options: Options, label: str) -> tuple[nn.Module, str | None]:
+    """Builds network_LABEL and loads its weights, if any are named; also says what the log should tell of them."""
     from basicsr.archs import build_network
+    from basicsr.archs.pretrained import network_for
 
+    block = getattr(options, f"network_{label}")
     assert block is not None, "the options' checks see to it that the networks needed are there"
-    return build_network(block)
+    path = getattr(options.path, f"pretrain_network_{label}")
+    if path is None:
+        return build_network(block), None
+    network, remark = network_for(
+        block,
+        path,
+        param_key=getattr(options.path, f"param_key_{label}"),
+        strict=getattr(options.path, f"strict_load_{label}"),
+        scale=options.scale,
+    )
+    return network, remark or f"Loaded network_{label} from {path}"
 
 
 def _placed(network: nn.Module, options: Options, device: torch.device) -> nn.Module:

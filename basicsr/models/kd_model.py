@@ -44,15 +44,15 @@ class KDModel(SRModel):
         self._taps = FeatureTaps(student, sorted({path for term in terms.values() for path in term.student_taps}))
         teacher_paths = sorted({path for term in terms.values() for path in term.teacher_taps})
         needed = any(term.needs_teacher for term in terms.values())
-        self._teacher = Teacher(teacher, teacher_precision, teacher_paths) if needed else None
+        self.teacher = Teacher(teacher, teacher_precision, teacher_paths) if needed else None
 
     def _context(self, batch: Batch, iteration: int) -> StepContext:
         with self._taps as student_features:
             context = super()._context(batch, iteration)
         context = dataclasses.replace(context, student_features=student_features)
-        if self._teacher is None:
+        if self.teacher is None:
             return context
-        sr_teacher, teacher_features = self._teacher.with_features(batch.lq)
+        sr_teacher, teacher_features = self.teacher.with_features(batch.lq)
         if sr_teacher.shape != context.sr.shape:
             raise OptionsError(
                 f"network_t gives {tuple(sr_teacher.shape[1:])}, network_g {tuple(context.sr.shape[1:])}: their"
@@ -62,5 +62,5 @@ class KDModel(SRModel):
             context,
             sr_teacher=sr_teacher,
             teacher_features=teacher_features,
-            teacher=self._teacher,
+            teacher=self.teacher,
         )

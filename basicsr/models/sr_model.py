@@ -10,6 +10,7 @@ from torch import nn
 
 from basicsr.data.batch import Batch
 from basicsr.distill.base import StepContext, Term
+from basicsr.models.teacher import Teacher
 from basicsr.utils.precision import Precision
 
 
@@ -36,7 +37,12 @@ class SRModel(nn.Module):
         terms: what it learns from, by name.
         precision: how the network is run. Losses are computed in float32.
         scale: upscaling factor s.
+
+    Attributes:
+        teacher: what a `KDModel` learns from; None where nothing asks for it.
     """
+
+    teacher: Teacher | None = None
 
     def __init__(self, network: nn.Module, terms: Mapping[str, Term], precision: Precision, scale: int) -> None:
         super().__init__()

@@ -24,13 +24,13 @@ class Teacher:
 
     def __init__(self, network: nn.Module, precision: Precision, taps: Sequence[str] = ()) -> None:
         self.network = network.requires_grad_(False).eval()
-        self._precision = precision
+        self.precision = precision
         self._taps = FeatureTaps(network, taps)
 
     @torch.no_grad()
     def __call__(self, lq: torch.Tensor) -> torch.Tensor:
         """I_T, float32 (B, C, sH, sW), for I_LR (B, C, H, W)."""
-        with self._precision.autocast():
+        with self.precision.autocast():
             return self.network(lq).float()
 
     def with_features(self, lq: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -65,3 +65,9 @@ def sizeof_fmt(size: float, suffix: str = "B") -> str:
             return f"{size:3.1f} {unit}{suffix}"
         size /= 1024.0
     return f"{size:3.1f} Y{suffix}"
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when everything that was asked of the device is done, as a clock must know."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

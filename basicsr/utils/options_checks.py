@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from basicsr.utils.options_components import Finding, constructor_of
+from basicsr.utils.options_components import Finding, constructor_of, is_auto
 from basicsr.utils.options_schema import FrozenMapping, Options, RowOptions
 from basicsr.utils.registry import ARCH_REGISTRY
 
 _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
 _BUILT_IN_TERMS = ("response", "contrastive", "pix", "percep")
 _UPSCALE_KEYS = ("upscale", "scale")
+_NEEDED_BY_AUTO = "is required by {} type: auto, which recognises the network from this file"
 
 
 def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
@@ -62,7 +63,7 @@ def without_missing(options: Options, findings: list[Finding]) -> tuple[Options,
     """
     if options.is_train or not options.skip_missing:
         return options, findings
-    left = {"datasets": dict(options.datasets), "networks": dict(options.networks)}
+    left: dict[str, dict[str, Any]] = {"datasets": dict(options.datasets), "networks": dict(options.networks)}
     skipped, mistakes = [], []
     for key, message in findings:
         section, name = str(key[0]), str(key[1])
@@ -70,7 +71,7 @@ def without_missing(options: Options, findings: list[Finding]) -> tuple[Options,
             mistakes.append((key, message))
         elif name in left[section]:
             label = options.datasets[name].name if section == "datasets" else name
-            skipped.append(f"{label} at x{options.scale}: {message}")
+            skipped.append(f"{label}: {message}")
             del left[section][name]
     update = {section: FrozenMapping(content) for section, content in left.items()}
     return options.model_copy(update={**update, "skipped": tuple(skipped)}), mistakes
@@ -81,7 +82,7 @@ def nothing_left(options: Options) -> Finding | None:
     if not options.skipped or (options.datasets_of("val", "test") and (options.networks or options.network_g)):
         return None
     section = "networks" if options.datasets_of("val", "test") else "datasets"
-    return (section,), f"nothing is left of them without what is not there: {options.skipped[0]}"
+    return (section,), f"nothing is left of them at x{options.scale} without what is not there; {options.skipped[0]}"
 
 
 def _files_read(options: Options) -> list[str]:
@@ -199,13 +200,13 @@ def _rows(options: Options) -> Iterator[Finding]:
                     yield (*at, name), "means nothing to a bicubic row; remove it"
         elif entry.path is None:
             yield (*at, "path"), "is required: the file with the network's weights (or type: bicubic)"
-        elif entry.network is None and options.network_g is None:
-            yield (*at, "network"), "is required, as there is no network_g"
 
 
 def _model(options: Options) -> Iterator[Finding]:
     if options.network_g is None:
         yield ("network_g",), "is required: the network to train"
+    elif is_auto(options.network_g) and options.path.pretrain_network_g is None:
+        yield ("path", "pretrain_network_g"), _NEEDED_BY_AUTO.format("network_g")
     if options.train is None:
         yield ("train",), "is required: losses, optimizers and schedule"
     if options.model_type == "KDModel":
@@ -226,6 +227,8 @@ def _distillation(options: Options) -> Iterator[Finding]:
 
     if options.network_t is None:
         yield ("network_t",), "is required by model_type KDModel (MCADKD): the teacher"
+    elif options.path.pretrain_network_t is None and is_auto(options.network_t):
+        yield ("path", "pretrain_network_t"), _NEEDED_BY_AUTO.format("network_t")
     elif options.path.pretrain_network_t is None and not options.path.allow_random_teacher:
         yield (
             ("path", "pretrain_network_t"),

@@ -44,6 +44,11 @@ def takes_crop_border(block: Mapping[str, Any]) -> bool:
     return function is not None and "crop_border" in _parameter_names(function)
 
 
+def is_auto(block: Mapping[str, Any] | None) -> bool:
+    """Whether a network's block says that the network is to be recognised from its weights."""
+    return block is not None and block.get("type") == "auto"
+
+
 def constructor_of(registry: Registry, block: Mapping[str, Any]) -> Callable[..., Any] | None:
     """The class or function that a block names, or None where it names none."""
     name = block.get("type")
@@ -55,8 +60,9 @@ def _blocks(
 ) -> Iterator[tuple[KeyPath, Mapping[str, Any], Callable[..., list[Finding]]]]:
     train, val = _mapping(data, "train"), _mapping(data, "val")
     candidates: list[tuple[KeyPath, Any, Callable[..., list[Finding]]]] = []
-    for key in ("network_g", "network_t", "network_d"):
+    for key in ("network_g", "network_t"):
         candidates.append(((key,), data.get(key), _network))
+    candidates.append((("network_d",), data.get("network_d"), _discriminator))
     for row, entry in _mapping(data, "networks").items():
         if isinstance(entry, Mapping):
             candidates.append((("networks", row, "network"), entry.get("network"), _network))
@@ -83,6 +89,15 @@ def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _network(block: Mapping[str, Any]) -> list[Finding]:
+    if is_auto(block):
+        message = "means nothing beside type: auto, which reads the network from the file of its weights; remove it"
+        return [((key,), message) for key in block if key != "type"]
+    return _registered(ARCH_REGISTRY, block, {})
+
+
+def _discriminator(block: Mapping[str, Any]) -> list[Finding]:
+    if is_auto(block):
+        return [(("type",), "auto recognises networks that make images; name the discriminator's type")]
     return _registered(ARCH_REGISTRY, block, {})
 
 

@@ -205,10 +205,17 @@ def _fill_datasets(document: Document) -> list[LocatedProblem]:
 
 
 def _fill_metrics(document: Document) -> None:
-    """Hands the top-level crop_border of older files to the metrics that take one and do not set it."""
+    """Sets `crop_border` of the metrics that take one and do not set it: to the top-level one, else to the scale.
+
+    At scale 1 the network sees all of what a border would hide: nothing is left out.
+    """
     border = document.root.value.get("crop_border")
-    blocks = [block.value for block in _section(document, ("val", "metrics")).values()]
-    for block in blocks if border is not None else ():
+    scale = document.root.value.get("scale")
+    if border is None or border.value is None:
+        if scale is None or not isinstance(scale.value, int) or isinstance(scale.value, bool):
+            return
+        border = Entry(scale.value if scale.value > 1 else 0, scale.position)
+    for block in (entry.value for entry in _section(document, ("val", "metrics")).values()):
         content = {key: entry.value for key, entry in block.items()} if isinstance(block, dict) else {}
         if "crop_border" not in content and takes_crop_border(content):
             block["crop_border"] = border

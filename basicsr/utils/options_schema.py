@@ -270,7 +270,7 @@ class ValOptions(Section):
     )
     metrics: Annotated[Mapping[str, MetricBlock], AfterValidator(FrozenMapping)] = Field(
         default=FrozenMapping(),
-        description="metrics by a name of your choice; `better: higher|lower` says which is",
+        description="metrics by a name of your choice; `better: higher|lower` overrules the metric's own direction",
     )
     best: BestOptions | None = Field(
         default=None, description="what decides which weights are net_g_best.pth; ~ for the first dataset and metric"
@@ -294,7 +294,7 @@ class LoggerOptions(Section):
     keep_checkpoints: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="how many of the newest checkpoints to keep, at least 2; ~ keeps all"
     )
-    wandb: WandbOptions | None = Field(default=None, description="accepted as BasicSR's files have it")
+    wandb: WandbOptions | None = Field(default=None, description="log to Weights & Biases")
 
 
 class DistOptions(Section):
@@ -326,8 +326,8 @@ class ReportOptions(Section):
     regions: tuple[Region, ...] = Field(
         default=(), description="rows of the visual comparison; where left out, where the networks differ most"
     )
-    published: str | None = Field(
-        default=None, description="backbone (EDSR, RCAN, SwinIR) whose published figures stand beside ours"
+    published: Literal["EDSR", "EDSR c64b16", "RCAN", "SwinIR"] | None = Field(
+        default=None, description="backbone whose published figures stand beside ours"
     )
     speed: bool = Field(default=True, description="measure how fast the networks run, for Table 2")
     input: tuple[Positive, Positive, Positive] = Field(
@@ -339,7 +339,11 @@ class RowOptions(Section):
     """One entry of `networks`: a row of the test table."""
 
     type: Literal["bicubic"] | None = Field(default=None, description="bicubic: upscale without a network")
-    network: NetworkBlock | None = Field(default=None, description="the network; network_g if left out")
+    network: NetworkBlock | None = Field(
+        default=None,
+        description="the network; network_g if left out; recognised from the file where there is neither, or by"
+        " {type: auto}",
+    )
     path: str | None = Field(default=None, description="its weights")
     param_key: str | None = Field(default="params", description="key of the weights in the file; ~ if it is flat")
     strict: bool = Field(default=True, description="refuse weights whose names differ from the network's")
@@ -373,7 +377,8 @@ class Options(Section):
     channels_last: bool = Field(default=False, description="memory layout that suits convolutions on GPUs")
     find_unused_parameters: bool = Field(default=False, description="for networks that skip parameters, under DDP")
     crop_border: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="crop_border of the metrics that do not set it themselves"
+        default=None,
+        description="crop_border of the metrics that do not set it themselves; ~ for the scale, 0 at scale 1",
     )
     datasets: Annotated[Mapping[str, DatasetOptions], AfterValidator(FrozenMapping)] = Field(
         default=FrozenMapping(), description="train, val, val_1, val_2..., test, test_1..."

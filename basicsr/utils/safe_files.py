@@ -6,7 +6,6 @@ import hashlib
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +15,7 @@ import torch
 from basicsr.utils.errors import CheckpointError
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> tuple[str, int]:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> tuple[str, int]:
     """Writes a file by way of a temporary neighbour: write, flush, fsync, rename, fsync of the folder.
 
     Args:
@@ -71,7 +70,7 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             reason = "it holds Python objects other than tensors, which could run code; ask for a plain state dict"
         raise CheckpointError(f"checkpoint {path} was not loaded: {reason}") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged pickle makes the unpickler fail in any way
         raise CheckpointError(
             f"checkpoint {path} was not loaded: it is damaged or no checkpoint ({_first(error)})"
         ) from error

@@ -1,24 +1,30 @@
-"""Loading a network's weights from a checkpoint file."""
+"""Loading a network's weights from a checkpoint file, whichever published layout they have."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.safe_files import load_tensors
+from basicsr.utils.layouts import Recognised, UnsupportedWeights, described, recognise
+from basicsr.utils.weight_files import inner_states, read_weights
 
-_ALTERNATIVES = ("params_ema", "params", "state_dict")
+_ROWS = 8
+# Buffers of SwinIR that follow from its options; files have them for another img_size, or not at all.
+_DERIVED = (".attn_mask", ".attn.relative_position_index")
 
 
 def load_network(
     network: nn.Module, path: str | os.PathLike[str], *, param_key: str | None = "params", strict: bool = True
 ) -> str | None:
-    """Loads weights saved by BasicSR or by us, with or without the `module.` prefix of DataParallel.
+    """Loads weights from a file of torch.save or safetensors, with or without prefixes such as `module.`.
+
+    Where the file has another published layout of the same network (EDSR-PyTorch's, RCAN's original), its weights are
+    converted; `docs/pretrained.md` lists the layouts.
 
     Args:
         network: receives the weights.
@@ -28,66 +34,156 @@ def load_network(
         strict: whether every weight must be there and no other. If not, those that fit are loaded.
 
     Returns:
-        A remark in one line where other keys than asked for were used or weights were left out; else None.
+        A remark in one line where other keys than asked for were used, weights were converted or left out; else None.
 
     Raises:
-        CheckpointError: the file cannot be read, or does not fit: names keys and shapes.
+        CheckpointError: the file cannot be read, or does not fit: a line, and a table of keys and shapes.
     """
-    loaded = load_tensors(path)
-    state, remark = _select(loaded, param_key, path)
+    file = read_weights(path, param_key)
+    remarks = [file.remark] if file.remark else []
+    remarks += load_state(network, file.state, path, strict=strict)
+    return "; ".join(remarks) or None
+
+
+def load_state(
+    network: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str], *, strict: bool = True
+) -> list[str]:
+    """As `load_network`, from a state dict; `path` is for messages. Returns remarks."""
     expected = network.state_dict()
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    shapes = [key for key in expected if key in state and expected[key].shape != state[key].shape]
-    if missing or unexpected or shapes:
-        label = type(network).__name__
-        details = "; ".join(
-            filter(
-                None,
-                (
-                    _listing("missing", missing),
-                    _listing("unexpected", unexpected),
-                    _listing("of another shape", [_shapes(key, state[key], expected[key]) for key in shapes]),
-                ),
-            )
-        )
-        if strict or len(missing) + len(shapes) == len(expected):
-            raise CheckpointError(
-                f"checkpoint {path} is for another network than this {label}: {details}."
-                " Check the network's options, or set strict_load to false to load what fits"
-            )
-        remark = f"{path}: loaded what fits {label}: {details}"
-        state = {key: value for key, value in state.items() if key in expected and key not in shapes}
+    found, state, remarks = _matching(network, expected, state, path)
+    state = _with_derived(state, expected)
+    misfits = _misfits(state, expected)
+    if misfits:
+        loadable = len(expected) - sum(key in expected for key, *_ in misfits)
+        if strict or not loadable:
+            raise CheckpointError(_refusal(network, expected, found, misfits, path))
+        remarks.append(f"{path}: loaded what fits {type(network).__name__}, {_counts(misfits)}")
+        unfit = {key for key, *_ in misfits}
+        state = {key: value for key, value in state.items() if key not in unfit}
     network.load_state_dict(state, strict=False)
-    return remark
+    return remarks
 
 
-def _select(
-    loaded: object, param_key: str | None, path: str | os.PathLike[str]
-) -> tuple[dict[str, torch.Tensor], str | None]:
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"checkpoint {path} holds a {type(loaded).__name__}, expected a state dict")
-    remark = None
-    tensors: Mapping[Any, Any] = loaded
-    candidates = [param_key, *(key for key in _ALTERNATIVES if key != param_key)] if param_key else list(_ALTERNATIVES)
-    for key in candidates:
-        if isinstance(loaded.get(key), Mapping):
-            if param_key and key != param_key:
-                remark = f"{path} has no '{param_key}': loaded '{key}'"
-            tensors = loaded[key]
-            break
-    state = {
-        str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, torch.Tensor)
-    }
-    if not state:
-        raise CheckpointError(f"checkpoint {path} holds no tensors under {', '.join(candidates)} or at its top")
-    return state, remark
+def _matching(
+    network: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> tuple[Recognised | None, dict[str, Tensor], list[str]]:
+    """Finds the network's weights inside `state`, and turns them into our layout if they have another."""
+    needed = {key for key in expected if not key.endswith(_DERIVED)}
+    inners = list(inner_states(state))
+    for inner in inners:
+        if needed <= inner.keys():
+            return recognised_or_none(inner), inner, []
+    for inner in inners:
+        try:
+            found = recognise(inner)
+        except UnsupportedWeights as error:
+            raise CheckpointError(f"checkpoint {path} does not fit {type(network).__name__}: {error}") from error
+        if found is not None and found.architecture == type(network).__name__:
+            same_keys = found.state.keys() == inner.keys()
+            _check_range(network, found, path)
+            said = [] if same_keys else [f"{path}: converted (layout: {found.layout})"]
+            return found, found.state, said
+    most = max(inners, key=lambda inner: len(needed & inner.keys()))
+    return next(filter(None, map(recognised_or_none, inners)), None), most, []
 
 
-def _shapes(key: str, given: torch.Tensor, wanted: torch.Tensor) -> str:
-    return f"{key} {tuple(given.shape)} instead of {tuple(wanted.shape)}"
+def recognised_or_none(state: Mapping[str, Tensor]) -> Recognised | None:
+    """As `recognise`, without saying why a known layout cannot be had."""
+    try:
+        return recognise(state)
+    except UnsupportedWeights:
+        return None
 
 
-def _listing(what: str, entries: Sequence[str]) -> str:
-    more = f" and {len(entries) - 3} more" if len(entries) > 3 else ""
-    return f"{len(entries)} {what} ({', '.join(entries[:3])}{more})" if entries else ""
+def _check_range(network: Any, found: Recognised, path: str | os.PathLike[str]) -> None:
+    """A mean shift in the file decides what the network's range and mean colour must be."""
+    if not found.has_range:
+        return
+    wanted, mean = found.options["img_range"], torch.tensor(found.options["rgb_mean"])
+    given = network.mean.flatten().cpu()
+    fits = given.shape == mean.shape and torch.allclose(given, mean.to(given), atol=1e-5)
+    if not fits or abs(network.img_range - wanted) > 1e-5 * wanted:
+        shown = ", ".join(f"{value:.4f}" for value in mean.tolist())
+        raise CheckpointError(
+            f"checkpoint {path} is for images in [0, {wanted:g}] with the mean colour ({shown}); set the network's"
+            f" img_range to {wanted:g} and rgb_mean to [{shown}], or use type: auto"
+        )
+
+
+def _with_derived(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Puts the network's own masks in the place of those for another size, and of those that were left out."""
+    complete = dict(state)
+    stripped = not any(key.endswith(_DERIVED) for key in state)
+    for key, value in expected.items():
+        if not key.endswith(_DERIVED):
+            continue
+        other_size = key.endswith(".attn_mask") and key in state and state[key].shape != value.shape
+        if stripped or other_size:
+            complete[key] = value
+    return complete
+
+
+_Misfit = tuple[str, str, str]
+
+
+def _misfits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[_Misfit]:
+    """For each key that does not fit: its shape in the file and in the network, '-' where it is not there."""
+    keys = [*expected, *(key for key in state if key not in expected)]
+    shapes = ((key, _shape(state.get(key)), _shape(expected.get(key))) for key in keys)
+    return [(key, given, wanted) for key, given, wanted in shapes if given != wanted]
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "-" if tensor is None else str(tuple(tensor.shape))
+
+
+def _counts(misfits: list[_Misfit]) -> str:
+    missing = sum(given == "-" for _, given, _ in misfits)
+    unexpected = sum(wanted == "-" for _, _, wanted in misfits)
+    counts = ((missing, "missing"), (unexpected, "unexpected"), (len(misfits) - missing - unexpected, "of other shape"))
+    return ", ".join(f"{count} {kind}" for count, kind in counts if count)
+
+
+def _refusal(
+    network: nn.Module,
+    expected: Mapping[str, Tensor],
+    found: Recognised | None,
+    misfits: list[_Misfit],
+    path: str | os.PathLike[str],
+) -> str:
+    name = type(network).__name__
+    own = recognised_or_none(expected)
+    advice = "Check the network's options, or set strict_load to false to load what fits"
+    if found is not None and own is not None and found.architecture == own.architecture:
+        theirs, ours = _differences(found, own)
+        summary = f"checkpoint {path} is for another {name}: it has {theirs}, the options say {ours}"
+        if found.scale != own.scale:
+            summary = f"checkpoint {path} has the wrong scale: it is for x{found.scale}, the options say x{own.scale}"
+            summary += f" ({theirs} instead of {ours})" if len(_hyperparameters(found, own)) > 1 else ""
+            advice = f"Give the file for x{own.scale}, or change the options"
+    else:
+        looks = f", it looks like {found}" if found is not None else ""
+        summary = f"checkpoint {path} is for another network than this {name}{looks}"
+    return f"{summary}: weights {_counts(misfits)}. {advice}\n{_table(misfits)}"
+
+
+def _hyperparameters(found: Recognised, own: Recognised) -> list[str]:
+    ignored = ("img_size", "res_scale", "img_range", "rgb_mean")
+    return [key for key in found.options if key not in ignored and found.options[key] != own.options.get(key)]
+
+
+def _differences(found: Recognised, own: Recognised) -> tuple[str, str]:
+    differing = _hyperparameters(found, own)
+    theirs, ours = (
+        ", ".join(described({key: given.options[key]}) or f"{key} {given.options[key]}" for key in differing)
+        for given in (found, own)
+    )
+    return theirs or "other weights", ours or "the same"
+
+
+def _table(misfits: list[_Misfit]) -> str:
+    rows = [("key", "in the file", "in the network"), *misfits[:_ROWS]]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    more = [f"  and {len(misfits) - _ROWS} more"] if len(misfits) > _ROWS else []
+    return "\n".join([line.rstrip() for line in lines] + more)

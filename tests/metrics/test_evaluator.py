@@ -1,8 +1,7 @@
-"""Evaluation: figures of known images, shared over ranks, and the tables made of them."""
+"""Evaluation: figures of known images, shared over ranks."""
 
 from __future__ import annotations
 
-import csv
 import math
 
 import numpy as np
@@ -12,8 +11,7 @@ from support.images import PSNR, Pairs
 from support.training import evaluate_rank, run_ranks
 from torch import nn
 
-from basicsr.metrics.evaluator import Evaluation, evaluate
-from basicsr.metrics.report import Row, markdown_table, write_csv
+from basicsr.metrics.evaluator import evaluate
 
 
 def test_figures_are_those_worked_out_by_hand():
@@ -42,21 +40,3 @@ def test_two_ranks_give_the_figures_of_one_to_the_last_bit(tmp_path, count):
     whole = evaluate(nn.Identity(), Pairs(count), PSNR, torch.device("cpu"))
     for rank in range(2):
         assert np.array_equal(np.load(tmp_path / f"values.{rank}.npy"), whole.values)
-
-
-def test_tables_hold_what_was_measured(tmp_path):
-    one = Evaluation(("psnr", "ssim"), ("a", "b"), np.array([[30.0, 0.9], [32.0, 0.8]]), np.array([0.010, 0.030]))
-    two = Evaluation(("psnr", "ssim"), ("a", "b"), np.array([[31.5, 0.95], [33.5, 0.85]]), np.array([0.1, 0.1]))
-    rows = [Row("small", 1234, {"Set5": one}), Row("large", 5_000_000, {"Set5": two})]
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown_table(rows).splitlines()]
-    assert table[0] == ["network", "parameters", "Set5 psnr", "Set5 ssim", "ms/image"]
-    assert table[2] == ["small", "1,234", "31.00", "0.8500", "20.0"]
-    assert table[3] == ["large", "5,000,000", "32.50", "0.9000", "100.0"]
-    write_csv(tmp_path / "metrics.csv", rows)
-    with open(tmp_path / "metrics.csv", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    assert len(lines) == 2 * 2 * 3
-    found = [
-        line["value"] for line in lines if (line["network"], line["image"], line["metric"]) == ("large", "b", "ssim")
-    ]
-    assert found == ["0.850000"]

@@ -41,7 +41,7 @@ def test_total_is_the_papers_sum_with_every_weight_once():
     output = kd(step, 1)
     with torch.no_grad():
         student = kd.network(step.lq).double()
-        teacher = kd._teacher(step.lq).double()
+        teacher = kd.teacher(step.lq).double()
     parts = {name: value.item() for name, value in output.parts.items()}
     assert parts["l_pix"] == pytest.approx((student - step.gt.double()).abs().mean().item(), rel=1e-5)
     assert parts["l_resp"] == pytest.approx((student - teacher).abs().mean().item(), rel=1e-5)
@@ -52,7 +52,7 @@ def test_total_is_the_papers_sum_with_every_weight_once():
 def test_student_heads_and_temperature_learn_and_the_teacher_does_not():
     kd = model().train()
     assert not any("teacher" in name for name, _ in kd.named_parameters())
-    teacher = kd._teacher.network
+    teacher = kd.teacher.network
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     optimizer = torch.optim.Adam(kd.parameters(), lr=0.1)
     start = {name: parameter.detach().clone() for name, parameter in kd.named_parameters()}
@@ -66,7 +66,7 @@ def test_student_heads_and_temperature_learn_and_the_teacher_does_not():
 
 def test_the_teacher_stays_in_eval_whatever_the_model_is_told():
     kd = model().train()
-    assert kd.network.training and not kd._teacher.network.training
+    assert kd.network.training and not kd.teacher.network.training
 
 
 def test_nothing_of_the_teacher_or_of_the_heads_is_in_the_students_state():
@@ -112,6 +112,6 @@ def test_only_declared_features_are_tapped():
 
 def test_a_teacher_of_another_scale_is_refused():
     kd = model()
-    kd._teacher.network = nn.Sequential(build_network({**EDSR, "upscale": 4}))
+    kd.teacher.network = nn.Sequential(build_network({**EDSR, "upscale": 4}))
     with pytest.raises(OptionsError, match=r"network_t gives \(3, 40, 40\), network_g \(3, 20, 20\)"):
         kd(batch(), 1)

@@ -174,7 +174,13 @@ def test_as_published_files_set_every_deviation_of_the_public_code(backbone, sca
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_test_files_compare_what_the_training_files_leave(backbone, scale):
     options = load(OPTIONS / f"test/{backbone}_x{scale}.yml")
-    assert [dataset.name for dataset in options.datasets.values()] == ["Set5", "Set14", "BSD100", "Urban100", "Manga109"]
+    assert [dataset.name for dataset in options.datasets.values()] == [
+        "Set5",
+        "Set14",
+        "BSD100",
+        "Urban100",
+        "Manga109",
+    ]
     assert list(options.networks) == ["bicubic", "teacher", "scratch", "mcadkd"]
     mcadkd = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
     scratch = load(OPTIONS / f"train/scratch_{backbone}_x{scale}.yml")

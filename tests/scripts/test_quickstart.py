@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.pictures import contains
 
+from basicsr.report.regions import read_regions
 from basicsr.utils.errors import DataError
 from basicsr.utils.img_util import imfrombytes, imwrite
 from basicsr.utils.matlab_functions import imresize_integer
@@ -20,7 +22,6 @@ from basicsr.utils.options import load_options, resolved_yaml
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = str(ROOT / "scripts/quickstart")
 OPTIONS = ROOT / "options"
-LABELS = ("bicubic", "student", "student, MCAD-KD", "teacher")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -211,62 +212,56 @@ def test_the_script_refuses_unknown_arguments_before_installing_anything(tmp_pat
     assert result.stdout.startswith("usage: bash scripts/quickstart.sh [--fresh]")
 
 
-def test_the_square_is_where_bicubic_loses_most(picture):
-    """One wrong pixel outweighs a wide but slight error; the border does not count."""
-    hr = np.full((100, 120, 3), 100, np.uint8)
-    bicubic = hr.copy()
-    bicubic[:40, :40] += 1
-    bicubic[80, 90] = 255
-    bicubic[0, 119] = 0
-    top, left = picture.most_lost_square(hr, bicubic, 20)
-    assert top <= 80 < top + 20
-    assert left <= 90 < left + 20
-    assert 2 <= top <= 78
-    assert 2 <= left <= 98
-
-
-def test_the_square_needs_room(picture):
-    image = np.zeros((20, 60, 3), np.uint8)
-    with pytest.raises(DataError, match="at least 24 a side"):
-        picture.most_lost_square(image, image, 20)
-
-
 def random_image(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
     return generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_the_picture_shows_the_files_own_pixels_magnified(picture, tmp_path):
+def made_results(picture, folder: Path) -> tuple[list[str], dict[str, list[np.ndarray]]]:
+    """Random HR images and outputs as test.py saves them; the arguments that name them, and the images."""
     generator = np.random.default_rng(0)
-    hr_folder, results = tmp_path / "HR", tmp_path / "results"
+    hr_folder, results = folder / "HR", folder / "results"
     images = {}
-    for name, size in (("a", (60, 90)), ("b", (80, 64))):
+    for name, size in (("a", (100, 130)), ("b", (120, 104))):
         images[name] = [random_image(generator, *size) for _ in range(5)]
         imwrite(images[name][0], hr_folder / f"{name}.png")
-        for folder, image in zip(picture.NETWORKS, images[name][1:], strict=True):
-            imwrite(image, results / f"visualization/{folder}/quickstart/{name}x2_results.png")
-    examples = picture.read_examples(hr_folder, results)
-    drawn = picture.draw(examples)
-    assert tuple(examples[0].outputs) == LABELS
-    right, bottom = picture.cell_corner(1, 4)
-    assert drawn.shape[0] >= bottom + picture.CELL
-    assert drawn.shape[1] >= right + picture.CELL
-    for row, name in enumerate(("a", "b")):
-        top, left = picture.most_lost_square(*images[name][:2], picture.CROP)
-        for column, image in enumerate(images[name]):
-            x, y = picture.cell_corner(row, column)
-            cell = drawn[y : y + picture.CELL, x : x + picture.CELL]
-            crop = image[top : top + picture.CROP, left : left + picture.CROP]
-            assert np.array_equal(cell, crop.repeat(picture.ZOOM, axis=0).repeat(picture.ZOOM, axis=1))
+        for network, image in zip(picture.NETWORKS, images[name][1:], strict=True):
+            imwrite(image, results / f"visualization/{network}/quickstart/{name}x2_results.png")
+    return ["--hr", str(hr_folder), "--results", str(results)], images
 
 
-def test_captions_tell_the_psnr_of_luma(picture):
-    """A step of 10 in R, G and B is one of 10 (65.481 + 128.553 + 24.966) / 255 = 8.588 in Y: 20 log10(255 / 8.588)."""
-    hr = np.full((48, 48, 3), 100, np.uint8)
-    assert picture.caption(hr + 10, hr) == "29.45 dB"
+def test_the_picture_shows_the_files_own_pixels_magnified(picture, tmp_path):
+    arguments, images = made_results(picture, tmp_path)
+    assert picture.main(arguments) == 0
+    drawn = read(tmp_path / "results/comparison.png")
+    regions = read_regions(tmp_path / "results/regions.csv")
+    assert {region.image for region in regions} == {"a", "b"}
+    for region in regions:
+        for image in images[region.image]:
+            crop = image[region.y : region.y + region.size, region.x : region.x + region.size]
+            zoom = round(picture.CELL / region.size)
+            assert contains(drawn, crop.repeat(zoom, axis=0).repeat(zoom, axis=1))
+
+
+def test_the_picture_can_be_redrawn_and_shows_other_squares_on_request(picture, tmp_path):
+    arguments, images = made_results(picture, tmp_path)
+    picture.main(arguments)
+    chosen, table = tmp_path / "results/comparison.png", tmp_path / "results/regions.csv"
+    before = read(chosen)
+    picture.main([*arguments, "--regions", str(table)])
+    assert np.array_equal(read(chosen), before)
+    table.write_text("dataset,image,x,y,size\nquickstart,b,3,5,64\n")
+    picture.main([*arguments, "--regions", str(table)])
+    for image in images["b"]:
+        assert contains(read(chosen), image[5:69, 3:67].repeat(3, axis=0).repeat(3, axis=1))
 
 
 def test_a_missing_result_names_what_to_run(picture, data, tmp_path):
     with pytest.raises(
         DataError, match=r"astronautx2_.*\.png: No such file or directory; run: bash scripts/quickstart"
     ):
-        picture.read_examples(data / "val/HR", tmp_path)
+        picture.main(["--hr", str(data / "val/HR"), "--results", str(tmp_path)])
+
+
+def test_missing_photographs_name_what_to_run(picture, tmp_path):
+    with pytest.raises(DataError, match=r"no PNG images; run: bash scripts/quickstart"):
+        picture.main(["--hr", str(tmp_path), "--results", str(tmp_path)])

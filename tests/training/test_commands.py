@@ -65,7 +65,7 @@ def test_torchrun_trains_tests_and_leaves_what_basicsr_leaves(mcadkd, tmp_path):
     file = write(changed(testing, val__val_freq=None, val__save_img=True), tmp_path)
     done = run(sys.executable, str(ROOT / "basicsr/test.py"), "-opt", file, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "val psnr" in (tmp_path / "results/tiny/summary.md").read_text()
+    assert "val PSNR/SSIM" in (tmp_path / "results/tiny/summary.md").read_text()
     lines = (tmp_path / "results/tiny/metrics.csv").read_text().splitlines()
     assert len(lines) == 1 + 3 * 3
     assert len(list((tmp_path / "results/tiny/visualization/val").glob("*.png"))) == 3
@@ -134,7 +134,9 @@ def test_a_teacher_for_another_network_names_keys_and_shapes(mcadkd, tmp_path, m
     path = {"pretrain_network_t": str(tmp_path / "teacher.pth")}
     code, lines = failure(train.main, capsys, "-opt", write(changed(mcadkd, path=path), tmp_path))
     assert code == 4
-    assert "conv_first.weight (16, 3, 3, 3) instead of (12, 3, 3, 3)" in lines[-1]
+    summary = next(line for line in lines if line.startswith("error: "))
+    assert "for another EDSR: it has 16 channels, the options say 12 channels" in summary
+    assert "  conv_first.weight    (16, 3, 3, 3)   (12, 3, 3, 3)" in lines
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(mcadkd, tmp_path, monkeypatch, capsys):
@@ -160,7 +162,7 @@ def test_testing_without_hr_images_saves_images(mcadkd, tmp_path):
         },
         "networks": {"bicubic": {"type": "bicubic"}},
     }
-    rows = test.test_pipeline(options, root=tmp_path)
+    rows = test.test_pipeline(options, root=tmp_path).scales[0].rows
     assert rows[0].evaluations["photos"].metrics == ()
     assert len(list((tmp_path / "results/only_lr/visualization/bicubic/photos").glob("*.png"))) == 3
     assert np.isfinite(rows[0].evaluations["photos"].seconds).all()

@@ -98,7 +98,7 @@ def test_the_average_follows_the_weights_and_is_what_is_evaluated(mcadkd, tmp_pa
             "param_key_g": "params_ema",
         },
     }
-    measured = evaluate_file(testing, root=tmp_path)[0].evaluations["val"].means()
+    measured = evaluate_file(testing, root=tmp_path).scales[0].rows[0].evaluations["val"].means()
     best = run[-1]["state"]["best"]["val"]
     assert {name: record["value"] for name, record in best.items()} == pytest.approx(measured)
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.options import dict2str, load_options, parse_arguments, resolved_yaml
 from basicsr.utils.options_schema import FrozenMapping, thaw
-from basicsr.utils.registry import DATASET_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY
 
 FILES = Path(__file__).resolve().parents[1] / "options" / "files"
 EXAMPLE = FILES / "example_mcadkd.yml"
@@ -356,6 +356,26 @@ def test_top_level_crop_border_serves_metrics_that_set_none(options):
     }
     metrics = load(options).val.metrics
     assert (metrics["own"]["crop_border"], metrics["given"]["crop_border"]) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("scale", "top_level", "expected"), [(2, ..., 2), (4, ..., 4), (1, ..., 0), (3, None, 3), (3, 0, 0), (1, 2, 2)]
+)
+def test_crop_border_is_the_scale_and_nothing_at_scale_1(test_options, scale, top_level, expected):
+    options = changed(test_options, "scale", scale)
+    options = changed(options, "network_g.upscale", scale)
+    if top_level is not ...:
+        options["crop_border"] = top_level
+    options["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}, "ssim": {"type": "calculate_ssim_pt"}}}
+    metrics = load(options, training=False).val.metrics
+    assert [metric["crop_border"] for metric in metrics.values()] == [expected] * 2
+    assert all("test_y_channel" not in metric for metric in metrics.values()), "the functions compare RGB by default"
+
+
+def test_a_metric_without_a_border_gets_none(test_options, monkeypatch):
+    monkeypatch.setitem(METRIC_REGISTRY._members, "calculate_own", lambda img, img2: 0.0)
+    test_options["val"] = {"metrics": {"own": {"type": "calculate_own"}}}
+    assert dict(load(test_options, training=False).val.metrics["own"]) == {"type": "calculate_own"}
 
 
 def test_srgan_model_needs_its_adversarial_loss():

@@ -1,0 +1,123 @@
+"""How much context a network needs around a tile: measured, on the network itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from basicsr.inference.memory import is_out_of_memory
+from basicsr.inference.pooling import PoolingOverImage
+from basicsr.inference.tiling import Region
+
+# Ten times below what tiles may differ from the whole, for a probe is smaller than the images to come.
+_TOLERANCE = 1e-4
+_REACHES = (32, 64, 128)
+# Windows or halvings deep inside a network may want larger steps than it says.
+_LARGER_STEP = 64
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What tiles must be like for a network.
+
+    Attributes:
+        overlap: pixels that a tile must see beyond each edge of its core.
+        multiple: tiles begin at multiples of so many pixels.
+        error: by how much outputs of the probe, in [0, 1], still differed from those of the whole.
+    """
+
+    overlap: int
+    multiple: int
+    error: float
+
+
+def multiple_of(network: nn.Module) -> int:
+    """The least common multiple of the sides of all attention windows in a network; 1 if there are none."""
+    sides = {1}
+    for module in network.modules():
+        for name in ("window_size", "split_size"):
+            value = getattr(module, name, None)
+            values = value if isinstance(value, (tuple, list)) else (value,)
+            sides.update(side for side in values if isinstance(side, int) and side > 0)
+    return math.lcm(*sides)
+
+
+def measure_context(network: nn.Module, channels: int, scale: int, device: torch.device, multiple: int) -> Context:
+    """Measures how far inside a tile a network's output feels that the image goes on outside.
+
+    The network runs in float32 on a random image, and on a tile out of its middle. The difference falls with the
+    distance from the tile's edge; the overlap is where it has become negligible. Where the network averages over
+    its whole input, the tile is given the averages of the image.
+
+    Args:
+        network: in eval mode, called without gradients.
+        channels: of its input.
+        scale: its factor of enlargement.
+        device: of the network.
+        multiple: at multiples of how many pixels it is known to want tiles.
+    """
+    larger = math.lcm(multiple, _LARGER_STEP)
+    attempts = [(multiple, reach) for reach in _REACHES]
+    attempts[2:2] = [(larger, _LARGER_STEP)]
+    best = None
+    for step, reach in attempts:
+        try:
+            found = _probe(network, channels, scale, device, step, reach)
+        except Exception as error:
+            if best is None or not is_out_of_memory(error):
+                raise
+            break  # a smaller probe's answer is the best there is
+        best = found if best is None or found.error < best.error else best
+        if found.error <= _TOLERANCE:
+            break
+    assert best is not None
+    return best
+
+
+def _probe(network: nn.Module, channels: int, scale: int, device: torch.device, multiple: int, reach: int) -> Context:
+    """Looks at most `reach` pixels far, or a multiple more."""
+    margin = math.ceil(reach / multiple) * multiple
+    errors = _errors_by_distance(network, _random_image(channels, 4 * margin).to(device), scale, margin, multiple)
+    # Rounding differs with the size of the input, and hides what is smaller.
+    enough = max(_TOLERANCE, 2 * errors[-1].item())
+    distance = int((errors > enough).sum())
+    overlap = math.ceil(distance / 8) * 8
+    return Context(overlap, multiple, errors[min(overlap, len(errors) - 1)].item())
+
+
+def _errors_by_distance(network: nn.Module, image: Tensor, scale: int, margin: int, multiple: int) -> Tensor:
+    """Entry d: the largest difference between tile and whole among pixels at least d from the tile's edge."""
+    side = image.shape[-1]
+    size, whole = (side, side), Region(0, 0, side, side)
+    tile = Region(margin, margin, side - margin, side - margin)
+    with PoolingOverImage(whole, whole, size, multiple, None) as pooling:
+        expected = network(image)[(..., *tile.scaled(scale).slices)]
+    known = pooling.gathered.means()
+    with PoolingOverImage(tile, tile, size, multiple, known):
+        output = network(image[(..., *tile.slices)])
+    # One figure for each pixel of the tile's input: the largest of those it became.
+    errors = nn.functional.max_pool2d((output - expected).float().abs().amax((0, 1))[None], scale)[0]
+    position = torch.arange(tile.height, device=errors.device)
+    inwards = torch.minimum(position, tile.height - 1 - position)
+    distance = torch.minimum(inwards[:, None], inwards[None, :])
+    per_distance = torch.zeros(tile.height // 2, device=errors.device)
+    per_distance.scatter_reduce_(0, distance.flatten(), errors.flatten(), "amax")
+    return per_distance.flip(0).cummax(0).values.flip(0).cpu()
+
+
+def _random_image(channels: int, side: int) -> Tensor:
+    """Noise of several grains, mixed: flat areas, edges and texture, as strong as they can be; (1, C, side, side)."""
+    generator = torch.Generator().manual_seed(_SEED)
+
+    def noise(channels: int, grain: int) -> Tensor:
+        coarse = torch.rand(1, channels, -(-side // grain), -(-side // grain), generator=generator)
+        return nn.functional.interpolate(coarse, scale_factor=grain)[..., :side, :side]
+
+    image = noise(channels, 1)
+    for grain in (2, 4, 8, 16):
+        image = torch.where(noise(1, grain) < 0.5, noise(channels, grain), image)
+    return image

@@ -1,0 +1,130 @@
+"""Which pictures a command line names, and where each one's result goes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from basicsr.inference.pictures import PICTURE_SUFFIXES
+from basicsr.utils.errors import DataError
+from basicsr.utils.misc import scandir
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture to be read.
+
+    Attributes:
+        path: as the command line leads to it.
+        below: its path below the folder or the fixed part of the pattern that was given; for a file, its name.
+        named: whether the command line named the file itself.
+    """
+
+    path: str
+    below: str
+    named: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture and the file that its result is written to."""
+
+    source: str
+    target: Path
+
+
+def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Source]:
+    """The pictures that files, folders and patterns (`*`, `?`, `[...]`, and `**` for any folders) name, each once.
+
+    Files are taken as they are named; of folders and patterns, what ends in one of `PICTURE_SUFFIXES`.
+
+    Args:
+        inputs: paths and patterns. What exists under a name with such characters is no pattern.
+        recursive: also take pictures of folders below the folders given.
+
+    Raises:
+        DataError: there is no such file or folder, or no picture in a folder or for a pattern.
+    """
+    sources: dict[str, Source] = {}
+    for given in inputs:
+        for source in _sources_of(given, recursive):
+            sources.setdefault(os.path.abspath(source.path), source)
+    return list(sources.values())
+
+
+def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str) -> tuple[list[Job], int]:
+    """Says where each picture's result goes: below `output`, at the place it has below what was given.
+
+    A picture found in a folder that is another's result, left by an earlier run, is left out.
+
+    Args:
+        sources: what `find_sources` found.
+        output: folder of the results.
+        suffix: put after each name, such as `_x2`.
+        ending: of the results' names, such as `.png`.
+
+    Returns:
+        The jobs, and how many pictures were left out.
+
+    Raises:
+        DataError: two results would have one name, or a result that of a picture to be read.
+    """
+    targets = {
+        source.path: output / os.path.dirname(source.below) / (Path(source.below).stem + suffix + ending)
+        for source in sources
+    }
+    places = {path: (_place(path), _place(target)) for path, target in targets.items()}
+    results = {end for start, end in places.values() if end != start}
+    kept = [source for source in sources if source.named or places[source.path][0] not in results]
+    read = {places[source.path][0]: source.path for source in kept}
+    written: dict[str, str] = {}
+    for source in kept:
+        place = places[source.path][1]
+        if place in read:
+            raise DataError(
+                f"the result of {source.path} would overwrite {read[place]}, which is to be read;"
+                " choose another --output folder or --suffix"
+            )
+        if place in written:
+            raise DataError(
+                f"{written[place]} and {source.path} would both become {targets[source.path]};"
+                " run them one by one, each with another --output folder or --suffix"
+            )
+        written[place] = source.path
+    return [Job(source.path, targets[source.path]) for source in kept], len(sources) - len(kept)
+
+
+def _sources_of(given: str, recursive: bool) -> Iterator[Source]:
+    if os.path.isdir(given):
+        names = list(scandir(given, suffix=PICTURE_SUFFIXES, recursive=recursive))
+        if not names:
+            more = "" if recursive else "; --recursive looks into the folders below"
+            raise DataError(f"folder {given} holds no picture ({', '.join(PICTURE_SUFFIXES)}){more}")
+        yield from (Source(os.path.join(given, name), name, named=False) for name in names)
+    elif os.path.lexists(given):
+        yield Source(given, os.path.basename(given), named=True)
+    elif glob.has_magic(given):
+        yield from _matches(given)
+    else:
+        raise DataError(f"{given} does not exist; give files, folders, or patterns in quotes such as 'photos/*.jpg'")
+
+
+def _matches(pattern: str) -> Iterator[Source]:
+    found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    pictures = [path for path in found if path.lower().endswith(PICTURE_SUFFIXES)]
+    if not pictures:
+        what = f"{len(found)} files, none of them a picture ({', '.join(PICTURE_SUFFIXES)})" if found else "no file"
+        raise DataError(f"pattern '{pattern}' matches {what}")
+    fixed = pattern
+    while glob.has_magic(fixed):
+        fixed = os.path.dirname(fixed)
+    yield from (Source(path, os.path.relpath(path, fixed or os.curdir), named=False) for path in pictures)
+
+
+def _place(path: str | os.PathLike[str]) -> str:
+    """Where a path leads: links in the folders are followed, a link of this name is not."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)

@@ -1,0 +1,183 @@
+"""Writing pictures with all they carry, as PNG, JPEG, WebP or TIFF; whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import numpy as np
+from PIL import ExifTags, Image, TiffImagePlugin
+
+from basicsr.inference.pictures import Picture, exif_bytes
+from basicsr.utils.errors import CheckpointError, DataError
+from basicsr.utils.misc import sizeof_fmt
+from basicsr.utils.safe_files import write_atomically
+
+Format = Literal["png", "jpg", "webp", "tif"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+DEFAULT_QUALITY = 95
+
+_LARGEST_SIDE = {"png": 2**31 - 1, "jpg": 65500, "webp": 16383, "tif": 2**31 - 1}  # libjpeg's bound lies below JPEG's
+_LARGEST_TIFF = 4 * 2**30 - 2**24  # its offsets have 32 bits; what is not pixels needs room too
+_LARGEST_JPEG_EXIF = 65533
+_ROWS_AT_ONCE = 256
+_METRES_PER_INCH = 0.0254
+
+
+class OutputError(DataError):
+    """Results cannot be written where they should be; the next ones could not either."""
+
+
+def check_fits(name: str, output_format: Format, height: int, width: int, bits: int) -> None:
+    """Raises DataError, which calls the picture `name`, where a format cannot hold one of this size and depth."""
+    side = _LARGEST_SIDE[output_format]
+    if max(height, width) > side:
+        raise DataError(
+            f"{name} would become {width}x{height}, {output_format} allows at most {side} pixels a side;"
+            f" use --format {'png' if output_format != 'png' else 'tif'}, or cut it into parts"
+        )
+    if bits == 16 and output_format in ("jpg", "webp"):
+        raise DataError(f"{name} has 16 bits a channel, {output_format} allows 8; use --format png or tif")
+
+
+def suited(name: str, picture: Picture, output_format: Format) -> Picture:
+    """The picture as the format can hold it: without an alpha channel that is opaque everywhere, for JPEG.
+
+    Raises:
+        DataError: it has transparency, which JPEG has not.
+    """
+    if output_format != "jpg" or not picture.has_alpha:
+        return picture
+    if (picture.pixels[..., -1] < 255).any():
+        raise DataError(f"{name} has transparent pixels, which jpg cannot hold; use --format png, webp or tif")
+    return picture.with_pixels(np.ascontiguousarray(picture.pixels[..., :-1]))
+
+
+def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALITY) -> bytes:
+    """A picture as the bytes of a file.
+
+    Args:
+        picture: fit for the format, as `check_fits` and `suited` see to it.
+        output_format: PNG and TIFF are lossless. WebP knows no gray: it becomes R, G, B.
+        quality: 1 to 100, of JPEG and WebP.
+
+    Raises:
+        DataError: it becomes too large for TIFF.
+    """
+    if output_format == "tif":
+        return _encode_tiff(picture)
+    if output_format == "png" and picture.pixels.dtype == np.uint16:
+        return b"".join(_encode_png_16(picture))
+    options: dict[str, Any] = {"icc_profile": picture.icc, "dpi": picture.dpi}
+    exif = exif_bytes(picture.exif)
+    if exif and not (output_format == "jpg" and len(exif) > _LARGEST_JPEG_EXIF):
+        options["exif"] = exif
+    if output_format in ("jpg", "webp"):
+        options["quality"] = quality
+    if output_format == "jpg":
+        options["subsampling"] = 0
+    buffer = io.BytesIO()
+    pixels = picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels
+    kept = {key: value for key, value in options.items() if value is not None}
+    Image.fromarray(pixels).save(buffer, {"jpg": "JPEG"}.get(output_format, output_format.upper()), **kept)
+    return buffer.getvalue()
+
+
+def write(content: bytes, path: Path) -> None:
+    """Writes a file and the folders above it; where that fails, nothing of it is left.
+
+    Raises:
+        OutputError: it cannot be written.
+        DataError: it cannot under this name; others may.
+    """
+
+    def write_all(file: BinaryIO) -> None:
+        file.write(content)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, write_all)
+    except (OSError, CheckpointError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = (isinstance(cause, OSError) and cause.strerror) or str(cause)
+        if isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.EISDIR):
+            raise DataError(f"cannot write {path}: {reason}; choose another --output folder or --suffix") from error
+        raise OutputError(f"cannot write {path}: {reason}; make room or choose another --output folder") from error
+
+
+def _encode_png_16(picture: Picture) -> Iterator[bytes]:
+    """PNG of 16 bits. Neither Pillow nor OpenCV writes all numbers of channels, and all that a picture carries."""
+    height, width, channels = picture.pixels.shape
+    yield b"\x89PNG\r\n\x1a\n"
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    yield _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
+    if picture.icc:
+        yield _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
+    if picture.dpi:
+        yield _chunk(b"pHYs", struct.pack(">IIB", *(round(dots / _METRES_PER_INCH) for dots in picture.dpi), 1))
+    if exif := exif_bytes(picture.exif):
+        yield _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    compressor = zlib.compressobj(3)
+    above = np.zeros((1, width * channels * 2), np.uint8)
+    for start in range(0, height, _ROWS_AT_ONCE):
+        block = picture.pixels[start : start + _ROWS_AT_ONCE].astype(">u2")
+        rows = block.view(np.uint8).reshape(len(block), -1)
+        if data := compressor.compress(_averaged(rows, above, channels * 2)):
+            yield _chunk(b"IDAT", data)
+        above = rows[-1:]
+    yield _chunk(b"IDAT", compressor.flush())
+    yield _chunk(b"IEND", b"")
+
+
+def _averaged(rows: np.ndarray, above: np.ndarray, pixel: int) -> bytes:
+    """PNG's filter 3: each byte less the mean of those to the left and above; a pixel is of `pixel` bytes."""
+    left = np.pad(rows, ((0, 0), (pixel, 0)))[:, :-pixel].astype(np.uint16)
+    up = np.concatenate([above, rows[:-1]])
+    differences = rows - ((left + up) // 2).astype(np.uint8)
+    return np.insert(differences, 0, 3, axis=1).tobytes()
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _encode_tiff(picture: Picture) -> bytes:
+    """TIFF of 8 or 16 bits, deflated. Pillow writes the directory; of 16 bits it would write gray only."""
+    height, width, channels = picture.pixels.shape
+    compressor, strip = zlib.compressobj(3), []
+    for start in range(0, height, _ROWS_AT_ONCE):
+        rows = picture.pixels[start : start + _ROWS_AT_ONCE]
+        # Horizontal differencing: each sample less that of the pixel to the left.
+        rows = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1)
+        strip.append(compressor.compress(rows.astype(rows.dtype.newbyteorder("<")).tobytes()))
+    strip.append(compressor.flush())
+    length = sum(map(len, strip))
+    if length > _LARGEST_TIFF:
+        raise DataError(f"a picture of {sizeof_fmt(length)} does not fit into a TIFF file; use --format png")
+    directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
+    for tag, value in picture.exif.items():
+        directory[tag] = value
+    tags = ExifTags.Base
+    directory[tags.ImageWidth], directory[tags.ImageLength] = width, height
+    directory[tags.BitsPerSample] = (picture.pixels.dtype.itemsize * 8,) * channels
+    directory[tags.Compression], directory[tags.Predictor] = 8, 2
+    directory[tags.PhotometricInterpretation] = 1 if channels < 3 else 2
+    directory[tags.SamplesPerPixel], directory[tags.RowsPerStrip] = channels, height
+    if picture.has_alpha:
+        directory[tags.ExtraSamples] = 2
+    if picture.dpi:
+        directory[tags.XResolution], directory[tags.YResolution] = picture.dpi
+        directory[tags.ResolutionUnit] = 2
+    if picture.icc:
+        directory[tags.InterColorProfile] = picture.icc
+    # The directory makes the offset, which counts from its own end, a position in the file.
+    directory[tags.StripByteCounts], directory[tags.StripOffsets] = length, 0
+    buffer = io.BytesIO()
+    directory.save(buffer)
+    buffer.writelines(strip)
+    return buffer.getvalue()

@@ -1,0 +1,307 @@
+"""Runs a network on one image: whole or in tiles, once or on its eight flips and rotations."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from basicsr.inference.context import measure_context, multiple_of
+from basicsr.inference.memory import free_caches, is_out_of_memory
+from basicsr.inference.pooling import ImageMeans, PoolingOverImage
+from basicsr.inference.self_ensemble import AS_IT_IS, EIGHT_VIEWS, View
+from basicsr.inference.tiling import Region, cut_into_cores, with_context
+from basicsr.utils.errors import MachineError, NonFiniteError, OptionsError
+from basicsr.utils.img_util import tensor2img
+from basicsr.utils.precision import Precision
+
+SMALLEST_TILE = 32
+
+_LOGGER = logging.getLogger("basicsr")
+_MOST_PASSES = 10
+_ALLOWED_DIFFERENCE = 1e-3
+# How far from what more passes would make a pass may be to be the last; in low precision, what rounding moves.
+_SETTLED = {"none": 1e-5, "fp16": 2e-3, "bf16": 8e-3}
+_SAMPLED = 8  # of outputs, every 8th pixel of every 8th row is remembered from pass to pass
+
+
+class Runner:
+    """How a network is run on images, one at a time.
+
+    In tiles, results are those of the whole image within 1e-3, in float32. A tile is written by its core alone; around
+    the core the network sees as much of the image as `tile_overlap` says. Where the network averages over its whole
+    input (channel attention), several passes are made over the image, until the averages are those of all tiles
+    together. The image made is kept on the CPU; the device holds one tile at a time.
+
+    When memory runs out, tiles are halved, and what is done stays done; the smaller tiles are kept for later images.
+
+    Args:
+        network: maps (1, C, h, w) in [0, 1] to (1, C, sh, sw); run in eval mode, and put back as it was.
+        scale: s.
+        device: of the network.
+        tile: largest side of a tile's core in pixels of the input; None runs images whole while memory lasts.
+        tile_overlap: pixels that a tile sees beyond each edge of its core; None measures what the network needs when
+            it is first run in tiles.
+        self_ensemble: average over the eight flips and rotations.
+        precision: None for float32.
+        multiple: tiles begin at multiples of it, as attention windows and striding networks want; None takes the
+            network's window size, if it has one.
+        report: takes lines on what was done otherwise than asked for.
+        progress: called after each tile with how many are done, and how many there are in this pass over the image.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scale: int,
+        device: torch.device,
+        *,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+        self_ensemble: bool = False,
+        precision: Precision | None = None,
+        multiple: int | None = None,
+        report: Callable[[str], None] = _LOGGER.warning,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self._network = network
+        self._scale = scale
+        self._device = device
+        self._tile = tile
+        self._overlap = tile_overlap
+        self._views: Sequence[View] = EIGHT_VIEWS if self_ensemble else (AS_IT_IS,)
+        self._precision = precision or Precision(device.type)
+        self._multiple = multiple or multiple_of(network)
+        self._report = report
+        self._progress = progress
+
+    def __call__(self, lq: Tensor) -> Tensor:
+        """Runs the network on an image.
+
+        Args:
+            lq: (1, C, h, w) in [0, 1], on any device.
+
+        Returns:
+            float32 (1, C, sh, sw) on the CPU, not clipped.
+
+        Raises:
+            OptionsError: the network enlarges by another factor.
+            MachineError: there is not enough memory for the smallest tiles, or for the result.
+        """
+        canvas: list[Tensor] = []
+        height, width = lq.shape[-2] * self._scale, lq.shape[-1] * self._scale
+
+        def write(core: Region, output: Tensor) -> None:
+            if output.shape[-2:] == (height, width):
+                canvas[:] = [output]
+                return
+            if not canvas:
+                canvas.append(_allocate(lambda: torch.empty(1, output.shape[1], height, width), height, width))
+            canvas[0][(..., *core.slices)] = output
+
+        self._run(lq, write)
+        return canvas[0]
+
+    def to_array(self, lq: Tensor, dtype: Any) -> np.ndarray:
+        """Runs the network on an image, into an array of whole numbers; the floating ones are never all in memory.
+
+        Args:
+            lq: (1, C, h, w) in [0, 1], on any device.
+            dtype: np.uint8 or np.uint16.
+
+        Returns:
+            (sh, sw, C), channels in the network's order; clipped to [0, 1], then rounded to 0..255 or 0..65535.
+
+        Raises:
+            OptionsError: the network enlarges by another factor.
+            MachineError: there is not enough memory for the smallest tiles, or for the result.
+            NonFiniteError: the network's output is not finite.
+        """
+        canvas: list[np.ndarray] = []
+        height, width = lq.shape[-2] * self._scale, lq.shape[-1] * self._scale
+
+        def write(core: Region, output: Tensor) -> None:
+            if not torch.isfinite(output).all():
+                raise NonFiniteError(
+                    f"{self._name} puts out numbers that are not finite: its weights are damaged, or the precision is"
+                    " too low for it; use float32"
+                )
+            if not canvas:
+                canvas.append(_allocate(lambda: np.empty((height, width, output.shape[1]), dtype), height, width))
+            pixels = tensor2img(output, rgb2bgr=False, out_type=dtype)
+            canvas[0][core.slices] = pixels.reshape(core.height, core.width, -1)
+
+        self._run(lq, write)
+        return canvas[0]
+
+    @property
+    def _name(self) -> str:
+        return type(self._network).__name__
+
+    @torch.no_grad()
+    def _run(self, lq: Tensor, write: Callable[[Region, Tensor], None]) -> None:
+        """Calls `write` with each core, in pixels of the output, and its float32 (1, C, h, w) there; at every pass."""
+        cores = list(cut_into_cores(Region(0, 0, *lq.shape[-2:]), self._tile))
+        means: list[list[Tensor] | None] = [None] * len(self._views)
+        settling = _Settling(_SETTLED[self._precision.amp])
+        with _evaluating(self._network):
+            for _ in range(_MOST_PASSES):
+                done, gathered = [], [ImageMeans() for _ in self._views]
+                for core, output, found in self._each(lq, cores, means):
+                    done.append(core)
+                    for total, more in zip(gathered, found, strict=True):
+                        total.add(more)
+                    settling.note(core, output)
+                    write(core.scaled(self._scale), output)
+                if not gathered[0].sums or settling.is_over():
+                    return
+                cores, means = done, [total.means() for total in gathered]
+        self._report(
+            f"{self._name} averages over the whole image, and after {_MOST_PASSES} passes its output still changed by"
+            f" {settling.change:.1g}: use larger tiles"
+        )
+
+    def _each(
+        self, lq: Tensor, cores: Iterable[Region], means: Sequence[list[Tensor] | None]
+    ) -> Iterator[tuple[Region, Tensor, list[ImageMeans]]]:
+        """Core by core, its output and what was averaged over it in each view; smaller cores where memory runs out."""
+        pending, done = deque(cores), 0
+        while pending:
+            result = self._run_if_memory_lasts(lq, pending[0], means)
+            if result is None:
+                self._shrink(lq)
+                pending = deque(part for core in pending for part in cut_into_cores(core, self._tile))
+            else:
+                done += 1
+                self._progress(done, done + len(pending) - 1)
+                yield (pending.popleft(), *result)
+
+    def _run_if_memory_lasts(
+        self, lq: Tensor, core: Region, means: Sequence[list[Tensor] | None]
+    ) -> tuple[Tensor, list[ImageMeans]] | None:
+        """The average over the views, float32 (1, C, h, w) on the CPU, and what each gathered; None: out of memory."""
+        total, gathered = None, []
+        try:
+            for view, known in zip(self._views, means, strict=True):
+                output, found = self._run_view(lq, core, view, known)
+                total = output if total is None else total + output
+                gathered.append(found)
+            assert total is not None
+            return (total if len(self._views) == 1 else total / len(self._views)).cpu(), gathered
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        return None  # outside of the handler, where the error no longer holds what was allocated
+
+    def _run_view(self, lq: Tensor, core: Region, view: View, means: list[Tensor] | None) -> tuple[Tensor, ImageMeans]:
+        """One view of a core, turned back; and what the network averaged over it, nothing if it is the whole image."""
+        height, width = lq.shape[-2:]
+        size = (width, height) if view.swap_axes else (height, width)
+        core = view.of_region(core, height, width)
+        whole = Region(0, 0, *size)
+        if core == whole:
+            return view.back(self._network_on(view.of(lq))), ImageMeans()
+        region = with_context(core, *size, *self._context(lq.shape[1]))
+        tile = view.of(lq[(..., *view.region_back(region, height, width).slices)])
+        with PoolingOverImage(core, region, size, self._multiple, means) as pooling:
+            output = self._network_on(tile)
+        return view.back(output[(..., *core.within(region).scaled(self._scale).slices)]), pooling.gathered
+
+    def _network_on(self, tile: Tensor) -> Tensor:
+        """float32, on the device."""
+        with self._precision.autocast():
+            output = self._network(tile.to(self._device))
+        (height, width), (new_height, new_width) = tile.shape[-2:], output.shape[-2:]
+        if (new_height, new_width) != (height * self._scale, width * self._scale):
+            raise OptionsError(
+                f"{self._name} makes {new_width}x{new_height} pixels of {width}x{height}, which is not scale"
+                f" {self._scale}: give its own scale, or another network"
+            )
+        return output.float()
+
+    def _context(self, channels: int) -> tuple[int, int]:
+        """Overlap, and multiple; measured where it was left open."""
+        if self._overlap is None:
+            found = measure_context(self._network, channels, self._scale, self._device, self._multiple)
+            self._overlap, self._multiple = found.overlap, found.multiple
+            if found.error > _ALLOWED_DIFFERENCE:
+                self._report(
+                    f"{self._name} sees further than the {found.overlap} pixels around a tile: results in tiles differ"
+                    f" from those of the whole image, by up to {found.error:.1g} of white on noise"
+                )
+        return self._overlap, self._multiple
+
+    def _shrink(self, lq: Tensor) -> None:
+        """Halves the tiles; raises MachineError if they cannot be smaller."""
+        free_caches()
+        longer = max(lq.shape[-2:])
+        whole = self._tile is None or self._tile >= longer
+        tile = longer if self._tile is None else min(self._tile, longer)
+        given = "the whole image" if whole else f"tiles of {tile}"
+        if tile <= SMALLEST_TILE:
+            raise MachineError(
+                f"out of memory on {self._device} with {given}, and smaller ones do not help: close other programs,"
+                " use another device or a smaller network, or set tile_overlap lower"
+            )
+        self._tile = max(tile // 2, SMALLEST_TILE)
+        self._report(f"out of memory with {given}: going on with tiles of {self._tile}")
+
+
+class _Settling:
+    """Whether passes over an image still change what they make; seen on some of its pixels.
+
+    Attributes:
+        change: by how much the last pass changed it; infinite after the first one.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self.change = math.inf
+        self._tolerance = tolerance
+        self._samples: dict[Region, Tensor] = {}
+        self._moved: list[float] = []
+
+    def note(self, core: Region, output: Tensor) -> None:
+        """Takes what a core became in this pass."""
+        sample = output[..., ::_SAMPLED, ::_SAMPLED].clone()
+        before = self._samples.get(core)
+        self._moved.append(math.inf if before is None else (sample - before).abs().max().item())
+        self._samples[core] = sample
+
+    def is_over(self) -> bool:
+        """Whether the pass that ends here is within the tolerance of what all further ones would make."""
+        before, self.change, self._moved = self.change, max(self._moved), []
+        if math.isinf(self.change):
+            return False
+        # The next change is as much smaller than this one as this one is than the one before.
+        rate = 1.0 if math.isinf(before) or self.change > before else self.change / max(before, 1e-12)
+        return self.change * rate <= self._tolerance
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Puts a network in eval mode, and each of its modules back as it was."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _allocate(make: Callable[[], Any], height: int, width: int) -> Any:
+    try:
+        return make()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MachineError(
+            f"there is no memory for the result of {width}x{height} pixels: use smaller images"
+        ) from error

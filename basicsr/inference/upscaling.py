@@ -1,0 +1,147 @@
+"""Upscaling a picture of any kind by a network for gray or colour images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from basicsr.inference.picture_paths import Job
+from basicsr.inference.picture_writing import Format, check_fits, encode, suited, write
+from basicsr.inference.pictures import Picture, PictureFile
+from basicsr.utils.errors import DataError
+from basicsr.utils.img_util import to_float32
+from basicsr.utils.misc import sizeof_fmt
+
+Run = Callable[[Tensor, Any], np.ndarray]
+"""As `Runner.to_array`: (1, C, h, w) in [0, 1] and the type wanted to (sh, sw, C) of that type."""
+
+
+class Upscaler:
+    """Upscales pictures by a network.
+
+    A picture with as many colours as the network has channels is run as it is. A network for colour images is given
+    gray as three equal channels, and the mean of its output is taken. A network for gray images is run on R, G and B
+    one by one.
+
+    Args:
+        run: runs the network on one image.
+        scale: how many times as large the result is.
+        channels: of the network, 1 or 3.
+    """
+
+    def __init__(self, run: Run, scale: int, channels: int) -> None:
+        self._run = run
+        self.scale = scale
+        self._channels = channels
+
+    def __call__(self, picture: Picture) -> Picture:
+        """The picture `scale` times as large, of the same channels and depth.
+
+        Alpha is upscaled as a gray picture, between the smallest and the largest value around each pixel, so that
+        what was opaque or transparent stays so. Before the colours are run, those of fully transparent pixels become
+        that of the nearest other pixel: what nobody saw does not shine through at the edges.
+        """
+        if not picture.has_alpha:
+            return picture.with_pixels(self._upscale(picture.pixels))
+        colours, alpha = picture.pixels[..., :-1], np.ascontiguousarray(picture.pixels[..., -1])
+        large = self._upscale(fill_hidden(colours, alpha))
+        large_alpha = self._upscale_alpha(alpha)
+        return picture.with_pixels(np.concatenate([large, large_alpha[..., None]], axis=2))
+
+    def _upscale_alpha(self, alpha: np.ndarray) -> np.ndarray:
+        height, width = (side * self.scale for side in alpha.shape)
+        if alpha.min() == alpha.max():
+            return np.full((height, width), alpha[0, 0])
+        around = np.ones((3, 3), np.uint8)
+        low, high = (
+            cv2.resize(extreme(alpha, around), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+            for extreme in (cv2.erode, cv2.dilate)
+        )
+        return self._upscale(alpha[..., None])[..., 0].clip(low, high)
+
+    def _upscale(self, pixels: np.ndarray) -> np.ndarray:
+        """(h, w, C) to (sh, sw, C) of the same type; C is 1 or 3."""
+        channels = pixels.shape[2]
+        if channels == self._channels:
+            return self._run(_to_tensor(pixels), pixels.dtype)
+        if channels == 3:
+            return np.concatenate([self._upscale(pixels[..., [channel]]) for channel in range(3)], axis=2)
+        large = self._run(_to_tensor(pixels).expand(1, 3, -1, -1), pixels.dtype)
+        # The mean of three, rounded.
+        return ((large.sum(2, dtype=np.uint32, keepdims=True) + 1) // 3).astype(pixels.dtype)
+
+
+def upscale_file(job: Job, upscaler: Upscaler, output_format: Format, quality: int) -> tuple[str, str, tuple[str, ...]]:
+    """Reads, upscales and writes one picture.
+
+    Returns:
+        Size before and after as `WIDTHxHEIGHT`, and notes on what was not kept as it was.
+
+    Raises:
+        OutputError: the result cannot be written.
+        DataError: this picture cannot be upscaled, and says why; others may be.
+    """
+    file = PictureFile(job.source)
+    height, width = file.height * upscaler.scale, file.width * upscaler.scale
+    check_fits(job.source, output_format, height, width, file.bits)
+    _check_memory(job.source, file, upscaler.scale)
+    try:
+        picture = suited(job.source, file.read(), output_format)
+        large = upscaler(picture)
+        content = encode(large, output_format, quality)
+    except MemoryError as error:
+        raise DataError(
+            f"{job.source}: there is not enough memory for {width}x{height} pixels; cut it into parts"
+        ) from error
+    write(content, job.target)
+    return picture.size, large.size, picture.notes
+
+
+def fill_hidden(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Gives fully transparent pixels the colour of the nearest pixel that is not.
+
+    Args:
+        colours: (H, W, C).
+        alpha: (H, W).
+
+    Returns:
+        (H, W, C); `colours` itself where nothing or everything is transparent.
+    """
+    hidden = alpha == 0
+    if not hidden.any() or hidden.all():
+        return colours
+    _, labels = cv2.distanceTransformWithLabels(
+        hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    by_label = np.zeros((labels.max() + 1, colours.shape[2]), colours.dtype)
+    by_label[labels[~hidden]] = colours[~hidden]
+    filled = colours.copy()
+    filled[hidden] = by_label[labels[hidden]]
+    return filled
+
+
+def _to_tensor(pixels: np.ndarray) -> Tensor:
+    """(h, w, C) to float32 (1, C, h, w) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(to_float32(pixels).transpose(2, 0, 1)))[None]
+
+
+def _check_memory(name: str, file: PictureFile, scale: int) -> None:
+    """Refuses a picture that cannot be held in this machine's memory, before that is tried."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return
+    pixels, bytes_each = file.width * file.height, file.bits // 8
+    # At least: the input as float32, and the result once as pixels and once on its way into a file.
+    needed = pixels * 3 * 4 + 2 * pixels * scale**2 * 3 * bytes_each
+    if needed > memory:
+        raise DataError(
+            f"{name} of {file.width}x{file.height} needs {sizeof_fmt(needed)} to be upscaled x{scale}, this machine has"
+            f" {sizeof_fmt(memory)} of memory; cut it into parts"
+        )

@@ -1,0 +1,214 @@
+"""Training curves of several runs on common axes, from the histories that train.py keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from basicsr.report.plots import COLOURS, MARKERS, plot_style
+from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.history import HISTORY, ITERATION, read_history
+from basicsr.utils.registry import nearest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Cycles of lengths without a common factor: 7 colours, 4 kinds of lines, 10 markers.
+_LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.2)), (0, (7, 2, 1.2, 2)))
+_UNITS = {"psnr": "dB"}
+_MARKED = 40  # curves of at most so many points have markers
+_LOGARITHMIC = 8.0  # ratio of largest to smallest from which a loss is drawn logarithmically
+_DEFAULT_LOSSES = ("losses/l_pix", "losses/l_total")
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """A run and its figures.
+
+    Attributes:
+        name: as the legend shows it.
+        entries: lines of the history, in their order.
+    """
+
+    name: str
+    entries: Sequence[Mapping[str, float]]
+
+    def names(self) -> list[str]:
+        """Names of all figures, in the order of their first appearance."""
+        return [key for key in dict.fromkeys(key for entry in self.entries for key in entry) if key != ITERATION]
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Iterations and values of a figure."""
+        points = [(entry[ITERATION], entry[key]) for entry in self.entries if key in entry]
+        return [iteration for iteration, _ in points], [value for _, value in points]
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunHistory]:
+    """Reads the histories of runs; a folder's name is the run's, its path where names repeat.
+
+    Raises:
+        DataError: a folder has no history, or one without figures.
+    """
+    names = [folder.resolve().name for folder in folders]
+    runs = []
+    for folder, name in zip(folders, names, strict=True):
+        if not folder.is_dir():
+            raise DataError(f"there is no folder {folder}; name the folder of a run, such as experiments/NAME")
+        path = folder / HISTORY
+        if not path.is_file():
+            raise DataError(
+                f"{folder} has no {HISTORY}: no training run's folder, or that of a run from before histories were"
+                " kept, whose figures are in its log only"
+            )
+        run = RunHistory(name if names.count(name) == 1 else str(folder), read_history(path))
+        if not run.names():
+            raise DataError(f"{path} holds no figures yet; wait for the run's first line in the log")
+        runs.append(run)
+    return runs
+
+
+def choose_keys(runs: Sequence[RunHistory], patterns: Sequence[str]) -> list[str]:
+    """Names of the figures to draw: those that match the patterns, or by default all metrics and the pixel loss.
+
+    Raises:
+        OptionsError: a pattern matches nothing that any of the runs has.
+    """
+    there = list(dict.fromkeys(key for run in runs for key in run.names()))
+    if not patterns:
+        losses = [key for key in _DEFAULT_LOSSES if key in there][:1]
+        return [*(key for key in there if key.startswith("metrics/")), *losses] or there
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        matches = [key for key in there if fnmatchcase(key, pattern)]
+        if not matches:
+            raise OptionsError(f"no run has '{pattern}'{nearest(pattern, there)}; there are: {', '.join(there)}")
+        chosen.update(dict.fromkeys(matches))
+    return list(chosen)
+
+
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential average of the values up to each one, without the pull of a start at zero.
+
+    Args:
+        values: in their order; NaN is passed over.
+        weight: of the past, in [0, 1); 0 leaves the values as they are.
+    """
+    average, total, result = 0.0, 0.0, []
+    for value in values:
+        if not math.isnan(value):
+            average = weight * average + (1 - weight) * value
+            total = weight * total + (1 - weight)
+        result.append(average / total if total else math.nan)
+    return result
+
+
+def curves_figure(runs: Sequence[RunHistory], keys: Sequence[str], *, smooth: float = 0.0) -> Figure:
+    """Draws a panel for each figure, with a line for each run that has it.
+
+    Args:
+        runs: told apart by colour, kind of line and markers, in the legend above the panels.
+        keys: names of figures.
+        smooth: weight of the past in the exponential average of what is logged in training; 0 for none. The values
+            themselves stay visible, pale.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = 1 if len(keys) == 1 else 2 if len(keys) in (2, 4) else 3
+    rows = math.ceil(len(keys) / columns)
+    width = 5.6 if columns == 1 else 4.1 * columns
+    with plot_style():
+        figure = Figure(figsize=(width, 0.5 + 2.9 * rows), dpi=200, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels[len(keys) :]:
+            axes.remove()
+        handles: dict[str, Any] = {}
+        for index, (axes, key) in enumerate(zip(panels, keys, strict=False)):
+            _draw(axes, runs, key, 0.0 if key.startswith("metrics/") else smooth, handles)
+            if index >= len(keys) - columns:
+                axes.set_xlabel("iteration")
+        ordered = {run.name: handles[run.name] for run in runs if run.name in handles}
+        per_row = max(1, int(width * 13 / (6 + max(map(len, ordered)))))
+        figure.legend(
+            ordered.values(),
+            ordered,
+            loc="outside upper left",
+            ncols=min(len(ordered), per_row),
+            frameon=False,
+            handlelength=3.2,
+        )
+    return figure
+
+
+def _draw(axes: Axes, runs: Sequence[RunHistory], key: str, smooth: float, handles: dict[str, Any]) -> None:
+    drawn: list[float] = []
+    for index, run in enumerate(runs):
+        iterations, values = run.series(key)
+        if not iterations:
+            continue
+        colour = COLOURS[index % len(COLOURS)]
+        if smooth:
+            axes.plot(iterations, values, color=colour, linewidth=0.6, alpha=0.18)
+        shown = smoothed(values, smooth) if smooth else values
+        (line,) = axes.plot(
+            iterations,
+            shown,
+            color=colour,
+            linestyle=_LINES[index % len(_LINES)],
+            linewidth=1.4,
+            marker=MARKERS[index % len(MARKERS)] if len(iterations) <= _MARKED else None,
+            markersize=3.2,
+        )
+        if run.name not in handles or line.get_marker() not in (None, "None"):
+            handles[run.name] = line
+        drawn += [value for value in values if math.isfinite(value)]
+    title, label = _names(key)
+    axes.set_title(title, loc="left")
+    axes.set_ylabel(label)
+    spread = key.startswith(("losses/", "lr/")) and drawn and min(drawn) > 0 and max(drawn) > _LOGARITHMIC * min(drawn)
+    _set_ticks(axes, logarithmic=bool(spread), plain=key.startswith("metrics/"))
+    last = max(iteration for run in runs for iteration in run.series(ITERATION)[0])
+    axes.set_xlim(-0.02 * last, 1.02 * last)
+
+
+def _set_ticks(axes: Axes, *, logarithmic: bool, plain: bool) -> None:
+    """Numbers as people write them: no powers of ten, no decimals that say nothing."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    if not plain:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("e-0", "e-")))
+
+
+def _names(key: str) -> tuple[str, str]:
+    """A panel's title and the label of its values."""
+    kind, _, rest = key.partition("/")
+    if kind == "metrics":
+        dataset, _, metric = rest.rpartition("/")
+        unit = next((unit for name, unit in _UNITS.items() if name in metric.lower()), None)
+        return dataset, f"{metric.upper()} ({unit})" if unit else metric.upper()
+    titles = {
+        "losses": (f"training, {rest}", "unweighted loss" if rest != "l_total" else "weighted sum of losses"),
+        "lr": (f"training, {rest}", "learning rate"),
+        "time": (f"training, {rest}", "seconds per iteration"),
+    }
+    return titles.get(kind, (key, ""))
+
+
+def _short(value: float) -> str:
+    """An iteration: 500, 2.5k, 1M."""
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"

@@ -1,0 +1,194 @@
+"""Which squares of which images the visual comparison shows.
+
+Where the networks differ most: for each square of an image, the mean squared error of each network in it is taken,
+then the standard deviation of these errors over the networks. It is multiplied by s / (s + 8), s being the standard
+deviation of the HR image's luma in the square, because a difference in a plain area cannot be seen. A border of `scale`
+pixels is left out, as in the metrics. Bicubic interpolation, from which all networks differ, is compared only where
+there is one network beside it; one network alone is shown where its error is largest. Each image gives one square.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pydantic import ValidationError
+
+from basicsr.metrics.metric_util import to_y_channel
+from basicsr.report.results import Pictures, Row, ScaleResults
+from basicsr.report.tables import write_text
+from basicsr.utils.errors import DataError
+from basicsr.utils.options_schema import Region
+
+_SIZES = (128, 96, 64, 48)  # divide a cell of 384 pixels
+_LEAST = 8
+_COLUMNS = ("dataset", "image", "x", "y", "size")
+_VISIBLE_STRUCTURE = 8.0
+
+
+def compared_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that choosing squares is about: networks, and bicubic interpolation if there is only one of them."""
+    networks = [row for row in rows if row.parameters]
+    return networks if len(networks) > 1 else list(rows)
+
+
+def images_that_differ(scale: ScaleResults, count: int) -> list[tuple[str, str]]:
+    """Datasets and names of the `count` images whose figures differ most between the networks, those most first.
+
+    The figures are those of the dataset's first metric; images without figures are left out.
+    """
+    rows = compared_rows(scale.rows)
+    spreads: dict[tuple[str, str], float] = {}
+    for dataset in scale.datasets():
+        evaluations = [row.evaluations[dataset] for row in rows if dataset in row.evaluations]
+        if not evaluations or not evaluations[0].metrics:
+            continue
+        values = np.stack([evaluation.values[:, 0] for evaluation in evaluations])
+        spread = values.std(0) if len(evaluations) > 1 else -values[0]
+        spreads |= {
+            (dataset, image): value for image, value in zip(evaluations[0].images, spread.tolist(), strict=True)
+        }
+    return sorted(spreads, key=lambda key: -spreads[key] if np.isfinite(spreads[key]) else 0.0)[:count]
+
+
+def choose_regions(
+    pictures: Pictures, names: Sequence[str], images: Sequence[tuple[str, str]], count: int, *, scale: int
+) -> list[Region]:
+    """The squares in which the networks differ most, at most one of an image.
+
+    Args:
+        pictures: of one scale.
+        names: of the rows to compare.
+        images: datasets and names of the images to search; those without an HR image are passed over.
+        count: how many squares.
+        scale: the pictures' scale; as many pixels at the border are left out.
+
+    Raises:
+        DataError: an image cannot be read, or images that should be of one size are not.
+    """
+    scored: list[tuple[float, Region]] = []
+    for dataset, image in images:
+        hr = pictures.hr(dataset, image)
+        if hr is None or (size := square_size(hr, scale)) < _LEAST:
+            continue
+        outputs = {name: pictures.output(name, dataset, image) for name in names}
+        x, y, score = most_different_square(hr, outputs, size, border=scale)
+        scored.append((score, Region(dataset=dataset, image=without_scale(image, scale), x=x, y=y, size=size)))
+    scored.sort(key=lambda entry: -entry[0])
+    return [region for _, region in scored[:count]]
+
+
+def square_size(hr: np.ndarray, border: int) -> int:
+    """Side of the square to cut from an image: about a quarter of its shorter side, 48 to 128 pixels if it has them."""
+    shorter = min(hr.shape[:2])
+    return min(next((size for size in _SIZES if size <= shorter / 4), _SIZES[-1]), shorter - 2 * border)
+
+
+def most_different_square(
+    hr: np.ndarray, outputs: Mapping[str, np.ndarray], size: int, *, border: int
+) -> tuple[int, int, float]:
+    """Left edge, upper edge and score of the square in which the outputs differ most; see the module's docstring.
+
+    Args:
+        hr: uint8 (H, W, 3) BGR.
+        outputs: at least one, of the same shape, by the networks' names.
+        size: side of the square.
+        border: pixels at the edges that do not count.
+
+    Raises:
+        DataError: the images differ in size or are too small for such a square.
+    """
+    for name, output in outputs.items():
+        if output.shape != hr.shape:
+            raise DataError(
+                f"{name} made an image of {_size_of(output)} pixels, the HR image has {_size_of(hr)};"
+                " were both made at this scale?"
+            )
+    if min(hr.shape[:2]) < size + 2 * border:
+        raise DataError(
+            f"an image of {_size_of(hr)} pixels has no square of {size} pixels {border} off the border; it must be"
+            f" at least {size + 2 * border} a side"
+        )
+    inner = slice(border, hr.shape[0] - border), slice(border, hr.shape[1] - border)
+    truth = hr[inner].astype(np.float64)
+    errors = np.stack([_means(((output[inner] - truth) ** 2).mean(2), size) for output in outputs.values()])
+    luma = to_y_channel(hr[inner])[..., 0].astype(np.float64)
+    deviation = np.sqrt(np.clip(_means(luma**2, size) - _means(luma, size) ** 2, 0, None))
+    difference = errors.std(0) if len(outputs) > 1 else errors[0]
+    score = difference * deviation / (deviation + _VISIBLE_STRUCTURE)
+    y, x = np.unravel_index(int(score.argmax()), score.shape)
+    return int(x) + border, int(y) + border, float(score[y, x])
+
+
+def image_name(region: Region, names: Sequence[str], scale: int) -> str:
+    """Which of a dataset's images a region is about; LR files' names may end in the scale, as in babyx2.
+
+    Raises:
+        DataError: none of them.
+    """
+    for name in (region.image, f"{region.image}x{scale}"):
+        if name in names:
+            return name
+    known = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    raise DataError(f"report: regions: {region.dataset} has no image '{region.image}' at x{scale}; it has {known}")
+
+
+def without_scale(image: str, scale: int) -> str:
+    """An image's name without a scale at its end: babyx2 is baby."""
+    return image.removesuffix(f"x{scale}") or image
+
+
+def write_regions(path: Path, regions: Sequence[Region]) -> None:
+    """Writes a CSV file whose columns are the keys of `report: regions` in options files.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows([getattr(region, column) for column in _COLUMNS] for region in regions)
+    write_text(path, text.getvalue())
+
+
+def read_regions(path: Path) -> list[Region]:
+    """Reads what `write_regions` wrote.
+
+    Raises:
+        DataError: the file is missing or is no such table.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            lines = list(reader)
+        if not set(_COLUMNS) <= set(reader.fieldnames or ()):
+            raise KeyError(_COLUMNS)
+        return [
+            Region(
+                dataset=line["dataset"],
+                image=line["image"],
+                x=int(line["x"]),
+                y=int(line["y"]),
+                size=int(line["size"]),
+            )
+            for line in lines
+        ]
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise DataError(f"{path} is no table of regions: it needs the columns {', '.join(_COLUMNS)}") from error
+
+
+def _means(values: np.ndarray, size: int) -> np.ndarray:
+    """Mean of every square of a map (H, W): (H - size + 1, W - size + 1)."""
+    total = cv2.integral(values, sdepth=cv2.CV_64F)
+    sums = total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
+    return sums / size**2
+
+
+def _size_of(image: np.ndarray) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"

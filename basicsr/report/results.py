@@ -1,0 +1,108 @@
+"""What an evaluation of several networks found, and access to the images it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from basicsr.metrics.evaluator import Evaluation
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network's figures at one scale.
+
+    Attributes:
+        name: of the network.
+        parameters: how many it has; 0 for bicubic interpolation.
+        evaluations: by dataset; a dataset that was not there is left out.
+        multiply_adds: of one forward pass of `Results.input_shape`; None if not counted.
+        seconds: of that pass on `Results.device`; None if not measured.
+    """
+
+    name: str
+    parameters: int
+    evaluations: Mapping[str, Evaluation]
+    multiply_adds: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ScaleResults:
+    """All networks at one scale.
+
+    Attributes:
+        scale: the upscaling factor.
+        rows: in the order of the options file.
+        skipped: sentences that name the datasets and networks that were not there, and why.
+    """
+
+    scale: int
+    rows: tuple[Row, ...]
+    skipped: tuple[str, ...] = ()
+
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the datasets that any row was evaluated on, in the order of their first appearance."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.evaluations))
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that any row has, in the order of their first appearance."""
+        evaluations = [evaluation for row in self.rows for evaluation in row.evaluations.values()]
+        return tuple(dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics))
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that one run of test.py measured.
+
+    Attributes:
+        name: of the experiment.
+        scales: in the order of the options file.
+        device: on which `Row.seconds` was measured, by its maker's name.
+        input_shape: (C, H, W) of the input that `Row.multiply_adds` and `Row.seconds` are about.
+        better: `higher` or `lower` by the name of a metric; a metric that it does not name is better higher.
+    """
+
+    name: str
+    scales: tuple[ScaleResults, ...]
+    device: str
+    input_shape: tuple[int, int, int]
+    better: Mapping[str, str]
+
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the datasets of any scale, in the order of their first appearance."""
+        return tuple(dict.fromkeys(name for scale in self.scales for name in scale.datasets()))
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics of any scale, in the order of their first appearance."""
+        return tuple(dict.fromkeys(name for scale in self.scales for name in scale.metrics()))
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Whether a larger value of `metric` is a better one."""
+        return self.better.get(metric, "higher") == "higher"
+
+
+class Pictures(Protocol):
+    """The images of one scale: uint8 (H, W, 3) BGR arrays; HR and outputs of one image have one size.
+
+    Arrays are read when asked for, so that a report never holds all of them.
+    """
+
+    def names(self, dataset: str) -> Sequence[str]:
+        """Names of a dataset's images, in its order."""
+        ...
+
+    def hr(self, dataset: str, image: str) -> np.ndarray | None:
+        """The HR image, of `scale` times the LR image's size; None where the dataset has none."""
+        ...
+
+    def lr(self, dataset: str, image: str) -> np.ndarray:
+        """The LR image."""
+        ...
+
+    def output(self, row: str, dataset: str, image: str) -> np.ndarray:
+        """What the network of the row of this name made of the LR image."""
+        ...

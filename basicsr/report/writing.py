@@ -1,0 +1,100 @@
+"""The files that a test leaves beside its images: tables, plots, visual comparisons and the HTML report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import cv2
+
+from basicsr.report.comparison import compare_scale
+from basicsr.report.plots import cost_figure, figure_svg, write_figure
+from basicsr.report.published import published_rows
+from basicsr.report.regions import write_regions
+from basicsr.report.results import Pictures, Results
+from basicsr.report.table_text import to_latex, to_markdown
+from basicsr.report.tables import cost_table, quality_table, write_csv, write_text
+from basicsr.utils.img_util import imwrite
+from basicsr.utils.options_schema import ReportOptions
+
+
+def write_files(
+    results: Results, folder: Path, options: ReportOptions, pictures: Mapping[int, Pictures]
+) -> Iterator[str]:
+    """Writes metrics.csv, summary.md, tables.tex and what the options ask for, and tells of each in a line.
+
+    Args:
+        results: what was measured.
+        folder: where to, an existing folder.
+        options: the `report` section.
+        pictures: the images of each scale of which they were saved.
+
+    Yields:
+        What was written, or why not.
+
+    Raises:
+        OptionsError: nothing is published of `published`.
+        DataError: a region does not lie in its image.
+        CheckpointError: a file cannot be written.
+    """
+    write_csv(folder / "metrics.csv", results)
+    tables = [quality_table(results, published=options.published)]
+    tables += [cost_table(results)] if any(row.parameters for scale in results.scales for row in scale.rows) else []
+    summary = "\n\n".join(to_markdown(table) for table in tables)
+    write_text(folder / "summary.md", f"{summary}\n")
+    write_text(folder / "tables.tex", "\n\n".join(to_latex(table) for table in tables) + "\n")
+    yield f"{results.name}; files in {folder}\n{summary}"
+    plots = _write_plots(results, folder / "plots", options) if options.plots else {}
+    comparisons = _write_comparisons(results, folder, options, pictures) if options.plots else {}
+    if not pictures and (options.plots or options.html):
+        yield "no comparison of images, because none were saved: set val: save_img to true"
+    if options.html:
+        from basicsr.report.html import write_report
+
+        path = folder / "report.html"
+        size = write_report(
+            path,
+            results,
+            pictures,
+            images_per_dataset=options.images,
+            tables=tables,
+            plots=plots,
+            comparisons=comparisons,
+        )
+        yield f"report, {size / 1e6:.1f} MB: {path}"
+
+
+def _write_plots(results: Results, folder: Path, options: ReportOptions) -> dict[str, str]:
+    """Draws each scale's and dataset's figures against cost; SVG text, by title, of each scale's first dataset."""
+    shown: dict[str, str] = {}
+    for scale in results.scales:
+        published = published_rows(options.published, scale.scale) if options.published else ()
+        for metric in (name for name in scale.metrics()[:1]):
+            for dataset in scale.datasets():
+                figure = cost_figure(results, scale, dataset, metric=metric, published=published)
+                if figure is None:
+                    continue
+                folder.mkdir(exist_ok=True)
+                for suffix in ("svg", "png"):
+                    write_figure(figure, folder / f"{metric}_{dataset}_x{scale.scale}.{suffix}")
+                if dataset == scale.datasets()[0]:
+                    shown[f"{dataset}, x{scale.scale}"] = figure_svg(figure)
+    return shown
+
+
+def _write_comparisons(
+    results: Results, folder: Path, options: ReportOptions, pictures: Mapping[int, Pictures]
+) -> dict[int, bytes]:
+    """Draws each scale's visual comparison; PNG bytes by scale."""
+    drawn = {}
+    for scale in results.scales:
+        if scale.scale not in pictures:
+            continue
+        compared = compare_scale(scale, pictures[scale.scale], count=options.crops, regions=options.regions)
+        if compared is None:
+            continue
+        image, regions = compared
+        imwrite(image, folder / f"comparison_x{scale.scale}.png")
+        write_regions(folder / f"comparison_x{scale.scale}.csv", regions)
+        drawn[scale.scale] = cv2.imencode(".png", image)[1].tobytes()
+    return drawn

@@ -1,0 +1,112 @@
+"""Mean shifts of EDSR-PyTorch and RCAN: 1x1 convolutions at both ends of a network on images in [0, 255].
+
+Ours have `img_range` and `rgb_mean` instead: f((x - rgb_mean) * img_range) / img_range + rgb_mean for x in [0, 1].
+The functions here turn one into the other, under these layouts' keys and ours in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+
+State = dict[str, Tensor]
+
+
+class UnsupportedWeights(Exception):
+    """A known layout with content that our networks cannot have; the message says which."""
+
+
+def with_mean_shift(state: State, img_range: float, rgb_mean: Sequence[float]) -> State:
+    """Adds the shifts that do what img_range and rgb_mean do.
+
+    For other than three colours these layouts have none and take images in [0, 1]; then img_range is folded into the
+    first and the last convolution.
+
+    Args:
+        state: with `head.0` and `tail.1`.
+        img_range: as in our networks.
+        rgb_mean: likewise.
+
+    Raises:
+        UnsupportedWeights: the layout cannot express it.
+    """
+    mean = torch.tensor(rgb_mean, dtype=torch.float64)
+    colours = state["head.0.weight"].shape[1]
+    if len(mean) != colours:
+        raise UnsupportedWeights(f"rgb_mean has {len(mean)} entries for {colours} colours")
+    if colours != 3:
+        if mean.any():
+            raise UnsupportedWeights(f"the layout has no mean colour for {colours} colours, this network has one")
+        factors = {"head.0.weight": img_range, "tail.1.weight": 1 / img_range, "tail.1.bias": 1 / img_range}
+        return {key: value * factors.get(key, 1) for key, value in state.items()}
+    factor = img_range / 255
+    unit = torch.eye(3, dtype=torch.float64)[:, :, None, None]
+    shifts = {
+        "sub_mean.weight": unit * factor,
+        "sub_mean.bias": -img_range * mean,
+        "add_mean.weight": unit / factor,
+        "add_mean.bias": 255 * mean,
+    }
+    return {**{key: value.float() for key, value in shifts.items()}, **state}
+
+
+def without_mean_shift(state: Mapping[str, Tensor]) -> tuple[State, float, tuple[float, ...], str]:
+    """Turns the shifts into img_range and rgb_mean.
+
+    What these cannot say goes into the first and the last convolution, which changes no output beyond rounding: a
+    deviation, colours mixed, another mean at the end. (Early releases trained the shifts along with the rest.)
+
+    Args:
+        state: with `conv_first`, `conv_last`, `sub_mean` and `add_mean`.
+
+    Returns:
+        The state without the shifts, img_range, rgb_mean, and what is worth saying of them ('' if nothing).
+
+    Raises:
+        UnsupportedWeights: there is only a part of the shifts, or they cannot be undone.
+    """
+    state = dict(state)
+    keys = [f"{name}_mean.{kind}" for name in ("sub", "add") for kind in ("weight", "bias")]
+    shifts = [state.pop(key).double() for key in keys if key in state]
+    colours = state["conv_first.weight"].shape[1]
+    if not shifts:
+        return state, 1.0, (0.0,) * colours, "it has no mean shift, so it takes images in [0, 1] as they are"
+    if len(shifts) < len(keys):
+        raise UnsupportedWeights("of sub_mean and add_mean only a part is there")
+    mix_in, mix_out = (shifts[index].reshape(colours, colours) for index in (0, 2))
+    if torch.linalg.matrix_rank(mix_in) < colours:
+        raise UnsupportedWeights("its sub_mean drops a colour")
+    mean = -torch.linalg.solve(mix_in, shifts[1])
+    img_range = _range_of(mean)
+    unit = torch.eye(colours)
+    if not _same(mix_in, unit):
+        _fold(state, "conv_first.weight", lambda weight: torch.einsum("oihw,ic->ochw", weight, mix_in))
+    if not (_same(mix_out, unit) and _same(shifts[3], mean)):
+        _fold(state, "conv_last.weight", lambda weight: torch.einsum("co,oihw->cihw", mix_out, weight))
+        _fold(state, "conv_last.bias", lambda bias: mix_out @ bias + shifts[3] - mean)
+    if _same(mean / img_range, torch.tensor(DIV2K_MEAN)[:colours]):
+        return state, img_range, DIV2K_MEAN, "" if img_range == 255 else f"its images are in [0, {img_range:g}]"
+    shown = ", ".join(f"{value / img_range:.4f}" for value in mean.tolist())
+    return state, img_range, tuple((mean / img_range).tolist()), f"its mean colour is ({shown})"
+
+
+def _fold(state: State, key: str, change: Callable[[Tensor], Tensor]) -> None:
+    state[key] = change(state[key].double()).to(state[key].dtype)
+
+
+def _range_of(mean: Tensor) -> float:
+    """The range of the images whose mean colour this is: 255, or 1, or what makes it DIV2K's."""
+    if len(mean) == 3:
+        ratios = mean / torch.tensor(DIV2K_MEAN, dtype=torch.float64)
+        if ratios[0] > 0 and _same(ratios, ratios.mean().expand(3)):
+            return round(ratios.mean().item(), 2)
+    return 1.0 if mean.any() and mean.abs().max() <= 1 else 255.0
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    # Files keep seven digits.
+    return first.shape == second.shape and torch.allclose(first.double(), second.double(), rtol=1e-5, atol=1e-7)

@@ -1,0 +1,207 @@
+"""Files of weights as they are found in the world: which kinds are read, and where in them the state dict is."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from basicsr.utils.errors import CheckpointError
+from basicsr.utils.safe_files import load_tensors
+
+# Where state dicts are kept, in the order of preference: BasicSR's names, then others'.
+_STATE_KEYS = (
+    *("params_ema", "params", "state_dict", "model_state_dict", "params-ema"),
+    *("model", "net", "netG", "net_g", "network_g", "generator", "G", "network"),
+)
+# Names under which training scripts hold the network that others want to have.
+_OWNERS = ("netG", "net_g", "generator", "G", "model", "network", "net", "student")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file holds beside its name.
+
+    Attributes:
+        state: the weights by key, without DataParallel's and torch.compile's prefixes.
+        network: the options of the network, if the file says so; data of unknown origin.
+        metadata: `training` as our training writes it, and what a safetensors header says.
+        remark: which weights were taken, where others than asked for; else None.
+    """
+
+    state: dict[str, Tensor]
+    network: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    remark: str | None = None
+
+
+def read_weights(path: str | os.PathLike[str], param_key: str | None = None) -> WeightFile:
+    """Reads a file written by torch.save or by safetensors; runs no code from it.
+
+    Args:
+        path: the file.
+        param_key: which of several state dicts to take. Another is taken where it is absent, and a file without any is
+            read as the state dict itself. None prefers `params_ema`, then `params`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another kind, or holds no weights.
+    """
+    kind = _kind_of(Path(path))
+    if kind == "safetensors":
+        content, header = _read_safetensors(path)
+    else:
+        content, header = load_tensors(path), {}
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a state dict")
+    tensors, remark = _select(content, param_key, path)
+    state = {_bare(str(key)): value for key, value in tensors.items() if isinstance(value, Tensor)}
+    if not state:
+        asked = f" under '{param_key}', a usual key" if param_key else " under a usual key"
+        raise CheckpointError(f"checkpoint {path} holds no tensors{asked} ({', '.join(_STATE_KEYS[:3])}) or at its top")
+    recorded: Any = header.get("network") if header else content.get("network")
+    metadata = dict(header)
+    if isinstance(content.get("training"), Mapping):
+        metadata["training"] = content["training"]
+    metadata.pop("network", None)
+    return WeightFile(state, recorded if _is_options(recorded) else None, metadata, remark)
+
+
+def inner_states(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The state itself, then what is left of it without prefixes: shared by all keys, or a usual owner's such as netG.
+
+    Args:
+        state: weights by key.
+    """
+    yield dict(state)
+    yield from _unwrapped(state)
+    for owner in _OWNERS:
+        inner = _under(state, owner)
+        if inner and len(inner) < len(state):
+            yield inner
+            yield from _unwrapped(inner)
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    first = {key.split(".", 1)[0] for key in state}
+    while len(first) == 1:
+        state = _under(state, first.pop())
+        if not state:
+            return
+        yield dict(state)
+        first = {key.split(".", 1)[0] for key in state}
+
+
+def _under(state: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
+    prefix = f"{owner}."
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _bare(key: str) -> str:
+    key = key.replace("_orig_mod.", "")
+    while key.startswith("module."):
+        key = key.removeprefix("module.")
+    return key
+
+
+def _select(
+    content: Mapping[Any, Any], param_key: str | None, path: str | os.PathLike[str]
+) -> tuple[Mapping[Any, Any], str | None]:
+    for key in (param_key, *_STATE_KEYS) if param_key else _STATE_KEYS:
+        if _holds_tensors(content.get(key)):
+            other = param_key is not None and key != param_key
+            return content[key], f"{path} has no '{param_key}': loaded '{key}'" if other else None
+    inside = [key for key, value in content.items() if _holds_tensors(value)]
+    if len(inside) == 1 and not _holds_tensors(content):
+        return content[inside[0]], f"{path} has its weights under '{inside[0]}'"
+    return content, None
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _is_options(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("type"), str)
+
+
+def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and the header's entries, those that are JSON as what they mean."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            return {key: file.get_tensor(key) for key in list(file.keys())}, {
+                key: _meaning(value) for key, value in header.items()
+            }
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise CheckpointError(
+            f"checkpoint {path} was not loaded: it is damaged or no safetensors file ({reason})"
+        ) from error
+
+
+def _meaning(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _kind_of(path: Path) -> str:
+    """'safetensors' or 'torch'; other kinds of file that pass for checkpoints are refused by name.
+
+    Raises:
+        CheckpointError: the file is missing, or is no file of weights.
+    """
+    if not path.is_file():
+        there = "is a folder; name the file" if path.is_dir() else "does not exist; check the path"
+        raise CheckpointError(f"checkpoint {path} {there}")
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    reason = _no_weights(path, head)
+    if reason:
+        raise CheckpointError(f"checkpoint {path} was not loaded: {reason}")
+    announced = int.from_bytes(head[:8], "little")
+    is_safetensors = path.suffix == ".safetensors" or (head[8:9] == b"{" and announced <= size - 8)
+    return "safetensors" if is_safetensors else "torch"
+
+
+def _no_weights(path: Path, head: bytes) -> str | None:
+    text = head.lstrip().lower()
+    if not head:
+        return "it is empty; fetch or copy it again"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "it is a web page, not the file behind it; open the link in a browser and save the file itself"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself; run `git lfs pull`"
+    if path.suffix.lower() == ".onnx":
+        return "it is an ONNX graph; give the PyTorch weights that it was made from"
+    if head.startswith(b"PK"):
+        return _no_weights_inside(path)
+    return None
+
+
+def _no_weights_inside(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # a damaged archive makes zipfile fail in many ways
+        return "it is damaged; fetch or copy it again"
+    if any("/code/" in name for name in names):
+        return "it is a TorchScript program, which would have to be run; give its weights, saved by torch.save"
+    if any(name.endswith("archive_format") for name in names):
+        return "it is a program of torch.export, which would have to be run; give its weights, saved by torch.save"
+    if names and not any(name.endswith("data.pkl") for name in names):
+        return f"it is a ZIP archive of other files ({', '.join(names[:3])}); unpack it, or give another file"
+    return None

@@ -1,0 +1,188 @@
+"""Upscales pictures by a trained network: files, folders and patterns, with all that the pictures carry.
+
+python scripts/upscale.py --model experiments/NAME/models/net_g_latest.pth photo.jpg --output upscaled
+python scripts/upscale.py --model net.pth photos 'scans/**/*.tif' --output upscaled --recursive --self_ensemble
+
+Network and scale are recognised from the checkpoint. docs/upscaling.md tells what is kept, and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = str(Path(__file__).resolve().parents[1])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+import torch
+from tqdm import tqdm
+
+from basicsr.archs.pretrained import Pretrained, load_pretrained
+from basicsr.engine.command import run_command
+from basicsr.inference.picture_paths import Job, find_sources, plan
+from basicsr.inference.picture_writing import DEFAULT_QUALITY, FORMATS, OutputError
+from basicsr.inference.runner import Runner
+from basicsr.inference.upscaling import Upscaler, upscale_file
+from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
+from basicsr.utils.precision import Precision, keep_output_precise
+
+_TILE_OF_RESULT = 1024  # pixels a side: tiles of the result, and the features behind them, stay this small
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line; raises OptionsError where values do not fit together."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("input", nargs="+", metavar="INPUT", help="a file, a folder, or a pattern in quotes such as 'a/**/*.png'")
+    add("--model", required=True, metavar="FILE", help="checkpoint of the network, .pth or .safetensors")
+    add("--output", required=True, metavar="DIR", help="folder of the results; made if there is none")
+    add("--scale", type=int, metavar="N", help="refuse a network of another scale")
+    add("--param_key", metavar="KEY", help="which weights of the file (default: params_ema, else params)")
+    add("--recursive", action="store_true", help="also take pictures of folders below the folders given")
+    add("--skip_existing", action="store_true", help="leave results that are there already (default: overwrite)")
+    add("--suffix", default="_x{scale}", help="put after each name (default: _x{scale})")
+    add("--format", default="png", choices=FORMATS, help="of the results (default: png)")
+    add("--quality", type=int, metavar="1-100", help=f"of jpg and webp (default: {DEFAULT_QUALITY})")
+    add("--tile", type=int, metavar="N", help="side of a tile of the input, in pixels; 0: whole (default: 1024/scale)")
+    add("--tile_overlap", type=int, metavar="N", help="pixels seen around a tile (default: what the network needs)")
+    add("--self_ensemble", action="store_true", help="average over eight flips and rotations: better, 8 times as slow")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add("--precision", default="none", choices=("none", "bf16", "fp16"), help="none is float32 (default)")
+    arguments = parser.parse_args(argv)
+    if arguments.quality is not None and arguments.format not in ("jpg", "webp"):
+        raise OptionsError(f"--quality is for --format jpg and webp; {arguments.format} is lossless: leave it out")
+    if arguments.quality is not None and not 1 <= arguments.quality <= 100:
+        raise OptionsError(f"--quality {arguments.quality}: give a number from 1 to 100")
+    if set(arguments.suffix) & set("/\\\0"):
+        raise OptionsError(f"--suffix {arguments.suffix} leads into another folder; leave out the slashes")
+    for name in ("tile", "tile_overlap"):
+        if (getattr(arguments, name) or 0) < 0:
+            raise OptionsError(f"--{name} {getattr(arguments, name)}: give 0 or more")
+    return arguments
+
+
+def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
+    """Loads the network; raises OptionsError where its scale is not that wanted, CheckpointError where it is no use."""
+    pretrained = load_pretrained(path, param_key=param_key)
+    if scale not in (None, pretrained.scale):
+        raise OptionsError(
+            f"--scale {scale}, but {path} is {pretrained.architecture} for x{pretrained.scale};"
+            f" leave --scale out or give a checkpoint for x{scale}"
+        )
+    if (pretrained.in_channels, pretrained.out_channels) not in ((1, 1), (3, 3)):
+        raise CheckpointError(
+            f"{path} is a network from {pretrained.in_channels} to {pretrained.out_channels} channels, allowed are 1 to"
+            " 1 and 3 to 3; give another checkpoint"
+        )
+    say(f"{path}: {pretrained.architecture} x{pretrained.scale} ({pretrained.layout})")
+    if pretrained.remark:
+        say(pretrained.remark, error=True)
+    return pretrained
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The GPU if there is one, unless the CPU is wanted; raises MachineError where a GPU is wanted and missing."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MachineError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def build_runner(pretrained: Pretrained, arguments: argparse.Namespace, tiles: tqdm) -> Runner:
+    """The network on its device, run as the command line asks for; `tiles` shows how far it is with a picture."""
+
+    def progress(done: int, total: int) -> None:
+        if done == 1:
+            tiles.reset(total)
+        tiles.n, tiles.total = done, total
+        tiles.refresh()
+
+    device = choose_device(arguments.device)
+    if arguments.precision != "none":
+        keep_output_precise(pretrained.network)
+    tile = max(_TILE_OF_RESULT // pretrained.scale, 32) if arguments.tile is None else arguments.tile
+    return Runner(
+        pretrained.network.to(device),
+        pretrained.scale,
+        device,
+        tile=tile or None,
+        tile_overlap=arguments.tile_overlap,
+        self_ensemble=arguments.self_ensemble,
+        precision=Precision(device.type, arguments.precision),
+        report=lambda line: say(line, error=True),
+        progress=progress,
+    )
+
+
+def prepare_output(folder: Path) -> None:
+    """Makes the folder of the results; raises OutputError where nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
+        raise OutputError(f"cannot make the folder --output {folder}: {reason}; choose another") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write into --output {folder}; choose another folder")
+
+
+def say(line: str, *, error: bool = False) -> None:
+    """Prints a line above the progress bar; a name that is no text is printed escaped."""
+    file = sys.stderr if error else sys.stdout
+    tqdm.write(os.fsencode(line).decode("utf-8", "backslashreplace"), file=file)
+    file.flush()
+
+
+def upscale_all(jobs: Sequence[Job], upscale_one: Callable[[Job], Any], skip_existing: bool) -> dict[str, int]:
+    """Does each job, says what came of it, and counts; only what concerns all of them ends the run."""
+    counts = {"upscaled": 0, "failed": 0, "skipped": 0}
+    for job in tqdm(jobs, desc="pictures", unit="", mininterval=0, disable=None):
+        if skip_existing and job.target.exists():
+            counts["skipped"] += 1
+            continue
+        start = time.perf_counter()
+        try:
+            before, after, notes = upscale_one(job)
+            seconds = f"{time.perf_counter() - start:.1f} s"
+            say("; ".join((f"{job.source}: {before} -> {after}, {seconds}", *notes)))
+            counts["upscaled"] += 1
+        except OutputError:
+            raise
+        except DataError as error:
+            say(f"error: {error}", error=True)
+            counts["failed"] += 1
+        except (MachineError, NonFiniteError) as error:  # of the network: it knows no names
+            say(f"error: {job.source}: {error}", error=True)
+            counts["failed"] += 1
+    return counts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = parse(argv)
+    sources = find_sources(arguments.input, recursive=arguments.recursive)
+    pretrained = load(arguments.model, arguments.scale, arguments.param_key)
+    output = Path(arguments.output)
+    suffix = arguments.suffix.replace("{scale}", str(pretrained.scale))
+    jobs, left_out = plan(sources, output, suffix=suffix, ending=f".{arguments.format}")
+    quality = arguments.quality or DEFAULT_QUALITY
+    with tqdm(desc="tiles", unit="", position=1, leave=False, disable=None) as tiles:
+        runner = build_runner(pretrained, arguments, tiles)
+        prepare_output(output)
+        upscaler = Upscaler(runner.to_array, pretrained.scale, pretrained.in_channels)
+        counts = upscale_all(
+            jobs, lambda job: upscale_file(job, upscaler, arguments.format, quality), arguments.skip_existing
+        )
+    if left_out:
+        print(f"{left_out} left out: results of an earlier run")
+    skipped = f", {counts['skipped']} skipped (there already)" if counts["skipped"] else ""
+    print(f"{counts['upscaled']} upscaled, {counts['failed']} failed{skipped}", flush=True)
+    return DataError.exit_code if counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,192 @@
+"""Pictures of every kind through networks whose output is known: each pixel repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.networks import nearest_edsr
+
+from basicsr.inference.picture_paths import Job, find_sources, plan
+from basicsr.inference.pictures import Picture
+from basicsr.inference.runner import Runner
+from basicsr.inference.upscaling import Upscaler, fill_hidden
+from basicsr.utils.errors import DataError
+
+
+def pixels(channels: int, dtype: type = np.uint8, height: int = 11, width: int = 13) -> np.ndarray:
+    full = np.iinfo(dtype).max
+    return np.random.default_rng(channels).integers(0, full + 1, (height, width, channels), dtype=dtype)
+
+
+def repeated(array: np.ndarray, scale: int) -> np.ndarray:
+    return array.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def upscaler(scale: int = 2, channels: int = 3, **options) -> Upscaler:
+    network, _ = nearest_edsr(scale, channels)
+    return Upscaler(Runner(network, scale, torch.device("cpu"), **options).to_array, scale, channels)
+
+
+class TestPixels:
+    @pytest.mark.parametrize("network_channels", [1, 3])
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    @pytest.mark.parametrize("channels", [1, 2, 3, 4])
+    def test_every_kind_of_picture_through_either_kind_of_network(self, channels, dtype, network_channels):
+        """Exactly: float32 on a range of 255 errs by less than a hundredth of a 16-bit level."""
+        given = pixels(channels, dtype)
+        found = upscaler(3 if dtype == np.uint16 else 2, network_channels)(Picture(given)).pixels
+        scale = found.shape[0] // given.shape[0]
+        assert found.dtype == dtype
+        visible = found[..., -1] > 0 if channels in (2, 4) else np.ones(found.shape[:2], bool)
+        assert np.array_equal(found[visible], repeated(given, scale)[visible])
+        if channels in (2, 4):
+            assert np.array_equal(found[..., -1], repeated(given, scale)[..., -1])
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 50), (37, 2)])
+    def test_pictures_of_any_size_whole_and_in_tiles(self, size):
+        given = pixels(4, height=size[0], width=size[1])
+        given[..., 3] |= 1
+        for options in ({}, {"tile": 16, "tile_overlap": 4}, {"self_ensemble": True}):
+            found = upscaler(2, 3, **options)(Picture(given)).pixels
+            assert np.array_equal(found, repeated(given, 2))
+
+    def test_what_a_picture_carries_goes_along(self):
+        picture = Picture(pixels(3), b"profile", {0x8769: {0xA002: 13, 0xA003: 11, 1: "x"}}, (300, 300), ("a note",))
+        found = upscaler()(picture)
+        assert (found.icc, found.dpi, found.notes) == (b"profile", (300, 300), ("a note",))
+        assert found.exif == {0x8769: {0xA002: 26, 0xA003: 22, 1: "x"}}
+
+
+class TestAlpha:
+    def test_constant_alpha_is_not_run(self):
+        for value in (0, 77, 255):
+            given = pixels(4)
+            given[..., 3] = value
+            found = upscaler()(Picture(given)).pixels
+            assert np.array_equal(found, repeated(given, 2))
+
+    def test_what_was_opaque_or_transparent_stays_so_whatever_the_network_does(self):
+        """A network that darkens by 20 and lightens by 20 in turn, as one that was never trained on flat areas."""
+        alpha = np.zeros((12, 12), np.uint8)
+        alpha[:, 6:] = 255
+        given = np.dstack([pixels(3, height=12, width=12), alpha])
+        exact = upscaler()
+
+        def noisy(lq: torch.Tensor, dtype: type) -> np.ndarray:
+            large = exact._run(lq, dtype).astype(int)
+            return (large + np.where(np.indices(large.shape).sum(0) % 2, 20, -20)).clip(0, 255).astype(np.uint8)
+
+        found = Upscaler(noisy, 2, 3)(Picture(given)).pixels[..., 3]
+        assert (found[:, :10] == 0).all()
+        assert (found[:, 14:] == 255).all()
+        assert len(np.unique(found[:, 10:14])) > 2  # the edge itself is the network's
+
+    def test_hidden_colours_become_those_of_the_nearest_visible_pixels(self):
+        colours = np.zeros((5, 9, 3), np.uint8)
+        alpha = np.zeros((5, 9), np.uint8)
+        colours[2, 1], alpha[2, 1] = (10, 20, 30), 1
+        colours[2, 7], alpha[2, 7] = (70, 80, 90), 255
+        found = fill_hidden(colours, alpha)
+        assert (found[:, :4] == (10, 20, 30)).all()
+        assert (found[:, 5:] == (70, 80, 90)).all()
+        assert (colours[0] == 0).all()
+
+    def test_colours_are_left_where_all_or_nothing_is_hidden(self):
+        for value in (0, 255):
+            colours = pixels(3)
+            assert fill_hidden(colours, np.full(colours.shape[:2], value, np.uint8)) is colours
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def below(*inputs: str, **options) -> list[str]:
+    return [source.below for source in find_sources(inputs, **options)]
+
+
+class TestSources:
+    def test_a_folder_gives_its_pictures_and_with_recursive_those_below(self, here):
+        touch(here, "p/b.PNG", "p/a.jpg", "p/notes.txt", "p/.hidden.png", "p/sub/c.tif", "p/d.png/e.gif")
+        assert below("p") == ["a.jpg", "b.PNG"]
+        assert below("p/", recursive=True) == ["a.jpg", "b.PNG", "d.png/e.gif", "sub/c.tif"]
+
+    def test_a_pattern_gives_what_lies_below_its_fixed_part(self, here):
+        touch(here, "p/a.jpg", "p/notes.txt", "p/x/b.png", "p/x/y/c.png")
+        assert below("p/*") == ["a.jpg"]
+        assert below("p/**/*.png") == ["x/b.png", "x/y/c.png"]
+        assert below("p/?/*.png") == ["x/b.png"]
+        assert below("**/c.png") == ["p/x/y/c.png"]
+        assert below(str(here / "p/[xyz]/b.*")) == ["x/b.png"]
+
+    def test_a_file_whose_name_looks_like_a_pattern_is_that_file(self, here):
+        touch(here, "a[1].png", "a1.png")
+        assert below("a[1].png") == ["a[1].png"]
+
+    def test_what_is_named_in_several_ways_is_taken_once(self, here):
+        touch(here, "p/a.png", "p/b.png")
+        assert below("p/b.png", "p", "./p/*.png", str(here / "p/a.png")) == ["b.png", "a.png"]
+
+    @pytest.mark.parametrize(
+        "given, line",
+        [
+            ("missing.png", "missing.png does not exist; give files, folders"),
+            ("empty", r"folder empty holds no picture \(.png, .*; --recursive looks into"),
+            ("texts", "folder texts holds no picture"),
+            ("p/*.heic", "pattern 'p/\\*.heic' matches 1 files, none of them a picture"),
+            ("p/*.gif", "pattern 'p/\\*.gif' matches no file"),
+        ],
+    )
+    def test_nothing_to_do_is_told_in_one_line(self, here, given, line):
+        touch(here, "p/a.png", "p/a.heic", "texts/a.txt")
+        (here / "empty").mkdir()
+        with pytest.raises(DataError, match=line):
+            find_sources(["p/a.png", given])
+
+
+def planned(*inputs: str, output: str = "out", suffix: str = "_x2", **options) -> list[str]:
+    jobs, _ = plan(find_sources(inputs, **options), Path(output), suffix=suffix, ending=".png")
+    return [str(job.target) for job in jobs]
+
+
+class TestPlan:
+    def test_results_lie_as_the_pictures_do(self, here):
+        touch(here, "p/a.jpg", "p/x/a.jpg", "b.tar.tif")
+        assert planned("p", "b.tar.tif", recursive=True) == ["out/a_x2.png", "out/x/a_x2.png", "out/b.tar_x2.png"]
+        assert planned("p/**/*.jpg", suffix="") == ["out/a.png", "out/x/a.png"]
+
+    @pytest.mark.parametrize("inputs", [("p/a.png", "p/a.jpg"), ("p/a.png", "q/a.png"), ("p", "q")])
+    def test_two_results_of_one_name_are_refused(self, here, inputs):
+        touch(here, "p/a.png", "q/a.png", "p/a.jpg")
+        with pytest.raises(DataError, match=r"would both become out/a_x2\.png"):
+            planned(*inputs)
+
+    def test_no_picture_that_is_read_is_written(self, here):
+        touch(here, "p/a.png", "p/a_x2.png")
+        (here / "link").symlink_to("p")
+        with pytest.raises(DataError, match=r"the result of p/a\.png would overwrite p/a\.png"):
+            planned("p/a.png", output="p", suffix="")
+        for output in ("p", "link", str(here / "p"), "p/../p"):
+            with pytest.raises(
+                DataError, match=r"the result of p/a\.png would overwrite p/a_x2\.png, which is to be read"
+            ):
+                planned("p/a.png", "p/a_x2.png", output=output)
+
+    def test_results_of_an_earlier_run_in_the_same_folder_are_left_out(self, here):
+        touch(here, "p/a.png", "p/a_x2.png", "p/a_x2_x2.png", "p/b.png", "p/out/b_x2.png")
+        jobs, left_out = plan(find_sources(["p"]), Path("p"), suffix="_x2", ending=".png")
+        assert jobs == [Job("p/a.png", Path("p/a_x2.png")), Job("p/b.png", Path("p/b_x2.png"))]
+        assert left_out == 2
+        jobs, left_out = plan(find_sources(["p"], recursive=True), Path("p/out"), suffix="_x2", ending=".png")
+        assert Path("p/out/out/b_x2_x2.png") not in [job.target for job in jobs]

@@ -1,0 +1,314 @@
+"""scripts/upscale.py as a command, by a network that repeats each pixel: what comes out is known exactly."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from support.networks import nearest_edsr, save_checkpoint
+
+from basicsr.engine.command import run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = str(ROOT / "scripts/upscale.py")
+
+
+@pytest.fixture(scope="module")
+def upscale():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    yield importlib.import_module("upscale")
+    sys.path.remove(str(ROOT / "scripts"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a network for x2, and photos in it; the current one."""
+    monkeypatch.chdir(tmp_path)
+    network, block = nearest_edsr(2)
+    save_checkpoint(tmp_path / "x2.pth", network, block, 2)
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(("a.png", "b.png")):
+        Image.fromarray(noise(number)).save(tmp_path / "photos" / name)
+    return tmp_path
+
+
+def noise(seed: int, height: int = 12, width: int = 16, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def repeated(array: np.ndarray, scale: int = 2) -> np.ndarray:
+    return array.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+@pytest.fixture
+def run(upscale, here, capsys):
+    """Runs the command here; returns exit code, lines printed, and lines of errors."""
+
+    def call(*arguments: object, model: str = "x2.pth", output: str = "out"):
+        command = [*map(str, arguments), "--model", model, "--output", output, "--device", "cpu"]
+        code = run_command(lambda: upscale.main(command))
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.out.splitlines(), printed.err.splitlines()
+
+    return call
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_as_a_command_a_folder_is_upscaled_and_each_picture_said(here):
+    command = [sys.executable, SCRIPT, "--model", "x2.pth", "photos", "--output", "out"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("x2.pth: EDSR x2 (")
+    assert [line.rpartition(", ")[0] for line in lines[1:3]] == [
+        "photos/a.png: 16x12 -> 32x24",
+        "photos/b.png: 16x12 -> 32x24",
+    ]
+    assert lines[3:] == ["2 upscaled, 0 failed"]
+    assert result.stderr == ""
+    for number, name in enumerate(("a", "b")):
+        assert np.array_equal(np.asarray(Image.open(here / f"out/{name}_x2.png")), repeated(noise(number)))
+
+
+def test_interrupted_it_leaves_whole_pictures_and_says_one_line(here):
+    for number in range(200):
+        Image.fromarray(noise(number, 200, 300)).save(here / f"photos/{number:03d}.png")
+    command = [sys.executable, SCRIPT, "--model", "x2.pth", "photos", "--output", "out"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(here.glob("out/*.png"))) < 3:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    made = files(here / "out")
+    assert 3 <= len(made) < 202
+    assert all(name.endswith("_x2.png") and not name.startswith(".") for name in made)
+    for name in made:
+        Image.open(here / "out" / name).load()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_bars_count_pictures_and_tiles(run, here, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert run("photos", "--tile", "8")[0] == 0
+    shown = terminal.getvalue()
+    assert "pictures: 100%" in shown and "2/2" in shown
+    assert all(f"{done}/4" in shown for done in range(1, 5))  # 16x12 pixels in tiles of 8
+
+
+def test_a_network_that_puts_out_no_numbers_fails_by_name(run, here):
+    network, block = nearest_edsr(2)
+    network.conv_last.bias.data.fill_(float("nan"))
+    save_checkpoint(here / "nan.pth", network, block, 2)
+    code, lines, errors = run("photos", model="nan.pth")
+    assert (code, lines[-1]) == (3, "0 upscaled, 2 failed")
+    assert errors[0].startswith("error: photos/a.png: EDSR puts out numbers that are not finite")
+    assert files(here / "out") == []
+
+
+def test_files_folders_and_patterns_mix_and_each_is_done_once(run, here):
+    (here / "more/deep").mkdir(parents=True)
+    Image.fromarray(noise(5)).save(here / "more/deep/c.png")
+    code, lines, errors = run("photos/b.png", "photos", "more/**/*.png", "photos/*.png")
+    assert (code, lines[-1], errors) == (0, "3 upscaled, 0 failed", [])
+    assert files(here / "out") == ["a_x2.png", "b_x2.png", "deep/c_x2.png"]
+
+
+def test_broken_files_are_told_and_the_rest_is_done(run, here):
+    whole = (here / "photos/a.png").read_bytes()
+    (here / "photos/cut.png").write_bytes(whole[:-40])
+    (here / "photos/empty.png").touch()
+    (here / "photos/text.png").write_text("no picture")
+    Image.fromarray(noise(1, 64, 64)).save(here / "photos/torn.jpg")
+    (here / "photos/torn.jpg").write_bytes((here / "photos/torn.jpg").read_bytes()[:-300])
+    (here / "photos/z.png").write_bytes(whole)
+    (here / "photos/folder.png").mkdir()
+    os.symlink("/proc/self/mem", here / "photos/unreadable.png")
+    code, lines, errors = run("photos", "--suffix", "_large")
+    assert code == 3
+    assert lines[-1] == "3 upscaled, 5 failed"
+    assert files(here / "out") == ["a_large.png", "b_large.png", "z_large.png"]
+    assert [line.partition(": ")[2].partition(":")[0] for line in errors] == [
+        f"cannot read image photos/{name}"
+        for name in ("cut.png", "empty.png", "text.png", "torn.jpg", "unreadable.png")
+    ]
+    assert all(line.startswith("error: ") for line in errors)
+
+
+@pytest.mark.parametrize(
+    "arguments, code, line",
+    [
+        (("photos", "--scale", "4"), 2, "error: --scale 4, but x2.pth is EDSR for x2; leave --scale out or give"),
+        (("photos/missing.png",), 3, "error: photos/missing.png does not exist"),
+        (("photos", "nothing/*.png"), 3, "error: pattern 'nothing/*.png' matches no file"),
+        (("empty",), 3, "error: folder empty holds no picture"),
+        (("photos", "--quality", "80"), 2, "error: --quality is for --format jpg and webp"),
+        (("photos", "--quality", "0", "--format", "jpg"), 2, "error: --quality 0: give a number from 1 to 100"),
+        (("photos", "--suffix", "/x"), 2, "error: --suffix /x leads into another folder"),
+        (("photos", "--tile", "-1"), 2, "error: --tile -1: give 0 or more"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_before_anything_is_written(run, here, arguments, code, line):
+    (here / "empty").mkdir()
+    found, _, errors = run(*arguments)
+    assert found == code
+    assert len(errors) == 1
+    assert errors[0].startswith(line)
+    assert not (here / "out").exists()
+
+
+def test_a_file_that_is_no_network_is_told_in_one_line(run, here):
+    for model in ("missing.pth", "photos/a.png"):
+        code, _, errors = run("photos", model=model)
+        assert (code, len(errors)) == (4, 1)
+        assert model in errors[0]
+
+
+def test_an_output_that_is_a_file_is_told_in_one_line(run, here):
+    (here / "out").write_text("a file")
+    code, _, errors = run("photos")
+    assert (code, len(errors)) == (3, 1)
+    assert errors[0].startswith("error: cannot make the folder --output out: there is a file of this name")
+
+
+def test_the_result_never_overwrites_the_picture(run, here):
+    before = (here / "photos/a.png").read_bytes()
+    code, _, errors = run("photos/a.png", "--suffix", "", output="photos")
+    assert code == 3
+    assert "would overwrite photos/a.png" in errors[0]
+    assert (here / "photos/a.png").read_bytes() == before
+
+
+def test_existing_results_are_overwritten_or_skipped(run, here):
+    run("photos")
+    (here / "out/a_x2.png").write_bytes(b"old")
+    (here / "out/b_x2.png").unlink()
+    code, lines, _ = run("photos", "--skip_existing")
+    assert (code, lines[-1]) == (0, "1 upscaled, 0 failed, 1 skipped (there already)")
+    assert (here / "out/a_x2.png").read_bytes() == b"old"
+    assert run("photos")[1][-1] == "2 upscaled, 0 failed"
+    assert np.array_equal(np.asarray(Image.open(here / "out/a_x2.png")), repeated(noise(0)))
+
+
+def test_a_second_run_into_the_same_folder_does_the_same(run, here):
+    run("photos", output="photos")
+    code, lines, _ = run("photos", output="photos")
+    assert code == 0
+    assert lines[-2:] == ["2 left out: results of an earlier run", "2 upscaled, 0 failed"]
+    assert files(here / "photos") == ["a.png", "a_x2.png", "b.png", "b_x2.png"]
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_nothing_half_written(run, here):
+    resource = pytest.importorskip("resource")
+    Image.fromarray(noise(3, 100, 100)).save(here / "photos/aa.png")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        code, _, errors = run("photos")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 3
+    assert len(errors) == 1
+    assert errors[0].startswith("error: cannot write out/aa_x2.png: File too large; make room or choose another")
+    assert files(here / "out") == ["a_x2.png"]
+
+
+def test_a_picture_too_large_for_the_machine_or_the_format_is_refused_and_the_rest_done(run, here):
+    header = struct.pack(">IIBBBBB", 500_000, 400_000, 8, 2, 0, 0, 0)
+    content = (here / "photos/a.png").read_bytes()
+    chunk = b"IHDR" + header
+    huge = content[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+    (here / "photos/huge.png").write_bytes(huge)
+    code, lines, errors = run("photos")
+    assert (code, lines[-1]) == (3, "2 upscaled, 1 failed")
+    assert errors[0].startswith(
+        "error: photos/huge.png of 500000x400000 needs 6.5 TB to be upscaled x2, this machine has"
+    )
+    code, lines, errors = run("photos", "--format", "webp")
+    assert (code, lines[-1]) == (3, "2 upscaled, 1 failed")
+    assert errors[0].startswith("error: photos/huge.png would become 1000000x800000, webp allows at most 16383")
+
+
+def test_a_photograph_stands_upright_with_all_it_carries(run, here):
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[274], exif[271] = 6, "Maker"
+    Image.fromarray(noise(0)).save(here / "turned.png", exif=exif, icc_profile=profile, dpi=(300, 300))
+    code, lines, _ = run("turned.png")
+    assert code == 0
+    assert lines[1].startswith("turned.png: 12x16 -> 24x32, ")
+    image = Image.open(here / "out/turned_x2.png")
+    assert np.array_equal(np.asarray(image), repeated(np.rot90(noise(0), -1)))
+    assert (image.getexif()[274], image.getexif()[271]) == (1, "Maker")
+    assert image.info["icc_profile"] == profile
+    assert [round(dots) for dots in image.info["dpi"]] == [300, 300]
+
+
+def test_gray_alpha_and_16_bits_stay_and_notes_are_said(run, here):
+    deep = np.random.default_rng(0).integers(1, 65536, (9, 7, 4), dtype=np.uint16)
+    cv2.imwrite("deep.png", deep)
+    Image.fromarray(noise(1, channels=1)[..., 0]).save("gray.png")
+    frames = [Image.fromarray(noise(number)) for number in range(3)]
+    frames[0].save("moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    code, lines, _ = run("deep.png", "gray.png", "moving.webp", "--tile", "4", "--self_ensemble")
+    assert code == 0
+    assert np.array_equal(cv2.imread("out/deep_x2.png", cv2.IMREAD_UNCHANGED), repeated(deep))
+    gray = Image.open("out/gray_x2.png")
+    assert gray.mode == "L"
+    assert np.array_equal(np.asarray(gray), repeated(noise(1, channels=1)[..., 0]))
+    assert lines[3].endswith(" s; only the first of its 3 frames")
+    code, lines, errors = run("deep.png", "gray.png", "--format", "jpg")
+    assert (code, lines[-1]) == (3, "1 upscaled, 1 failed")
+    assert errors == ["error: deep.png has 16 bits a channel, jpg allows 8; use --format png or tif"]
+
+
+@pytest.mark.parametrize("output_format, name", [("jpg", "JPEG"), ("webp", "WEBP"), ("tif", "TIFF")])
+def test_results_of_other_formats(run, here, output_format, name):
+    assert run("photos/a.png", "--format", output_format)[0] == 0
+    with Image.open(here / f"out/a_x2.{output_format}") as image:
+        assert (image.format, image.size) == (name, (32, 24))
+
+
+def test_a_network_for_gray_images_and_another_scale(run, here):
+    network, block = nearest_edsr(3, 1)
+    save_checkpoint(here / "gray.pth", network, block, 3)
+    assert run("photos/a.png", "--scale", 3, model="gray.pth")[0] == 0
+    assert np.array_equal(np.asarray(Image.open(here / "out/a_x3.png")), repeated(noise(0), 3))
+
+
+def test_bf16_differs_by_little(run, here):
+    """Eight significant bits on features of 0 to 255: at most one level, since the last convolution is float32."""
+    assert run("photos/a.png", "--precision", "bf16")[0] == 0
+    found = np.asarray(Image.open(here / "out/a_x2.png")).astype(int)
+    assert np.abs(found - repeated(noise(0))).max() <= 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_name_that_is_no_text_is_printed_escaped(run, here):
+    os.rename("photos/a.png", b"photos/caf\xe9.png")
+    code, lines, _ = run("photos")
+    assert code == 0
+    assert any(line.startswith("photos/caf\\xe9.png: 16x12 -> 32x24") for line in lines)
+    assert os.path.exists(b"out/caf\xe9_x2.png")

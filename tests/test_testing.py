@@ -1,0 +1,213 @@
+"""test.py as a whole: several networks, datasets and scales in one run, from options to the report."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from basicsr.archs import build_network
+from basicsr.metrics import calculate_psnr
+from basicsr.test import test_pipeline as run_test
+from basicsr.utils.errors import CheckpointError, DataError
+from basicsr.utils.img_util import tensor2img
+from basicsr.utils.matlab_functions import imresize
+from basicsr.utils.yaml_loader import dump_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SCALES = (2, 3)
+
+
+def network(scale):
+    return {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": scale}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dataset of three images at x2 and x3, and the weights of two networks for each scale."""
+    folder = tmp_path_factory.mktemp("testing")
+    generator = np.random.default_rng(0)
+    for index in range(3):
+        small = generator.integers(0, 256, (9, 8, 3), dtype=np.uint8)
+        hr = cv2.resize(small, (48, 54), interpolation=cv2.INTER_CUBIC)
+        (folder / "HR").mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / f"HR/img{index}.png"), hr)
+        for scale in SCALES:
+            (folder / f"X{scale}").mkdir(exist_ok=True)
+            lr = np.clip(imresize(hr / 255, 1 / scale) * 255, 0, 255).round().astype(np.uint8)
+            cv2.imwrite(str(folder / f"X{scale}/img{index}x{scale}.png"), lr)
+    for scale in SCALES:
+        for name, seed in (("scratch", 0), ("mcadkd", 1)):
+            torch.manual_seed(seed)
+            torch.save({"params": build_network(network(scale)).state_dict()}, folder / f"{name}_x{scale}.pth")
+    return folder
+
+
+def make_options(folder):
+    dataset = {
+        "type": "PairedImageDataset",
+        "filename_tmpl": "{}x{scale}",
+        "io_backend": {"type": "disk"},
+        "dataroot_gt": f"{folder}/HR",
+        "dataroot_lq": f"{folder}/X{{scale}}",
+    }
+    rows = {
+        name: {"network": network("{scale}"), "path": f"{folder}/{name}_x{{scale}}.pth"}
+        for name in ("scratch", "mcadkd", "teacher")
+    }
+    return {
+        "name": "both",
+        "scale": list(SCALES),
+        "num_gpu": 0,
+        "skip_missing": True,
+        "datasets": {
+            "test_1": {**dataset, "name": "Set5"},
+            "test_2": {**dataset, "name": "Urban100", "dataroot_gt": f"{folder}/nowhere"},
+        },
+        "networks": {"bicubic": {"type": "bicubic"}, **rows},
+        "val": {
+            "save_img": True,
+            "metrics": {
+                "psnr": {"type": "calculate_psnr", "test_y_channel": True},
+                "ssim": {"type": "calculate_ssim", "test_y_channel": True},
+            },
+        },
+        "report": {"input": [3, 16, 16], "published": "EDSR", "crops": 1},
+    }
+
+
+@pytest.fixture
+def options(folder):
+    return make_options(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """What one run at both scales leaves: its results, its folder and its log."""
+    root = tmp_path_factory.mktemp("run")
+    results = run_test(make_options(folder), root=root)
+    output = root / "results/both"
+    return results, output, next(output.glob("test_both_*.log")).read_text()
+
+
+def test_every_network_has_figures_of_every_dataset_at_every_scale(finished):
+    results, _, _ = finished
+    assert [scale.scale for scale in results.scales] == [2, 3]
+    for scale in results.scales:
+        assert [row.name for row in scale.rows] == ["bicubic", "scratch", "mcadkd"]
+        for row in scale.rows:
+            assert list(row.evaluations) == ["Set5"]
+            assert row.evaluations["Set5"].values.shape == (3, 2)
+            assert (row.multiply_adds is not None and row.seconds > 0) is (row.name != "bicubic")
+
+
+def test_the_border_cut_off_is_the_scale_where_none_is_given(finished, folder):
+    results, _, _ = finished
+    for scale in results.scales:
+        lr = cv2.imread(str(folder / f"X{scale.scale}/img0x{scale.scale}.png"))
+        hr = cv2.imread(str(folder / "HR/img0.png"))
+        bicubic = tensor2img(
+            imresize(torch.from_numpy(lr.transpose(2, 0, 1) / 255).float(), scale.scale), rgb2bgr=False
+        )
+        expected = calculate_psnr(bicubic, hr, crop_border=scale.scale, test_y_channel=True)
+        assert scale.rows[0].evaluations["Set5"].values[0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_was_left_out_is_in_the_log_and_in_the_tables(finished):
+    _, output, log = finished
+    summary = (output / "summary.md").read_text()
+    for scale in SCALES:
+        assert f"x{scale}: left out Urban100: there is no folder" in log
+        assert f"x{scale}: left out teacher: there is no file" in log
+    assert "x2, x3: Urban100: there is no folder" in summary
+    assert "x2: teacher: there is no file" in summary and "x3: teacher: there is no file" in summary
+
+
+def test_tables_pictures_and_report_are_written(finished):
+    results, output, _ = finished
+    assert (output / "report.html").stat().st_size > 10_000
+    assert r"\toprule" in (output / "tables.tex").read_text()
+    for scale in SCALES:
+        assert (output / f"plots/psnr_Set5_x{scale}.svg").is_file()
+        assert cv2.imread(str(output / f"comparison_x{scale}.png")) is not None
+        for row in ("bicubic", "scratch", "mcadkd"):
+            images = sorted((output / f"visualization/x{scale}/{row}/Set5").glob("*.png"))
+            assert [image.name for image in images] == [f"img{index}x{scale}_both.png" for index in range(3)]
+    with open(output / "metrics.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(SCALES) * 3 * 3 * 3  # scales, networks, images; psnr, ssim, seconds
+    value = next(line for line in lines if line["scale"] == "3" and line["network"] == "mcadkd")
+    assert float(value["value"]) == pytest.approx(results.scales[1].rows[2].evaluations["Set5"].values[0, 0], abs=1e-6)
+
+
+def test_one_scale_keeps_the_folders_of_old(options, tmp_path):
+    options["scale"] = 2
+    options["report"] = {"html": False, "plots": False, "speed": False}
+    run_test(options, root=tmp_path)
+    output = tmp_path / "results/both"
+    assert len(list((output / "visualization/mcadkd/Set5").glob("*.png"))) == 3
+    assert not (output / "report.html").exists() and not (output / "plots").exists()
+
+
+def test_a_network_is_recognised_from_its_weights(options, finished, tmp_path):
+    for name in ("scratch", "mcadkd"):
+        del options["networks"][name]["network"]
+    options["report"] = {"html": False, "plots": False, "speed": False}
+    results = run_test(options, root=tmp_path)
+    for scale, expected in zip(results.scales, finished[0].scales, strict=True):
+        for row, same in zip(scale.rows, expected.rows, strict=True):
+            assert np.array_equal(row.evaluations["Set5"].values, same.evaluations["Set5"].values)
+
+
+def test_weights_of_another_scale_are_refused_by_name(options, folder, tmp_path):
+    options["networks"]["mcadkd"] = {"path": f"{folder}/mcadkd_x3.pth"}
+    options["scale"] = 2
+    with pytest.raises(CheckpointError, match=r"mcadkd_x3\.pth .*x3.*scale is 2"):
+        run_test(options, root=tmp_path)
+
+
+def test_self_ensemble_and_tiles_change_the_figures_as_they_should(options, finished, tmp_path):
+    plain = finished[0].scales[0].rows
+    quiet = {"report": {"html": False, "plots": False, "speed": False}, "scale": 2}
+    tiled = run_test({**options, **quiet, "val": {**options["val"], "tile": 16}}, root=tmp_path / "tiled")
+    ensemble = run_test({**options, **quiet, "val": {**options["val"], "self_ensemble": True}}, root=tmp_path / "x8")
+    for rows in zip(plain, tiled.scales[0].rows, ensemble.scales[0].rows, strict=True):
+        row = rows[0]
+        before, cut, averaged = (each.evaluations["Set5"].values for each in rows)
+        assert np.allclose(before, cut, atol=1e-3)
+        assert np.allclose(before[:, 0], averaged[:, 0], atol=1.0)
+        assert np.allclose(before, averaged, atol=1e-6) is (row.name == "bicubic")  # which commutes with flips
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"regions": [{"dataset": "Set5", "image": "img9", "x": 0, "y": 0}]}, DataError, "no image 'img9'"),
+        (
+            {"regions": [{"dataset": "Set5", "image": "img0", "x": 30, "y": 0, "size": 32}]},
+            DataError,
+            "does not lie in",
+        ),
+    ],
+)
+def test_a_region_that_is_not_there_is_one_line(options, tmp_path, change, error, message):
+    options["report"].update(change, html=False, speed=False)
+    with pytest.raises(error, match=message):
+        run_test(options, root=tmp_path)
+
+
+def test_the_command_ends_with_the_tables_and_code_zero(options, tmp_path):
+    file = tmp_path / "both.yml"
+    file.write_text(dump_yaml(options))
+    command = [sys.executable, str(ROOT / "basicsr/test.py"), "-opt", str(file)]
+    quick = ["--force_yml", "report:plots=false", "report:html=false", "report:speed=false", "scale=2"]
+    done = subprocess.run([*command, *quick], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "x2: left out Urban100: there is no folder" in done.stdout + done.stderr
+    assert "| x2 " in (tmp_path / "results/both/summary.md").read_text()
