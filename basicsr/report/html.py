@@ -29,6 +29,7 @@ from basicsr.report.regions import compared_rows, images_that_differ, most_diffe
 from basicsr.report.results import Pictures, Results, Row, ScaleResults
 from basicsr.report.tables import Table, decimals_of, format_figure, gaps, is_ranked, metric_label
 from basicsr.utils.errors import DataError
+from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.safe_files import write_atomically
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class _Store:
 
     def add(self, images: Sequence[np.ndarray]) -> list[Stored]:
         """The places of images, uint8 (H, W, 3) BGR, each with its file the first time."""
-        keys = [(image.shape, sha256(np.ascontiguousarray(image)).digest()) for image in images]
+        keys = [(image.shape, sha256(image.tobytes()).digest()) for image in images]
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._known}
         with ThreadPoolExecutor(_WORKERS) as pool:
             files = dict(zip(new, pool.map(lossless, new.values()), strict=True))
@@ -302,7 +303,9 @@ def _card(example: _Example, store: _Store, whole: dict[tuple[str, str], list[np
     scale = example.scale.scale
     rows = [row for row in example.scale.rows if row.name in example.outputs]
     arrays = [example.lr, *example.outputs.values()]
-    sources: list[dict[str, Any]] = [{"name": LR, "factor": scale, "figures": [f"{_size_text(example.lr)} pixels"]}]
+    sources: list[dict[str, Any]] = [
+        {"name": LR, "factor": scale, "figures": [f"{_size_text(*example.lr.shape[1::-1])} pixels"]}
+    ]
     sources += [{"name": row.name, "figures": example.figures(row)} for row in rows]
     if example.hr is not None:
         known = whole.setdefault((example.dataset, without_scale(example.image, scale)), [])
@@ -323,7 +326,7 @@ def _card(example: _Example, store: _Store, whole: dict[tuple[str, str], list[np
         "region": example.region(),
     }
     new = [place for place in stored if place.base64 is not None]
-    return Card(without_scale(example.image, scale), f"{width} × {height}", view, new)
+    return Card(without_scale(example.image, scale), _size_text(width, height), view, new)
 
 
 def _whole_of(hr: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
@@ -350,12 +353,12 @@ def _first_choice(rows: Sequence[Row]) -> tuple[int, int]:
 
 def _data_url(content: bytes) -> str:
     """An image file, coded as `lossless` does, as the address of an <img>."""
-    mime, smallest = lossless(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR))
+    mime, smallest = lossless(imfrombytes(content, source="the visual comparison"))
     return f"data:{mime};base64,{base64.b64encode(smallest).decode('ascii')}"
 
 
-def _size_text(image: np.ndarray) -> str:
-    return f"{image.shape[1]} × {image.shape[0]}"
+def _size_text(width: int, height: int) -> str:
+    return f"{width} \N{MULTIPLICATION SIGN} {height}"
 
 
 def _local(name: str) -> str:

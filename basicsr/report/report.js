@@ -223,6 +223,7 @@
         this.images[side] = null;
       }
       this.canvas.width = this.canvas.height = 1;
+      delete this.canvas.dataset.painted;
     }
 
     /* Geometry: `zoom` in CSS pixels for each pixel of the image, `centre` in pixels of the image. */
@@ -319,7 +320,11 @@
       const ratio = window.devicePixelRatio || 1;
       const width = Math.round(clientWidth * ratio);
       const height = Math.round(clientHeight * ratio);
-      if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
+      if (this.canvas.width !== width || this.canvas.height !== height) {
+        Object.assign(this.canvas, { width, height });
+        // Exactly: a stage of broken width would have the canvas resampled.
+        Object.assign(this.canvas.style, { width: `${width / ratio}px`, height: `${height / ratio}px` });
+      }
       const context = this.canvas.getContext("2d");
       context.clearRect(0, 0, width, height);
       const divider = Math.round(this.split * width);

@@ -71,7 +71,7 @@ def without_missing(options: Options, findings: list[Finding]) -> tuple[Options,
             mistakes.append((key, message))
         elif name in left[section]:
             label = options.datasets[name].name if section == "datasets" else name
-            skipped.append(f"{label}: {message}")
+            skipped.append(f"{label}: {message.split(';')[0]}")
             del left[section][name]
     update = {section: FrozenMapping(content) for section, content in left.items()}
     return options.model_copy(update={**update, "skipped": tuple(skipped)}), mistakes
