@@ -9,24 +9,21 @@ there is one network beside it; one network alone is shown where its error is la
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from pydantic import ValidationError
 
 from basicsr.metrics.metric_util import to_y_channel
 from basicsr.report.results import Pictures, Row, ScaleResults
 from basicsr.report.tables import write_text
 from basicsr.utils.errors import DataError
 from basicsr.utils.options_schema import Region
+from basicsr.utils.yaml_loader import dump_yaml
 
 _SIZES = (128, 96, 64, 48)  # divide a cell of 384 pixels
 _LEAST = 8
-_COLUMNS = ("dataset", "image", "x", "y", "size")
 _VISIBLE_STRUCTURE = 8.0
 
 
@@ -143,44 +140,12 @@ def without_scale(image: str, scale: int) -> str:
 
 
 def write_regions(path: Path, regions: Sequence[Region]) -> None:
-    """Writes a CSV file whose columns are the keys of `report: regions` in options files.
+    """Writes the regions as options (YAML), from which the same comparison is drawn again.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows([getattr(region, column) for column in _COLUMNS] for region in regions)
-    write_text(path, text.getvalue())
-
-
-def read_regions(path: Path) -> list[Region]:
-    """Reads what `write_regions` wrote.
-
-    Raises:
-        DataError: the file is missing or is no such table.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            lines = list(reader)
-        if not set(_COLUMNS) <= set(reader.fieldnames or ()):
-            raise KeyError(_COLUMNS)
-        return [
-            Region(
-                dataset=line["dataset"],
-                image=line["image"],
-                x=int(line["x"]),
-                y=int(line["y"]),
-                size=int(line["size"]),
-            )
-            for line in lines
-        ]
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise DataError(f"{path} is no table of regions: it needs the columns {', '.join(_COLUMNS)}") from error
+    write_text(path, dump_yaml({"report": {"regions": [region.to_data() for region in regions]}}))
 
 
 def _means(values: np.ndarray, size: int) -> np.ndarray:

@@ -95,6 +95,6 @@ def _write_comparisons(
             continue
         image, regions = compared
         imwrite(image, folder / f"comparison_x{scale.scale}.png")
-        write_regions(folder / f"comparison_x{scale.scale}.csv", regions)
+        write_regions(folder / f"comparison_x{scale.scale}.yml", regions)
         drawn[scale.scale] = cv2.imencode(".png", image)[1].tobytes()
     return drawn

@@ -23,7 +23,6 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import photographs
-import picture
 
 from basicsr.engine.command import run_command
 from basicsr.utils.errors import DataError, MachineError, UserError
@@ -103,7 +102,7 @@ def compare(weights: Sequence[Path], fresh: bool, lock: int) -> None:
     """Tests all networks, and prints the table."""
     summary = RESULTS / "summary.md"
     inputs = [*weights, DATA / photographs.MANIFEST, TEST_OPTIONS]
-    complete = summary.is_file() and (RESULTS / "visualization").is_dir()
+    complete = summary.is_file() and (RESULTS / "report.html").is_file()
     if fresh or not complete or not _is_newer(summary, inputs):
         run(["basicsr/test.py", "-opt", str(TEST_OPTIONS)], lock)
     else:
@@ -211,8 +210,7 @@ def quickstart(fresh: bool) -> None:
             "Comparison on the validation photographs (scratch: the student alone, mcadkd: distilled)",
         ):
             compare(weights, fresh, lock)
-            picture.main([])
-    print(f"\nAll of it: {time.monotonic() - started:.0f} s. The table: {RESULTS / 'summary.md'}")
+    print(f"\nAll of it: {time.monotonic() - started:.0f} s. Tables, plots and pictures: {RESULTS / 'report.html'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

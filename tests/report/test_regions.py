@@ -12,7 +12,6 @@ from basicsr.report.regions import (
     image_name,
     images_that_differ,
     most_different_square,
-    read_regions,
     square_size,
     without_scale,
     write_regions,
@@ -20,6 +19,7 @@ from basicsr.report.regions import (
 from basicsr.report.results import Row, ScaleResults
 from basicsr.utils.errors import DataError
 from basicsr.utils.options_schema import Region
+from basicsr.utils.yaml_loader import load_yaml
 
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -125,34 +125,14 @@ def test_images_are_sought_where_networks_figures_differ_without_bicubic():
     assert images_that_differ(ScaleResults(2, rows[1:2]), 1) == [("Set5", "a")]  # its worst
 
 
-def test_regions_come_back_from_their_file(tmp_path):
+def test_regions_come_back_as_options(tmp_path):
     regions = [
         Region(dataset="Set5", image='a "quoted", name', x=3, y=0, size=48),
         Region(dataset="Ü", image="b", x=0, y=7, size=96),
     ]
-    write_regions(tmp_path / "regions.csv", regions)
-    assert read_regions(tmp_path / "regions.csv") == regions
-
-
-HEADER = "dataset,image,x,y,size\n"
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "dataset,image\nSet5,a\n", f"{HEADER}Set5,a,left,0,48\n", f"{HEADER}Set5,a,-1,0,48\n", f"{HEADER}Set5,a\n"],
-)
-def test_a_file_that_is_no_table_of_regions_is_refused(tmp_path, text):
-    path = tmp_path / "regions.csv"
-    path.write_text(text)
-    with pytest.raises(
-        DataError, match=r"regions.csv is no table of regions: it needs the columns dataset, image, x, y"
-    ):
-        read_regions(path)
-
-
-def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read .*none.csv: No such file"):
-        read_regions(tmp_path / "none.csv")
+    write_regions(tmp_path / "regions.yml", regions)
+    written = load_yaml(tmp_path / "regions.yml").data()["report"]["regions"]
+    assert [Region.model_validate(entry) for entry in written] == regions
 
 
 def test_names_may_end_in_the_scale():

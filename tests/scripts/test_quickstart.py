@@ -1,4 +1,4 @@
-"""The quickstart's data, options, picture and the decisions about what is left to do."""
+"""The quickstart's data, options and the decisions about what is left to do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.pictures import contains
 
-from basicsr.report.regions import read_regions
 from basicsr.utils.errors import DataError
-from basicsr.utils.img_util import imfrombytes, imwrite
+from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.matlab_functions import imresize_integer
 from basicsr.utils.options import load_options, resolved_yaml
 
@@ -34,11 +32,6 @@ def _scripts_can_be_imported():
 @pytest.fixture(scope="module")
 def photographs():
     return importlib.import_module("photographs")
-
-
-@pytest.fixture(scope="module")
-def picture():
-    return importlib.import_module("picture")
 
 
 @pytest.fixture(scope="module")
@@ -210,58 +203,3 @@ def test_the_script_refuses_unknown_arguments_before_installing_anything(tmp_pat
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20)
     assert result.returncode == 2
     assert result.stdout.startswith("usage: bash scripts/quickstart.sh [--fresh]")
-
-
-def random_image(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
-    return generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def made_results(picture, folder: Path) -> tuple[list[str], dict[str, list[np.ndarray]]]:
-    """Random HR images and outputs as test.py saves them; the arguments that name them, and the images."""
-    generator = np.random.default_rng(0)
-    hr_folder, results = folder / "HR", folder / "results"
-    images = {}
-    for name, size in (("a", (100, 130)), ("b", (120, 104))):
-        images[name] = [random_image(generator, *size) for _ in range(5)]
-        imwrite(images[name][0], hr_folder / f"{name}.png")
-        for network, image in zip(picture.NETWORKS, images[name][1:], strict=True):
-            imwrite(image, results / f"visualization/{network}/quickstart/{name}x2_results.png")
-    return ["--hr", str(hr_folder), "--results", str(results)], images
-
-
-def test_the_picture_shows_the_files_own_pixels_magnified(picture, tmp_path):
-    arguments, images = made_results(picture, tmp_path)
-    assert picture.main(arguments) == 0
-    drawn = read(tmp_path / "results/comparison.png")
-    regions = read_regions(tmp_path / "results/regions.csv")
-    assert {region.image for region in regions} == {"a", "b"}
-    for region in regions:
-        for image in images[region.image]:
-            crop = image[region.y : region.y + region.size, region.x : region.x + region.size]
-            zoom = round(picture.CELL / region.size)
-            assert contains(drawn, crop.repeat(zoom, axis=0).repeat(zoom, axis=1))
-
-
-def test_the_picture_can_be_redrawn_and_shows_other_squares_on_request(picture, tmp_path):
-    arguments, images = made_results(picture, tmp_path)
-    picture.main(arguments)
-    chosen, table = tmp_path / "results/comparison.png", tmp_path / "results/regions.csv"
-    before = read(chosen)
-    picture.main([*arguments, "--regions", str(table)])
-    assert np.array_equal(read(chosen), before)
-    table.write_text("dataset,image,x,y,size\nquickstart,b,3,5,64\n")
-    picture.main([*arguments, "--regions", str(table)])
-    for image in images["b"]:
-        assert contains(read(chosen), image[5:69, 3:67].repeat(3, axis=0).repeat(3, axis=1))
-
-
-def test_a_missing_result_names_what_to_run(picture, data, tmp_path):
-    with pytest.raises(
-        DataError, match=r"astronautx2_.*\.png: No such file or directory; run: bash scripts/quickstart"
-    ):
-        picture.main(["--hr", str(data / "val/HR"), "--results", str(tmp_path)])
-
-
-def test_missing_photographs_name_what_to_run(picture, tmp_path):
-    with pytest.raises(DataError, match=r"no PNG images; run: bash scripts/quickstart"):
-        picture.main(["--hr", str(tmp_path), "--results", str(tmp_path)])
