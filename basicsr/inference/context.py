@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,8 +81,13 @@ def measure_context(network: nn.Module, channels: int, scale: int, device: torch
 
 def _probe(network: nn.Module, channels: int, scale: int, device: torch.device, multiple: int, reach: int) -> Context:
     """Looks at most `reach` pixels far, or a multiple more."""
-    margin = math.ceil(reach / multiple) * multiple
-    errors = _errors_by_distance(network, _random_image(channels, 4 * margin).to(device), scale, margin, multiple)
+    reach = math.ceil(reach / multiple) * multiple
+    # An odd number of steps: so a network that wants twice the multiple, or more, shows it.
+    start = reach if reach // multiple % 2 else reach + multiple
+    image = _random_image(channels, start + 3 * reach).to(device)
+    # One tile inside, and one that ends where the image does, as it may be extended there.
+    tiles = [Region(start, start, end, end) for end in (start + 2 * reach, start + 3 * reach)]
+    errors = _errors_by_distance(network, image, scale, tiles, multiple)[:reach]
     # Rounding differs with the size of the input, and hides what is smaller.
     enough = max(_TOLERANCE, 2 * errors[-1].item())
     distance = int((errors > enough).sum())
@@ -89,24 +95,27 @@ def _probe(network: nn.Module, channels: int, scale: int, device: torch.device, 
     return Context(overlap, multiple, errors[min(overlap, len(errors) - 1)].item())
 
 
-def _errors_by_distance(network: nn.Module, image: Tensor, scale: int, margin: int, multiple: int) -> Tensor:
-    """Entry d: the largest difference between tile and whole among pixels at least d from the tile's edge."""
+def _errors_by_distance(
+    network: nn.Module, image: Tensor, scale: int, tiles: Sequence[Region], multiple: int
+) -> Tensor:
+    """Entry d: the largest difference to the whole among pixels at least d from where a tile is cut off."""
     side = image.shape[-1]
-    size, whole = (side, side), Region(0, 0, side, side)
-    tile = Region(margin, margin, side - margin, side - margin)
-    with PoolingOverImage(whole, whole, size, multiple, None) as pooling:
-        expected = network(image)[(..., *tile.scaled(scale).slices)]
+    whole = Region(0, 0, side, side)
+    with PoolingOverImage(whole, whole, (side, side), multiple, None) as pooling:
+        expected = network(image)
     known = pooling.gathered.means()
-    with PoolingOverImage(tile, tile, size, multiple, known):
-        output = network(image[(..., *tile.slices)])
-    # One figure for each pixel of the tile's input: the largest of those it became.
-    errors = nn.functional.max_pool2d((output - expected).float().abs().amax((0, 1))[None], scale)[0]
-    position = torch.arange(tile.height, device=errors.device)
-    inwards = torch.minimum(position, tile.height - 1 - position)
-    distance = torch.minimum(inwards[:, None], inwards[None, :])
-    per_distance = torch.zeros(tile.height // 2, device=errors.device)
-    per_distance.scatter_reduce_(0, distance.flatten(), errors.flatten(), "amax")
-    return per_distance.flip(0).cummax(0).values.flip(0).cpu()
+    largest = torch.zeros(side)
+    for tile in tiles:
+        with PoolingOverImage(tile, tile, (side, side), multiple, known):
+            output = network(image[(..., *tile.slices)])
+        error = (output - expected[(..., *tile.scaled(scale).slices)]).float().abs().amax((0, 1))
+        # One figure for each pixel of the tile's input: the largest of those it became.
+        error = nn.functional.max_pool2d(error[None], scale)[0].cpu()
+        position = torch.arange(tile.height)
+        inwards = position if tile.bottom == side else torch.minimum(position, tile.height - 1 - position)
+        distance = torch.minimum(inwards[:, None], inwards[None, :])
+        largest.scatter_reduce_(0, distance.flatten(), error.flatten(), "amax")
+    return largest.flip(0).cummax(0).values.flip(0)
 
 
 def _random_image(channels: int, side: int) -> Tensor:

@@ -72,7 +72,7 @@ def evaluate(
     """Evaluates in float32. Each rank takes every world-size-th image; all ranks must call and all get the result.
 
     Args:
-        network: maps (1, 3, h, w) to (1, 3, sh, sw); put in eval mode, and back as it was.
+        network: maps (1, 3, h, w) to (1, 3, sh, sw); run in eval mode, and left as it was.
         dataset: where to take the images from.
         metrics: options of each metric by its name; those that need HR images are left out where there are none.
         device: of the network.
@@ -94,8 +94,6 @@ def evaluate(
     table = torch.zeros(len(dataset), len(metrics) + 1, dtype=torch.float64)
     stopped, failure = False, None
     runner = Runner(network, scale, device, tile=tile, tile_overlap=tile_overlap, self_ensemble=self_ensemble)
-    was_training = network.training
-    network.eval()
     try:
         for index in progress(range(rank, len(dataset), world_size)):
             if stopped := should_stop():
@@ -110,8 +108,6 @@ def evaluate(
                 save_image(names[index], compared.arrays["img"])
     except UserError as error:
         failure = error  # raised when the other ranks know, so that they do not wait for this one
-    finally:
-        network.train(was_training)
     flags = sum_over_ranks(torch.tensor([failure is not None, stopped], dtype=torch.int32, device=device)).tolist()
     if flags[0]:
         raise failure or DataError("an image could not be evaluated on another rank, which says why")

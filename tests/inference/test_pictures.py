@@ -224,6 +224,11 @@ class TestReading:
         found = read(saved(colours, tmp_path / "b.png", transparency=3)).pixels
         assert np.array_equal(found[..., 3] == 0, np.asarray(colours) == 3)
         assert np.array_equal(found[..., :3], np.asarray(colours.convert("RGB")))
+        grays = Image.fromarray(pixels(1)[..., 0] // 16)
+        grays.putpalette([level for number in range(16) for level in [number * 17] * 3])
+        found = read(saved(grays, tmp_path / "g.png", transparency=3)).pixels
+        assert np.array_equal(found[..., 0], pixels(1)[..., 0] // 16 * 17)
+        assert np.array_equal(found[..., 1] == 0, pixels(1)[..., 0] // 16 == 3)
         bits = Image.fromarray(pixels(1)[..., 0] > 127)
         found = read(saved(bits, tmp_path / "c.png")).pixels
         assert np.array_equal(found[..., 0], np.asarray(bits) * np.uint8(255))

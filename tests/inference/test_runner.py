@@ -89,18 +89,128 @@ def test_tiles_need_not_be_multiples_of_the_window(name, tile):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_self_ensemble_in_tiles_equals_that_of_the_whole(name):
-    assert_tiled_equals_whole(self_ensemble_of(network := small(name)), picture(37, 53))
+    network, lq = small(name), picture(37, 53)
     with torch.no_grad():
-        expected = self_ensemble(network)(picture(37, 53))
-    tiled = Runner(network, 2, CPU, tile=30, self_ensemble=True)(picture(37, 53))
+        expected = self_ensemble(network)(lq)
+    whole, tiled = (Runner(network, 2, CPU, tile=tile, self_ensemble=True)(lq) for tile in (None, 30))
+    assert (whole - expected).abs().max() < 1e-6
     assert (tiled - expected).abs().max() < 1e-3
 
 
-def self_ensemble_of(network: nn.Module) -> nn.Module:
-    """As a network, to compare with."""
+@pytest.mark.parametrize("name", SMALL)
+def test_images_smaller_than_a_tile_are_run_whole_and_once(name):
+    network, lq = small(name), picture(20, 31)
+    with torch.no_grad():
+        expected = network(lq)
+    runs: list[int] = []
+    network.register_forward_hook(lambda *_: runs.append(1))
+    assert torch.equal(Runner(network, 2, CPU, tile=31)(lq), expected)
+    assert len(runs) == 1
 
-    class Ensemble(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self_ensemble(network)(x)
 
-    return Ensemble().eval()
+def test_windows_must_fall_where_they_do_in_the_whole_image():
+    network, lq = small("SwinIR"), picture(61, 75)
+    with torch.no_grad():
+        whole = network(lq)
+    for overlap in (20, 24, 27):
+        aligned, astray = (
+            Runner(network, 2, CPU, tile=13, tile_overlap=overlap, multiple=multiple)(lq) for multiple in (None, 1)
+        )
+        assert (aligned - whole).abs().max() < 1e-4
+        assert (astray - whole).abs().max() > 1e-3
+
+
+def test_without_overlap_only_what_looks_at_neighbours_differs():
+    lq = picture(25, 33)
+    torch.manual_seed(0)
+    pointwise = nn.Conv2d(3, 3, 1)
+    with torch.no_grad():
+        assert (Runner(pointwise, 1, CPU, tile=16, tile_overlap=0)(lq) - pointwise(lq)).abs().max() < 1e-6
+    for name in SMALL:
+        assert Runner(small(name), 2, CPU, tile=16, tile_overlap=0)(lq).shape == (1, 3, 50, 66)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_tiled_equals_whole_in_bf16_as_far_as_bf16_goes(name):
+    network, lq = small(name), picture(37, 53)
+    precision = Precision("cpu", "bf16")
+    whole, tiled = (Runner(network, 2, CPU, tile=tile, precision=precision)(lq) for tile in (None, 24))
+    assert tiled.dtype == torch.float32
+    # bf16 has 8 significant bits: 1/256 of values up to 1, and more where features are larger than the image.
+    exact = Runner(network, 2, CPU)(lq)
+    assert (tiled - whole).abs().max() < max(2 * (whole - exact).abs().max(), 1 / 128)
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_arrays_are_rounded_and_clipped_in_the_networks_order_of_colours(dtype, channels, tile):
+    network, _ = nearest_edsr(scale=3, channels=channels)
+    lq = picture(23, 35, channels) * 1.2 - 0.1
+    full = np.iinfo(dtype).max
+    expected = (lq[0].clamp(0, 1).double() * full).round().numpy().transpose(1, 2, 0).repeat(3, 0).repeat(3, 1)
+    array = Runner(network, 3, CPU, tile=tile).to_array(lq, dtype)
+    assert array.dtype == dtype and array.shape == (69, 105, channels)
+    # The network subtracts and adds its mean colour in float32, which may turn a half.
+    assert np.abs(array.astype(int) - expected).max() <= 1 and (array != expected).mean() < 0.02
+
+
+def test_a_network_without_pooling_runs_once_on_each_tile():
+    network = small("EDSR")
+    runs: list[torch.Size] = []
+    network.register_forward_hook(lambda module, inputs, output: runs.append(inputs[0].shape))
+    Runner(network, 2, CPU, tile=20, tile_overlap=4)(picture(40, 60))
+    assert runs == [(1, 3, 24, 24), (1, 3, 24, 28), (1, 3, 24, 24)] * 2
+
+
+class Failing(nn.Module):
+    """Doubles an image in both directions, and raises at the third run."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5))
+        self.inner[1].eval()
+        self.error: BaseException | None = error
+        self.runs = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.inner.training
+        self.runs += 1
+        if self.runs == 3 and self.error is not None:
+            raise self.error
+        return nn.functional.interpolate(x * self.inner(x), scale_factor=2)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug")])
+def test_an_interrupted_network_is_left_as_it_was(error):
+    network, lq = Failing(error), picture(20, 30)
+    network.train()
+    network.inner[1].eval()
+    runner = Runner(network, 2, CPU, tile=10, tile_overlap=0)
+    with pytest.raises(type(error)):
+        runner(lq)
+    assert network.runs == 3
+    assert network.training and network.inner.training and not network.inner[1].training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    network.error = None
+    assert (
+        runner(lq) - nn.functional.interpolate(lq * lq.mean((2, 3), keepdim=True), scale_factor=2)
+    ).abs().max() < 1e-5
+
+
+def test_gradients_are_not_kept():
+    network = small("EDSR")
+    assert not Runner(network, 2, CPU)(picture(16, 16)).requires_grad
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_another_scale_than_the_networks_is_refused():
+    with pytest.raises(OptionsError, match=r"EDSR makes 48x32 pixels of 24x16, which is not scale 4: give its own"):
+        Runner(small("EDSR"), 4, CPU)(picture(16, 24))
+
+
+def test_output_that_is_not_finite_makes_no_picture():
+    network = small("EDSR")
+    network.conv_last.bias.data[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="EDSR puts out numbers that are not finite"):
+        Runner(network, 2, CPU).to_array(picture(16, 16), np.uint8)

@@ -1,0 +1,170 @@
+"""Graphs of networks for images of any size, in float32 or with their inside in fp16."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from basicsr.archs.swinir_arch import SwinIR
+from basicsr.utils.errors import CheckpointError
+
+Precision = Literal["float32", "fp16"]
+
+
+class _HalfAfter(nn.Conv2d):
+    """A convolution in float32 whose output is fp16."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).half()
+
+
+class _FloatBefore(nn.Conv2d):
+    """A convolution in float32 on an input of fp16."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float())
+
+
+class Named(nn.Module):
+    """A network whose weights have names of two words in a graph, such as network.mean.
+
+    PyTorch's ONNX exporter calls results after the operators they come from, so a buffer `mean` and a mean over
+    pixels can share a name, which makes the file invalid.
+
+    Args:
+        network: any.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns what the network makes of `x`."""
+        return self.network(x)
+
+
+class AnySize(Named):
+    """A SwinIR with the outputs of `network`, whose graph is the same for every size.
+
+    The network's own padding is a loop, and its masks are kept for one size: traced, both would hold for some sizes
+    only. Here padding is an index that is computed from the size, and masks are always computed.
+
+    Args:
+        network: changed by it, so a copy.
+    """
+
+    network: SwinIR
+
+    def __init__(self, network: SwinIR) -> None:
+        super().__init__(network)
+        network.resolution = (0, 0)  # no image has this size, so no mask is taken from the buffers
+        for module in network.modules():
+            if isinstance(getattr(module, "attn_mask", None), Tensor):
+                module.attn_mask = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) in [0, 1] to (B, C, sH, sW)."""
+        height, width = x.shape[-2:]
+        window, scale = self.network.window_size, self.network.scale
+        x = x.index_select(2, _mirrored(height, window, x.device))
+        y = self.network(x.index_select(3, _mirrored(width, window, x.device)))
+        # Slices would ask whether they reach beyond the end, which has no answer for all sizes at once.
+        rows = torch.arange(height * scale, device=x.device)
+        return y.index_select(2, rows).index_select(3, torch.arange(width * scale, device=x.device))
+
+
+def _mirrored(length: int, multiple: int, device: torch.device) -> Tensor:
+    """Which pixels make `length` of them a multiple: 0 1 2 1 0 1 2..., as `pad_to_multiple` extends."""
+    position = torch.arange((length + multiple - 1) // multiple * multiple, device=device)
+    # A tensor, since ONNX's exporter knows no remainder by a size.
+    period = torch.full((1,), 2 * length - 2, device=device).clamp(min=1)
+    position = torch.remainder(position, period)
+    return torch.minimum(position, period - position)
+
+
+def traceable(network: nn.Module, precision: Precision) -> nn.Module:
+    """A copy of `network` that can be traced for any size; takes and returns float32, whatever the precision.
+
+    In fp16 the first and the last convolution, and the scaling before and after them, stay in float32: the output
+    image itself would otherwise be rounded to 11 bits.
+
+    Raises:
+        CheckpointError: the network works at one size only.
+    """
+    if getattr(network, "absolute_pos_embed", None) is not None:
+        raise CheckpointError(
+            "a SwinIR with ape (absolute position embedding) works at one size only, so it is not exported;"
+            " train with ape: false"
+        )
+    network = copy.deepcopy(network).eval()
+    if precision == "fp16":
+        _halve_inside(network)
+    return AnySize(network) if isinstance(network, SwinIR) else Named(network)
+
+
+def _halve_inside(network: nn.Module) -> None:
+    convolutions = [module for module in network.modules() if type(module) is nn.Conv2d]
+    if len(convolutions) < 2:
+        raise CheckpointError(f"{type(network).__name__} has no two convolutions: export it in float32")
+    network.half()
+    for convolution, kind in ((convolutions[0], _HalfAfter), (convolutions[-1], _FloatBefore)):
+        # fp16 weights here would only save a few bytes; the rounded values stay.
+        convolution.float().__class__ = kind
+    mean = getattr(network, "mean", None)
+    if isinstance(mean, Tensor):
+        network.mean = mean.float()
+
+
+def smallest_side(network: nn.Module) -> int:
+    """The smallest side, in pixels, that a program of torch.export takes of `network`; ONNX takes any.
+
+    PyTorch lays tensors with one window along a side out differently from those with several, and a program
+    holds for one of the two.
+    """
+    return network.window_size + 1 if isinstance(network, SwinIR) else 1
+
+
+def trace(network: nn.Module, channels: int) -> ExportedProgram:
+    """The program of a `traceable` network: batch, height and width are free.
+
+    Args:
+        network: as `traceable` returns it.
+        channels: of the input.
+
+    Raises:
+        CheckpointError: PyTorch cannot trace it.
+    """
+    example = torch.zeros(2, channels, 23, 29)  # no two sizes alike, no multiples of a window
+    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    try:
+        with torch.no_grad(), quiet():
+            return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever PyTorch raises on a network unlike ours
+        raise CheckpointError(f"torch.export cannot trace this network ({first_line(error)})") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what the libraries warn and log of their own insides off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line of bounded length."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,72 @@
+"""Exports a trained network to files that other programs load, and checks each by running it against PyTorch.
+
+python scripts/export.py --model experiments/NAME/models/net_g_latest.pth --output exported
+python scripts/export.py --model net_g_latest.pth --output exported --formats onnx --precision fp16
+python scripts/export.py --model net_g_latest.pth --output exported --formats safetensors --layout spandrel
+
+docs/shipping.md tells how each file is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parents[1])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+from basicsr.engine.command import run_command
+from basicsr.export.exporting import ENDINGS, export, load_student
+from basicsr.export.onnx_file import DEFAULT_OPSET, OPSETS
+from basicsr.export.verification import table
+from basicsr.utils.complexity import count_parameters
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, metavar="FILE", help="checkpoint of the network, .pth or .safetensors")
+    add("--output", required=True, metavar="DIR", help="folder of the files; made if there is none")
+    add("--formats", nargs="+", default=list(ENDINGS), choices=list(ENDINGS), help="default: all")
+    add("--precision", default="float32", choices=("float32", "fp16"), help="default: float32")
+    add("--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]} (default: %(default)s)")
+    add("--layout", default="ours", choices=("ours", "spandrel"), help="of the safetensors file (default: ours)")
+    add("--param_key", metavar="KEY", help="which weights of the checkpoint (default: params_ema, else params)")
+    add("--name", help="of the files, without ending (default: the run's name and the scale)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = parse(argv)
+    student = load_student(arguments.model, param_key=arguments.param_key)
+    network = student.pretrained
+    size = f"{count_parameters(network.network) / 1e6:.2f} M parameters"
+    weights = f", weights: {student.weights}" if student.weights else ""
+    print(f"{arguments.model}: {network.architecture} x{network.scale}, {size}{weights}", flush=True)
+    if network.remark:
+        print(network.remark, file=sys.stderr, flush=True)
+    exported = export(
+        student,
+        arguments.output,
+        formats=arguments.formats,
+        precision=arguments.precision,
+        opset=arguments.opset,
+        layout=arguments.layout,
+        name=arguments.name,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(table(exported.checks))
+    for path in exported.files:
+        print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
+    for remark in exported.remarks:
+        print(f"note: {remark}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
