@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,8 @@ class SpandrelNetwork(nn.Module):
         self.in_channels: int = descriptor.input_channels
         self.out_channels: int = descriptor.output_channels
         window = getattr(self.model, "window_size", None)
-        self.window_size: int = window if isinstance(window, int) else descriptor.size_requirements.multiple_of
+        step = descriptor.size_requirements.multiple_of
+        self.window_size: int = math.lcm(step, window) if isinstance(window, int) else step
         self._size_requirements = descriptor.size_requirements
         self._call = descriptor._call_fn  # not public; the public call allows no gradients, not even of a later loss
 

@@ -1,1 +1,1 @@
-"""Files in which a trained network leaves the framework: safetensors, ONNX and torch.export, each checked by running it."""
+"""Files in which a trained network leaves the framework, each checked by running it."""

@@ -1,4 +1,4 @@
-"""The export of one checkpoint: every file is written beside its place, checked against PyTorch, and only then moved."""
+"""The export of one checkpoint: files are written beside their places, checked against PyTorch, and only then moved."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from basicsr.utils.safe_files import load_tensors, sha256_of
 
 Layout = Literal["ours", "spandrel"]
 ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
+_NAME = r"\w[\w.+-]*"  # of a file, without its folder
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,19 @@ def load_student(path: str | os.PathLike[str], *, param_key: str | None = None) 
         param_key: which state dict; None prefers `params_ema`, then `params`.
 
     Raises:
-        CheckpointError: the file is not read or recognised, lacks `param_key`, or is not of one of our networks.
+        CheckpointError: the file is not read or recognised, lacks `param_key`, or is not one of our networks for
+            images of any size.
     """
     path = Path(path)
     pretrained = load_pretrained(path, param_key=param_key)
     weights = _weights_taken(path, param_key)
     if pretrained.block is None:
         raise CheckpointError(
-            f"{path} is {pretrained.architecture}, spandrel's own network: exported are ours, such as EDSR, RCAN, SwinIR"
+            f"{path} is {pretrained.architecture}, spandrel's own network: ours are exported, EDSR, RCAN, SwinIR"
+        )
+    if getattr(pretrained.network, "absolute_pos_embed", None) is not None:
+        raise CheckpointError(
+            f"{path} has an absolute position embedding, so it works at one size only; train with ape: false"
         )
     return Student(pretrained, path, weights, sha256_of(path))
 
@@ -219,7 +225,7 @@ def export(
         MachineError: a package for ONNX is missing.
         CheckpointError: a file differs from PyTorch by more than `TOLERANCES`, or cannot be made or saved.
     """
-    _check_arguments(formats, opset)
+    _check_arguments(formats, opset, name)
     folder, job = Path(folder), _Job(student, precision, opset, layout)
     stem = name or _stem(student, precision)
     checks: list[Check] = []
@@ -234,7 +240,7 @@ def export(
     return Exported(files, tuple(checks), tuple(job.remarks))
 
 
-def _check_arguments(formats: Sequence[str], opset: int) -> None:
+def _check_arguments(formats: Sequence[str], opset: int, name: str | None) -> None:
     unknown = [kind for kind in formats if kind not in ENDINGS]
     if unknown or not formats:
         given = unknown[0] if unknown else "nothing"
@@ -242,6 +248,8 @@ def _check_arguments(formats: Sequence[str], opset: int) -> None:
     if opset not in onnx_file.OPSETS:
         allowed = f"{onnx_file.OPSETS[0]} to {onnx_file.OPSETS[-1]}"
         raise OptionsError(f"--opset {opset} is not supported: give {allowed}")
+    if name is not None and not re.fullmatch(_NAME, name):
+        raise OptionsError(f"--name '{name}': give letters, digits and any of . _ + - only, without an ending")
     if "onnx" in formats:
         onnx_file.require_packages()
 
@@ -250,7 +258,7 @@ def _stem(student: Student, precision: Precision) -> str:
     """Name of the files: the run's and the scale, such as mcadkd_edsr_x4."""
     training = student.pretrained.metadata.get("training")
     run = training.get("name") if isinstance(training, Mapping) else None
-    stem = run if isinstance(run, str) and re.fullmatch(r"[\w.+-]*\w[\w.+-]*", run) else student.source.stem
+    stem = run if isinstance(run, str) and re.fullmatch(_NAME, run) else student.source.stem
     scale = f"x{student.pretrained.scale}"
     stem = stem if re.search(rf"(?i){scale}(?!\d)", stem) else f"{stem}_{scale}"
     return f"{stem}_fp16" if precision == "fp16" else stem
@@ -258,7 +266,7 @@ def _stem(student: Student, precision: Precision) -> str:
 
 @contextmanager
 def _all_or_none(folder: Path) -> Iterator[Callable[[Path], Path]]:
-    """Yields a function that gives a file's temporary neighbour; without an exception, all are moved to their places."""
+    """Yields a function that gives a file's temporary neighbour; all are moved to their places unless it raises."""
     temporary: dict[Path, Path] = {}
 
     def place(target: Path) -> Path:

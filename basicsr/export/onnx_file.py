@@ -66,7 +66,9 @@ def write_onnx(
         model.doc_string = description
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the exporter's and the checker's exceptions have no common ancestor
-        raise CheckpointError(f"the network cannot be written as ONNX of opset {opset} ({first_line(error)})") from error
+        raise CheckpointError(
+            f"the network cannot be written as ONNX of opset {opset} ({first_line(error)})"
+        ) from error
     written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:
         raise CheckpointError(f"--opset {opset}: this PyTorch wrote opset {written}; give --opset {written}")

@@ -81,7 +81,9 @@ def spandrel_runner(path: Path, architecture: str) -> Callable[[Tensor], Tensor]
         with quiet():
             descriptor = ModelLoader(device="cpu", registry=registry).load_from_file(path)
     except Exception as error:  # whatever a network's code raises on weights unlike its own
-        raise CheckpointError(f"spandrel does not load {path.name} ({first_line(error)}); give --layout ours") from error
+        raise CheckpointError(
+            f"spandrel does not load {path.name} ({first_line(error)}); give --layout ours"
+        ) from error
     if descriptor.architecture.id != architecture:
         raise CheckpointError(f"spandrel takes {path.name} for {descriptor.architecture.id}; give --layout ours")
     # The public call clips to [0, 1], and would hide differences beyond.
@@ -97,7 +99,7 @@ def _edsr(network: Any, state: State) -> Converted:
         "spandrel 0.4.2 has no EDSR: this file is in EDSR-PyTorch's layout, which spandrel loads after"
         " basicsr.export.spandrel_edsr.register(); elsewhere (chaiNNer) use the ONNX file"
     )
-    return Converted(converted, {"res_scale": assumed}, remark)
+    return Converted(converted, {"res_scale": assumed, **_range_of(converted)}, remark)
 
 
 def _rcan(network: Any, state: State) -> Converted:
@@ -108,7 +110,7 @@ def _rcan(network: Any, state: State) -> Converted:
     _scale(state, r"body\.\d+\.residual_group\.\d+\.rcab\.2\.(weight|bias)", factor)
     _scale(state, r"body\.\d+\.residual_group\.\d+\.rcab\.3\.attention\.1\.weight", 1 / factor)
     converted = to_original_rcan(state, img_range=network.img_range, rgb_mean=network.mean.flatten().tolist())
-    return Converted(converted, {"res_scale": 1.0})
+    return Converted(converted, {"res_scale": 1.0, **_range_of(converted)})
 
 
 def _swinir(network: Any, state: State) -> Converted:
@@ -119,9 +121,16 @@ def _swinir(network: Any, state: State) -> Converted:
     return Converted(state, {"img_range": assumed})
 
 
+def _range_of(converted: State) -> dict[str, Any]:
+    """The range and mean colour that are read back from these weights; equal in effect to the network's own."""
+    found = recognise(converted)
+    return {key: found.options[key] for key in ("img_range", "rgb_mean")} if found is not None else {}
+
+
 def _res_scale(network: nn.Module) -> float:
     """The factor on all residual branches: the blocks have it, the network does not."""
-    return next((float(module.res_scale) for module in network.modules() if hasattr(module, "res_scale")), 1.0)
+    found = (getattr(module, "res_scale", None) for module in network.modules())
+    return next((float(value) for value in found if isinstance(value, (int, float))), 1.0)
 
 
 def _scale(state: State, pattern: str, factor: float) -> None:

@@ -69,7 +69,7 @@ class AnySize(Named):
         network.resolution = (0, 0)  # no image has this size, so no mask is taken from the buffers
         for module in network.modules():
             if isinstance(getattr(module, "attn_mask", None), Tensor):
-                module.attn_mask = None
+                module.register_buffer("attn_mask", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) in [0, 1] to (B, C, sH, sW)."""
@@ -98,13 +98,8 @@ def traceable(network: nn.Module, precision: Precision) -> nn.Module:
     image itself would otherwise be rounded to 11 bits.
 
     Raises:
-        CheckpointError: the network works at one size only.
+        CheckpointError: the network is too small to have an inside.
     """
-    if getattr(network, "absolute_pos_embed", None) is not None:
-        raise CheckpointError(
-            "a SwinIR with ape (absolute position embedding) works at one size only, so it is not exported;"
-            " train with ape: false"
-        )
     network = copy.deepcopy(network).eval()
     if precision == "fp16":
         _halve_inside(network)

@@ -17,7 +17,7 @@ from basicsr.utils.errors import CheckpointError
 SIZES = ((1, 24, 24), (2, 17, 31), (1, 64, 40), (1, 33, 80), (1, 48, 48), (1, 5, 7))
 
 # Largest difference between values in [0, 1]. Of fp16: half a step of 8 bits, so that no rounded pixel is off by
-# more than one; it is what a trained network may need, measured are about a tenth (see docs/shipping.md).
+# more than one step; we measured up to two thirds of that (docs/shipping.md).
 TOLERANCES = {"float32": 1e-4, "fp16": 0.5 / 255}
 
 
@@ -116,7 +116,9 @@ def require(checks: Sequence[Check], path: Path) -> None:
     """Raises CheckpointError, naming the worst, unless all checks passed."""
     failed = [check for check in checks if not check.passed]
     if failed:
-        worst = max(failed, key=lambda check: float("inf") if check.difference != check.difference else check.difference)
+        worst = max(
+            failed, key=lambda check: float("inf") if check.difference != check.difference else check.difference
+        )
         raise CheckpointError(
             f"{path.name} was not written: {worst.kind} differs from PyTorch by {worst.difference:.2g} at"
             f" {_size(worst.shape)}, allowed is {worst.tolerance:.2g}"
@@ -130,7 +132,9 @@ def table(checks: Sequence[Check]) -> str:
         rows.append((check.kind, _size(check.shape), f"{check.difference:.1e}", f"{check.tolerance:.1e}"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )
 

@@ -163,10 +163,11 @@ class Runner:
                 if not gathered[0].sums or settling.is_over():
                     return
                 cores, means = done, [total.means() for total in gathered]
-        self._report(
-            f"{self._name} averages over the whole image, and after {_MOST_PASSES} passes its output still changed by"
-            f" {settling.change:.1g}: use larger tiles"
-        )
+        if settling.change > max(_ALLOWED_DIFFERENCE, settling.tolerance):
+            self._report(
+                f"{self._name} averages over the whole image, and after {_MOST_PASSES} passes its output still changed"
+                f" by {settling.change:.1g}: use larger tiles"
+            )
 
     def _each(
         self, lq: Tensor, cores: Iterable[Region], means: Sequence[list[Tensor] | None]
@@ -258,12 +259,13 @@ class _Settling:
     """Whether passes over an image still change what they make; seen on some of its pixels.
 
     Attributes:
+        tolerance: how far from what further passes would make a pass may be to be the last.
         change: by how much the last pass changed it; infinite after the first one.
     """
 
     def __init__(self, tolerance: float) -> None:
         self.change = math.inf
-        self._tolerance = tolerance
+        self.tolerance = tolerance
         self._samples: dict[Region, Tensor] = {}
         self._moved: list[float] = []
 
@@ -281,7 +283,7 @@ class _Settling:
             return False
         # The next change is as much smaller than this one as this one is than the one before.
         rate = 1.0 if math.isinf(before) or self.change > before else self.change / max(before, 1e-12)
-        return self.change * rate <= self._tolerance
+        return self.change * rate <= self.tolerance
 
 
 @contextmanager

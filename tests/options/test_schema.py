@@ -37,9 +37,9 @@ def test_schema_knows_every_top_level_key(schema):
 
 
 def test_schema_knows_every_network_and_loss_and_their_arguments(schema):
-    for kind, registry in (("network", ARCH_REGISTRY), ("loss", LOSS_REGISTRY)):
+    for kind, registry, more in (("network", ARCH_REGISTRY, ["auto"]), ("loss", LOSS_REGISTRY, [])):
         names = schema["$defs"][kind]["properties"]["type"]["enum"]
-        assert names == [name.removesuffix("_basicsr") for name in registry.names()]
+        assert names == [name.removesuffix("_basicsr") for name in registry.names()] + more
     cases = {case["if"]["properties"]["type"]["const"]: case["then"] for case in schema["$defs"]["network"]["allOf"]}
     edsr = cases["EDSR"]
     assert edsr["additionalProperties"] is False

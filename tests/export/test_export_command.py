@@ -1,0 +1,43 @@
+"""scripts/export.py as a user runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from support.students import save_student, student
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export.py"
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_the_command_says_what_it_took_checked_and_wrote(tmp_path):
+    network, block = student("EDSR", 4)
+    source = save_student(tmp_path / "net.pth", network, block, params_ema=network.state_dict())
+    done = command("--model", source, "--output", tmp_path / "out", "--layout", "spandrel")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{source}: EDSR x4, 0.01 M parameters, weights: params_ema"
+    assert lines[1].split() == ["checked", "against", "PyTorch", "input", "max.", "difference", "allowed"]
+    assert sum("onnx (onnxruntime)" in line and "1.0e-04" in line for line in lines) == 6
+    assert [line.split()[1] for line in lines if line.startswith("wrote")] == [
+        str(tmp_path / "out" / f"distilled_x4{ending}") for ending in (".safetensors", ".onnx", ".pt2")
+    ]
+    assert lines[-1].startswith("note: spandrel 0.4.2 has no EDSR")
+    assert done.stderr.splitlines() == [
+        f"{kind}: writing and checking" for kind in ("safetensors", "onnx", "torch-export")
+    ]
+
+
+def test_a_file_that_is_no_network_ends_with_one_line(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"weight": torch.zeros(3)}, path)
+    done = command("--model", path, "--output", tmp_path / "out")
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1 and "holds no network that is recognised" in done.stderr
+    assert not (tmp_path / "out").exists()

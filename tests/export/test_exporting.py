@@ -1,0 +1,310 @@
+"""Exported students against PyTorch, by runtimes that know nothing of our code's checks."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors import safe_open
+from support.students import TRAINING, save_student, student
+
+from basicsr.archs.pretrained import load_pretrained
+from basicsr.export import exporting, onnx_file
+from basicsr.export.exporting import ENDINGS, Exported, export, load_student
+from basicsr.export.verification import TOLERANCES
+from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
+from basicsr.utils.safe_files import sha256_of
+
+ARCHITECTURES = ("EDSR", "RCAN", "SwinIR")
+STUDENTS = [(architecture, scale) for architecture in ARCHITECTURES for scale in (2, 3, 4)]
+# None of them among the sizes that the export itself tries; 8 and 40 are multiples of the window, 48 is img_size.
+SIZES = ((1, 8, 40), (3, 19, 23), (2, 48, 49), (1, 41, 9))
+
+
+@dataclass
+class Made:
+    network: torch.nn.Module
+    block: dict[str, Any]
+    source: Path
+    exported: Exported
+
+    @property
+    def file(self) -> dict[str, Path]:
+        return {path.suffix: path for path in self.exported.files}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A function that exports a student once to all formats."""
+    kept: dict[tuple[Any, ...], Made] = {}
+
+    def make(architecture: str, scale: int, precision: str = "float32") -> Made:
+        key = (architecture, scale, precision)
+        if key not in kept:
+            folder = tmp_path_factory.mktemp(f"{architecture}{scale}")
+            network, block = student(architecture, scale)
+            source = save_student(folder / "net_g_latest.pth", network, block)
+            kept[key] = Made(network, block, source, export(load_student(source), folder / "out", precision=precision))
+        return kept[key]
+
+    return make
+
+
+def images(sizes=SIZES, channels: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.rand(batch, channels, height, width, generator=generator) for batch, height, width in sizes]
+
+
+def output_of(network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return network(image)
+
+
+def onnx_output(path: Path, image: torch.Tensor) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["output"], {"input": image.numpy()})[0])
+
+
+@pytest.mark.parametrize(("architecture", "scale"), STUDENTS)
+def test_onnxruntime_gives_pytorchs_outputs_at_other_sizes(made, architecture, scale):
+    result = made(architecture, scale)
+    for image in images((*SIZES, (1, 1, 1), (1, 3, 10))):
+        expected = output_of(result.network, image)
+        assert expected.shape[-1] == scale * image.shape[-1]
+        torch.testing.assert_close(onnx_output(result.file[".onnx"], image), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("architecture", "scale"), STUDENTS)
+def test_torch_export_gives_pytorchs_outputs_at_other_sizes(made, architecture, scale):
+    result = made(architecture, scale)
+    program = torch.export.load(result.file[".pt2"]).module()
+    for image in images():
+        if architecture != "SwinIR" or min(image.shape[-2:]) >= 9:
+            torch.testing.assert_close(program(image), output_of(result.network, image), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("architecture", "scale"), STUDENTS)
+def test_safetensors_load_back_with_the_same_outputs_and_options(made, architecture, scale):
+    result = made(architecture, scale)
+    loaded = load_pretrained(result.file[".safetensors"])
+    for image in images():
+        assert torch.equal(output_of(loaded.network, image), output_of(result.network, image))
+    assert (loaded.architecture, loaded.layout, loaded.scale) == (architecture, "ours", scale)
+    assert loaded.block == result.block
+    assert loaded.metadata["training"] == TRAINING
+    assert loaded.remark is None
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fp16_stays_within_half_a_step_of_8_bits(made, architecture):
+    result = made(architecture, 2, "fp16")
+    program = torch.export.load(result.file[".pt2"]).module()
+    loaded = load_pretrained(result.file[".safetensors"]).network
+    image = images(((2, 19, 23),))[0]
+    expected = output_of(result.network, image)
+    for output in (onnx_output(result.file[".onnx"], image), program(image), output_of(loaded, image)):
+        assert output.dtype == torch.float32
+        difference = (output - expected).abs().max().item()
+        assert 0 < difference <= TOLERANCES["fp16"] == 1 / 510
+    for path in result.exported.files[:2]:
+        whole = made(architecture, 2).file[path.suffix].stat().st_size
+        assert path.stem == "distilled_x2_fp16" and path.stat().st_size < 0.75 * whole
+
+
+def test_onnx_file_says_what_it_is_and_nothing_of_this_machine(made):
+    result = made("RCAN", 3)
+    model = onnx.load(result.file[".onnx"])
+    onnx.checker.check_model(model, full_check=True)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert properties["architecture"] == "RCAN" and properties["scale"] == "3"
+    assert properties["channels"] == "3" and properties["colour_order"] == "RGB" and "[0, 1]" in properties["range"]
+    assert json.loads(properties["network"]) == {**result.block, "scale": 3}
+    assert json.loads(properties["training"]) == TRAINING
+    assert json.loads(properties["source"]) == {
+        "file": "net_g_latest.pth",
+        "weights": "params",
+        "sha256": sha256_of(result.source),
+    }
+    assert [(entry.domain, entry.version) for entry in model.opset_import if entry.domain == ""] == [("", 18)]
+    shapes = [
+        [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input
+    ]
+    assert shapes == [["batch", 3, "height", "width"]]
+    output = [dim.dim_param or dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim]
+    assert output == ["batch", 3, "3*height", "3*width"]
+    assert str(Path(__file__).resolve().parents[2]).encode() not in result.file[".onnx"].read_bytes()
+
+
+def test_safetensors_header_and_pt2_file_say_the_same_as_onnx(made):
+    result = made("EDSR", 2)
+    with safe_open(result.file[".safetensors"], framework="pt") as file:
+        header = file.metadata()
+    properties = {entry.key: entry.value for entry in onnx.load(result.file[".onnx"]).metadata_props}
+    assert {key: value for key, value in header.items() if key != "format"} == properties
+    extra = {"metadata.json": ""}
+    torch.export.load(result.file[".pt2"], extra_files=extra)
+    assert json.loads(extra["metadata.json"]) == properties
+    assert re.fullmatch(r"mcadkd \S+, PyTorch \S+", properties["framework"])
+
+
+def test_files_are_readable_by_all_and_no_others_are_left(made):
+    files = made("EDSR", 2).exported.files
+    assert sorted(path.name for path in files[0].parent.iterdir()) == sorted(path.name for path in files)
+    assert len({stat.S_IMODE(path.stat().st_mode) for path in files}) == 1
+    assert [path.suffix for path in files] == list(ENDINGS.values())
+
+
+def test_newer_opsets_are_written_too(tmp_path):
+    network, block = student("EDSR", 2)
+    source = save_student(tmp_path / "net.pth", network, block)
+    exported = export(load_student(source), tmp_path, formats=["onnx"], opset=20, name="newer")
+    assert exported.files == (tmp_path / "newer.onnx",)
+    assert next(entry.version for entry in onnx.load(exported.files[0]).opset_import if not entry.domain) == 20
+
+
+def test_gray_students_are_exported(tmp_path):
+    network, block = student("EDSR", 2, num_in_ch=1, num_out_ch=1, rgb_mean=[0.5])
+    exported = export(load_student(save_student(tmp_path / "net.pth", network, block)), tmp_path)
+    image = images(((1, 9, 12),), channels=1)[0]
+    onnx_path = next(path for path in exported.files if path.suffix == ".onnx")
+    torch.testing.assert_close(onnx_output(onnx_path, image), output_of(network, image), rtol=0, atol=1e-5)
+    assert {entry.key: entry.value for entry in onnx.load(onnx_path).metadata_props}["colour_order"] == "gray"
+
+
+def test_averaged_weights_are_taken_unless_others_are_named(tmp_path):
+    network, block = student("EDSR", 2)
+    averaged, _ = student("EDSR", 2, seed=1)
+    source = save_student(tmp_path / "net.pth", network, block, params_ema=averaged.state_dict())
+    image = images(((1, 9, 12),))[0]
+    for key, wanted in ((None, averaged), ("params_ema", averaged), ("params", network)):
+        loaded = load_student(source, param_key=key)
+        assert loaded.weights == (key or "params_ema")
+        assert json.loads(loaded.metadata("float32")["source"])["weights"] == loaded.weights
+        path = export(loaded, tmp_path, formats=["safetensors"]).files[0]
+        assert torch.equal(output_of(load_pretrained(path).network, image), output_of(wanted, image))
+    with pytest.raises(CheckpointError, match=r"--param_key emma: .* has no such weights, it has params, params_ema"):
+        load_student(source, param_key="emma")
+
+
+def test_an_exported_file_can_be_exported_again(made, tmp_path):
+    first = made("SwinIR", 2).file[".safetensors"]
+    again = export(load_student(first), tmp_path, formats=["safetensors"]).files[0]
+    with safe_open(first, framework="pt") as one, safe_open(again, framework="pt") as two:
+        assert all(torch.equal(one.get_tensor(key), two.get_tensor(key)) for key in one.keys())  # noqa: SIM118
+        assert one.metadata()["training"] == two.metadata()["training"]
+
+
+def damage(path: Path) -> None:
+    """Changes one weight of an ONNX file by a thousandth of its layer's largest."""
+    model = onnx.load(path)
+    tensor = next(entry for entry in model.graph.initializer if entry.name.endswith("conv_last.bias"))
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0] += 0.001 * 255
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+
+
+def test_a_file_that_differs_is_not_left_behind(tmp_path, monkeypatch):
+    network, block = student("EDSR", 2)
+    loaded = load_student(save_student(tmp_path / "net.pth", network, block))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "distilled_x2.onnx").write_text("an earlier one")
+    write = onnx_file.write_onnx
+
+    def write_and_damage(program, path, **options):
+        write(program, path, **options)
+        damage(path)
+
+    monkeypatch.setattr(exporting.onnx_file, "write_onnx", write_and_damage)
+    with pytest.raises(CheckpointError, match=r"distilled_x2.onnx was not written: .* by 0.001 at .*allowed is 0.0001"):
+        export(loaded, folder)
+    # The safetensors file was right, but files of one export belong together.
+    assert [path.name for path in folder.iterdir()] == ["distilled_x2.onnx"]
+    assert (folder / "distilled_x2.onnx").read_text() == "an earlier one"
+
+
+def test_fp16_that_overflows_is_refused(tmp_path):
+    network, block = student("EDSR", 2)
+    with torch.no_grad():
+        network.conv_first.weight *= 4000
+        network.conv_last.weight /= 4000
+    loaded = load_student(save_student(tmp_path / "net.pth", network, block))
+    export(loaded, tmp_path / "whole", formats=["torch-export"])
+    with pytest.raises(CheckpointError, match=r"was not written: torch-export differs from PyTorch by (nan|inf) at"):
+        export(loaded, tmp_path / "half", formats=["torch-export"], precision="fp16")
+    assert list((tmp_path / "half").iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    network, block = student("RCAN", 2)
+    with torch.no_grad():
+        network.conv_last.bias[1] = float("nan")
+    loaded = load_student(save_student(tmp_path / "net.pth", network, block))
+    with pytest.raises(CheckpointError, match="own outputs are not finite"):
+        export(loaded, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_swinir_for_one_size_is_refused(tmp_path):
+    network, block = student("SwinIR", 2, ape=True, img_size=16)
+    with pytest.raises(CheckpointError, match="works at one size only"):
+        load_student(save_student(tmp_path / "net.pth", network, block))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": ["onnx", "coreml"]}, "--formats coreml is not supported: give some of safetensors, onnx, torch-e"),
+        ({"formats": []}, "--formats nothing"),
+        ({"opset": 17}, "--opset 17 is not supported: give 18 to 23"),
+        ({"name": "../other"}, "--name '../other'"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_made(made, tmp_path, options, message):
+    with pytest.raises(OptionsError, match=re.escape(message)):
+        export(load_student(made("EDSR", 2).source), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_packages_are_named(made, tmp_path, monkeypatch):
+    for name in ("onnxscript", "onnxruntime"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)  # what Python does to hide a module
+    with pytest.raises(MachineError, match=r"needs onnxscript, onnxruntime, .*pip install -e '.\[export\]'"):
+        export(load_student(made("EDSR", 2).source), tmp_path / "out")
+    export(load_student(made("EDSR", 2).source), tmp_path / "out", formats=["safetensors"])
+
+
+def test_a_network_of_spandrels_own_is_refused(tmp_path):
+    from basicsr.utils.torchvision_import import import_torchvision
+
+    import_torchvision()
+    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+
+    path = tmp_path / "compact.pth"
+    torch.save(SRVGGNetCompact(num_feat=8, num_conv=2, upscale=2).state_dict(), path)
+    with pytest.raises(CheckpointError, match="is Compact, spandrel's own network"):
+        load_student(path)
+
+
+def test_a_folder_that_cannot_be_made_is_told(made, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(CheckpointError, match="there is a file of this name"):
+        export(load_student(made("EDSR", 2).source), tmp_path / "taken")
+
+
+def test_checks_cover_odd_sizes_and_all_formats(made):
+    checks = made("SwinIR", 2).exported.checks
+    assert {check.kind for check in checks} == {"safetensors", "onnx (onnxruntime)", "torch-export"}
+    shapes = {check.shape for check in checks if check.kind.startswith("onnx")}
+    assert {(1, 3, 24, 24), (2, 3, 17, 31), (1, 3, 64, 40), (1, 3, 33, 80)} <= shapes
+    assert all(np.isfinite(check.difference) and check.passed for check in checks)
