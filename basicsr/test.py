@@ -22,7 +22,7 @@ from basicsr.archs.pretrained import network_for
 from basicsr.data import build_eval_dataset
 from basicsr.engine import experiment
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, distributed
+from basicsr.engine.distributed import Launcher, Place, any_rank, distributed
 from basicsr.engine.stop import Interrupted, StopRequest
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate
@@ -38,6 +38,7 @@ from basicsr.utils.options import load_test_options, parse_arguments
 from basicsr.utils.options_schema import Options
 
 _TIMING_SECONDS = 5.0
+_INTERRUPTED = "interrupted: the results are incomplete; start again"
 
 
 def test_pipeline(
@@ -67,14 +68,19 @@ def test_pipeline(
     loaded = load_test_options(source, overrides=force_yml, root=Path(root))
     first = loaded[0]
     params = first.dist_params
-    with StopRequest() as stop, distributed(launcher, first.num_gpu, params.backend, params.port) as place:
+    with distributed(launcher, first.num_gpu, params.backend, params.port) as place:
+        stop = StopRequest()
         scales = [_Scale(options, place, stop, several=len(loaded) > 1) for options in loaded]
         prepare_metrics(first.val.metrics, place.device)
         experiment.prepare_results(first, place)
         with experiment.open_log(first.results_folder, "test", first.name, place) as logger:
+            with stop:  # a signal ends the evaluation on all ranks together, between images
+                measured = tuple(scale.run() for scale in scales)
+                if any_rank([bool(stop)], place.device)[0]:
+                    raise Interrupted(_INTERRUPTED)
             results = Results(
                 name=first.name,
-                scales=tuple(scale.run() for scale in scales),
+                scales=measured,
                 device=device_name(place.device),
                 input_shape=first.report.input,
                 better={name: better_direction(block) for name, block in first.val.metrics.items()},
@@ -149,7 +155,7 @@ class _Scale:
             ),
         )
         if evaluation is None:
-            raise Interrupted("interrupted: the results are incomplete; start again")
+            raise Interrupted(_INTERRUPTED)
         return evaluation
 
     def _saved(self, names: Mapping[str, Sequence[str]]) -> SavedPictures:

@@ -29,7 +29,7 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
         The key of each mistake and what is wrong there.
     """
     checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _crops, _best, _rows]
-    checks += [_model, _losses, _adversary, _schedule, _training_data] if options.is_train else [_testing]
+    checks += [_model, _losses, _adversary, _schedule, _training_data] if options.is_train else [_testing, _regions]
     findings = [finding for check in checks for finding in check(options)]
     if model_type == "SRGANModel" and options.is_train and options.train and options.train.adversarial is None:
         findings.append((("train", "adversarial_opt"), "model_type SRGANModel needs it (or gan_opt, BasicSR's name)"))
@@ -288,6 +288,16 @@ def _training_data(options: Options) -> Iterator[Finding]:
             ("val", "metrics"),
             f"is required, as there is datasets.{name}: what to measure (or save_img: true)",
         )
+
+
+def _regions(options: Options) -> Iterator[Finding]:
+    names = [dataset.name for dataset in options.datasets_of("val", "test").values()]
+    for number, region in enumerate(options.report.regions):
+        if region.dataset not in names:
+            yield (
+                ("report", "regions", str(number), "dataset"),
+                f"no dataset is named {region.dataset!r}; there are: {_listed(names)}",
+            )
 
 
 def _testing(options: Options) -> Iterator[Finding]:

@@ -67,6 +67,16 @@ def test_what_is_missing_is_left_out_and_named(benchmarks):
     assert "there is no folder" in three.skipped[0] and "there is no file" in three.skipped[1]
 
 
+def test_a_region_must_be_of_a_dataset_of_the_options_even_of_one_that_is_not_there(benchmarks):
+    def load(dataset):
+        region = {"dataset": dataset, "image": "a", "x": 0, "y": 0}
+        return load_test_options({**benchmarks, "report": {"regions": [region]}})
+
+    assert load("first") and load("second")
+    with pytest.raises(OptionsError, match=r"report\.regions\.0\.dataset: no dataset is named 'Set55'; there are: "):
+        load("Set55")
+
+
 def test_without_skip_missing_everything_missing_is_a_mistake(benchmarks):
     with pytest.raises(OptionsError) as caught:
         load_test_options({**benchmarks, "skip_missing": False})
