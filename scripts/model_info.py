@@ -27,12 +27,20 @@ from basicsr.archs.pretrained import load_pretrained
 from basicsr.engine.command import run_command
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.options import load_options
+from basicsr.utils.options import load_options, load_test_options
 from basicsr.utils.options_components import is_auto
 from basicsr.utils.options_schema import Options
 from basicsr.utils.yaml_loader import load_yaml
 
 _LONGEST = 400
+
+
+def load_each_scale(path: str) -> list[tuple[str, Options]]:
+    """The options; of a test at several scales those of each, with a prefix such as 'x2 ' for its networks' names."""
+    if "train" in load_yaml(path).data():
+        return [("", load_options(path, training=True, paths=False))]
+    loaded = load_test_options(path, paths=False)
+    return [(f"x{options.scale} " if len(loaded) > 1 else "", options) for options in loaded]
 
 
 def networks_of(options: Options) -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
@@ -134,12 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.model is not None:
         print(report(arguments.model, shape if arguments.input else None))
         return 0
-    training = "train" in load_yaml(arguments.opt).data()
-    options = load_options(arguments.opt, training=training, paths=False)
     rows: list[tuple[str, ...]] = [
         ("network", "type", "parameters (M)", f"multiply-adds (G) at {channels}x{height}x{width}")
     ]
-    rows += [describe(name, block, path, shape) for name, block, path in networks_of(options)]
+    for prefix, options in load_each_scale(arguments.opt):
+        rows += [describe(prefix + name, block, path, shape) for name, block, path in networks_of(options)]
     print(aligned(rows))
     return 0
 

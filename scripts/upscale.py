@@ -59,6 +59,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise OptionsError(f"--quality is for --format jpg and webp; {arguments.format} is lossless: leave it out")
     if arguments.quality is not None and not 1 <= arguments.quality <= 100:
         raise OptionsError(f"--quality {arguments.quality}: give a number from 1 to 100")
+    if not arguments.output:
+        raise OptionsError("--output '': give a folder for the results; . is the present one")
     if set(arguments.suffix) & set("/\\\0"):
         raise OptionsError(f"--suffix {arguments.suffix} leads into another folder; leave out the slashes")
     for name in ("tile", "tile_overlap"):
@@ -69,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
     """Loads the network; raises OptionsError where its scale is not that wanted, CheckpointError where it is no use."""
-    pretrained = load_pretrained(path, param_key=param_key)
+    pretrained = load_pretrained(path, param_key=param_key, only_this=True)
     if scale not in (None, pretrained.scale):
         raise OptionsError(
             f"--scale {scale}, but {path} is {pretrained.architecture} for x{pretrained.scale};"
@@ -79,6 +81,12 @@ def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
         raise CheckpointError(
             f"{path} is a network from {pretrained.in_channels} to {pretrained.out_channels} channels, allowed are 1 to"
             " 1 and 3 to 3; give another checkpoint"
+        )
+    if pretrained.only_size is not None:
+        height, width = pretrained.only_size
+        raise CheckpointError(
+            f"{path} takes images of {height}x{width} pixels only (it has an absolute position embedding);"
+            " give another checkpoint"
         )
     say(f"{path}: {pretrained.architecture} x{pretrained.scale} ({pretrained.layout})")
     if pretrained.remark:
@@ -168,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pretrained = load(arguments.model, arguments.scale, arguments.param_key)
     output = Path(arguments.output)
     suffix = arguments.suffix.replace("{scale}", str(pretrained.scale))
-    jobs, left_out = plan(sources, output, suffix=suffix, ending=f".{arguments.format}")
+    jobs, left_out = plan(sources, output, suffix=suffix, ending=f".{arguments.format}", scale=pretrained.scale)
     quality = arguments.quality or DEFAULT_QUALITY
     with tqdm(desc="tiles", unit="", position=1, leave=False, disable=None) as tiles:
         runner = build_runner(pretrained, arguments, tiles)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from basicsr.archs import build_network
-from basicsr.utils.errors import CheckpointError, OptionsError
+from basicsr.utils.errors import CheckpointError
 from basicsr.utils.layouts import Recognised, UnsupportedWeights, recognise
 from basicsr.utils.options_components import is_auto
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -29,13 +29,15 @@ class Pretrained:
     """A network with its weights, and what is known of it.
 
     Attributes:
-        network: in eval mode, float32, on the CPU; maps (B, C, H, W) in [0, 1] to (B, C, sH, sW), any H and W.
+        network: in eval mode, float32, on the CPU; maps (B, C, H, W) in [0, 1] to (B, C, sH, sW), any H and W but where
+            `only_size` says otherwise.
         block: options from which `build_network` builds it; None where it is spandrel's own module.
         architecture: 'EDSR', 'RCAN', 'SwinIR'..., or spandrel's name for it.
         layout: whose keys the file has: 'ours', 'BasicSR', 'EDSR-PyTorch', "RCAN's original", 'spandrel'...
         scale: factor of enlargement.
         in_channels: colours of the input.
         out_channels: colours of the output.
+        weights: the name under which the weights lie in the file, such as 'params_ema'; None at its top.
         metadata: `training` as our training writes it, and what a safetensors header says; {} if nothing.
         remark: what was taken for granted, in one line, or None.
     """
@@ -47,11 +49,20 @@ class Pretrained:
     scale: int
     in_channels: int
     out_channels: int
+    weights: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     remark: str | None = None
 
+    @property
+    def only_size(self) -> tuple[int, int] | None:
+        """The one height and width that a SwinIR with an absolute position embedding takes; None for all others."""
+        embedded = getattr(self.network, "absolute_pos_embed", None) is not None
+        return getattr(self.network, "resolution", None) if embedded else None
 
-def load_pretrained(path: str | os.PathLike[str], *, param_key: str | None = None) -> Pretrained:
+
+def load_pretrained(
+    path: str | os.PathLike[str], *, param_key: str | None = None, only_this: bool = False
+) -> Pretrained:
     """Builds and loads the network that a file holds, recognised from the file alone.
 
     In this order: by the options that our training writes beside the weights; by the keys and shapes of our own
@@ -60,11 +71,12 @@ def load_pretrained(path: str | os.PathLike[str], *, param_key: str | None = Non
     Args:
         path: file of torch.save or safetensors.
         param_key: which of several state dicts to take; None prefers `params_ema`, then `params`.
+        only_this: refuse a file without `param_key` instead of taking others of its weights.
 
     Raises:
         CheckpointError: the file cannot be read, or holds no network that is recognised.
     """
-    search = _Search(path, read_weights(path, param_key))
+    search = _Search(path, read_weights(path, param_key, only_this=only_this))
     pretrained = search.by_options() or search.by_shapes() or search.by_spandrel()
     if pretrained is None:
         raise CheckpointError(search.failure())
@@ -175,6 +187,7 @@ class _Search:
                 scale=scale,
                 in_channels=network.in_channels,
                 out_channels=network.out_channels,
+                weights=self._file.key,
                 metadata=self._file.metadata,
                 remark=self._with_doubts(remark),
             )
@@ -200,8 +213,8 @@ class _Search:
         try:
             network = build_network(block)
             load_state(network, self._file.state, self._path)
-        except (OptionsError, CheckpointError) as error:
-            self._reasons.append(str(error).splitlines()[0])
+        except Exception as error:  # options of unknown origin; constructors stumble over them in any way
+            self._reasons.append((str(error) or type(error).__name__).splitlines()[0])
             return None
         in_channels, out_channels = _channels(network, {**(self._found.options if self._found else {}), **block})
         return Pretrained(
@@ -212,6 +225,7 @@ class _Search:
             scale=scale,
             in_channels=in_channels,
             out_channels=out_channels,
+            weights=self._file.key,
             metadata=self._file.metadata,
             remark=self._with_doubts(remark),
         )

@@ -106,6 +106,11 @@ class SwinIR(nn.Module):
         self.resolution = (height // patch_height, width // patch_width)
         self.window_size = min(window_size, *self.resolution)
         self.shift_size = window_size // 2 if self.window_size < min(self.resolution) else 0
+        if self.shift_size and any(side % self.window_size for side in self.resolution):
+            raise OptionsError(
+                f"img_size {img_size} is not a multiple of window_size {window_size}: change either; images may be of"
+                " any size all the same"
+            )
         self.img_range = img_range
         self.upsampler = upsampler or ""
         self.scale = upscale if upsampler else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -15,11 +16,17 @@ def run_command(main: Callable[[], int]) -> int:
     """Runs `main`; prints a user's mistake as a line without a traceback and returns the exit code.
 
     The codes are those of `basicsr.utils.errors`, 75 for a run that was asked to stop and has saved, 130 for Ctrl+C.
-    Other exceptions are bugs and keep their traceback.
+    Other exceptions are bugs and keep their traceback. Where the reader of the output has gone, as `head` does when it
+    has seen enough, the command ends quietly, as one that is killed by SIGPIPE.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may have letters that the terminal's encoding has not
+            stream.reconfigure(errors="backslashreplace")
     warn_of_published_package()
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()
+        return code
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         if rank == "0" or not isinstance(error, (OptionsError, Preempted)):  # what all ranks know, one says
@@ -29,6 +36,10 @@ def run_command(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)  # what is left to write goes nowhere
+        return 141
 
 
 def warn_of_published_package() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from basicsr.inference.pictures import PICTURE_SUFFIXES
+from basicsr.inference.picture_writing import FORMATS
+from basicsr.inference.pictures import PICTURE_SUFFIXES, PictureFile
 from basicsr.utils.errors import DataError
 from basicsr.utils.misc import scandir
 
@@ -39,6 +40,8 @@ class Job:
 def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Source]:
     """The pictures that files, folders and patterns (`*`, `?`, `[...]`, and `**` for any folders) name, each once.
 
+    Two ways to one file, by a link to a folder, are one.
+
     Files are taken as they are named; of folders and patterns, what ends in one of `PICTURE_SUFFIXES`.
 
     Args:
@@ -51,20 +54,22 @@ def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Sour
     sources: dict[str, Source] = {}
     for given in inputs:
         for source in _sources_of(given, recursive):
-            sources.setdefault(os.path.abspath(source.path), source)
+            sources.setdefault(_place(source.path), source)
     return list(sources.values())
 
 
-def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str) -> tuple[list[Job], int]:
+def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str, scale: int) -> tuple[list[Job], int]:
     """Says where each picture's result goes: below `output`, at the place it has below what was given.
 
-    A picture found in a folder that is another's result, left by an earlier run, is left out.
+    A picture found in a folder that is another's result in any format, left by an earlier run, is left out: it has the
+    result's name and its size.
 
     Args:
         sources: what `find_sources` found.
         output: folder of the results.
         suffix: put after each name, such as `_x2`.
         ending: of the results' names, such as `.png`.
+        scale: how many times as large the results are.
 
     Returns:
         The jobs, and how many pictures were left out.
@@ -77,8 +82,12 @@ def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str) -
         for source in sources
     }
     places = {path: (_place(path), _place(target)) for path, target in targets.items()}
-    results = {end for start, end in places.values() if end != start}
-    kept = [source for source in sources if source.named or places[source.path][0] not in results]
+    origins = {end.removesuffix(ending) + f".{kind}": path for path, (_, end) in places.items() for kind in FORMATS}
+    kept = []
+    for source in sources:
+        origin = None if source.named else origins.get(places[source.path][0], source.path)
+        if origin in (None, source.path) or not _is_enlarged(origin, source.path, scale):
+            kept.append(source)
     read = {places[source.path][0]: source.path for source in kept}
     written: dict[str, str] = {}
     for source in kept:
@@ -95,6 +104,15 @@ def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str) -
             )
         written[place] = source.path
     return [Job(source.path, targets[source.path]) for source in kept], len(sources) - len(kept)
+
+
+def _is_enlarged(small: str, large: str, scale: int) -> bool:
+    """Whether one picture is `scale` times as large as another, perhaps turned upright; not if either is damaged."""
+    try:
+        first, second = PictureFile(small), PictureFile(large)
+    except DataError:
+        return False
+    return sorted((first.height * scale, first.width * scale)) == sorted((second.height, second.width))
 
 
 def _sources_of(given: str, recursive: bool) -> Iterator[Source]:

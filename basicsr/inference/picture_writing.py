@@ -7,6 +7,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -46,12 +47,16 @@ def check_fits(name: str, output_format: Format, height: int, width: int, bits: 
 
 
 def suited(name: str, picture: Picture, output_format: Format) -> Picture:
-    """The picture as the format can hold it: without an alpha channel that is opaque everywhere, for JPEG.
+    """The picture as the format can hold it: for JPEG without an alpha channel that is opaque, nor too long EXIF data.
 
     Raises:
         DataError: it has transparency, which JPEG has not.
     """
-    if output_format != "jpg" or not picture.has_alpha:
+    if output_format != "jpg":
+        return picture
+    if len(exif_bytes(picture.exif)) > _LARGEST_JPEG_EXIF:
+        picture = replace(picture, exif={}, notes=(*picture.notes, "its EXIF data are too long for jpg: left out"))
+    if not picture.has_alpha:
         return picture
     if (picture.pixels[..., -1] < 255).any():
         raise DataError(f"{name} has transparent pixels, which jpg cannot hold; use --format png, webp or tif")
@@ -74,9 +79,7 @@ def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALI
     if output_format == "png" and picture.pixels.dtype == np.uint16:
         return b"".join(_encode_png_16(picture))
     options: dict[str, Any] = {"icc_profile": picture.icc, "dpi": picture.dpi}
-    exif = exif_bytes(picture.exif)
-    if exif and not (output_format == "jpg" and len(exif) > _LARGEST_JPEG_EXIF):
-        options["exif"] = exif
+    options["exif"] = exif_bytes(picture.exif) or None
     if output_format in ("jpg", "webp"):
         options["quality"] = quality
     if output_format == "jpg":

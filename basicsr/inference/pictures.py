@@ -7,9 +7,9 @@ transparency, 16 bits, colour profile, resolution and EXIF data are kept, and th
 from __future__ import annotations
 
 import io
-import math
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,10 +33,11 @@ _COLOUR_SPACES = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
 
 _ORIENTATION = 274
 _EXIF_IFD, _GPS_IFD, _INTEROP_IFD = 0x8769, 0x8825, 0xA005
+_RESOLUTION = (282, 283, 296)
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
 # The tags of EXIF's first directory that tell of the picture. Others tell how the pixels were stored in the old file.
 _DESCRIPTIVE = {
-    *(269, 270, 271, 272, _ORIENTATION, 282, 283, 285, 296, 305, 306, 315, 316),  # DocumentName to HostComputer
+    *(269, 270, 271, 272, _ORIENTATION, *_RESOLUTION, 285, 305, 306, 315, 316),  # DocumentName to HostComputer
     *(18246, 18249, 33432, *range(40091, 40096)),  # ratings, Copyright, Windows' titles and comments
 }
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANAR, _TIFF_EXTRA, _TIFF_SAMPLE = 258, 262, 284, 338, 339
@@ -116,7 +117,7 @@ class PictureFile:
         Raises:
             DataError: it is damaged, or its kind of pixels is none of those known.
         """
-        with _decoding(self._path):
+        with _decoding(self._path), _silent_decoders():
             notes = self._find_notes()
             exif, orientation = self._exif(notes)
             pixels = self._read_16_bits() if self.bits == 16 else self._read_8_bits(notes)
@@ -126,7 +127,10 @@ class PictureFile:
             icc = self._image.info.get("icc_profile") or b""
             if icc[16:20] != _COLOUR_SPACES[pixels.shape[2]] or self._image.mode == "CMYK":
                 icc = None
-            return Picture(np.ascontiguousarray(pixels), icc, exif, self._dpi(), tuple(notes))
+            dpi = self._dpi()
+            if dpi is None:
+                exif = {tag: value for tag, value in exif.items() if tag not in _RESOLUTION}
+            return Picture(np.ascontiguousarray(pixels), icc, exif, dpi, tuple(notes))
 
     def _find_bits(self) -> int:
         """Bits of each channel; checks that 16 bits are stored in a way that OpenCV reads rightly."""
@@ -187,8 +191,8 @@ class PictureFile:
     def _dpi(self) -> tuple[float, float] | None:
         with suppress(TypeError, ValueError, ZeroDivisionError):
             horizontal, vertical = (float(value) for value in self._image.info.get("dpi", ()))
-            # Pillow says 1 where a TIFF file says nothing.
-            if math.isfinite(horizontal + vertical) and min(horizontal, vertical) > 1:
+            # Pillow says 1 where a TIFF file says nothing; more than JPEG can say is no resolution.
+            if all(1 < value < 65536 for value in (horizontal, vertical)):
                 return horizontal, vertical
         return None
 
@@ -278,6 +282,27 @@ def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
         if converted is not None:
             return converted
     return image.convert("RGB")
+
+
+@contextmanager
+def _silent_decoders() -> Iterator[None]:
+    """Keeps OpenCV and libtiff from writing their own lines about damage to standard error; ours says it."""
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # standard error is closed
+        kept = None
+    try:
+        if kept is not None:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+        if kept is not None:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @contextmanager

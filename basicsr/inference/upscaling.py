@@ -14,7 +14,7 @@ from torch import Tensor
 from basicsr.inference.picture_paths import Job
 from basicsr.inference.picture_writing import Format, check_fits, encode, suited, write
 from basicsr.inference.pictures import Picture, PictureFile
-from basicsr.utils.errors import DataError
+from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.img_util import to_float32
 from basicsr.utils.misc import sizeof_fmt
 
@@ -94,13 +94,23 @@ def upscale_file(job: Job, upscaler: Upscaler, output_format: Format, quality: i
     try:
         picture = suited(job.source, file.read(), output_format)
         large = upscaler(picture)
-        content = encode(large, output_format, quality)
+        content = _encoded(job.source, large, output_format, quality)
     except MemoryError as error:
         raise DataError(
             f"{job.source}: there is not enough memory for {width}x{height} pixels; cut it into parts"
         ) from error
     write(content, job.target)
     return picture.size, large.size, picture.notes
+
+
+def _encoded(name: str, picture: Picture, output_format: Format, quality: int) -> bytes:
+    try:
+        return encode(picture, output_format, quality)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # what a picture carries, encoders may refuse in any way; the next one has other things
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{name} cannot be written as {output_format} ({reason}); try another --format") from error
 
 
 def fill_hidden(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,16 +65,18 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; check the path")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickle protocols; what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = "it is damaged or no checkpoint"
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             reason = "it holds Python objects other than tensors, which could run code; ask for a plain state dict"
         raise CheckpointError(f"checkpoint {path} was not loaded: {reason}") from error
     except Exception as error:  # a damaged pickle makes the unpickler fail in any way
-        raise CheckpointError(
-            f"checkpoint {path} was not loaded: it is damaged or no checkpoint ({_first(error)})"
-        ) from error
+        # PyTorch's advice to load without `weights_only` is not passed on: it would run the file's code.
+        reason = "" if "weights_only" in str(error) else f" ({_first(error)})"
+        raise CheckpointError(f"checkpoint {path} was not loaded: it is damaged or no checkpoint{reason}") from error
 
 
 def _first(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import zipfile
@@ -30,24 +31,27 @@ class WeightFile:
 
     Attributes:
         state: the weights by key, without DataParallel's and torch.compile's prefixes.
+        key: the name under which the weights lie in the file; None at its top.
         network: the options of the network, if the file says so; data of unknown origin.
         metadata: `training` as our training writes it, and what a safetensors header says.
         remark: which weights were taken, where others than asked for; else None.
     """
 
     state: dict[str, Tensor]
+    key: str | None = None
     network: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     remark: str | None = None
 
 
-def read_weights(path: str | os.PathLike[str], param_key: str | None = None) -> WeightFile:
+def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, only_this: bool = False) -> WeightFile:
     """Reads a file written by torch.save or by safetensors; runs no code from it.
 
     Args:
         path: the file.
         param_key: which of several state dicts to take. Another is taken where it is absent, and a file without any is
             read as the state dict itself. None prefers `params_ema`, then `params`.
+        only_this: refuse a file without `param_key`.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or holds no weights.
@@ -59,7 +63,11 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None) -> 
         content, header = load_tensors(path), {}
     if not isinstance(content, Mapping):
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a state dict")
-    tensors, remark = _select(content, param_key, path)
+    if only_this and param_key is not None and not _holds_tensors(content.get(param_key)):
+        held = ", ".join(str(key) for key, value in content.items() if _holds_tensors(value))
+        there = f"it has {held}; give one of these" if held else "it has one set without a name; ask for none"
+        raise CheckpointError(f"checkpoint {path} has no weights '{param_key}', {there}")
+    key, tensors, remark = _select(content, param_key, path)
     state = {_bare(str(key)): value for key, value in tensors.items() if isinstance(value, Tensor)}
     if not state:
         asked = f" under '{param_key}', a usual key" if param_key else " under a usual key"
@@ -69,7 +77,7 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None) -> 
     if isinstance(content.get("training"), Mapping):
         metadata["training"] = content["training"]
     metadata.pop("network", None)
-    return WeightFile(state, recorded if _is_options(recorded) else None, metadata, remark)
+    return WeightFile(state, key, recorded if _is_options(recorded) else None, metadata, remark)
 
 
 def inner_states(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -111,15 +119,19 @@ def _bare(key: str) -> str:
 
 def _select(
     content: Mapping[Any, Any], param_key: str | None, path: str | os.PathLike[str]
-) -> tuple[Mapping[Any, Any], str | None]:
+) -> tuple[str | None, Mapping[Any, Any], str | None]:
+    """Where the weights lie, the weights, and a remark: what lies under a usual key, perhaps one level deeper."""
     for key in (param_key, *_STATE_KEYS) if param_key else _STATE_KEYS:
         if _holds_tensors(content.get(key)):
             other = param_key is not None and key != param_key
-            return content[key], f"{path} has no '{param_key}': loaded '{key}'" if other else None
+            return key, content[key], f"{path} has no '{param_key}': loaded '{key}'" if other else None
     inside = [key for key, value in content.items() if _holds_tensors(value)]
     if len(inside) == 1 and not _holds_tensors(content):
-        return content[inside[0]], f"{path} has its weights under '{inside[0]}'"
-    return content, None
+        return inside[0], content[inside[0]], f"{path} has its weights under '{inside[0]}'"
+    for outer, key in itertools.product(_STATE_KEYS, _STATE_KEYS) if not inside else ():
+        if isinstance(content.get(outer), Mapping) and _holds_tensors(content[outer].get(key)):
+            return f"{outer}.{key}", content[outer][key], f"{path} has its weights under '{outer}', '{key}'"
+    return None, content, None
 
 
 def _holds_tensors(value: Any) -> bool:

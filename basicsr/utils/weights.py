@@ -157,6 +157,8 @@ def _refusal(
     if found is not None and own is not None and found.architecture == own.architecture:
         theirs, ours = _differences(found, own)
         summary = f"checkpoint {path} is for another {name}: it has {theirs}, the options say {ours}"
+        if not _hyperparameters(found, own):
+            summary = f"checkpoint {path} holds this {name}, but not exactly its weights"
         if found.scale != own.scale:
             summary = f"checkpoint {path} has the wrong scale: it is for x{found.scale}, the options say x{own.scale}"
             summary += f" ({theirs} instead of {ours})" if len(_hyperparameters(found, own)) > 1 else ""
@@ -178,7 +180,7 @@ def _differences(found: Recognised, own: Recognised) -> tuple[str, str]:
         ", ".join(described({key: given.options[key]}) or f"{key} {given.options[key]}" for key in differing)
         for given in (found, own)
     )
-    return theirs or "other weights", ours or "the same"
+    return theirs, ours
 
 
 def _table(misfits: list[_Misfit]) -> str:

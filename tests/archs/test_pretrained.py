@@ -225,6 +225,7 @@ WRAPPINGS = {
             "loss.vgg.0.weight": torch.zeros(4, 3, 3, 3),
         },
     },
+    "two names": lambda state: {"model": {"generator": state, "step": 7}},
     "two prefixes": lambda state: {"state_dict": {f"trainer.model.{key}": value for key, value in state.items()}},
 }
 
@@ -246,7 +247,29 @@ def test_averaged_weights_are_preferred_unless_others_are_asked_for(tmp_path):
     plain, averaged = build_network(EDSR).eval(), build_network(EDSR).eval()
     path = saved({"params": plain.state_dict(), "params_ema": averaged.state_dict()}, tmp_path)
     assert torch.equal(load_pretrained(path).network(image()), averaged(image()))
+    assert load_pretrained(path).weights == "params_ema"
     assert torch.equal(load_pretrained(path, param_key="params").network(image()), plain(image()))
+
+
+def test_weights_asked_for_by_name_are_not_replaced_by_others_where_only_they_are_wanted(tmp_path):
+    network = build_network(EDSR)
+    path = saved({"params": network.state_dict(), "network": EDSR, 3: "three"}, tmp_path)
+    assert load_pretrained(path, param_key="params", only_this=True).weights == "params"
+    assert load_pretrained(path, param_key="ema").weights == "params"
+    for name in ("ema", "network"):
+        with pytest.raises(CheckpointError, match=rf"has no weights '{name}', it has params; give one of these"):
+            load_pretrained(path, param_key=name, only_this=True)
+    flat = saved(network.state_dict(), tmp_path)
+    with pytest.raises(CheckpointError, match="has no weights 'params', it has one set without a name"):
+        load_pretrained(flat, param_key="params", only_this=True)
+    assert load_pretrained(flat).weights is None
+
+
+def test_a_dict_that_holds_itself_is_refused_in_one_line(tmp_path):
+    content: dict = {"step": 7}
+    content["model"] = content
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        load_pretrained(saved(content, tmp_path))
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -305,6 +328,10 @@ class TestOptionsBesideTheWeights:
             {**RCAN, "num_group": 10**9},
             {**SWINIR, "mlp_ratio": float("inf")},
             {**SWINIR, "img_size": 10**8},
+            {**SWINIR, "img_size": 16, "window_size": 7},
+            {**SWINIR, "img_size": -3},
+            {**EDSR, "res_scale": None},
+            {**EDSR, "num_in_ch": 0},
             {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 10**9},
             {"type": 3},
             {},

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from basicsr.engine.command import run_command
@@ -32,6 +36,30 @@ def test_each_kind_of_failure_has_a_line_and_a_code_of_its_own(capsys, monkeypat
     monkeypatch.delenv("RANK", raising=False)
     assert run_command(raising(error)) == code
     assert capsys.readouterr().err == line + "\n"
+
+
+def test_a_reader_that_has_gone_ends_the_command_quietly():
+    code = """
+import sys
+from basicsr.engine.command import run_command
+def main():
+    for number in range(100_000):
+        print(number)
+    return 0
+sys.exit(run_command(main))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"0\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 141
+
+
+def test_letters_that_the_terminal_has_not_are_escaped():
+    code = "from basicsr.engine.command import run_command; run_command(lambda: print('\u00e9t\u00e9 \u6570') or 0)"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"\xe9t\xe9 \\u6570\n", b"")
 
 
 def test_bugs_keep_their_traceback():

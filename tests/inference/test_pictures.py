@@ -444,7 +444,10 @@ class TestFormats:
 
     def test_exif_data_too_long_for_jpeg_are_left_out_rather_than_the_picture(self):
         picture = Picture(pixels(3), exif={0x8769: {0x927C: bytes(70_000)}})
-        assert not Image.open(io.BytesIO(encode(picture, "jpg"))).getexif()
+        fit = suited("a.png", picture, "jpg")
+        assert fit.notes == ("its EXIF data are too long for jpg: left out",)
+        assert not Image.open(io.BytesIO(encode(fit, "jpg"))).getexif()
+        assert suited("a.png", picture, "png") is picture
         assert len(Image.open(io.BytesIO(encode(picture, "png"))).getexif().get_ifd(0x8769)[0x927C]) == 70_000
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.networks import nearest_edsr
 
 from basicsr.inference.picture_paths import Job, find_sources, plan
@@ -106,6 +107,12 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(b"")
 
 
+def draw(folder: Path, sides: dict[str, int]) -> None:
+    for name, side in sides.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (side, 3 * side)).save(folder / name)
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -156,7 +163,7 @@ class TestSources:
 
 
 def planned(*inputs: str, output: str = "out", suffix: str = "_x2", **options) -> list[str]:
-    jobs, _ = plan(find_sources(inputs, **options), Path(output), suffix=suffix, ending=".png")
+    jobs, _ = plan(find_sources(inputs, **options), Path(output), suffix=suffix, ending=".png", scale=2)
     return [str(job.target) for job in jobs]
 
 
@@ -184,9 +191,28 @@ class TestPlan:
                 planned("p/a.png", "p/a_x2.png", output=output)
 
     def test_results_of_an_earlier_run_in_the_same_folder_are_left_out(self, here):
-        touch(here, "p/a.png", "p/a_x2.png", "p/a_x2_x2.png", "p/b.png", "p/out/b_x2.png")
-        jobs, left_out = plan(find_sources(["p"]), Path("p"), suffix="_x2", ending=".png")
+        draw(here, {"p/a.png": 10, "p/a_x2.png": 20, "p/a_x2_x2.png": 40, "p/b.png": 8, "p/out/b_x2.png": 16})
+        jobs, left_out = plan(find_sources(["p"]), Path("p"), suffix="_x2", ending=".png", scale=2)
         assert jobs == [Job("p/a.png", Path("p/a_x2.png")), Job("p/b.png", Path("p/b_x2.png"))]
         assert left_out == 2
-        jobs, left_out = plan(find_sources(["p"], recursive=True), Path("p/out"), suffix="_x2", ending=".png")
+        found = find_sources(["p"], recursive=True)
+        jobs, left_out = plan(found, Path("p/out"), suffix="_x2", ending=".png", scale=2)
         assert Path("p/out/out/b_x2_x2.png") not in [job.target for job in jobs]
+
+    def test_results_of_an_earlier_run_are_known_in_any_format(self, here):
+        draw(here, {"p/a.png": 10, "p/a_x2.png": 20, "p/b.png": 8, "p/b_x2.jpg": 16})
+        for ending in (".png", ".jpg", ".webp"):
+            jobs, left_out = plan(find_sources(["p"]), Path("p"), suffix="_x2", ending=ending, scale=2)
+            assert [job.source for job in jobs] == ["p/a.png", "p/b.png"]
+            assert left_out == 2
+
+    def test_a_picture_of_a_results_name_and_another_size_is_no_result(self, here):
+        draw(here, {"p/a.png": 10, "p/a_x2.png": 21})
+        with pytest.raises(DataError, match=r"the result of p/a\.png would overwrite p/a_x2\.png, which is to be read"):
+            planned("p", output="p")
+        assert planned("p") == ["out/a_x2.png", "out/a_x2_x2.png"]
+
+    def test_a_picture_is_done_once_whichever_way_leads_to_it(self, here):
+        touch(here, "p/a.png")
+        (here / "link").symlink_to("p")
+        assert planned("p", "link", "link/a.png", str(here / "p/a.png")) == ["out/a_x2.png"]

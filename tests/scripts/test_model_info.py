@@ -80,3 +80,12 @@ def test_networks_of_options_that_are_recognised_are_in_the_table(model_info, tm
     (tmp_path / "options.yml").write_text(yaml.safe_dump(options))
     code, lines = model_info("-opt", tmp_path / "options.yml", "--input", 3, 16, 16)
     assert code == 0 and [line.split()[:2] for line in lines[1:]] == [["published", "EDSR"]]
+
+
+def test_networks_of_a_test_at_several_scales_are_told_for_each(model_info):
+    root = Path(__file__).resolve().parents[2]
+    code, lines = model_info("-opt", root / "options/test/swinir.yml", "--input", 3, 8, 8)
+    assert code == 0
+    assert [line.split()[:3] for line in lines[1:]] == [
+        [f"x{scale}", name, "SwinIR"] for scale in (2, 3, 4) for name in ("teacher", "scratch", "mcadkd")
+    ]

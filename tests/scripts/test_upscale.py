@@ -16,9 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from support.networks import nearest_edsr, save_checkpoint
 
+from basicsr.archs import build_network
 from basicsr.engine.command import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +70,32 @@ def run(upscale, here, capsys):
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_decoders_print_nothing_of_their_own_about_damage(here):
+    picture = np.random.default_rng(0).integers(0, 65536, (40, 40, 3), dtype=np.uint16)
+    for name, array in (("deep.tif", picture), ("flat.tif", picture.astype(np.uint8))):
+        cv2.imwrite(str(here / "photos" / name), array, [cv2.IMWRITE_TIFF_COMPRESSION, 5])  # LZW
+        content = bytearray((here / "photos" / name).read_bytes())
+        content[600:900] = bytes(300)
+        (here / "photos" / name).write_bytes(content)
+    command = [sys.executable, SCRIPT, "--model", "x2.pth", "photos", "--output", "out", "--device", "cpu"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    lines = result.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error"] * len(lines)
+    assert 0 < len(lines) == 4 - len(files(here / "out"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_resolution_that_no_format_can_hold_is_left_out(run, here, dtype):
+    picture = noise(0).astype(dtype)
+    tifffile.imwrite(here / "huge.tif", picture, photometric="rgb", resolution=(4_000_000_000, 70_000))
+    for output_format in ("png", "tif", *(("jpg", "webp") if dtype is np.uint8 else ())):
+        code, lines, errors = run("huge.tif", "--format", output_format)
+        assert (code, lines[-1], errors) == (0, "1 upscaled, 0 failed", [])
+        result = Image.open(here / f"out/huge_x2.{output_format}")
+        assert (result.info.get("dpi") or (0,))[0] <= 72  # what readers say where a file says nothing
+        assert 282 not in result.getexif()
 
 
 def test_as_a_command_a_folder_is_upscaled_and_each_picture_said(here):
@@ -166,6 +194,7 @@ def test_broken_files_are_told_and_the_rest_is_done(run, here):
         (("photos", "--quality", "0", "--format", "jpg"), 2, "error: --quality 0: give a number from 1 to 100"),
         (("photos", "--suffix", "/x"), 2, "error: --suffix /x leads into another folder"),
         (("photos", "--tile", "-1"), 2, "error: --tile -1: give 0 or more"),
+        (("photos", "--param_key", "ema"), 4, "error: checkpoint x2.pth has no weights 'ema', it has params"),
     ],
 )
 def test_mistakes_are_told_in_one_line_before_anything_is_written(run, here, arguments, code, line):
@@ -184,7 +213,18 @@ def test_a_file_that_is_no_network_is_told_in_one_line(run, here):
         assert model in errors[0]
 
 
-def test_an_output_that_is_a_file_is_told_in_one_line(run, here):
+def test_a_network_for_one_size_is_refused(run, here):
+    block = {"type": "SwinIR", "upscale": 2, "img_size": 16, "window_size": 8, "depths": [1], "num_heads": [2]}
+    block |= {"embed_dim": 4, "upsampler": "pixelshuffledirect", "ape": True}
+    save_checkpoint(here / "ape.pth", build_network(block), block, 2)
+    code, _, errors = run("photos", model="ape.pth")
+    assert (code, len(errors)) == (4, 1)
+    assert errors[0].startswith("error: ape.pth takes images of 16x16 pixels only")
+
+
+def test_an_output_that_is_no_folder_is_told_in_one_line(run, here):
+    code, _, errors = run("photos", output="")
+    assert (code, errors) == (2, ["error: --output '': give a folder for the results; . is the present one"])
     (here / "out").write_text("a file")
     code, _, errors = run("photos")
     assert (code, len(errors)) == (3, 1)
