@@ -25,7 +25,8 @@ from basicsr.engine.command import run_command
 from basicsr.engine.distributed import Launcher, Place, any_rank, distributed
 from basicsr.engine.stop import Interrupted, StopRequest
 from basicsr.metrics import better_direction, prepare_metrics
-from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate
+from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate, image_names
+from basicsr.report.comparison import check_regions
 from basicsr.report.pictures import SavedPictures
 from basicsr.report.results import Results, Row, ScaleResults
 from basicsr.report.speed import device_name, measure_seconds
@@ -71,13 +72,13 @@ def test_pipeline(
     with distributed(launcher, first.num_gpu, params.backend, params.port) as place:
         stop = StopRequest()
         scales = [_Scale(options, place, stop, several=len(loaded) > 1) for options in loaded]
+        for scale in scales:
+            scale.check()
         prepare_metrics(first.val.metrics, place.device)
         experiment.prepare_results(first, place)
         with experiment.open_log(first.results_folder, "test", first.name, place) as logger:
             with stop:  # a signal ends the evaluation on all ranks together, between images
                 measured = tuple(scale.run() for scale in scales)
-                if any_rank([bool(stop)], place.device)[0]:
-                    raise Interrupted(_INTERRUPTED)
             results = Results(
                 name=first.name,
                 scales=measured,
@@ -104,6 +105,20 @@ class _Scale:
         self.folder = options.visualization_folder / (f"x{options.scale}" if several else "")
         self.pictures: SavedPictures | None = None
 
+    def check(self) -> None:
+        """Looks for what would otherwise be found after much of the work: names, regions, weights.
+
+        Raises:
+            UserError: two images have one name, a region is not in its image, or weights do not fit.
+        """
+        names = {name: listed for name, data in self.datasets.items() if (listed := image_names(data)) is not None}
+        regions = self.options.report.regions if self.options.val.save_img and self.options.report.plots else ()
+        check_regions(
+            [region for region in regions if region.dataset in names], self._saved(names), scale=self.options.scale
+        )
+        for _ in _networks(self.options) if self.datasets else ():
+            pass  # built, its weights loaded, and let go
+
     def run(self) -> ScaleResults:
         """Evaluates one network after the other; on several ranks all must call."""
         for line in self.options.skipped:
@@ -114,6 +129,8 @@ class _Scale:
                 self.logger.info(candidate.remark)
             candidate.network.to(self.place.device)
             rows.append(self._row(candidate))
+            if any_rank([bool(self.stop)], self.place.device)[0]:  # others wait here while one measures the speed
+                raise Interrupted(_INTERRUPTED)
         if rows and self.options.val.save_img:
             names = {dataset: evaluation.images for dataset, evaluation in rows[0].evaluations.items()}
             self.pictures = self._saved(names)
@@ -183,7 +200,8 @@ class _Candidate:
 
 def _networks(options: Options) -> Iterator[_Candidate]:
     if not options.networks:
-        assert options.network_g is not None
+        if options.network_g is None:
+            return  # what the options named is not there, as `skipped` says
         path = options.path
         if path.pretrain_network_g is None:
             network, remark = build_network(options.network_g), None

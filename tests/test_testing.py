@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,10 @@ import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 from basicsr.test import test_pipeline as run_test
-from basicsr.utils.errors import CheckpointError, DataError
+from basicsr.utils.errors import CheckpointError, DataError, OptionsError
 from basicsr.utils.img_util import tensor2img
 from basicsr.utils.matlab_functions import imresize
-from basicsr.utils.yaml_loader import dump_yaml
+from basicsr.utils.yaml_loader import dump_yaml, load_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = (2, 3)
@@ -196,9 +197,94 @@ def test_self_ensemble_and_tiles_change_the_figures_as_they_should(options, fini
         ),
     ],
 )
-def test_a_region_that_is_not_there_is_one_line(options, tmp_path, change, error, message):
+def test_a_region_that_is_not_there_is_one_line_before_anything_is_done(options, tmp_path, change, error, message):
     options["report"].update(change, html=False, speed=False)
     with pytest.raises(error, match=message):
+        run_test(options, root=tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_region_is_moved_by_what_another_scale_cuts_off(options, folder, tmp_path):
+    """At x4 the HR images of 54 x 48 are cut to 52 x 48."""
+    (tmp_path / "X4").mkdir()
+    for index in range(3):
+        cv2.imwrite(str(tmp_path / f"X4/img{index}x4.png"), np.full((13, 12, 3), 90, np.uint8))
+    block = {**options["datasets"]["test_1"], "dataroot_lq": f"{tmp_path}/X4"}
+    region = {"dataset": "Set5", "image": "img0", "x": 16, "y": 22, "size": 32}
+    options |= {"scale": 4, "datasets": {"test": block}, "networks": {"bicubic": {"type": "bicubic"}}}
+    options["report"] = {"html": False, "speed": False, "regions": [region]}
+    run_test(options, root=tmp_path)
+    assert load_yaml(tmp_path / "results/both/comparison_x4.yml").data()["report"]["regions"] == [region]
+    options["report"]["regions"] = [{**region, "y": 26}]
+    with pytest.raises(DataError, match="does not lie in"):
+        run_test(options, root=tmp_path)
+
+
+def test_weights_that_do_not_fit_are_told_before_anything_is_done(options, folder, tmp_path):
+    options["networks"]["last"] = {"network": network("{scale}"), "path": f"{folder}/scratch_x2.pth"}
+    with pytest.raises(CheckpointError, match="wrong scale: it is for x2, the options say x3"):
+        run_test(options, root=tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_scale_without_any_network_is_left_out_and_the_others_are_tested(options, folder, tmp_path):
+    options["networks"] = {"only": {"path": f"{folder}/scratch_x{{scale}}.pth"}}
+    options |= {"network_g": network("{scale}"), "scale": [3, 4]}
+    options["report"] = {"html": False, "plots": False, "speed": False}
+    options["datasets"]["test_1"]["dataroot_lq"] = f"{folder}/X3"
+    options["datasets"]["test_1"]["filename_tmpl"] = "{}x3"
+    results = run_test(options, root=tmp_path)
+    assert [[row.name for row in scale.rows] for scale in results.scales] == [["only"], []]
+    options["scale"] = 4
+    with pytest.raises(OptionsError, match="networks: nothing is left of them at x4"):
+        run_test(options, root=tmp_path)
+
+
+def test_lr_images_of_another_scale_are_refused(options, folder, tmp_path):
+    options |= {"scale": 2, "networks": {"bicubic": {"type": "bicubic"}}}
+    options["datasets"]["test_1"] |= {"dataroot_lq": f"{folder}/X3", "filename_tmpl": "{}x3"}
+    with pytest.raises(DataError, match=r"HR .*img0\.png of 54x48 is much larger than 2 times LR .*x3\.png of 18x16"):
+        run_test(options, root=tmp_path)
+
+
+def test_two_images_of_one_name_are_refused_before_anything_is_done(options, folder, tmp_path):
+    for name in ("a/p.png", "b/p.png"):
+        (tmp_path / name).parent.mkdir()
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "list.txt").write_text("a/p.png\nb/p.png\n")
+    block = {"type": "SingleImageDataset", "name": "Mine", "dataroot_lq": str(tmp_path), "io_backend": {"type": "disk"}}
+    options |= {"scale": 2, "datasets": {"test": {**block, "meta_info_file": str(tmp_path / "list.txt")}}}
+    with pytest.raises(DataError, match=r"a/p\.png and .*b/p\.png would both be called p in the results; rename one"):
+        run_test(options, root=tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+def test_luma_alone_is_compared_and_shown(options, tmp_path):
+    block = {**network(2), "num_in_ch": 1, "num_out_ch": 1, "rgb_mean": [0.5]}
+    torch.save({"params": build_network(block).state_dict()}, tmp_path / "gray.pth")
+    options["datasets"]["test_1"]["color"] = "y"
+    options |= {"scale": 2, "networks": {"gray": {"path": str(tmp_path / "gray.pth")}, "bicubic": {"type": "bicubic"}}}
+    options["val"]["metrics"] = {"psnr": {"type": "calculate_psnr"}}
+    options["report"] = {"speed": False, "crops": 1}
+    run_test(options, root=tmp_path)
+    assert (tmp_path / "results/both/comparison_x2.png").is_file()
+    assert (tmp_path / "results/both/report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"datasets": {"test": {"name": "../../escape"}}}, "datasets.test.name: is the name of a folder"),
+        ({"datasets": {"test": {"name": "Set/5"}}}, "datasets.test.name: is the name of a folder"),
+        ({"val": {"metrics": {"psnr/y": {"type": "calculate_psnr"}}}}, "val.metrics.psnr/y: is part of files' names"),
+        ({"val": {"suffix": "a/b", "save_img": True}}, "val.suffix: is part of files' names"),
+        ({"val": {"metrics": {"psnr": {"type": "calculate_psnr", "crop_border": -1}}}}, "must be at least 0, got -1"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options, tmp_path, change, message):
+    options["datasets"] = {"test": {**options["datasets"]["test_1"], **change.get("datasets", {}).get("test", {})}}
+    options["val"] = change.get("val", options["val"])
+    with pytest.raises(OptionsError, match=re.escape(message)):
         run_test(options, root=tmp_path)
 
 

@@ -117,6 +117,11 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return load_sample(self._dataset, SampleKey(index, seed=index))
 
+    @property
+    def paths(self) -> Any:
+        """The files of each item, where the dataset keeps such a list as BasicSR's do; else None."""
+        return getattr(self._dataset, "paths", None)
+
 
 def build_eval_dataset(options: DatasetOptions) -> EvaluationDataset:
     """Builds a dataset for evaluation: items have `lq`, `lq_path`, and `gt`, `gt_path` where there are HR

@@ -24,7 +24,7 @@ class PairedImageDataset(ImageDataset):
     """Pairs of HR and LR images from folders, a list, or LMDB databases.
 
     In training a sample is a random patch, flipped and rotated at random; otherwise the whole pair, the HR
-    image being cut below and right to `scale` times the LR image, as benchmarks need it.
+    image being cut below and right to `scale` times the LR image, as benchmarks need it, by less than 12 pixels.
 
     Args:
         dataroot_gt: folder or LMDB database of the HR images.
@@ -122,7 +122,16 @@ class PairedImageDataset(ImageDataset):
                 f"HR {paths['gt_path']} of {gt.size[0]}x{gt.size[1]} is smaller than {self.scale} times LR "
                 f"{paths['lq_path']} of {lq.size[0]}x{lq.size[1]}; check scale and filename_tmpl"
             )
+        if max(gt.size[0] - height, gt.size[1] - width) >= max(_MOST_CUT_OFF, self.scale):
+            raise DataError(
+                f"HR {paths['gt_path']} of {gt.size[0]}x{gt.size[1]} is much larger than {self.scale} times LR "
+                f"{paths['lq_path']} of {lq.size[0]}x{lq.size[1]}; check scale, dataroot_lq and filename_tmpl"
+            )
         return gt.read(Window(0, 0, height, width)), lq.read()
+
+
+# Pixels that are missing at the right or below where LR images were made from HR images cut to a multiple of 12.
+_MOST_CUT_OFF = 12
 
 
 def _checked_patch_size(gt_size: int | None, scale: int) -> int:

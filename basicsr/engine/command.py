@@ -6,10 +6,13 @@ import importlib.metadata
 import io
 import os
 import sys
+import time
 from collections.abc import Callable
 
 from basicsr.engine.stop import Interrupted, Preempted
 from basicsr.utils.errors import OptionsError, UserError
+
+_GRACE_SECONDS = 5.0
 
 
 def run_command(main: Callable[[], int]) -> int:
@@ -32,6 +35,8 @@ def run_command(main: Callable[[], int]) -> int:
         if rank == "0" or not isinstance(error, (OptionsError, Preempted)):  # what all ranks know, one says
             prefix = f"[rank {rank}] " if "RANK" in os.environ else ""
             print(f"{prefix}{_label(error)}{error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, rank 0 perhaps before it has spoken
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

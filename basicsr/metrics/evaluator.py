@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,8 @@ from basicsr.inference.runner import Runner
 from basicsr.metrics import calculate_metric
 from basicsr.metrics.traits import takes_tensors, traits_of
 from basicsr.utils.dist_util import gather_objects, get_dist_info, sum_over_ranks
-from basicsr.utils.errors import DataError, UserError
-from basicsr.utils.img_util import tensor2img
+from basicsr.utils.errors import DataError, NonFiniteError, UserError
+from basicsr.utils.img_util import IMAGE_SUFFIXES, tensor2img
 from basicsr.utils.misc import wait_for
 
 
@@ -54,6 +54,32 @@ class Evaluation:
 SaveImage = Callable[[str, np.ndarray], None]
 
 
+def image_name(lq_path: str) -> str:
+    """What an image is called in tables and files: its LR file's name without the ending, or its LMDB key."""
+    name = Path(lq_path).name
+    return name[: -len(Path(name).suffix)] if name.lower().endswith(IMAGE_SUFFIXES) else name
+
+
+def image_names(dataset: EvaluationDataset) -> list[str] | None:
+    """Names of a dataset's images in its order, if it has a list `paths` that tells them before they are read.
+
+    Raises:
+        DataError: two images have one name.
+    """
+    paths = getattr(dataset, "paths", None)
+    if not isinstance(paths, Sequence) or len(paths) != len(dataset):
+        return None
+    files: list[Any] = [entry.get("lq_path") if isinstance(entry, Mapping) else entry for entry in paths]
+    if not all(isinstance(file, str) for file in files):
+        return None
+    names: dict[str, str] = {}
+    for file in files:
+        other = names.setdefault(image_name(file), file)
+        if other is not file:
+            raise DataError(f"{other} and {file} would both be called {image_name(file)} in the results; rename one")
+    return list(names)
+
+
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
@@ -85,8 +111,10 @@ def evaluate(
         progress: wraps the iteration over this rank's indices.
 
     Raises:
-        UserError: an image cannot be read or measured, on any rank.
+        NonFiniteError: the network puts out values that are not finite, on any rank.
+        UserError: an image cannot be read or measured, or two have one name, on any rank.
     """
+    image_names(dataset)
     rank, world_size = get_dist_info()
     if "gt" not in dataset[0]:
         metrics = {name: block for name, block in metrics.items() if not traits_of(block).needs_reference}
@@ -99,11 +127,16 @@ def evaluate(
             if stopped := should_stop():
                 break
             item = dataset[index]
-            names[index] = Path(item["lq_path"]).stem
+            names[index] = image_name(item["lq_path"])
             output, table[index, -1] = _run(runner, item["lq"].unsqueeze(0).to(device))
+            if not torch.isfinite(output).all():
+                raise NonFiniteError(
+                    f"{type(network).__name__} makes values of {item['lq_path']} that are not finite; its weights are"
+                    " damaged or its training diverged"
+                )
             compared = _Compared(output, item["gt"].unsqueeze(0) if "gt" in item else None, device)
-            for column, block in enumerate(metrics.values()):
-                table[index, column] = float(calculate_metric(compared.as_wanted_by(block), block))
+            for column, (metric, block) in enumerate(metrics.items()):
+                table[index, column] = _measured(metric, block, compared, item["lq_path"])
             if save_image is not None:
                 save_image(names[index], compared.arrays["img"])
     except UserError as error:
@@ -142,6 +175,13 @@ class _Compared:
 
     def as_wanted_by(self, block: Mapping[str, Any]) -> Mapping[str, Any]:
         return self.tensors if takes_tensors(block) else self.arrays
+
+
+def _measured(metric: str, block: Mapping[str, Any], compared: _Compared, path: str) -> float:
+    try:
+        return float(calculate_metric(compared.as_wanted_by(block), block))
+    except DataError as error:
+        raise DataError(f"metric {metric} of {path}: {error}") from error
 
 
 def _run(runner: Runner, lq: torch.Tensor) -> tuple[torch.Tensor, float]:

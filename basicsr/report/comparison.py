@@ -89,8 +89,24 @@ class _Layout:
         return left, row * (self.cell + self.caption)
 
 
+def check_regions(regions: Sequence[Region], pictures: Pictures, *, scale: int) -> None:
+    """Looks, before anything is measured, whether regions lie in their images.
+
+    Raises:
+        DataError: one does not, or its image is not there or cannot be read.
+    """
+    for region in regions:
+        _find(pictures, region, scale)
+
+
 def compare_scale(
-    scale: ScaleResults, pictures: Pictures, *, count: int, regions: Sequence[Region] = (), cell: int = 384
+    scale: ScaleResults,
+    pictures: Pictures,
+    *,
+    count: int,
+    regions: Sequence[Region] = (),
+    better: Mapping[str, str] | None = None,
+    cell: int = 384,
 ) -> tuple[np.ndarray, list[Region]] | None:
     """The visual comparison of one scale's networks.
 
@@ -99,6 +115,7 @@ def compare_scale(
         pictures: of that scale.
         count: how many regions to choose where none are given.
         regions: what to show; those of datasets that this scale does not have are passed over.
+        better: `lower` by the name of a metric where that is better.
         cell: about what an enlarged crop measures, in pixels.
 
     Returns:
@@ -111,7 +128,7 @@ def compare_scale(
     shown = [region for region in regions if region.dataset in datasets]
     if not regions and count:
         names = [row.name for row in compared_rows(scale.rows)]
-        images = images_that_differ(scale, _SEARCHED * count)
+        images = images_that_differ(scale, _SEARCHED * count, better)
         shown = choose_regions(pictures, names, images, count, scale=scale.scale)
     if not shown or not scale.rows:
         return None
@@ -165,17 +182,28 @@ def draw_comparison(
     return np.ascontiguousarray(np.asarray(picture)[..., ::-1])
 
 
-def _load(pictures: Pictures, names: Sequence[str], region: Region, scale: int, labels: Mapping[str, str]) -> _Example:
+def _find(pictures: Pictures, region: Region, scale: int) -> tuple[str, np.ndarray, Region]:
+    """A region's image by name, the HR image, and the region as it lies in it.
+
+    Scales cut HR images at the right and below to multiples of their own: by as much a region is moved where it must.
+    """
     image = image_name(region, pictures.names(region.dataset), scale)
     hr = pictures.hr(region.dataset, image)
     if hr is None:
         raise DataError(f"{region.dataset} has no HR images, so {image} cannot be compared; choose another region")
     height, width = hr.shape[:2]
-    if region.x + region.size > width or region.y + region.size > height:
+    x, y = min(region.x, width - region.size), min(region.y, height - region.size)
+    if min(x, y) < 0 or max(region.x - x, region.y - y) >= scale:
         raise DataError(
             f"report: regions: the square of {region.size} pixels at ({region.x}, {region.y}) does not lie in"
             f" {region.dataset}'s {image} of {width} x {height} pixels"
         )
+    return image, hr, region.model_copy(update={"x": x, "y": y})
+
+
+def _load(pictures: Pictures, names: Sequence[str], region: Region, scale: int, labels: Mapping[str, str]) -> _Example:
+    image, hr, region = _find(pictures, region, scale)
+    height, width = hr.shape[:2]
     outputs = {labels.get(name, name): pictures.output(name, region.dataset, image) for name in names}
     for name, output in outputs.items():
         if output.shape != hr.shape:

@@ -207,6 +207,7 @@ class _Example:
     scale: ScaleResults
     dataset: str
     image: str
+    title: str
     hr: np.ndarray | None
     lr: np.ndarray
     outputs: Mapping[str, np.ndarray]
@@ -250,7 +251,7 @@ class _Example:
 def _galleries(results: Results, pictures: Mapping[int, Pictures], count: int, store: _Store) -> Iterator[Gallery]:
     """The images of each scale and dataset; reads and codes them when they are asked for."""
     plan = [
-        (scale, dataset, _chosen(scale, dataset, pictures[scale.scale], count))
+        (scale, dataset, _chosen(scale, dataset, pictures[scale.scale], count, results.better))
         for scale in results.scales
         if scale.scale in pictures and count
         for dataset in scale.datasets()
@@ -269,10 +270,11 @@ def _counted(bar: tqdm[Any], card: Card) -> Card:
     return card
 
 
-def _chosen(scale: ScaleResults, dataset: str, pictures: Pictures, count: int) -> list[str]:
+def _chosen(scale: ScaleResults, dataset: str, pictures: Pictures, count: int, better: Mapping[str, str]) -> list[str]:
     """Images whose figures differ most, those most first; then those without figures, in their order."""
     names = pictures.names(dataset)
-    ordered = [image for name, image in images_that_differ(scale, sum(map(len, _images(scale)))) if name == dataset]
+    differing = images_that_differ(scale, sum(map(len, _images(scale))), better)
+    ordered = [image for name, image in differing if name == dataset]
     return list(dict.fromkeys([*(name for name in ordered if name in names), *names]))[:count]
 
 
@@ -284,7 +286,7 @@ def _remark(scale: ScaleResults, shown: int, of: int) -> str:
     order = (
         "the one with the largest difference between the networks first"
         if len(compared_rows(scale.rows)) > 1
-        else "the one with the lowest figure first"
+        else "the one with the worst figure first"
     )
     if shown == of:
         return f"All {of} images, {order}." if of > 1 else "1 image."
@@ -295,7 +297,8 @@ def _load(results: Results, scale: ScaleResults, dataset: str, image: str, pictu
     rows = [row.name for row in scale.rows if dataset in row.evaluations]
     outputs = {name: pictures.output(name, dataset, image) for name in rows}
     hr, lr = pictures.hr(dataset, image), pictures.lr(dataset, image)
-    return _Example(results, scale, dataset, image, hr, lr, outputs)
+    title = without_scale(image, scale.scale, pictures.names(dataset))
+    return _Example(results, scale, dataset, image, title, hr, lr, outputs)
 
 
 def _card(example: _Example, store: _Store, whole: dict[tuple[str, str], list[np.ndarray]]) -> Card:
@@ -308,7 +311,7 @@ def _card(example: _Example, store: _Store, whole: dict[tuple[str, str], list[np
     ]
     sources += [{"name": row.name, "figures": example.figures(row)} for row in rows]
     if example.hr is not None:
-        known = whole.setdefault((example.dataset, without_scale(example.image, scale)), [])
+        known = whole.setdefault((example.dataset, example.title), [])
         arrays.insert(0, _whole_of(example.hr, known))
         sources.insert(0, {"name": HR, "figures": ["ground truth"]})
     stored = store.add(arrays)
@@ -326,7 +329,7 @@ def _card(example: _Example, store: _Store, whole: dict[tuple[str, str], list[np
         "region": example.region(),
     }
     new = [place for place in stored if place.base64 is not None]
-    return Card(without_scale(example.image, scale), _size_text(width, height), view, new)
+    return Card(example.title, _size_text(width, height), view, new)
 
 
 def _whole_of(hr: np.ndarray, known: list[np.ndarray]) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from basicsr.metrics.evaluator import EvaluationDataset
 from basicsr.utils.errors import DataError
@@ -50,11 +51,11 @@ class SavedPictures:
     def hr(self, dataset: str, image: str) -> np.ndarray | None:
         """The HR image, uint8 (H, W, 3) BGR; None where the dataset has none."""
         item = self._datasets[dataset][self._names[dataset].index(image)]
-        return tensor2img(item["gt"]) if "gt" in item else None
+        return _colours(item["gt"]) if "gt" in item else None
 
     def lr(self, dataset: str, image: str) -> np.ndarray:
         """The LR image, uint8 (H, W, 3) BGR."""
-        return tensor2img(self._datasets[dataset][self._names[dataset].index(image)]["lq"])
+        return _colours(self._datasets[dataset][self._names[dataset].index(image)]["lq"])
 
     def output(self, row: str, dataset: str, image: str) -> np.ndarray:
         """What the row's network made of the LR image, uint8 (H, W, 3) BGR.
@@ -67,3 +68,8 @@ class SavedPictures:
             return imfrombytes(path.read_bytes(), source=str(path))
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}; run the test again") from error
+
+
+def _colours(image: Tensor) -> np.ndarray:
+    """An image of one or three channels as uint8 (H, W, 3) BGR."""
+    return np.atleast_3d(tensor2img(image)).repeat(3 // image.shape[0], axis=2)

@@ -25,6 +25,7 @@ from basicsr.utils.yaml_loader import dump_yaml
 _SIZES = (128, 96, 64, 48)  # divide a cell of 384 pixels
 _LEAST = 8
 _VISIBLE_STRUCTURE = 8.0
+_AS_GOOD_AS_EQUAL = 100.0  # dB
 
 
 def compared_rows(rows: Sequence[Row]) -> list[Row]:
@@ -33,10 +34,18 @@ def compared_rows(rows: Sequence[Row]) -> list[Row]:
     return networks if len(networks) > 1 else list(rows)
 
 
-def images_that_differ(scale: ScaleResults, count: int) -> list[tuple[str, str]]:
+def images_that_differ(
+    scale: ScaleResults, count: int, better: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
     """Datasets and names of the `count` images whose figures differ most between the networks, those most first.
 
-    The figures are those of the dataset's first metric; images without figures are left out.
+    The figures are those of the dataset's first metric; images without figures are left out. An infinite PSNR counts
+    as 100 dB. With one network, the images with the worst figures come first.
+
+    Args:
+        scale: what was measured.
+        count: how many images.
+        better: `lower` by the name of a metric where that is better, as `Results.better`.
     """
     rows = compared_rows(scale.rows)
     spreads: dict[tuple[str, str], float] = {}
@@ -45,11 +54,13 @@ def images_that_differ(scale: ScaleResults, count: int) -> list[tuple[str, str]]
         if not evaluations or not evaluations[0].metrics:
             continue
         values = np.stack([evaluation.values[:, 0] for evaluation in evaluations])
-        spread = values.std(0) if len(evaluations) > 1 else -values[0]
+        values = np.nan_to_num(values, nan=0.0, posinf=_AS_GOOD_AS_EQUAL)
+        goodness = -values[0] if (better or {}).get(evaluations[0].metrics[0]) == "lower" else values[0]
+        spread = values.std(0) if len(evaluations) > 1 else -goodness
         spreads |= {
             (dataset, image): value for image, value in zip(evaluations[0].images, spread.tolist(), strict=True)
         }
-    return sorted(spreads, key=lambda key: -spreads[key] if np.isfinite(spreads[key]) else 0.0)[:count]
+    return sorted(spreads, key=lambda key: -spreads[key])[:count]
 
 
 def choose_regions(
@@ -74,7 +85,8 @@ def choose_regions(
             continue
         outputs = {name: pictures.output(name, dataset, image) for name in names}
         x, y, score = most_different_square(hr, outputs, size, border=scale)
-        scored.append((score, Region(dataset=dataset, image=without_scale(image, scale), x=x, y=y, size=size)))
+        short = without_scale(image, scale, pictures.names(dataset))
+        scored.append((score, Region(dataset=dataset, image=short, x=x, y=y, size=size)))
     scored.sort(key=lambda entry: -entry[0])
     return [region for _, region in scored[:count]]
 
@@ -134,9 +146,10 @@ def image_name(region: Region, names: Sequence[str], scale: int) -> str:
     raise DataError(f"report: regions: {region.dataset} has no image '{region.image}' at x{scale}; it has {known}")
 
 
-def without_scale(image: str, scale: int) -> str:
-    """An image's name without a scale at its end: babyx2 is baby."""
-    return image.removesuffix(f"x{scale}") or image
+def without_scale(image: str, scale: int, names: Sequence[str]) -> str:
+    """An image's name without a scale at its end: babyx2 is baby, unless that is another of the dataset's `names`."""
+    short = image.removesuffix(f"x{scale}") or image
+    return image if short in names else short
 
 
 def write_regions(path: Path, regions: Sequence[Region]) -> None:

@@ -12,13 +12,14 @@
     const cells = row.querySelectorAll(":scope > .method, :scope > td");
     if (column === 0) return cells[0].textContent.trim().toLowerCase();
     const figures = cells[column].querySelectorAll(".figure");
-    return parseFloat(figures[Math.min(part, figures.length - 1)].textContent);
+    const text = figures[Math.min(part, figures.length - 1)].textContent.trim();
+    return text === "inf" ? Infinity : parseFloat(text);
   }
 
   function compare(a, b, sign) {
     if (typeof a === "string") return sign * a.localeCompare(b, undefined, { numeric: true });
     if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // what is not there comes last
-    return sign * (a - b);
+    return a === b ? 0 : sign * (a - b);
   }
 
   function sort(button) {

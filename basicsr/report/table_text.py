@@ -32,10 +32,10 @@ def to_markdown(table: Table) -> str:
 
     The best figure is bold, the second best between <ins> and </ins>; published lines are in italics.
     """
-    lines = [["Scale", "Method", *(f"{column.title} {column.subtitle}".strip() for column in table.columns)]]
+    lines = [["Scale", "Method", *(_markdown(f"{column.title} {column.subtitle}") for column in table.columns)]]
     for group in table.groups:
         lines += _markdown_group(group, len(table.columns))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
     lines.insert(1, ["-" * width if index < 2 else "-" * (width - 1) + ":" for index, width in enumerate(widths)])
     below = [f"- [{key}] {_markdown(text)}" for key, text in table.references.items()]
     below += [f"- {_markdown(note)}" for note in table.notes]
@@ -88,7 +88,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 def _markdown(text: str) -> str:
     """One line in which Markdown's signs stand for themselves; underscores inside words do already."""
-    escaped = re.sub(r"([\\`|*<\[\]])", r"\\\1", " ".join(text.split()))
+    escaped = re.sub(r"([\\`|*<&\[\]])", r"\\\1", " ".join(text.split()))
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)
 
 

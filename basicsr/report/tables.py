@@ -178,6 +178,8 @@ def quality_table(
     columns += [Column(dataset, subtitle) for dataset in datasets]
     notes = _about_ranking(results, ranked) + _about_published(published, theirs, rank_published) + gaps(results)
     caption = f"{results.name}: average {subtitle}. Best figure bold, second best underlined."
+    if not metrics:
+        caption = f"{results.name}: nothing was measured."
     return Table("quality", caption, tuple(columns), tuple(groups), references, tuple(notes))
 
 
@@ -358,4 +360,4 @@ def _without_hr(scale: ScaleResults) -> list[str]:
         for dataset in scale.datasets()
         if not any(row.evaluations[dataset].metrics for row in scale.rows if dataset in row.evaluations)
     ]
-    return [f"{name} has no HR images, so there are no figures." for name in names]
+    return [f"{name} has no figures: it has no HR images, or no metric was asked for." for name in names]

@@ -46,6 +46,9 @@ def write_files(
     yield f"{results.name}; files in {folder}\n{summary}"
     plots = _write_plots(results, folder / "plots", options) if options.plots else {}
     comparisons = _write_comparisons(results, folder, options, pictures) if options.plots else {}
+    for scale in (scale.scale for scale in results.scales if options.plots and options.regions):
+        if scale in pictures and scale not in comparisons:
+            yield f"no comparison at x{scale}, because none of report: regions is of a dataset that is there"
     if not pictures and (options.plots or options.html):
         yield "no comparison of images, because none were saved: set val: save_img to true"
     if options.html:
@@ -65,7 +68,7 @@ def write_files(
 
 
 def _write_plots(results: Results, folder: Path, options: ReportOptions) -> dict[str, str]:
-    """Draws each scale's and dataset's figures against cost; SVG text, by title, of each scale's first dataset."""
+    """Draws each scale's and dataset's figures against cost; SVG text of each scale's first one, by title."""
     shown: dict[str, str] = {}
     for scale in results.scales:
         published = published_rows(options.published, scale.scale) if options.published else ()
@@ -77,7 +80,7 @@ def _write_plots(results: Results, folder: Path, options: ReportOptions) -> dict
                 folder.mkdir(exist_ok=True)
                 for suffix in ("svg", "png"):
                     write_figure(figure, folder / f"{metric}_{dataset}_x{scale.scale}.{suffix}")
-                if dataset == scale.datasets()[0]:
+                if not any(title.endswith(f", x{scale.scale}") for title in shown):
                     shown[f"{dataset}, x{scale.scale}"] = figure_svg(figure)
     return shown
 
@@ -90,7 +93,9 @@ def _write_comparisons(
     for scale in results.scales:
         if scale.scale not in pictures:
             continue
-        compared = compare_scale(scale, pictures[scale.scale], count=options.crops, regions=options.regions)
+        compared = compare_scale(
+            scale, pictures[scale.scale], count=options.crops, regions=options.regions, better=results.better
+        )
         if compared is None:
             continue
         image, regions = compared

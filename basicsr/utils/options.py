@@ -110,9 +110,9 @@ def load_test_options(
     if not isinstance(scales, list):
         return [load_options(source, overrides=overrides, training=False, root=root, paths=paths)]
     values = [entry.value for entry in scales]
-    repeated = len(values) > len({str(value) for value in values})
-    if not values or repeated:
-        message = f"a list of scales must name {'each once' if repeated else 'at least one'}, got {values}"
+    whole = all(type(value) is int and value > 0 for value in values)
+    if not values or not whole or len(set(values)) < len(values):
+        message = "a list of scales must hold whole numbers of at least 1, at least one and each once, as [2, 3, 4]"
         position = document.position(("scale",))
         raise OptionsError(_report([LocatedProblem(position, ("scale",), message)], source))
     problems: list[LocatedProblem] = []

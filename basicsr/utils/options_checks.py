@@ -13,6 +13,7 @@ from basicsr.utils.options_schema import FrozenMapping, Options, RowOptions
 from basicsr.utils.registry import ARCH_REGISTRY
 
 _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
+_IN_FILE_NAMES = re.compile(r"[\w(\[][^/\\\0]*\Z")
 _BUILT_IN_TERMS = ("response", "contrastive", "pix", "percep")
 _UPSCALE_KEYS = ("upscale", "scale")
 _NEEDED_BY_AUTO = "is required by {} type: auto, which recognises the network from this file"
@@ -28,8 +29,11 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
     Returns:
         The key of each mistake and what is wrong there.
     """
-    checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _crops, _best, _rows]
-    checks += [_model, _losses, _adversary, _schedule, _training_data] if options.is_train else [_testing, _regions]
+    checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _crops, _metrics, _best, _rows]
+    if options.is_train:
+        checks += [_model, _losses, _adversary, _schedule, _training_data]
+    else:
+        checks += [_testing, _regions]
     findings = [finding for check in checks for finding in check(options)]
     if model_type == "SRGANModel" and options.is_train and options.train and options.train.adversarial is None:
         findings.append((("train", "adversarial_opt"), "model_type SRGANModel needs it (or gan_opt, BasicSR's name)"))
@@ -73,7 +77,9 @@ def without_missing(options: Options, findings: list[Finding]) -> tuple[Options,
             label = options.datasets[name].name if section == "datasets" else name
             skipped.append(f"{label}: {message.split(';')[0]}")
             del left[section][name]
-    update = {section: FrozenMapping(content) for section, content in left.items()}
+    update: dict[str, Any] = {section: FrozenMapping(content) for section, content in left.items()}
+    if options.networks and not left["networks"]:
+        update["network_g"] = None  # it describes the rows that had no network of their own, and is no row itself
     return options.model_copy(update={**update, "skipped": tuple(skipped)}), mistakes
 
 
@@ -118,7 +124,15 @@ def _names(options: Options) -> Iterator[Finding]:
             f" a sign, no ..), got {options.name!r}",
         )
     seen: dict[str, str] = {}
+    for metric in options.val.metrics:
+        if not _IN_FILE_NAMES.match(metric):
+            yield ("val", "metrics", metric), f"is part of files' names: no slashes, no sign before it, got {metric!r}"
+    if options.val.suffix and not _IN_FILE_NAMES.match(options.val.suffix):
+        yield ("val", "suffix"), f"is part of files' names: no slashes, no sign before it, got {options.val.suffix!r}"
     for key, dataset in options.datasets_of("val", "test").items():
+        if not _IN_FILE_NAMES.match(dataset.name):
+            at = ("datasets", key, "name")
+            yield at, f"is the name of a folder: no slashes, no sign before it, got {dataset.name!r}"
         if dataset.name in seen:
             yield (
                 ("datasets", key, "name"),
@@ -288,6 +302,13 @@ def _training_data(options: Options) -> Iterator[Finding]:
             ("val", "metrics"),
             f"is required, as there is datasets.{name}: what to measure (or save_img: true)",
         )
+
+
+def _metrics(options: Options) -> Iterator[Finding]:
+    for name, block in options.val.metrics.items():
+        border = block.get("crop_border")
+        if isinstance(border, int) and border < 0:
+            yield ("val", "metrics", name, "crop_border"), f"must be at least 0, got {border}"
 
 
 def _regions(options: Options) -> Iterator[Finding]:

@@ -100,7 +100,7 @@ def normalise(document: Document, training: bool) -> list[LocatedProblem]:
         for old, new in names.items():
             problems += _rename(document, parent, old, new)
     problems += _refuse(document, training)
-    for name in ("val", "logger", "path", "dist_params", "datasets", "networks"):
+    for name in ("val", "report", "logger", "path", "dist_params", "datasets", "networks"):
         if written_value(document, name) is None:
             document.root.value.pop(name, None)
     for key in _NULL_REMOVES:

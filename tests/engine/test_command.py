@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from basicsr.engine import command
 from basicsr.engine.command import run_command
 from basicsr.engine.stop import Preempted
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
@@ -69,6 +70,7 @@ def test_bugs_keep_their_traceback():
 
 def test_mistakes_in_options_are_told_by_one_rank_and_others_by_each(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(command, "_GRACE_SECONDS", 0.0)
     assert run_command(raising(OptionsError("bad"))) == 2
     assert capsys.readouterr().err == ""
     assert run_command(raising(DataError("bad"))) == 3

@@ -11,7 +11,8 @@ from support.images import PSNR, Pairs
 from support.training import evaluate_rank, run_ranks
 from torch import nn
 
-from basicsr.metrics.evaluator import evaluate
+from basicsr.metrics.evaluator import evaluate, image_name
+from basicsr.utils.errors import DataError, NonFiniteError
 
 
 def test_figures_are_those_worked_out_by_hand():
@@ -28,6 +29,28 @@ def test_the_network_is_evaluated_in_eval_mode_and_left_as_it_was():
     evaluate(network, Pairs(1), {}, torch.device("cpu"), save_image=lambda name, image: saved.update({name: image}))
     assert network.training
     assert (saved["image0"] == 100).all() and saved["image0"].dtype == np.uint8
+
+
+def test_values_that_are_not_finite_have_no_figures():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x * torch.tensor([1.0, float("nan"), 1.0]).view(1, 3, 1, 1)
+
+    with pytest.raises(NonFiniteError, match=r"Broken makes values of .*image0.* that are not finite"):
+        evaluate(Broken(), Pairs(2), PSNR, torch.device("cpu"))
+
+
+def test_a_metric_that_fails_names_itself_and_the_image():
+    metric = {"y": {"type": "calculate_ssim", "crop_border": 50, "test_y_channel": False}}
+    with pytest.raises(DataError, match=r"^metric y of .*image0.*: .*crop_border 50"):
+        evaluate(nn.Identity(), Pairs(1), metric, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("a/b/baby.PNG", "baby"), ("v1.0.tif", "v1.0"), ("lmdb/key.0", "key.0"), ("a.b/c", "c")]
+)
+def test_images_are_called_by_their_files_without_the_ending(path, name):
+    assert image_name(path) == name
 
 
 def test_stopped_evaluations_have_no_result():

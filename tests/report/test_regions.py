@@ -125,6 +125,17 @@ def test_images_are_sought_where_networks_figures_differ_without_bicubic():
     assert images_that_differ(ScaleResults(2, rows[1:2]), 1) == [("Set5", "a")]  # its worst
 
 
+def test_an_image_that_is_met_exactly_counts_as_100_db():
+    rows = (
+        Row("a", 5, {"Set5": evaluation([np.inf, 40.0, 30.0], [1.0] * 3)}),
+        Row("b", 5, {"Set5": evaluation([30.0, 39.0, np.inf], [1.0] * 3)}),
+    )
+    assert images_that_differ(ScaleResults(2, rows), 3) == [("Set5", "a"), ("Set5", "c"), ("Set5", "b")]
+    assert images_that_differ(ScaleResults(2, rows[:1]), 3) == [("Set5", "c"), ("Set5", "b"), ("Set5", "a")]
+    lower = {"psnr": "lower"}
+    assert images_that_differ(ScaleResults(2, rows[:1]), 3, lower) == [("Set5", "a"), ("Set5", "b"), ("Set5", "c")]
+
+
 def test_regions_come_back_as_options(tmp_path):
     regions = [
         Region(dataset="Set5", image='a "quoted", name', x=3, y=0, size=48),
@@ -139,7 +150,8 @@ def test_names_may_end_in_the_scale():
     region = Region(dataset="Set5", image="baby", x=0, y=0)
     assert image_name(region, ["babyx2", "birdx2"], 2) == "babyx2"
     assert image_name(region, ["baby", "babyx2"], 2) == "baby"
-    assert without_scale("babyx2", 2) == "baby"
-    assert without_scale("babyx2", 3) == "babyx2"
+    assert without_scale("babyx2", 2, ["babyx2"]) == "baby"
+    assert without_scale("babyx2", 3, ["babyx2"]) == "babyx2"
+    assert without_scale("babyx2", 2, ["baby", "babyx2"]) == "babyx2"  # another image
     with pytest.raises(DataError, match=r"Set5 has no image 'baby' at x3; it has birdx3"):
         image_name(region, ["birdx3"], 3)

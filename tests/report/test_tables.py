@@ -155,7 +155,7 @@ def test_a_dataset_without_hr_images_is_a_dash_and_the_reason_is_told():
     rows = (Row("a", 5, {"Set5": evaluation([30.0], [0.9]), "Mine": nothing}),)
     table = quality_table(results(ScaleResults(2, rows)))
     assert table.groups[0].lines[0].cells[1][0].text == DASH
-    assert "x2: Mine has no HR images, so there are no figures." in table.notes
+    assert "x2: Mine has no figures: it has no HR images, or no metric was asked for." in table.notes
 
 
 def test_published_rows_stand_apart_with_their_sources():

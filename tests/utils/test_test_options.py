@@ -99,17 +99,20 @@ def test_a_scale_without_any_data_is_left_out_but_not_all_scales(benchmarks):
 
 
 @pytest.mark.parametrize(
-    ("scale", "expected"),
+    "scale",
     [
-        ([], "scale: a list of scales must name at least one"),
-        ([2, 2], "scale: a list of scales must name each once"),
-        ([2, 0], "scale: input should be greater than or equal to 1, got 0"),
-        (["two"], "scale: input should be a valid integer, got 'two'"),
+        [],
+        [2, 2],
+        [2, 0],
+        [2, "two"],
+        [2, True],
+        [[2]],
     ],
 )
-def test_a_wrong_list_of_scales_is_refused(benchmarks, scale, expected):
-    with pytest.raises(OptionsError, match=expected):
+def test_a_wrong_list_of_scales_is_refused(benchmarks, scale):
+    with pytest.raises(OptionsError, match="scale: a list of scales must hold whole numbers of at least 1") as caught:
         load_test_options({**benchmarks, "scale": scale})
+    assert "one mistake" in str(caught.value)
 
 
 def test_scales_share_a_name(benchmarks):
