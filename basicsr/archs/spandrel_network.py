@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,7 +86,9 @@ def _descriptor(state: Mapping[str, Tensor]) -> Any:
         raise NotRecognised("spandrel does not know it either")
     name = support.architecture.id
     try:
-        descriptor = support.architecture.load(known)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch, about how spandrel's networks are written
+            descriptor = support.architecture.load(known)
     except Exception as error:  # whatever a network's code raises on weights unlike its own
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise NotRecognised(f"spandrel takes it for {name}, but cannot load it ({reason})") from error

@@ -1,12 +1,13 @@
-"""The export of one checkpoint: files are written beside their places, checked against PyTorch, and only then moved."""
+"""The export of one checkpoint: files are written, checked against PyTorch, and only then moved to their places."""
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +20,17 @@ from torch.export import ExportedProgram
 import basicsr
 from basicsr.archs.pretrained import Pretrained, load_pretrained
 from basicsr.export import onnx_file
+from basicsr.export.placing import all_or_none, saving
 from basicsr.export.spandrel_layout import for_spandrel, spandrel_runner
-from basicsr.export.tracing import Precision, first_line, quiet, smallest_side, trace, traceable
+from basicsr.export.tracing import Precision, quiet, smallest_side, trace, traceable
 from basicsr.export.verification import TOLERANCES, Check, Example, compare, examples, require
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.safe_files import load_tensors, sha256_of
+from basicsr.utils.safe_files import sha256_of
 
 Layout = Literal["ours", "spandrel"]
 ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 _NAME = r"\w[\w.+-]*"  # of a file, without its folder
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and scale, precision and ending may be added
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,23 @@ class Student:
     Attributes:
         pretrained: the network, in float32.
         source: the checkpoint.
-        weights: which of its state dicts: 'params_ema', 'params', or '' where it has but one.
         sha256: of the checkpoint.
     """
 
     pretrained: Pretrained
     source: Path
-    weights: str
     sha256: str
+
+    @property
+    def weights(self) -> str:
+        """Which of the checkpoint's state dicts: 'params_ema', 'params', or '' where it is one itself."""
+        return self.pretrained.weights or ""
+
+    @property
+    def colours(self) -> str:
+        """What the network's channels are."""
+        channels = self.pretrained.in_channels
+        return {1: "gray", 3: "RGB"}.get(channels, f"{channels}-channel")
 
     @property
     def block(self) -> dict[str, Any]:
@@ -58,20 +70,39 @@ class Student:
 
     def metadata(self, precision: Precision, changed: Mapping[str, Any] | None = None) -> dict[str, str]:
         """What every file says of itself; values that are not plain text are JSON."""
-        network, training = self.pretrained, self.pretrained.metadata.get("training")
+        network, training = self.pretrained, _json(self.pretrained.metadata.get("training"))
         about = {
             "architecture": network.architecture,
-            "network": json.dumps({**self.block, **(changed or {})}),
+            "network": _json({**self.block, **(changed or {})}),
             "scale": str(network.scale),
             "channels": f"{network.in_channels}",
-            "colour_order": "RGB" if network.in_channels == 3 else "gray",
+            "colour_order": self.colours,
             "range": "input in [0, 1]; output in [0, 1] but not clipped",
             "axes": "batch, channel, height, width",
             "precision": precision,
             "framework": f"mcadkd {basicsr.__version__}, PyTorch {torch.__version__}",
-            "source": json.dumps({"file": self.source.name, "weights": self.weights, "sha256": self.sha256}),
+            "source": _json({"file": self.source.name, "weights": self.weights, "sha256": self.sha256}),
         }
-        return {**about, "training": json.dumps(training)} if training else about
+        return about if training in ("null", "{}") else {**about, "training": training}
+
+
+def _json(value: Any) -> str:
+    """Data of unknown origin as valid JSON; 'null' where it has no end or is too long."""
+    try:
+        return json.dumps(_plain(value), allow_nan=False)
+    except (RecursionError, ValueError):  # ValueError: a number of thousands of digits
+        return "null"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has of a value: null for numbers that are not finite, text for what it does not know."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 @dataclass(frozen=True)
@@ -115,16 +146,17 @@ class _Job:
             self.remarks += [converted.remark] if converted.remark else []
         if self.precision == "fp16":
             state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-        with _saving(path):
-            header = {"format": "pt", **self.student.metadata(self.precision, changed)}
-            path.write_bytes(save({key: value.contiguous() for key, value in state.items()}, header))
+        header = {"format": "pt", **self.student.metadata(self.precision, changed)}
+        separate = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+        path.write_bytes(save(separate, header))
         unchanged = self.precision == "float32" and self.layout == "ours"
         tolerance = 0.0 if unchanged else TOLERANCES[self.precision]
         checks = compare("safetensors", load_pretrained(path).network, self.student.examples, tolerance)
         if self.layout == "spandrel":
-            # spandrel's SwinIR pads by a single reflection, so it takes images of 16 pixels and more.
+            # spandrel's SwinIR pads by a single reflection: a side must be longer than what it lacks to a window.
             runner, tolerance = spandrel_runner(path, network.architecture), TOLERANCES[self.precision]
-            checks += compare("safetensors (spandrel)", runner, self.student.examples, tolerance, smallest=16)
+            smallest = max(16, smallest_side(network.network) // 2 + 1)
+            checks += compare("safetensors (spandrel)", runner, self.student.examples, tolerance, smallest=smallest)
         return checks
 
     def onnx(self, path: Path) -> list[Check]:
@@ -135,15 +167,18 @@ class _Job:
             opset=self.opset,
             scale=network.scale,
             metadata=self.student.metadata(self.precision),
-            description=f"{network.architecture} x{network.scale}: RGB images in [0, 1], {self.precision} inside",
+            description=f"{network.architecture} x{network.scale}: {self.student.colours} images in [0, 1],"
+            f" {self.precision} inside",
         )
         runner = onnx_file.onnx_runner(path)
         return compare("onnx (onnxruntime)", runner, self.student.examples, TOLERANCES[self.precision])
 
     def torch_export(self, path: Path) -> list[Check]:
-        with _saving(path), quiet():
+        content = io.BytesIO()  # a disk that is full ends the process if PyTorch writes the file itself
+        with quiet():
             extra = {"metadata.json": json.dumps(self.student.metadata(self.precision))}
-            torch.export.save(self.program, path, extra_files=extra)
+            torch.export.save(self.program, content, extra_files=extra)
+            path.write_bytes(content.getbuffer())
             module: Callable[[Tensor], Tensor] = torch.export.load(path).module()
         smallest, tolerance = smallest_side(self.student.pretrained.network), TOLERANCES[self.precision]
         if smallest > 1:
@@ -167,33 +202,16 @@ def load_student(path: str | os.PathLike[str], *, param_key: str | None = None) 
             images of any size.
     """
     path = Path(path)
-    pretrained = load_pretrained(path, param_key=param_key)
-    weights = _weights_taken(path, param_key)
+    pretrained = load_pretrained(path, param_key=param_key, only_this=True)
     if pretrained.block is None:
         raise CheckpointError(
             f"{path} is {pretrained.architecture}, spandrel's own network: ours are exported, EDSR, RCAN, SwinIR"
         )
-    if getattr(pretrained.network, "absolute_pos_embed", None) is not None:
+    if pretrained.only_size is not None:
         raise CheckpointError(
             f"{path} has an absolute position embedding, so it works at one size only; train with ape: false"
         )
-    return Student(pretrained, path, weights, sha256_of(path))
-
-
-def _weights_taken(path: Path, param_key: str | None) -> str:
-    """Name of the state dict that `load_pretrained` takes, '' if the file is one itself."""
-    with open(path, "rb") as file:
-        head = file.read(9)
-    if path.suffix == ".safetensors" or head[8:] == b"{":
-        names: list[str] = []
-    else:
-        content = load_tensors(path)
-        names = [key for key, value in content.items() if isinstance(value, Mapping)]
-    if param_key is not None and param_key not in names:
-        held = [name for name in names if name not in ("network", "training")]
-        there = f"it has {', '.join(held)}" if held else "it has but one state dict"
-        raise CheckpointError(f"--param_key {param_key}: {path} has no such weights, {there}; leave --param_key out")
-    return param_key or next((name for name in ("params_ema", "params") if name in names), "")
+    return Student(pretrained, path, sha256_of(path))
 
 
 def export(
@@ -225,22 +243,22 @@ def export(
         MachineError: a package for ONNX is missing.
         CheckpointError: a file differs from PyTorch by more than `TOLERANCES`, or cannot be made or saved.
     """
-    _check_arguments(formats, opset, name)
+    _check_arguments(formats, opset, layout, name)
     folder, job = Path(folder), _Job(student, precision, opset, layout)
     stem = name or _stem(student, precision)
+    targets = {kind: folder / f"{stem}{ENDINGS[kind]}" for kind in formats}
     checks: list[Check] = []
-    with _all_or_none(folder) as place:
-        for kind in dict.fromkeys(formats):
+    with all_or_none(folder, list(targets.values())) as staging:
+        for kind, target in targets.items():
             report(f"{kind}: writing and checking")
-            target = folder / f"{stem}{ENDINGS[kind]}"
-            done = job.write(kind, place(target))
+            with saving(target):
+                done = job.write(kind, staging / target.name)
             require(done, target)
             checks += done
-    files = tuple(folder / f"{stem}{ENDINGS[kind]}" for kind in dict.fromkeys(formats))
-    return Exported(files, tuple(checks), tuple(job.remarks))
+    return Exported(tuple(targets.values()), tuple(checks), tuple(job.remarks))
 
 
-def _check_arguments(formats: Sequence[str], opset: int, name: str | None) -> None:
+def _check_arguments(formats: Sequence[str], opset: int, layout: Layout, name: str | None) -> None:
     unknown = [kind for kind in formats if kind not in ENDINGS]
     if unknown or not formats:
         given = unknown[0] if unknown else "nothing"
@@ -248,6 +266,10 @@ def _check_arguments(formats: Sequence[str], opset: int, name: str | None) -> No
     if opset not in onnx_file.OPSETS:
         allowed = f"{onnx_file.OPSETS[0]} to {onnx_file.OPSETS[-1]}"
         raise OptionsError(f"--opset {opset} is not supported: give {allowed}")
+    if layout != "ours" and "safetensors" not in formats:
+        raise OptionsError(f"--layout {layout} is about the safetensors file: add safetensors to --formats")
+    if name is not None and not _short(name):
+        raise OptionsError(f"--name is too long, {len(os.fsencode(name))} bytes: give at most {_LONGEST_NAME}")
     if name is not None and not re.fullmatch(_NAME, name):
         raise OptionsError(f"--name '{name}': give letters, digits and any of . _ + - only, without an ending")
     if "onnx" in formats:
@@ -255,42 +277,15 @@ def _check_arguments(formats: Sequence[str], opset: int, name: str | None) -> No
 
 
 def _stem(student: Student, precision: Precision) -> str:
-    """Name of the files: the run's and the scale, such as mcadkd_edsr_x4."""
+    """Name of the files: the run's, else the checkpoint's, and the scale, such as mcadkd_edsr_x4."""
     training = student.pretrained.metadata.get("training")
     run = training.get("name") if isinstance(training, Mapping) else None
-    stem = run if isinstance(run, str) and re.fullmatch(_NAME, run) else student.source.stem
+    names = [run] if isinstance(run, str) and re.fullmatch(_NAME, run) else []
+    stem = next(filter(_short, (*names, student.source.stem)), student.pretrained.architecture)
     scale = f"x{student.pretrained.scale}"
     stem = stem if re.search(rf"(?i){scale}(?!\d)", stem) else f"{stem}_{scale}"
     return f"{stem}_fp16" if precision == "fp16" else stem
 
 
-@contextmanager
-def _all_or_none(folder: Path) -> Iterator[Callable[[Path], Path]]:
-    """Yields a function that gives a file's temporary neighbour; all are moved to their places unless it raises."""
-    temporary: dict[Path, Path] = {}
-
-    def place(target: Path) -> Path:
-        temporary[target] = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
-        return temporary[target]
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
-        raise CheckpointError(f"cannot make the folder --output {folder}: {reason}; choose another") from error
-    try:
-        yield place
-        for target, written in temporary.items():
-            with _saving(target):
-                os.replace(written, target)
-    finally:
-        for written in temporary.values():
-            written.unlink(missing_ok=True)
-
-
-@contextmanager
-def _saving(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"cannot save {path}: {first_line(error)}") from error
+def _short(name: str) -> bool:
+    return len(os.fsencode(name)) <= _LONGEST_NAME

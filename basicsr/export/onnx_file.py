@@ -44,7 +44,8 @@ def write_onnx(
         description: what it is, for those who open it in a viewer.
 
     Raises:
-        CheckpointError: the exporter cannot express the network in this opset, or the file cannot be written.
+        CheckpointError: the exporter cannot express the network in this opset.
+        OSError: the file cannot be written.
     """
     import onnx
 
@@ -72,10 +73,7 @@ def write_onnx(
     written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:
         raise CheckpointError(f"--opset {opset}: this PyTorch wrote opset {written}; give --opset {written}")
-    try:
-        onnx.save(model, str(path))
-    except OSError as error:
-        raise CheckpointError(f"cannot save {path.name}: {error.strerror}") from error
+    onnx.save(model, str(path))
 
 
 def _tidy(model: Any, scale: int) -> None:

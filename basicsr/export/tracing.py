@@ -91,7 +91,7 @@ def _mirrored(length: int, multiple: int, device: torch.device) -> Tensor:
     return torch.minimum(position, period - position)
 
 
-def traceable(network: nn.Module, precision: Precision) -> nn.Module:
+def traceable(network: nn.Module, precision: Precision) -> Named:
     """A copy of `network` that can be traced for any size; takes and returns float32, whatever the precision.
 
     In fp16 the first and the last convolution, and the scaling before and after them, stay in float32: the output
@@ -128,7 +128,7 @@ def smallest_side(network: nn.Module) -> int:
     return network.window_size + 1 if isinstance(network, SwinIR) else 1
 
 
-def trace(network: nn.Module, channels: int) -> ExportedProgram:
+def trace(network: Named, channels: int) -> ExportedProgram:
     """The program of a `traceable` network: batch, height and width are free.
 
     Args:
@@ -138,7 +138,9 @@ def trace(network: nn.Module, channels: int) -> ExportedProgram:
     Raises:
         CheckpointError: PyTorch cannot trace it.
     """
-    example = torch.zeros(2, channels, 23, 29)  # no two sizes alike, no multiples of a window
+    # No two sizes alike, no multiples of a window, and more than one window a side.
+    smallest = smallest_side(network.network)
+    example = torch.zeros(2, channels, max(23, smallest + 2), max(29, smallest + 8))
     shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     try:
         with torch.no_grad(), quiet():
@@ -162,4 +164,5 @@ def quiet() -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line of bounded length."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join((first, *others[: first.endswith(":")])).replace("\t", "")[:300]

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.export.tracing import first_line
+from basicsr.export.tracing import first_line, smallest_side
 from basicsr.utils.errors import CheckpointError
 
-# Batch, height, width: square and not, odd, above and below multiples of usual windows, smaller than a window.
-SIZES = ((1, 24, 24), (2, 17, 31), (1, 64, 40), (1, 33, 80), (1, 48, 48), (1, 5, 7))
+Size = tuple[int, int, int]  # batch, height, width
+# Square and not, odd, above and below multiples of usual windows, smaller than a window.
+SIZES: tuple[Size, ...] = ((1, 24, 24), (2, 17, 31), (1, 64, 40), (1, 33, 80), (1, 48, 48), (1, 5, 7))
 
 # Largest difference between values in [0, 1]. Of fp16: half a step of 8 bits, so that no rounded pixel is off by
 # more than one step; we measured up to two thirds of that (docs/shipping.md).
@@ -51,8 +52,15 @@ class Check:
         return self.difference <= self.tolerance
 
 
+def sizes_for(smallest: int) -> tuple[Size, ...]:
+    """`SIZES`, and larger ones where none of them with several images reaches `smallest` pixels a side."""
+    if any(batch > 1 and min(height, width) >= smallest for batch, height, width in SIZES):
+        return SIZES
+    return (*SIZES, (2, smallest, smallest + 9), (1, 2 * smallest + 1, smallest))
+
+
 def examples(network: nn.Module, channels: int, scale: int, *, seed: int = 0) -> list[Example]:
-    """Images of all `SIZES`, smooth with some noise, and what the network makes of them.
+    """Images of `sizes_for` the network, smooth with some noise, and what the network makes of them.
 
     Args:
         network: in eval mode, float32, on the CPU.
@@ -65,7 +73,7 @@ def examples(network: nn.Module, channels: int, scale: int, *, seed: int = 0) ->
     """
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for batch, height, width in SIZES:
+    for batch, height, width in sizes_for(smallest_side(network)):
         coarse = torch.rand(batch, channels, height // 8 + 2, width // 8 + 2, generator=generator)
         smooth = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
         noise = torch.randn(smooth.shape, generator=generator) * 0.05
@@ -113,7 +121,9 @@ def _difference(output: Tensor, expected: Tensor) -> float:
 
 
 def require(checks: Sequence[Check], path: Path) -> None:
-    """Raises CheckpointError, naming the worst, unless all checks passed."""
+    """Raises CheckpointError, naming the worst, unless there are checks and all passed."""
+    if not checks:
+        raise CheckpointError(f"{path.name} was not written: there was no image to check it with")
     failed = [check for check in checks if not check.passed]
     if failed:
         worst = max(

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from support.students import save_student, student
+
+from basicsr.export.exporting import ENDINGS
+from basicsr.utils.torchvision_import import import_torchvision
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export.py"
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True)
+def command(*arguments: object, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+    def limit() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    words = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, preexec_fn=limit)
 
 
 def test_the_command_says_what_it_took_checked_and_wrote(tmp_path):
@@ -41,3 +51,26 @@ def test_a_file_that_is_no_network_ends_with_one_line(tmp_path):
     assert done.returncode == 4
     assert len(done.stderr.splitlines()) == 1 and "holds no network that is recognised" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "ending"), list(ENDINGS.items()))
+def test_a_file_that_does_not_fit_on_the_disk_ends_with_one_line(tmp_path, kind, ending):
+    network, block = student("EDSR", 2)
+    source = save_student(tmp_path / "net.pth", network, block)
+    done = command("--model", source, "--output", tmp_path / "out", "--formats", kind, largest_file=16384)
+    assert done.returncode == 4
+    target = tmp_path / "out" / f"distilled_x2{ending}"
+    assert done.stderr.splitlines() == [f"{kind}: writing and checking", f"error: cannot save {target}: File too large"]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_no_warnings_of_spandrels_code_are_shown(tmp_path):
+    import_torchvision()
+    from spandrel.architectures.OmniSR.__arch.OmniSR import OmniSR
+
+    path = tmp_path / "omni.pth"
+    options = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "res_num": 1, "up_scale": 2, "window_size": 8}
+    torch.save(OmniSR(**options).state_dict(), path)
+    done = command("--model", path, "--output", tmp_path / "out")
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1 and "is OmniSR, spandrel's own network" in done.stderr

@@ -20,7 +20,8 @@ from support.students import TRAINING, save_student, student
 from basicsr.archs.pretrained import load_pretrained
 from basicsr.export import exporting, onnx_file
 from basicsr.export.exporting import ENDINGS, Exported, export, load_student
-from basicsr.export.verification import TOLERANCES
+from basicsr.export.verification import SIZES as SIZES_OF_CHECKS
+from basicsr.export.verification import TOLERANCES, require, sizes_for
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
 from basicsr.utils.safe_files import sha256_of
 
@@ -178,6 +179,7 @@ def test_gray_students_are_exported(tmp_path):
     onnx_path = next(path for path in exported.files if path.suffix == ".onnx")
     torch.testing.assert_close(onnx_output(onnx_path, image), output_of(network, image), rtol=0, atol=1e-5)
     assert {entry.key: entry.value for entry in onnx.load(onnx_path).metadata_props}["colour_order"] == "gray"
+    assert onnx.load(onnx_path).doc_string == "EDSR x2: gray images in [0, 1], float32 inside"
 
 
 def test_averaged_weights_are_taken_unless_others_are_named(tmp_path):
@@ -191,8 +193,19 @@ def test_averaged_weights_are_taken_unless_others_are_named(tmp_path):
         assert json.loads(loaded.metadata("float32")["source"])["weights"] == loaded.weights
         path = export(loaded, tmp_path, formats=["safetensors"]).files[0]
         assert torch.equal(output_of(load_pretrained(path).network, image), output_of(wanted, image))
-    with pytest.raises(CheckpointError, match=r"--param_key emma: .* has no such weights, it has params, params_ema"):
+    with pytest.raises(CheckpointError, match="has no weights 'emma', it has params, params_ema; give one"):
         load_student(source, param_key="emma")
+
+
+def test_only_names_of_weights_may_be_asked_for(tmp_path):
+    network, block = student("EDSR", 2)
+    source = save_student(tmp_path / "net.pth", network, block, **{"params_ema": {}, "optimizer": {"lr": 1}})
+    content = torch.load(source, weights_only=True)
+    torch.save({**content, 1: {2: 3}}, source)
+    for key in ("network", "training", "params_ema", "optimizer", "zz", ""):
+        with pytest.raises(CheckpointError, match=f"has no weights '{key}', it has params; give one of these"):
+            load_student(source, param_key=key)
+    assert load_student(source).weights == "params"
 
 
 def test_an_exported_file_can_be_exported_again(made, tmp_path):
@@ -268,6 +281,8 @@ def test_swinir_for_one_size_is_refused(tmp_path):
         ({"formats": []}, "--formats nothing"),
         ({"opset": 17}, "--opset 17 is not supported: give 18 to 23"),
         ({"name": "../other"}, "--name '../other'"),
+        ({"name": "\u00e9" * 101}, "--name is too long, 202 bytes: give at most 200"),
+        ({"formats": ["onnx"], "layout": "spandrel"}, "--layout spandrel is about the safetensors file"),
     ],
 )
 def test_arguments_are_checked_before_anything_is_made(made, tmp_path, options, message):
@@ -308,3 +323,102 @@ def test_checks_cover_odd_sizes_and_all_formats(made):
     shapes = {check.shape for check in checks if check.kind.startswith("onnx")}
     assert {(1, 3, 24, 24), (2, 3, 17, 31), (1, 3, 64, 40), (1, 3, 33, 80)} <= shapes
     assert all(np.isfinite(check.difference) and check.passed for check in checks)
+
+
+def test_swinir_with_large_windows_is_exported_and_checked_with_more_images(tmp_path):
+    network, block = student("SwinIR", 2, window_size=24, img_size=48, num_heads=[1], embed_dim=4)
+    loaded = load_student(save_student(tmp_path / "net.pth", network, block))
+    exported = export(loaded, tmp_path, formats=["onnx", "torch-export"])
+    checked = [check.shape for check in exported.checks if check.kind == "torch-export"]
+    assert checked == [(1, 3, 64, 40), (1, 3, 33, 80), (1, 3, 48, 48), (2, 3, 25, 34), (1, 3, 51, 25)]
+    program = torch.export.load(exported.files[1]).module()
+    for image in images(((1, 73, 26), (2, 48, 27))):
+        expected = output_of(network, image)
+        torch.testing.assert_close(onnx_output(exported.files[0], image), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(program(image), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [7, 8, 16, 17, 24, 48, 64, 500])
+def test_images_for_the_checks_suit_every_window(window):
+    smallest = window + 1  # as torch-export files of SwinIR ask for
+    suitable = [size for size in sizes_for(smallest) if min(size[1:]) >= smallest]
+    assert len(suitable) >= 2 and {batch for batch, _, _ in suitable} == {1, 2}
+    assert sizes_for(smallest)[: len(SIZES_OF_CHECKS)] == SIZES_OF_CHECKS
+
+
+def test_a_file_without_any_check_is_refused():
+    with pytest.raises(CheckpointError, match=r"net\.pt2 was not written: there was no image to check it with"):
+        require([], Path("net.pt2"))
+
+
+def test_a_folder_in_the_way_is_told_before_any_work(made, tmp_path):
+    (tmp_path / "e2.onnx").mkdir()
+    started: list[str] = []
+    with pytest.raises(CheckpointError, match=re.escape(f"cannot save {tmp_path / 'e2.onnx'}: there is a folder")):
+        export(load_student(made("EDSR", 2).source), tmp_path, name="e2", report=started.append)
+    assert started == [] and [path.name for path in tmp_path.iterdir()] == ["e2.onnx"]
+
+
+def test_files_already_moved_are_taken_back_if_one_cannot_be(made, tmp_path):
+    (tmp_path / "e2.safetensors").write_text("an earlier one")
+
+    def put_folder_in_the_way(line: str) -> None:
+        if line.startswith("onnx"):
+            (tmp_path / "e2.onnx").mkdir()
+
+    formats = ["torch-export", "safetensors", "onnx"]
+    with pytest.raises(CheckpointError, match=re.escape(f"cannot save {tmp_path / 'e2.onnx'}: there is a folder")):
+        export(load_student(made("EDSR", 2).source), tmp_path, formats=formats, name="e2", report=put_folder_in_the_way)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e2.onnx", "e2.safetensors"]
+    assert (tmp_path / "e2.safetensors").read_text() == "an earlier one"
+    (tmp_path / "e2.onnx").rmdir()
+    export(load_student(made("EDSR", 2).source), tmp_path, formats=["safetensors"], name="e2")
+    assert [path.name for path in tmp_path.iterdir()] == ["e2.safetensors"]
+    assert load_pretrained(tmp_path / "e2.safetensors").architecture == "EDSR"
+
+
+def test_files_are_named_after_what_is_short_enough(tmp_path):
+    network, block = student("EDSR", 2)
+    for run, file, expected in (
+        ("r" * 200, "net", "r" * 200 + "_x2"),
+        ("r" * 201, "net", "net_x2"),
+        ("../../r", "net", "net_x2"),
+        ("r" * 300, "n" * 201, "EDSR_x2"),
+    ):
+        source = save_student(tmp_path / f"{file}.pth", network, block)
+        content = torch.load(source, weights_only=True)
+        torch.save({**content, "training": {"name": run}}, source)
+        written = export(load_student(source), tmp_path / "out", formats=["safetensors"]).files[0]
+        assert written.name == f"{expected}.safetensors"
+
+
+def test_whatever_a_checkpoint_says_of_its_training_is_written_as_valid_json(tmp_path):
+    network, block = student("EDSR", 2)
+    source = save_student(tmp_path / "net.pth", network, block)
+    content = torch.load(source, weights_only=True)
+    training = {
+        "loss": float("nan"),
+        "best": [float("inf"), 1.5],
+        "mean": torch.zeros(2),
+        "shape": torch.Size([3]),
+        4: 5,
+    }
+    torch.save({**content, "training": training}, source)
+    path = export(load_student(source), tmp_path, formats=["safetensors"]).files[0]
+    with safe_open(path, framework="pt") as file:
+        text = file.metadata()["training"]
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert json.loads(text, parse_constant=refuse) == {
+        "loss": None,
+        "best": [None, 1.5],
+        "mean": "tensor([0., 0.])",
+        "shape": [3],
+        "4": 5,
+    }
+    endless: list[Any] = []
+    endless.append(endless)
+    torch.save({**content, "training": {"all": endless}}, source)
+    assert "training" not in load_student(source).metadata("float32")

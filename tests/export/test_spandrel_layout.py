@@ -121,6 +121,24 @@ def test_what_spandrel_cannot_know_is_refused(tmp_path):
     export(loaded, tmp_path / "out", formats=["safetensors"])
 
 
+def test_swinir_with_one_window_is_refused_by_the_files_name(tmp_path):
+    network, block = student("SwinIR", 4, upsampler="nearest+conv", img_size=8)
+    loaded = load_student(save_student(tmp_path / "net.pth", network, block))
+    message = r"spandrel does not load distilled_x4.safetensors \(.* Missing key.*attn_mask.*\); give --layout ours"
+    with pytest.raises(CheckpointError, match=message):
+        export(loaded, tmp_path / "out", formats=["safetensors"], layout="spandrel")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_spandrel_gets_images_that_its_padding_can_extend_to_a_large_window(tmp_path):
+    changes = {"window_size": 34, "img_size": 68, "embed_dim": 4, "num_heads": [1]}
+    network, block = student("SwinIR", 2, **changes)
+    loaded = load_student(save_student(tmp_path / "net.pth", network, block))
+    checks = export(loaded, tmp_path, formats=["safetensors"], layout="spandrel").checks
+    shapes = [check.shape[2:] for check in checks if check.kind == "safetensors (spandrel)"]
+    assert shapes == [(24, 24), (64, 40), (33, 80), (48, 48), (35, 44), (71, 35)]
+
+
 def test_architectures_without_a_layout_for_spandrel_are_refused(tmp_path):
     block = {"type": "MSRResNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
     loaded = load_student(save_student(tmp_path / "net.pth", build_network(block), block))

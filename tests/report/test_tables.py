@@ -110,6 +110,22 @@ def test_scales_are_ranked_apart():
     assert [marks(table, scale)["a"][0][0] for scale in range(2)] == ["second", "best"]
 
 
+def test_names_are_text_in_markdown_headings_too():
+    rows = (row("a|b", 5, {"S|et <b>_5_ &amp;": (30.0, 0.9)}), row("c", 5, {"S|et <b>_5_ &amp;": (31.0, 0.8)}))
+    cells = markdown_cells(quality_table(results(ScaleResults(2, rows))))
+    assert {len(line) for line in cells} == {3}
+    assert cells[0][2] == r"S\|et \<b>\_5\_ \&amp; PSNR/SSIM"
+    assert cells[2][1] == r"a\|b"
+
+
+def test_a_table_without_metrics_is_whole():
+    empty = Evaluation((), ("a",), np.zeros((1, 0)), np.zeros(1))
+    table = quality_table(results(ScaleResults(2, (Row("n", 5, {"S": empty}),))))
+    assert table.caption == "bench_1: nothing was measured."
+    cells = markdown_cells(table)
+    assert cells[0] == ["Scale", "Method", "S"] and all(re.fullmatch("-{2,}:?", cell) for cell in cells[1])
+
+
 def test_markdown_gives_the_averages_back():
     rows = (
         row("a|b *x* _y_", 1_370_000, {"Set5": (38.0, 0.96), "Set14": (33.5, 0.91)}),
