@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ _REACHES = (32, 64, 128)
 _LARGER_STEP = 64
 _SEED = 0
 
+Network = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Context:
@@ -35,19 +38,24 @@ class Context:
     multiple: int
     error: float
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether the error is negligible."""
+        return self.error <= _TOLERANCE
+
 
 def multiple_of(network: nn.Module) -> int:
-    """The least common multiple of the sides of all attention windows in a network; 1 if there are none."""
+    """The least common multiple of what a network's modules say they extend to: windows, halvings; 1 if none does."""
     sides = {1}
     for module in network.modules():
-        for name in ("window_size", "split_size"):
+        for name in ("window_size", "split_size", "padder_size"):
             value = getattr(module, name, None)
             values = value if isinstance(value, (tuple, list)) else (value,)
             sides.update(side for side in values if isinstance(side, int) and side > 0)
     return math.lcm(*sides)
 
 
-def measure_context(network: nn.Module, channels: int, scale: int, device: torch.device, multiple: int) -> Context:
+def measure_context(network: Network, channels: int, scale: int, device: torch.device, multiple: int) -> Context:
     """Measures how far inside a tile a network's output feels that the image goes on outside.
 
     The network runs in float32 on a random image, and on a tile out of its middle. The difference falls with the
@@ -55,7 +63,7 @@ def measure_context(network: nn.Module, channels: int, scale: int, device: torch
     its whole input, the tile is given the averages of the image.
 
     Args:
-        network: in eval mode, called without gradients.
+        network: in eval mode, called without gradients; what it raises is passed on.
         channels: of its input.
         scale: its factor of enlargement.
         device: of the network.
@@ -67,19 +75,31 @@ def measure_context(network: nn.Module, channels: int, scale: int, device: torch
     best = None
     for step, reach in attempts:
         try:
-            found = _probe(network, channels, scale, device, step, reach)
+            with _exact_convolutions():
+                found = _probe(network, channels, scale, device, step, reach)
         except Exception as error:
             if best is None or not is_out_of_memory(error):
                 raise
             break  # a smaller probe's answer is the best there is
         best = found if best is None or found.error < best.error else best
-        if found.error <= _TOLERANCE:
+        if found.is_enough:
             break
     assert best is not None
     return best
 
 
-def _probe(network: nn.Module, channels: int, scale: int, device: torch.device, multiple: int, reach: int) -> Context:
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """On CUDA, PyTorch computes those of float32 in TF32: its rounding would hide how the influence fades."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _probe(network: Network, channels: int, scale: int, device: torch.device, multiple: int, reach: int) -> Context:
     """Looks at most `reach` pixels far, or a multiple more."""
     reach = math.ceil(reach / multiple) * multiple
     # An odd number of steps: so a network that wants twice the multiple, or more, shows it.
@@ -95,13 +115,11 @@ def _probe(network: nn.Module, channels: int, scale: int, device: torch.device, 
     return Context(overlap, multiple, errors[min(overlap, len(errors) - 1)].item())
 
 
-def _errors_by_distance(
-    network: nn.Module, image: Tensor, scale: int, tiles: Sequence[Region], multiple: int
-) -> Tensor:
+def _errors_by_distance(network: Network, image: Tensor, scale: int, tiles: Sequence[Region], multiple: int) -> Tensor:
     """Entry d: the largest difference to the whole among pixels at least d from where a tile is cut off."""
     side = image.shape[-1]
     whole = Region(0, 0, side, side)
-    with PoolingOverImage(whole, whole, (side, side), multiple, None) as pooling:
+    with PoolingOverImage(whole, whole, (side, side), multiple) as pooling:
         expected = network(image)
     known = pooling.gathered.means()
     largest = torch.zeros(side)

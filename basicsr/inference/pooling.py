@@ -7,8 +7,11 @@ in the next pass over the image every tile is given those of the whole.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,28 +22,53 @@ from basicsr.inference.tiling import Region
 
 _aten = torch.ops.aten
 _POOLINGS = (_aten.adaptive_avg_pool2d.default, _aten._adaptive_avg_pool2d.default)
+# Networks may extend what they see to multiples of their own, up to this.
+_LARGEST_STEP = 64
 # How many times larger than the tile a network's features may be.
 _RATIOS = tuple(Fraction(1, step) for step in range(1, 33)) + tuple(Fraction(step) for step in range(2, 9))
+
+# float64 (C,) of each average, in the order the network comes by them; None where it is not known.
+Means = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """float64 (C,), the sum over `count` pixels."""
+
+    total: Tensor
+    count: int
+
+    def plus(self, other: _Sum) -> _Sum | None:
+        """Both together; None if they are not of the same features."""
+        if self.total.shape != other.total.shape:
+            return None
+        return _Sum(self.total + other.total, self.count + other.count)
 
 
 @dataclass
 class ImageMeans:
-    """What one pass over an image gathers: for each pooling, in the order the network comes by them."""
+    """What a network averages, of a tile or of several.
 
-    sums: list[Tensor] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
+    Attributes:
+        calls: one entry for each average, in the order the network comes by them; None where it cannot be gathered.
+        followed: False if tiles had to be left averages of their own.
+    """
 
-    def add(self, other: ImageMeans) -> None:
-        """Adds what a tile gathered."""
-        if not self.sums:
-            self.sums, self.counts = [torch.zeros_like(total) for total in other.sums], [0] * len(other.counts)
-        for total, more in zip(self.sums, other.sums, strict=True):
-            total += more
-        self.counts = [count + more for count, more in zip(self.counts, other.counts, strict=True)]
+    calls: list[_Sum | None] = field(default_factory=list)
+    followed: bool = True
 
-    def means(self) -> list[Tensor]:
-        """float64 (C,) of each pooling."""
-        return [total / count for total, count in zip(self.sums, self.counts, strict=True)]
+    def plus(self, other: ImageMeans) -> ImageMeans:
+        """Those of both."""
+        if len(self.calls) != len(other.calls):
+            return ImageMeans([], False)
+        pairs = list(zip(self.calls, other.calls, strict=True))
+        calls = [None if one is None or more is None else one.plus(more) for one, more in pairs]
+        lost = any(call is None and pair != (None, None) for call, pair in zip(calls, pairs, strict=True))
+        return ImageMeans(calls, self.followed and other.followed and not lost)
+
+    def means(self) -> Means:
+        """Those to give to every tile."""
+        return [None if call is None else call.total / call.count for call in self.calls]
 
 
 class PoolingOverImage(TorchDispatchMode):
@@ -50,49 +78,65 @@ class PoolingOverImage(TorchDispatchMode):
         core: the pixels that count.
         region: those that the network sees, core and context, of the same image.
         size: height and width of that image.
-        multiple: of which the network extends what it sees to multiples.
-        known: the means of the whole image, in the network's order; None leaves it those of the region.
+        multiple: at multiples of how many pixels regions begin.
+        known: the means of the whole image, in the network's order; where there is none it keeps those of the region.
     """
 
-    def __init__(
-        self, core: Region, region: Region, size: tuple[int, int], multiple: int, known: list[Tensor] | None
-    ) -> None:
+    def __init__(self, core: Region, region: Region, size: tuple[int, int], multiple: int, known: Means = ()) -> None:
         super().__init__()
         self.gathered = ImageMeans()
-        self._core, self._region, self._size, self._multiple, self._known = core, region, size, multiple, known
+        self._core, self._region, self._size, self._known = core, region, size, known or ()
+        self._steps = _divisors(math.lcm(multiple, _LARGEST_STEP))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        x = _averaged(func, args)
-        slices = None if x is None else self._core_of(x)
-        if x is None or slices is None:
-            return func(*args, **(kwargs or {}))
-        core = x[(0, slice(None), *slices)]
-        self.gathered.sums.append(core.sum((1, 2), dtype=torch.float64))
-        self.gathered.counts.append(core.shape[1] * core.shape[2])
         result = func(*args, **(kwargs or {}))
-        if self._known is None:
+        x = _averaged(func, args)
+        if x is None:
             return result
-        return self._known[len(self.gathered.sums) - 1].to(result).view(result.shape)
+        index = len(self.gathered.calls)
+        slices = self._core_of(x)
+        if slices is None:
+            self.gathered.calls.append(None)
+            # One pixel is its own mean.
+            self.gathered.followed &= x.shape[0] != 1 or x.shape[2:].numel() == 1
+            return result
+        core = x[(0, slice(None), *slices)]
+        self.gathered.calls.append(_Sum(core.sum((1, 2), dtype=torch.float64), core.shape[1] * core.shape[2]))
+        known = self._known[index] if index < len(self._known) else None
+        return result if known is None or len(known) != x.shape[1] else known.to(result).view(result.shape)
 
     def _core_of(self, x: Tensor) -> tuple[slice, slice] | None:
         """Where in features (1, C, H, W) the core is; None where they are no map of the tile."""
-        if x.shape[0] != 1:
+        ratio = self._ratio(x.shape[2], x.shape[3]) if x.shape[0] == 1 else None
+        if ratio is None:
             return None
-        height, width = self._region.height, self._region.width
-        for multiple in (1, self._multiple):
-            padded = -(-height // multiple) * multiple, -(-width // multiple) * multiple
-            ratio = Fraction(x.shape[2], padded[0])
-            if ratio == Fraction(x.shape[3], padded[1]) and ratio in _RATIOS:
-                rows = self._along(self._core.top, self._core.bottom, self._region.top, ratio, self._size[0])
-                columns = self._along(self._core.left, self._core.right, self._region.left, ratio, self._size[1])
-                return rows, columns
-        return None
+        rows = self._along(self._core.top, self._core.bottom, self._region.top, ratio, self._size[0])
+        columns = self._along(self._core.left, self._core.right, self._region.left, ratio, self._size[1])
+        return rows, columns
+
+    def _ratio(self, height: int, width: int) -> Fraction | None:
+        """How many times larger features are than the tile, extended to multiples of any step; None if they are not."""
+        # Of an extended tile several may fit: 80 pixels sixteen times smaller are 75 fifteen times. Networks halve.
+        other = None
+        for step in self._steps:
+            extended = [-(-side // step) * step for side in (self._region.height, self._region.width)]
+            ratio = Fraction(height, extended[0])
+            if ratio == Fraction(width, extended[1]) and ratio in _RATIOS:
+                if (ratio.numerator * ratio.denominator).bit_count() == 1:
+                    return ratio
+                other = other or ratio
+        return other
 
     @staticmethod
     def _along(start: int, end: int, origin: int, ratio: Fraction, size: int) -> slice:
         # Beyond the image's end lies what the network extended it by, which it averages too.
         last = None if end == size else int(end * ratio) - int(origin * ratio)
         return slice(int(start * ratio) - int(origin * ratio), last)
+
+
+@cache
+def _divisors(number: int) -> tuple[int, ...]:
+    return tuple(divisor for divisor in range(1, number + 1) if number % divisor == 0)
 
 
 def _averaged(func: Any, args: Any) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from basicsr.inference.context import measure_context, multiple_of
 from basicsr.inference.memory import free_caches, is_out_of_memory
-from basicsr.inference.pooling import ImageMeans, PoolingOverImage
+from basicsr.inference.pooling import ImageMeans, Means, PoolingOverImage
 from basicsr.inference.self_ensemble import AS_IT_IS, EIGHT_VIEWS, View
 from basicsr.inference.tiling import Region, cut_into_cores, with_context
 from basicsr.utils.errors import MachineError, NonFiniteError, OptionsError
@@ -79,6 +79,7 @@ class Runner:
         self._views: Sequence[View] = EIGHT_VIEWS if self_ensemble else (AS_IT_IS,)
         self._precision = precision or Precision(device.type)
         self._multiple = multiple or multiple_of(network)
+        self._told = False
         self._report = report
         self._progress = progress
 
@@ -149,20 +150,24 @@ class Runner:
     def _run(self, lq: Tensor, write: Callable[[Region, Tensor], None]) -> None:
         """Calls `write` with each core, in pixels of the output, and its float32 (1, C, h, w) there; at every pass."""
         cores = list(cut_into_cores(Region(0, 0, *lq.shape[-2:]), self._tile))
-        means: list[list[Tensor] | None] = [None] * len(self._views)
+        means: list[Means] = [()] * len(self._views)
         settling = _Settling(_SETTLED[self._precision.amp])
         with _evaluating(self._network):
             for _ in range(_MOST_PASSES):
-                done, gathered = [], [ImageMeans() for _ in self._views]
+                done: list[Region] = []
+                gathered: list[ImageMeans] = []
                 for core, output, found in self._each(lq, cores, means):
                     done.append(core)
-                    for total, more in zip(gathered, found, strict=True):
-                        total.add(more)
+                    gathered = (
+                        [one.plus(more) for one, more in zip(gathered, found, strict=True)] if gathered else found
+                    )
                     settling.note(core, output)
                     write(core.scaled(self._scale), output)
-                if not gathered[0].sums or settling.is_over():
-                    return
+                if not all(total.followed for total in gathered):
+                    self._tell_that_tiles_differ("averages over the whole image in a way that tiles cannot follow")
                 cores, means = done, [total.means() for total in gathered]
+                if all(mean is None for view in means for mean in view) or settling.is_over():
+                    return
         if settling.change > max(_ALLOWED_DIFFERENCE, settling.tolerance):
             self._report(
                 f"{self._name} averages over the whole image, and after {_MOST_PASSES} passes its output still changed"
@@ -170,7 +175,7 @@ class Runner:
             )
 
     def _each(
-        self, lq: Tensor, cores: Iterable[Region], means: Sequence[list[Tensor] | None]
+        self, lq: Tensor, cores: Iterable[Region], means: Sequence[Means]
     ) -> Iterator[tuple[Region, Tensor, list[ImageMeans]]]:
         """Core by core, its output and what was averaged over it in each view; smaller cores where memory runs out."""
         pending, done = deque(cores), 0
@@ -185,7 +190,7 @@ class Runner:
                 yield (pending.popleft(), *result)
 
     def _run_if_memory_lasts(
-        self, lq: Tensor, core: Region, means: Sequence[list[Tensor] | None]
+        self, lq: Tensor, core: Region, means: Sequence[Means]
     ) -> tuple[Tensor, list[ImageMeans]] | None:
         """The average over the views, float32 (1, C, h, w) on the CPU, and what each gathered; None: out of memory."""
         total, gathered = None, []
@@ -201,7 +206,7 @@ class Runner:
                 raise
         return None  # outside of the handler, where the error no longer holds what was allocated
 
-    def _run_view(self, lq: Tensor, core: Region, view: View, means: list[Tensor] | None) -> tuple[Tensor, ImageMeans]:
+    def _run_view(self, lq: Tensor, core: Region, view: View, means: Means) -> tuple[Tensor, ImageMeans]:
         """One view of a core, turned back; and what the network averaged over it, nothing if it is the whole image."""
         height, width = lq.shape[-2:]
         size = (width, height) if view.swap_axes else (height, width)
@@ -218,26 +223,36 @@ class Runner:
     def _network_on(self, tile: Tensor) -> Tensor:
         """float32, on the device."""
         with self._precision.autocast():
-            output = self._network(tile.to(self._device))
+            return self._at_its_scale(tile).float()
+
+    def _at_its_scale(self, tile: Tensor) -> Tensor:
+        """Runs the network on its device; raises OptionsError if it enlarges by another factor."""
+        output = self._network(tile.to(self._device))
         (height, width), (new_height, new_width) = tile.shape[-2:], output.shape[-2:]
         if (new_height, new_width) != (height * self._scale, width * self._scale):
             raise OptionsError(
                 f"{self._name} makes {new_width}x{new_height} pixels of {width}x{height}, which is not scale"
                 f" {self._scale}: give its own scale, or another network"
             )
-        return output.float()
+        return output
 
     def _context(self, channels: int) -> tuple[int, int]:
         """Overlap, and multiple; measured where it was left open."""
         if self._overlap is None:
-            found = measure_context(self._network, channels, self._scale, self._device, self._multiple)
+            found = measure_context(self._at_its_scale, channels, self._scale, self._device, self._multiple)
             self._overlap, self._multiple = found.overlap, found.multiple
-            if found.error > _ALLOWED_DIFFERENCE:
-                self._report(
-                    f"{self._name} sees further than the {found.overlap} pixels around a tile: results in tiles differ"
-                    f" from those of the whole image, by up to {found.error:.1g} of white on noise"
+            if not found.is_enough:
+                self._tell_that_tiles_differ(
+                    f"sees further than the {found.overlap} pixels around a tile",
+                    f"; those of a small image of noise do by {found.error:.1g} of white",
                 )
         return self._overlap, self._multiple
+
+    def _tell_that_tiles_differ(self, why: str, by_how_much: str = "") -> None:
+        """Once for all images."""
+        if not self._told:
+            self._told = True
+            self._report(f"{self._name} {why}: results in tiles may differ from those of the whole image{by_how_much}")
 
     def _shrink(self, lq: Tensor) -> None:
         """Halves the tiles; raises MachineError if they cannot be smaller."""

@@ -81,11 +81,42 @@ def test_a_network_that_sees_the_whole_image_otherwise_than_by_means_is_told_to_
     )
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_off_while_the_context_is_measured(allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    network, seen = averaging(2), set()
+    network.register_forward_hook(lambda *_: seen.add(torch.backends.cudnn.allow_tf32))
+    measure(network)
+    assert seen == {False}
+    assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+class Faint(nn.Module):
+    """Adds a little of the upper left corner, however far that is."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.strength * x[..., :1, :1]
+
+
+@pytest.mark.parametrize(("strength", "told"), [(1e-5, False), (5e-4, True)])
+def test_the_whole_images_influence_is_told_unless_it_is_negligible(strength, told):
+    """Other images show more of it than the probe may: 0.0008 there was 0.006 in a picture."""
+    lines: list[str] = []
+    Runner(Faint(strength), 1, CPU, tile=48, report=lines.append)(torch.rand(1, 3, 60, 60))
+    assert [line.startswith("Faint sees further than the") for line in lines] == [True] * told
+
+
 def test_the_multiple_is_that_of_all_windows():
     inner, outer = nn.Module(), nn.Module()
     inner.window_size, inner.split_size, outer.window_size = (8, 8), [8, 12], 16
     outer.inner = inner
     assert multiple_of(outer) == 48
+    outer.padder_size = 32
+    assert multiple_of(outer) == 96
     assert multiple_of(nn.Conv2d(3, 3, 3)) == 1
 
 

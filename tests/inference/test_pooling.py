@@ -42,10 +42,14 @@ class Gate(nn.Module):
 
 
 class Extended(nn.Module):
-    """Extends an image to multiples of 8, as networks with attention windows do, before all else."""
+    """Extends an image to whole multiples, as networks with attention windows do, before all else."""
+
+    def __init__(self, multiple: int = 8) -> None:
+        super().__init__()
+        self.multiple = multiple
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return pad_to_multiple(x, 8)
+        return pad_to_multiple(x, self.multiple)
 
 
 @pytest.mark.parametrize("name", POOLINGS)
@@ -72,6 +76,54 @@ def test_what_a_network_extends_the_image_by_counts_as_in_the_whole_image():
     assert (network(lq) - lq * lq.mean((2, 3), keepdim=True)).abs().max() > 1e-3
     tiled = Runner(network, 1, CPU, tile=16, tile_overlap=4, multiple=8)(lq)
     assert (tiled - network(lq)).abs().max() < 1e-6
+
+
+def test_a_network_may_extend_to_less_than_the_multiple_of_tiles():
+    network, lq = Gate(POOLINGS["module"], Extended(8)), image(90, 133)
+    tiled = Runner(network, 1, CPU, tile=64, tile_overlap=4, multiple=64)(lq)
+    assert (tiled - network(lq)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(40, 330), (70, 98), (97, 131)])
+def test_features_of_a_network_that_extends_and_then_halves_are_told_from_other_ratios(size):
+    """70x98, extended to 80x112, is 5x7 in sixteenths: as much as 70x98 in fourteenths."""
+    before = nn.Sequential(Extended(16), nn.PixelUnshuffle(16))
+    network, lq = Gate(POOLINGS["module"], before, nn.PixelShuffle(16)), image(*size)
+    lines: list[str] = []
+    tiled = Runner(network, 1, CPU, tile=32, report=lines.append)(lq)
+    assert (tiled - network(lq)).abs().max() < 1e-5
+    assert not lines
+
+
+class Cropping(nn.Module):
+    """Multiplies an image by the mean of all but its margin."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x[..., 3:-3, 3:-3].mean((2, 3), keepdim=True)
+
+
+class RowByRow(nn.Module):
+    """Multiplies every eight rows of an image by their mean."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows * rows.mean((2, 3), keepdim=True) for rows in x.split(8, 2)], 2)
+
+
+class Halving(nn.Module):
+    """Multiplies an image by the mean of its halves, which leave out the last row of an odd number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * nn.functional.avg_pool2d(x, 2).mean((2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("network", [Cropping(), RowByRow(), Halving()], ids=lambda network: type(network).__name__)
+def test_means_that_cannot_be_gathered_are_told_and_stop_nothing(network):
+    lines: list[str] = []
+    runner = Runner(network, 1, CPU, tile=20, tile_overlap=0, report=lines.append)
+    for _ in range(2):
+        assert runner(image(45, 40)).isfinite().all()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{type(network).__name__} averages over the whole image in a way that tiles cannot")
 
 
 def test_every_view_of_a_self_ensemble_has_means_of_its_own():

@@ -62,7 +62,9 @@ def picture(height: int, width: int, channels: int = 3) -> torch.Tensor:
 
 @torch.no_grad()
 def assert_tiled_equals_whole(network: nn.Module, lq: torch.Tensor, **options) -> None:
-    whole, tiled = network(lq), Runner(network, 2, CPU, **options)(lq)
+    lines: list[str] = []
+    whole, tiled = network(lq), Runner(network, 2, CPU, report=lines.append, **options)(lq)
+    assert not lines
     assert tiled.dtype == torch.float32 and tiled.shape == whole.shape
     assert (tiled - whole).abs().max() < 1e-3
     levels = tensor2img([whole, tiled])
@@ -212,6 +214,11 @@ def test_gradients_are_not_kept():
 def test_another_scale_than_the_networks_is_refused():
     with pytest.raises(OptionsError, match=r"EDSR makes 48x32 pixels of 24x16, which is not scale 4: give its own"):
         Runner(small("EDSR"), 4, CPU)(picture(16, 24))
+
+
+def test_another_scale_than_the_networks_is_refused_in_tiles():
+    with pytest.raises(OptionsError, match=r"EDSR makes \d+x\d+ pixels of \d+x\d+, which is not scale 4: give its own"):
+        Runner(small("EDSR"), 4, CPU, tile=32)(picture(80, 80))
 
 
 def test_output_that_is_not_finite_makes_no_picture():
