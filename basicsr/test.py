@@ -30,6 +30,7 @@ from basicsr.report.comparison import check_regions
 from basicsr.report.pictures import SavedPictures
 from basicsr.report.results import Results, Row, ScaleResults
 from basicsr.report.speed import device_name, measure_seconds
+from basicsr.report.tables import decimals_of, format_figure, metric_label
 from basicsr.report.writing import write_files
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, MachineError
@@ -37,6 +38,7 @@ from basicsr.utils.img_util import imwrite
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import load_test_options, parse_arguments
 from basicsr.utils.options_schema import Options
+from basicsr.utils.safe_files import sha256_of
 
 _TIMING_SECONDS = 5.0
 _INTERRUPTED = "interrupted: the results are incomplete; start again"
@@ -75,7 +77,7 @@ def test_pipeline(
         for scale in scales:
             scale.check()
         prepare_metrics(first.val.metrics, place.device)
-        experiment.prepare_results(first, place)
+        experiment.prepare_results(loaded, place)
         with experiment.open_log(first.results_folder, "test", first.name, place) as logger:
             with stop:  # a signal ends the evaluation on all ranks together, between images
                 measured = tuple(scale.run() for scale in scales)
@@ -102,20 +104,26 @@ class _Scale:
         self.datasets: dict[str, EvaluationDataset] = {
             block.name: build_eval_dataset(block) for block in options.datasets_of("val", "test").values()
         }
+        self.better = {name: better_direction(block) for name, block in options.val.metrics.items()}
         self.folder = options.visualization_folder / (f"x{options.scale}" if several else "")
         self.pictures: SavedPictures | None = None
 
     def check(self) -> None:
-        """Looks for what would otherwise be found after much of the work: names, regions, weights.
+        """Looks for what would otherwise be found after much of the work: names, regions, sizes, weights.
 
         Raises:
-            UserError: two images have one name, a region is not in its image, or weights do not fit.
+            UserError: two images have one name, a region is not in its image, a dataset's first images do not fit each
+                other, or weights do not fit their network.
         """
+        if not (self.options.networks or self.options.network_g):
+            return  # none of them is there: nothing is done at this scale
         names = {name: listed for name, data in self.datasets.items() if (listed := image_names(data)) is not None}
-        regions = self.options.report.regions if self.options.val.save_img and self.options.report.plots else ()
+        regions = self.options.report.regions if self.options.saves_images and self.options.report.plots else ()
         check_regions(
             [region for region in regions if region.dataset in names], self._saved(names), scale=self.options.scale
         )
+        for data in self.datasets.values():
+            data[0]
         for _ in _networks(self.options) if self.datasets else ():
             pass  # built, its weights loaded, and let go
 
@@ -131,14 +139,22 @@ class _Scale:
             rows.append(self._row(candidate))
             if any_rank([bool(self.stop)], self.place.device)[0]:  # others wait here while one measures the speed
                 raise Interrupted(_INTERRUPTED)
-        if rows and self.options.val.save_img:
+        if rows and self.options.saves_images:
             names = {dataset: evaluation.images for dataset, evaluation in rows[0].evaluations.items()}
             self.pictures = self._saved(names)
         return ScaleResults(self.options.scale, tuple(rows), self.options.skipped)
 
     def _row(self, candidate: _Candidate) -> Row:
         network, report = candidate.network, self.options.report
-        evaluations = {name: self._evaluate(candidate, name, dataset) for name, dataset in self.datasets.items()}
+        evaluations: dict[str, Evaluation] = {}
+        for name, dataset in self.datasets.items():
+            evaluations[name] = evaluation = self._evaluate(candidate, name, dataset)
+            figures = ", ".join(
+                f"{metric_label(metric, self.better[metric] == 'higher')} {format_figure(mean, decimals_of(metric))}"
+                for metric, mean in evaluation.means().items()
+            )
+            what = f"x{self.options.scale} {candidate.name}, {name} of {len(evaluation.images)}"
+            self.logger.info(f"{what}: {figures or 'nothing was measured'}")
         parameters = count_parameters(network)
         multiply_adds = seconds = None
         if parameters and self.place.is_master:
@@ -148,11 +164,11 @@ class _Scale:
                     seconds = measure_seconds(network, report.input, self.place.device, budget_seconds=_TIMING_SECONDS)
             except (DataError, MachineError) as error:
                 self.logger.warning(f"{candidate.name} has no figures of cost: {error}")
-        return Row(candidate.name, parameters, evaluations, multiply_adds, seconds)
+        return Row(candidate.name, parameters, evaluations, multiply_adds, seconds, candidate.weights)
 
     def _evaluate(self, candidate: _Candidate, name: str, dataset: EvaluationDataset) -> Evaluation:
         val = self.options.val
-        saves = val.save_img or "gt" not in dataset[0]
+        saves = self.options.saves_images or "gt" not in dataset[0]
         evaluation = evaluate(
             candidate.network,
             dataset,
@@ -196,12 +212,18 @@ class _Candidate:
     name: str
     network: nn.Module
     remark: str | None = None
+    file: str | None = None
+
+    @property
+    def weights(self) -> str | None:
+        """The file of the weights and its SHA-256, in words; None where there is none."""
+        return f"{self.file}, SHA-256 {sha256_of(Path(self.file))}" if self.file else None
 
 
 def _networks(options: Options) -> Iterator[_Candidate]:
     if not options.networks:
         if options.network_g is None:
-            return  # what the options named is not there, as `skipped` says
+            return
         path = options.path
         if path.pretrain_network_g is None:
             network, remark = build_network(options.network_g), None
@@ -213,16 +235,15 @@ def _networks(options: Options) -> Iterator[_Candidate]:
                 strict=path.strict_load_g,
                 scale=options.scale,
             )
-        yield _Candidate(type(network).__name__, network, remark)
+        yield _Candidate(type(network).__name__, network, remark, path.pretrain_network_g)
     for name, row in options.networks.items():
         if row.type == "bicubic":
             yield _Candidate(name, build_network({"type": "Bicubic", "upscale": options.scale}))
             continue
         assert row.path is not None
         block = row.network or options.network_g
-        yield _Candidate(
-            name, *network_for(block, row.path, param_key=row.param_key, strict=row.strict, scale=options.scale)
-        )
+        network, remark = network_for(block, row.path, param_key=row.param_key, strict=row.strict, scale=options.scale)
+        yield _Candidate(name, network, remark, row.path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

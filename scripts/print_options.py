@@ -1,7 +1,9 @@
 """Prints an options file as a run will see it: merged with the files it builds on, defaults filled in, checked.
 
+A file with a section `train` is taken as train.py sees it, any other as test.py does.
+
 python scripts/print_options.py options/train/mcadkd_edsr_x2.yml
-python scripts/print_options.py options/test/edsr_x2.yml --test --force_yml val:save_img=false
+python scripts/print_options.py options/test/edsr_x2.yml --force_yml val:save_img=false
 python scripts/print_options.py options/train/mcadkd_edsr_x2.yml --positions
 """
 
@@ -24,22 +26,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="options file")
-    parser.add_argument("--test", action="store_true", help="as test.py sees it (default: train.py)")
     parser.add_argument("--force_yml", nargs="+", default=[], metavar="KEY=VALUE", help="set options")
     parser.add_argument("--check_paths", action="store_true", help="also look whether data and weights are there")
     parser.add_argument("--positions", action="store_true", help="print file and line of every key instead")
     arguments = parser.parse_args(argv)
     read: dict[str, Any] = {"overrides": arguments.force_yml, "paths": arguments.check_paths}
-    if arguments.test:
-        loaded = load_test_options(arguments.file, **read)
-    else:
-        loaded = [load_options(arguments.file, training=True, **read)]
-    if not arguments.positions:
-        print("---\n".join(resolved_yaml(options) for options in loaded), end="")
-        return 0
     document = load_yaml(arguments.file)
     for override in arguments.force_yml:
         document.set(override)
+    if "train" in document.data():
+        loaded = [load_options(arguments.file, training=True, **read)]
+    else:
+        loaded = load_test_options(arguments.file, **read)
+    if not arguments.positions:
+        print("---\n".join(resolved_yaml(options) for options in loaded), end="")
+        return 0
     for key, position in document.positions().items():
         print(f"{position}: {key_text(key)}")
     return 0

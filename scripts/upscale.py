@@ -32,6 +32,7 @@ from basicsr.inference.upscaling import Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.precision import Precision, keep_output_precise
 
+_LEAST_TILE = 8  # smaller ones are mostly context
 _TILE_OF_RESULT = 1024  # pixels a side: tiles of the result, and the features behind them, stay this small
 
 
@@ -63,9 +64,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise OptionsError("--output '': give a folder for the results; . is the present one")
     if set(arguments.suffix) & set("/\\\0"):
         raise OptionsError(f"--suffix {arguments.suffix} leads into another folder; leave out the slashes")
-    for name in ("tile", "tile_overlap"):
-        if (getattr(arguments, name) or 0) < 0:
-            raise OptionsError(f"--{name} {getattr(arguments, name)}: give 0 or more")
+    if set(arguments.suffix.replace("{scale}", "")) & set("{}"):
+        raise OptionsError(f"--suffix {arguments.suffix}: in braces there may be {{scale}} only")
+    if arguments.tile is not None and arguments.tile < _LEAST_TILE and arguments.tile != 0:
+        raise OptionsError(f"--tile {arguments.tile}: give {_LEAST_TILE} or more, or 0 for the whole picture at once")
+    if (arguments.tile_overlap or 0) < 0:
+        raise OptionsError(f"--tile_overlap {arguments.tile_overlap}: give 0 or more")
     return arguments
 
 

@@ -92,6 +92,15 @@ def test_install_stops_where_basicsr_itself_is_installed(tmp_path: Path) -> None
     assert "pip uninstall basicsr" in result.stderr
 
 
+def test_install_refuses_an_extra_that_is_none_before_it_installs_anything(tmp_path: Path) -> None:
+    command = ["bash", str(ROOT / "install.sh"), "test,exports"]
+    result = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: there is no extra 'exports'; give test, dev, export, metrics or wandb, several with commas between\n"
+    )
+
+
 @pytest.mark.parametrize(
     "module",
     ["basicsr", "basicsr.losses", "basicsr.metrics", "basicsr.utils.registry", "basicsr.utils.errors"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+import basicsr
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 from basicsr.test import test_pipeline as run_test
 from basicsr.utils.errors import CheckpointError, DataError, OptionsError
 from basicsr.utils.img_util import tensor2img
 from basicsr.utils.matlab_functions import imresize
+from basicsr.utils.options import load_options
 from basicsr.utils.yaml_loader import dump_yaml, load_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,8 +129,42 @@ def test_what_was_left_out_is_in_the_log_and_in_the_tables(finished):
     for scale in SCALES:
         assert f"x{scale}: left out Urban100: there is no folder" in log
         assert f"x{scale}: left out teacher: there is no file" in log
-    assert "x2, x3: Urban100: there is no folder" in summary
-    assert "x2: teacher: there is no file" in summary and "x3: teacher: there is no file" in summary
+    assert "x2, x3: left out Urban100: there is no folder" in summary
+    assert all(f"x{scale}: left out teacher: there is no file" in summary for scale in SCALES)
+
+
+def test_where_the_figures_come_from_is_kept(finished, folder):
+    _, output, log = finished
+    assert load_options(output / "both_x3.yml", training=False).scale == 3
+    summary, report = (output / "summary.md").read_text(), (output / "report.html").read_text()
+    for scale in SCALES:
+        for name in ("scratch", "mcadkd"):
+            file = folder / f"{name}_x{scale}.pth"
+            line = f"x{scale} {name}: {file}, SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}"
+            assert line in summary.replace("\\", "") and line in report
+    psnr = finished[0].scales[1].rows[2].evaluations["Set5"].means()["psnr"]
+    assert f"x3 mcadkd, Set5 of 3: PSNR {psnr:.2f}, SSIM 0." in log
+    assert f"basicsr {basicsr.__version__}" in report
+
+
+def test_images_are_saved_where_the_report_shows_them_unless_told_otherwise(options, tmp_path):
+    options |= {"scale": 2, "networks": {"bicubic": {"type": "bicubic"}}}
+    quiet = {"html": False, "plots": False, "speed": False}
+    for report, said, saved in (
+        (quiet, None, False),
+        ({**quiet, "html": True}, None, True),
+        ({**quiet, "html": True, "images": 0}, None, False),
+        ({**quiet, "plots": True}, None, True),
+        ({**quiet, "html": True}, False, False),
+        (quiet, True, True),
+    ):
+        options |= {"report": report, "val": {**options["val"], "save_img": said}, "name": f"n{saved}"}
+        loaded = load_options(options, training=False)
+        assert loaded.saves_images is saved
+    options["report"]["regions"] = [{"dataset": "Set5", "image": "img0", "x": 0, "y": 0}]
+    options["val"]["save_img"] = False
+    with pytest.raises(OptionsError, match=r"report\.regions: are of images that are not saved"):
+        run_test(options, root=tmp_path)
 
 
 def test_tables_pictures_and_report_are_written(finished):
@@ -236,7 +273,7 @@ def test_a_scale_without_any_network_is_left_out_and_the_others_are_tested(optio
     results = run_test(options, root=tmp_path)
     assert [[row.name for row in scale.rows] for scale in results.scales] == [["only"], []]
     options["scale"] = 4
-    with pytest.raises(OptionsError, match="networks: nothing is left of them at x4"):
+    with pytest.raises(OptionsError, match="networks: none of them is there at x4"):
         run_test(options, root=tmp_path)
 
 

@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,12 +17,11 @@ from basicsr.utils.layouts import Recognised, UnsupportedWeights, recognise
 from basicsr.utils.options_components import is_auto
 from basicsr.utils.registry import ARCH_REGISTRY
 from basicsr.utils.weight_files import WeightFile, inner_states, read_weights
-from basicsr.utils.weights import load_network, load_state
+from basicsr.utils.weights import HIDDEN_OPTIONS, load_network, load_state
 
 # Whose keys are ours.
 _OUR_LAYOUTS = ("BasicSR", "SwinIR's original")
-# What the shapes of weights do not show.
-_HIDDEN = ("type", "res_scale", "img_range", "rgb_mean")
+_HIDDEN = ("type", *HIDDEN_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def network_for(
             check_scale(pretrained, scale, path)
         return pretrained.network, pretrained.remark
     network = build_network(block)
-    return network, load_network(network, path, param_key=param_key, strict=strict)
+    return network, load_network(network, path, param_key=param_key, strict=strict, options=block)
 
 
 def check_scale(pretrained: Pretrained, scale: int, path: str | os.PathLike[str]) -> None:
@@ -196,6 +196,8 @@ class _Search:
     def failure(self) -> str:
         """What to say where none of the ways led anywhere."""
         keys = list(self._file.state)
+        if Path(self._path).name.startswith("net_d"):
+            return f"checkpoint {self._path} is a discriminator by its name; give the network, net_g_*.pth"
         return (
             f"checkpoint {self._path} holds no network that is recognised ({'; '.join(dict.fromkeys(self._reasons))});"
             f" its {len(keys)} weights begin with {', '.join(keys[:3])}. Write its network into the options;"

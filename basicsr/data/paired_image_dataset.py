@@ -120,7 +120,7 @@ class PairedImageDataset(ImageDataset):
         if gt.size[0] < height or gt.size[1] < width:
             raise DataError(
                 f"HR {paths['gt_path']} of {gt.size[0]}x{gt.size[1]} is smaller than {self.scale} times LR "
-                f"{paths['lq_path']} of {lq.size[0]}x{lq.size[1]}; check scale and filename_tmpl"
+                f"{paths['lq_path']} of {lq.size[0]}x{lq.size[1]}; check scale, dataroot_lq and filename_tmpl"
             )
         if max(gt.size[0] - height, gt.size[1] - width) >= max(_MOST_CUT_OFF, self.scale):
             raise DataError(

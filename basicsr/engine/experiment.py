@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,25 +55,36 @@ def prepare_training(options: Options, place: Place, *, fresh: bool) -> None:
         if fresh:
             for old in (folder, options.tensorboard_folder):
                 archive(old)
-        header = f"# basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}\n"
         try:
             options.models_folder.mkdir(parents=True, exist_ok=True)
             options.training_states_folder.mkdir(exist_ok=True)
-            (folder / f"{options.name}.yml").write_text(header + resolved_yaml(options), encoding="utf-8")
+            (folder / f"{options.name}.yml").write_text(_with_versions(options), encoding="utf-8")
         except OSError as error:
-            raise CheckpointError(f"cannot write {folder}: {error}") from error
+            raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
     _wait_for_all_ranks()
 
 
-def prepare_results(options: Options, place: Place) -> None:
-    """Makes the folder of a test's results on rank 0; that of an earlier test of its name is renamed."""
+def prepare_results(scales: Sequence[Options], place: Place) -> None:
+    """Makes the folder of a test's results and keeps each scale's options there, on rank 0.
+
+    The folder of an earlier test of the name is renamed.
+    """
     if place.is_master:
-        archive(options.results_folder)
+        folder = scales[0].results_folder
+        archive(folder)
         try:
-            options.results_folder.mkdir(parents=True)
+            folder.mkdir(parents=True)
+            for options in scales:
+                suffix = f"_x{options.scale}" if len(scales) > 1 else ""
+                (folder / f"{options.name}{suffix}.yml").write_text(_with_versions(options), encoding="utf-8")
         except OSError as error:
-            raise CheckpointError(f"cannot write {options.results_folder}: {error}") from error
+            raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
     _wait_for_all_ranks()
+
+
+def _with_versions(options: Options) -> str:
+    header = f"# basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}\n"
+    return header + resolved_yaml(options)
 
 
 def archive(folder: Path) -> None:

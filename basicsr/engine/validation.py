@@ -81,7 +81,7 @@ def _image_saver(run: TrainingRun, log: RunLog | None, dataset: str) -> SaveImag
     suffix = f"_{run.options.val.suffix}" if run.options.val.suffix else ""
 
     def save(name: str, image: np.ndarray) -> None:
-        if run.options.val.save_img:
+        if run.options.saves_images:
             imwrite(image, str(root / dataset / name / f"{name}_{run.iteration}{suffix}.png"))
         if log is not None and not shown:
             shown.append(name)

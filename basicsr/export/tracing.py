@@ -100,7 +100,7 @@ def traceable(network: nn.Module, precision: Precision) -> Named:
     Raises:
         CheckpointError: the network is too small to have an inside.
     """
-    network = copy.deepcopy(network).eval()
+    network = copy.deepcopy(network).eval().requires_grad_(False)
     if precision == "fp16":
         _halve_inside(network)
     return AnySize(network) if isinstance(network, SwinIR) else Named(network)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from basicsr.report.regions import compared_rows, images_that_differ, most_different_square, square_size, without_scale
 from basicsr.report.results import Pictures, Results, Row, ScaleResults
-from basicsr.report.tables import Table, decimals_of, format_figure, gaps, is_ranked, metric_label
+from basicsr.report.tables import Table, decimals_of, format_figure, gaps, is_ranked, metric_label, weights_used
 from basicsr.utils.errors import DataError
 from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.safe_files import write_atomically
@@ -116,6 +116,7 @@ def write_report(
         "networks": list(dict.fromkeys(row.name for scale in results.scales for row in scale.rows)),
         "skipped": skipped,
         "tables": [(table, [note for note in table.notes if note not in skipped]) for table in tables],
+        "weights": weights_used(results),
         "plots": [(title, svg_element(svg, f"plot{number}-")) for number, (title, svg) in enumerate(plots.items())],
         "comparisons": [(scale, _data_url(content)) for scale, content in comparisons.items()],
         "pictures": bool(pictures) and images_per_dataset > 0,

@@ -142,7 +142,7 @@ def image_name(region: Region, names: Sequence[str], scale: int) -> str:
     for name in (region.image, f"{region.image}x{scale}"):
         if name in names:
             return name
-    known = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    known = ", ".join(without_scale(name, scale, names) for name in names[:5]) + (", ..." if len(names) > 5 else "")
     raise DataError(f"report: regions: {region.dataset} has no image '{region.image}' at x{scale}; it has {known}")
 
 

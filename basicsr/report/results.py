@@ -21,6 +21,7 @@ class Row:
         evaluations: by dataset; a dataset that was not there is left out.
         multiply_adds: of one forward pass of `Results.input_shape`; None if not counted.
         seconds: of that pass on `Results.device`; None if not measured.
+        weights: the file that they are from and its SHA-256, in words; None if there is none.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Row:
     evaluations: Mapping[str, Evaluation]
     multiply_adds: int | None = None
     seconds: float | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)

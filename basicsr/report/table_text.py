@@ -38,13 +38,18 @@ def to_markdown(table: Table) -> str:
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
     lines.insert(1, ["-" * width if index < 2 else "-" * (width - 1) + ":" for index, width in enumerate(widths)])
     below = [f"- [{key}] {_markdown(text)}" for key, text in table.references.items()]
-    below += [f"- {_markdown(note)}" for note in table.notes]
+    below += to_markdown_list(table.notes).splitlines()
     text = "\n".join(_padded(line, widths) for line in lines)
     return "\n\n".join([_markdown(table.caption), text, *(["\n".join(below)] if below else [])]) + "\n"
 
 
-def to_latex(table: Table) -> str:
-    r"""A table for the packages booktabs and multirow; best \textbf, second best \underline."""
+def to_latex(table: Table, experiment: str = "") -> str:
+    r"""A table for the packages booktabs and multirow; best \textbf, second best \underline.
+
+    Args:
+        table: what to write.
+        experiment: begins the label, so that tables of several experiments can stand in one paper.
+    """
     front = [r"\multirow{2}{*}{Scale}", r"\multirow{2}{*}{Method}"] if _subtitled(table) else ["Scale", "Method"]
     header = _latex_row([*front, *(latex_escape(column.title) for column in table.columns)])
     if _subtitled(table):
@@ -53,12 +58,18 @@ def to_latex(table: Table) -> str:
     below = [f"[{key}] {latex_escape(text)}" for key, text in table.references.items()]
     below += [latex_escape(note) for note in table.notes]
     notes = "\n\\par\\smallskip\n{\\footnotesize\n" + "\\par\n".join(below) + "\\par}" if below else ""
+    label = "_".join(filter(None, (re.sub(r"[^A-Za-z0-9-]+", "_", experiment), table.name)))
     return (
         "% needs \\usepackage{booktabs,multirow}\n\\begin{table*}[t]\n\\centering\n"
-        f"\\caption{{{latex_escape(table.caption)}}}\n\\label{{tab:{table.name}}}\n"
+        f"\\caption{{{latex_escape(table.caption)}}}\n\\label{{tab:{label}}}\n"
         f"\\begin{{tabular}}{{cl{'c' * len(table.columns)}}}\n\\toprule\n{header}\n\\midrule\n{groups}\n"
         f"\\bottomrule\n\\end{{tabular}}{notes}\n\\end{{table*}}\n"
     )
+
+
+def to_markdown_list(sentences: Iterable[str]) -> str:
+    """Sentences as a list of Markdown."""
+    return "".join(f"- {_markdown(sentence)}\n" for sentence in sentences)
 
 
 def latex_escape(text: str) -> str:

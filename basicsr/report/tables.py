@@ -188,10 +188,9 @@ def cost_table(results: Results) -> Table:
     groups = [Group(scale.scale, tuple(Line(row.name, _costs(row)) for row in scale.rows)) for scale in results.scales]
     size = "x".join(map(str, results.input_shape))
     columns = ("Params (M)", "Multiply-adds (G)", "Latency (ms)", "FPS")
-    caption = (
-        f"{results.name}: parameters, multiply-adds and speed for an input of {size}."
-        f" Latency is the median of forward passes of one image in float32 on {results.device}."
-    )
+    caption = f"{results.name}: parameters, multiply-adds and speed for an input of {size}."
+    if any(row.seconds for scale in results.scales for row in scale.rows):
+        caption += f" Latency is the median of forward passes of one image in float32 on {results.device}."
     return Table("cost", caption, tuple(Column(title) for title in columns), tuple(groups))
 
 
@@ -345,11 +344,18 @@ def _about_published(backbone: str | None, theirs: Mapping[int, Sequence[Publish
     ]
 
 
+def weights_used(results: Results) -> list[str]:
+    """Which file each network's weights are from."""
+    return [
+        f"x{scale.scale} {row.name}: {row.weights}" for scale in results.scales for row in scale.rows if row.weights
+    ]
+
+
 def gaps(results: Results) -> list[str]:
     """Why figures are missing; what holds at several scales is said once."""
     scales: dict[str, list[str]] = {}
     for scale in results.scales:
-        for sentence in (*scale.skipped, *_without_hr(scale)):
+        for sentence in (*(f"left out {skipped}" for skipped in scale.skipped), *_without_hr(scale)):
             scales.setdefault(sentence, []).append(f"x{scale.scale}")
     return [f"{', '.join(where)}: {sentence}" for sentence, where in scales.items()]
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cv2
 
+import basicsr
 from basicsr.report.comparison import compare_scale
 from basicsr.report.plots import cost_figure, figure_svg, write_figure
 from basicsr.report.published import published_rows
 from basicsr.report.regions import write_regions
 from basicsr.report.results import Pictures, Results
-from basicsr.report.table_text import to_latex, to_markdown
-from basicsr.report.tables import cost_table, quality_table, write_csv, write_text
+from basicsr.report.table_text import to_latex, to_markdown, to_markdown_list
+from basicsr.report.tables import cost_table, quality_table, weights_used, write_csv, write_text
 from basicsr.utils.img_util import imwrite
 from basicsr.utils.options_schema import ReportOptions
 
@@ -41,8 +43,10 @@ def write_files(
     tables = [quality_table(results, published=options.published)]
     tables += [cost_table(results)] if any(row.parameters for scale in results.scales for row in scale.rows) else []
     summary = "\n\n".join(to_markdown(table) for table in tables)
+    if weights := weights_used(results):
+        summary += "\n" + to_markdown_list(weights)
     write_text(folder / "summary.md", f"{summary}\n")
-    write_text(folder / "tables.tex", "\n\n".join(to_latex(table) for table in tables) + "\n")
+    write_text(folder / "tables.tex", "\n\n".join(to_latex(table, results.name) for table in tables) + "\n")
     yield f"{results.name}; files in {folder}\n{summary}"
     plots = _write_plots(results, folder / "plots", options) if options.plots else {}
     comparisons = _write_comparisons(results, folder, options, pictures) if options.plots else {}
@@ -50,7 +54,7 @@ def write_files(
         if scale in pictures and scale not in comparisons:
             yield f"no comparison at x{scale}, because none of report: regions is of a dataset that is there"
     if not pictures and (options.plots or options.html):
-        yield "no comparison of images, because none were saved: set val: save_img to true"
+        yield "no comparison of images, because none were saved: val: save_img is false"
     if options.html:
         from basicsr.report.html import write_report
 
@@ -63,6 +67,7 @@ def write_files(
             tables=tables,
             plots=plots,
             comparisons=comparisons,
+            date=f"{time.strftime('%Y-%m-%d')}, basicsr {basicsr.__version__}",
         )
         yield f"report, {size / 1e6:.1f} MB: {path}"
 

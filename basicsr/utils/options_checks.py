@@ -88,7 +88,7 @@ def nothing_left(options: Options) -> Finding | None:
     if not options.skipped or (options.datasets_of("val", "test") and (options.networks or options.network_g)):
         return None
     section = "networks" if options.datasets_of("val", "test") else "datasets"
-    return (section,), f"nothing is left of them at x{options.scale} without what is not there; {options.skipped[0]}"
+    return (section,), f"none of them is there at x{options.scale}: {'; '.join(options.skipped)}"
 
 
 def _files_read(options: Options) -> list[str]:
@@ -312,11 +312,13 @@ def _metrics(options: Options) -> Iterator[Finding]:
 
 
 def _regions(options: Options) -> Iterator[Finding]:
+    if options.report.regions and not options.saves_images:
+        yield ("report", "regions"), "are of images that are not saved: leave val: save_img out, or set it to true"
     names = [dataset.name for dataset in options.datasets_of("val", "test").values()]
     for number, region in enumerate(options.report.regions):
         if region.dataset not in names:
             yield (
-                ("report", "regions", str(number), "dataset"),
+                ("report", "regions", number, "dataset"),
                 f"no dataset is named {region.dataset!r}; there are: {_listed(names)}",
             )
 

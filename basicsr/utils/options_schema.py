@@ -258,7 +258,10 @@ class ValOptions(Section):
     """`val`: when to evaluate, by which metrics, and what to keep."""
 
     val_freq: Positive = Field(default=5000, description="iterations between evaluations")
-    save_img: bool = Field(default=False, description="save the output images")
+    save_img: bool | None = Field(
+        default=None,
+        description="save the output images; where left out, test.py does if its report shows any, training does not",
+    )
     suffix: str | None = Field(default=None, description="ends the saved images' names; ~ for the experiment's name")
     pbar: bool = Field(default=False, description="show progress")
     self_ensemble: bool = Field(default=False, description="average over the eight flips and rotations (x8)")
@@ -421,6 +424,14 @@ class Options(Section):
     def results_folder(self) -> Path:
         """Where a test keeps its tables and log: results/NAME."""
         return self._run_folder(self.path.results_root, "results")
+
+    @property
+    def saves_images(self) -> bool:
+        """Whether output images are saved: as `val: save_img` says, else where test.py's report shows any."""
+        if self.val.save_img is not None:
+            return self.val.save_img
+        report = self.report
+        return not self.is_train and bool((report.html and report.images) or (report.plots and report.crops))
 
     @property
     def visualization_folder(self) -> Path:

@@ -21,6 +21,8 @@ _STATE_KEYS = (
     *("params_ema", "params", "state_dict", "model_state_dict", "params-ema"),
     *("model", "net", "netG", "net_g", "network_g", "generator", "G", "network"),
 )
+# How files of images begin.
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 # Names under which training scripts hold the network that others want to have.
 _OWNERS = ("netG", "net_g", "generator", "G", "model", "network", "net", "student")
 
@@ -197,6 +199,10 @@ def _no_weights(path: Path, head: bytes) -> str | None:
         return "it is a web page, not the file behind it; open the link in a browser and save the file itself"
     if text.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file itself; run `git lfs pull`"
+    if head.startswith(_IMAGES):
+        return "it is an image; give a file of weights, .pth or .safetensors"
+    if path.suffix == ".state":
+        return "it is what else a training needs to go on; give the weights, models/net_g_*.pth"
     if path.suffix.lower() == ".onnx":
         return "it is an ONNX graph; give the PyTorch weights that it was made from"
     if head.startswith(b"PK"):

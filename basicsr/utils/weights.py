@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,11 @@ from torch import Tensor, nn
 
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.layouts import Recognised, UnsupportedWeights, described, recognise
+from basicsr.utils.registry import ARCH_REGISTRY
 from basicsr.utils.weight_files import inner_states, read_weights
+
+HIDDEN_OPTIONS = ("res_scale", "img_range", "rgb_mean")
+"""Options of networks that no shape of their weights shows."""
 
 _ROWS = 8
 # Buffers of SwinIR that follow from its options; files have them for another img_size, or not at all.
@@ -19,7 +24,12 @@ _DERIVED = (".attn_mask", ".attn.relative_position_index")
 
 
 def load_network(
-    network: nn.Module, path: str | os.PathLike[str], *, param_key: str | None = "params", strict: bool = True
+    network: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    param_key: str | None = "params",
+    strict: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> str | None:
     """Loads weights from a file of torch.save or safetensors, with or without prefixes such as `module.`.
 
@@ -32,6 +42,8 @@ def load_network(
         param_key: which of these to take. Another usual key is taken where it is absent, and a file without such
             keys is read as the state dict itself.
         strict: whether every weight must be there and no other. If not, those that fit are loaded.
+        options: those that the network was built from. What our training wrote of its network beside the weights must
+            not contradict them.
 
     Returns:
         A remark in one line where other keys than asked for were used, weights were converted or left out; else None.
@@ -41,8 +53,30 @@ def load_network(
     """
     file = read_weights(path, param_key)
     remarks = [file.remark] if file.remark else []
+    if contradiction := _contradiction(options or {}, file.network or {}):
+        theirs, ours = contradiction
+        line = f"{path} was trained with {theirs}, the options say {ours}"
+        if strict:
+            raise CheckpointError(f"checkpoint {line}: take {theirs}, or load it all the same with strict: false")
+        remarks.append(line)
     remarks += load_state(network, file.state, path, strict=strict)
     return "; ".join(remarks) or None
+
+
+def _contradiction(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str] | None:
+    """How two options of one network differ in what no shape shows: theirs, such as 'img_range 1', and ours."""
+    if not theirs or ours.get("type") != theirs.get("type") or ours["type"] not in ARCH_REGISTRY:
+        return None
+    parameters = inspect.signature(ARCH_REGISTRY.get(ours["type"])).parameters
+    for key in (key for key in HIDDEN_OPTIONS if key in parameters):
+        given, recorded = (options.get(key, parameters[key].default) for options in (ours, theirs))
+        if _plain(given) != _plain(recorded):
+            return f"{key} {_plain(recorded)}", f"{key} {_plain(given)}"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    return [float(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def load_state(

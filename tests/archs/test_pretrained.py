@@ -421,6 +421,13 @@ def test_a_wrong_scale_is_named(tmp_path):
         network_for({"type": "auto"}, path, scale=4)
 
 
+def test_a_discriminator_is_told_by_its_name(tmp_path):
+    block = {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 4}
+    torch.save({"params": build_network(block).state_dict()}, tmp_path / "net_d_5000.pth")
+    with pytest.raises(CheckpointError, match=r"is a discriminator by its name; give the network, net_g_\*\.pth"):
+        load_pretrained(tmp_path / "net_d_5000.pth")
+
+
 def test_what_nobody_knows_is_refused_in_one_line(tmp_path):
     state = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4)).state_dict()
     with pytest.raises(CheckpointError) as caught:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from support.processes import start
 
 from basicsr.data import build_dataset
 from basicsr.utils.lmdb_util import read_meta_info
@@ -136,7 +137,7 @@ class TestGenerateLr:
         write_images(tmp_path / "HR", {f"{number:03d}.png": (400, 400) for number in range(40)})
         names = ("--input", "HR", "--output", "LR", "--scales", "2", "--workers", "2")
         command = [sys.executable, str(SCRIPTS / "generate_lr.py"), *names]
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        process = start(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and len(list(tmp_path.glob("LR/X2/*.png"))) < 3:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

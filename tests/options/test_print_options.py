@@ -26,7 +26,7 @@ def test_what_is_printed_loads_to_the_same_options(tmp_path):
 
 
 def test_positions_name_the_file_that_a_key_comes_from():
-    done = run(str(ROOT / "options/test/edsr_x2.yml"), "--test", "--positions", "--force_yml", "val:pbar=true")
+    done = run(str(ROOT / "options/test/edsr_x2.yml"), "--positions", "--force_yml", "val:pbar=true")
     lines = done.stdout.splitlines()
     assert f"{ROOT / 'options/networks/edsr_student.yml'}:5: networks.mcadkd.network.num_feat" in lines
     assert f"{ROOT / 'options/test/edsr_x2.yml'}:4: name" in lines

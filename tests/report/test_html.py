@@ -175,7 +175,7 @@ def test_without_images_it_says_why_there_are_none(tmp_path):
 
 def test_what_was_left_out_is_named_once(tmp_path):
     page = write(tmp_path, results_of(2, 3, skipped=("Urban100: there is no such folder",)), {})
-    assert page.text.count("x2, x3: Urban100: there is no such folder") == 1
+    assert page.text.count("x2, x3: left out Urban100: there is no such folder") == 1
 
 
 def test_names_cannot_break_out_of_where_they_stand(tmp_path):

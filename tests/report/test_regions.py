@@ -153,5 +153,5 @@ def test_names_may_end_in_the_scale():
     assert without_scale("babyx2", 2, ["babyx2"]) == "baby"
     assert without_scale("babyx2", 3, ["babyx2"]) == "babyx2"
     assert without_scale("babyx2", 2, ["baby", "babyx2"]) == "babyx2"  # another image
-    with pytest.raises(DataError, match=r"Set5 has no image 'baby' at x3; it has birdx3"):
+    with pytest.raises(DataError, match=r"Set5 has no image 'baby' at x3; it has bird"):
         image_name(region, ["birdx3"], 3)

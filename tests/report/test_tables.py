@@ -131,14 +131,14 @@ def test_markdown_gives_the_averages_back():
         row("a|b *x* _y_", 1_370_000, {"Set5": (38.0, 0.96), "Set14": (33.5, 0.91)}),
         row("c", 29_000, {"Set5": (38.1, 0.97)}),
     )
-    scales = (ScaleResults(2, rows), ScaleResults(3, rows, ("Set14 was not there.",)))
+    scales = (ScaleResults(2, rows), ScaleResults(3, rows, ("Set14: there is no folder",)))
     table = quality_table(results(*scales), parameters=True)
     cells = markdown_cells(table)
     assert cells[0] == ["Scale", "Method", "Params (M)", "Set5 PSNR/SSIM", "Set14 PSNR/SSIM"]
     assert cells[2] == ["x2", r"a\|b \*x\* \_y\_", "1.37", "<ins>38.00</ins>/<ins>0.9600</ins>", "33.50/0.9100"]
     assert cells[3] == ["", "c", "0.0290", "**38.10**/**0.9700**", DASH]
     assert [line[0] for line in cells[2:]] == ["x2", "", "x3", ""]
-    assert "- x3: Set14 was not there." in to_markdown(table).splitlines()
+    assert "- x3: left out Set14: there is no folder" in to_markdown(table).splitlines()
 
 
 def test_latex_gives_the_averages_back():
@@ -163,7 +163,7 @@ def test_latex_special_characters_are_escaped(character):
 def test_skipped_datasets_are_named_below_once_for_all_scales():
     scales = [ScaleResults(scale, (BICUBIC,), ("BSD100: no folder.",)) for scale in (2, 3, 4)]
     for text in (to_markdown, to_latex):
-        assert text(quality_table(results(*scales))).count("x2, x3, x4: BSD100: no folder.") == 1
+        assert text(quality_table(results(*scales))).count("x2, x3, x4: left out BSD100: no folder.") == 1
 
 
 def test_a_dataset_without_hr_images_is_a_dash_and_the_reason_is_told():

@@ -19,6 +19,7 @@ import pytest
 import tifffile
 from PIL import Image
 from support.networks import nearest_edsr, save_checkpoint
+from support.processes import start
 
 from basicsr.archs import build_network
 from basicsr.engine.command import run_command
@@ -118,7 +119,7 @@ def test_interrupted_it_leaves_whole_pictures_and_says_one_line(here):
     for number in range(40):
         Image.fromarray(noise(number, 200, 300)).save(here / f"photos/{number:03d}.png")
     command = [sys.executable, SCRIPT, "--model", "x2.pth", "photos", "--output", "out", "--self_ensemble"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and len(list(here.glob("out/*.png"))) < 3:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -193,7 +194,10 @@ def test_broken_files_are_told_and_the_rest_is_done(run, here):
         (("photos", "--quality", "80"), 2, "error: --quality is for --format jpg and webp"),
         (("photos", "--quality", "0", "--format", "jpg"), 2, "error: --quality 0: give a number from 1 to 100"),
         (("photos", "--suffix", "/x"), 2, "error: --suffix /x leads into another folder"),
-        (("photos", "--tile", "-1"), 2, "error: --tile -1: give 0 or more"),
+        (("photos", "--tile", "-1"), 2, "error: --tile -1: give 8 or more, or 0"),
+        (("photos", "--tile", "7"), 2, "error: --tile 7: give 8 or more, or 0"),
+        (("photos", "--tile_overlap", "-1"), 2, "error: --tile_overlap -1: give 0 or more"),
+        (("photos", "--suffix", "_{scal}"), 2, "error: --suffix _{scal}: in braces there may be {scale} only"),
         (("photos", "--param_key", "ema"), 4, "error: checkpoint x2.pth has no weights 'ema', it has params"),
     ],
 )
@@ -312,7 +316,7 @@ def test_gray_alpha_and_16_bits_stay_and_notes_are_said(run, here):
     Image.fromarray(noise(1, channels=1)[..., 0]).save("gray.png")
     frames = [Image.fromarray(noise(number)) for number in range(3)]
     frames[0].save("moving.webp", save_all=True, append_images=frames[1:], lossless=True)
-    code, lines, _ = run("deep.png", "gray.png", "moving.webp", "--tile", "4", "--self_ensemble")
+    code, lines, _ = run("deep.png", "gray.png", "moving.webp", "--tile", "8", "--self_ensemble")
     assert code == 0
     assert np.array_equal(cv2.imread("out/deep_x2.png", cv2.IMREAD_UNCHANGED), repeated(deep))
     gray = Image.open("out/gray_x2.png")

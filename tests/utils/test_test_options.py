@@ -73,7 +73,7 @@ def test_a_region_must_be_of_a_dataset_of_the_options_even_of_one_that_is_not_th
         return load_test_options({**benchmarks, "report": {"regions": [region]}})
 
     assert load("first") and load("second")
-    with pytest.raises(OptionsError, match=r"report\.regions\.0\.dataset: no dataset is named 'Set55'; there are: "):
+    with pytest.raises(OptionsError, match=r"report\.regions\[0\]\.dataset: no dataset is named 'Set55'; there are: "):
         load("Set55")
 
 
@@ -91,10 +91,10 @@ def test_a_scale_without_any_data_is_left_out_but_not_all_scales(benchmarks):
     assert len(loaded[1].skipped) == 4
     with pytest.raises(
         OptionsError,
-        match="datasets: nothing is left of them at x4 without what is not there; first: there is no folder",
+        match="datasets: none of them is there at x4: first: there is no folder",
     ):
         load_test_options({**benchmarks, "scale": [4, 5]})
-    with pytest.raises(OptionsError, match="datasets: nothing is left of them"):
+    with pytest.raises(OptionsError, match="datasets: none of them is there"):
         load_test_options({**benchmarks, "scale": 4})
 
 

@@ -13,6 +13,7 @@ from support import published
 from torch import nn
 
 from basicsr.archs import build_network
+from basicsr.archs.pretrained import network_for
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.weights import load_network
 
@@ -162,7 +163,8 @@ def test_swinir_whose_windows_were_not_shifted_does_not_pass_for_one_whose_were(
         ("net.pth", b"\n<!DOCTYPE html><html><body>404</body></html>", "it is a web page"),
         ("net.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer"),
         ("net.onnx", b"\x08\x07\x12\x07pytorch", "it is an ONNX graph"),
-        ("net.pth", b"\x89PNG\r\n\x1a\n" + bytes(64), "damaged or no checkpoint"),
+        ("net.pth", b"\x89PNG\r\n\x1a\n" + bytes(64), "it is an image; give a file of weights"),
+        ("5000.state", b"PK", r"it is what else a training needs to go on; give the weights, models/net_g_\*\.pth"),
         ("net.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "damaged or no safetensors file"),
         ("net.safetensors", b"\x02\x00\x00\x00\x00\x00\x00\x00{}", "holds no tensors"),
     ],
@@ -172,6 +174,29 @@ def test_files_that_are_no_weights_end_in_one_line_that_says_what_they_are(name,
     with pytest.raises(CheckpointError, match=reason) as caught:
         load_network(network(), tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"img_range": 1.0}, "img_range 255.0, the options say img_range 1.0"),
+        ({"rgb_mean": [0.5, 0.5, 0.5]}, "rgb_mean .*, the options say rgb_mean .0.5, 0.5, 0.5."),
+        ({"res_scale": 0.1}, "res_scale 1.*, the options say res_scale 0.1"),
+    ],
+)
+def test_options_that_contradict_what_the_file_says_of_its_network_are_refused(change, said, tmp_path):
+    """No shape shows them; the figures would be wrong without a word."""
+    block = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
+    path = tmp_path / "net.pth"
+    torch.save({"params": build_network(block).state_dict(), "network": {**block, "scale": 2}}, path)
+    same = {**block, "img_range": 255, "rgb_mean": (0.4488, 0.4371, 0.4040)}
+    assert network_for(block, path)[1] is network_for(same, path)[1] is None
+    other = {**block, **change}
+    with pytest.raises(CheckpointError, match=f"was trained with {said}: take") as caught:
+        network_for(other, path)
+    assert "\n" not in str(caught.value)
+    remark = network_for(other, path, strict=False)[1]
+    assert remark is not None and "was trained with" in remark
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
