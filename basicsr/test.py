@@ -153,7 +153,7 @@ class _Scale:
                 f"{metric_label(metric, self.better[metric] == 'higher')} {format_figure(mean, decimals_of(metric))}"
                 for metric, mean in evaluation.means().items()
             )
-            what = f"x{self.options.scale} {candidate.name}, {name} of {len(evaluation.images)}"
+            what = f"x{self.options.scale} {candidate.name}, {name} ({len(evaluation.images)} images)"
             self.logger.info(f"{what}: {figures or 'nothing was measured'}")
         parameters = count_parameters(network)
         multiply_adds = seconds = None

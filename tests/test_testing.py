@@ -143,7 +143,7 @@ def test_where_the_figures_come_from_is_kept(finished, folder):
             line = f"x{scale} {name}: {file}, SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}"
             assert line in summary.replace("\\", "") and line in report
     psnr = finished[0].scales[1].rows[2].evaluations["Set5"].means()["psnr"]
-    assert f"x3 mcadkd, Set5 of 3: PSNR {psnr:.2f}, SSIM 0." in log
+    assert f"x3 mcadkd, Set5 (3 images): PSNR {psnr:.2f}, SSIM 0." in log
     assert f"basicsr {basicsr.__version__}" in report
 
 
