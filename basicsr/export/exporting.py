@@ -178,7 +178,7 @@ class _Job:
         with quiet():
             extra = {"metadata.json": json.dumps(self.student.metadata(self.precision))}
             torch.export.save(self.program, content, extra_files=extra)
-            path.write_bytes(content.getbuffer())
+            path.write_bytes(content.getvalue())
             module: Callable[[Tensor], Tensor] = torch.export.load(path).module()
         smallest, tolerance = smallest_side(self.student.pretrained.network), TOLERANCES[self.precision]
         if smallest > 1:
