@@ -75,7 +75,8 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"checkpoint {path} was not loaded: {reason}") from error
     except Exception as error:  # a damaged pickle makes the unpickler fail in any way
         # PyTorch's advice to load without `weights_only` is not passed on: it would run the file's code.
-        reason = "" if "weights_only" in str(error) else f" ({_first(error)})"
+        said = _first(error)
+        reason = f" ({said})" if " " in said and "weights_only" not in str(error) else ""
         raise CheckpointError(f"checkpoint {path} was not loaded: it is damaged or no checkpoint{reason}") from error
 
 
