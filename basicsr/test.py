@@ -33,7 +33,7 @@ from basicsr.report.speed import device_name, measure_seconds
 from basicsr.report.tables import decimals_of, format_figure, metric_label
 from basicsr.report.writing import write_files
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
-from basicsr.utils.errors import DataError, MachineError
+from basicsr.utils.errors import CheckpointError, DataError, MachineError
 from basicsr.utils.img_util import imwrite
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import load_test_options, parse_arguments
@@ -111,9 +111,11 @@ class _Scale:
     def check(self) -> None:
         """Looks for what would otherwise be found after much of the work: names, regions, sizes, weights.
 
+        Networks are loaded for it and once more when it is their turn, so that one at a time is in memory.
+
         Raises:
             UserError: two images have one name, a region is not in its image, a dataset's first images do not fit each
-                other, or weights do not fit their network.
+                other, or weights do not fit their network or are not finite.
         """
         if not (self.options.networks or self.options.network_g):
             return  # none of them is there: nothing is done at this scale
@@ -124,11 +126,17 @@ class _Scale:
         )
         for data in self.datasets.values():
             data[0]
-        for _ in _networks(self.options) if self.datasets else ():
-            pass  # built, its weights loaded, and let go
+        for candidate in _networks(self.options) if self.datasets else ():  # built, its weights loaded, and let go
+            if not all(bool(value.isfinite().all()) for value in candidate.network.state_dict().values()):
+                raise CheckpointError(f"checkpoint {candidate.file} has weights that are not finite; give another")
 
     def run(self) -> ScaleResults:
-        """Evaluates one network after the other; on several ranks all must call."""
+        """Evaluates one network after the other; on several ranks all must call.
+
+        Raises:
+            Interrupted: a signal asked for it, on any rank.
+            UserError: an image or weights cannot be read, or do not fit.
+        """
         for line in self.options.skipped:
             self.logger.warning(f"x{self.options.scale}: left out {line}")
         rows = []

@@ -76,7 +76,6 @@ def make_options(folder):
         },
         "networks": {"bicubic": {"type": "bicubic"}, **rows},
         "val": {
-            "save_img": True,
             "metrics": {
                 "psnr": {"type": "calculate_psnr", "test_y_channel": True},
                 "ssim": {"type": "calculate_ssim", "test_y_channel": True},
@@ -187,6 +186,7 @@ def test_tables_pictures_and_report_are_written(finished):
 def test_one_scale_keeps_the_folders_of_old(options, tmp_path):
     options["scale"] = 2
     options["report"] = {"html": False, "plots": False, "speed": False}
+    options["val"]["save_img"] = True
     run_test(options, root=tmp_path)
     output = tmp_path / "results/both"
     assert len(list((output / "visualization/mcadkd/Set5").glob("*.png"))) == 3
@@ -260,6 +260,16 @@ def test_a_region_is_moved_by_what_another_scale_cuts_off(options, folder, tmp_p
 def test_weights_that_do_not_fit_are_told_before_anything_is_done(options, folder, tmp_path):
     options["networks"]["last"] = {"network": network("{scale}"), "path": f"{folder}/scratch_x2.pth"}
     with pytest.raises(CheckpointError, match="wrong scale: it is for x2, the options say x3"):
+        run_test(options, root=tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_network_that_diverged_is_told_before_anything_is_done(options, folder, tmp_path):
+    state = torch.load(folder / "scratch_x2.pth", weights_only=True)["params"]
+    state["body.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save({"params": state}, tmp_path / "nan.pth")
+    options |= {"scale": 2, "networks": {"bicubic": {"type": "bicubic"}, "nan": {"path": str(tmp_path / "nan.pth")}}}
+    with pytest.raises(CheckpointError, match=r"nan\.pth has weights that are not finite"):
         run_test(options, root=tmp_path)
     assert not (tmp_path / "results").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import os
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -42,9 +43,18 @@ def run_command(main: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)  # what is left to write goes nowhere
         return 141
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more; other pipes, as to workers, break by mistake."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def warn_of_published_package() -> None:

@@ -48,6 +48,9 @@ def prepare_training(options: Options, place: Place, *, fresh: bool) -> None:
     """Makes the folders and keeps the options there, on rank 0.
 
     A run that starts anew renames the folders of an earlier run of its name, as BasicSR does.
+
+    Raises:
+        CheckpointError: a folder cannot be renamed or written.
     """
     _wait_for_all_ranks()  # until each has looked for a checkpoint there
     if place.is_master:
@@ -68,6 +71,9 @@ def prepare_results(scales: Sequence[Options], place: Place) -> None:
     """Makes the folder of a test's results and keeps each scale's options there, on rank 0.
 
     The folder of an earlier test of the name is renamed.
+
+    Raises:
+        CheckpointError: a folder cannot be renamed or written.
     """
     if place.is_master:
         folder = scales[0].results_folder

@@ -82,7 +82,20 @@ def _plain(value: Any) -> Any:
 def load_state(
     network: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str], *, strict: bool = True
 ) -> list[str]:
-    """As `load_network`, from a state dict; `path` is for messages. Returns remarks."""
+    """As `load_network`, from a state dict that is in memory.
+
+    Args:
+        network: receives the weights.
+        state: weights by key.
+        path: where they are from, for messages.
+        strict: as for `load_network`.
+
+    Returns:
+        Remarks of one line each on what was converted or left out.
+
+    Raises:
+        CheckpointError: the weights do not fit: a line, and a table of keys and shapes.
+    """
     expected = network.state_dict()
     found, state, remarks = _matching(network, expected, state, path)
     state = _with_derived(state, expected)

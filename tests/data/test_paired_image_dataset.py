@@ -121,6 +121,16 @@ def test_in_testing_the_hr_image_is_cut_to_scale_times_lr(options, tmp_path):
     assert torch.equal(item["gt"], to_rgb(gt[:24, :32]))
 
 
+@pytest.mark.parametrize(("more", "fits"), [(11, True), (12, False)])
+def test_hr_larger_than_cutting_to_multiples_of_12_explains_is_refused_in_testing(options, tmp_path, more, fits):
+    write(tmp_path / "HR" / "a.png", 24 + more, 32)
+    if fits:
+        assert build_dataset(options)[0]["gt"].shape == (3, 24, 32)
+        return
+    with pytest.raises(DataError, match=r"a\.png of 36x32 is much larger than 2 times LR .*ax2\.png of 12x16; check"):
+        build_dataset(options)[0]
+
+
 def test_hr_smaller_than_scale_times_lr_is_refused_in_testing(options, tmp_path):
     write(tmp_path / "HR" / "a.png", 24, 31)
     with pytest.raises(DataError, match=r"HR .*a\.png of 24x31 is smaller than 2 times LR .*ax2\.png of 12x16"):

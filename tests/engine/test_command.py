@@ -56,6 +56,11 @@ sys.exit(run_command(main))
     assert process.wait(60) == 141
 
 
+def test_another_broken_pipe_is_a_bug_and_keeps_its_traceback():
+    with pytest.raises(BrokenPipeError):
+        run_command(raising(BrokenPipeError()))
+
+
 def test_letters_that_the_terminal_has_not_are_escaped():
     code = "from basicsr.engine.command import run_command; run_command(lambda: print('\u00e9t\u00e9 \u6570') or 0)"
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
