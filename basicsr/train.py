@@ -110,7 +110,7 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
 
     Raises:
         Preempted: the run was asked to stop; its state is saved.
-        NonFiniteError: see `train_step`.
+        NonFiniteError: see `train_step` and `validate`.
     """
     options, device = run.options, run.place.device
     total = options.train.total_iter

@@ -25,6 +25,10 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
 
     Returns:
         False where a rank was asked to stop before the end: the figures are dropped and validation stays due.
+
+    Raises:
+        NonFiniteError: the network puts out values that are not finite.
+        DataError: an image cannot be read or measured.
     """
     val = run.options.val
     shown = val.pbar and run.place.is_master and sys.stderr.isatty()

@@ -146,11 +146,8 @@ def _settle(own: _Array, pairs: _Array) -> list[int]:
         for _ in range(_ROUNDS):
             before = dict(choice)
             for label in order:
-                prices = own[label].copy()
-                for other, place in choice.items():
-                    if other != label:
-                        prices += pairs[label, :, other, place]
-                choice[label] = int(prices.argmin())
+                beside = (pairs[label, :, other, place] for other, place in choice.items() if other != label)
+                choice[label] = int(sum(beside, own[label]).argmin())
             if choice == before:
                 break
         price = sum(own[label, place] for label, place in choice.items())
