@@ -99,8 +99,7 @@ def train_step(run: TrainingRun, batches: Sequence[Batch], stop: StopRequest) ->
         run.scaler.update()
     if adversary is not None:
         adversary.step()
-    if run.ema is not None:
-        run.ema.update(run.network)
+    run.after_update(iteration)
     run.iteration = iteration
     return parts, stopping
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.archs.arch_util import Upsample, channel_mean, make_layer
+from basicsr.archs.staged import StagedNetwork
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -67,7 +68,7 @@ class ResidualGroup(nn.Module):
 
 
 @ARCH_REGISTRY.register()
-class RCAN(nn.Module):
+class RCAN(StagedNetwork):
     """RCAN (Zhang et al., Super-Resolution Using Very Deep Residual Channel Attention Networks, ECCV 2018).
 
     Args:
@@ -122,10 +123,18 @@ class RCAN(nn.Module):
         self.upsample = Upsample(upscale, num_feat)
         self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
 
+    def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `StagedNetwork`; what is kept are the first features."""
+        shallow = self.conv_first((x - self.mean) * self.img_range)
+        return shallow, shallow
+
+    def reconstruct(self, features: Tensor, kept: Tensor) -> Tensor:
+        """See `StagedNetwork`."""
+        # Not in place: a tap on conv_after_body must see its own output.
+        x = self.conv_last(self.upsample(self.conv_after_body(features) + kept))
+        return x / self.img_range + self.mean
+
     def forward(self, x: Tensor) -> Tensor:
         """Enlarges (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped."""
-        shallow = self.conv_first((x - self.mean) * self.img_range)
-        deep = self.conv_after_body(self.body(shallow))
-        # Not in place: a tap on conv_after_body must see its own output.
-        x = self.conv_last(self.upsample(deep + shallow))
-        return x / self.img_range + self.mean
+        features, kept = self.stem(x)
+        return self.reconstruct(self.body(features), kept)

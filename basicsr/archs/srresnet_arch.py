@@ -6,12 +6,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import ResidualBlockNoBN, default_init_weights, make_layer
+from basicsr.archs.staged import StagedNetwork
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
 @ARCH_REGISTRY.register()
-class MSRResNet(nn.Module):
+class MSRResNet(StagedNetwork):
     """Modified SRResNet, after Ledig et al. (CVPR 2017), as ESRGAN's authors simplified it.
 
     Args:
@@ -54,11 +55,19 @@ class MSRResNet(nn.Module):
         upconvs = [conv for conv in (self.upconv1, self.upconv2) if conv is not None]
         default_init_weights([self.conv_first, *upconvs, self.conv_hr, self.conv_last], 0.1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Enlarges (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped."""
-        features = self.body(self.lrelu(self.conv_first(x)))
+    def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `StagedNetwork`; what is kept is the input."""
+        return self.lrelu(self.conv_first(x)), x
+
+    def reconstruct(self, features: Tensor, kept: Tensor) -> Tensor:
+        """See `StagedNetwork`."""
         features = self.lrelu(self.pixel_shuffle(self.upconv1(features)))
         if self.upconv2 is not None:
             features = self.lrelu(self.pixel_shuffle(self.upconv2(features)))
         residual = self.conv_last(self.lrelu(self.conv_hr(features)))
-        return residual + F.interpolate(x, scale_factor=self.upscale, mode="bilinear", align_corners=False)
+        return residual + F.interpolate(kept, scale_factor=self.upscale, mode="bilinear", align_corners=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarges (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped."""
+        features, kept = self.stem(x)
+        return self.reconstruct(self.body(features), kept)

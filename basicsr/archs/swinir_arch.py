@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import Upsample, to_2tuple, trunc_normal_
+from basicsr.archs.staged import StagedNetwork
 from basicsr.archs.swin_util import (
     RSTB,
     BlockSequence,
@@ -36,8 +37,24 @@ class ChannelNorm(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class SwinInput(NamedTuple):
+    """What SwinIR's later parts need of its input.
+
+    Attributes:
+        image: the input, extended and normalised.
+        shallow: the first features.
+        mask: of shifted windows, where the size is not the one that the blocks have masks for.
+        size: height and width of the input as it came.
+    """
+
+    image: Tensor
+    shallow: Tensor
+    mask: Tensor | None
+    size: tuple[int, int]
+
+
 @ARCH_REGISTRY.register()
-class SwinIR(nn.Module):
+class SwinIR(StagedNetwork):
     """SwinIR (Liang et al., Image Restoration Using Swin Transformer, ICCVW 2021).
 
     Takes images of any size: extended by reflection to multiples of the window inside, then cropped. Each
@@ -74,6 +91,7 @@ class SwinIR(nn.Module):
     """
 
     mean: Tensor
+    stages_name = "layers"
 
     def __init__(
         self,
@@ -169,39 +187,49 @@ class SwinIR(nn.Module):
         if self.upsampler != "pixelshuffledirect":
             self.conv_last = nn.Conv2d(num_feat if self.upsampler else embed_dim, num_out_ch, 3, 1, 1)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Runs the transformer on features (B, embed_dim, H, W), H and W multiples of the window.
+    def stem(self, x: Tensor) -> tuple[Tensor, SwinInput]:
+        """See `StagedNetwork`; the features are extended to multiples of the window.
 
         Raises:
             DataError: the network has an absolute position embedding, for another size.
         """
+        height, width = x.shape[-2:]
+        x = (pad_to_multiple(x, self.window_size) - self.mean) * self.img_range
+        shallow = self.conv_first(x)
         size = (x.shape[-2], x.shape[-1])
-        x = self.patch_embed(x)
+        features = self.patch_embed(shallow)
         if self.absolute_pos_embed is not None:
             if size != self.resolution:
                 raise DataError(
                     f"SwinIR with ape takes {self.resolution[0]}x{self.resolution[1]} images, got "
                     f"{size[0]}x{size[1]}: change img_size or set ape to false"
                 )
-            x = x + self.absolute_pos_embed.view(1, *size, -1).permute(0, 3, 1, 2)
-        x = self.pos_drop(x)
+            features = features + self.absolute_pos_embed.view(1, *size, -1).permute(0, 3, 1, 2)
         mask = None
         if self.shift_size and size != self.resolution:
             mask = shifted_window_mask(size, self.window_size, self.shift_size, x.device)
-        for layer in self.layers:
-            x = layer(x, mask)
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.pos_drop(features), SwinInput(x, shallow, mask, (height, width))
+
+    def run_stages(self, features: Tensor, kept: SwinInput, first: int = 0, last: int | None = None) -> Tensor:
+        """See `StagedNetwork`."""
+        for layer in self.layers[first:last]:
+            features = layer(features, kept.mask)
+        return features
+
+    def reconstruct(self, features: Tensor, kept: SwinInput) -> Tensor:
+        """See `StagedNetwork`."""
+        features = self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        deep = self.conv_after_body(features) + kept.shallow
+        x = self._enlarge(deep, kept.image) / self.img_range + self.mean
+        height, width = kept.size
+        return x[..., : height * self.scale, : width * self.scale]
 
     def forward(self, x: Tensor) -> Tensor:
         """Restores (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped; any H and W."""
-        height, width = x.shape[-2:]
-        x = (pad_to_multiple(x, self.window_size) - self.mean) * self.img_range
-        shallow = self.conv_first(x)
-        deep = self.conv_after_body(self.forward_features(shallow)) + shallow
-        x = self._reconstruct(deep, x) / self.img_range + self.mean
-        return x[..., : height * self.scale, : width * self.scale]
+        features, kept = self.stem(x)
+        return self.reconstruct(self.run_stages(features, kept), kept)
 
-    def _reconstruct(self, deep: Tensor, x: Tensor) -> Tensor:
+    def _enlarge(self, deep: Tensor, x: Tensor) -> Tensor:
         if self.upsampler == "":
             return x + self.conv_last(deep)
         if self.upsampler == "pixelshuffledirect":

@@ -4,11 +4,14 @@ A term sees one frozen `StepContext` and returns its named parts, unweighted; th
 weight that the term declares, once, and sums. A term is a module: its heads are its parameters and are trained with
 the student, saved in the training state and left out of the exported student. It never steps, logs, saves or asks
 for a rank.
+
+Its life: built from its options, then shown the two networks once (`attach`), then asked for its parts in every step
+(`forward`) and told of every update (`after_update`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from basicsr.distill.networks import NetworkPair
 from basicsr.losses import build_loss
 from basicsr.utils import randomness
 from basicsr.utils.errors import OptionsError
@@ -34,6 +38,7 @@ class StepContext:
         student_features: outputs of the student's modules named in the term's `student_taps`, (B, C, H, W).
         teacher_features: likewise of the teacher, without gradients.
         seeds: int64 (B,), on the CPU: the seed of each sample, from which its random choices derive.
+        seed: the run's seed, from which choices derive that are one for the whole step.
         iteration: the current iteration, from 1.
         scale: upscaling factor s.
         student: runs the student on another input, with gradients.
@@ -48,6 +53,7 @@ class StepContext:
     student_features: Mapping[str, torch.Tensor]
     teacher_features: Mapping[str, torch.Tensor]
     seeds: torch.Tensor
+    seed: int
     iteration: int
     scale: int
     student: Callable[[torch.Tensor], torch.Tensor]
@@ -68,6 +74,22 @@ class StepContext:
         """
         return [randomness.generator(int(seed), purpose) for seed in self.seeds]
 
+    def step_generator(self, purpose: str) -> np.random.Generator:
+        """A random generator derived from the run's seed, the iteration and `purpose`: the same on every rank."""
+        return randomness.generator(randomness.sample_seed(self.seed, self.iteration), purpose)
+
+    def uniform(self, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Numbers uniform in [0, 1), float32 (B, *shape) on the images' device, each image's from its own seed.
+
+        As `generators`, but fast enough for as many numbers as features have.
+        """
+        device = self.lq.device
+        drawn = []
+        for seed in self.seeds:
+            own = torch.Generator(device).manual_seed(randomness.derived_seed(int(seed), purpose))
+            drawn.append(torch.rand(shape, generator=own, device=device))
+        return torch.stack(drawn)
+
 
 class Term(nn.Module):
     """One contribution to the student's loss.
@@ -84,9 +106,43 @@ class Term(nn.Module):
     teacher_taps: tuple[str, ...] = ()
     weights: Mapping[str, float]
 
+    def attach(self, networks: NetworkPair) -> None:
+        """Shows the term the two networks, once, before training: here it chooses its taps and makes heads that fit.
+
+        Raises:
+            OptionsError: the term cannot work with these networks.
+        """
+
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Returns the unweighted parts, scalars by name (`l_...`)."""
+        """Returns the unweighted parts, scalars by name (`l_...`).
+
+        Every trained parameter must be in the graph of some part in every step, if need be by `nothing_of`.
+        """
         raise NotImplementedError
+
+    def student_weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights that the student is to be run with, where the term trains them in its place; else None.
+
+        They have the names of the student's parameters and carry gradients.
+        """
+        return None
+
+    def after_update(self, student: nn.Module, iteration: int) -> None:
+        """Called without gradients after each update of the student, on every rank.
+
+        Args:
+            student: as updated.
+            iteration: the one that has just been done, from 1.
+        """
+
+
+def nothing_of(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Zero, with all `parameters` in its graph.
+
+    Added to a part, it lets parameters that a step did not need have a gradient of zero all the same, which ranks can
+    average.
+    """
+    return torch.stack([parameter.sum() for parameter in parameters]).sum() * 0.0
 
 
 class CriterionTerm(Term):

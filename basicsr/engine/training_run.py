@@ -65,6 +65,7 @@ class TrainingRun:
         self.remarks += remarks
         self.network: nn.Module = bare.network
         self.terms, self.teacher = bare.terms, bare.teacher
+        self._bare = bare
         distributed = place.world_size > 1
         self.adversary, more = build_adversary(options, place.device, distributed)
         self.remarks += more
@@ -139,6 +140,12 @@ class TrainingRun:
                 group["lr"] = warmed_up(rate, base, iteration, self.options.train.warmup_iter)
                 rates[group["name"]] = group["lr"]
         return rates
+
+    def after_update(self, iteration: int) -> None:
+        """Lets methods and the moving average follow the network; to be called after each iteration's update."""
+        self._bare.after_update(iteration)
+        if self.ema is not None:
+            self.ema.update(self.network)
 
     def student_weights(self) -> dict[str, Any]:
         """Content of net_g: `params`, and `params_ema` with EMA. The terms' heads are not in it.

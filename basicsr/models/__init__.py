@@ -79,9 +79,10 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
             precision,
             teacher_precision,
             options.scale,
+            options.manual_seed,
         )
     else:
-        model = SRModel(_placed(network, options, device), terms, precision, options.scale)
+        model = SRModel(_placed(network, options, device), terms, precision, options.scale, options.manual_seed)
     return model.to(device), [remark for remark in remarks if remark]
 
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from basicsr.data.batch import Batch
 from basicsr.distill.base import StepContext, Term
+from basicsr.distill.networks import NetworkPair, NetworkView
 from basicsr.models.sr_model import SRModel
-from basicsr.models.taps import FeatureTaps
+from basicsr.archs.taps import FeatureTaps
 from basicsr.models.teacher import Teacher
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import Precision
@@ -26,9 +27,10 @@ class KDModel(SRModel):
         precision: how the student is run.
         teacher_precision: how the teacher is run.
         scale: upscaling factor s.
+        seed: the run's, from which terms derive random choices.
 
     Raises:
-        OptionsError: a term taps a module that is not there.
+        OptionsError: a term taps a module that is not there, or does not work with these networks.
     """
 
     def __init__(
@@ -39,8 +41,15 @@ class KDModel(SRModel):
         precision: Precision,
         teacher_precision: Precision,
         scale: int,
+        seed: int = 0,
     ) -> None:
-        super().__init__(student, terms, precision, scale)
+        super().__init__(student, terms, precision, scale, seed)
+        pair = NetworkPair(NetworkView("network_g", student), NetworkView("network_t", teacher))
+        for term in terms.values():
+            term.attach(pair)
+        owners = [name for name, term in terms.items() if term.student_weights() is not None]
+        if len(owners) > 1:
+            raise OptionsError(f"{' and '.join(owners)} would both train the student's weights in its place; keep one")
         self._taps = FeatureTaps(student, sorted({path for term in terms.values() for path in term.student_taps}))
         teacher_paths = sorted({path for term in terms.values() for path in term.teacher_taps})
         needed = any(term.needs_teacher for term in terms.values())

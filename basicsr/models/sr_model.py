@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from basicsr.data.batch import Batch
 from basicsr.distill.base import StepContext, Term
+from basicsr.losses.loss_util import at_least_float32
 from basicsr.models.teacher import Teacher
 from basicsr.utils.precision import Precision
 
@@ -37,6 +38,7 @@ class SRModel(nn.Module):
         terms: what it learns from, by name.
         precision: how the network is run. Losses are computed in float32.
         scale: upscaling factor s.
+        seed: the run's, from which terms derive random choices.
 
     Attributes:
         teacher: what a `KDModel` learns from; None where nothing asks for it.
@@ -44,20 +46,22 @@ class SRModel(nn.Module):
 
     teacher: Teacher | None = None
 
-    def __init__(self, network: nn.Module, terms: Mapping[str, Term], precision: Precision, scale: int) -> None:
+    def __init__(
+        self, network: nn.Module, terms: Mapping[str, Term], precision: Precision, scale: int, seed: int = 0
+    ) -> None:
         super().__init__()
         self.network = network
         self.terms = nn.ModuleDict(terms)
         self.precision = precision
         self.scale = scale
+        self.seed = seed
 
     def forward(self, batch: Batch, iteration: int) -> StepOutput:
         """One step's losses."""
         context = self._context(batch, iteration)
         parts: dict[str, torch.Tensor] = {}
         total = context.sr.new_zeros(())
-        for key, term in self.terms.items():
-            assert isinstance(term, Term)
+        for key, term in self._named_terms():
             for name, part in term(context).items():
                 total = total + term.weights[name] * part
                 parts[f"{name}_{key}" if name in parts else name] = part.detach()
@@ -73,6 +77,7 @@ class SRModel(nn.Module):
             student_features={},
             teacher_features={},
             seeds=batch.seeds,
+            seed=self.seed,
             iteration=iteration,
             scale=self.scale,
             student=self.run_network,
@@ -81,6 +86,20 @@ class SRModel(nn.Module):
         )
 
     def run_network(self, lq: torch.Tensor) -> torch.Tensor:
-        """The network's output in float32."""
+        """The network's output in float32, by the weights that a term trains in its place, if one does."""
+        replaced = [weights for _, term in self._named_terms() if (weights := term.student_weights()) is not None]
         with self.precision.autocast():
-            return self.network(lq).float()
+            if replaced:
+                return at_least_float32(torch.func.functional_call(self.network, replaced[0], (lq,)))
+            return at_least_float32(self.network(lq))
+
+    @torch.no_grad()
+    def after_update(self, iteration: int) -> None:
+        """Tells the terms that iteration `iteration` is done and the network updated."""
+        for _, term in self._named_terms():
+            term.after_update(self.network, iteration)
+
+    def _named_terms(self) -> Iterator[tuple[str, Term]]:
+        for key, term in self.terms.items():
+            assert isinstance(term, Term)
+            yield key, term

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from basicsr.models.taps import FeatureTaps
+from basicsr.archs.taps import FeatureTaps
+from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.precision import Precision
 
 
@@ -31,7 +32,7 @@ class Teacher:
     def __call__(self, lq: torch.Tensor) -> torch.Tensor:
         """I_T, float32 (B, C, sH, sW), for I_LR (B, C, H, W)."""
         with self.precision.autocast():
-            return self.network(lq).float()
+            return at_least_float32(self.network(lq))
 
     def with_features(self, lq: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """I_T and the tapped features."""

@@ -27,8 +27,16 @@ def sample_seed(manual_seed: int, position: int) -> int:
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
     """A generator of its own for each pair of seed and purpose; the same in every process."""
-    purpose_key = zlib.crc32(purpose.encode("utf-8"))
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, purpose_key])))
+    return np.random.Generator(np.random.PCG64(_sequence(seed, purpose)))
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A 63-bit seed for each pair of seed and purpose, for generators other than numpy's."""
+    return int(_sequence(seed, purpose).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _sequence(seed: int, purpose: str) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode("utf-8"))])
 
 
 def seed_everything(seed: int, *keys: int) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.archs.pretrained import load_pretrained, network_for
-from basicsr.models.taps import FeatureTaps
+from basicsr.archs.taps import FeatureTaps
 from basicsr.utils.complexity import count_multiply_adds
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.layouts import to_edsr_pytorch, to_original_rcan
