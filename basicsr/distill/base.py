@@ -96,12 +96,14 @@ class Term(nn.Module):
 
     Attributes:
         needs_teacher: whether the teacher's output or features are read.
+        runs_student_parts: whether parts of the student are run by themselves, with the weights that they hold.
         student_taps: module paths in the student whose outputs are wanted, such as `body.31`.
         teacher_taps: likewise in the teacher.
         weights: weight of each part that `forward` returns, by its name.
     """
 
     needs_teacher: ClassVar[bool] = True
+    runs_student_parts: ClassVar[bool] = False
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     weights: Mapping[str, float]

@@ -79,7 +79,7 @@ class NetworkView:
         training = [module for module in self.network.modules() if module.training]
         self.network.eval()  # so that no statistic moves and no random number is drawn
         try:
-            with FeatureTaps(self.network, paths) as features:
+            with self._taps(paths) as features:
                 image = torch.zeros(1, self._colours(), PROBE_SIZE, PROBE_SIZE, device=parameter.device)
                 self.network(image.to(parameter.dtype))
         finally:
@@ -88,6 +88,12 @@ class NetworkView:
         if silent := [path for path in paths if path not in features]:
             raise OptionsError(f"{self.label}: the module '{silent[0]}' is not run in its forward; tap another")
         return {path: tuple(features[path].shape[1:]) for path in paths}  # type: ignore[misc]
+
+    def _taps(self, paths: Sequence[str]) -> FeatureTaps:
+        try:
+            return FeatureTaps(self.network, paths)
+        except OptionsError as error:
+            raise OptionsError(f"{self.label}: {error}") from error
 
     def _colours(self) -> int:
         own = getattr(self.network, "in_channels", None)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from basicsr.archs.frozen import Frozen
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
 from basicsr.losses.loss_util import at_least_float32, check_choice
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -87,18 +88,12 @@ class PerceptualLoss(nn.Module):
             range_norm=range_norm,
             vgg_weights=vgg_weights,
         )
-        # In a tuple it is no submodule: hundreds of megabytes stay out of every checkpoint.
-        self._hidden = (vgg,)
+        self._frozen = Frozen(vgg)
 
     @property
     def vgg(self) -> VGGFeatureExtractor:
         """The frozen feature extractor."""
-        return self._hidden[0]
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PerceptualLoss:
-        self.vgg._apply(fn, recurse)
-        super()._apply(fn, recurse)
-        return self
+        return self._frozen.network
 
     def forward(self, x: torch.Tensor, gt: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The perceptual and the style part, None for one whose weight is 0.

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from basicsr.archs.taps import FeatureTaps
 from basicsr.data.batch import Batch
 from basicsr.distill.base import StepContext, Term
 from basicsr.distill.networks import NetworkPair, NetworkView
 from basicsr.models.sr_model import SRModel
-from basicsr.archs.taps import FeatureTaps
 from basicsr.models.teacher import Teacher
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import Precision
@@ -50,6 +50,12 @@ class KDModel(SRModel):
         owners = [name for name, term in terms.items() if term.student_weights() is not None]
         if len(owners) > 1:
             raise OptionsError(f"{' and '.join(owners)} would both train the student's weights in its place; keep one")
+        running = [name for name, term in terms.items() if term.runs_student_parts]
+        if owners and running:
+            raise OptionsError(
+                f"{owners[0]} trains the student's weights in its place, {running[0]} runs parts of the student by"
+                " themselves; keep one of them"
+            )
         self._taps = FeatureTaps(student, sorted({path for term in terms.values() for path in term.student_taps}))
         teacher_paths = sorted({path for term in terms.values() for path in term.teacher_taps})
         needed = any(term.needs_teacher for term in terms.values())

@@ -47,7 +47,7 @@ def kd_model(
 def batch(
     count: int = 2, size: int = 28, scale: int = 2, dtype: torch.dtype = torch.float32, seeds: tuple[int, ...] = ()
 ) -> Batch:
-    """`count` LR images of `size` x `size`, noise on a gradient of colours, and HR images of `scale` times their size."""
+    """`count` LR images of `size` x `size`, noise on a ramp of grey, and HR images of `scale` times their size."""
     generator = torch.Generator().manual_seed(1)
     ramp = torch.linspace(0, 1, size * scale, dtype=dtype)
     gt = 0.5 * ramp + 0.5 * torch.rand(count, 3, size * scale, size * scale, generator=generator, dtype=dtype)

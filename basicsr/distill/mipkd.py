@@ -1,0 +1,228 @@
+"""MiPKD (Li et al., Multi-granularity Mixture of Priors for Image Super-Resolution, ICLR 2025), eqs. 3 to 8."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from basicsr.archs.staged import StagedNetwork
+from basicsr.distill.base import StepContext, Term, nothing_of
+from basicsr.distill.mipkd_masks import MaskKind, mixing_mask
+from basicsr.distill.mipkd_mixers import EncoderKind, LatentSpace, bridge
+from basicsr.distill.networks import NetworkPair, boundaries
+from basicsr.losses.loss_util import at_least_float32, check_choice
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import METHOD_REGISTRY
+
+Route = Literal["student", "teacher"]
+
+
+@METHOD_REGISTRY.register()
+class MiPKD(Term):
+    """Mixes the student's features with the teacher's, and the student's blocks with the teacher's.
+
+    At each of K positions, which cut the bodies of both networks into even parts:
+
+    Feature prior mixer, eqs. 3 to 5: Z_S = E_S(F_S) and Z_T = E_T(F_T) lie in one latent space; a mask I^M takes some
+    elements of the one and the rest of the other, and a decoder makes the enhanced features of them,
+        F_E = D(Z_S (1 - I^M) + Z_T I^M),  l_feat = L1(F_E, F_T),  l_ae = L1(D(Z_T), F_T).
+
+    Block prior mixer, eqs. 6 to 8: F_E goes on through the stages that follow and the reconstruction of the student
+    (R = 1) or of the teacher (R = 0), or is dropped (D = 0), with R and D fair and independent coins that are tossed
+    once for each step and position:
+        l_block = w L1(I_E, I_T) + (1 - w) L1(I_E, I_GT), zero where F_E is dropped.
+    The teacher's weights stay as they are; gradients pass through its stages to the student's.
+
+    Each part is the sum over the positions, as in eq. 9; L1 is a mean over elements. What the paper leaves open is
+    decided as follows:
+    - K is not given; four positions.
+    - The weight of l_ae is not given; it is that of l_feat, which measures the same distance.
+    - Layers of encoders and decoder: see `LatentSpace`. One set for each position.
+    - F_E has the teacher's width. Where the student's is another, a 1x1 convolution, trained too, brings F_E to it.
+    - Without the feature mixer (Table 6) F_S goes on itself: through the student's stages as it is, so that I_E is
+      I_S, and through the teacher's by such a 1x1 convolution where the widths differ.
+    - The mask is drawn for each image. What 'grid', 'cosine' and 'cka' (Table 9) do: see `mixing_mask`.
+
+    Features are compared as large as they are, for the paper names no scale: where `img_range` is 255 they, l_feat and
+    l_ae are about 255 times as large as where it is 1. Networks that extend their input to multiples of a window are
+    compared there, too. L_rec and L_kd of eq. 9 are `pixel_opt` and `resp_kd_opt`, both with weight 1.
+
+    Args:
+        positions: K.
+        feature_mixer: whether there are encoders, decoder, l_feat and l_ae.
+        block_mixer: whether there is l_block.
+        autoencoder: whether there is l_ae (Table 10).
+        encoder: 'conv', 'mlp', 'shared' or 'none' (Tables 7 and 8), see `LatentSpace`. With 'none' nothing is encoded
+            and there is no l_ae.
+        latent_channels: channels of the latent space; the teacher's where left out.
+        mask: 'random', 'grid', 'cosine' or 'cka', see `mixing_mask`.
+        mask_probability: how much of the mix is the teacher's: the probability that I^M is 1 at an element, with
+            'cosine' and 'cka' the share of positions or channels.
+        feature_weight: lambda_feat.
+        autoencoder_weight: weight of l_ae.
+        block_weight: lambda_block.
+        ground_truth_share: 1 - w.
+
+    Raises:
+        OptionsError: both mixers are off, or an option is out of its range or has no effect beside another.
+    """
+
+    runs_student_parts = True
+
+    def __init__(
+        self,
+        *,
+        positions: int = 4,
+        feature_mixer: bool = True,
+        block_mixer: bool = True,
+        autoencoder: bool = True,
+        encoder: EncoderKind = "conv",
+        latent_channels: int | None = None,
+        mask: MaskKind = "random",
+        mask_probability: float = 0.5,
+        feature_weight: float = 1.0,
+        autoencoder_weight: float = 1.0,
+        block_weight: float = 0.1,
+        ground_truth_share: float = 0.5,
+    ) -> None:
+        super().__init__()
+        check_choice("MiPKD: encoder", encoder, get_args(EncoderKind))
+        check_choice("MiPKD: mask", mask, get_args(MaskKind))
+        _require(positions >= 1, f"positions is {positions}, allowed: 1 and more")
+        _require(feature_mixer or block_mixer, "feature_mixer and block_mixer are both false; set one to true")
+        _require(0 <= mask_probability < 1, f"mask_probability is {mask_probability}, allowed: 0 to below 1")
+        _require(0 <= ground_truth_share <= 1, f"ground_truth_share is {ground_truth_share}, allowed: 0 to 1")
+        if mask == "grid":
+            _require(mask_probability == 0.5, "mask 'grid' is half the teacher's; leave mask_probability out")
+        if latent_channels is not None:
+            _require(latent_channels >= 1, f"latent_channels is {latent_channels}, allowed: 1 and more")
+            _require(encoder != "none", "encoder 'none' has no latent space of its own; leave latent_channels out")
+        self.encoder: EncoderKind = encoder
+        self.mask: MaskKind = mask
+        self.latent_channels, self.mask_probability = latent_channels, mask_probability
+        self.ground_truth_share = ground_truth_share
+        self._positions = positions
+        self.weights = {}
+        if feature_mixer:
+            self.weights["l_feat"] = feature_weight
+            if autoencoder and encoder != "none":
+                self.weights["l_ae"] = autoencoder_weight
+        if block_mixer:
+            self.weights["l_block"] = block_weight
+        self.spaces = nn.ModuleList()
+        self.to_student, self.to_teacher = nn.ModuleList(), nn.ModuleList()
+
+    def attach(self, networks: NetworkPair) -> None:
+        """Finds the positions and makes what is trained beside the student.
+
+        Raises:
+            OptionsError: one of the networks is not built of stages.
+        """
+        views = {"student": networks.student, "teacher": networks.teacher}
+        # In a dict they are no submodules: the model holds the student, and the teacher is in no checkpoint.
+        self._networks: dict[str, StagedNetwork] = {key: view.staged for key, view in views.items()}
+        self._starts = {
+            key: boundaries(len(network.stage_names), self._positions) for key, network in self._networks.items()
+        }
+        self.student_taps = networks.student.positions(self._positions)
+        self.teacher_taps = networks.teacher.positions(self._positions)
+        for own, other in zip(self.student_taps, self.teacher_taps, strict=True):
+            student, teacher = networks.student.channels(own), networks.teacher.channels(other)
+            enhanced = student
+            if "l_feat" in self.weights:
+                enhanced = teacher
+                self.spaces.append(LatentSpace(student, teacher, self.latent_channels or teacher, self.encoder))
+            if "l_block" in self.weights:
+                self.to_student.append(bridge(enhanced, student))
+                self.to_teacher.append(bridge(enhanced, teacher))
+
+    def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
+        """Returns `l_feat`, `l_ae` and `l_block`, those that the options ask for.
+
+        Raises:
+            OptionsError: the features of student and teacher are not of one size.
+        """
+        pairs = self._features(context)
+        parts: dict[str, torch.Tensor] = {}
+        going_on = [student for student, _ in pairs]
+        if "l_feat" in self.weights:
+            going_on, parts = self._mixed(context, pairs)
+        if "l_block" in self.weights:
+            parts["l_block"] = self._block_loss(context, going_on)
+        # Which stages and bridges a step needs is drawn; ranks average the gradients of all.
+        unused = nothing_of([context.sr, *self.to_student.parameters(), *self.to_teacher.parameters()])
+        return {name: part + unused for name, part in parts.items()}
+
+    def _features(self, context: StepContext) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """F_S and F_T at each position."""
+        pairs = []
+        for own, other in zip(self.student_taps, self.teacher_taps, strict=True):
+            student, teacher = context.student_features[own], context.teacher_features[other]
+            if student.shape[-2:] != teacher.shape[-2:]:
+                sizes = ["x".join(map(str, features.shape[-2:])) for features in (student, teacher)]
+                raise OptionsError(
+                    f"MiPKD: '{own}' of the student gives {sizes[0]} features, '{other}' of the teacher {sizes[1]}, and"
+                    " each must go on in the other network; choose LR patches that are a multiple of the windows"
+                )
+            pairs.append((at_least_float32(student), at_least_float32(teacher)))
+        return pairs
+
+    def _mixed(
+        self, context: StepContext, pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """F_E at each position, and the feature prior mixer's losses."""
+        enhanced, distances, own_distances = [], [], []
+        for number, ((student, teacher), space) in enumerate(zip(pairs, self.spaces, strict=True)):
+            assert isinstance(space, LatentSpace)
+            with context.autocast():
+                own, other = space(student, teacher)
+            purpose = f"mask of the feature prior mixer {number}"
+            mask = mixing_mask(self.mask, own, other, self.mask_probability, context, purpose)
+            with context.autocast():
+                enhanced.append(space.decode(torch.where(mask, other, own)))
+                if "l_ae" in self.weights:
+                    own_distances.append(_distance(space.decode(other), teacher))
+            distances.append(_distance(enhanced[-1], teacher))
+        parts = {"l_feat": torch.stack(distances).sum()}
+        if own_distances:
+            parts["l_ae"] = torch.stack(own_distances).sum()
+        return enhanced, parts
+
+    def _block_loss(self, context: StepContext, features: list[torch.Tensor]) -> torch.Tensor:
+        loss = context.sr.new_zeros(())
+        for number, route in enumerate(routes(context, self._positions)):
+            if route is None:
+                continue
+            image = self._continued(context, features[number], route, number)
+            to_teacher, to_truth = _distance(image, context.teacher_output), _distance(image, context.gt)
+            loss = loss + (1 - self.ground_truth_share) * to_teacher + self.ground_truth_share * to_truth
+        return loss
+
+    def _continued(self, context: StepContext, features: torch.Tensor, route: Route, number: int) -> torch.Tensor:
+        """I_E: the features through what follows position `number` in one of the networks, at the run's precision."""
+        network = self._networks[route]
+        to_width = (self.to_student if route == "student" else self.to_teacher)[number]
+        with context.autocast():
+            # What the stem keeps is computed anew: one convolution, and with the student's gradients.
+            _, kept = network.stem(context.lq)
+            last = network.run_stages(to_width(features), kept, self._starts[route][number])
+            return network.reconstruct(last, kept)
+
+
+def routes(context: StepContext, positions: int) -> list[Route | None]:
+    """Which network the features of each position go on in, None where they are dropped: the same on every rank."""
+    drawn = context.step_generator("routes of the block prior mixer").integers(0, 2, size=(positions, 2))
+    names: tuple[Route, Route] = ("teacher", "student")
+    return [names[through_student] if kept else None for kept, through_student in drawn]
+
+
+def _distance(features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.l1_loss(at_least_float32(features), at_least_float32(target))
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise OptionsError(f"MiPKD: {message}")
