@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from basicsr.utils.options_components import Finding, constructor_of, is_auto
-from basicsr.utils.options_schema import FrozenMapping, Options, RowOptions
+from basicsr.utils.options_components import Finding, constructor_of, further_teachers, is_auto
+from basicsr.utils.options_schema import DatasetOptions, FrozenMapping, Options, RowOptions
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.yaml_loader import KeyPath
 
 _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
 _IN_FILE_NAMES = re.compile(r"[\w(\[][^/\\\0]*\Z")
 _BUILT_IN_TERMS = ("response", "contrastive", "pix", "percep")
 _UPSCALE_KEYS = ("upscale", "scale")
+_PROGRESSIVE = ("gt_sizes", "mini_batch_sizes", "iters")
 _NEEDED_BY_AUTO = "is required by {} type: auto, which recognises the network from this file"
 
 
@@ -56,6 +58,10 @@ def check_paths(options: Options) -> list[Finding]:
         findings += _missing(("path", name), getattr(options.path, name), "file")
     for row, entry in options.networks.items() if not options.is_train else ():
         findings += _missing(("networks", row, "path"), entry.path, "file")
+    for name, block in options.train.method_blocks.items() if options.train is not None else ():
+        for number, teacher in further_teachers(block):
+            at = ("train", "distill", name, "teachers", number, "path")
+            findings += _missing(at, teacher.get("path"), "file")
     return findings
 
 
@@ -107,7 +113,7 @@ def _paths(value: Any) -> tuple[str, ...]:
     return tuple(path for path in values if isinstance(path, str))
 
 
-def _missing(key: tuple[str, ...], path: str | None, kind: str) -> list[Finding]:
+def _missing(key: KeyPath, path: str | None, kind: str) -> list[Finding]:
     if path is None or Path(path).exists():
         return []
     parent = Path(path).absolute().parent
@@ -177,10 +183,17 @@ def _crops(options: Options) -> Iterator[Finding]:
             )
         contrastive = options.train.contrastive_opt if options.train else None
         patch = contrastive.get("patch_size", 48) if contrastive is not None else 0
-        if isinstance(patch, int) and contrastive is not None and contrastive.get("type") != "image" and patch > size:
+        smallest = min(dataset.gt_sizes or (size,))
+        if (
+            isinstance(patch, int)
+            and contrastive is not None
+            and contrastive.get("type") != "image"
+            and patch > smallest
+        ):
+            name = "the smallest of gt_sizes," if dataset.gt_sizes else "gt_size"
             yield (
                 ("train", "contrastive_opt", "patch_size"),
-                f"{patch} is larger than gt_size {size}; lower it",
+                f"{patch} is larger than {name} {smallest}; lower it",
             )
 
 
@@ -290,7 +303,48 @@ def _schedule(options: Options) -> Iterator[Finding]:
         )
 
 
+def _progressive(options: Options) -> Iterator[Finding]:
+    """Patches and batches that change in the course of training."""
+    for key, dataset in options.datasets.items():
+        columns = {name: getattr(dataset, name) for name in _PROGRESSIVE}
+        given = {name: column for name, column in columns.items() if column is not None}
+        if not given:
+            continue
+        at = ("datasets", key, next(iter(given)))
+        if dataset.phase != "train":
+            yield at, "is of training only; remove it"
+        elif len(given) < len(columns):
+            lacking = " and ".join(name for name in columns if name not in given)
+            yield at, f"needs {lacking} beside it: {', '.join(_PROGRESSIVE)} have one entry per stage; or remove it"
+        elif len({len(column) for column in given.values()}) > 1:
+            lengths = ", ".join(f"{name} has {len(column)}" for name, column in given.items())
+            yield at, f"{', '.join(_PROGRESSIVE)} need equally many entries, one per stage: {lengths}"
+        else:
+            yield from _stages(options, key, dataset)
+
+
+def _stages(options: Options, key: str, dataset: DatasetOptions) -> Iterator[Finding]:
+    sizes, batches, iterations = dataset.gt_sizes or (), dataset.mini_batch_sizes or (), dataset.iters or ()
+    if uneven := [size for size in sizes if size % options.scale]:
+        yield ("datasets", key, "gt_sizes"), f"must be multiples of scale {options.scale}, got {uneven[0]}"
+    if dataset.arguments.get("gt_size") != max(sizes):
+        given = dataset.arguments.get("gt_size", "none")
+        yield ("datasets", key, "gt_size"), f"must be the largest of gt_sizes, {max(sizes)}, got {given}"
+    if dataset.batch_size_per_gpu != batches[0]:
+        yield (
+            ("datasets", key, "batch_size_per_gpu"),
+            f"must be the first of mini_batch_sizes, {batches[0]}, got {dataset.batch_size_per_gpu}",
+        )
+    if options.train is not None and sum(iterations) < options.train.total_iter:
+        yield (
+            ("datasets", key, "iters"),
+            f"end after {sum(iterations)} iterations, before train: total_iter {options.train.total_iter}; lengthen the"
+            " last stage",
+        )
+
+
 def _training_data(options: Options) -> Iterator[Finding]:
+    yield from _progressive(options)
     if not options.datasets_of("train"):
         yield ("datasets", "train"), "is required for training"
     for key in options.datasets_of("test"):

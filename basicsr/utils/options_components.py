@@ -110,7 +110,25 @@ def _method(block: Mapping[str, Any]) -> list[Finding]:
     criterion = block.get("criterion")
     if isinstance(criterion, Mapping):
         findings += [(("criterion", *key), message) for key, message in _loss(criterion)]
+    for number, teacher in further_teachers(block):
+        findings += [(("teachers", number, *key), message) for key, message in _further_teacher(teacher)]
     return findings
+
+
+def _further_teacher(block: Mapping[str, Any]) -> list[Finding]:
+    from basicsr.distill.several_teachers import FurtherTeacher
+
+    findings = _findings(FurtherTeacher, block, {})
+    if isinstance(network := block.get("network"), Mapping):
+        findings += [(("network", *key), message) for key, message in _network(network)]
+    return findings
+
+
+def further_teachers(block: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    """The teachers that a method's block lists beside `network_t`, those that are mappings, by their number."""
+    teachers = block.get("teachers")
+    listed = teachers if isinstance(teachers, (list, tuple)) else ()
+    return [(number, teacher) for number, teacher in enumerate(listed) if isinstance(teacher, Mapping)]
 
 
 def _metric(block: Mapping[str, Any]) -> list[Finding]:

@@ -40,9 +40,9 @@ class Float32Conv2d(nn.Conv2d):
     """A convolution that runs in float32 also under autocast."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) of any floating type to float32."""
+        """(B, C, H, W) of any floating type to float32, or to float64 from float64."""
         with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float())
+            return super().forward(input.to(torch.promote_types(input.dtype, torch.float32)))
 
 
 def keep_output_precise(network: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from basicsr.utils.yaml_loader import dump_yaml, key_text, load_yaml
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 BACKBONES = ("edsr", "rcan", "swinir")
 FREE_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
+sys.path.insert(0, str(OPTIONS.parent / "scripts"))
+import make_options
 
 
 def load(file):
@@ -53,15 +56,49 @@ def groups_of_keys(document):
 
 
 def test_the_files_of_the_papers_tables_are_all_there():
-    expected = {
-        f"train/{role}_{b}_x{s}" for role in ("mcadkd", "teacher", "scratch") for b in BACKBONES for s in (2, 3, 4)
-    }
-    expected |= {f"train/mcadkd_as_published_{b}_x{s}" for b in ("edsr", "swinir") for s in (2, 3, 4)}
+    def named(methods, *networks):
+        return {f"train/{m}_{n}_x{s}" for m in methods.split() for n in networks for s in (2, 3, 4)}
+
+    expected = named("scratch teacher kd fakd dukd mipkd mcadkd", *BACKBONES)
+    expected |= named("fitnet at rkd", "edsr", "rcan") | named("csd", "edsr") | named("dckd", "rcan", "swinir")
+    expected |= {f"train/dckd_dukd_{network}_x4" for network in ("rcan", "swinir")}
+    expected |= named("mcadkd_as_published", "edsr", "swinir")
+    of_table_5 = "scratch kd fitnet fakd fakd_csd csd_fakd mipkd_mipkd"
+    expected |= {f"train/{row}_edsr_c64b16_x4" for row in of_table_5.split()}
     expected |= {f"test/{b}_x{s}" for b in BACKBONES for s in (2, 3, 4)}
     expected |= {f"test/{b}" for b in BACKBONES}
     expected |= {"train/quickstart_teacher", "train/quickstart_scratch", "train/quickstart_mcadkd", "test/quickstart"}
     there = {f"{file.parent.name}/{file.stem}" for file in OPTIONS.glob("t*/*.yml")}
     assert expected <= there
+
+
+def test_every_file_but_the_quickstarts_is_as_one_script_writes_it():
+    made = make_options.files()
+    others = {file for file in OPTIONS.glob("t*/*.yml") if "quickstart" not in file.stem}
+    assert set(made) == others
+    for path, text in made.items():
+        assert path.read_text("utf-8") == text, f"{path.name} differs: run scripts/make_options.py"
+
+
+@pytest.mark.parametrize("network", BACKBONES)
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_neighbours_in_a_table_differ_in_their_methods_alone(network, scale):
+    def without_method(name):
+        data = load_yaml(OPTIONS / f"train/{name}_{network}_x{scale}.yml").data()
+        schedule = {
+            key: data["train"][key] for key in ("total_iter", "optim_g", "scheduler", "warmup_iter", "ema_decay")
+        }
+        data["network_g"].pop("res_scale", None)  # CSD's student shares its weights with the teacher
+        kept = {key: value for key, value in data.items() if key not in ("name", "model_type", "train", "network_d")}
+        return {**kept, "schedule": schedule}
+
+    first = without_method("kd")
+    for piece in make_options.methods_of(network, scale):
+        other = without_method(piece)
+        if piece == "scratch":
+            assert other["network_t"] is None
+            other = {**other, "network_t": first["network_t"], "path": first["path"]}
+        assert other == first, piece
 
 
 def test_shipped_file_loads_and_its_copy_loads_to_equal_options(shipped, tmp_path):
@@ -181,17 +218,18 @@ def test_test_files_compare_what_the_training_files_leave(backbone, scale):
         "Urban100",
         "Manga109",
     ]
-    assert list(options.networks) == ["bicubic", "teacher", "scratch", "mcadkd"]
+    rows = make_options.methods_of(backbone)
+    assert list(options.networks) == ["bicubic", "teacher", *rows]
     mcadkd = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
-    scratch = load(OPTIONS / f"train/scratch_{backbone}_x{scale}.yml")
     assert fnmatch(mcadkd.path.pretrain_network_t, options.networks["teacher"].path)
     assert options.networks["teacher"].network == mcadkd.network_t
-    for row, trained in (("mcadkd", mcadkd), ("scratch", scratch)):
-        assert Path(options.networks[row].path) == trained.models_folder / "net_g_latest.pth"
-        assert options.networks[row].network == trained.network_g
+    for row in rows:
+        if row != "dckd_dukd" or scale == 4:
+            trained = load(OPTIONS / f"train/{row}_{backbone}_x{scale}.yml")
+            assert Path(options.networks[row].path) == trained.models_folder / "net_g_latest.pth"
+            assert options.networks[row].network == trained.network_g
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
 def test_one_file_tests_all_scales_of_a_table(backbone):
     loaded = load_test_options(OPTIONS / f"test/{backbone}.yml", paths=False)
     assert [options.scale for options in loaded] == [2, 3, 4]

@@ -1,0 +1,283 @@
+"""CSD (Wang et al., Towards Compact Single Image Super-Resolution via Contrastive Self-distillation, IJCAI 2021).
+
+In the features phi_j of a frozen VGG-19 the student's image I_S is to lie near the teacher's I_T and far from bicubic
+images N_k:
+
+    L_csd = mean over the batch of sum_j w_j d(phi_j(I_T), phi_j(I_S)) / (sum_k d(phi_j(N_k), phi_j(I_S)) + 1e-7)
+
+with d the mean absolute difference over channels and positions, and phi_j the outputs of relu1_1, relu2_1, relu3_1,
+relu4_1 and relu5_1. The N_k are LR images of the batch, enlarged bicubically as the published code does it (PyTorch's
+kernel, a = -0.75, not clipped). `CSD` takes any student and a frozen teacher. In `SharedCSD`, the original, the student
+is the teacher's first channels, and both are trained.
+
+Where the published code is otherwise:
+
+- It divides means over the batch by each other; here each image has its own quotient.
+- One of its versions draws the negatives from the first K images of the batch only, another takes all of the batch,
+  whatever K. Here they are K images of the whole batch.
+- It gives the VGG images in [0, 255], not normalised; here they are in [0, 1] and normalised, as the VGG was trained.
+  `vgg_input: range255` is the published way.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.archs.frozen import Frozen
+from basicsr.archs.rcan_arch import RCAN
+from basicsr.archs.vgg_arch import VGGFeatureExtractor
+from basicsr.distill.base import StepContext, Term
+from basicsr.distill.networks import NetworkPair
+from basicsr.losses.loss_util import at_least_float32, check_choice
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import METHOD_REGISTRY
+
+LAYER_WEIGHTS = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0}
+EPSILON = 1e-7
+VGG_SMALLEST = 16
+"""Side of the smallest image that four poolings leave something of."""
+
+VGGInput = Literal["imagenet", "range255"]
+
+_EQUAL = {"upscale_factor": "upscale", "res_scale": "res_scale", "img_range": "img_range"}
+"""Attributes of modules that networks with shared weights must agree in, and the options that set them."""
+
+
+@METHOD_REGISTRY.register()
+class CSD(Term):
+    """L_csd between the student and a frozen teacher, networks of any kind.
+
+    The negatives of a step are the same for all images of a process's batch: `num_negatives` of its LR images, drawn
+    without repetition from the run's seed and the iteration, an image's own not left out. Where the batch has fewer,
+    they are all it has.
+
+    Args:
+        num_negatives: K.
+        loss_weight: weight of L_csd.
+        layer_weights: w_j by layer of the VGG; where left out, 1/32, 1/16, 1/8, 1/4, 1 from relu1_1 to relu5_1.
+        vgg_input: 'imagenet' normalises images by ImageNet's mean and deviation; 'range255' multiplies them by 255.
+        vgg_weights: see `VGGFeatureExtractor`.
+
+    Raises:
+        OptionsError: an option is none of these.
+        CheckpointError: the VGG's weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_negatives: int = 10,
+        loss_weight: float = 200.0,
+        layer_weights: Mapping[str, float] | None = None,
+        vgg_input: VGGInput = "imagenet",
+        vgg_weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if num_negatives < 1:
+            raise OptionsError(f"{name}: num_negatives is {num_negatives}, allowed: 1 and more")
+        check_choice(f"{name}: vgg_input", vgg_input, ("imagenet", "range255"))
+        self.num_negatives = num_negatives
+        self.layer_weights = dict(LAYER_WEIGHTS if layer_weights is None else layer_weights)
+        self._factor = 1.0 if vgg_input == "imagenet" else 255.0
+        self.weights = {"l_csd": loss_weight}
+        self.vgg = Frozen(
+            VGGFeatureExtractor(
+                layer_name_list=list(self.layer_weights),
+                use_input_norm=vgg_input == "imagenet",
+                vgg_weights=vgg_weights,
+            )
+        )
+
+    def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
+        """Returns `l_csd`.
+
+        Raises:
+            OptionsError: the images are not in colour, or too small for the VGG.
+        """
+        return {"l_csd": self._contrast(context, context.teacher_output)}
+
+    def _contrast(self, context: StepContext, teacher: torch.Tensor) -> torch.Tensor:
+        """L_csd with I_T = `teacher`, whose gradients are computed where it asks for them."""
+        channels, *size = context.sr.shape[1:]
+        if channels != 3 or min(size) < VGG_SMALLEST:
+            raise OptionsError(
+                f"{type(self).__name__}: the VGG needs colour images of {VGG_SMALLEST}x{VGG_SMALLEST} at least, the"
+                f" output has {channels} channels and {size[0]}x{size[1]} pixels; raise gt_size or leave the method out"
+            )
+        student = self._features(context, context.sr)
+        positive = self._features(context, teacher)
+        with torch.no_grad():
+            negatives = self._features(context, self._negatives(context))
+        total = context.sr.new_zeros(len(context.sr))
+        for layer, weight in self.layer_weights.items():
+            apart = _distances(student[layer], positive[layer])
+            aside = torch.stack([_distances(student[layer], negative) for negative in negatives[layer]])
+            total = total + weight * apart / (aside.sum(0) + EPSILON)
+        return total.mean()
+
+    def _negatives(self, context: StepContext) -> torch.Tensor:
+        """N_1 to N_K, (K, 3, sH, sW)."""
+        batch = len(context.lq)
+        drawn = context.step_generator("CSD negatives").permutation(batch)[: self.num_negatives]
+        chosen = context.lq[torch.from_numpy(drawn).to(context.lq.device)]
+        return F.interpolate(chosen, size=context.sr.shape[-2:], mode="bicubic", align_corners=False)
+
+    def _features(self, context: StepContext, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        with context.autocast():
+            features: dict[str, torch.Tensor] = self.vgg(images * self._factor)
+        return features
+
+
+@METHOD_REGISTRY.register()
+class SharedCSD(CSD):
+    """The original's self-distillation: the student is the teacher's first channels and shares its weights; both learn.
+
+    A copy of the teacher, `wide`, is trained in the student's place, as a head, from the weights that the teacher was
+    loaded with. The student runs with the leading slices of `wide`'s weights; a slice of the upsampling convolution's
+    outputs keeps whole groups of the pixel shuffle. After each update the slices are copied into the student, which so
+    is an ordinary narrow network for validation, moving average and export; weights it was loaded with
+    (`pretrain_network_g`) are overwritten at the start. `wide` is saved in the training state.
+
+    Beside L_csd the term has the teacher's own L1(wide(I_LR), I_GT). The student's is the options' `pixel_opt`. The
+    teacher that other terms see stays as it was loaded.
+
+    For two EDSR or two RCAN networks that differ in widths only: `num_feat`, and in RCAN `squeeze_factor`. Other
+    options, `res_scale` and `img_range` among them, must be equal, for the same weights mean another function there.
+
+    Args:
+        num_negatives: K, as in `CSD`.
+        loss_weight: weight of L_csd.
+        teacher_weight: weight of the teacher's own reconstruction loss.
+        detach_teacher: whether L_csd leaves the teacher's image as it is, as in the published runs; otherwise it draws
+            I_T towards I_S, too.
+        layer_weights: w_j by layer of the VGG, as in `CSD`.
+        vgg_input: as in `CSD`.
+        vgg_weights: as in `CSD`.
+
+    Raises:
+        OptionsError: an option is none of these.
+        CheckpointError: the VGG's weights cannot be had.
+    """
+
+    needs_teacher = False
+    wide: nn.Module
+
+    def __init__(
+        self,
+        *,
+        num_negatives: int = 10,
+        loss_weight: float = 200.0,
+        teacher_weight: float = 1.0,
+        detach_teacher: bool = True,
+        layer_weights: Mapping[str, float] | None = None,
+        vgg_input: VGGInput = "imagenet",
+        vgg_weights: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_negatives=num_negatives,
+            loss_weight=loss_weight,
+            layer_weights=layer_weights,
+            vgg_input=vgg_input,
+            vgg_weights=vgg_weights,
+        )
+        self.weights = {"l_csd": loss_weight, "l_wide": teacher_weight}
+        self.detach_teacher = detach_teacher
+        self._shapes: dict[str, torch.Size] = {}
+
+    def attach(self, networks: NetworkPair) -> None:
+        """Copies the teacher, and hands the student its first channels.
+
+        Raises:
+            OptionsError: the student is not the teacher with fewer channels.
+        """
+        student, teacher = networks.student.network, networks.teacher.network
+        _check_shareable(student, teacher)
+        self._shapes = {name: parameter.shape for name, parameter in student.named_parameters()}
+        self.wide = copy.deepcopy(teacher).requires_grad_(True).train()
+        student.requires_grad_(False)
+        self._hand_over(student)
+
+    def student_weights(self) -> dict[str, torch.Tensor]:
+        """The leading slices of `wide`'s weights, by the names of the student's parameters."""
+        wide = dict(self.wide.named_parameters())
+        return {name: wide[name][tuple(slice(length) for length in shape)] for name, shape in self._shapes.items()}
+
+    def after_update(self, student: nn.Module, iteration: int) -> None:
+        """Copies the slices into the student's own parameters."""
+        self._hand_over(student)
+
+    @torch.no_grad()
+    def _hand_over(self, student: nn.Module) -> None:
+        weights = self.student_weights()
+        for name, parameter in student.named_parameters():
+            parameter.copy_(weights[name])
+
+    def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
+        """Returns `l_csd` and `l_wide`.
+
+        Raises:
+            OptionsError: the images are not in colour, or too small for the VGG.
+        """
+        with context.autocast():
+            teacher = at_least_float32(self.wide(context.lq))
+        return {
+            "l_csd": self._contrast(context, teacher.detach() if self.detach_teacher else teacher),
+            "l_wide": F.l1_loss(teacher, context.gt),
+        }
+
+
+def _distances(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of each image's features (B, C, H, W) and `others`, (B, C, H, W) or (C, H, W): (B,).
+
+    Differences are taken again in the backward pass: kept, those to ten negatives would be gigabytes.
+    """
+    distances: torch.Tensor = checkpoint(
+        _mean_absolute_difference, features, others, use_reentrant=False, preserve_rng_state=False
+    )
+    return distances
+
+
+def _mean_absolute_difference(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return (at_least_float32(features) - at_least_float32(others)).abs().flatten(1).mean(1)
+
+
+def _check_shareable(student: nn.Module, teacher: nn.Module) -> None:
+    """Raises OptionsError unless the student is the teacher with fewer channels, or as many."""
+    if type(student) not in (EDSR, RCAN) or type(student) is not type(teacher):
+        raise OptionsError(
+            f"SharedCSD: network_g is {type(student).__name__}, network_t {type(teacher).__name__}; allowed: two EDSR"
+            " or two RCAN; CSD takes any two networks"
+        )
+    own = {name: tuple(parameter.shape) for name, parameter in student.named_parameters()}
+    shared = {name: tuple(parameter.shape) for name, parameter in teacher.named_parameters()}
+    if single := [name for name in (*own, *shared) if name not in own or name not in shared]:
+        raise OptionsError(
+            f"SharedCSD: only {'network_g' if single[0] in own else 'network_t'} has '{single[0]}'; give both the same"
+            " num_block, num_group and upscale, or use CSD, which takes any two networks"
+        )
+    for name, module in student.named_modules():
+        other = teacher.get_submodule(name)
+        for attribute, option in _EQUAL.items():
+            if getattr(module, attribute, None) != getattr(other, attribute, None):
+                raise OptionsError(
+                    f"SharedCSD: {option} is {getattr(module, attribute)} in network_g, {getattr(other, attribute)} in"
+                    " network_t; they share their weights, give both the same"
+                )
+    assert isinstance(student, (EDSR, RCAN)) and isinstance(teacher, (EDSR, RCAN))
+    if not torch.equal(student.mean, teacher.mean):
+        raise OptionsError("SharedCSD: network_g and network_t differ in rgb_mean or num_in_ch; give both the same")
+    for name, shape in own.items():
+        if any(length > limit for length, limit in zip(shape, shared[name], strict=True)):
+            raise OptionsError(
+                f"SharedCSD: '{name}' is {shape} in network_g, {shared[name]} in network_t; the student must not be"
+                " wider than the teacher: lower its num_feat, or raise its squeeze_factor"
+            )

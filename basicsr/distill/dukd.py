@@ -1,0 +1,202 @@
+"""DUKD (Zhang et al., Data Upcycling Knowledge Distillation for Image Super-Resolution, 2023).
+
+Student S and teacher T are shown more images of the kind they know, made from the training pair:
+
+    zoom-in:  tiles X of I_GT, each of the size of I_LR, whose enlargement nobody has:
+              l_zoom_in = L1(A^-1(S(A(X))), T(X))
+    zoom-out: Y, which is I_LR reduced s times by MATLAB's bicubic imresize, not clipped, and whose enlargement is I_LR:
+              l_zoom_out = L1(S(Y), T(Y)),  l_zoom_out_pix = L1(S(Y), I_LR)
+
+A is the label consistency: colour inversion (1 - x), horizontal flip, vertical flip and transposition, applied to the
+student's input in this order, each with a probability of its own, and undone on its output in the reverse order.
+
+The published loss is L = 5 L1(I_S, I_GT) + L1(I_S, I_T) + these three: the first two are the options' `pixel_opt` and
+`resp_kd_opt`. Published settings: zoom-out for EDSR, none for SwinIR; for RCAN neither zoom-out nor label consistency,
+and a weight of 1 on L1(I_S, I_GT).
+
+Where the published code is otherwise:
+
+- It undoes operations in the order in which it applied them, which is no inverse where a transposition comes with one
+  of the two flips.
+- It updates the student twice in an iteration: by the gradient of the first two losses, then by that of all. Here it is
+  once, by all.
+- It takes the same tile of all images of a batch; here each has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from basicsr.distill.base import StepContext, Term
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.matlab_functions import imresize
+from basicsr.utils.registry import METHOD_REGISTRY
+
+# Each is its own inverse.
+OPERATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+    lambda images: 1 - images,
+    lambda images: images.flip(-1),
+    lambda images: images.flip(-2),
+    lambda images: images.transpose(-1, -2),
+)
+"""Colour inversion of images in [0, 1], horizontal flip, vertical flip, transposition; on (N, C, H, W)."""
+
+
+@METHOD_REGISTRY.register()
+class DUKD(Term):
+    """Distillation on zoomed images under label consistency; see the file's head for the equations.
+
+    Every draw derives from the sample's seed. Transpositions are left out where LR patches are not square. Where sides
+    of I_LR are no multiples of s, zoom-out takes its upper left part that is.
+
+    Args:
+        zoom_in: whether to learn from tiles of I_GT.
+        zoom_out: whether to learn from reduced LR images.
+        num_patches: tiles for each image, of the s x s that I_GT consists of, none twice.
+        consistency_probability: probability of each operation, for each tile on its own; 0 is no label consistency.
+        zoom_out_consistency: whether zoom-out is under label consistency, too; as published, it is not.
+        kd_weight: weight of the losses against the teacher.
+        pixel_weight: weight of the loss against I_LR.
+        loss_weight: factor on all of them.
+
+    Raises:
+        OptionsError: an option is out of its range, or neither way is on.
+    """
+
+    def __init__(
+        self,
+        *,
+        zoom_in: bool = True,
+        zoom_out: bool = True,
+        num_patches: int = 1,
+        consistency_probability: float = 0.3,
+        zoom_out_consistency: bool = False,
+        kd_weight: float = 1.0,
+        pixel_weight: float = 5.0,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not (zoom_in or zoom_out):
+            raise OptionsError("DUKD: zoom_in and zoom_out are both false; turn one on, or leave the method out")
+        if num_patches < 1:
+            raise OptionsError(f"DUKD: num_patches is {num_patches}, allowed: 1 and more")
+        if not 0 <= consistency_probability <= 1:
+            raise OptionsError(f"DUKD: consistency_probability is {consistency_probability}, allowed: 0 to 1")
+        self.zoom_in, self.zoom_out = zoom_in, zoom_out
+        self.num_patches = num_patches
+        self.consistency_probability = consistency_probability
+        self.zoom_out_consistency = zoom_out_consistency
+        self.weights = {}
+        if zoom_in:
+            self.weights["l_zoom_in"] = loss_weight * kd_weight
+        if zoom_out:
+            self.weights["l_zoom_out"] = loss_weight * kd_weight
+            self.weights["l_zoom_out_pix"] = loss_weight * pixel_weight
+
+    def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
+        """Returns `l_zoom_in`, `l_zoom_out` and `l_zoom_out_pix`, those that are on.
+
+        Raises:
+            OptionsError: there is nothing to zoom: the scale is 1, or images are too small.
+        """
+        if context.scale < 2:
+            raise OptionsError(f"DUKD: the scale is {context.scale}; zooming needs 2 or more, leave the method out")
+        parts = {}
+        if self.zoom_in:
+            parts["l_zoom_in"] = self._zoom_in(context)
+        if self.zoom_out:
+            parts["l_zoom_out"], parts["l_zoom_out_pix"] = self._zoom_out(context)
+        return parts
+
+    def _zoom_in(self, context: StepContext) -> torch.Tensor:
+        assert context.teacher is not None
+        tiles = self._tiles(context)
+        which = self._draw(context, "zoom-in", self.num_patches, tiles)
+        student = undone(context.student(applied(tiles, which)), which)
+        return F.l1_loss(student, context.teacher(tiles))
+
+    def _zoom_out(self, context: StepContext) -> tuple[torch.Tensor, torch.Tensor]:
+        assert context.teacher is not None
+        height, width = (side - side % context.scale for side in context.lq.shape[-2:])
+        if not height or not width:
+            given = "x".join(map(str, context.lq.shape[-2:]))
+            raise OptionsError(
+                f"DUKD: LR patches of {given} cannot be reduced {context.scale} times; raise gt_size, or set zoom_out:"
+                " false"
+            )
+        target = context.lq[..., :height, :width]
+        small = reduced(target, context.scale)
+        which = torch.zeros(len(small), len(OPERATIONS), dtype=torch.bool)
+        if self.zoom_out_consistency:
+            which = self._draw(context, "zoom-out", 1, small)
+        student = undone(context.student(applied(small, which)), which)
+        return F.l1_loss(student, context.teacher(small)), F.l1_loss(student, target)
+
+    def _tiles(self, context: StepContext) -> torch.Tensor:
+        """Tiles of I_GT, (B `num_patches`, C, H, W), those of one image after each other."""
+        scale = context.scale
+        if self.num_patches > scale**2:
+            raise OptionsError(
+                f"DUKD: num_patches is {self.num_patches}, but at scale {scale} an HR image has {scale**2} tiles;"
+                " lower it"
+            )
+        height, width = context.lq.shape[-2:]
+        tiles = []
+        for image, generator in zip(context.gt, context.generators("DUKD tiles"), strict=True):
+            for place in generator.permutation(scale**2)[: self.num_patches].tolist():
+                top, left = place // scale * height, place % scale * width
+                tiles.append(image[:, top : top + height, left : left + width])
+        return torch.stack(tiles)
+
+    def _draw(self, context: StepContext, purpose: str, count: int, images: torch.Tensor) -> torch.Tensor:
+        """Which operations to apply to `images`, `count` of each sample: bool (N, 4), on the CPU."""
+        drawn = [rng.random((count, len(OPERATIONS))) for rng in context.generators(f"DUKD {purpose}")]
+        which = torch.from_numpy(np.concatenate(drawn) < self.consistency_probability)
+        if images.shape[-2] != images.shape[-1]:
+            which[:, -1] = False
+        return which
+
+
+def applied(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """Applies to each image (N, C, H, W) the operations that its row of `which`, bool (N, 4) on the CPU, names.
+
+    Images must be square where any is transposed.
+    """
+    return _run(images, which, range(len(OPERATIONS)))
+
+
+def undone(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """The inverse of `applied`, also on images enlarged since."""
+    return _run(images, which, reversed(range(len(OPERATIONS))))
+
+
+def _run(images: torch.Tensor, which: torch.Tensor, order: Iterable[int]) -> torch.Tensor:
+    for number in order:
+        chosen = which[:, number]
+        if chosen.any():
+            chosen = chosen.to(images.device).view(-1, 1, 1, 1)
+            images = torch.where(chosen, OPERATIONS[number](images), images)
+    return images
+
+
+def reduced(images: torch.Tensor, scale: int) -> torch.Tensor:
+    """Images (B, C, H, W), of sides that `scale` divides, reduced as by MATLAB's imresize, on their device."""
+    rows, columns = (_reduction(side, scale, images.device) for side in images.shape[-2:])
+    # In float64, which no setting of the matrix products' precision touches.
+    return (rows @ images.double() @ columns.T).to(images.dtype)
+
+
+@lru_cache(maxsize=16)
+def _reduction(length: int, scale: int, device: torch.device) -> torch.Tensor:
+    """The matrix by which imresize reduces one axis, float64 (length / scale, length).
+
+    Its columns are what becomes of the unit vectors. Each is resized as an image of `scale` equal columns, which become
+    one and the same.
+    """
+    units = np.repeat(np.eye(length)[:, None, :], scale, axis=1)
+    return torch.from_numpy(imresize(units, 1 / scale)[:, 0]).to(device)

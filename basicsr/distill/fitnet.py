@@ -1,0 +1,71 @@
+"""Hints of FitNets: the student's features, lifted to the teacher's width, match the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from basicsr.distill.base import StepContext
+from basicsr.distill.features import FeatureTerm
+from basicsr.distill.networks import NetworkPair
+from basicsr.utils.registry import METHOD_REGISTRY
+
+
+@METHOD_REGISTRY.register()
+class FitNet(FeatureTerm):
+    """L_hint = mean over positions k of mean((r_k(F_S^k) - F_T^k)^2).
+
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3. r_k is a 1x1 convolution with bias from the
+    student's to the teacher's channels, trained with the student. The hint is taken from the middle of the body, as the
+    paper does; more than one position lie evenly inside the body, never at its end.
+
+    Where we differ: the paper halves a sum of squares, and trains the lower half of the student by the hint alone
+    before the rest; here the hint is one term beside others, and a mean. The public code that comparisons of SR methods
+    use under this name has no regressor: it compares the mean over channels.
+
+    The weight must suit the features. The loss grows with their square, and networks with `img_range: 255.`, as those
+    of the shipped EDSR and RCAN options, have features about 255 times as large as with 1: the hint is then tens of
+    thousands of times as large, beside an L_rec of about 0.02. No paper on SR gives its weight, and in their tables
+    FitNet lies far below training from scratch. To begin with, take one that makes the logged `l_fitnet`, multiplied
+    by it, no larger than the reconstruction loss.
+
+    Args:
+        student_taps: modules of the student; where left out, stages as said above.
+        teacher_taps: likewise of the teacher, as many.
+        positions: how many stages to take where taps are left out.
+        loss_weight: weight of L_hint.
+    """
+
+    def __init__(
+        self,
+        *,
+        student_taps: Sequence[str] | None = None,
+        teacher_taps: Sequence[str] | None = None,
+        positions: int = 1,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__(student_taps, teacher_taps, positions)
+        self.weights = {"l_fitnet": loss_weight}
+        self.regressors = nn.ModuleList()
+
+    def attach(self, networks: NetworkPair) -> None:
+        """As every method on features, with positions inside the body."""
+        inside = self._positions + 1
+        self.student_taps = self.student_taps or networks.student.positions(inside)[:-1]
+        self.teacher_taps = self.teacher_taps or networks.teacher.positions(inside)[:-1]
+        super().attach(networks)
+
+    def make_heads(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
+        """One regressor for each position."""
+        for own, other in zip(student_channels, teacher_channels, strict=True):
+            self.regressors.append(nn.Conv2d(own, other, 1))
+
+    def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
+        """Returns `l_fitnet`."""
+        # In float32: the convolution costs little, and its result is squared.
+        pairs = zip(self.regressors, self.pairs(context), strict=True)
+        losses = [F.mse_loss(regressor(student), teacher) for regressor, (student, teacher) in pairs]
+        return {"l_fitnet": torch.stack(losses).mean()}

@@ -1,0 +1,101 @@
+"""Relational knowledge distillation: the images of a batch lie to each other as they do for the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from basicsr.distill.base import StepContext
+from basicsr.distill.features import FeatureTerm
+from basicsr.utils.registry import METHOD_REGISTRY
+
+_NO_DIRECTION = 1e-4
+"""Two embeddings nearer than this part of the mean distance are, in float32, apart by little more than rounding."""
+
+
+@METHOD_REGISTRY.register()
+class RKD(FeatureTerm):
+    """25 L_distance + 50 L_angle on pooled features t_i = mean over places of F^k, of the images i of the batch.
+
+    Park et al., "Relational Knowledge Distillation", CVPR 2019. With h the Huber loss (eq. 5: x^2 / 2 up to |x| = 1,
+    |x| - 1/2 beyond):
+
+    - L_distance = mean over pairs i != j of h(psi(s_i, s_j) - psi(t_i, t_j)), with psi (eqs. 3 and 4) the Euclidean
+      distance, divided by its mean over those pairs;
+    - L_angle = mean over i, j, k that all differ of h(cos(s_i s_j s_k) - cos(t_i t_j t_k)), the angle at j (eq. 7).
+
+    The paper writes sums; its weights belong to means, which its code takes over all B^2 and B^3 entries, also those
+    that are zero because two indices agree. We leave these out, so that the size of the batch does not matter: at
+    B = 16 the code's distance part is 15/16 of ours, the angle part 0.82 of it. Pairs nearer than a ten-thousandth of
+    the mean distance (equal patches) have no direction; their angles count as right angles and give no gradient.
+
+    A batch of one has no pairs, one of two no angles: the loss is then 0. Each rank compares the images of its own
+    batch. Memory for the angles grows with B^3 + B^2 C. Nothing is trained beside the student.
+
+    Args:
+        student_taps: modules of the student; where left out, stages evenly spaced over the body, the last at its end.
+        teacher_taps: likewise of the teacher, as many.
+        positions: how many stages to take where taps are left out; the losses are means over them.
+        distance_weight: weight of L_distance.
+        angle_weight: weight of L_angle.
+    """
+
+    def __init__(
+        self,
+        *,
+        student_taps: Sequence[str] | None = None,
+        teacher_taps: Sequence[str] | None = None,
+        positions: int = 1,
+        distance_weight: float = 25.0,
+        angle_weight: float = 50.0,
+    ) -> None:
+        super().__init__(student_taps, teacher_taps, positions)
+        self.weights = {"l_rkd_distance": distance_weight, "l_rkd_angle": angle_weight}
+
+    def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
+        """Returns `l_rkd_distance` and `l_rkd_angle`."""
+        distances, angles = [], []
+        for student, teacher in self.pairs(context):
+            own, other = student.mean((2, 3)), teacher.mean((2, 3))
+            distances.append(mean_huber(relative_distances(own), relative_distances(other)))
+            angles.append(mean_huber(cosines(own), cosines(other)))
+        return {"l_rkd_distance": torch.stack(distances).mean(), "l_rkd_angle": torch.stack(angles).mean()}
+
+
+def mean_huber(values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean Huber loss, 0 of no values; the graph holds `values` either way."""
+    return F.smooth_l1_loss(values, targets, reduction="sum") / max(1, values.numel())
+
+
+def relative_distances(embeddings: torch.Tensor) -> torch.Tensor:
+    """psi of all pairs i != j, (B (B - 1),), for embeddings (B, C); all 0 where all embeddings are equal."""
+    count = len(embeddings)
+    # From differences, not from products: equal embeddings have a distance of exactly 0, and a gradient of 0 there.
+    distances = torch.linalg.vector_norm(embeddings[:, None] - embeddings, dim=2)[_distinct(count, 2, embeddings)]
+    return distances / _mean_or_one(distances)
+
+
+def cosines(embeddings: torch.Tensor) -> torch.Tensor:
+    """cos of the angle at j of all i, j, k that differ, (B (B - 1) (B - 2),), for embeddings (B, C)."""
+    count = len(embeddings)
+    differences = embeddings[None] - embeddings[:, None]  # [j, i] points from j to i
+    lengths = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
+    pairs = _distinct(count, 2, embeddings)
+    nearest = _NO_DIRECTION * _mean_or_one(lengths[pairs].detach())
+    directions = differences / lengths.masked_fill(lengths <= nearest, torch.inf)
+    return (directions @ directions.mT)[_distinct(count, 3, embeddings)]
+
+
+def _mean_or_one(distances: torch.Tensor) -> torch.Tensor:
+    total = distances.sum()
+    return torch.where(total > 0, total / max(1, distances.numel()), 1.0)
+
+
+def _distinct(count: int, order: int, like: torch.Tensor) -> torch.Tensor:
+    """Which of all pairs (`order` 2) or triples (3) of `count` indices have no index twice: bool, `order` axes."""
+    differ = ~torch.eye(count, dtype=torch.bool, device=like.device)
+    if order == 2:
+        return differ
+    return differ[:, :, None] & differ[:, None, :] & differ[None]

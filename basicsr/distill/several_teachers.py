@@ -1,0 +1,135 @@
+"""Several teachers: the student imitates the weighted mean of their outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from basicsr.archs import build_network
+from basicsr.archs.frozen import Frozen
+from basicsr.archs.pretrained import network_for
+from basicsr.distill.base import CriterionTerm, StepContext
+from basicsr.losses.loss_util import at_least_float32
+from basicsr.utils.components import bind_arguments
+from basicsr.utils.errors import CheckpointError, OptionsError
+from basicsr.utils.options_components import is_auto
+from basicsr.utils.precision import keep_output_precise
+from basicsr.utils.registry import METHOD_REGISTRY
+
+
+@dataclass(frozen=True, kw_only=True)
+class FurtherTeacher:
+    """An entry of `SeveralTeachers`' option `teachers`.
+
+    Attributes:
+        network: options of the network; left out, or {type: auto}, it is recognised from its file.
+        path: file with its weights.
+        param_key: which state dict in the file to take, `params` or `params_ema`.
+        strict: whether every weight must be there and no other.
+        weight: its weight in the mean, positive.
+        allow_random: leave it untrained where there is no `path` (for tests).
+    """
+
+    network: Mapping[str, Any] | None = None
+    path: str | None = None
+    param_key: str | None = "params"
+    strict: bool = True
+    weight: float = 1.0
+    allow_random: bool = False
+
+    def build(self) -> nn.Module:
+        """The network with its weights, on the CPU.
+
+        Raises:
+            OptionsError: `path` is missing, or `network` does not fit its constructor.
+            CheckpointError: the file cannot be read or does not fit.
+        """
+        if self.path is not None:
+            return network_for(self.network, self.path, param_key=self.param_key, strict=self.strict)[0]
+        if self.network is None or is_auto(self.network):
+            raise OptionsError("path is required where network is left out or auto: it is recognised from this file")
+        if not self.allow_random:
+            raise OptionsError("path is required: an untrained teacher teaches noise (allow_random: true allows it)")
+        return build_network(self.network)
+
+
+@METHOD_REGISTRY.register()
+class SeveralTeachers(CriterionTerm):
+    """L_resp = L1(I_S, sum over m of w_m I_T^m / sum over m of w_m), over `network_t` and further teachers.
+
+    After Jiang et al., "MTKD: Multi-Teacher Knowledge Distillation for Image Super-Resolution", ECCV 2024. There a
+    network, trained first, puts the teachers' outputs together, and the loss also compares wavelet bands; here the
+    target is their weighted mean and the loss is any registered one.
+
+    Further teachers stand in the options:
+
+        teachers:
+          - {network: {type: SwinIR, ...}, path: swinir_x4.pth, param_key: params_ema, weight: 2.0}
+          - {path: rcan_x4.pth}     # recognised from the file
+
+    They are frozen, run without gradients in the student's precision, and are in no checkpoint. Without any, the loss
+    is that of ResponseDistillation.
+
+    Args:
+        teachers: further teachers, with the keys of `FurtherTeacher`.
+        weight: weight of `network_t` in the mean, positive.
+        criterion: options of a registered loss; `{type: L1Loss}` where left out. Its `loss_weight` is the part's.
+
+    Raises:
+        OptionsError: a weight is not positive, a teacher has a wrong key or value, or neither weights nor leave to be
+            untrained.
+        CheckpointError: a teacher's file cannot be read or does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        teachers: Sequence[Mapping[str, Any]] = (),
+        weight: float = 1.0,
+        criterion: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__("l_teachers", criterion or {"type": "L1Loss"})
+        labels = [f"SeveralTeachers: teachers[{number}]" for number in range(len(teachers))]
+        entries = [
+            FurtherTeacher(**bind_arguments(FurtherTeacher, options, {}, label))
+            for options, label in zip(teachers, labels, strict=True)
+        ]
+        shares = {"SeveralTeachers": weight, **{label: e.weight for label, e in zip(labels, entries, strict=True)}}
+        for label, share in shares.items():
+            if not 0 < share < math.inf:
+                raise OptionsError(f"{label}: weight is {share}; it must be positive")
+        self._shares = [share / sum(shares.values()) for share in shares.values()]
+        self._labels = labels
+        self.teachers = nn.ModuleList(map(_frozen, entries, labels))
+
+    def target(self, context: StepContext) -> torch.Tensor:
+        """The teachers' mean.
+
+        Raises:
+            OptionsError: their images differ in size or channels.
+        """
+        mean = self._shares[0] * context.teacher_output
+        for share, teacher, label in zip(self._shares[1:], self.teachers, self._labels, strict=True):
+            with torch.no_grad(), context.autocast():
+                output = at_least_float32(teacher(context.lq))
+            if output.shape != mean.shape:
+                raise OptionsError(
+                    f"{label} gives {tuple(output.shape[1:])}, network_t {tuple(mean.shape[1:])}: their upscale and"
+                    " channels must agree"
+                )
+            mean = mean + share * output
+        return mean
+
+
+def _frozen(entry: FurtherTeacher, label: str) -> Frozen[nn.Module]:
+    try:
+        network = entry.build()
+    except (OptionsError, CheckpointError) as error:
+        raise type(error)(f"{label}: {error}") from error
+    keep_output_precise(network)
+    return Frozen(network)
