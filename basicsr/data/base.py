@@ -34,16 +34,43 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         return self.load(index, randomness.generator(index, "sample"))
 
 
+class PatchDataset(ImageDataset):
+    """A dataset whose training patches may be of another size with every sample, as progressive training has them."""
+
+    @abstractmethod
+    def load(self, index: int, rng: np.random.Generator, gt_size: int | None = None) -> dict[str, Any]:
+        """As `ImageDataset.load`; `gt_size` is the side of the HR patch, None for the dataset's own."""
+
+
 def load_sample(dataset: Dataset[Any], key: SampleKey) -> dict[str, Any]:
     """Loads a sample of any map-style dataset as a function of its key alone.
 
     A dataset written for BasicSR draws from the global generators of Python, numpy and torch: these are
     seeded by the key for the length of the call, and put back as they were.
+
+    Raises:
+        OptionsError: the key says how large a patch to take, and the dataset is no `PatchDataset`.
     """
+    if key.gt_size is not None:
+        return _patches_of(dataset).load(key.index, randomness.generator(key.seed, "sample"), key.gt_size)
     if isinstance(dataset, ImageDataset):
         return dataset.load(key.index, randomness.generator(key.seed, "sample"))
     with randomness.seeded_global_state(key.seed):
         return dataset[key.index]
+
+
+def check_patches(dataset: Dataset[Any]) -> None:
+    """Raises OptionsError where a dataset's patches are of one size for good."""
+    _patches_of(dataset)
+
+
+def _patches_of(dataset: Dataset[Any]) -> PatchDataset:
+    if not isinstance(dataset, PatchDataset):
+        raise OptionsError(
+            f"gt_sizes: {type(dataset).__name__} has patches of one size; use PairedImageDataset, derive the class from"
+            " basicsr.data.base.PatchDataset, or remove gt_sizes, mini_batch_sizes and iters"
+        )
+    return dataset
 
 
 class TensorConversion:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
-from basicsr.data.base import load_sample
+from basicsr.data.base import check_patches, load_sample
 from basicsr.data.loading import TrainLoader, check_not_empty
-from basicsr.data.sampling import KeySampler, SampleKey
+from basicsr.data.sampling import KeySampler, SampleKey, Stage
 from basicsr.utils.registry import DATASET_REGISTRY
 
 if TYPE_CHECKING:
@@ -70,13 +70,16 @@ def build_train_loader(
         pin_memory: whether the device gains from page-locked memory; used unless the options forbid it.
 
     Raises:
-        OptionsError: the options do not fit the dataset's class.
+        OptionsError: the options do not fit the dataset's class, or patches shall grow and it cannot do that.
         DataError: the data are missing.
     """
     dataset = build_dataset(_as_mapping(options))
+    stages = _stages(options)
+    if stages:
+        check_patches(dataset)
     sampler = KeySampler(
         num_samples=check_not_empty(dataset, options.name or options.type),
-        batch_size=options.batch_size_per_gpu,
+        batch_size=stages or options.batch_size_per_gpu,
         seed=seed,
         rank=rank,
         world_size=world_size,
@@ -132,6 +135,12 @@ def build_eval_dataset(options: DatasetOptions) -> EvaluationDataset:
         DataError: the data are missing.
     """
     return EvaluationDataset(build_dataset(_as_mapping(options)), options.name or options.type)
+
+
+def _stages(options: DatasetOptions) -> list[Stage]:
+    """Those of progressive training; none where all batches are alike."""
+    columns = (options.iters or (), options.mini_batch_sizes or (), options.gt_sizes or ())
+    return [Stage(*entries) for entries in zip(*columns, strict=True)]
 
 
 def _as_mapping(options: DatasetOptions) -> dict[str, Any]:

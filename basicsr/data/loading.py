@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -24,6 +24,20 @@ from basicsr.utils.errors import DataError, MachineError, UserError
 
 _PR_SET_PDEATHSIG = 1
 _WORKERS_TRACEBACK = "in DataLoader worker process"
+
+
+class EpochPlace(NamedTuple):
+    """How far a run is in its epochs.
+
+    Attributes:
+        number: epochs that are complete.
+        iteration: iterations since then.
+        iterations: those that the epoch under way takes.
+    """
+
+    number: int
+    iteration: int
+    iterations: int
 
 
 class TrainLoader:
@@ -79,9 +93,29 @@ class TrainLoader:
 
     @property
     def iterations_per_epoch(self) -> int:
-        """Iterations that all ranks together need for an epoch, rounded up."""
-        per_iteration = self._sampler.batch_size * self._sampler.world_size * self._accumulate
-        return math.ceil(self.num_samples * self._enlarge_ratio / per_iteration)
+        """Iterations that all ranks together need for an epoch, rounded up; on average over the run if they change."""
+        iterations = self._sampler.total_iterations
+        per_iteration = self._sampler.stages.samples_before(iterations) / iterations
+        return math.ceil(self._epoch / per_iteration)
+
+    def epoch_at(self, iteration: int) -> EpochPlace:
+        """How far the run is after so many iterations.
+
+        While the batch stays as it is, all epochs are equally long. If it changes, an epoch is complete with the
+        iteration in which the last of its samples was taken.
+        """
+        stages = self._sampler.stages
+        if not stages.change:
+            length = self.iterations_per_epoch
+            return EpochPlace(*divmod(iteration, length), length)
+        number = stages.samples_before(iteration) // self._epoch
+        start, end = (stages.iterations_for(count * self._epoch) for count in (number, number + 1))
+        return EpochPlace(number, iteration - start, end - start)
+
+    @property
+    def _epoch(self) -> int:
+        """Samples to an epoch."""
+        return self.num_samples * self._enlarge_ratio
 
     def __len__(self) -> int:
         return len(self._sampler) // self._accumulate

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from basicsr.data.base import ImageDataset, TensorConversion
+from basicsr.data.base import PatchDataset, TensorConversion
 from basicsr.data.data_util import (
     paired_paths_from_folder,
     paired_paths_from_lmdb,
@@ -20,7 +20,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 
 
 @DATASET_REGISTRY.register()
-class PairedImageDataset(ImageDataset):
+class PairedImageDataset(PatchDataset):
     """Pairs of HR and LR images from folders, a list, or LMDB databases.
 
     In training a sample is a random patch, flipped and rotated at random; otherwise the whole pair, the HR
@@ -35,9 +35,12 @@ class PairedImageDataset(ImageDataset):
         filename_tmpl: name of an LR image without ending, from that of its HR image, such as '{}x2'.
         meta_info_file: file that lists the HR images to use, relative to `dataroot_gt`; None for the whole
             folder.
-        gt_size: side of the HR patches in training, a multiple of `scale`.
+        gt_size: side of the HR patches in training, a multiple of `scale`; of the largest where they grow.
         use_hflip: flip half of the patches in training.
+        use_vflip: turn half of the patches upside down in training; `use_rot` does that too.
         use_rot: rotate patches by multiples of 90 degrees in training.
+        extend_small: in training, extend images smaller than the patch by reflection, below and right; otherwise they
+            are refused.
         color: 'y' for the luma channel alone, None for RGB.
         mean: subtracted from each channel of both images.
         std: divides each channel of both images then.
@@ -60,7 +63,9 @@ class PairedImageDataset(ImageDataset):
         meta_info_file: str | None = None,
         gt_size: int | None = None,
         use_hflip: bool = True,
+        use_vflip: bool = False,
         use_rot: bool = True,
+        extend_small: bool = False,
         color: Literal["y"] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -68,7 +73,9 @@ class PairedImageDataset(ImageDataset):
         self.scale = scale
         self.gt_size = _checked_patch_size(gt_size, scale) if phase == "train" else None
         self.use_hflip = use_hflip
+        self.use_vflip = use_vflip
         self.use_rot = use_rot
+        self.extend_small = extend_small
         self._convert = TensorConversion(color, mean, std)
         self._storage = ImageStorage(io_backend, {"lq": dataroot_lq, "gt": dataroot_gt})
         folders, keys = [dataroot_lq, dataroot_gt], ["lq", "gt"]
@@ -84,7 +91,7 @@ class PairedImageDataset(ImageDataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def load(self, index: int, rng: np.random.Generator, gt_size: int | None = None) -> dict[str, Any]:
         """Returns {'lq': float32 (C, h, w), 'gt': float32 (C, sh, sw), 'lq_path': str, 'gt_path': str}, RGB
         in [0, 1].
 
@@ -95,7 +102,7 @@ class PairedImageDataset(ImageDataset):
         gt = self._storage.open(paths["gt_path"], "gt")
         lq = self._storage.open(paths["lq_path"], "lq")
         if self.gt_size is not None:
-            img_gt, img_lq = self._random_patches(gt, lq, self.gt_size, paths, rng)
+            img_gt, img_lq = self._random_patches(gt, lq, gt_size or self.gt_size, paths, rng)
         else:
             img_gt, img_lq = self._whole_pair(gt, lq, paths)
         return {"lq": self._convert(img_lq), "gt": self._convert(img_gt), **paths}
@@ -109,10 +116,15 @@ class PairedImageDataset(ImageDataset):
         rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
         scale, side = self.scale, gt_size // self.scale
-        top, left = choose_crop(gt.size, lq.size, gt_size, scale, paths["gt_path"], paths["lq_path"], rng)
-        img_gt = gt.read(Window(top * scale, left * scale, gt_size, gt_size))
-        img_lq = lq.read(Window(top, left, side, side))
+        sizes = gt.size, lq.size
+        if self.extend_small and gt.size == (lq.size[0] * scale, lq.size[1] * scale):
+            sizes = _at_least(gt.size, gt_size), _at_least(lq.size, side)
+        top, left = choose_crop(*sizes, gt_size, scale, paths["gt_path"], paths["lq_path"], rng)
+        img_gt = _extended(gt.read(Window(top * scale, left * scale, gt_size, gt_size)), gt_size)
+        img_lq = _extended(lq.read(Window(top, left, side, side)), side)
         img_gt, img_lq = augment([img_gt, img_lq], self.use_hflip, self.use_rot, rng=rng)
+        if self.use_vflip and not self.use_rot and rng.random() < 0.5:
+            return img_gt[::-1], img_lq[::-1]
         return img_gt, img_lq
 
     def _whole_pair(self, gt: StoredImage, lq: StoredImage, paths: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -132,6 +144,16 @@ class PairedImageDataset(ImageDataset):
 
 # Pixels that are missing at the right or below where LR images were made from HR images cut to a multiple of 12.
 _MOST_CUT_OFF = 12
+
+
+def _at_least(size: tuple[int, int], side: int) -> tuple[int, int]:
+    return max(size[0], side), max(size[1], side)
+
+
+def _extended(img: np.ndarray, side: int) -> np.ndarray:
+    """Extends (H, W, C) below and right to squares, by reflection with the edge, which suits HR and LR images alike."""
+    missing = [(0, side - length) for length in img.shape[:2]]
+    return np.pad(img, (*missing, (0, 0)), "symmetric") if any(end for _, end in missing) else img
 
 
 def _checked_patch_size(gt_size: int | None, scale: int) -> int:

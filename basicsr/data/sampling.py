@@ -1,12 +1,15 @@
 """Which sample comes when: a function of the seed and the global position, without state.
 
 Position g = ((iteration * accumulate + micro) * world_size + rank) * batch_size + k counts all samples of a
-run over all ranks; with N images, pass p = g // N takes them in the order permutation(seed, p).
+run over all ranks; with N images, pass p = g // N takes them in the order permutation(seed, p). Where the batch
+changes in the course of a run, each stage goes on counting where the one before it ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,10 +21,69 @@ from basicsr.utils import randomness
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Which image to load, and the seed of every random choice about it."""
+    """Which image to load, the seed of every random choice about it, and how large an HR patch of it to take.
+
+    `gt_size` is None where the dataset decides.
+    """
 
     index: int
     seed: int
+    gt_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run whose batches are alike.
+
+    Attributes:
+        iterations: how many.
+        batch_size: images to a batch of one rank.
+        gt_size: side of the HR patches; None where the dataset decides.
+    """
+
+    iterations: int
+    batch_size: int
+    gt_size: int | None = None
+
+
+class Stages:
+    """The stages of a run, one after another; the last one lasts however long the run does.
+
+    Args:
+        stages: at least one.
+        batches_per_iteration: batches to an iteration, those of all ranks together.
+    """
+
+    def __init__(self, stages: Sequence[Stage], batches_per_iteration: int) -> None:
+        self._stages, self._batches_per_iteration = tuple(stages), batches_per_iteration
+        self._starts, self._samples = [0], [0]
+        for stage in self._stages[:-1]:
+            self._starts.append(self._starts[-1] + stage.iterations)
+            self._samples.append(self._samples[-1] + stage.iterations * stage.batch_size * batches_per_iteration)
+
+    @property
+    def change(self) -> bool:
+        """Whether the batch size does."""
+        return len({stage.batch_size for stage in self._stages}) > 1
+
+    def at(self, iteration: int) -> Stage:
+        """The stage of an iteration, counted from 0."""
+        return self._stages[self._number(iteration)]
+
+    def samples_before(self, iteration: int) -> int:
+        """How many samples all ranks take in the iterations from 0 to before `iteration`."""
+        number = self._number(iteration)
+        of_one = self._stages[number].batch_size * self._batches_per_iteration
+        return self._samples[number] + (iteration - self._starts[number]) * of_one
+
+    def iterations_for(self, samples: int) -> int:
+        """How many iterations it takes until that many samples were taken."""
+        number = bisect_right(self._samples, samples) - 1
+        of_one = self._stages[number].batch_size * self._batches_per_iteration
+        return self._starts[number] + math.ceil((samples - self._samples[number]) / of_one)
+
+    def _number(self, iteration: int) -> int:
+        return bisect_right(self._starts, iteration) - 1
 
 
 class KeySampler(Sampler[list[SampleKey]]):
@@ -29,7 +91,7 @@ class KeySampler(Sampler[list[SampleKey]]):
 
     Args:
         num_samples: number of images N.
-        batch_size: images to a batch of one rank.
+        batch_size: images to a batch of one rank; the stages of a run whose batches change.
         seed: the run's manual seed.
         rank: this process's number.
         world_size: number of processes.
@@ -43,7 +105,7 @@ class KeySampler(Sampler[list[SampleKey]]):
         self,
         *,
         num_samples: int,
-        batch_size: int,
+        batch_size: int | Sequence[Stage],
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -52,29 +114,34 @@ class KeySampler(Sampler[list[SampleKey]]):
         accumulate: int = 1,
         shuffle: bool = True,
     ) -> None:
+        stages = [Stage(total_iterations, batch_size)] if isinstance(batch_size, int) else batch_size
         self.num_samples = num_samples
-        self.batch_size = batch_size
+        self.stages = Stages(stages, batches_per_iteration=world_size * accumulate)
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.first_batch = start_iteration * accumulate
-        self.last_batch = total_iterations * accumulate
+        self.accumulate = accumulate
+        self.start_iteration = start_iteration
+        self.total_iterations = total_iterations
         self.shuffle = shuffle
 
     def __len__(self) -> int:
-        return max(self.last_batch - self.first_batch, 0)
+        return max(self.total_iterations - self.start_iteration, 0) * self.accumulate
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for batch in range(self.first_batch, self.last_batch):
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            yield [self.key(position) for position in range(start, start + self.batch_size)]
+        for iteration in range(self.start_iteration, self.total_iterations):
+            stage = self.stages.at(iteration)
+            first = self.stages.samples_before(iteration)
+            for micro in range(self.accumulate):
+                start = first + (micro * self.world_size + self.rank) * stage.batch_size
+                yield [self.key(position, stage.gt_size) for position in range(start, start + stage.batch_size)]
 
-    def key(self, position: int) -> SampleKey:
+    def key(self, position: int, gt_size: int | None = None) -> SampleKey:
         """The sample at a global position."""
         number_of_pass, place = divmod(position, self.num_samples)
         if self.shuffle:
             place = int(_permutation(self.seed, number_of_pass, self.num_samples)[place])
-        return SampleKey(place, randomness.sample_seed(self.seed, position))
+        return SampleKey(place, randomness.sample_seed(self.seed, position), gt_size)
 
 
 @lru_cache(maxsize=4)

@@ -180,10 +180,10 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         f" {run.loader.num_samples} training images, {options.train.total_iter} iterations"
     )
     if resume is not None:
-        per_epoch = run.loader.iterations_per_epoch
+        place = run.loader.epoch_at(run.iteration)
         logger.info(
-            f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {run.iteration // per_epoch},"
-            f" batch {run.iteration % per_epoch}/{per_epoch})"
+            f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {place.number},"
+            f" batch {place.iteration}/{place.iterations})"
         )
 
 

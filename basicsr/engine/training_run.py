@@ -109,7 +109,7 @@ class TrainingRun:
     @property
     def epoch(self) -> int:
         """Passes over the training set, as `dataset_enlarge_ratio` counts them, that are complete."""
-        return self.iteration // self.loader.iterations_per_epoch
+        return self.loader.epoch_at(self.iteration).number
 
     @property
     def evaluated_network(self) -> nn.Module:

@@ -1,7 +1,8 @@
 """Published layouts of weights: which network a state dict is, by its keys and shapes alone, and how it becomes ours.
 
 The layouts are those of BasicSR (which are ours), EDSR-PyTorch, RCAN's authors, SwinIR's authors and ESRGAN's authors
-(whose MSRResNet KAIR has too). Nothing here builds a network or runs one.
+(whose MSRResNet KAIR has too); those of NAFNet and Restormer are in `layouts_restoration`. Nothing here builds a
+network or runs one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,14 @@ from typing import Any
 
 from torch import Tensor
 
+from basicsr.utils.layouts_restoration import (
+    NAFNET_NEEDED,
+    NAFNET_RULES,
+    RESTORMER_NEEDED,
+    RESTORMER_RULES,
+    nafnet_options,
+    restormer_options,
+)
 from basicsr.utils.mean_shift import DIV2K_MEAN, State, UnsupportedWeights, with_mean_shift, without_mean_shift
 
 _Rules = Sequence[tuple[str, str]]
@@ -158,12 +167,17 @@ _SWINIR: _Rules = (
 )
 
 _WORDS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("num_feat", "embed_dim"), "{} channels"),
+    (("num_feat", "embed_dim", "width", "dim"), "{} channels"),
     (("num_group",), "{} groups"),
-    (("num_block", "depths"), "{} blocks"),
+    (("num_block", "depths", "num_blocks"), "{} blocks"),
+    (("enc_blk_nums",), "{} blocks down"),
+    (("middle_blk_num",), "{} in the middle"),
+    (("dec_blk_nums",), "{} up"),
+    (("num_refinement_blocks",), "{} of refinement"),
+    (("LayerNorm_type",), "norms '{}'"),
     (("window_size",), "windows of {}"),
     (("upsampler",), "upsampler '{}'"),
-    (("num_in_ch", "in_chans"), "{} colours"),
+    (("num_in_ch", "in_chans", "img_channel", "inp_channels"), "{} colours"),
     (("upscale",), "x{}"),
 )
 
@@ -306,6 +320,16 @@ def _upsampling(state: State) -> int:
     return math.prod(math.isqrt(shape[0] // shape[1]) for shape in steps)
 
 
+def _same_size(options: Callable[[State], dict[str, Any]]) -> Callable[[State], Recognised]:
+    """For networks that do not enlarge, and whose shapes show all there is to know."""
+
+    def reading(state: State) -> Recognised:
+        found = options(state)
+        return Recognised(found["type"], "", found, 1, state)
+
+    return reading
+
+
 def _found(options: dict[str, Any], state: State, *assumed: str) -> Recognised:
     return Recognised(options["type"], "", options, options["upscale"], state, assumed)
 
@@ -359,4 +383,6 @@ _LAYOUTS = (
     _Layout("BasicSR", _MSRRESNET, _NEEDED_MSRRESNET, _read_msrresnet),
     _Layout("ESRGAN and KAIR", _MSRRESNET_ESRGAN, _NEEDED_MSRRESNET, _read_msrresnet),
     _Layout("SwinIR's original", _SWINIR, _NEEDED_SWINIR, _read_swinir),
+    _Layout("BasicSR", NAFNET_RULES, NAFNET_NEEDED, _same_size(nafnet_options)),
+    _Layout("BasicSR", RESTORMER_RULES, RESTORMER_NEEDED, _same_size(restormer_options)),
 )

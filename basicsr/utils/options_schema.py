@@ -114,6 +114,7 @@ ContrastiveBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x
 _ABSENT: Any = None
 Precision = Literal["none", "bf16", "fp16"]
 Positive = Annotated[int, Field(ge=1)]
+PerStage = Annotated[tuple[Positive, ...], Field(min_length=1)] | None
 
 
 class Section(BaseModel):
@@ -155,6 +156,13 @@ class DatasetOptions(Section):
     pin_memory: bool = Field(default=True, description="page-locked batches, for faster copies to the GPU")
     persistent_workers: bool = Field(default=True, description="workers live through the whole run")
     use_shuffle: bool = Field(default=True, description="whether training sees the images in random order")
+    gt_sizes: PerStage = Field(
+        default=None, description="progressive training: side of the HR patches, stage by stage; gt_size is the largest"
+    )
+    mini_batch_sizes: PerStage = Field(
+        default=None, description="of each stage: images to a batch of one process; batch_size_per_gpu is the first"
+    )
+    iters: PerStage = Field(default=None, description="of each stage: iterations; together at least train: total_iter")
     arguments: Annotated[FrozenMapping, WithJsonSchema({"type": "object"})] = Field(
         default=FrozenMapping(), description="keys for the dataset's own class (written beside the others)"
     )

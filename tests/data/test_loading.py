@@ -39,6 +39,9 @@ class Settings:
     use_shuffle: bool = True
     pin_memory: bool = True
     persistent_workers: bool = True
+    gt_sizes: tuple[int, ...] | None = None
+    mini_batch_sizes: tuple[int, ...] | None = None
+    iters: tuple[int, ...] | None = None
 
 
 @pytest.fixture

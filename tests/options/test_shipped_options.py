@@ -19,6 +19,7 @@ BACKBONES = ("edsr", "rcan", "swinir")
 FREE_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
 sys.path.insert(0, str(OPTIONS.parent / "scripts"))
 import make_options
+from option_files.super_resolution import methods_of
 
 
 def load(file):
@@ -65,6 +66,9 @@ def test_the_files_of_the_papers_tables_are_all_there():
     expected |= named("mcadkd_as_published", "edsr", "swinir")
     of_table_5 = "scratch kd fitnet fakd fakd_csd csd_fakd mipkd_mipkd"
     expected |= {f"train/{row}_edsr_c64b16_x4" for row in of_table_5.split()}
+    restored = [("nafnet", "gopro"), ("restormer", "gopro"), ("restormer", "rain13k")]
+    expected |= {f"train/{m}_{n}_{t}" for m in ("teacher", "scratch", "kd", "dckd") for n, t in restored}
+    expected |= {f"test/{network}_{task}" for network, task in restored} | {"test/edsr_c64b16_x4"}
     expected |= {f"test/{b}_x{s}" for b in BACKBONES for s in (2, 3, 4)}
     expected |= {f"test/{b}" for b in BACKBONES}
     expected |= {"train/quickstart_teacher", "train/quickstart_scratch", "train/quickstart_mcadkd", "test/quickstart"}
@@ -93,7 +97,7 @@ def test_neighbours_in_a_table_differ_in_their_methods_alone(network, scale):
         return {**kept, "schedule": schedule}
 
     first = without_method("kd")
-    for piece in make_options.methods_of(network, scale):
+    for piece in methods_of(network, scale):
         other = without_method(piece)
         if piece == "scratch":
             assert other["network_t"] is None
@@ -180,9 +184,14 @@ def test_training_files_follow_the_paper(backbone, scale):
         ("scratch_rcan_x4", 5.17),
         ("teacher_swinir_x4", 11.90),
         ("scratch_swinir_x4", 1.24),
+        ("scratch_edsr_c64b16_x4", 1.52),
+        ("teacher_nafnet_gopro", 17.11),
+        ("scratch_nafnet_gopro", 2.68),
+        ("teacher_restormer_gopro", 26.13),
+        ("scratch_restormer_rain13k", 3.81),
     ],
 )
-def test_networks_have_the_parameters_of_table_2(file, millions):
+def test_networks_have_the_parameters_of_the_papers_tables(file, millions):
     network = build_network(load(OPTIONS / f"train/{file}.yml").network_g)
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 2) == millions
 
@@ -218,7 +227,7 @@ def test_test_files_compare_what_the_training_files_leave(backbone, scale):
         "Urban100",
         "Manga109",
     ]
-    rows = make_options.methods_of(backbone)
+    rows = methods_of(backbone)
     assert list(options.networks) == ["bicubic", "teacher", *rows]
     mcadkd = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
     assert fnmatch(mcadkd.path.pretrain_network_t, options.networks["teacher"].path)

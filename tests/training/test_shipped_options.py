@@ -16,8 +16,13 @@ from basicsr.utils.options_schema import thaw
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
 FILES = sorted(OPTIONS.glob("*.yml"))
+RESTORED = ("_gopro", "_rain13k")
 ONE_SCALE = [file for file in FILES if not file.stem.endswith(("_x3", "_x4")) or "c64b16" in file.stem]
 SMALL = {"num_feat": 8, "num_block": 2, "num_group": 2, "squeeze_factor": 4, "embed_dim": 8}
+SMALL_RESTORERS = {
+    "NAFNet": {"width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
+    "Restormer": {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 2]},
+}
 RANDOM_WEIGHTS = {"SharedCSD": "vgg_weights", "CSD": "vgg_weights", "DCKD": "vqgan_weights"}
 
 
@@ -25,18 +30,22 @@ def reduced(file: Path, image_pairs) -> dict[str, Any]:
     """The file's options with small networks, crops, batches and images, all else as shipped."""
     options = thaw(load_options(file, training=True, paths=False))
     scale = options["scale"]
-    gt, lq = image_pairs(scale=scale, count=3, size=16, folder=f"x{scale}")
+    gt, lq = image_pairs(scale=scale, count=3, size=24 if scale == 1 else 16, folder=f"x{scale}")
     for name in ("network_g", "network_t"):
         network = options.get(name) or {}
         network.update({key: value for key, value in SMALL.items() if key in network})
         if "depths" in network:
             network.update(depths=[1, 1], num_heads=[2, 2], img_size=8, window_size=4)
+        network.update(SMALL_RESTORERS.get(network.get("type"), {}))
     if options.get("network_d"):
         options["network_d"]["num_feat"] = 4
     for key, dataset in options["datasets"].items():
         dataset.update(dataroot_gt=str(gt), dataroot_lq=str(lq), filename_tmpl=f"{{}}x{scale}")
         if key == "train":
-            dataset.update(gt_size=8 * scale, num_worker_per_gpu=0, batch_size_per_gpu=2)
+            # At scale 1 the encoder of DCKD wants more than 8 pixels.
+            dataset.update(gt_size=8 * max(scale, 2), num_worker_per_gpu=0, batch_size_per_gpu=2)
+        if "gt_sizes" in dataset:
+            dataset.update(gt_size=24, gt_sizes=[16, 24], mini_batch_sizes=[2, 1], iters=[2, 4])
     contrastive = options["train"].get("contrastive_opt")
     if contrastive:
         contrastive.update(patch_size=6, num_patches=3, embed_dim=8)

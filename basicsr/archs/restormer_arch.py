@@ -1,0 +1,267 @@
+"""Restormer: a U-shaped transformer whose attention is between channels, for images of one size in and out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from basicsr.archs.swin_util import pad_to_multiple
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import ARCH_REGISTRY
+
+NORMS = ("WithBias", "BiasFree")
+LEVELS = 4
+
+
+class ChannelScale(nn.Module):
+    """Divides the channels of each pixel (..., C) by their standard deviation; the mean is not taken away ('BiasFree').
+
+    y = weight x / sqrt(var(x) + eps), var over C.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a float32 or float64 tensor of the shape of `x`."""
+        x = x if x.dtype == torch.float64 else x.float()  # squares of float16 overflow
+        return x * torch.rsqrt(x.var(-1, keepdim=True, correction=0) + self.eps) * self.weight
+
+
+class LayerNorm(nn.Module):
+    """Normalises the channels of each pixel of (B, C, H, W): 'WithBias' is the usual layer norm."""
+
+    def __init__(self, channels: int, kind: str) -> None:
+        super().__init__()
+        self.body = nn.LayerNorm(channels, eps=1e-5) if kind == "WithBias" else ChannelScale(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`."""
+        return self.body(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """Transposed attention: which channel attends to which, by their likeness over all pixels; on (B, C, H, W).
+
+    In each head of c = C / heads channels, with queries, keys and values of shape (c, H W) from a 1x1 and a depthwise
+    3x3 convolution, and the rows of q and k divided by their norms: softmax(temperature q k^T) v. So the cost grows
+    with the number of pixels, not its square, and every output depends on every pixel.
+    """
+
+    def __init__(self, channels: int, heads: int, bias: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
+        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
+        self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`."""
+        batch, channels, height, width = x.shape
+        qkv = self.qkv_dwconv(self.qkv(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        query, key, value = qkv.unbind(1)
+        scores = _unit_rows(query) @ _unit_rows(key).transpose(-2, -1) * self.temperature
+        attended = scores.softmax(-1).to(value.dtype) @ value
+        return self.project_out(attended.reshape(batch, channels, height, width))
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward: project_out(gelu(a) b), (a, b) = 1x1 and depthwise 3x3 convolutions of x; (B, C, H, W)."""
+
+    def __init__(self, channels: int, expansion: float, bias: bool) -> None:
+        super().__init__()
+        hidden = int(channels * expansion)
+        self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=bias)
+        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=bias)
+        self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`."""
+        gate, content = self.dwconv(self.project_in(x)).chunk(2, dim=1)
+        return self.project_out(F.gelu(gate) * content)
+
+
+class TransformerBlock(nn.Module):
+    """x + attn(norm1(x)), then x + ffn(norm2(x)), on (B, C, H, W)."""
+
+    def __init__(self, channels: int, heads: int, expansion: float, bias: bool, norm: str) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(channels, norm)
+        self.attn = Attention(channels, heads, bias)
+        self.norm2 = LayerNorm(channels, norm)
+        self.ffn = FeedForward(channels, expansion, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+class OverlapPatchEmbed(nn.Module):
+    """The first convolution, 3x3: (B, colours, H, W) to (B, C, H, W)."""
+
+    def __init__(self, colours: int, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(colours, channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the first features."""
+        return self.proj(x)
+
+
+class Downsample(nn.Module):
+    """(B, C, H, W) to (B, 2C, H/2, W/2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, channels // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns features of half the size."""
+        return self.body(x)
+
+
+class Upsample(nn.Module):
+    """(B, C, H, W) to (B, C/2, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, channels * 2, 3, padding=1, bias=False), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns features of twice the size."""
+        return self.body(x)
+
+
+@ARCH_REGISTRY.register()
+class Restormer(nn.Module):
+    """Restormer (Zamir et al., Efficient Transformer for High-Resolution Image Restoration, CVPR 2022).
+
+    Takes images of any size: extended by reflection to multiples of 8 inside, then cropped. Four levels, of dim, 2 dim,
+    4 dim and 8 dim channels; the first level's way up, and the refinement, have 2 dim.
+
+    Args:
+        inp_channels: colours of the input.
+        out_channels: colours of the output; those of the input but with `dual_pixel_task`.
+        dim: channels of the first level, even.
+        num_blocks: transformer blocks of each of the four levels; the first three have as many on the way up.
+        num_refinement_blocks: transformer blocks after that.
+        heads: attention heads of each level, dividing its channels.
+        ffn_expansion_factor: hidden channels of the feed-forward over its own, rounded down.
+        bias: whether convolutions have one.
+        LayerNorm_type: 'WithBias', or 'BiasFree' as the networks for denoising have it.
+        dual_pixel_task: for two views of a dual-pixel camera, six colours in: adds the first features to the last ones
+            instead of the input to the output.
+
+    Raises:
+        OptionsError: an argument, or a combination, that is not supported.
+    """
+
+    def __init__(
+        self,
+        *,
+        inp_channels: int = 3,
+        out_channels: int = 3,
+        dim: int = 48,
+        num_blocks: tuple[int, ...] = (4, 6, 6, 8),
+        num_refinement_blocks: int = 4,
+        heads: tuple[int, ...] = (1, 2, 4, 8),
+        ffn_expansion_factor: float = 2.66,
+        bias: bool = False,
+        LayerNorm_type: Literal["WithBias", "BiasFree"] = "WithBias",
+        dual_pixel_task: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(inp_channels, out_channels, dim, num_blocks, num_refinement_blocks, heads, LayerNorm_type)
+        if inp_channels != out_channels and not dual_pixel_task:
+            raise OptionsError(
+                f"inp_channels {inp_channels} and out_channels {out_channels} must be equal, as the input is added to"
+                " the output: change either, or set dual_pixel_task to true"
+            )
+        self.padder_size = 2 ** (LEVELS - 1)
+
+        def blocks(level: int, count: int, channels: int) -> nn.Sequential:
+            made = (channels, heads[level], ffn_expansion_factor, bias, LayerNorm_type)
+            return nn.Sequential(*[TransformerBlock(*made) for _ in range(count)])
+
+        self.patch_embed = OverlapPatchEmbed(inp_channels, dim)
+        self.encoder_level1 = blocks(0, num_blocks[0], dim)
+        self.down1_2 = Downsample(dim)
+        self.encoder_level2 = blocks(1, num_blocks[1], 2 * dim)
+        self.down2_3 = Downsample(2 * dim)
+        self.encoder_level3 = blocks(2, num_blocks[2], 4 * dim)
+        self.down3_4 = Downsample(4 * dim)
+        self.latent = blocks(3, num_blocks[3], 8 * dim)
+        self.up4_3 = Upsample(8 * dim)
+        self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
+        self.decoder_level3 = blocks(2, num_blocks[2], 4 * dim)
+        self.up3_2 = Upsample(4 * dim)
+        self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=bias)
+        self.decoder_level2 = blocks(1, num_blocks[1], 2 * dim)
+        self.up2_1 = Upsample(2 * dim)
+        self.decoder_level1 = blocks(0, num_blocks[0], 2 * dim)
+        self.refinement = blocks(0, num_refinement_blocks, 2 * dim)
+        self.dual_pixel_task = dual_pixel_task
+        if dual_pixel_task:
+            self.skip_conv = nn.Conv2d(dim, 2 * dim, 1, bias=bias)
+        self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Restores (B, inp_channels, H, W) in [0, 1] to (B, out_channels, H, W), not clipped; any H and W."""
+        height, width = x.shape[-2:]
+        x = pad_to_multiple(x, self.padder_size)
+        first = self.patch_embed(x)
+        features = self.refinement(self._levels(first))
+        if self.dual_pixel_task:
+            return self.output(features + self.skip_conv(first))[..., :height, :width]
+        return (self.output(features) + x)[..., :height, :width]
+
+    def _levels(self, first: Tensor) -> Tensor:
+        """Down and up again: (B, dim, H, W) to (B, 2 dim, H, W)."""
+        level1 = self.encoder_level1(first)
+        level2 = self.encoder_level2(self.down1_2(level1))
+        level3 = self.encoder_level3(self.down2_3(level2))
+        features = self.latent(self.down3_4(level3))
+        features = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(features), level3], 1)))
+        features = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(features), level2], 1)))
+        return self.decoder_level1(torch.cat([self.up2_1(features), level1], 1))
+
+
+def _unit_rows(x: Tensor) -> Tensor:
+    """Divides each channel's pixels, the last axis, by their Euclidean norm, in at least float32."""
+    # A sum of squares over a whole image has no place in float16.
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
+def _check(
+    inp_channels: int,
+    out_channels: int,
+    dim: int,
+    num_blocks: tuple[int, ...],
+    refinement: int,
+    heads: tuple[int, ...],
+    norm: str,
+) -> None:
+    for name, values in (("num_blocks", num_blocks), ("heads", heads)):
+        if len(values) != LEVELS:
+            raise OptionsError(f"{name} needs {LEVELS} entries, one per level, got {list(values)}")
+    if min(*num_blocks, refinement) < 0:
+        raise OptionsError(f"num_blocks and num_refinement_blocks count blocks, got {list(num_blocks)}, {refinement}")
+    if min(inp_channels, out_channels) < 1:
+        raise OptionsError(f"inp_channels and out_channels must be at least 1, got {inp_channels} and {out_channels}")
+    if dim < 2 or dim % 2:
+        raise OptionsError(f"dim must be even and at least 2, as halving the image halves it first, got {dim}")
+    for level, count in enumerate(heads):
+        if count < 1 or (dim * 2**level) % count:
+            raise OptionsError(
+                f"heads {list(heads)}: {count} do not divide the {dim * 2**level} channels of level {level + 1}; change"
+                " heads or dim"
+            )
+    if norm not in NORMS:
+        raise OptionsError(f"LayerNorm_type '{norm}' is not supported: give {' or '.join(map(repr, NORMS))}")

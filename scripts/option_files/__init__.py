@@ -1,0 +1,1 @@
+"""What scripts/make_options.py writes."""
