@@ -7,25 +7,21 @@ teacher have changed since starts anew, and train.py renames the folder of the o
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (2, 1)]
 
 import photographs
+from subprocesses import Programs, StepFailed, Stopped, exclusive
 
 from basicsr.engine.command import run_command
-from basicsr.utils.errors import DataError, MachineError, UserError
+from basicsr.utils.errors import DataError
 from basicsr.utils.options import load_options, resolved_yaml
 from basicsr.utils.options_schema import Options
 
@@ -37,26 +33,10 @@ TRAININGS = {
     "scratch": "Student, alone",
     "mcadkd": "The same student from the same initial weights, distilled by MCAD-KD",
 }
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FREE_BYTES = 200 * 2**20
 GO_ON = "to go on where it stopped: bash scripts/quickstart.sh"
 
-# Threads that spin while they wait for each other slow small networks tenfold where other programs use the processor.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-
 State = Literal["start", "resume", "done"]
-
-
-class Stopped(Exception):
-    """The user asked for it."""
-
-
-class StepFailed(UserError):
-    """A command of a step failed, and has said why."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def state_of(options: Options, inputs: Iterable[Path]) -> State:
@@ -120,30 +100,10 @@ def run(arguments: Sequence[str], lock: int) -> None:
         Stopped: a signal came.
         StepFailed: the program failed.
     """
-    received: list[int] = []
-    process: subprocess.Popen[bytes] | None = None
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if process is not None:
-            process.terminate() if len(received) == 1 else process.kill()
-
     print(f"$ python {' '.join(arguments)}", flush=True)
-    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-    previous = {number: signal.signal(number, pass_on) for number in heeded}
-    try:
-        # In a session of its own the program gets no Ctrl+C from the terminal, only what is passed on: one request to
-        # stop, which train.py answers by saving its state.
-        process = subprocess.Popen(
-            [sys.executable, *arguments], env=ENVIRONMENT, start_new_session=True, pass_fds=[lock]
-        )
-        if received:
-            process.terminate()
-        code = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if received:
+    with Programs() as programs:
+        code = programs.start(arguments, lock=lock).wait()
+    if programs.received:
         raise Stopped
     if code != 0:
         raise StepFailed(f"{arguments[0]} failed (see above); after mending it, {GO_ON}", code if code > 0 else 1)
@@ -157,19 +117,9 @@ def only_one() -> Iterator[int]:
         MachineError: another one runs.
         DataError: nothing can be written here.
     """
-    try:
-        Path("datasets").mkdir(exist_ok=True)
-        lock = os.open("datasets/.quickstart.lock", os.O_CREAT | os.O_WRONLY)
-    except OSError as error:
-        raise DataError(f"cannot write to {Path.cwd()}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MachineError(f"another quickstart is running in {Path.cwd()}; wait for its end") from error
+    busy = f"another quickstart is running in {Path.cwd()}; wait for its end"
+    with exclusive(Path("datasets/.quickstart.lock"), busy) as lock:
         yield lock
-    finally:
-        os.close(lock)
 
 
 def check_space() -> None:

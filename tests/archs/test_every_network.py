@@ -35,6 +35,12 @@ TINY: dict[str, Any] = {
     "window_size": 4,
     "upsampler": "pixelshuffle",
     "drop_path_rate": 0.0,
+    "width": 8,
+    "enc_blk_nums": [1, 1],
+    "dec_blk_nums": [1, 1],
+    "dim": 8,
+    "num_blocks": [1, 1, 1, 1],
+    "num_refinement_blocks": 1,
 }
 NETWORKS = ARCH_REGISTRY.names()
 

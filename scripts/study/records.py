@@ -1,0 +1,218 @@
+"""How far each run of a study is: what is kept of it beside its experiment folder, and what its folder holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from basicsr.engine.sinks import flat
+from basicsr.models import build_model, recognise_networks
+from basicsr.report.tables import write_text
+from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.history import HISTORY, ITERATION, read_history
+from basicsr.utils.options import resolved_yaml
+from basicsr.utils.options_schema import Options
+from basicsr.utils.randomness import seed_everything
+from basicsr.utils.safe_files import sha256_of
+from study.plan import Run, Study
+
+State = Literal["start", "resume", "done"]
+_METRICS = "metrics/"
+_SECONDS = "time/iteration"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a run.
+
+    Attributes:
+        status: `started` until it has ended.
+        teacher: SHA-256 of its teacher's file; None where it has none.
+        initial: SHA-256 of the student that it starts from; None where it could not be built.
+        owns_student: whether a term of the method gives the student its weights, from the first step.
+        threads: how many each of its processes computes with.
+        jobs: how many trainings ran at a time.
+        values: figures after the last iteration by dataset and metric; empty unless done.
+        seconds: per iteration, median over the lines of its log; None unless done.
+        error: why it failed, in a line.
+    """
+
+    status: Literal["started", "done", "failed"]
+    teacher: str | None = None
+    initial: str | None = None
+    owns_student: bool = False
+    threads: int = 1
+    jobs: int = 1
+    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    seconds: float | None = None
+    error: str = ""
+
+
+def weights_of(options: Options) -> Path:
+    """Where a finished training leaves its network."""
+    return options.models_folder / "net_g_latest.pth"
+
+
+def record_file(study: Study, run: Run) -> Path:
+    """Where a run's record lies."""
+    return study.folder / "records" / f"{run.method}_seed{run.seed}.json"
+
+
+def read_record(study: Study, run: Run) -> Record | None:
+    """A run's record; None where it has never been started.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = record_file(study, run)
+    try:
+        return Record(**json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} cannot be read; remove it, and its run starts anew") from error
+
+
+def write_record(study: Study, run: Run, record: Record) -> None:
+    """Keeps a run's record, whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    path = record_file(study, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+
+
+def state_of(study: Study, run: Run) -> tuple[State, Record | None]:
+    """What is left to do of a run, and its record.
+
+    An unfinished run goes on if options and teacher are those that it was started with, else starts anew.
+
+    Raises:
+        OptionsError: it is finished, with other options or another teacher than now.
+    """
+    record = read_record(study, run)
+    kept = kept_options(run.options)
+    if record is None or kept is None:
+        return "start", record
+    finished = record.status == "done" and weights_of(run.options).is_file()
+    changes = _changes(kept, run.options)
+    if teacher_digest(run) != record.teacher:
+        changes.append(f"another teacher, {run.teacher}, whose SHA-256 is no longer {record.teacher}")
+    if finished and changes:
+        raise OptionsError(
+            f"{run.label} of study {study.name} is finished, and was trained otherwise: {changes[0]}; put it back, or"
+            " give another --name"
+        )
+    return "done" if finished else "start" if changes else "resume", record
+
+
+def kept_options(options: Options) -> str | None:
+    """The options in the folder of a training, without the line of versions; None where it was never started."""
+    kept = options.experiment_folder / f"{options.name}.yml"
+    return kept.read_text("utf-8").partition("\n")[2] if kept.is_file() else None
+
+
+def _changes(kept: str, options: Options) -> list[str]:
+    if kept == resolved_yaml(options):
+        return []
+    before, after = (flat(yaml.safe_load(text)) for text in (kept, resolved_yaml(options)))
+    return [
+        f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ] or ["the order of its options"]
+
+
+def teacher_digest(run: Run) -> str | None:
+    """SHA-256 of the file of the run's teacher, if it has one."""
+    if run.teacher is None or not run.teacher.is_file():
+        return None
+    state = run.teacher.stat()
+    return _digest(run.teacher, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache
+def _digest(path: Path, time: int, size: int) -> str:
+    return sha256_of(path)
+
+
+def initial_student(options: Options) -> tuple[str, bool]:
+    """Builds what train.py builds, on the CPU, up to its first step.
+
+    Returns:
+        SHA-256 of the student's names, types, shapes and values, and whether a term gives it its weights.
+
+    Raises:
+        UserError: a network, a term or a file of weights does not fit.
+    """
+    recognised, _ = recognise_networks(options)
+    seed_everything(recognised.manual_seed)
+    model, _ = build_model(recognised, torch.device("cpu"))
+    digest = hashlib.sha256()
+    for name, value in sorted(model.network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    owns = any(term.student_weights() is not None for term in model.terms.values())  # type: ignore[operator]
+    return digest.hexdigest(), owns
+
+
+def progress_of(options: Options) -> int:
+    """The last iteration that a training has logged."""
+    path = options.experiment_folder / HISTORY
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 8192))
+            lines = file.read().split(b"\n")[:-1]  # what follows the last line's end is not complete
+        return int(json.loads(lines[-1])[ITERATION])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return 0
+
+
+def saved_at(options: Options) -> int:
+    """The iteration of a training's newest checkpoint; 0 where there is none."""
+    stems = [path.stem for path in options.training_states_folder.glob("*.json")]
+    return max((int(stem) for stem in stems if stem.isdigit()), default=0)
+
+
+def outcome_of(options: Options) -> tuple[dict[str, dict[str, float]], float] | None:
+    """Figures after the last iteration by dataset and metric, and the median of seconds per iteration.
+
+    The first line of the log is left out of the median where there are more: it has what happens once.
+
+    Returns:
+        None where the training has not come to its end, or its figures are not there.
+
+    Raises:
+        DataError: the history is damaged.
+    """
+    path = options.experiment_folder / HISTORY
+    if not weights_of(options).is_file() or not path.is_file():
+        return None
+    history = read_history(path)
+    values: dict[str, dict[str, float]] = {}
+    for entry in history:
+        if entry[ITERATION] == options.train.total_iter:
+            _collect(entry, options, values)
+    seconds = [entry[_SECONDS] for entry in history if _SECONDS in entry]
+    if not values or not seconds:
+        return None
+    return values, statistics.median(seconds[1:] or seconds)
+
+
+def _collect(entry: Mapping[str, Any], options: Options, values: dict[str, dict[str, float]]) -> None:
+    for dataset in (block.name for block in options.datasets_of("val").values()):
+        for metric in options.val.metrics:
+            if (key := f"{_METRICS}{dataset}/{metric}") in entry:
+                values.setdefault(dataset, {})[metric] = float(entry[key])
