@@ -96,6 +96,8 @@ class Term(nn.Module):
 
     Attributes:
         needs_teacher: whether the teacher's output or features are read.
+        replaces_student: whether the student is run with weights that the term trains in its place, see
+            `student_weights`; such a term is shown the networks, and told of updates, before the others.
         runs_student_parts: whether parts of the student are run by themselves, with the weights that they hold.
         student_taps: module paths in the student whose outputs are wanted, such as `body.31`.
         teacher_taps: likewise in the teacher.
@@ -103,6 +105,7 @@ class Term(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = True
+    replaces_student: ClassVar[bool] = False
     runs_student_parts: ClassVar[bool] = False
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
@@ -122,12 +125,12 @@ class Term(nn.Module):
         """
         raise NotImplementedError
 
-    def student_weights(self) -> dict[str, torch.Tensor] | None:
-        """The weights that the student is to be run with, where the term trains them in its place; else None.
+    def student_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that the student is to be run with, of a term that `replaces_student`.
 
         They have the names of the student's parameters and carry gradients.
         """
-        return None
+        raise NotImplementedError
 
     def after_update(self, student: nn.Module, iteration: int) -> None:
         """Called without gradients after each update of the student, on every rank.

@@ -169,6 +169,7 @@ class SharedCSD(CSD):
     """
 
     needs_teacher = False
+    replaces_student = True
     wide: nn.Module
 
     def __init__(

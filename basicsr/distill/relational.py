@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from basicsr.distill.base import StepContext
 from basicsr.distill.features import FeatureTerm
+from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.registry import METHOD_REGISTRY
 
 _NO_DIRECTION = 1e-4
@@ -31,8 +32,10 @@ class RKD(FeatureTerm):
     B = 16 the code's distance part is 15/16 of ours, the angle part 0.82 of it. Pairs nearer than a ten-thousandth of
     the mean distance (equal patches) have no direction; their angles count as right angles and give no gradient.
 
-    A batch of one has no pairs, one of two no angles: the loss is then 0. Each rank compares the images of its own
-    batch. Memory for the angles grows with B^3 + B^2 C. Nothing is trained beside the student.
+    B counts the images of all ranks, whose embeddings are gathered, so that a batch means the same however many ranks
+    share it; batches whose gradients are accumulated are each by themselves. One image has no pairs, two have no angles
+    and always the distance 1: the loss is then 0. Memory for the angles grows with B^3 + B^2 C. Nothing is trained
+    beside the student.
 
     Args:
         student_taps: modules of the student; where left out, stages evenly spaced over the body, the last at its end.
@@ -58,7 +61,7 @@ class RKD(FeatureTerm):
         """Returns `l_rkd_distance` and `l_rkd_angle`."""
         distances, angles = [], []
         for student, teacher in self.pairs(context):
-            own, other = student.mean((2, 3)), teacher.mean((2, 3))
+            own, other = (gather_with_gradient(features.mean((2, 3)))[0] for features in (student, teacher))
             distances.append(mean_huber(relative_distances(own), relative_distances(other)))
             angles.append(mean_huber(cosines(own), cosines(other)))
         return {"l_rkd_distance": torch.stack(distances).mean(), "l_rkd_angle": torch.stack(angles).mean()}

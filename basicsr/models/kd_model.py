@@ -45,17 +45,9 @@ class KDModel(SRModel):
     ) -> None:
         super().__init__(student, terms, precision, scale, seed)
         pair = NetworkPair(NetworkView("network_g", student), NetworkView("network_t", teacher))
-        for term in terms.values():
+        _check_together(terms)
+        for term in self._owner_first():
             term.attach(pair)
-        owners = [name for name, term in terms.items() if term.student_weights() is not None]
-        if len(owners) > 1:
-            raise OptionsError(f"{' and '.join(owners)} would both train the student's weights in its place; keep one")
-        running = [name for name, term in terms.items() if term.runs_student_parts]
-        if owners and running:
-            raise OptionsError(
-                f"{owners[0]} trains the student's weights in its place, {running[0]} runs parts of the student by"
-                " themselves; keep one of them"
-            )
         self._taps = FeatureTaps(student, sorted({path for term in terms.values() for path in term.student_taps}))
         teacher_paths = sorted({path for term in terms.values() for path in term.teacher_taps})
         needed = any(term.needs_teacher for term in terms.values())
@@ -78,4 +70,17 @@ class KDModel(SRModel):
             sr_teacher=sr_teacher,
             teacher_features=teacher_features,
             teacher=self.teacher,
+        )
+
+
+def _check_together(terms: Mapping[str, Term]) -> None:
+    """Raises OptionsError where one term rules another out."""
+    owners = [name for name, term in terms.items() if term.replaces_student]
+    if len(owners) > 1:
+        raise OptionsError(f"{' and '.join(owners)} would both train the student's weights in its place; keep one")
+    running = [name for name, term in terms.items() if term.runs_student_parts]
+    if owners and running:
+        raise OptionsError(
+            f"{owners[0]} trains the student's weights in its place, {running[0]} runs parts of the student by"
+            " themselves; keep one of them"
         )

@@ -87,17 +87,20 @@ class SRModel(nn.Module):
 
     def run_network(self, lq: torch.Tensor) -> torch.Tensor:
         """The network's output in float32, by the weights that a term trains in its place, if one does."""
-        replaced = [weights for _, term in self._named_terms() if (weights := term.student_weights()) is not None]
+        owner = next((term for _, term in self._named_terms() if term.replaces_student), None)
         with self.precision.autocast():
-            if replaced:
-                return at_least_float32(torch.func.functional_call(self.network, replaced[0], (lq,)))
+            if owner is not None:
+                return at_least_float32(torch.func.functional_call(self.network, owner.student_weights(), (lq,)))
             return at_least_float32(self.network(lq))
 
     @torch.no_grad()
     def after_update(self, iteration: int) -> None:
         """Tells the terms that iteration `iteration` is done and the network updated."""
-        for _, term in self._named_terms():
+        for term in self._owner_first():
             term.after_update(self.network, iteration)
+
+    def _owner_first(self) -> list[Term]:
+        return sorted((term for _, term in self._named_terms()), key=lambda term: not term.replaces_student)
 
     def _named_terms(self) -> Iterator[tuple[str, Term]]:
         for key, term in self.terms.items():

@@ -115,3 +115,58 @@ def test_a_teacher_of_another_scale_is_refused():
     kd.teacher.network = nn.Sequential(build_network({**EDSR, "upscale": 4}))
     with pytest.raises(OptionsError, match=r"network_t gives \(3, 40, 40\), network_g \(3, 20, 20\)"):
         kd(batch(), 1)
+
+
+class Owner(Term):
+    """Trains the student's weights in its place."""
+
+    replaces_student = True
+    weights = {}
+
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def attach(self, networks) -> None:
+        self.seen.append("owner")
+
+    def after_update(self, student, iteration) -> None:
+        self.seen.append("owner")
+
+    def student_weights(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def forward(self, context):
+        return {}
+
+
+class Follower(Owner):
+    """Looks at what the student has become."""
+
+    replaces_student = False
+
+    def attach(self, networks) -> None:
+        self.seen.append("follower")
+
+    def after_update(self, student, iteration) -> None:
+        self.seen.append("follower")
+
+
+class RunsParts(Follower):
+    """Would run parts of the student with the weights that it holds."""
+
+    runs_student_parts = True
+
+
+def test_who_trains_the_students_weights_comes_before_who_follows_them():
+    seen: list[str] = []
+    kd = model(follower=Follower(seen), owner=Owner(seen))
+    kd.after_update(1)
+    assert seen == ["owner", "follower"] * 2
+
+
+def test_terms_that_rule_each_other_out_are_refused():
+    with pytest.raises(OptionsError, match="one and two would both train the student's weights in its place"):
+        model(one=Owner([]), two=Owner([]))
+    with pytest.raises(OptionsError, match="one trains the student's weights in its place, two runs parts of the"):
+        model(one=Owner([]), two=RunsParts([]))
