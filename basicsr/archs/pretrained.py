@@ -269,6 +269,10 @@ def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
         values[key] = tuple(value) if isinstance(value, list) else value
     if "squeeze_factor" in values:
         values["squeeze_factor"] = values["num_feat"] // values["squeeze_factor"]
+    if "ffn_expansion_factor" in values:
+        # Shapes show the hidden width of each of the four levels, which many factors give.
+        factor = float(values["dim"]) * float(values["ffn_expansion_factor"])
+        values["ffn_expansion_factor"] = [int(factor * 2**level) for level in range(4)]
     if "mlp_ratio" in values:
         values["mlp_ratio"] = int(values["embed_dim"] * values["mlp_ratio"])
         values["upscale"] = values["upscale"] if values["upsampler"] else 1

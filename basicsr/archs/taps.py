@@ -13,13 +13,16 @@ from torch import nn
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import nearest
 
+_PROBE_SIDE = 16
 _LARGEST_WINDOW = 64
+_MOST_LISTED = 60
 
 
 class FeatureTaps:
     """Collects the outputs of modules during the forward passes within a `with` block, as (B, C, H, W).
 
-    Token maps, (B, H W, C) or (B, H, W, C), are folded, see `folded`.
+    Token maps, (B, H W, C) or (B, H, W, C), are folded, see `folded`. What later layers change in place is kept as it
+    was, if `probe` was called before.
 
     Args:
         network: the network to listen to.
@@ -33,14 +36,45 @@ class FeatureTaps:
         modules = dict(network.named_modules())
         for path in paths:
             if path not in modules or path == "":
-                shallow = [name for name in modules if name and name.count(".") <= max(1, path.count("."))]
-                raise OptionsError(
-                    f"{type(network).__name__} has no module '{path}'{nearest(path, list(modules))};"
-                    f" there are: {', '.join(shallow[:60])}"
-                )
+                raise OptionsError(_no_module(network, modules, path))
         self._network = network
         self._modules = {path: modules[path] for path in paths}
+        self._tokens_last: dict[str, bool] = {}
+        self._overwritten: set[str] = set()
+        self._probed: dict[str, tuple[torch.Tensor, int]] | None = None
         self._handles: list[Any] = []
+
+    @torch.no_grad()
+    def probe(self) -> dict[str, tuple[int, int, int]]:
+        """Runs the network once on a small image that is not square, and learns of each output how it is laid out.
+
+        Nothing of the network changes: it runs in eval mode, and is put back.
+
+        Returns:
+            (C, H, W) of the features by path, and under '' of the image, that of `probe_image`.
+
+        Raises:
+            OptionsError: a module is not run, or its output is no feature map.
+        """
+        training = [module for module in self._network.modules() if module.training]
+        self._network.eval()  # so that no statistic moves and no random number is drawn
+        self._probed = {}
+        try:
+            with self as features:
+                image = probe_image(self._network)
+            for path, (tensor, version) in self._probed.items():
+                if tensor._version != version:
+                    self._overwritten.add(path)
+                if tensor.dim() == 4:
+                    self._tokens_last[path] = _is_tokens_last(tensor, (image.shape[-2], image.shape[-1]))
+        finally:
+            self._probed = None
+            for module in training:
+                module.training = True
+        if silent := [path for path in self._modules if path not in features]:
+            raise OptionsError(f"the module '{silent[0]}' is not run in the network's forward; tap another")
+        looked_at = {"": image, **features}
+        return {path: (tensor.shape[1], tensor.shape[2], tensor.shape[3]) for path, tensor in looked_at.items()}
 
     def __enter__(self) -> dict[str, torch.Tensor]:
         features: dict[str, torch.Tensor] = {}
@@ -50,8 +84,13 @@ class FeatureTaps:
             size[:] = inputs[0].shape[-2:]
 
         def listen(path: str) -> Any:
+            source = f"{type(self._network).__name__}'s module '{path}'"
+
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                features[path] = folded(output, (size[0], size[1]), f"{type(self._network).__name__}'s module '{path}'")
+                if self._probed is not None and isinstance(output, torch.Tensor):
+                    self._probed[path] = (output, output._version)
+                output = output.clone() if path in self._overwritten else output
+                features[path] = folded(output, (size[0], size[1]), source, self._tokens_last.get(path))
 
             return hook
 
@@ -68,26 +107,51 @@ class FeatureTaps:
         self._handles = []
 
 
-def folded(output: Any, size: tuple[int, int], source: str) -> torch.Tensor:
+def probe_image(network: nn.Module) -> torch.Tensor:
+    """Runs `network` on an image that is not square, zeros of (1, C, H, W), and returns that image.
+
+    H is 16, or the next multiple of the network's window, and W a window more. A network that takes one size gets that.
+    """
+    parameter = next(network.parameters(), torch.zeros(()))
+    window = getattr(network, "window_size", 8)
+    window = window if isinstance(window, int) else 8
+    height = math.ceil(_PROBE_SIDE / window) * window
+    size = (height, height + window)
+    if getattr(network, "absolute_pos_embed", None) is not None:
+        size = getattr(network, "resolution", size)
+    own = getattr(network, "in_channels", None)
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    counts = [own] if isinstance(own, int) else [first.in_channels if first is not None else 3, 3]
+    for number, count in enumerate(counts):  # the first convolution of some networks sees an image folded into channels
+        image = torch.zeros(1, count, *size, device=parameter.device, dtype=parameter.dtype)
+        try:
+            network(image)
+            break
+        except RuntimeError:
+            if number == len(counts) - 1:
+                raise
+    return image
+
+
+def folded(output: Any, size: tuple[int, int], source: str, tokens_last: bool | None = None) -> torch.Tensor:
     """A module's output as a feature map (B, C, H, W).
 
     (B, N, C) is folded to the H W = N that `size` gives, or that it gives when extended to multiples of a window, as
-    transformers do. (B, H, W, C) is told from (B, C, H, W) by where these H and W stand; where both would do, it is
-    left as it is.
+    transformers do. (B, H, W, C) is told from (B, C, H, W) by where these H and W stand, if it is not known.
 
     Args:
         output: what the module returned.
         size: height and width of the network's input.
         source: what to call the module in an error.
+        tokens_last: whether it is (B, H, W, C), where that is known.
 
     Raises:
         OptionsError: it is neither.
     """
     if isinstance(output, torch.Tensor) and output.dim() == 4:
-        tokens_last = tuple(output.shape[2:]) in _grids(size)
-        if tuple(output.shape[1:3]) in _grids(size) and not tokens_last:
-            return output.permute(0, 3, 1, 2)
-        return output
+        if tokens_last is None:
+            tokens_last = _is_tokens_last(output, size)
+        return output.permute(0, 3, 1, 2) if tokens_last else output
     if isinstance(output, torch.Tensor) and output.dim() == 3:
         for height, width in _grids(size):
             if height * width == output.shape[1]:
@@ -96,9 +160,34 @@ def folded(output: Any, size: tuple[int, int], source: str) -> torch.Tensor:
     raise OptionsError(f"{source} gives {shown}, no feature map (B, C, H, W) or token map; tap another module")
 
 
+def _is_tokens_last(output: torch.Tensor, size: tuple[int, int]) -> bool:
+    """Whether (B, H, W, C) is more likely than (B, C, H, W), for an input of `size`."""
+    front, back = tuple(output.shape[1:3]), tuple(output.shape[2:])
+    if (front == size) != (back == size):
+        return front == size
+    grids = _grids(size)
+    return front in grids and back not in grids
+
+
 def _grids(size: tuple[int, int]) -> list[tuple[int, int]]:
     """The sizes that an input may have inside a network: as it is, or extended to multiples of a window."""
     height, width = size
     windows = range(1, _LARGEST_WINDOW + 1)
     extended = [(math.ceil(height / window) * window, math.ceil(width / window) * window) for window in windows]
     return list(dict.fromkeys(extended))
+
+
+def _no_module(network: nn.Module, modules: dict[str, nn.Module], path: str) -> str:
+    """What to say of a path that is not there: those beside it, under the deepest parent that is."""
+    parent = path.rpartition(".")[0]
+    while parent and parent not in modules:
+        parent = parent.rpartition(".")[0]
+    depth = parent.count(".") + 1 if parent else 0
+    inside = [name for name in modules if name and (not parent or name.startswith(f"{parent}."))]
+    near = [name for name in inside if name.count(".") <= max(1, depth)]
+    more = f", and {len(near) - _MOST_LISTED} more" if len(near) > _MOST_LISTED else ""
+    there = f"in '{parent}' there are" if parent else "there are"
+    return (
+        f"{type(network).__name__} has no module '{path}'{nearest(path, list(modules))}; {there}:"
+        f" {', '.join(near[:_MOST_LISTED])}{more}"
+    )

@@ -133,10 +133,10 @@ class Term(nn.Module):
         raise NotImplementedError
 
     def after_update(self, student: nn.Module, iteration: int) -> None:
-        """Called without gradients after each update of the student, on every rank.
+        """Called without gradients after each iteration, on every rank.
 
         Args:
-            student: as updated.
+            student: as the iteration left it; not updated where the options let the discriminator learn alone.
             iteration: the one that has just been done, from 1.
         """
 

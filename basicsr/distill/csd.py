@@ -28,13 +28,13 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
 from basicsr.distill.base import StepContext, Term
+from basicsr.distill.distances import MOST_OTHERS, summed_distances
 from basicsr.distill.networks import NetworkPair
 from basicsr.losses.loss_util import at_least_float32, check_choice
 from basicsr.utils.errors import OptionsError
@@ -57,7 +57,12 @@ class CSD(Term):
 
     The negatives of a step are the same for all images of a process's batch: `num_negatives` of its LR images, drawn
     without repetition from the run's seed and the iteration, an image's own not left out. Where the batch has fewer,
-    they are all it has.
+    they are all it has, and their mean stands for those that are missing, so that the loss is as strong however a batch
+    is split among processes.
+
+    Under `amp` the VGG runs in the shorter format, and the features of two nearly equal images differ little: with
+    random weights, a student 39 dB from its teacher and bf16 the gradient kept a cosine of 0.87 with float32's, with
+    fp16 of 0.97.
 
     Args:
         num_negatives: K.
@@ -82,8 +87,10 @@ class CSD(Term):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        if num_negatives < 1:
-            raise OptionsError(f"{name}: num_negatives is {num_negatives}, allowed: 1 and more")
+        if not 1 <= num_negatives <= MOST_OTHERS:
+            raise OptionsError(f"{name}: num_negatives is {num_negatives}, allowed: 1 to {MOST_OTHERS}")
+        if loss_weight < 0 or any(weight < 0 for weight in (layer_weights or {}).values()):
+            raise OptionsError(f"{name}: loss_weight and layer_weights must not be below 0")
         check_choice(f"{name}: vgg_input", vgg_input, ("imagenet", "range255"))
         self.num_negatives = num_negatives
         self.layer_weights = dict(LAYER_WEIGHTS if layer_weights is None else layer_weights)
@@ -117,11 +124,12 @@ class CSD(Term):
         positive = self._features(context, teacher)
         with torch.no_grad():
             negatives = self._features(context, self._negatives(context))
+        count = len(next(iter(negatives.values())))
+        aside = summed_distances(list(student.values()), zip(*negatives.values(), strict=True))
         total = context.sr.new_zeros(len(context.sr))
-        for layer, weight in self.layer_weights.items():
-            apart = _distances(student[layer], positive[layer])
-            aside = torch.stack([_distances(student[layer], negative) for negative in negatives[layer]])
-            total = total + weight * apart / (aside.sum(0) + EPSILON)
+        for (layer, features), others in zip(student.items(), aside, strict=True):
+            apart = _mean_absolute_difference(features, positive[layer])
+            total = total + self.layer_weights[layer] * apart / (others * (self.num_negatives / count) + EPSILON)
         return total.mean()
 
     def _negatives(self, context: StepContext) -> torch.Tensor:
@@ -236,23 +244,12 @@ class SharedCSD(CSD):
         }
 
 
-def _distances(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of each image's features (B, C, H, W) and `others`, (B, C, H, W) or (C, H, W): (B,).
-
-    Differences are taken again in the backward pass: kept, those to ten negatives would be gigabytes.
-    """
-    distances: torch.Tensor = checkpoint(
-        _mean_absolute_difference, features, others, use_reentrant=False, preserve_rng_state=False
-    )
-    return distances
-
-
 def _mean_absolute_difference(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     return (at_least_float32(features) - at_least_float32(others)).abs().flatten(1).mean(1)
 
 
 def _check_shareable(student: nn.Module, teacher: nn.Module) -> None:
-    """Raises OptionsError unless the student is the teacher with fewer channels, or as many."""
+    """Raises OptionsError unless the student is the teacher with fewer channels."""
     if type(student) not in (EDSR, RCAN) or type(student) is not type(teacher):
         raise OptionsError(
             f"SharedCSD: network_g is {type(student).__name__}, network_t {type(teacher).__name__}; allowed: two EDSR"
@@ -276,6 +273,8 @@ def _check_shareable(student: nn.Module, teacher: nn.Module) -> None:
     assert isinstance(student, (EDSR, RCAN)) and isinstance(teacher, (EDSR, RCAN))
     if not torch.equal(student.mean, teacher.mean):
         raise OptionsError("SharedCSD: network_g and network_t differ in rgb_mean or num_in_ch; give both the same")
+    if own == shared:
+        raise OptionsError("SharedCSD: network_g is as wide as network_t; lower its num_feat, a quarter as published")
     for name, shape in own.items():
         if any(length > limit for length, limit in zip(shape, shared[name], strict=True)):
             raise OptionsError(

@@ -33,8 +33,8 @@ class FAKD(FeatureTerm):
     it adds them, which cuts them off from the student. Its feature term is logged and trains nothing; ours does.
 
     The matrices are large, 2304 x 2304 for 48 x 48 features. Only a few images' are in memory at a time, and none is
-    kept for the backward pass. They are in float32: what is learned is the sign of small differences. Second
-    derivatives do not exist. Nothing is trained beside the student, and the two networks' channels may differ.
+    kept for the backward pass. They are in float32: what is learned is the sign of small differences. There
+    are no second derivatives. Nothing is trained beside the student, and the two networks' channels may differ.
 
     Args:
         student_taps: modules of the student; where left out, stages evenly spaced over the body, the last at its end.

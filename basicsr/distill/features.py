@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from basicsr.distill.base import StepContext, Term
-from basicsr.distill.networks import PROBE_SIZE, NetworkPair
+from basicsr.distill.networks import NetworkPair
 from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import OptionsError
 
@@ -52,18 +52,18 @@ class FeatureTerm(Term):
         """
         self.student_taps = self.student_taps or networks.student.positions(self._positions)
         self.teacher_taps = self.teacher_taps or networks.teacher.positions(self._positions)
-        student = networks.student.shapes(self.student_taps)
-        teacher = networks.teacher.shapes(self.teacher_taps)
-        for own, other, (_, *size), (_, *other_size) in zip(
-            self.student_taps, self.teacher_taps, student, teacher, strict=True
-        ):
-            if not _same_resolution(size, other_size):
+        for own, other in zip(self.student_taps, self.teacher_taps, strict=True):
+            resolutions = networks.student.resolution(own), networks.teacher.resolution(other)
+            if resolutions[0] != resolutions[1]:
                 raise OptionsError(
-                    f"{type(self).__name__}: '{own}' of the student gives {size[0]}x{size[1]} features of a"
-                    f" {PROBE_SIZE}x{PROBE_SIZE} image,"
-                    f" '{other}' of the teacher {other_size[0]}x{other_size[1]}; tap modules of one resolution"
+                    f"{type(self).__name__}: '{own}' of the student has features of {resolutions[0]:g} times the"
+                    f" input's resolution, '{other}' of the teacher {resolutions[1]:g} times; tap modules of one"
                 )
-        self.make_heads([shape[0] for shape in student], [shape[0] for shape in teacher])
+        student, teacher = networks.student, networks.teacher
+        self.make_heads(
+            [student.channels(path) for path in self.student_taps],
+            [teacher.channels(path) for path in self.teacher_taps],
+        )
 
     def make_heads(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
         """Makes what the method trains beside the student, from the channels at each position."""
@@ -71,20 +71,20 @@ class FeatureTerm(Term):
     def pairs(self, context: StepContext) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """F_S and F_T at each position, float32, (B, C_S, H, W) and (B, C_T, H, W).
 
-        Where one of the networks extends its input to multiples of a window, what lies beyond is cut off.
+        Where networks extend their input to multiples of a window, what lies beyond it is cut off.
         """
+        limits = context.lq.shape[-2:]
         for own, other in zip(self.student_taps, self.teacher_taps, strict=True):
             student = at_least_float32(context.student_features[own])
             teacher = at_least_float32(context.teacher_features[other])
-            height = min(student.shape[-2], teacher.shape[-2])
-            width = min(student.shape[-1], teacher.shape[-1])
+            height, width = (
+                _common(student.shape[axis], teacher.shape[axis], limit)
+                for axis, limit in zip((-2, -1), limits, strict=True)
+            )
             yield student[..., :height, :width], teacher[..., :height, :width]
 
 
-def _same_resolution(size: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether sizes of two networks' features for one input differ by an extension to multiples of a window at most."""
-
-    def factor(side: int) -> int:
-        return side // PROBE_SIZE or -(PROBE_SIZE // side)
-
-    return list(map(factor, size)) == list(map(factor, other))
+def _common(own: int, other: int, image: int) -> int:
+    """The side that two feature maps share: the input's, where they have its resolution and extend it."""
+    smaller = min(own, other)
+    return image if image < smaller < 2 * image else smaller

@@ -20,7 +20,7 @@ class FitNet(FeatureTerm):
 
     Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3. r_k is a 1x1 convolution with bias from the
     student's to the teacher's channels, trained with the student. The hint is taken from the middle of the body, as the
-    paper does; more than one position lie evenly inside the body, never at its end.
+    paper does; more than one position lie evenly inside the body, not at its end, if it has more stages than that.
 
     Where we differ: the paper halves a sum of squares, and trains the lower half of the student by the hint alone
     before the rest; here the hint is one term beside others, and a mean. The public code that comparisons of SR methods

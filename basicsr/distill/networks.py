@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from basicsr.archs.staged import StagedNetwork
 from basicsr.archs.taps import FeatureTaps
 from basicsr.utils.errors import OptionsError
-
-PROBE_SIZE = 16
-"""Side of the image by which shapes of features are found."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,8 @@ class NetworkView:
         if not isinstance(self.network, StagedNetwork):
             raise OptionsError(
                 f"{self.label}, {type(self.network).__name__}, is not built of a stem, stages and a reconstruction;"
-                " EDSR, RCAN, SwinIR and MSRResNet are"
+                " EDSR, RCAN, SwinIR and MSRResNet are; a method that compares features takes modules of others by"
+                " student_taps and teacher_taps"
             )
         return self.network
 
@@ -63,44 +60,41 @@ class NetworkView:
         return self.shapes([path])[0][0]
 
     def shapes(self, paths: Sequence[str]) -> list[tuple[int, int, int]]:
-        """(C, H, W) of the feature maps of modules, for an image of `PROBE_SIZE`.
+        """(C, H, W) of the feature maps of modules, for the image of `probe_image`.
 
         Raises:
             OptionsError: a module is not there, is not run, or puts out no feature map.
         """
         wanted = [path for path in dict.fromkeys(paths) if path not in self._shapes]
         if wanted:
-            self._shapes.update(self._measured(wanted))
+            self._taps(wanted)
         return [self._shapes[path] for path in paths]
 
-    @torch.no_grad()
-    def _measured(self, paths: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-        parameter = next(self.network.parameters())
-        training = [module for module in self.network.modules() if module.training]
-        self.network.eval()  # so that no statistic moves and no random number is drawn
-        try:
-            with self._taps(paths) as features:
-                image = torch.zeros(1, self._colours(), PROBE_SIZE, PROBE_SIZE, device=parameter.device)
-                self.network(image.to(parameter.dtype))
-        finally:
-            for module in training:
-                module.training = True
-        if silent := [path for path in paths if path not in features]:
-            raise OptionsError(f"{self.label}: the module '{silent[0]}' is not run in its forward; tap another")
-        return {path: tuple(features[path].shape[1:]) for path in paths}  # type: ignore[misc]
+    def resolution(self, path: str) -> float:
+        """How many times as high as the input a module's feature map is, but for an extension to multiples of a window.
+
+        Raises:
+            OptionsError: a module is not there, is not run, or puts out no feature map.
+        """
+        height, image = self.shapes([path])[0][1], self._shapes[""][1]
+        return float(height // image) if height >= image else 1 / (image // height)
+
+    def taps(self, paths: Iterable[str]) -> FeatureTaps:
+        """Taps on modules, which know how each output is laid out.
+
+        Raises:
+            OptionsError: a module is not there, is not run, or puts out no feature map.
+        """
+        return self._taps(sorted(set(paths)))
 
     def _taps(self, paths: Sequence[str]) -> FeatureTaps:
         try:
-            return FeatureTaps(self.network, paths)
+            taps = FeatureTaps(self.network, paths)
+            if paths:
+                self._shapes.update(taps.probe())
         except OptionsError as error:
             raise OptionsError(f"{self.label}: {error}") from error
-
-    def _colours(self) -> int:
-        own = getattr(self.network, "in_channels", None)
-        if isinstance(own, int):
-            return own
-        first = next((module for module in self.network.modules() if isinstance(module, nn.Conv2d)), None)
-        return first.in_channels if first is not None else 3
+        return taps
 
 
 @dataclass(frozen=True)

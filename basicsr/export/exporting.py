@@ -205,7 +205,8 @@ def load_student(path: str | os.PathLike[str], *, param_key: str | None = None) 
     pretrained = load_pretrained(path, param_key=param_key, only_this=True)
     if pretrained.block is None:
         raise CheckpointError(
-            f"{path} is {pretrained.architecture}, spandrel's own network: ours are exported, EDSR, RCAN, SwinIR"
+            f"{path} is {pretrained.architecture}, spandrel's own network: ours are exported, EDSR, NAFNet,"
+            " RCAN, Restormer, SwinIR"
         )
     if pretrained.only_size is not None:
         raise CheckpointError(

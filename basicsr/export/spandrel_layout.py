@@ -50,6 +50,8 @@ def for_spandrel(network: nn.Module, architecture: str) -> Converted:
     """
     state = {key: value.detach().clone() for key, value in network.state_dict().items()}
     makers: dict[str, Callable[[Any, State], Converted]] = {"EDSR": _edsr, "RCAN": _rcan, "SwinIR": _swinir}
+    if architecture == "NAFNet":
+        raise CheckpointError("--layout spandrel: spandrel loads NAFNet as --layout ours writes it; give that")
     if architecture not in makers:
         raise CheckpointError(
             f"--layout spandrel: {architecture} has no layout that spandrel loads; give --layout ours, or one of"

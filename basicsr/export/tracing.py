@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from basicsr.archs.restormer_arch import ChannelScale
 from basicsr.archs.swinir_arch import SwinIR
 from basicsr.utils.errors import CheckpointError
 
@@ -31,6 +32,13 @@ class _FloatBefore(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.float())
+
+
+class _HalfScale(ChannelScale):
+    """A `ChannelScale`, which computes in float32, whose output is fp16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).half()
 
 
 class Named(nn.Module):
@@ -53,33 +61,48 @@ class Named(nn.Module):
 
 
 class AnySize(Named):
-    """A SwinIR with the outputs of `network`, whose graph is the same for every size.
+    """A network that extends images to multiples, with the outputs of `network` and one graph for every size.
 
-    The network's own padding is a loop, and its masks are kept for one size: traced, both would hold for some sizes
-    only. Here padding is an index that is computed from the size, and masks are always computed.
+    The network's own padding is a loop, and a SwinIR's masks are kept for one size: traced, both would hold for some
+    sizes only. Here padding is an index that is computed from the size, and masks are always computed.
 
     Args:
-        network: changed by it, so a copy.
+        network: a SwinIR, or one with `padder_size`; changed by it, so a copy.
     """
 
-    network: SwinIR
-
-    def __init__(self, network: SwinIR) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        network.resolution = (0, 0)  # no image has this size, so no mask is taken from the buffers
-        for module in network.modules():
-            if isinstance(getattr(module, "attn_mask", None), Tensor):
-                module.register_buffer("attn_mask", None)
+        self.multiple = multiple_inside(network)
+        self.scale = 1
+        if isinstance(network, SwinIR):
+            self.scale = network.scale
+            _forget_masks(network)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) in [0, 1] to (B, C, sH, sW)."""
         height, width = x.shape[-2:]
-        window, scale = self.network.window_size, self.network.scale
-        x = x.index_select(2, _mirrored(height, window, x.device))
-        y = self.network(x.index_select(3, _mirrored(width, window, x.device)))
+        x = x.index_select(2, _mirrored(height, self.multiple, x.device))
+        y = self.network(x.index_select(3, _mirrored(width, self.multiple, x.device)))
         # Slices would ask whether they reach beyond the end, which has no answer for all sizes at once.
-        rows = torch.arange(height * scale, device=x.device)
-        return y.index_select(2, rows).index_select(3, torch.arange(width * scale, device=x.device))
+        rows = torch.arange(height * self.scale, device=x.device)
+        return y.index_select(2, rows).index_select(3, torch.arange(width * self.scale, device=x.device))
+
+
+def multiple_inside(network: nn.Module) -> int:
+    """What `network` extends heights and widths to multiples of, before all else: 1 where it takes them as they are.
+
+    A SwinIR's windows, or the `padder_size` of a network that halves images and does not enlarge them.
+    """
+    if isinstance(network, SwinIR):
+        return network.window_size
+    return int(getattr(network, "padder_size", 1))
+
+
+def _forget_masks(network: SwinIR) -> None:
+    network.resolution = (0, 0)  # no image has this size, so no mask is taken from the buffers
+    for module in network.modules():
+        if isinstance(getattr(module, "attn_mask", None), Tensor):
+            module.register_buffer("attn_mask", None)
 
 
 def _mirrored(length: int, multiple: int, device: torch.device) -> Tensor:
@@ -103,7 +126,7 @@ def traceable(network: nn.Module, precision: Precision) -> Named:
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if precision == "fp16":
         _halve_inside(network)
-    return AnySize(network) if isinstance(network, SwinIR) else Named(network)
+    return AnySize(network) if multiple_inside(network) > 1 else Named(network)
 
 
 def _halve_inside(network: nn.Module) -> None:
@@ -114,6 +137,9 @@ def _halve_inside(network: nn.Module) -> None:
     for convolution, kind in ((convolutions[0], _HalfAfter), (convolutions[-1], _FloatBefore)):
         # fp16 weights here would only save a few bytes; the rounded values stay.
         convolution.float().__class__ = kind
+    for module in network.modules():
+        if isinstance(module, ChannelScale):
+            module.__class__ = _HalfScale
     mean = getattr(network, "mean", None)
     if isinstance(mean, Tensor):
         network.mean = mean.float()
@@ -122,10 +148,11 @@ def _halve_inside(network: nn.Module) -> None:
 def smallest_side(network: nn.Module) -> int:
     """The smallest side, in pixels, that a program of torch.export takes of `network`; ONNX takes any.
 
-    PyTorch lays tensors with one window along a side out differently from those with several, and a program
-    holds for one of the two.
+    PyTorch lays tensors with one window along a side, or one pixel at the lowest resolution, out differently from those
+    with several, and a program holds for one of the two.
     """
-    return network.window_size + 1 if isinstance(network, SwinIR) else 1
+    multiple = multiple_inside(network)
+    return multiple + 1 if multiple > 1 else 1
 
 
 def trace(network: Named, channels: int) -> ExportedProgram:
@@ -138,7 +165,7 @@ def trace(network: Named, channels: int) -> ExportedProgram:
     Raises:
         CheckpointError: PyTorch cannot trace it.
     """
-    # No two sizes alike, no multiples of a window, and more than one window a side.
+    # No two sizes alike, no multiples of what is inside, and more than one of them a side.
     smallest = smallest_side(network.network)
     example = torch.zeros(2, channels, max(23, smallest + 2), max(29, smallest + 8))
     shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from basicsr.archs.taps import FeatureTaps
 from basicsr.data.batch import Batch
 from basicsr.distill.base import StepContext, Term
 from basicsr.distill.networks import NetworkPair, NetworkView
@@ -48,10 +47,10 @@ class KDModel(SRModel):
         _check_together(terms)
         for term in self._owner_first():
             term.attach(pair)
-        self._taps = FeatureTaps(student, sorted({path for term in terms.values() for path in term.student_taps}))
-        teacher_paths = sorted({path for term in terms.values() for path in term.teacher_taps})
         needed = any(term.needs_teacher for term in terms.values())
-        self.teacher = Teacher(teacher, teacher_precision, teacher_paths) if needed else None
+        self._taps = pair.student.taps(path for term in terms.values() for path in term.student_taps)
+        teacher_taps = pair.teacher.taps(path for term in terms.values() for path in term.teacher_taps)
+        self.teacher = Teacher(teacher, teacher_precision, teacher_taps) if needed else None
 
     def _context(self, batch: Batch, iteration: int) -> StepContext:
         with self._taps as student_features:

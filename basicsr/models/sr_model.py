@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from basicsr.data.batch import Batch
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import StepContext, Term, nothing_of
 from basicsr.losses.loss_util import at_least_float32
 from basicsr.models.teacher import Teacher
 from basicsr.utils.precision import Precision
@@ -60,7 +60,7 @@ class SRModel(nn.Module):
         """One step's losses."""
         context = self._context(batch, iteration)
         parts: dict[str, torch.Tensor] = {}
-        total = context.sr.new_zeros(())
+        total = nothing_of([context.sr])  # a loss of features alone leaves later layers out, for which ranks would wait
         for key, term in self._named_terms():
             for name, part in term(context).items():
                 total = total + term.weights[name] * part

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -20,13 +18,13 @@ class Teacher:
     Args:
         network: a trained network, on its device. It is frozen and put in eval mode for good.
         precision: how to run it.
-        taps: module paths whose outputs are wanted.
+        taps: on the modules whose outputs are wanted; None for none.
     """
 
-    def __init__(self, network: nn.Module, precision: Precision, taps: Sequence[str] = ()) -> None:
+    def __init__(self, network: nn.Module, precision: Precision, taps: FeatureTaps | None = None) -> None:
         self.network = network.requires_grad_(False).eval()
         self.precision = precision
-        self._taps = FeatureTaps(network, taps)
+        self._taps = taps if taps is not None else FeatureTaps(network, ())
 
     @torch.no_grad()
     def __call__(self, lq: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from basicsr.utils.options_components import Finding, constructor_of, further_teachers, is_auto
 from basicsr.utils.options_schema import DatasetOptions, FrozenMapping, Options, RowOptions
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY
 from basicsr.utils.yaml_loader import KeyPath
 
 _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
@@ -269,8 +269,17 @@ def _distillation(options: Options) -> Iterator[Finding]:
     for name in options.train.distill if options.train is not None else ():
         if name in _BUILT_IN_TERMS:
             yield ("train", "distill", name), "is the name of a built-in term; choose another"
-        elif not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        elif _replaces_student(options.train.distill[name]) and options.path.pretrain_network_g is not None:
+            yield (
+                ("path", "pretrain_network_g"),
+                f"means nothing beside train.distill.{name}, whose student is cut out of the teacher; remove it",
+            )
+        elif not name.isidentifier() or hasattr(nn.ModuleDict(), name):
             yield ("train", "distill", name), "cannot be a term's name: use letters, digits and _, such as my_hint"
+
+
+def _replaces_student(block: Mapping[str, Any]) -> bool:
+    return bool(getattr(constructor_of(METHOD_REGISTRY, block), "replaces_student", False))
 
 
 def _losses(options: Options) -> Iterator[Finding]:

@@ -164,7 +164,7 @@ def initial_student(options: Options) -> tuple[str, bool]:
     for name, value in sorted(model.network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    owns = any(term.student_weights() is not None for term in model.terms.values())  # type: ignore[operator]
+    owns = any(bool(term.replaces_student) for term in model.terms.values())
     return digest.hexdigest(), owns
 
 

@@ -55,6 +55,9 @@ def tiny(name: str, seed: int = 0) -> nn.Module:
     parameters = inspect.signature(ARCH_REGISTRY.get(name)).parameters
     network = build_network({"type": name, **{key: value for key, value in TINY.items() if key in parameters}})
     with torch.no_grad():
+        for key, parameter in network.named_parameters():
+            if key.endswith((".beta", ".gamma")):  # a branch that begins at 0 would be idle
+                nn.init.normal_(parameter, std=0.3)
         for _ in range(3):  # running statistics and spectral norms mean nothing before the first batches
             network.train()(images(network))
     return network

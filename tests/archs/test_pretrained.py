@@ -21,6 +21,8 @@ RCAN = {"type": "RCAN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_gro
 RCAN |= {"squeeze_factor": 4, "upscale": 3}
 SWINIR = {"type": "SwinIR", "img_size": 16, "embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 4}
 SWINIR |= {"upscale": 4, "upsampler": "pixelshuffledirect", "mlp_ratio": 2}
+NAFNET = {"type": "NAFNet", "width": 4, "enc_blk_nums": [1, 2], "dec_blk_nums": [1, 1]}
+RESTORMER = {"type": "Restormer", "dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}
 MSRRESNET = {"type": "MSRResNet", "num_feat": 8, "num_block": 2, "upscale": 3}
 
 # Networks on a range of 255 lose two digits more of float32's seven than those on a range of 1.
@@ -186,11 +188,11 @@ def test_swinir_at_x2_for_real_images_is_left_to_spandrel(tmp_path):
     assert_equal_outputs(pretrained, lambda x: reference(x).clamp(0, 1), image(16, 16))
 
 
-@pytest.mark.parametrize("block", [EDSR, RCAN, SWINIR, MSRRESNET], ids=lambda block: block["type"])
+@pytest.mark.parametrize("block", [EDSR, RCAN, SWINIR, MSRRESNET, NAFNET, RESTORMER], ids=lambda block: block["type"])
 def test_basicsrs_files_are_recognised_by_shapes(block, tmp_path):
     network = build_network(block).eval()
     pretrained = load_pretrained(saved({"params": network.state_dict()}, tmp_path))
-    assert pretrained.architecture == block["type"] and pretrained.scale == block["upscale"]
+    assert pretrained.architecture == block["type"] and pretrained.scale == block.get("upscale", 1)
     for key, value in block.items():
         assert pretrained.block[key] == (tuple(value) if isinstance(value, list) else value)
     assert torch.equal(pretrained.network(image()), network(image()))
@@ -308,12 +310,32 @@ class TestOptionsBesideTheWeights:
         assert pretrained.metadata == {"training": {"iteration": 9}} and pretrained.block == block
         assert torch.equal(pretrained.network(image()), network(image()))
 
-    @pytest.mark.parametrize("block", [RCAN, SWINIR, MSRRESNET], ids=lambda block: block["type"])
+    @pytest.mark.parametrize("block", [RCAN, SWINIR, MSRRESNET, NAFNET, RESTORMER], ids=lambda block: block["type"])
     def test_they_are_taken_for_every_network(self, block, tmp_path):
         network = build_network(block).eval()
-        content = {"params": network.state_dict(), "network": {**block, "scale": block["upscale"]}}
+        content = {"params": network.state_dict(), "network": {**block, "scale": block.get("upscale", 1)}}
         pretrained = load_pretrained(saved(content, tmp_path))
         assert (pretrained.layout, pretrained.remark) == ("ours", None)
+
+    # Hidden widths of dim 8 are 21, 42, 85 and 170 for 2.66 and for all factors from 2.65625 on, below 2.671875.
+    @pytest.mark.parametrize("factor", [2.65625, 2.66, 2.6667, 2.671, 2.6718])
+    def test_factors_that_make_equal_widths_are_equal(self, factor, tmp_path):
+        block = {**RESTORMER, "ffn_expansion_factor": factor}
+        network = build_network(block).eval()
+        content = {"params": network.state_dict(), "network": {**block, "scale": 1}}
+        pretrained = load_pretrained(saved(content, tmp_path))
+        assert (pretrained.layout, pretrained.remark, pretrained.block) == ("ours", None, block)
+        assert torch.equal(pretrained.network(image()), network(image()))
+
+    @pytest.mark.parametrize(
+        "factor", [2.65, 2.672, 2.6733, float("inf"), float("nan"), "2.66", "inf", 10**400, None, [2.66]], ids=str
+    )
+    def test_other_factors_are_left_aside_for_what_the_weights_show(self, factor, tmp_path):
+        network = build_network(RESTORMER).eval()
+        recorded = {**RESTORMER, "ffn_expansion_factor": factor, "scale": 1}
+        pretrained = load_pretrained(saved({"params": network.state_dict(), "network": recorded}, tmp_path))
+        assert pretrained.layout == "BasicSR" and "do not fit its weights" in pretrained.remark
+        assert torch.equal(pretrained.network(image()), network(image()))
 
     @pytest.mark.parametrize(
         "recorded",

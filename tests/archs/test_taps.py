@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.archs.taps import FeatureTaps, folded
+from basicsr.archs.taps import FeatureTaps, folded, probe_image
 from basicsr.utils.errors import OptionsError
 
 
@@ -29,7 +29,7 @@ def test_named_outputs_are_collected_with_their_gradients_and_only_inside_the_bl
 
 
 def test_a_wrong_path_lists_the_right_ones():
-    with pytest.raises(OptionsError, match=r"no module '1\.7'.*there are: 0, 1, 1\.0, 1\.1"):
+    with pytest.raises(OptionsError, match=r"no module '1\.7'.*; in '1' there are: 1\.0, 1\.1$"):
         FeatureTaps(network(), ["1.7"])
 
 
@@ -84,3 +84,70 @@ def test_features_of_swinir_inside_and_between_its_groups_have_the_same_layout()
     with FeatureTaps(net, paths) as features, torch.no_grad():
         net(torch.rand(1, 3, 13, 20))
     assert {features[path].shape for path in paths} == {(1, 12, 16, 24)}
+
+
+def test_a_wrong_path_deep_inside_lists_what_lies_beside_it():
+    rcan = {"type": "RCAN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_group": 9, "num_block": 9}
+    with pytest.raises(OptionsError) as caught:
+        FeatureTaps(build_network({**rcan, "squeeze_factor": 2}), ["body.7.residual_group.20"])
+    assert "; in 'body.7.residual_group' there are: body.7.residual_group.0, body.7.residual_group.1" in str(
+        caught.value
+    )
+    with pytest.raises(OptionsError, match=r"; there are: 0, 1, 1\.0, 1\.1$"):
+        FeatureTaps(network(), ["nowhere"])
+
+
+def swinir(**options):
+    block = {
+        "type": "SwinIR", "upscale": 2, "img_size": 16, "window_size": 8, "embed_dim": 16, "depths": [2],
+        "num_heads": [2], "upsampler": "pixelshuffledirect", **options,
+    }  # fmt: skip
+    return build_network(block).eval()
+
+
+def test_token_maps_are_told_from_feature_maps_even_where_all_sides_are_alike():
+    net, inside = swinir(), "layers.0.residual_group"
+    taps = FeatureTaps(net, [inside, "layers.0"])
+    taps.probe()
+    raw = {}
+    for path in (inside, "layers.0"):
+        net.get_submodule(path).register_forward_hook(lambda module, i, output, path=path: raw.update({path: output}))
+    with taps as features, torch.no_grad():
+        net(torch.rand(1, 3, 16, 16))
+    assert raw[inside].shape == raw["layers.0"].shape == (1, 16, 16, 16)
+    assert torch.equal(features[inside], raw[inside].permute(0, 3, 1, 2))
+    assert torch.equal(features["layers.0"], raw["layers.0"])
+
+
+def test_what_a_later_layer_changes_in_place_is_kept_as_it_was():
+    net, image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(inplace=True)), torch.rand(1, 3, 20, 20)
+    taps = FeatureTaps(net, ["0"])
+    taps.probe()
+    with taps as features:
+        net(image)
+    assert torch.equal(features["0"], net[0](image)) and (features["0"] < 0).any()
+
+
+@pytest.mark.parametrize(
+    ("net", "size"),
+    [
+        (network(), (16, 24)),
+        (swinir(window_size=7, img_size=21), (21, 28)),
+        (swinir(window_size=16, img_size=32, ape=True), (32, 32)),
+        (nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 5, 1)), (16, 24)),
+    ],
+)
+def test_networks_of_all_kinds_can_be_probed(net, size):
+    image = probe_image(net)
+    assert tuple(image.shape) == (1, 3, *size) and not image.any()
+
+
+def test_a_probe_leaves_nothing_behind():
+    net = swinir(drop_path_rate=0.5).train()
+    before, state = {key: value.clone() for key, value in net.state_dict().items()}, torch.get_rng_state()
+    taps = FeatureTaps(net, ["layers.0"])
+    assert taps.probe() == {"": (3, 16, 24), "layers.0": (16, 16, 24)}
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())

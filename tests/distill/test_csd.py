@@ -77,7 +77,9 @@ def features(image: np.ndarray, vgg: VGGFeatureExtractor, factor: float = 1.0) -
     return {name: value[0].numpy() for name, value in vgg(torch.from_numpy(image * factor)[None]).items()}
 
 
-def loss_by_hand(given: StepContext, negatives: list[int], vgg: VGGFeatureExtractor, factor: float = 1.0) -> float:
+def loss_by_hand(
+    given: StepContext, negatives: list[int], vgg: VGGFeatureExtractor, factor: float, count: int
+) -> float:
     sr, sr_teacher, lq = (images.detach().numpy() for images in (given.sr, given.sr_teacher, given.lq))
     far = [features(enlarged(lq[k], given.scale), vgg, factor) for k in negatives]
     losses = []
@@ -85,7 +87,7 @@ def loss_by_hand(given: StepContext, negatives: list[int], vgg: VGGFeatureExtrac
         own, near = features(image, vgg, factor), features(target, vgg, factor)
         loss = 0.0
         for layer, weight in WEIGHTS.items():
-            below = sum(np.abs(negative[layer] - own[layer]).mean() for negative in far)
+            below = count * np.mean([np.abs(negative[layer] - own[layer]).mean() for negative in far])
             loss += weight * np.abs(near[layer] - own[layer]).mean() / (below + 1e-7)
         losses.append(loss)
     return float(np.mean(losses))
@@ -100,7 +102,38 @@ def test_the_loss_is_the_equation(count, vgg_input, factor):
     vgg = VGGFeatureExtractor(**layers, vgg_weights="random").double()
     drawn = given.step_generator("CSD negatives").permutation(3)[:count]
     assert len(drawn) == min(count, 3)
-    assert measured.item() == pytest.approx(loss_by_hand(given, list(drawn), vgg, factor), rel=1e-9)
+    # Where the batch has fewer than K images, the mean of those it has stands for the missing ones.
+    negatives = [int(index) for index in drawn] if count <= 3 else [0, 1, 2]
+    assert measured.item() == pytest.approx(loss_by_hand(given, negatives, vgg, factor, count), rel=1e-9)
+
+
+def test_the_loss_is_as_strong_however_a_batch_is_split():
+    method = term(num_negatives=10)
+    images = torch.rand(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    whole = dataclasses.replace(context(8, 24), lq=images, scale=2)
+    halves = [
+        dataclasses.replace(whole, lq=images[part], sr=whole.sr[part], sr_teacher=whole.sr_teacher[part])
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    split = sum(method(half)["l_csd"].item() for half in halves) / 2
+    # The negatives are others, so it is not the same, but K is.
+    assert split == pytest.approx(method(whole)["l_csd"].item(), rel=0.1)
+
+
+def test_short_formats_are_subtracted_in_float32():
+    method = term(layer_weights={"relu1_1": 1.0})
+    given = step(2, 16)
+    close = given.sr + 1e-3
+    images = [tensor.float().detach() for tensor in (given.sr, close, given.lq)]
+    half = dataclasses.replace(
+        given, sr=images[0], sr_teacher=images[1], lq=images[2], autocast=lambda: torch.autocast("cpu", torch.bfloat16)
+    )
+    student, teacher = (method._features(half, image)["relu1_1"] for image in images[:2])
+    assert student.dtype == torch.bfloat16
+    apart = (student.float() - teacher.float()).abs().mean((1, 2, 3))
+    others = method._features(half, method._negatives(half))["relu1_1"].float()
+    aside = torch.stack([(student.float() - other).abs().mean((1, 2, 3)) for other in others]).mean(0) * 10
+    assert method(half)["l_csd"].item() == pytest.approx((apart / (aside + 1e-7)).mean().item(), rel=1e-5)
 
 
 def test_every_image_of_the_batch_becomes_a_negative_at_some_step():
@@ -156,7 +189,7 @@ def test_csd_takes_two_networks_of_any_kind_and_freezes_the_teacher():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_negatives": 0}, "num_negatives is 0, allowed: 1 and more"),
+        ({"num_negatives": 0}, "num_negatives is 0, allowed: 1 to 127"),
         ({"vgg_input": "rgb"}, "vgg_input is 'rgb'; allowed: imagenet, range255"),
         ({"layer_weights": {"relu9_1": 1.0}}, "has no layer relu9_1"),
     ],

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
+from basicsr.data.batch import Batch
 from basicsr.distill.base import Reconstruction, Term
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.registry import METHOD_REGISTRY
@@ -22,6 +23,11 @@ ARGUMENTS: dict[str, Any] = {"vgg_weights": "random", "vqgan_weights": "random",
 METHODS = METHOD_REGISTRY.names()
 # Methods that cut their student out of the teacher want networks of one depth.
 OF_ONE_DEPTH = {**TEACHER, "num_block": STUDENT["num_block"]}
+
+
+def images(**options: Any) -> Batch:
+    """Four pairs, as some methods compare three or more."""
+    return batch(4, **options)
 
 
 def build(name: str, teacher: dict[str, Any] = OF_ONE_DEPTH, **options: Any) -> KDModel:
@@ -41,7 +47,7 @@ def method(name: str) -> Term:
 @pytest.mark.parametrize("name", METHODS)
 def test_parts_are_finite_scalars_each_with_a_weight(name):
     model = build(name)
-    output = model(batch(), 1)
+    output = model(images(), 1)
     weights = {"l_pix": 1.0, **model.terms["method"].weights}
     assert len(output.parts) > 1
     for part, value in output.parts.items():
@@ -59,7 +65,7 @@ def test_gradients_reach_the_student_and_every_head_and_not_the_teacher(name):
     reached: set[str] = set()
     for iteration in range(1, 17):  # some methods draw at random which way a step takes
         model.zero_grad(set_to_none=True)
-        model(batch(), iteration).total.backward()
+        model(images(), iteration).total.backward()
         for label, parameter in trained(model).items():
             assert parameter.grad is not None, f"{label}: without a gradient, ranks cannot average"
             reached |= {label} if parameter.grad.abs().sum() > 0 else set()
@@ -70,9 +76,19 @@ def test_gradients_reach_the_student_and_every_head_and_not_the_teacher(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_the_method_alone_moves_the_students_first_layer(name):
+    torch.manual_seed(0)
+    model = kd_model({"method": method(name)}, teacher=OF_ONE_DEPTH)
+    model(images(), 1).total.backward()
+    own = model.network.conv_first
+    moved = own if own.weight.requires_grad else model.terms["method"].wide.conv_first
+    assert moved.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_the_gradient_is_the_slope(name):
     model = build(name, dtype=torch.float64)
-    step = batch(dtype=torch.float64)
+    step = images(dtype=torch.float64)
     parameters = list(trained(model).values())
     model(step, 1).total.backward()
     generator = torch.Generator().manual_seed(2)
@@ -94,13 +110,13 @@ def test_the_gradient_is_the_slope(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_equal_steps_give_equal_losses(name):
-    first, second = (build(name)(batch(), 3).total for _ in range(2))
+    first, second = (build(name)(images(), 3).total for _ in range(2))
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_half_of_the_precision_gives_nearly_the_same_losses(name):
-    full, half = build(name)(batch(), 1), build(name, amp="bf16")(batch(), 1)
+    full, half = build(name)(images(), 1), build(name, amp="bf16")(images(), 1)
     # bf16 keeps 8 bits, 0.4 % in each product; methods divide small distances by each other and by temperatures.
     for part, value in full.parts.items():
         assert half.parts[part].item() == pytest.approx(value.item(), rel=0.05, abs=1e-3), part
@@ -113,13 +129,13 @@ def test_the_state_after_some_steps_comes_back(name):
     optimizer = torch.optim.Adam(trained(model).values(), lr=1e-3)
     for iteration in (1, 2):
         optimizer.zero_grad()
-        model(batch(), iteration).total.backward()
+        model(images(), iteration).total.backward()
         optimizer.step()
         model.after_update(iteration)
     other = build(name)
     other.network.load_state_dict(model.network.state_dict())
     other.terms.load_state_dict(model.terms.state_dict())
-    assert torch.equal(model(batch(), 3).total, other(batch(), 3).total)
+    assert torch.equal(model(images(), 3).total, other(images(), 3).total)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -130,4 +146,4 @@ def test_the_student_alone_gives_what_the_model_gave(name):
     assert set(alone.state_dict()) == set(build(name).network.state_dict())
     assert not alone._forward_hooks and not alone._forward_pre_hooks
     with torch.no_grad():
-        assert torch.equal(alone(batch().lq), model.run_network(batch().lq))
+        assert torch.equal(alone(images().lq), model.run_network(images().lq))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+from support.distillation import context
 from torch import nn
 
 from basicsr.archs import build_network
+from basicsr.archs.taps import FeatureTaps
 from basicsr.distill.features import FeatureTerm
 from basicsr.distill.networks import NetworkPair, NetworkView, boundaries
 from basicsr.utils.errors import OptionsError
@@ -41,7 +44,7 @@ def test_shapes_are_those_of_a_real_pass_and_looking_changes_nothing():
     looked = view(SWINIR)
     looked.network.train()
     before, state = copy.deepcopy(looked.network.state_dict()), torch.get_rng_state()
-    assert looked.shapes(["conv_first", "layers.1.residual_group.blocks.0"]) == [(12, 21, 21), (12, 21, 21)]
+    assert looked.shapes(["conv_first", "layers.1.residual_group.blocks.0"]) == [(12, 21, 28), (12, 21, 28)]
     assert looked.channels("conv_after_body") == 12
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[key]) for key, value in looked.network.state_dict().items())
@@ -98,24 +101,22 @@ def test_mistakes_are_named():
         Compared(positions=0)
     with pytest.raises(OptionsError, match="must name equally many modules, at least one, got 1 and 2"):
         Compared(student_taps=["a"], teacher_taps=["a", "b"])
-    with pytest.raises(OptionsError, match="'upsample' of the student gives 32x32 features of a 16x16 image"):
+    with pytest.raises(OptionsError, match="'upsample' of the student has features of 2 times the input's resolution"):
         attached(student_taps=["upsample"])
 
 
 def test_features_extended_to_windows_are_cut_to_those_of_the_other_network():
     term = attached(positions=1)
-    from basicsr.archs.taps import FeatureTaps
-
     networks = [build_network({**EDSR, "num_block": 2}), build_network(SWINIR)]
-    features = []
+    features, image = [], torch.rand(2, 3, 10, 12)
     for network, taps in zip(networks, (term.student_taps, term.teacher_taps), strict=True):
         with FeatureTaps(network, taps) as found, torch.no_grad():
-            network(torch.rand(2, 3, 10, 12))
+            network(image)
         features.append(found)
-
-    class Step:
-        student_features, teacher_features = features
-
-    ((student, teacher),) = term.pairs(Step())
+    step = dataclasses.replace(context(), lq=image, student_features=features[0], teacher_features=features[1])
+    ((student, teacher),) = term.pairs(step)
     assert student.shape == (2, 8, 10, 12) and teacher.shape == (2, 12, 10, 12)
     assert torch.equal(teacher, features[1]["layers.1"][..., :10, :12])
+    both = dataclasses.replace(step, student_features={"body.1": features[1]["layers.1"]})
+    ((student, teacher),) = term.pairs(both)
+    assert student.shape == teacher.shape == (2, 12, 10, 12)

@@ -307,7 +307,9 @@ def test_a_network_of_spandrels_own_is_refused(tmp_path):
 
     path = tmp_path / "compact.pth"
     torch.save(SRVGGNetCompact(num_feat=8, num_conv=2, upscale=2).state_dict(), path)
-    with pytest.raises(CheckpointError, match="is Compact, spandrel's own network"):
+    with pytest.raises(
+        CheckpointError, match="is Compact, spandrel's own network: ours are exported, EDSR, NAFNet, RCAN"
+    ):
         load_student(path)
 
 

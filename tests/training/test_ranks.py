@@ -54,3 +54,28 @@ def test_accumulating_two_batches_is_one_step_with_both(mcadkd, tmp_path):
     whole = records(changed(mcadkd, **plain, datasets__train__batch_size_per_gpu=4), tmp_path / "b", 1, 5)[0]
     for ours, theirs in zip(halves["history"], whole["history"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+def test_methods_on_features_see_one_batch_on_two_ranks_and_on_one(mcadkd, tmp_path):
+    # RKD compares the images of the batch with each other, the rest each image by itself.
+    methods: dict[str, dict] = {name: {"type": name} for name in ("FitNet", "AttentionTransfer", "RKD", "FAKD")}
+    methods["FitNet"]["loss_weight"] = 1e-4  # its features are as large as pixel values up to 255
+    adversarial = {"train__contrastive_opt": None, "train__adversarial_opt": None, "network_d": None}
+    options = changed(mcadkd, **adversarial, train__optim_d=None, train__total_iter=3, train__distill=methods)
+    halves = changed(options, datasets__train__batch_size_per_gpu=2)
+    two = records(halves, tmp_path, 2, 3)
+    one = records(changed(options, datasets__train__batch_size_per_gpu=4), tmp_path, 1, 3)[0]
+    assert differences(two[0]["weights"], two[1]["weights"]) == []
+    assert min(one["history"][0][part] for part in ("l_rkd_distance", "l_rkd_angle")) > 1e-3
+    for ours, theirs in zip(two[0]["history"], one["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+def test_a_loss_of_features_alone_trains_on_two_ranks_as_on_one(mcadkd, tmp_path):
+    without = dict.fromkeys(("pixel_opt", "resp_kd_opt", "contrastive_opt", "adversarial_opt", "optim_d"))
+    options = changed(mcadkd, network_d=None, **{f"train__{key}": None for key in without})
+    options = changed(options, train__distill={"hint": {"type": "FitNet"}}, train__total_iter=3)
+    two = records(changed(options, datasets__train__batch_size_per_gpu=2), tmp_path, 2, 3)[0]
+    one = records(changed(options, datasets__train__batch_size_per_gpu=4), tmp_path, 1, 3)[0]
+    for ours, theirs in zip(two["history"], one["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)

@@ -40,6 +40,38 @@ def test_killed_ten_times_ends_bitwise_equal(mcadkd, tmp_path, workers, amp):
     assert not list(tmp_path.glob("killed/experiments/*_archived_*"))
 
 
+def test_methods_with_heads_and_histories_resume_bitwise(mcadkd, tmp_path):
+    methods = {
+        "hint": {"type": "FitNet", "loss_weight": 1e-4},
+        "attention": {"type": "AttentionTransfer"},
+        "relations": {"type": "RKD"},
+        "affinity": {"type": "FAKD"},
+        "mixture": {"type": "MiPKD"},
+        "history": {"type": "DCKD", "vqgan_weights": "random", "update_steps": [2]},
+        "zooms": {"type": "DUKD"},
+    }
+    options = changed(
+        mcadkd,
+        train__distill=methods,
+        train__total_iter=9,
+        train__accumulate=2,
+        logger__save_checkpoint_freq=3,
+        val__val_freq=9,
+        amp="bf16",
+        channels_last=True,
+    )
+    expected = finish(options, tmp_path / "whole")
+    states = tmp_path / "killed/experiments/tiny/training_states"
+    for iteration in (3, 6):
+        process = start(train, options, str(tmp_path / "killed"))
+        while newest(states) < iteration and process.is_alive():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert newest(states) >= iteration
+    assert differences(expected, finish(options, tmp_path / "killed")) == []
+
+
 def newest(states: Path) -> int:
     """Iteration of the newest complete checkpoint; 0 where there is none."""
     return max((int(manifest.stem) for manifest in states.glob("*.json")), default=0)

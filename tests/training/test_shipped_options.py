@@ -13,6 +13,7 @@ from support.training import changed, checkpoint_of, differences, finish, run_ra
 from basicsr.archs import build_network
 from basicsr.utils.options import load_options
 from basicsr.utils.options_schema import thaw
+from basicsr.utils.yaml_loader import load_yaml
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
 FILES = sorted(OPTIONS.glob("*.yml"))
@@ -37,6 +38,8 @@ def reduced(file: Path, image_pairs) -> dict[str, Any]:
         if "depths" in network:
             network.update(depths=[1, 1], num_heads=[2, 2], img_size=8, window_size=4)
         network.update(SMALL_RESTORERS.get(network.get("type"), {}))
+    if "num_feat" in (options.get("network_t") or {}):
+        options["network_t"]["num_feat"] = 12  # wider than the student
     if options.get("network_d"):
         options["network_d"]["num_feat"] = 4
     for key, dataset in options["datasets"].items():
@@ -71,9 +74,17 @@ def test_shipped_file_trains_and_resumes_bitwise(file, image_pairs, tmp_path):
     alone.load_state_dict(saved)  # the student, and nothing of any helper
 
 
-@pytest.mark.parametrize("file", ONE_SCALE, ids=lambda file: file.stem)
+def with_two_networks(image_pairs) -> dict[str, Any]:
+    """The piece of options/methods that no table has: CSD with a frozen teacher."""
+    options = reduced(OPTIONS / "kd_edsr_x2.yml", image_pairs)
+    method = load_yaml(OPTIONS.parent / "methods/csd_two_networks.yml").data()["train"]["distill"]["csd"]
+    return changed(options, name="csd_two_networks", train__distill={"csd": {**method, "vgg_weights": "random"}})
+
+
+@pytest.mark.parametrize("file", [*ONE_SCALE, None], ids=lambda file: file.stem if file else "csd_two_networks")
 def test_a_killed_run_of_a_shipped_file_ends_as_one_that_was_not(file, image_pairs, tmp_path):
-    options = changed(reduced(file, image_pairs), train__total_iter=6, val__val_freq=6)
+    options = reduced(file, image_pairs) if file else with_two_networks(image_pairs)
+    options = changed(options, train__total_iter=6, val__val_freq=6)
     expected = finish(options, tmp_path / "whole")
     states = tmp_path / "killed/experiments" / options["name"] / "training_states"
     process = start(train, options, str(tmp_path / "killed"))
@@ -87,7 +98,7 @@ def test_a_killed_run_of_a_shipped_file_ends_as_one_that_was_not(file, image_pai
 
 @pytest.mark.parametrize("part", range(4))
 def test_shipped_files_train_and_resume_bitwise_on_two_ranks(part, image_pairs, tmp_path):
-    runs = [reduced(file, image_pairs) for file in FILES[part::4]]
+    runs = [reduced(file, image_pairs) for file in FILES[part::4]] + [with_two_networks(image_pairs)] * (part == 0)
     run_ranks(train_rank_all, 2, runs, str(tmp_path))
     folders = [tmp_path / "experiments" / options["name"] for options in runs]
     expected = [checkpoint_of(folder, 3) for folder in folders]
