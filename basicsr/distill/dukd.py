@@ -8,7 +8,9 @@ Student S and teacher T are shown more images of the kind they know, made from t
               l_zoom_out = L1(S(Y), T(Y)),  l_zoom_out_pix = L1(S(Y), I_LR)
 
 A is the label consistency: colour inversion (1 - x), horizontal flip, vertical flip and transposition, applied to the
-student's input in this order, each with a probability of its own, and undone on its output in the reverse order.
+student's input in this order, each with a probability of its own, and undone on its output in the reverse order: the
+flips and the transposition exactly, the inversion up to rounding. In float32 1 - (1 - k/255) differs from k/255 for
+half of the 8-bit values k, by at most 3e-8.
 
 The published loss is L = 5 L1(I_S, I_GT) + L1(I_S, I_T) + these three: the first two are the options' `pixel_opt` and
 `resp_kd_opt`. Published settings: zoom-out for EDSR, none for SwinIR; for RCAN neither zoom-out nor label consistency,
@@ -25,8 +27,9 @@ Where the published code is otherwise:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from inspect import signature
 
 import numpy as np
 import torch
@@ -37,7 +40,7 @@ from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.registry import METHOD_REGISTRY
 
-# Each is its own inverse.
+# Each is its own inverse, the inversion of colours up to rounding.
 OPERATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     lambda images: 1 - images,
     lambda images: images.flip(-1),
@@ -65,7 +68,8 @@ class DUKD(Term):
         loss_weight: factor on all of them.
 
     Raises:
-        OptionsError: an option is out of its range, or neither way is on.
+        OptionsError: an option is out of its range, neither way is on, or an option of a way that is off differs from
+            its default.
     """
 
     def __init__(
@@ -87,6 +91,18 @@ class DUKD(Term):
             raise OptionsError(f"DUKD: num_patches is {num_patches}, allowed: 1 and more")
         if not 0 <= consistency_probability <= 1:
             raise OptionsError(f"DUKD: consistency_probability is {consistency_probability}, allowed: 0 to 1")
+        weights = {"kd_weight": kd_weight, "pixel_weight": pixel_weight, "loss_weight": loss_weight}
+        for name, weight in weights.items():
+            if not weight >= 0:  # nor not a number
+                raise OptionsError(f"DUKD: {name} is {weight}, allowed: 0 and more")
+        if not zoom_out:
+            idle = {"zoom_out_consistency": zoom_out_consistency, "pixel_weight": pixel_weight}
+            _refuse_idle("zoom_out: false", idle)
+        if not zoom_in:
+            _refuse_idle("zoom_in: false", {"num_patches": num_patches})
+        if not (zoom_in or zoom_out_consistency):
+            beside = "zoom_in: false and zoom_out_consistency: false"
+            _refuse_idle(beside, {"consistency_probability": consistency_probability})
         self.zoom_in, self.zoom_out = zoom_in, zoom_out
         self.num_patches = num_patches
         self.consistency_probability = consistency_probability
@@ -162,6 +178,14 @@ class DUKD(Term):
         return which
 
 
+def _refuse_idle(beside: str, given: Mapping[str, object]) -> None:
+    """Raises OptionsError where an option `given`, which has no effect `beside` others, differs from its default."""
+    defaults = signature(DUKD.__init__).parameters
+    for name, value in given.items():
+        if value != defaults[name].default:
+            raise OptionsError(f"DUKD: {name} is {value}, without effect beside {beside}; leave {name} out")
+
+
 def applied(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
     """Applies to each image (N, C, H, W) the operations that its row of `which`, bool (N, 4) on the CPU, names.
 
@@ -171,7 +195,7 @@ def applied(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
 
 
 def undone(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-    """The inverse of `applied`, also on images enlarged since."""
+    """The inverse of `applied`, also on images enlarged since; that of the colour inversion up to rounding."""
     return _run(images, which, reversed(range(len(OPERATIONS))))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def undone_by_hand(image: np.ndarray, which: tuple[bool, ...]) -> np.ndarray:
 
 
 def pictures(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Values that are whole multiples of 1/256: 1 - (1 - x) is exact."""
+    """Values that are whole multiples of 1/256, for which 1 - (1 - x) is exact, as it is not for k/255."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 257, (count, 3, height, width), generator=generator) / 256
 
@@ -66,7 +67,7 @@ def step(lq: torch.Tensor, scale: int, seed: int = 10, **changes: Any) -> StepCo
     return dataclasses.replace(context(count, 8), lq=lq, gt=gt, scale=scale, seeds=seeds, **{**defaults, **changes})
 
 
-def test_every_combination_is_what_it_says_and_is_undone_exactly():
+def test_every_combination_is_what_it_says_and_is_undone_exactly_on_multiples_of_1_256():
     which = torch.tensor(COMBINATIONS)
     images = pictures(16, 5, 5)
     changed = applied(images, which)
@@ -74,6 +75,14 @@ def test_every_combination_is_what_it_says_and_is_undone_exactly():
         assert np.array_equal(result.numpy(), by_hand(image.numpy(), combination)), combination
     assert len(torch.unique(applied(images[:1].expand(16, -1, -1, -1), which), dim=0)) == 16
     assert torch.equal(undone(changed, which), images)
+
+
+def test_the_inversion_of_8_bit_values_is_undone_up_to_rounding_the_rest_exactly():
+    images = (torch.arange(256, dtype=torch.float32) / 255).view(1, 1, 16, 16).expand(16, -1, -1, -1)
+    which = torch.tensor(COMBINATIONS)
+    error = (undone(applied(images, which), which) - images).abs()
+    assert error.max() <= 6e-8
+    assert not error[~which[:, 0]].any()
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
@@ -103,6 +112,29 @@ def test_images_are_reduced_as_by_imresize(size, scale):
     assert torch.allclose(reduced(images, scale), expected, rtol=0, atol=1e-7)
     exactly = torch.stack([imresize(image, 1 / scale) for image in images.double()])
     assert torch.allclose(reduced(images.double(), scale), exactly, rtol=0, atol=1e-14)
+
+
+def test_reduced_images_are_not_clipped_where_they_overshoot_at_edges():
+    lq = torch.zeros(2, 3, 8, 8)
+    lq[0, ..., 4:] = lq[1, :, 4:] = 1
+    # MATLAB's cubic, stretched to twice its width, at a step from 0 to 1.
+    across = torch.tensor([-3.0, 17, 239, 259]) / 256
+    expected = torch.stack([across.expand(3, 4, 4), across[:, None].expand(3, 4, 4)])
+    assert torch.allclose(reduced(lq, 2), expected, rtol=0, atol=1e-7)
+    shown: dict[str, torch.Tensor] = {}
+
+    def network(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def shown_to(images: torch.Tensor) -> torch.Tensor:
+            shown[name] = images
+            return images.repeat_interleave(2, -2).repeat_interleave(2, -1)
+
+        return shown_to
+
+    parts = DUKD(zoom_in=False)(step(lq, 2, student=network("student"), teacher=network("teacher")))
+    for images in (shown["student"], shown["teacher"]):
+        assert torch.allclose(images, expected, rtol=0, atol=1e-7)
+    # Over both sides of the edge |Y - I_LR| is 3, 3, 17 and 17.
+    assert parts["l_zoom_out_pix"].item() == pytest.approx(10 / 256, rel=1e-5)
 
 
 @pytest.mark.parametrize("consistency", [0.0, 0.5])
@@ -151,8 +183,8 @@ def test_a_perfect_student_loses_nothing_whatever_is_drawn():
     assert parts["l_zoom_out_pix"].item() > 0.0
 
 
-def seen(method: DUKD, given: StepContext) -> torch.Tensor:
-    """What the student is shown first."""
+def seen(method: DUKD, given: StepContext, number: int = 0) -> torch.Tensor:
+    """What the student is shown first, or second as `number` 1."""
     shown: list[torch.Tensor] = []
 
     def student(images: torch.Tensor) -> torch.Tensor:
@@ -161,12 +193,12 @@ def seen(method: DUKD, given: StepContext) -> torch.Tensor:
         return given.teacher(images)
 
     method(dataclasses.replace(given, student=student))
-    return shown[0]
+    return shown[number]
 
 
 def test_zoom_out_is_without_label_consistency_unless_told():
     given = step(pictures(3, 8, 8), 2)
-    plain = seen(DUKD(zoom_in=False, consistency_probability=1.0), given)
+    plain = seen(DUKD(consistency_probability=1.0), given, 1)
     assert torch.equal(plain, reduced(given.lq, 2))
     turned = seen(DUKD(zoom_in=False, consistency_probability=1.0, zoom_out_consistency=True), given)
     assert torch.equal(turned, applied(reduced(given.lq, 2), torch.ones(3, 4, dtype=torch.bool)))
@@ -258,12 +290,36 @@ def test_mistakes_are_named():
         DUKD(num_patches=0)
     with pytest.raises(OptionsError, match="consistency_probability is 30, allowed: 0 to 1"):
         DUKD(consistency_probability=30)
+    for name in ("kd_weight", "pixel_weight", "loss_weight"):
+        with pytest.raises(OptionsError, match=f"DUKD: {name} is -1.0, allowed: 0 and more"):
+            DUKD(**{name: -1.0})
     with pytest.raises(OptionsError, match="num_patches is 5, but at scale 2 an HR image has 4 tiles"):
         DUKD(num_patches=5)(step(pictures(1, 4, 4), 2))
     with pytest.raises(OptionsError, match="the scale is 1; zooming needs 2 or more"):
         DUKD()(step(pictures(1, 4, 4), 1))
     with pytest.raises(OptionsError, match="LR patches of 3x8 cannot be reduced 4 times"):
         DUKD(zoom_in=False)(step(pictures(1, 3, 8), 4))
+
+
+@pytest.mark.parametrize(
+    ("beside", "without", "idle"),
+    [
+        ("zoom_out: false", {"zoom_out": False}, {"zoom_out_consistency": True}),
+        ("zoom_out: false", {"zoom_out": False}, {"pixel_weight": 1.0}),
+        ("zoom_in: false", {"zoom_in": False}, {"num_patches": 2}),
+        (
+            "zoom_in: false and zoom_out_consistency: false",
+            {"zoom_in": False},
+            {"consistency_probability": 0.5},
+        ),
+    ],
+)
+def test_options_that_nothing_reads_are_refused(beside, without, idle):
+    DUKD(**without)
+    ((name, value),) = idle.items()
+    with pytest.raises(OptionsError) as caught:
+        DUKD(**without, **idle)
+    assert str(caught.value) == f"DUKD: {name} is {value}, without effect beside {beside}; leave {name} out"
 
 
 def test_a_step_in_the_model_runs_on_the_batch_it_is_given():

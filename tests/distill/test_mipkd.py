@@ -293,6 +293,26 @@ def test_what_the_block_mixer_alone_teaches(pair, way):
             assert moves == (way is not None if before_body else way == "student"), name
 
 
+@pytest.mark.parametrize("pair", ["EDSR", "RCAN", "SwinIR"])
+@pytest.mark.parametrize("way", ["student", "teacher"])
+def test_the_gradient_of_the_first_layer_is_the_slope_of_the_block_mixers_loss(pair, way):
+    """Through what follows the positions, and, in the student, through its long skip."""
+    model = build(pair, positions=2, feature_weight=0.0, autoencoder_weight=0.0, block_weight=1.0)
+    step, iteration = small_batch(), iteration_with(way, way)
+    model(step, iteration).total.backward()
+    first = model.network.conv_first.weight
+    direction = torch.randn(first.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # Up the slope, lest the random direction lie across it.
+    direction = direction / direction.norm() + first.grad / first.grad.norm()
+    start, values = first.detach().clone(), []
+    for distance_gone in (1e-6, -1e-6):
+        with torch.no_grad():
+            first.copy_(start + distance_gone * direction)
+            values.append(model(step, iteration).total.item())
+    slope = (values[0] - values[1]) / 2e-6
+    assert (first.grad * direction).sum().item() == pytest.approx(slope, rel=1e-5)
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 def test_every_trained_parameter_moves_in_some_step(pair):
     reached: set[str] = set()
@@ -439,6 +459,9 @@ def test_features_that_fit_into_only_one_network_are_refused():
         ({"latent_channels": 0}, "latent_channels is 0, allowed: 1 and more"),
         ({"latent_channels": 8, "encoder": "none"}, "leave latent_channels out"),
         ({"mask": "grid", "mask_probability": 0.3}, "leave mask_probability out"),
+        ({"feature_weight": -1.0}, "feature_weight is -1.0, allowed: 0 and more"),
+        ({"autoencoder_weight": -0.5}, "autoencoder_weight is -0.5, allowed: 0 and more"),
+        ({"block_weight": float("nan")}, "block_weight is nan, allowed: 0 and more"),
         ({"encoder": "vit"}, "MiPKD: encoder is 'vit'; allowed: conv, mlp, shared, none"),
         ({"mask": "noise"}, "MiPKD: mask is 'noise'; allowed: random, grid, cosine, cka"),
     ],
@@ -447,6 +470,29 @@ def test_mistakes_are_told_in_a_line(options, message):
     with pytest.raises(OptionsError, match=message) as caught:
         MiPKD(**options)
     assert "\n" not in str(caught.value)
+
+
+OF_THE_FEATURE_MIXER = {
+    "encoder": "mlp", "latent_channels": 8, "autoencoder": False, "mask": "cka", "mask_probability": 0.4,
+    "feature_weight": 2.0, "autoencoder_weight": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("beside", "without", "idle"),
+    [
+        ("feature_mixer: false", {"feature_mixer": False}, OF_THE_FEATURE_MIXER),
+        ("block_mixer: false", {"block_mixer": False}, {"block_weight": 0.2, "ground_truth_share": 0.4}),
+        ("autoencoder: false", {"autoencoder": False}, {"autoencoder_weight": 0.5}),
+        ("encoder: none", {"encoder": "none"}, {"autoencoder_weight": 0.5, "autoencoder": False}),
+    ],
+)
+def test_options_that_nothing_reads_are_refused(beside, without, idle):
+    MiPKD(**without)
+    for name, value in idle.items():
+        with pytest.raises(OptionsError) as caught:
+            MiPKD(**without, **{name: value})
+        assert str(caught.value) == f"MiPKD: {name} is {value}, without effect beside {beside}; leave {name} out"
 
 
 def test_a_network_without_stages_is_refused():
