@@ -1,7 +1,7 @@
 """Compares distillation methods under equal conditions: trains a student by each, with several seeds, and tabulates.
 
-    python scripts/compare_methods.py -opt options/compare/quickstart.yml --methods scratch kd fakd --seeds 0 1 2 \
-        --name first_look --teacher-opt options/train/quickstart_teacher.yml
+    python scripts/compare_methods.py -opt options/compare/quickstart_x2.yml --methods scratch kd fakd \\
+        --seeds 0 1 2 --name first_look --teacher-opt options/train/quickstart_teacher.yml
 
 Within a seed all methods start from the same student and see the same batches. Interrupted, the same command goes on
 where it stopped. results/NAME then holds study.md, study.csv, study.json and the options of each run:

@@ -306,6 +306,9 @@ def _load(network: VQGANEncoder, state: Mapping[str, Tensor], path: Path) -> Non
         given, expected = (tuple(held[key].shape) if key in held else "nothing" for held in (state, wanted))
         if given != expected:
             raise CheckpointError(_refusal(path, f"{key} is {given}, its other weights want {expected}"))
+    # Views of one short storage are tensors, too: as float32 each would take memory of its own.
+    if sum(value.numel() for value in wanted.values()) > path.stat().st_size:
+        raise CheckpointError(_refusal(path, "it has fewer bytes than its weights have numbers"))
     network.load_state_dict({key: state[key].float().contiguous() for key in wanted}, assign=True)
 
 

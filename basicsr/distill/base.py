@@ -109,7 +109,7 @@ class Term(nn.Module):
     runs_student_parts: ClassVar[bool] = False
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
-    weights: Mapping[str, float]
+    weights: Mapping[str, float] = {}
 
     def attach(self, networks: NetworkPair) -> None:
         """Shows the term the two networks, once, before training: here it chooses its taps and makes heads that fit.

@@ -64,6 +64,10 @@ class DCKD(Term):
     The history model is a copy of the student as it is before training. It is saved in the training state, is no part
     of the exported student, and always in eval mode. Each image's degradations derive from its own seed.
 
+    Under `amp` the encoder runs in the shorter format, and nearly equal images have features that differ little: with
+    random weights and a student 46 dB from its teacher (54 dB), the gradient of L_dcl kept a cosine of 0.90 (0.72) with
+    float32's in bf16, of 0.98 and more in fp16.
+
     Args:
         contrastive: whether there is L_dcl. Without it there is no history model.
         distribution: whether there is L_ce.

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from basicsr.distill.base import StepContext
 from basicsr.distill.features import FeatureTerm
 from basicsr.utils.dist_util import gather_with_gradient
+from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import METHOD_REGISTRY
 
 _NO_DIRECTION = 1e-4
@@ -34,7 +35,7 @@ class RKD(FeatureTerm):
 
     B counts the images of all ranks, whose embeddings are gathered, so that a batch means the same however many ranks
     share it; batches whose gradients are accumulated are each by themselves. One image has no pairs, two have no angles
-    and always the distance 1: the loss is then 0. Memory for the angles grows with B^3 + B^2 C. Nothing is trained
+    and always the distance 1, so fewer than three are refused. Memory for the angles grows with B^3 + B^2 C. Nothing is trained
     beside the student.
 
     Args:
@@ -58,10 +59,19 @@ class RKD(FeatureTerm):
         self.weights = {"l_rkd_distance": distance_weight, "l_rkd_angle": angle_weight}
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Returns `l_rkd_distance` and `l_rkd_angle`."""
+        """Returns `l_rkd_distance` and `l_rkd_angle`.
+
+        Raises:
+            OptionsError: all processes together have fewer than three images, which have no relations to compare.
+        """
         distances, angles = [], []
         for student, teacher in self.pairs(context):
             own, other = (gather_with_gradient(features.mean((2, 3)))[0] for features in (student, teacher))
+            if len(own) < 3:
+                raise OptionsError(
+                    f"RKD: it compares the images of a batch with each other, three or more, and there are {len(own)}"
+                    " over all processes; raise batch_size_per_gpu"
+                )
             distances.append(mean_huber(relative_distances(own), relative_distances(other)))
             angles.append(mean_huber(cosines(own), cosines(other)))
         return {"l_rkd_distance": torch.stack(distances).mean(), "l_rkd_angle": torch.stack(angles).mean()}

@@ -12,6 +12,7 @@ from basicsr.data.batch import Batch
 from basicsr.distill.base import StepContext, Term, nothing_of
 from basicsr.losses.loss_util import at_least_float32
 from basicsr.models.teacher import Teacher
+from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import Precision
 
 
@@ -62,7 +63,7 @@ class SRModel(nn.Module):
         parts: dict[str, torch.Tensor] = {}
         total = nothing_of([context.sr])  # a loss of features alone leaves later layers out, for which ranks would wait
         for key, term in self._named_terms():
-            for name, part in term(context).items():
+            for name, part in _checked(term, term(context)).items():
                 total = total + term.weights[name] * part
                 parts[f"{name}_{key}" if name in parts else name] = part.detach()
         return StepOutput(total, parts, context.sr)
@@ -106,3 +107,24 @@ class SRModel(nn.Module):
         for key, term in self.terms.items():
             assert isinstance(term, Term)
             yield key, term
+
+
+def _checked(term: Term, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a term returned, held against what the contract says of it.
+
+    Raises:
+        OptionsError: it is no mapping of scalars, or a part is not named as the contract says, or has no weight.
+    """
+    kind = type(term).__name__
+    if not isinstance(parts, Mapping):
+        raise OptionsError(f"{kind}: forward returned a {type(parts).__name__}; it must return parts by name")
+    for name, part in parts.items():
+        if not name.startswith("l_"):
+            raise OptionsError(f"{kind}: forward returned a part '{name}'; parts are called l_..., such as 'l_{name}'")
+        if not isinstance(part, torch.Tensor) or part.dim() != 0:
+            given = f"has shape {tuple(part.shape)}" if isinstance(part, torch.Tensor) else f"is {part!r}"
+            raise OptionsError(f"{kind}: '{name}' {given}; a part must be a tensor of no dimensions, such as a mean")
+        if name not in term.weights:
+            listed = ", ".join(term.weights) or "none"
+            raise OptionsError(f"{kind}: forward returned '{name}', which its weights do not name; there are: {listed}")
+    return parts

@@ -172,6 +172,9 @@ class _Dict(dict[Any, Any]):
 
     __slots__ = ()
 
+    # Python 3 fills them item by item; copies of an argument would take far more memory than a pickle has bytes.
+    def __init__(self, *_: object) -> None: ...
+
     def __setstate__(*_: object) -> None: ...
 
 
@@ -299,7 +302,8 @@ class _Storages:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int and value >= 0 for value in values)
+    # Larger ones are no tensor's, and their product may take minutes.
+    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

@@ -244,6 +244,13 @@ def test_other_files_are_refused_in_one_line(change, message, tmp_path):
     assert "x.ckpt" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_file_that_holds_one_row_of_numbers_for_all_weights_is_refused(tmp_path):
+    pool = torch.zeros(128 * 128 * 9)
+    state = {key: pool[: value.numel()].view(value.shape) for key, value in whole_state(OTHER).items()}
+    with pytest.raises(CheckpointError, match="it has fewer bytes than its weights have numbers"):
+        VQGANEncoder(vqgan_weights=write(tmp_path / "x.ckpt", state))
+
+
 def test_wrong_options_are_named():
     with pytest.raises(OptionsError, match=r"input_range is \[1, -1\]; allowed: the lower and the upper end"):
         VQGANEncoder(vqgan_weights="random", input_range=(1, -1))

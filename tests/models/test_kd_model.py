@@ -170,3 +170,24 @@ def test_terms_that_rule_each_other_out_are_refused():
         model(one=Owner([]), two=Owner([]))
     with pytest.raises(OptionsError, match="one trains the student's weights in its place, two runs parts of the"):
         model(one=Owner([]), two=RunsParts([]))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.zeros(()), "Returns: forward returned a Tensor; it must return parts by name"),
+        ({"mine": torch.zeros(())}, r"forward returned a part 'mine'; parts are called l_\.\.\., such as 'l_mine'"),
+        ({"l_mine": 0.5}, "'l_mine' is 0.5; a part must be a tensor of no dimensions"),
+        ({"l_mine": torch.zeros(2, 3)}, r"'l_mine' has shape \(2, 3\)"),
+        ({"l_other": torch.zeros(())}, "forward returned 'l_other', which its weights do not name; there are: l_mine"),
+    ],
+)
+def test_a_term_that_breaks_its_contract_is_told(returned, message):
+    class Returns(Term):
+        weights = {"l_mine": 1.0}
+
+        def forward(self, context):
+            return returned
+
+    with pytest.raises(OptionsError, match=message):
+        model(broken=Returns())(batch(), 1)

@@ -136,7 +136,8 @@ def test_shipped_file_refuses_every_misspelt_key_with_its_line(shipped, tmp_path
 
 
 def test_a_misspelt_key_of_a_shared_piece_is_found_in_the_shared_file(tmp_path):
-    os.symlink(OPTIONS / "networks", tmp_path / "networks")
+    for name in ("networks", "methods"):
+        os.symlink(OPTIONS / name, tmp_path / name)
     (tmp_path / "train").mkdir()
     (tmp_path / "base").mkdir()
     for file in (OPTIONS / "base").iterdir():

@@ -56,10 +56,13 @@ def test_accumulating_two_batches_is_one_step_with_both(mcadkd, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
-def test_methods_on_features_see_one_batch_on_two_ranks_and_on_one(mcadkd, tmp_path):
+def test_all_methods_see_one_batch_on_two_ranks_and_on_one(mcadkd, tmp_path):
     # RKD compares the images of the batch with each other, the rest each image by itself.
     methods: dict[str, dict] = {name: {"type": name} for name in ("FitNet", "AttentionTransfer", "RKD", "FAKD")}
     methods["FitNet"]["loss_weight"] = 1e-4  # its features are as large as pixel values up to 255
+    methods["DCKD"] = {"type": "DCKD", "vqgan_weights": "random", "update_steps": [2]}
+    methods["DUKD"] = {"type": "DUKD"}
+    methods["MiPKD"] = {"type": "MiPKD", "feature_weight": 1e-3, "autoencoder_weight": 1e-3}
     adversarial = {"train__contrastive_opt": None, "train__adversarial_opt": None, "network_d": None}
     options = changed(mcadkd, **adversarial, train__optim_d=None, train__total_iter=3, train__distill=methods)
     halves = changed(options, datasets__train__batch_size_per_gpu=2)

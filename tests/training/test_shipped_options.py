@@ -46,7 +46,7 @@ def reduced(file: Path, image_pairs) -> dict[str, Any]:
         dataset.update(dataroot_gt=str(gt), dataroot_lq=str(lq), filename_tmpl=f"{{}}x{scale}")
         if key == "train":
             # At scale 1 the encoder of DCKD wants more than 8 pixels.
-            dataset.update(gt_size=8 * max(scale, 2), num_worker_per_gpu=0, batch_size_per_gpu=2)
+            dataset.update(gt_size=8 * max(scale, 2), num_worker_per_gpu=0, batch_size_per_gpu=3)
         if "gt_sizes" in dataset:
             dataset.update(gt_size=24, gt_sizes=[16, 24], mini_batch_sizes=[2, 1], iters=[2, 4])
     contrastive = options["train"].get("contrastive_opt")

@@ -11,6 +11,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -285,6 +286,8 @@ HUGE = struct.pack("<Q", 1 << 40)
         (checkpoint(weight=tensor(stride=b"K\x02\x85")), "out of bounds"),
         (checkpoint(weight=tensor(offset=b"K\x01")), "out of bounds"),
         (checkpoint(weight=tensor(stride=b"J\xff\xff\xff\xff\x85")), "has no shape"),
+        (checkpoint(weight=tensor(size=b"\x8a\x08" + bytes(7) + b"\x7f\x85")), "larger than its storage"),
+        (checkpoint(weight=tensor(size=b"\x8a\x09" + bytes(7) + b"\x80\x00\x85")), "has no shape"),  # 2^63
         (checkpoint(weight=tensor(size=b"N")), "has no shape"),
         (checkpoint(weight=tensor(size=b"X\x01\x00\x00\x00a\x85")), "has no shape"),
         (checkpoint(weight=tensor(key="../../etc/passwd")), "no item named"),
@@ -301,6 +304,19 @@ HUGE = struct.pack("<Q", 1 << 40)
 )
 def test_impossible_tensors_and_pickles_are_refused(pickled, reason, tmp_path):
     refused(archive(tmp_path / "x.ckpt", pickled), reason)
+
+
+def test_a_pickle_cannot_have_a_dict_copied_over_and_over(tmp_path):
+    """Ten bytes make a copy: 2000 of a dict of 2000 would take hundreds of megabytes."""
+    filled = b"}(" + b"".join(b"J" + struct.pack("<i", number) + b"N" for number in range(2000)) + b"u\x85q\x01"
+    copies = (name_of("collections", "OrderedDict") + b"q\x020") + b"h\x02h\x01R" * 2000
+    path = archive(tmp_path / "x.ckpt", checkpoint(b"(" + filled + copies + b"t"))
+    tracemalloc.start()
+    try:
+        assert list(load_state_dict_only(path)) == ["w"]
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_archives_that_unfold_are_refused(tmp_path):
