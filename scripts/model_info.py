@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.options import load_options, load_test_options
 from basicsr.utils.options_components import is_auto
-from basicsr.utils.options_schema import Options
+from basicsr.utils.options_schema import FrozenMapping, Options
 from basicsr.utils.yaml_loader import load_yaml
 
 _LONGEST = 400
@@ -59,14 +60,20 @@ def describe(
     name: str, block: Mapping[str, Any], path: str | None, input_shape: tuple[int, int, int]
 ) -> tuple[str, ...]:
     """Returns a row of the table: name, type, parameters in millions, multiply-adds in billions."""
-    kind = block["type"]
+    # Rows of a test are often one network with several weights: that is measured once.
+    return name, *_measured(FrozenMapping(block), path if is_auto(block) else None, input_shape)
+
+
+@cache
+def _measured(block: FrozenMapping, path: str | None, input_shape: tuple[int, int, int]) -> tuple[str, str, str]:
+    kind = str(block["type"])
     if is_auto(block):
         assert path is not None, "the options' checks see to it that a network to recognise has its file"
         pretrained = load_pretrained(path)
         network, kind = pretrained.network, pretrained.architecture
     else:
         network = build_network(block)
-    return name, kind, f"{count_parameters(network) / 1e6:.2f}", cost_of(network, input_shape)
+    return kind, f"{count_parameters(network) / 1e6:.2f}", cost_of(network, input_shape)
 
 
 def cost_of(network: nn.Module, input_shape: tuple[int, int, int]) -> str:

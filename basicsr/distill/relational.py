@@ -35,8 +35,8 @@ class RKD(FeatureTerm):
 
     B counts the images of all ranks, whose embeddings are gathered, so that a batch means the same however many ranks
     share it; batches whose gradients are accumulated are each by themselves. One image has no pairs, two have no angles
-    and always the distance 1, so fewer than three are refused. Memory for the angles grows with B^3 + B^2 C. Nothing is trained
-    beside the student.
+    and always the distance 1, so fewer than three are refused. Memory for the angles grows with B^3 + B^2 C. Nothing is
+    trained beside the student.
 
     Args:
         student_taps: modules of the student; where left out, stages evenly spaced over the body, the last at its end.

@@ -1,9 +1,9 @@
 """Cuts large images into overlapping squares, which are faster to read in training: 0001_s001.png,
 0001_s002.png ...
 
-    python scripts/data/extract_subimages.py --input datasets/DIV2K/DIV2K_train_HR \
+    python scripts/data/extract_subimages.py --input datasets/DIV2K/DIV2K_train_HR \\
         --output datasets/DIV2K/DIV2K_train_HR_sub --crop-size 480 --step 240
-    python scripts/data/extract_subimages.py --input datasets/DIV2K/DIV2K_train_LR_bicubic/X2 \
+    python scripts/data/extract_subimages.py --input datasets/DIV2K/DIV2K_train_LR_bicubic/X2 \\
         --output datasets/DIV2K/DIV2K_train_LR_bicubic/X2_sub --crop-size 240 --step 120 --strip-suffix x2
 
 Sizes for LR images are those for HR images divided by the scale; `--strip-suffix` gives pairs one name.

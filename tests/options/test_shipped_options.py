@@ -240,6 +240,7 @@ def test_test_files_compare_what_the_training_files_leave(backbone, scale):
             assert options.networks[row].network == trained.network_g
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_one_file_tests_all_scales_of_a_table(backbone):
     loaded = load_test_options(OPTIONS / f"test/{backbone}.yml", paths=False)
     assert [options.scale for options in loaded] == [2, 3, 4]

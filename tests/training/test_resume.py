@@ -55,6 +55,7 @@ def test_methods_with_heads_and_histories_resume_bitwise(mcadkd, tmp_path):
         train__distill=methods,
         train__total_iter=9,
         train__accumulate=2,
+        datasets__train__batch_size_per_gpu=3,
         logger__save_checkpoint_freq=3,
         val__val_freq=9,
         amp="bf16",

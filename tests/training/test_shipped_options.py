@@ -48,7 +48,7 @@ def reduced(file: Path, image_pairs) -> dict[str, Any]:
             # At scale 1 the encoder of DCKD wants more than 8 pixels.
             dataset.update(gt_size=8 * max(scale, 2), num_worker_per_gpu=0, batch_size_per_gpu=3)
         if "gt_sizes" in dataset:
-            dataset.update(gt_size=24, gt_sizes=[16, 24], mini_batch_sizes=[2, 1], iters=[2, 4])
+            dataset.update(gt_size=24, gt_sizes=[16, 24], mini_batch_sizes=[3, 1], iters=[2, 4])
     contrastive = options["train"].get("contrastive_opt")
     if contrastive:
         contrastive.update(patch_size=6, num_patches=3, embed_dim=8)
