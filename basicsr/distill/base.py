@@ -11,8 +11,8 @@ Its life: built from its options, then shown the two networks once (`attach`), t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,6 +44,7 @@ class StepContext:
         student: runs the student on another input, with gradients.
         teacher: runs the teacher on another input, without; None where no term needs it.
         autocast: context manager for the run's precision. Terms run in float32; a heavy head may opt in.
+        teacher_autocast: likewise for the teacher's precision, for what a term runs as it would a teacher.
     """
 
     lq: torch.Tensor
@@ -59,6 +60,7 @@ class StepContext:
     student: Callable[[torch.Tensor], torch.Tensor]
     teacher: Callable[[torch.Tensor], torch.Tensor] | None
     autocast: Callable[[], AbstractContextManager[Any]]
+    teacher_autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def teacher_output(self) -> torch.Tensor:
@@ -102,6 +104,7 @@ class Term(nn.Module):
         student_taps: module paths in the student whose outputs are wanted, such as `body.31`.
         teacher_taps: likewise in the teacher.
         weights: weight of each part that `forward` returns, by its name.
+        remarks: what the log should say at the start, a line each, such as what was loaded.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -110,6 +113,7 @@ class Term(nn.Module):
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     weights: Mapping[str, float] = {}
+    remarks: Sequence[str] = ()
 
     def attach(self, networks: NetworkPair) -> None:
         """Shows the term the two networks, once, before training: here it chooses its taps and makes heads that fit.

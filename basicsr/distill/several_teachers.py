@@ -42,20 +42,21 @@ class FurtherTeacher:
     weight: float = 1.0
     allow_random: bool = False
 
-    def build(self) -> nn.Module:
-        """The network with its weights, on the CPU.
+    def build(self) -> tuple[nn.Module, str | None]:
+        """The network with its weights, on the CPU, and what the log should say of them.
 
         Raises:
             OptionsError: `path` is missing, or `network` does not fit its constructor.
             CheckpointError: the file cannot be read or does not fit.
         """
         if self.path is not None:
-            return network_for(self.network, self.path, param_key=self.param_key, strict=self.strict)[0]
+            network, remark = network_for(self.network, self.path, param_key=self.param_key, strict=self.strict)
+            return network, remark or f"Loaded from {self.path}"
         if self.network is None or is_auto(self.network):
             raise OptionsError("path is required where network is left out or auto: it is recognised from this file")
         if not self.allow_random:
             raise OptionsError("path is required: an untrained teacher teaches noise (allow_random: true allows it)")
-        return build_network(self.network)
+        return build_network(self.network), None
 
 
 @METHOD_REGISTRY.register()
@@ -72,8 +73,8 @@ class SeveralTeachers(CriterionTerm):
           - {network: {type: SwinIR, ...}, path: swinir_x4.pth, param_key: params_ema, weight: 2.0}
           - {path: rcan_x4.pth}     # recognised from the file
 
-    They are frozen, run without gradients in the student's precision, and are in no checkpoint. Without any, the loss
-    is that of ResponseDistillation.
+    They are frozen, run without gradients in the precision of `network_t`, and are in no checkpoint. Without any, the
+    loss is that of ResponseDistillation.
 
     Args:
         teachers: further teachers, with the keys of `FurtherTeacher`.
@@ -105,7 +106,9 @@ class SeveralTeachers(CriterionTerm):
                 raise OptionsError(f"{label}: weight is {share}; it must be positive")
         self._shares = [share / sum(shares.values()) for share in shares.values()]
         self._labels = labels
-        self.teachers = nn.ModuleList(map(_frozen, entries, labels))
+        built = [_frozen(entry, label) for entry, label in zip(entries, labels, strict=True)]
+        self.teachers = nn.ModuleList(network for network, _ in built)
+        self.remarks = [f"{label}: {said}" for label, (_, said) in zip(labels, built, strict=True) if said]
 
     def target(self, context: StepContext) -> torch.Tensor:
         """The teachers' mean.
@@ -115,7 +118,7 @@ class SeveralTeachers(CriterionTerm):
         """
         mean = self._shares[0] * context.teacher_output
         for share, teacher, label in zip(self._shares[1:], self.teachers, self._labels, strict=True):
-            with torch.no_grad(), context.autocast():
+            with torch.no_grad(), context.teacher_autocast():
                 output = at_least_float32(teacher(context.lq))
             if output.shape != mean.shape:
                 raise OptionsError(
@@ -126,10 +129,10 @@ class SeveralTeachers(CriterionTerm):
         return mean
 
 
-def _frozen(entry: FurtherTeacher, label: str) -> Frozen[nn.Module]:
+def _frozen(entry: FurtherTeacher, label: str) -> tuple[Frozen[nn.Module], str | None]:
     try:
-        network = entry.build()
+        network, remark = entry.build()
     except (OptionsError, CheckpointError) as error:
         raise type(error)(f"{label}: {error}") from error
     keep_output_precise(network)
-    return Frozen(network)
+    return Frozen(network), remark

@@ -83,6 +83,7 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
         )
     else:
         model = SRModel(_placed(network, options, device), terms, precision, options.scale, options.manual_seed)
+    remarks += [remark for term in terms.values() for remark in term.remarks]
     return model.to(device), [remark for remark in remarks if remark]
 
 

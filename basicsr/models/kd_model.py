@@ -69,6 +69,7 @@ class KDModel(SRModel):
             sr_teacher=sr_teacher,
             teacher_features=teacher_features,
             teacher=self.teacher,
+            teacher_autocast=self.teacher.precision.autocast,
         )
 
 

@@ -31,7 +31,15 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
     Returns:
         The key of each mistake and what is wrong there.
     """
-    checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _crops, _metrics, _best, _rows]
+    checks: list[Callable[[Options], Iterator[Finding]]] = [
+        _names,
+        _scales,
+        _crops,
+        _progressive,
+        _metrics,
+        _best,
+        _rows,
+    ]
     if options.is_train:
         checks += [_model, _losses, _adversary, _schedule, _training_data]
     else:
@@ -353,7 +361,6 @@ def _stages(options: Options, key: str, dataset: DatasetOptions) -> Iterator[Fin
 
 
 def _training_data(options: Options) -> Iterator[Finding]:
-    yield from _progressive(options)
     if not options.datasets_of("train"):
         yield ("datasets", "train"), "is required for training"
     for key in options.datasets_of("test"):

@@ -259,6 +259,10 @@ class TestOptions:
             load_options(options, training=True, paths=False)
 
     def test_only_training_grows(self, entry):
+        tested = {"name": "run", "model_type": "SRModel", "scale": 1, "path": {"pretrain_network_g": "g.pth"}}
+        tested |= {"network_g": whole(entry)["network_g"], "datasets": {"test": {**entry, "name": "test"}}}
+        with pytest.raises(OptionsError, match=r"datasets\.test\.gt_sizes: is of training only; remove it"):
+            load_options(tested, training=False, paths=False)
         options = whole(copy.deepcopy(entry))
         options["datasets"]["val"] = {**entry, "name": "val"}
         options["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}}}

@@ -113,6 +113,24 @@ def test_in_half_precision_the_mean_is_nearly_the_same():
     assert losses[1].dtype == torch.float32 and losses[1].item() == pytest.approx(losses[0].item(), rel=0.02)
 
 
+def test_further_teachers_run_in_the_precision_of_the_teachers():
+    torch.manual_seed(3)
+    method = SeveralTeachers(teachers=[RANDOM])
+    dtypes = []
+    layer = method.teachers[0].network.conv_first
+    layer.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    for precisions in ({"amp": "bf16", "amp_teacher": "none"}, {"amp": "none", "amp_teacher": "bf16"}):
+        kd_model({"teachers": method}, **precisions)(batch(), 1)
+    assert dtypes == [torch.float32, torch.bfloat16]
+
+
+def test_the_log_says_what_was_loaded(tmp_path):
+    path = tmp_path / "rcan.pth"
+    saved(RCAN, path, 1)
+    method = SeveralTeachers(teachers=[{"network": RCAN, "path": str(path)}, RANDOM])
+    assert method.remarks == [f"SeveralTeachers: teachers[0]: Loaded from {path}"]
+
+
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [

@@ -32,6 +32,7 @@ def kd_model(
     student: dict[str, Any] = STUDENT,
     teacher: dict[str, Any] = TEACHER,
     amp: str = "none",
+    amp_teacher: str = "",
     dtype: torch.dtype = torch.float32,
 ) -> KDModel:
     """A model of small networks with weights from a fixed seed, in training mode; the terms are attached to it."""
@@ -39,8 +40,8 @@ def kd_model(
     networks = [build_network(block) for block in (student, teacher)]
     for network in networks:
         network.to(dtype)
-    precision = Precision("cpu", amp)
-    model = KDModel(*networks, terms, precision, precision, student.get("upscale", 1), seed=5)
+    precisions = (Precision("cpu", name) for name in (amp, amp_teacher or amp))
+    model = KDModel(*networks, terms, *precisions, student.get("upscale", 1), seed=5)
     return model.to(dtype).train()
 
 
