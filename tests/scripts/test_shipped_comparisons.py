@@ -1,0 +1,56 @@
+"""What is in options/compare builds, trains and resumes at reduced size, as compare_methods.py joins it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.shipped import check_student, reduced
+from support.training import differences, finish
+
+from basicsr.utils.options import load_options
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPARE = ROOT / "options/compare"
+BASES = sorted(file for file in COMPARE.glob("*.yml") if "teacher" not in file.stem)
+TEACHERS = sorted(file for file in COMPARE.glob("*.yml") if "teacher" in file.stem)
+PIECES = sorted(COMPARE.glob("small/**/*.yml"))
+
+
+@pytest.fixture
+def joined(monkeypatch, tmp_path):
+    """A base with a method's piece, as a run of a study has them, without asking for the data."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    plan = importlib.import_module("study.plan")
+    monkeypatch.setattr(plan, "load_options", lambda *given, **named: load_options(*given, **{**named, "paths": False}))
+
+    def join(base: Path, method: Path | str):
+        study = plan.plan_study(base=base, name="shipped", methods=[str(method)], seeds=[0])
+        return study.runs[0].options
+
+    return join
+
+
+def trains_and_resumes(options: dict[str, Any], folder: Path) -> None:
+    expected = finish(options, folder)
+    run = folder / "experiments" / options["name"]
+    (run / "training_states/3.json").unlink()
+    assert differences(expected, finish(options, folder)) == []
+    check_student(options, run)
+
+
+@pytest.mark.parametrize("piece", PIECES, ids=lambda file: str(file.relative_to(COMPARE / "small").with_suffix("")))
+def test_each_piece_trains_and_resumes_bitwise(joined, piece, image_pairs, tmp_path):
+    trains_and_resumes(reduced(joined(COMPARE / "small_edsr_x2.yml", piece), image_pairs), tmp_path)
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda file: file.stem)
+def test_each_base_trains_and_resumes_bitwise(joined, base, image_pairs, tmp_path):
+    trains_and_resumes(reduced(joined(base, "kd"), image_pairs), tmp_path)
+
+
+@pytest.mark.parametrize("file", TEACHERS, ids=lambda file: file.stem)
+def test_each_teacher_trains_and_resumes_bitwise(file, image_pairs, tmp_path):
+    trains_and_resumes(reduced(load_options(file, training=True, paths=False), image_pairs), tmp_path)

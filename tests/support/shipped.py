@@ -1,0 +1,60 @@
+"""Shipped options, small enough to be trained by in a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from support.training import changed
+
+from basicsr.archs import build_network
+from basicsr.utils.options_schema import Options, thaw
+
+SMALL = {"num_feat": 8, "num_block": 2, "num_group": 2, "squeeze_factor": 4, "embed_dim": 8}
+SMALL_RESTORERS = {
+    "NAFNet": {"width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
+    "Restormer": {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 2]},
+}
+RANDOM_WEIGHTS = {"SharedCSD": "vgg_weights", "CSD": "vgg_weights", "DCKD": "vqgan_weights"}
+
+
+def reduced(loaded: Options, image_pairs) -> dict[str, Any]:
+    """The options with small networks, crops, batches and images, all else as shipped; a run of 3 iterations."""
+    options = thaw(loaded)
+    scale = options["scale"]
+    gt, lq = image_pairs(scale=scale, count=3, size=24 if scale == 1 else 16, folder=f"x{scale}")
+    for name in ("network_g", "network_t"):
+        network = options.get(name) or {}
+        network.update({key: value for key, value in SMALL.items() if key in network})
+        if "depths" in network:
+            network.update(depths=[1, 1], num_heads=[2, 2], img_size=8, window_size=4)
+        network.update(SMALL_RESTORERS.get(network.get("type"), {}))
+    if "num_feat" in (options.get("network_t") or {}):
+        options["network_t"]["num_feat"] = 12  # wider than the student
+    if options.get("network_d"):
+        options["network_d"]["num_feat"] = 4
+    for key, dataset in options["datasets"].items():
+        dataset.update(dataroot_gt=str(gt), dataroot_lq=str(lq), filename_tmpl=f"{{}}x{scale}")
+        if key == "train":
+            # At scale 1 the encoder of DCKD wants more than 8 pixels.
+            dataset.update(gt_size=8 * max(scale, 2), num_worker_per_gpu=0, batch_size_per_gpu=3)
+        if "gt_sizes" in dataset:
+            dataset.update(gt_size=24, gt_sizes=[16, 24], mini_batch_sizes=[3, 1], iters=[2, 4])
+    contrastive = options["train"].get("contrastive_opt")
+    if contrastive:
+        contrastive.update(patch_size=6, num_patches=3, embed_dim=8)
+    for method in options["train"].get("distill", {}).values():
+        if method["type"] in RANDOM_WEIGHTS:
+            method[RANDOM_WEIGHTS[method["type"]]] = "random"
+    options["path"] = {"allow_random_teacher": True}
+    options["train"]["total_iter"] = 3
+    options["val"]["val_freq"] = 3
+    options["logger"].update(save_checkpoint_freq=2, use_tb_logger=False)
+    return changed(options, num_gpu=0, dist_params__backend="gloo")
+
+
+def check_student(options: dict[str, Any], folder: Path) -> None:
+    """What is exported is the student, and nothing of any helper."""
+    saved = torch.load(folder / "models/net_g_latest.pth", weights_only=True)["params"]
+    build_network(options["network_g"]).load_state_dict(saved)
