@@ -23,11 +23,13 @@ class StepOutput:
     Attributes:
         total: the weighted sum of all parts, with gradients.
         parts: each part without its weight, detached, for the log.
+        weighted: each part times its weight, with gradients.
         sr: the network's output, float32 (B, C, sH, sW), with gradients.
     """
 
     total: torch.Tensor
     parts: dict[str, torch.Tensor]
+    weighted: dict[str, torch.Tensor]
     sr: torch.Tensor
 
 
@@ -61,12 +63,14 @@ class SRModel(nn.Module):
         """One step's losses."""
         context = self._context(batch, iteration)
         parts: dict[str, torch.Tensor] = {}
-        total = nothing_of([context.sr])  # a loss of features alone leaves later layers out, for which ranks would wait
+        weighted: dict[str, torch.Tensor] = {}
         for key, term in self._named_terms():
             for name, part in _checked(term, term(context)).items():
-                total = total + term.weights[name] * part
-                parts[f"{name}_{key}" if name in parts else name] = part.detach()
-        return StepOutput(total, parts, context.sr)
+                unique = f"{name}_{key}" if name in parts else name
+                parts[unique], weighted[unique] = part.detach(), term.weights[name] * part
+        # A loss of features alone leaves later layers out, for which ranks would wait.
+        total = sum(weighted.values(), start=nothing_of([context.sr]))
+        return StepOutput(total, parts, weighted, context.sr)
 
     def _context(self, batch: Batch, iteration: int) -> StepContext:
         assert batch.gt is not None, "training needs HR images"

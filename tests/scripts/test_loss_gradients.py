@@ -1,0 +1,119 @@
+"""scripts/loss_gradients.py against gradients taken by hand, and as a command."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from support.shipped import reduced
+from support.training import changed, finish
+
+from basicsr.archs import build_network
+from basicsr.data import build_train_loader
+from basicsr.utils.options import load_options
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("loss_gradients")
+
+
+@pytest.fixture
+def options(image_pairs):
+    """Response distillation, the student and the teacher untrained, in float32."""
+    loaded = load_options(ROOT / "options/train/kd_edsr_x2.yml", training=True, paths=False)
+    return changed(reduced(loaded, image_pairs), amp="none", amp_teacher="none", channels_last=False)
+
+
+def measured(script, options, batches, **changes):
+    return script.measure(load_options(changed(options, **changes), training=True), batches)
+
+
+def test_norms_and_cosines_are_those_of_gradients_taken_by_hand(script, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = {}
+    for number, name in enumerate("gt"):
+        torch.manual_seed(number)
+        network = build_network(options[f"network_{name}"])
+        files[f"path__pretrain_network_{name}"] = str(tmp_path / f"{name}.pth")
+        torch.save({"params": network.state_dict()}, tmp_path / f"{name}.pth")
+    options = changed(options, train__resp_kd_opt={"type": "L1Loss", "loss_weight": 3.0}, **files)
+    pulls = measured(script, options, 2)
+
+    networks = {}
+    for name in "gt":
+        networks[name] = build_network(options[f"network_{name}"]).double()
+        state = torch.load(tmp_path / f"{name}.pth", weights_only=True)["params"]
+        networks[name].load_state_dict({key: value.double() for key, value in state.items()})
+    typed = load_options(options, training=True)
+    loader = build_train_loader(
+        typed.datasets["train"], seed=typed.manual_seed, rank=0, world_size=1, start_iteration=0, total_iterations=2,
+        accumulate=1, pin_memory=False,
+    )  # fmt: skip
+    gradients = {"l_pix": [], "l_resp": []}
+    for (batch,) in loader:
+        sr = networks["g"](batch.lq.double())
+        losses = {"l_pix": (sr - batch.gt.double()).abs().mean()}
+        losses["l_resp"] = 3 * (sr - networks["t"](batch.lq.double()).detach()).abs().mean()
+        for name, loss in losses.items():
+            found = torch.autograd.grad(loss, list(networks["g"].parameters()), retain_graph=True)
+            gradients[name].append(torch.cat([gradient.flatten() for gradient in found]))
+    assert list(pulls) == ["l_pix", "l_resp"]
+    for name, rows in gradients.items():
+        assert pulls[name].norms == pytest.approx([row.norm().item() for row in rows], rel=1e-3)
+        between = torch.dot(rows[0], rows[1]) / rows[0].norm() / rows[1].norm()
+        assert pulls[name].agreement == pytest.approx(between.item(), abs=1e-3)
+        to_first = [
+            (torch.dot(row, first) / row.norm() / first.norm()).item()
+            for row, first in zip(rows, gradients["l_pix"], strict=True)
+        ]
+        assert pulls[name].cosines == pytest.approx(to_first, abs=1e-3)
+    ratio = (
+        sum(own.norm() / first.norm() for own, first in zip(gradients["l_resp"], gradients["l_pix"], strict=True)) / 2
+    )
+    assert f"{ratio:.3g}" == script.table(pulls).splitlines()[2].split()[3]
+
+
+def test_a_part_that_leaves_the_student_alone_has_no_direction(script, image_pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_options(ROOT / "options/train/mipkd_edsr_x2.yml", training=True, paths=False)
+    pulls = measured(script, reduced(loaded, image_pairs), 1)
+    assert pulls["l_ae"].norms == [0] and pulls["l_ae"].values[0] > 0
+    line = next(line for line in script.table(pulls).splitlines() if line.startswith("l_ae"))
+    assert line.split()[2:] == ["0", "0", "-", "-"]
+
+
+@pytest.mark.parametrize("method", ["mcadkd", "csd"])
+def test_adversaries_and_shared_weights_are_told_of(script, method, image_pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_options(ROOT / f"options/train/{method}_edsr_x2.yml", training=True, paths=False)
+    pulls = measured(script, reduced(loaded, image_pairs), 2)
+    assert {"mcadkd": {"l_img", "l_patch", "l_adv"}, "csd": {"l_csd", "l_wide"}}[method] <= set(pulls)
+    assert all(norm > 0 for pull in pulls.values() for norm in pull.norms)
+
+
+def test_a_finished_run_is_measured_by_its_state_and_nothing_is_written(options, tmp_path):
+    finish(options, tmp_path)
+    states = tmp_path / "experiments" / options["name"] / "training_states"
+    (tmp_path / "options.yml").write_text(yaml.safe_dump(options))
+    before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+    command = [sys.executable, str(ROOT / "scripts/loss_gradients.py"), "-opt", "options.yml", "--batches"]
+    runs = [
+        subprocess.run([*command, count, *more], cwd=tmp_path, capture_output=True, text=True)
+        for count, more in (("2", []), ("2", ["--force_yml", f"path:resume_state={states / '3.state'}"]), ("0", []))
+    ]
+    assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
+    untrained, trained, wrong = runs
+    for run in (untrained, trained):
+        assert run.returncode == 0, run.stderr
+        assert [line.split()[0] for line in run.stdout.splitlines()] == ["part", "l_pix", "l_resp"]
+    assert untrained.stdout != trained.stdout
+    assert wrong.returncode != 0 and "--batches is 0, allowed: 1 and more" in wrong.stdout + wrong.stderr
