@@ -2,19 +2,22 @@
 
     python scripts/loss_gradients.py -opt options/train/mcadkd_edsr_x4.yml [--batches 8] [--force_yml KEY=VALUE ...]
 
-A part's value says little about who leads: what the optimizer sees is its gradient. The student is that of the options,
-untrained or with `path: pretrain_network_g`; with `path: resume_state` student, heads and discriminator are those of a
-checkpoint. Nothing is trained or written.
+A part's value says little about who leads: what the optimizer sees is its gradient. The student is that of the
+options, untrained or with `path: pretrain_network_g`, and the heads beside it are untrained; with `path: resume_state`
+student, heads and discriminator are those of a checkpoint, and the batches are those that come next. All is computed
+in float32 and in one process: losses among images of several processes are those of one. Nothing is trained or written.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import cast
 
 ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
@@ -25,16 +28,17 @@ from torch.nn import functional as F
 
 from basicsr.data import build_train_loader
 from basicsr.data.batch import Batch
+from basicsr.distill.base import Term
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import distributed
 from basicsr.engine.experiment import find_checkpoint
 from basicsr.engine.training_run import TrainingRun
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.errors import NonFiniteError, OptionsError
 from basicsr.utils.options import load_options
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
 
-HEADINGS = ("part", "value", "gradient", "to first", "cosine to first", "cosine of batches")
+IN_FLOAT32 = ("amp=none", "amp_teacher=none")
 
 
 @dataclass
@@ -45,14 +49,14 @@ class Pull:
         values: of the part, unweighted, by batch.
         norms: of the weighted part's gradient.
         cosines: of the gradient with that of the first part, where both are there.
-        directions: sum of the gradients, each of norm 1; None before the first that is not zero.
+        direction_sum: of the gradients, each of norm 1; None before the first that is not zero.
         count: how many gradients were not zero.
     """
 
     values: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     cosines: list[float] = field(default_factory=list)
-    directions: torch.Tensor | None = None
+    direction_sum: torch.Tensor | None = None
     count: int = 0
 
     def add(self, value: float, gradient: torch.Tensor, first: torch.Tensor) -> None:
@@ -62,7 +66,7 @@ class Pull:
         self.norms.append(norm)
         if norm > 0:
             direction = gradient / norm
-            self.directions = direction if self.directions is None else self.directions + direction
+            self.direction_sum = direction if self.direction_sum is None else self.direction_sum + direction
             self.count += 1
             if first.norm() > 0:
                 self.cosines.append(F.cosine_similarity(gradient, first, dim=0).item())
@@ -70,28 +74,36 @@ class Pull:
     @property
     def agreement(self) -> float | None:
         """Mean cosine between the gradients of two batches; None of fewer than two."""
-        if self.directions is None or self.count < 2:
+        if self.direction_sum is None or self.count < 2:
             return None
-        return (self.directions.square().sum().item() - self.count) / (self.count * (self.count - 1))
+        return (self.direction_sum.square().sum().item() - self.count) / (self.count * (self.count - 1))
 
 
 def measure(options: Options, batches: int) -> dict[str, Pull]:
     """The pull of each part, by its name in the log; the first is `l_pix` where there is one.
 
     Raises:
-        UserError: one of its kinds, as train.py does.
+        UserError: one of its kinds, as train.py does; OptionsError also for a method that trains the student's weights
+            in its place.
     """
     params = options.dist_params
     with distributed("none", options.num_gpu, params.backend, params.port) as place:
         checkpoint, _ = find_checkpoint(options, False)
         run = TrainingRun(options, place, checkpoint)
+        for remark in filter(None, (place.remark, *run.remarks)):
+            print(remark, file=sys.stderr)
+        owners = [type(term).__name__ for term in run.terms.children() if cast(Term, term).replaces_student]
+        if owners:
+            raise OptionsError(
+                f"{owners[0]} trains the student's weights in its place: their gradients are not its own"
+            )
         loader = build_train_loader(
             options.datasets["train"],
             seed=options.manual_seed,
             rank=0,
             world_size=1,
-            start_iteration=0,
-            total_iterations=batches,
+            start_iteration=run.iteration,
+            total_iterations=run.iteration + batches,
             accumulate=1,
             pin_memory=False,
         )
@@ -109,11 +121,14 @@ def _add_batch(pulls: dict[str, Pull], run: TrainingRun, batch: Batch, iteration
     if run.adversary is not None:
         values["l_adv"] = run.adversary.guidance(output.sr)
         weighted["l_adv"] = run.adversary.weight * values["l_adv"]
-    own = [parameter for parameter in run.network.parameters() if parameter.requires_grad]
-    weights = own or list(run.terms.parameters())  # a term that trains the student's weights in its place holds them
+    weights = list(run.network.parameters())
     first = None
     for name, part in sorted(weighted.items(), key=lambda entry: entry[0] != "l_pix"):
         gradient = _gradient(part, weights)
+        if not torch.isfinite(gradient).all():
+            raise NonFiniteError(
+                f"{name} = {values[name].item():.4g}: its gradient is not finite; batch: {batch.gt_paths}"
+            )
         first = gradient if first is None else first
         pulls.setdefault(name, Pull()).add(values[name].item(), gradient, first)
 
@@ -128,8 +143,8 @@ def _gradient(part: torch.Tensor, weights: Sequence[torch.nn.Parameter]) -> torc
 
 def table(pulls: dict[str, Pull]) -> str:
     """A line for each part: means over the batches."""
-    first = next(iter(pulls.values()))
-    rows = [HEADINGS]
+    name_of_first, first = next(iter(pulls.items()))
+    rows = [("part", "value", "gradient", f"to {name_of_first}", f"cosine to {name_of_first}", "cosine of batches")]
     for name, pull in pulls.items():
         ratios = [own / other for own, other in zip(pull.norms, first.norms, strict=True) if other > 0]
         rows.append(
@@ -156,7 +171,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.batches < 1:
         raise OptionsError(f"--batches is {arguments.batches}, allowed: 1 and more")
-    options = load_options(arguments.opt, training=True, overrides=arguments.force_yml)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise OptionsError("loss_gradients.py runs in one process; start it without torchrun")
+    options = load_options(arguments.opt, training=True, overrides=[*arguments.force_yml, *IN_FLOAT32])
     print(table(measure(options, arguments.batches)))
     return 0
 

@@ -12,7 +12,7 @@ Its life: built from its options, then shown the two networks once (`attach`), t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,7 +60,7 @@ class StepContext:
     student: Callable[[torch.Tensor], torch.Tensor]
     teacher: Callable[[torch.Tensor], torch.Tensor] | None
     autocast: Callable[[], AbstractContextManager[Any]]
-    teacher_autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    teacher_autocast: Callable[[], AbstractContextManager[Any]]
 
     @property
     def teacher_output(self) -> torch.Tensor:

@@ -29,8 +29,7 @@ class FitNet(FeatureTerm):
     The weight must suit the features. The loss grows with their square, and networks with `img_range: 255.`, as those
     of the shipped EDSR and RCAN options, have features about 255 times as large as with 1: the hint is then tens of
     thousands of times as large, beside an L_rec of about 0.02. No paper on SR gives its weight, and in their tables
-    FitNet lies far below training from scratch. To begin with, take one that makes the logged `l_fitnet`, multiplied
-    by it, no larger than the reconstruction loss.
+    FitNet lies far below training from scratch; in the short trainings of docs/study.md a weight of 1 did well.
 
     Args:
         student_taps: modules of the student; where left out, stages as said above.

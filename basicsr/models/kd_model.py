@@ -47,6 +47,7 @@ class KDModel(SRModel):
         _check_together(terms)
         for term in self._owner_first():
             term.attach(pair)
+        self._teacher_precision = teacher_precision
         needed = any(term.needs_teacher for term in terms.values())
         self._taps = pair.student.taps(path for term in terms.values() for path in term.student_taps)
         teacher_taps = pair.teacher.taps(path for term in terms.values() for path in term.teacher_taps)
@@ -55,7 +56,9 @@ class KDModel(SRModel):
     def _context(self, batch: Batch, iteration: int) -> StepContext:
         with self._taps as student_features:
             context = super()._context(batch, iteration)
-        context = dataclasses.replace(context, student_features=student_features)
+        context = dataclasses.replace(
+            context, student_features=student_features, teacher_autocast=self._teacher_precision.autocast
+        )
         if self.teacher is None:
             return context
         sr_teacher, teacher_features = self.teacher.with_features(batch.lq)
@@ -69,7 +72,6 @@ class KDModel(SRModel):
             sr_teacher=sr_teacher,
             teacher_features=teacher_features,
             teacher=self.teacher,
-            teacher_autocast=self.teacher.precision.autocast,
         )
 
 

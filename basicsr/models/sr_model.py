@@ -64,12 +64,12 @@ class SRModel(nn.Module):
         context = self._context(batch, iteration)
         parts: dict[str, torch.Tensor] = {}
         weighted: dict[str, torch.Tensor] = {}
+        total = nothing_of([context.sr])  # a loss of features alone leaves later layers out, for which ranks would wait
         for key, term in self._named_terms():
             for name, part in _checked(term, term(context)).items():
                 unique = f"{name}_{key}" if name in parts else name
                 parts[unique], weighted[unique] = part.detach(), term.weights[name] * part
-        # A loss of features alone leaves later layers out, for which ranks would wait.
-        total = sum(weighted.values(), start=nothing_of([context.sr]))
+                total = total + weighted[unique]
         return StepOutput(total, parts, weighted, context.sr)
 
     def _context(self, batch: Batch, iteration: int) -> StepContext:
@@ -88,6 +88,7 @@ class SRModel(nn.Module):
             student=self.run_network,
             teacher=None,
             autocast=self.precision.autocast,
+            teacher_autocast=self.precision.autocast,
         )
 
     def run_network(self, lq: torch.Tensor) -> torch.Tensor:

@@ -330,6 +330,8 @@ def _progressive(options: Options) -> Iterator[Finding]:
         at = ("datasets", key, next(iter(given)))
         if dataset.phase != "train":
             yield at, "is of training only; remove it"
+        elif not options.is_train:
+            continue  # test.py does not read it
         elif len(given) < len(columns):
             lacking = " and ".join(name for name in columns if name not in given)
             yield at, f"needs {lacking} beside it: {', '.join(_PROGRESSIVE)} have one entry per stage; or remove it"

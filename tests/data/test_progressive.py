@@ -263,6 +263,10 @@ class TestOptions:
         tested |= {"network_g": whole(entry)["network_g"], "datasets": {"test": {**entry, "name": "test"}}}
         with pytest.raises(OptionsError, match=r"datasets\.test\.gt_sizes: is of training only; remove it"):
             load_options(tested, training=False, paths=False)
+        columns = ("gt_sizes", "mini_batch_sizes", "iters", "gt_size", "batch_size_per_gpu")
+        plain = {key: value for key, value in entry.items() if key not in columns}
+        tested["datasets"] = {"test": {**plain, "name": "test"}, "train": {**entry, "gt_size": 48}}
+        load_options(tested, training=False, paths=False)  # what test.py does not read it does not judge
         options = whole(copy.deepcopy(entry))
         options["datasets"]["val"] = {**entry, "name": "val"}
         options["val"] = {"metrics": {"psnr": {"type": "calculate_psnr"}}}

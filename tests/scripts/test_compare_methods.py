@@ -53,6 +53,12 @@ def command():
     sys.path.remove(str(ROOT / "scripts"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Runs compare bitwise only where they were computed with equally many threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Path:
     """A folder with images, a base file, pieces of methods and the options of a teacher."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from support.training import changed, finish
 
 from basicsr.archs import build_network
 from basicsr.data import build_train_loader
+from basicsr.utils.errors import OptionsError
 from basicsr.utils.options import load_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,13 +93,49 @@ def test_a_part_that_leaves_the_student_alone_has_no_direction(script, image_pai
     assert line.split()[2:] == ["0", "0", "-", "-"]
 
 
-@pytest.mark.parametrize("method", ["mcadkd", "csd"])
-def test_adversaries_and_shared_weights_are_told_of(script, method, image_pairs, tmp_path, monkeypatch):
+def test_a_weight_ten_times_as_large_pulls_ten_times_as_much_the_adversarys_too(
+    script, image_pairs, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    loaded = load_options(ROOT / f"options/train/{method}_edsr_x2.yml", training=True, paths=False)
-    pulls = measured(script, reduced(loaded, image_pairs), 2)
-    assert {"mcadkd": {"l_img", "l_patch", "l_adv"}, "csd": {"l_csd", "l_wide"}}[method] <= set(pulls)
-    assert all(norm > 0 for pull in pulls.values() for norm in pull.norms)
+    loaded = load_options(ROOT / "options/train/mcadkd_edsr_x2.yml", training=True, paths=False)
+    options = reduced(loaded, image_pairs)
+    stronger = changed(options)
+    for name in ("adversarial_opt", "contrastive_opt"):
+        stronger["train"][name]["loss_weight"] *= 10
+    pulls, stronger_pulls = (measured(script, given, 2) for given in (options, stronger))
+    assert list(pulls) == list(stronger_pulls) == ["l_pix", "l_resp", "l_img", "l_patch", "l_adv"]
+    for name, pull in pulls.items():
+        factor = 1 if name in ("l_pix", "l_resp") else 10
+        assert all(norm > 0 for norm in pull.norms)
+        assert stronger_pulls[name].norms == pytest.approx([factor * norm for norm in pull.norms], rel=1e-4)
+        assert stronger_pulls[name].values == pytest.approx(pull.values)
+
+
+def test_a_checkpoint_lends_its_student_heads_and_discriminator(script, image_pairs, tmp_path, monkeypatch):
+    """A part's value, measured anew at the checkpoint of iteration 2, is what the run itself logged at iteration 3."""
+    loaded = load_options(ROOT / "options/train/mcadkd_edsr_x2.yml", training=True, paths=False)
+    options = changed(reduced(loaded, image_pairs), amp="none", amp_teacher="none", logger__print_freq=1)
+    finish(options, tmp_path)
+    folder = tmp_path / "experiments" / options["name"]
+    entries = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
+    (logged,) = (entry for entry in entries if entry["iter"] == 3 and "losses/l_pix" in entry)
+    monkeypatch.chdir(tmp_path)
+    pulls = measured(script, options, 1, path__resume_state=str(folder / "training_states/2.state"))
+    for name, pull in pulls.items():
+        assert pull.values[0] == pytest.approx(logged[f"losses/{name}"], rel=1e-5), name
+
+
+def test_a_method_that_trains_the_students_weights_in_its_place_is_told(script, image_pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_options(ROOT / "options/train/csd_edsr_x2.yml", training=True, paths=False)
+    with pytest.raises(OptionsError, match="SharedCSD trains the student's weights in its place"):
+        measured(script, reduced(loaded, image_pairs), 1)
+
+
+def test_several_processes_are_refused(script, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OptionsError, match="runs in one process; start it without torchrun"):
+        script.main(["-opt", str(ROOT / "options/train/kd_edsr_x2.yml")])
 
 
 def test_a_finished_run_is_measured_by_its_state_and_nothing_is_written(options, tmp_path):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.shipped import check_student, reduced
-from support.training import differences, finish
+from support.shipped import reduced, trains_and_resumes
 
 from basicsr.utils.options import load_options
 
@@ -17,6 +15,7 @@ COMPARE = ROOT / "options/compare"
 BASES = sorted(file for file in COMPARE.glob("*.yml") if "teacher" not in file.stem)
 TEACHERS = sorted(file for file in COMPARE.glob("*.yml") if "teacher" in file.stem)
 PIECES = sorted(COMPARE.glob("small/**/*.yml"))
+assert len(BASES) >= 3 and len(TEACHERS) >= 1 and len(PIECES) >= 16
 
 
 @pytest.fixture
@@ -31,14 +30,6 @@ def joined(monkeypatch, tmp_path):
         return study.runs[0].options
 
     return join
-
-
-def trains_and_resumes(options: dict[str, Any], folder: Path) -> None:
-    expected = finish(options, folder)
-    run = folder / "experiments" / options["name"]
-    (run / "training_states/3.json").unlink()
-    assert differences(expected, finish(options, folder)) == []
-    check_student(options, run)
 
 
 @pytest.mark.parametrize("piece", PIECES, ids=lambda file: str(file.relative_to(COMPARE / "small").with_suffix("")))

@@ -80,4 +80,5 @@ def context(batch: int = 3, size: int = 20, seeds: tuple[int, ...] | None = None
         student=lambda x: x,
         teacher=lambda x: x,
         autocast=nullcontext,
+        teacher_autocast=nullcontext,
     )

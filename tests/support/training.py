@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import os
+import secrets
 import socket
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +66,51 @@ def start(function: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
+def free_port(following: int = 0) -> int:
+    """A port that nothing listens on, nor on as many `following` it.
+
+    It is below those that systems give to connections of their own accord, and of a range that no other worker of
+    pytest-xdist takes from.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    first = 12000 + 2000 * worker
+    while True:
+        port = first + secrets.randbelow(2000 - following)
+        if all(map(_is_free, range(port, port + following + 1))):
+            return port
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def run_ranks(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
-    """Runs `function(rank, *arguments)` in `world_size` processes with torchrun's variables; all must succeed."""
-    port = free_port()
+    """Runs `function(rank, *arguments)` in `world_size` processes with torchrun's variables; all must succeed.
+
+    MASTER_PORT is the first of a hundred free ones.
+    """
+    port = free_port(following=99)
     processes = [
         PROCESSES.Process(target=_enter_rank, args=(function, rank, world_size, port, arguments))
         for rank in range(world_size)
     ]
     for process in processes:
         process.start()
+    running = list(processes)
+    while running:
+        ended = wait([process.sentinel for process in running], timeout=300)
+        running = [process for process in running if process.sentinel not in ended]
+        failed = not ended or any(process.exitcode for process in processes if process.sentinel in ended)
+        for process in running if failed else ():  # they would wait for the one that is gone
+            process.join(10)
+            process.kill()
     for process in processes:
-        process.join(300)
+        process.join()
     assert [process.exitcode for process in processes] == [0] * world_size
 
 
