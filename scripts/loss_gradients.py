@@ -95,7 +95,8 @@ def measure(options: Options, batches: int) -> dict[str, Pull]:
         owners = [type(term).__name__ for term in run.terms.children() if cast(Term, term).replaces_student]
         if owners:
             raise OptionsError(
-                f"{owners[0]} trains the student's weights in its place: their gradients are not its own"
+                f"{owners[0]} trains the student's weights in its place, among others: there is no gradient of the"
+                " student alone; measure without this method"
             )
         loader = build_train_loader(
             options.datasets["train"],

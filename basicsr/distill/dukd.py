@@ -27,15 +27,15 @@ Where the published code is otherwise:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from inspect import signature
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from basicsr.distill.base import StepContext, Term
+from basicsr.losses.loss_util import refuse_idle
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.registry import METHOD_REGISTRY
@@ -97,12 +97,12 @@ class DUKD(Term):
                 raise OptionsError(f"DUKD: {name} is {weight}, allowed: 0 and more")
         if not zoom_out:
             idle = {"zoom_out_consistency": zoom_out_consistency, "pixel_weight": pixel_weight}
-            _refuse_idle("zoom_out: false", idle)
+            refuse_idle(DUKD, "zoom_out: false", idle)
         if not zoom_in:
-            _refuse_idle("zoom_in: false", {"num_patches": num_patches})
+            refuse_idle(DUKD, "zoom_in: false", {"num_patches": num_patches})
         if not (zoom_in or zoom_out_consistency):
             beside = "zoom_in: false and zoom_out_consistency: false"
-            _refuse_idle(beside, {"consistency_probability": consistency_probability})
+            refuse_idle(DUKD, beside, {"consistency_probability": consistency_probability})
         self.zoom_in, self.zoom_out = zoom_in, zoom_out
         self.num_patches = num_patches
         self.consistency_probability = consistency_probability
@@ -176,14 +176,6 @@ class DUKD(Term):
         if images.shape[-2] != images.shape[-1]:
             which[:, -1] = False
         return which
-
-
-def _refuse_idle(beside: str, given: Mapping[str, object]) -> None:
-    """Raises OptionsError where an option `given`, which has no effect `beside` others, differs from its default."""
-    defaults = signature(DUKD.__init__).parameters
-    for name, value in given.items():
-        if value != defaults[name].default:
-            raise OptionsError(f"DUKD: {name} is {value}, without effect beside {beside}; leave {name} out")
 
 
 def applied(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:

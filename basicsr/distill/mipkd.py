@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import signature
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,7 +16,7 @@ from basicsr.distill.base import StepContext, Term, nothing_of
 from basicsr.distill.mipkd_masks import MaskKind, mixing_mask
 from basicsr.distill.mipkd_mixers import EncoderKind, LatentSpace, bridge
 from basicsr.distill.networks import NetworkPair, boundaries
-from basicsr.losses.loss_util import at_least_float32, check_choice
+from basicsr.losses.loss_util import at_least_float32, check_choice, refuse_idle
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import METHOD_REGISTRY
 
@@ -249,12 +248,9 @@ def _check_weights_and_effects(given: Mapping[str, Any]) -> None:
     """Refuses weights below 0, and options that differ from their defaults where WITHOUT_EFFECT names them."""
     for name in ("feature_weight", "autoencoder_weight", "block_weight"):
         _require(given[name] >= 0, f"{name} is {given[name]}, allowed: 0 and more")
-    defaults = signature(MiPKD.__init__).parameters
     for (cause, value), names in WITHOUT_EFFECT.items():
-        for name in names if given[cause] == value else ():
-            changed = given[name] != defaults[name].default
-            beside = f"{cause}: {str(value).lower()}"
-            _require(not changed, f"{name} is {given[name]}, without effect beside {beside}; leave {name} out")
+        if given[cause] == value:
+            refuse_idle(MiPKD, f"{cause}: {str(value).lower()}", {name: given[name] for name in names})
 
 
 def _require(holds: bool, message: str) -> None:

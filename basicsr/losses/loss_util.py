@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,6 +21,23 @@ def check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:
     """Raises OptionsError unless `given` is one of `allowed`; `what` is the option's name."""
     if given not in allowed:
         raise OptionsError(f"{what} is '{given}'; allowed: {', '.join(allowed)}")
+
+
+def refuse_idle(loss: type, beside: str, given: Mapping[str, object]) -> None:
+    """Refuses options that do nothing beside others.
+
+    Args:
+        loss: the class whose constructor's arguments they are.
+        beside: the options that leave them without effect, such as 'zoom_out: false'.
+        given: them, by name.
+
+    Raises:
+        OptionsError: one of them differs from its default.
+    """
+    defaults = inspect.signature(loss).parameters
+    for name, value in given.items():
+        if value != defaults[name].default:
+            raise OptionsError(f"{loss.__name__}: {name} is {value}, without effect beside {beside}; leave {name} out")
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
 _IN_FILE_NAMES = re.compile(r"[\w(\[][^/\\\0]*\Z")
 _BUILT_IN_TERMS = ("response", "contrastive", "pix", "percep")
 _UPSCALE_KEYS = ("upscale", "scale")
+_Check = Callable[[Options], Iterator[Finding]]
 _PROGRESSIVE = ("gt_sizes", "mini_batch_sizes", "iters")
 _NEEDED_BY_AUTO = "is required by {} type: auto, which recognises the network from this file"
 
@@ -31,15 +32,7 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
     Returns:
         The key of each mistake and what is wrong there.
     """
-    checks: list[Callable[[Options], Iterator[Finding]]] = [
-        _names,
-        _scales,
-        _crops,
-        _progressive,
-        _metrics,
-        _best,
-        _rows,
-    ]
+    checks: list[_Check] = [_names, _scales, _crops, _progressive, _metrics, _best, _rows]
     if options.is_train:
         checks += [_model, _losses, _adversary, _schedule, _training_data]
     else:
