@@ -14,6 +14,11 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file: import the package it lies in, whatever else is installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from basicsr.engine.stop import Interrupted, StopRequest, quiet_start
+
+if __name__ == "__main__":
+    quiet_start()  # what is imported below takes seconds
+
 from torch import nn
 from tqdm import tqdm
 
@@ -23,7 +28,6 @@ from basicsr.data import build_eval_dataset
 from basicsr.engine import experiment
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import Launcher, Place, any_rank, distributed
-from basicsr.engine.stop import Interrupted, StopRequest
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate, image_names
 from basicsr.report.comparison import check_regions
@@ -32,13 +36,13 @@ from basicsr.report.results import Results, Row, ScaleResults
 from basicsr.report.speed import device_name, measure_seconds
 from basicsr.report.tables import decimals_of, format_figure, metric_label
 from basicsr.report.writing import write_files
+from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import CheckpointError, DataError, MachineError
 from basicsr.utils.img_util import imwrite
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import load_test_options, parse_arguments
 from basicsr.utils.options_schema import Options
-from basicsr.utils.safe_files import sha256_of
 
 _TIMING_SECONDS = 5.0
 _INTERRUPTED = "interrupted: the results are incomplete; start again"

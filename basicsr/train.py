@@ -5,9 +5,10 @@ Read from the bottom up: `main` parses, `train_pipeline` assembles a run, `fit` 
 
 from __future__ import annotations
 
+import math
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,33 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file: import the package it lies in, whatever else is installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from basicsr.engine.stop import Preempted, StopRequest, quiet_start
+
+if __name__ == "__main__":
+    quiet_start()  # what is imported below takes seconds
+
 import torch
 
 from basicsr.data.batch import Batch
-from basicsr.engine import experiment
+from basicsr.engine import experiment, resuming
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, any_rank, distributed
+from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, raise_together
+from basicsr.engine.feed import Feed, SkippedImages
+from basicsr.engine.images import check_all_images
+from basicsr.engine.ownership import owned
+from basicsr.engine.peers import Peers, watched
 from basicsr.engine.run_log import RunLog
-from basicsr.engine.stop import Preempted, StopRequest
+from basicsr.engine.status import RunStatus
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.utils.dist_util import sum_over_ranks
-from basicsr.utils.errors import CheckpointError, NonFiniteError
+from basicsr.utils.errors import NonFiniteError, UserError
 from basicsr.utils.options import load_options, parse_arguments, resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
+
+_SMALLEST_SCALE = 1.0  # of fp16's losses; gradients that overflow even so do not for want of range
 
 
 @dataclass(frozen=True)
@@ -48,16 +60,18 @@ class TrainingResult:
     best: Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def train_step(run: TrainingRun, batches: Sequence[Batch], stop: StopRequest) -> tuple[dict[str, torch.Tensor], bool]:
+def train_step(
+    run: TrainingRun, batches: Sequence[Batch], notices: Callable[[], Sequence[bool]] = tuple
+) -> tuple[dict[str, torch.Tensor], list[bool]]:
     """One iteration: losses and gradients of student and discriminator, then, if all are finite, both updates.
 
     Args:
         run: what is trained; `run.iteration` is counted up.
         batches: the iteration's micro-batches, on the device; one unless gradients are accumulated.
-        stop: whether this rank was asked to stop.
+        notices: what this rank has to tell the others at the end of the iteration, such as that it was asked to stop.
 
     Returns:
-        The unweighted parts of the losses, on the device, and whether any rank was asked to stop.
+        The unweighted parts of the losses, on the device, and which of `notices` hold on any rank.
 
     Raises:
         NonFiniteError: a loss or gradient is NaN or infinite on any rank; nothing was updated.
@@ -89,9 +103,9 @@ def train_step(run: TrainingRun, batches: Sequence[Batch], stop: StopRequest) ->
         parts.update(adversary.backward(pairs))
 
     finite, gradients = _check_gradients(run, parts)
-    non_finite, stopping = any_rank([not finite, bool(stop)], run.place.device)
+    non_finite, *told = any_rank([not finite, *notices()], run.place.device)
     if non_finite:
-        raise NonFiniteError(_describe_failure(iteration, parts, gradients, batches))
+        raise_together(None if finite else _not_finite(iteration, parts, gradients, batches))
     if student_learns:
         if train.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(run.trained_parameters(), train.grad_clip, gradients)
@@ -101,47 +115,60 @@ def train_step(run: TrainingRun, batches: Sequence[Batch], stop: StopRequest) ->
         adversary.step()
     run.after_update(iteration)
     run.iteration = iteration
-    return parts, stopping
+    return parts, told
 
 
-def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: StopRequest) -> None:
+def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: StopRequest, status: RunStatus) -> None:
     """Trains to `total_iter`, logging, saving and validating on schedule.
 
     Raises:
         Preempted: the run was asked to stop; its state is saved.
-        NonFiniteError: see `train_step` and `validate`.
+        DataError, MachineError: there are no more batches; the state is saved.
+        NonFiniteError: see `train_step`, `validate` and `TrainingRun.save`.
     """
-    options, device = run.options, run.place.device
-    total = options.train.total_iter
+    options, total = run.options, run.options.train.total_iter
     options_text = resolved_yaml(options)
+    skipped = SkippedImages(options.experiment_folder, options.datasets["train"].skip_bad_images, run.place)
+    if any_rank([bool(stop)], run.place.device)[0]:
+        raise Preempted(f"preempted before iteration {run.iteration + 1}: nothing to save; go on with --auto_resume")
     stopping = False
     if run.validation_due:  # what was cut off is made up for, and noted as done
         stopping = not validate(run, folder, log, stop)
         if not stopping:
-            _save(run, folder, options_text)
-    waited, since, asked = 0.0, run.iteration, time.monotonic()
-    for batches in run.loader if not stopping else ():
-        waited += time.monotonic() - asked
-        placed = [batch.to(device, options.channels_last) for batch in batches]
-        parts, stopping = train_step(run, placed, stop)
-        last = run.iteration == total
-        if log is not None:
-            log.tick()
-        if run.iteration % options.logger.print_freq == 0 or last:
-            _log_step(run, log, parts, waited / (run.iteration - since))
-            waited, since = 0.0, run.iteration
-        run.validation_due = run.is_due(options.val.val_freq) or last
-        if run.validation_due and not stopping:
-            stopping = not validate(run, folder, log, stop)
-        if run.is_due(options.logger.save_checkpoint_freq) or last or stopping:
-            _save(run, folder, options_text)
-        if stopping and not last:
-            break
-        asked = time.monotonic()
+            _save(run, folder, options_text, status)
+    since = run.iteration
+    with closing(Feed(run.loader if not stopping else ())) as feed:
+        feed.fill()
+        raise_together(feed.failure)
+        for batches in feed:
+            placed = [batch.to(run.place.device, options.channels_last) for batch in batches]
+            parts, (stopping, failing) = train_step(run, placed, lambda: (bool(stop), feed.failure is not None))
+            skipped.note(batches)
+            last = run.iteration == total
+            logging = run.is_due(options.logger.print_freq) or last
+            saving = run.is_due(options.logger.save_checkpoint_freq) or last or stopping or failing
+            if log is not None:
+                log.tick()
+            if logging:
+                _log_step(run, log, parts, feed.seconds_waited() / (run.iteration - since))
+                since = run.iteration
+            new = skipped.share() if logging or saving else []
+            failing = failing or skipped.too_many is not None
+            run.validation_due = run.is_due(options.val.val_freq) or last
+            if run.validation_due and not (stopping or failing):
+                stopping = not validate(run, folder, log, stop)
+            if saving or stopping or failing:
+                _save(run, folder, options_text, status)
+            if log is not None:
+                for line in new:
+                    log.line(f"left out: {line}")
+            if failing:
+                raise_together(_after_saving(skipped.too_many or feed.failure, run))
+            if stopping and not last:
+                break
     if stopping and (run.iteration < total or run.validation_due):
         raise Preempted(f"preempted: saved {run.iteration}.state; go on with --auto_resume")
-    if run.place.is_master:
-        folder.save_named("latest", run.student_weights())
+    on_master(run.place, lambda: folder.save_named("latest", run.student_weights()) and None)
 
 
 def train_pipeline(
@@ -149,6 +176,7 @@ def train_pipeline(
     *,
     launcher: Launcher = "none",
     auto_resume: bool = False,
+    allow_config_change: bool = False,
     debug: bool = False,
     force_yml: Sequence[str] = (),
     root: str | Path = ".",
@@ -159,6 +187,7 @@ def train_pipeline(
         source: path of the file, or the options themselves.
         launcher: 'none' for one process, 'pytorch' under torchrun, 'slurm' under srun.
         auto_resume: continue from the newest intact checkpoint of the run's name, if there is one.
+        allow_config_change: resume although options or images changed so that it is another experiment.
         debug: prefix the name with `debug_`; log, validate and save often.
         force_yml: changes to the options such as `train:total_iter=100`.
         root: the folder of `experiments` and `tb_logger`.
@@ -168,77 +197,108 @@ def train_pipeline(
     """
     options = load_options(source, overrides=force_yml, training=True, debug=debug, root=Path(root))
     params = options.dist_params
-    with StopRequest() as stop, distributed(launcher, options.num_gpu, params.backend, params.port) as place:
-        return _train(options, place, auto_resume, stop)
+    notice = "stopping after this iteration, with a checkpoint; Ctrl+C again stops at once, without"
+    with StopRequest(notice) as stop, distributed(launcher, options.num_gpu, params.backend, params.port) as place:
+        return _train(options, place, auto_resume, allow_config_change, stop)
 
 
-def _train(options: Options, place: Place, auto_resume: bool, stop: StopRequest) -> TrainingResult:
-    resume, remarks = experiment.find_checkpoint(options, auto_resume)
-    if resume is not None:
-        remarks += experiment.changed_options(resume, options, place)
-    run = TrainingRun(options, place, resume)  # before anything is written: what does not fit shows here
-    experiment.prepare_training(options, place, fresh=resume is None)
-    with experiment.open_log(options.experiment_folder, "train", options.name, place) as logger:
-        for remark in filter(None, (place.remark, *remarks)):
-            logger.warning(remark)
-        for remark in run.remarks:
-            logger.info(remark)
-        experiment.describe(run, logger, resume)
-        with experiment.open_run_log(run, logger) as log:
-            fit(run, CheckpointFolder(options.experiment_folder, options.logger.keep_checkpoints), log, stop)
-        logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
-    return TrainingResult(options.experiment_folder, run.iteration, run.best)
+def _train(
+    options: Options, place: Place, auto_resume: bool, allow_config_change: bool, stop: StopRequest
+) -> TrainingResult:
+    status, folder = RunStatus(options, place), options.experiment_folder
+    with owned(folder, place), status.followed():
+        peers = Peers()
+        with watched(peers, status.ended):
+            resume, remarks = resuming.find_checkpoint(options, place, auto_resume)
+            status.begin(resume)
+            if resume is not None:
+                remarks += resuming.check_options(resume, options, place, allow_config_change)
+            run = TrainingRun(options, place, resume)  # before anything is written: what does not fit shows here
+            if resume is not None:
+                remarks += resuming.check_images(resume, run.images, allow_config_change)
+            remarks += check_all_images(run)
+            remarks += experiment.prepare_training(run, resume)
+        status.update(state="running")
+        with experiment.open_log(folder, "train", options.name, place, goes_on=resume is not None) as logger:
+            for remark in filter(None, (place.remark, *remarks)):
+                logger.warning(remark)
+            for remark in run.remarks:
+                logger.info(remark)
+            experiment.describe(run, logger, resume)
+            checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
+            with (
+                experiment.open_run_log(run, logger) as log,
+                checkpoints.named_in_failures(),
+                watched(peers, status.ended),
+            ):
+                fit(run, checkpoints, log, stop, status)
+            logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
+        status.update(iteration=run.iteration)
+    return TrainingResult(folder, run.iteration, run.best)
 
 
 def _check_gradients(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tuple[bool, torch.Tensor]:
     """Whether losses and gradients are finite, and the norm of the student's gradients.
 
-    Under fp16 only losses count: the scaler skips updates whose gradients overflow, and lowers its scale.
+    Under fp16 the scaler skips updates whose gradients overflow, and lowers its scale; only where the scale is small
+    already are such gradients a failure.
     """
     gradients = [parameter.grad for parameter in run.trained_parameters() if parameter.grad is not None]
     if gradients:
         run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.get_total_norm(gradients)
-    checked = [parts["l_total"], *(part for name, part in parts.items() if name.startswith("l_d_"))]
     others = run.adversary.gradients() if run.adversary is not None else []
-    if not run.scaler.is_enabled():
-        checked += [norm.to(run.place.device), torch.nn.utils.get_total_norm(others).to(run.place.device)]
-    return bool(torch.isfinite(torch.stack([value.float() for value in checked])).all()), norm
+    losses = [parts["l_total"], *(part for name, part in parts.items() if name.startswith("l_d_"))]
+    norms = [norm.to(run.place.device), torch.nn.utils.get_total_norm(others).to(run.place.device)]
+    finite = torch.isfinite(torch.stack([value.float() for value in (*losses, *norms)])).tolist()
+    if run.scaler.is_enabled() and all(finite[: len(losses)]) and run.loss_scale() >= _SMALLEST_SCALE:
+        return True, norm
+    return all(finite), norm
 
 
-def _describe_failure(
+def _not_finite(
     iteration: int, parts: Mapping[str, torch.Tensor], norm: torch.Tensor, batches: Sequence[Batch]
-) -> str:
-    values = {name: float(part) for name, part in parts.items()} | {"gradient norm": float(norm)}
-    broken = [f"{name} = {value}" for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
-    if not broken:
-        return f"iteration {iteration}: a loss or gradient is not finite on another rank; nothing was updated"
-    sound = ", ".join(f"{name} = {value:.4g}" for name, value in values.items() if f"{name} = {value}" not in broken)
+) -> NonFiniteError:
+    """Names the losses that are not finite, the others, and the images. Gradients are averaged over ranks already."""
+    losses = {name: float(part) for name, part in parts.items()}
+    broken = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
+    first_hand = bool(broken)
+    if not math.isfinite(norm):
+        broken.append(f"gradient norm = {float(norm)}")
+    sound = ", ".join(f"{name} = {value:.4g}" for name, value in losses.items() if math.isfinite(value))
     paths = [path for batch in batches for path in batch.lq_paths]
     files = ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
-    others = f" ({sound})" if sound else ""
-    return f"iteration {iteration}: {', '.join(broken)}{others}; nothing was updated; batch: {files}"
+    error = NonFiniteError(
+        f"iteration {iteration}: {', '.join(broken) or 'a gradient of the discriminator = nan'}"
+        f"{f' ({sound})' if sound else ''}; nothing was updated; batch: {files}"
+    )
+    error.first_hand = first_hand
+    return error
 
 
-def _save(run: TrainingRun, folder: CheckpointFolder, options_text: str) -> None:
-    """Saves on rank 0; where that fails, every rank ends."""
-    failure: CheckpointError | None = None
-    if run.place.is_master:
-        try:
-            run.save(folder, options_text)
-        except CheckpointError as error:
-            failure = error
-    if any_rank([failure is not None], run.place.device)[0]:
-        raise failure or CheckpointError("rank 0 could not save the checkpoint; it says why")
+def _save(run: TrainingRun, folder: CheckpointFolder, options_text: str, status: RunStatus) -> None:
+    """Saves on rank 0; where that fails, every rank ends. All ranks must call."""
+    on_master(run.place, lambda: run.save(folder, options_text) and None)
+    status.saved(run.iteration)
+
+
+def _after_saving(failure: UserError | None, run: TrainingRun) -> UserError | None:
+    if failure is not None:
+        failure.args = (f"{failure}; saved {run.iteration}.state",)
+    return failure
 
 
 def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Tensor], waited: float) -> None:
     """Averages the parts over ranks and logs them; all ranks must call."""
     stacked = torch.stack([part.float() for part in parts.values()])
     values = (sum_over_ranks(stacked) / run.place.world_size).tolist()
-    if log is not None:
-        rates = run.set_learning_rates(run.iteration)
-        log.step(run.iteration, run.epoch, rates, dict(zip(parts, values, strict=True)), waited)
+
+    def write() -> None:
+        if log is not None:
+            rates = run.set_learning_rates(run.iteration)
+            log.step(run.iteration, run.epoch, rates, dict(zip(parts, values, strict=True)), waited)
+
+    on_master(run.place, write)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -248,6 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.opt,
         launcher=arguments.launcher,
         auto_resume=arguments.auto_resume,
+        allow_config_change=arguments.allow_config_change,
         debug=arguments.debug,
         force_yml=arguments.force_yml or (),
     )

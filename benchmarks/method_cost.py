@@ -28,7 +28,6 @@ from option_files.super_resolution import methods_of
 
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import distributed
-from basicsr.engine.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
 from basicsr.train import train_step
 from basicsr.utils.options import load_options
@@ -64,11 +63,10 @@ def write_images(folder: Path, scale: int) -> None:
 
 def steps(run: TrainingRun) -> Iterator[float]:
     """Does a training step each time it is asked; yields how long it took, in seconds."""
-    stop = StopRequest()
     for batches in run.loader:
         placed = [batch.to(run.place.device, channels_last=True) for batch in batches]
         started = time.perf_counter()
-        train_step(run, placed, stop)
+        train_step(run, placed)
         if run.place.device.type == "cuda":
             torch.cuda.synchronize()
         yield time.perf_counter() - started

@@ -31,7 +31,7 @@ from basicsr.data.batch import Batch
 from basicsr.distill.base import Term
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import distributed
-from basicsr.engine.experiment import find_checkpoint
+from basicsr.engine.resuming import find_checkpoint
 from basicsr.engine.training_run import TrainingRun
 from basicsr.utils.errors import NonFiniteError, OptionsError
 from basicsr.utils.options import load_options
@@ -88,7 +88,7 @@ def measure(options: Options, batches: int) -> dict[str, Pull]:
     """
     params = options.dist_params
     with distributed("none", options.num_gpu, params.backend, params.port) as place:
-        checkpoint, _ = find_checkpoint(options, False)
+        checkpoint, _ = find_checkpoint(options, place, False)
         run = TrainingRun(options, place, checkpoint)
         for remark in filter(None, (place.remark, *run.remarks)):
             print(remark, file=sys.stderr)

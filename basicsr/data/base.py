@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from torch.utils.data import Dataset
 from basicsr.data.sampling import SampleKey
 from basicsr.utils import randomness
 from basicsr.utils.color_util import bgr2ycbcr
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.errors import DataError, MachineError, OptionsError, UserError
 from basicsr.utils.img_util import img2tensor, to_float32
+from basicsr.utils.name_lists import printable
+
+_MACHINES_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class ImageDataset(Dataset[dict[str, Any]], ABC):
@@ -50,7 +54,42 @@ def load_sample(dataset: Dataset[Any], key: SampleKey) -> dict[str, Any]:
 
     Raises:
         OptionsError: the key says how large a patch to take, and the dataset is no `PatchDataset`.
+        DataError: the sample's images cannot be read or do not fit, or a file has gone; it names them.
+        MachineError: memory or open files ran out.
+        RuntimeError: the dataset raised anything else; it names the sample, and has what was raised as its cause.
     """
+    try:
+        return _load(dataset, key)
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise MachineError(
+            f"no memory was left for {sample_name(dataset, key.index)}; lower num_worker_per_gpu or batch_size_per_gpu"
+        ) from error
+    except OSError as error:
+        what = f"cannot read {sample_name(dataset, key.index)}: {error.filename or ''} {error.strerror or error}"
+        message = " ".join(what.split())
+        if error.errno in _MACHINES_ERRORS:
+            raise MachineError(f"{message}; lower num_worker_per_gpu") from error
+        raise DataError(f"{message}; check the path and the disk") from error
+    except Exception as error:
+        raise RuntimeError(
+            f"{sample_name(dataset, key.index)} could not be loaded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def sample_name(dataset: Any, index: int) -> str:
+    """What to call a sample in errors: its number, and its files where the dataset lists them as BasicSR's do."""
+    name = f"sample {index} of {type(dataset).__name__}"
+    paths = getattr(dataset, "paths", None)
+    if not isinstance(paths, Sequence) or not 0 <= index < len(paths):
+        return name
+    entry = paths[index]
+    files = [str(file) for file in entry.values()] if isinstance(entry, Mapping) else [str(entry)]
+    return printable(f"{name} ({', '.join(files)})")
+
+
+def _load(dataset: Dataset[Any], key: SampleKey) -> dict[str, Any]:
     if key.gt_size is not None:
         return _patches_of(dataset).load(key.index, randomness.generator(key.seed, "sample"), key.gt_size)
     if isinstance(dataset, ImageDataset):

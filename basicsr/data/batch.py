@@ -21,6 +21,7 @@ class Batch:
         lq_paths: file or LMDB key of each LR image.
         gt_paths: likewise of the HR images; empty strings where the dataset names none.
         seeds: int64 (B,), always on the CPU: the seed of each sample, from which its random choices derive.
+        skipped: 'path: reason' of each image in whose place another one was taken.
     """
 
     lq: torch.Tensor
@@ -28,6 +29,7 @@ class Batch:
     lq_paths: tuple[str, ...]
     gt_paths: tuple[str, ...]
     seeds: torch.Tensor
+    skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, channels_last: bool = False) -> Batch:
         """The batch on `device`, copied without waiting where it is pinned; `channels_last` is a layout."""
@@ -43,7 +45,7 @@ class Batch:
         return replace(self, lq=self.lq.pin_memory(), gt=None if self.gt is None else self.gt.pin_memory())
 
 
-def collate(samples: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Batch:
+def collate(samples: Sequence[Mapping[str, Any]], seeds: Sequence[int], skipped: Sequence[str] = ()) -> Batch:
     """Stacks samples, dicts with `lq` and optionally `gt`, `lq_path`, `gt_path`, into a batch.
 
     Raises:
@@ -57,6 +59,7 @@ def collate(samples: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Batch
         lq_paths=lq_paths,
         gt_paths=gt_paths,
         seeds=torch.tensor(seeds, dtype=torch.int64),
+        skipped=tuple(skipped),
     )
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from basicsr.data.base import check_patches, load_sample
 from basicsr.data.loading import TrainLoader, check_not_empty
 from basicsr.data.sampling import KeySampler, SampleKey, Stage
+from basicsr.data.storage import StoredImages
 from basicsr.utils.registry import DATASET_REGISTRY
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def build_train_loader(
         num_workers=options.num_worker_per_gpu,
         prefetch=options.num_prefetch_queue,
         pin_memory=pin_memory and options.pin_memory,
+        skip_bad_images=options.skip_bad_images,
     )
 
 
@@ -119,6 +121,11 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return load_sample(self._dataset, SampleKey(index, seed=index))
+
+    def stored_images(self) -> StoredImages | None:
+        """Where the images lie, where the dataset says so; else None."""
+        method = getattr(self._dataset, "stored_images", None)
+        return method() if callable(method) else None
 
     @property
     def paths(self) -> Any:

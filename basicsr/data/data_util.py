@@ -1,18 +1,27 @@
 """Lists of images and of pairs of images; BasicSR's names and signatures, strict about what is missing.
 
 Pairs are dicts such as {'lq_path': ..., 'gt_path': ...}, in the order of the HR images' names.
+
+Meta info files may come from strangers; what they name must lie below the dataset's folder:
+
+* No name is absolute or has a part `..`, in the manner of POSIX or Windows, and none has control characters.
+* The dataset's folder may itself be a symbolic link, and so may each image that lies in it directly, as on clusters:
+  a plain listing of the folder shows the same images, so a file that names them adds nothing.
+* In folders below, which no listing enters, a name must still lie below the dataset's folder once all links are
+  followed. Otherwise a file could reach, through one forgotten link, all that lies behind it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath, PureWindowsPath
 
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.img_util import IMAGE_SUFFIXES
+from basicsr.utils.lmdb_pages import find_damaged_page
 from basicsr.utils.lmdb_util import read_meta_info
 from basicsr.utils.misc import scandir
+from basicsr.utils.name_lists import leaves_folder, printable, read_lines
 
 _NAMED_IN_ERRORS = 3
 
@@ -30,9 +39,9 @@ def paths_from_lmdb(folder: str) -> list[str]:
     """The keys of an LMDB database, sorted.
 
     Raises:
-        DataError: it is missing or empty.
+        DataError: it is missing, empty or damaged.
     """
-    return list(read_meta_info(folder))
+    return list(_keys_of(folder))
 
 
 def paths_from_meta_info_file(folder: str, meta_info_file: str) -> list[str]:
@@ -40,9 +49,11 @@ def paths_from_meta_info_file(folder: str, meta_info_file: str) -> list[str]:
     left out.
 
     Raises:
-        DataError: the file is missing or empty, a path leaves `folder`, or an image does not exist.
+        DataError: the file is missing, empty or no text, a path leaves `folder`, or an image does not exist.
     """
-    paths = [os.path.join(folder, name) for name in _names_of(meta_info_file)]
+    names = _names_of(meta_info_file)
+    _check_links(folder, names, meta_info_file)
+    paths = [os.path.join(folder, name) for name in names]
     _check_exist(paths, meta_info_file)
     return paths
 
@@ -103,20 +114,23 @@ def paired_paths_from_meta_info_file(
         filename_tmpl: as for `paired_paths_from_folder`.
 
     Raises:
-        DataError: the file is missing or empty, a path is absolute or leaves its folder, two HR images share
-            an LR image, or an image does not exist.
+        DataError: the file is missing, empty or no text, a path leaves its folder, two HR images share an LR image,
+            or an image does not exist.
         OptionsError: `filename_tmpl` does not hold {} once.
     """
     (input_folder, gt_folder), (input_key, gt_key) = folders, keys
     check_template(filename_tmpl)
     pairs: list[dict[str, str]] = []
     seen: dict[str, str] = {}
-    for gt_name in _names_of(meta_info_file):
+    gt_names = _names_of(meta_info_file)
+    _check_links(gt_folder, gt_names, meta_info_file)
+    for gt_name in gt_names:
         stem, ending = os.path.splitext(os.path.basename(gt_name))
         input_path = os.path.join(input_folder, f"{filename_tmpl.format(stem)}{ending}")
         if input_path in seen:
             raise DataError(
-                f"{meta_info_file} pairs {seen[input_path]} and {gt_name} with {input_path}; name each once"
+                f"{meta_info_file} pairs {printable(f'{seen[input_path]} and {gt_name} with {input_path}')};"
+                " name each once"
             )
         seen[input_path] = gt_name
         pairs.append({f"{input_key}_path": input_path, f"{gt_key}_path": os.path.join(gt_folder, gt_name)})
@@ -132,10 +146,10 @@ def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[
         keys: names of the two, such as ['lq', 'gt'].
 
     Raises:
-        DataError: a database is missing, or a key is in one only.
+        DataError: a database is missing or damaged, or a key is in one only.
     """
     (input_folder, gt_folder), (input_key, gt_key) = folders, keys
-    input_keys, gt_keys = read_meta_info(input_folder), read_meta_info(gt_folder)
+    input_keys, gt_keys = _keys_of(input_folder), _keys_of(gt_folder)
     for one, other, folder, partner in (
         (gt_keys, input_keys, gt_folder, input_folder),
         (input_keys, gt_keys, input_folder, gt_folder),
@@ -176,22 +190,48 @@ def _image_names(folder: str) -> list[str]:
     return names
 
 
+def _keys_of(folder: str) -> dict[str, tuple[int, int, int]]:
+    """As `read_meta_info`; also looks at the database's pages, of which a damaged one could end the process."""
+    keys = read_meta_info(folder)
+    pages = os.path.join(folder, "data.mdb")
+    if os.path.isfile(pages) and (damage := find_damaged_page(pages)):
+        raise DataError(f"cannot open LMDB database {folder}: {damage}; copy it again, or create it again")
+    return keys
+
+
 def _names_of(meta_info_file: str) -> list[str]:
-    try:
-        with open(meta_info_file, encoding="utf-8") as file:
-            names = [line.strip().split(" ")[0] for line in file if line.strip()]
-    except OSError as error:
-        raise DataError(f"cannot read meta_info_file {meta_info_file}: {error.strerror}; check the path") from error
+    names = [line.split(" ")[0] for _, line in read_lines(meta_info_file, "meta_info_file")]
     if not names:
         raise DataError(f"meta_info_file {meta_info_file} names no image")
     for name in names:
-        absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
-        if absolute or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+        if leaves_folder(name):
             raise DataError(
-                f"meta_info_file {meta_info_file} names {name}, which is not below the dataset's folder; "
-                "write paths relative to it"
+                f"meta_info_file {meta_info_file} names {printable(name[:200])}, which is not below the dataset's"
+                " folder; write paths relative to it, without '..'"
             )
     return names
+
+
+def _check_links(folder: str, names: Sequence[str], meta_info_file: str) -> None:
+    """Raises DataError where a name in a folder below leads out of `folder` by way of a symbolic link."""
+    root = os.path.realpath(folder)
+    inside: dict[str, bool] = {}
+
+    def is_inside(path: str) -> bool:
+        return os.path.commonpath([root, os.path.realpath(path)]) == root
+
+    for name in names:
+        below = os.path.dirname(os.path.normpath(name))
+        if not below:
+            continue
+        if below not in inside:
+            inside[below] = is_inside(os.path.join(folder, below))
+        path = os.path.join(folder, name)
+        if not inside[below] or (os.path.islink(path) and not is_inside(path)):
+            raise DataError(
+                f"meta_info_file {meta_info_file} names {printable(name)}, which leads out of {folder} through a"
+                " symbolic link; name the folder behind the link as dataroot, or put the images there"
+            )
 
 
 def _check_exist(paths: Iterable[str], meta_info_file: str) -> None:
@@ -201,5 +241,5 @@ def _check_exist(paths: Iterable[str], meta_info_file: str) -> None:
 
 def _some(names: Sequence[str]) -> str:
     """`2 images (a.png, b.png)`; of many, the first few."""
-    shown = ", ".join(names[:_NAMED_IN_ERRORS]) + (", ..." if len(names) > _NAMED_IN_ERRORS else "")
+    shown = printable(", ".join(names[:_NAMED_IN_ERRORS])) + (", ..." if len(names) > _NAMED_IN_ERRORS else "")
     return f"{len(names)} image{'s' if len(names) > 1 else ''} ({shown})"

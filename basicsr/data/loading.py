@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from basicsr.data.base import load_sample
 from basicsr.data.batch import Batch, collate
 from basicsr.data.sampling import KeySampler, SampleKey
+from basicsr.data.skipping import load_or_replace
 from basicsr.utils.errors import DataError, MachineError, UserError
 
 _PR_SET_PDEATHSIG = 1
@@ -54,9 +55,10 @@ class TrainLoader:
         num_workers: worker processes; 0 loads in this process.
         prefetch: batches that each worker prepares ahead, at least 2.
         pin_memory: yield batches in page-locked memory.
+        skip_bad_images: take another sample where one cannot be loaded, `skipping.load_or_replace`; 0 for never.
 
     Raises:
-        DataError: while iterating: a sample cannot be loaded.
+        DataError: while iterating: a sample cannot be loaded, nor any that would be taken for it.
         MachineError: while iterating: a worker was killed.
     """
 
@@ -70,21 +72,39 @@ class TrainLoader:
         num_workers: int = 0,
         prefetch: int = 2,
         pin_memory: bool = False,
+        skip_bad_images: int = 0,
     ) -> None:
+        self._dataset = dataset
         self._sampler = sampler
         self._accumulate = accumulate
         self._enlarge_ratio = enlarge_ratio
+        self._batches = _BatchesByKeys(dataset, skip_bad_images)
         self._loader = DataLoader(
-            _BatchesByKeys(dataset),
+            self._batches,
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
-            worker_init_fn=partial(_prepare_worker, parent=os.getpid()),
+            worker_init_fn=partial(prepare_worker, parent=os.getpid()),
             multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
             generator=torch.Generator(),
             prefetch_factor=max(prefetch, 2) if num_workers else None,
         )
+
+    @property
+    def dataset(self) -> Dataset[Any]:
+        """What the samples come from."""
+        return self._dataset
+
+    def leave_out(self, bad: Iterable[tuple[int, str]]) -> None:
+        """Notes images that are known to be bad, so that others are taken for them without trying; before iterating.
+
+        All ranks must be given the same. Without `skip_bad_images` it has no effect.
+
+        Args:
+            bad: index of each image's sample, and 'path: reason'.
+        """
+        self._batches.leave_out(bad)
 
     @property
     def num_samples(self) -> int:
@@ -142,14 +162,28 @@ class _BatchesByKeys(Dataset[Any]):
     is.
     """
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset[Any], skip_bad_images: int) -> None:
+        self._dataset, self._skip_bad_images = dataset, skip_bad_images
+        self._bad: dict[int, list[str]] = {}
+
+    def leave_out(self, bad: Iterable[tuple[int, str]]) -> None:
+        for index, note in bad:
+            self._bad.setdefault(index, []).append(note)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | UserError:
+        skipped: list[str] = []
         try:
-            return collate([load_sample(self._dataset, key) for key in keys], [key.seed for key in keys])
+            samples = [self._load(key, skipped) for key in keys]
+            return collate(samples, [key.seed for key in keys], tuple(dict.fromkeys(skipped)))
         except UserError as error:
             return error
+
+    def _load(self, key: SampleKey, skipped: list[str]) -> dict[str, Any]:
+        if self._skip_bad_images == 0:
+            return load_sample(self._dataset, key)
+        sample, notes = load_or_replace(self._dataset, key, self._skip_bad_images, self._bad)
+        skipped += notes
+        return sample
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -199,7 +233,7 @@ def _release(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def _prepare_worker(worker: int, parent: int) -> None:
+def prepare_worker(worker: int, parent: int) -> None:
     """Makes a worker use one core, leave the terminal's signals to its parent, and end with it."""
     import cv2
 

@@ -13,9 +13,10 @@ from basicsr.data.data_util import (
     paired_paths_from_lmdb,
     paired_paths_from_meta_info_file,
 )
-from basicsr.data.storage import ImageStorage, StoredImage, Window, backend_type, check_roots
+from basicsr.data.pairing import check_depths, check_whole_pair
+from basicsr.data.storage import ImageStorage, StoredImage, StoredImages, Window, backend_type, check_roots
 from basicsr.data.transforms import augment, choose_crop
-from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import DATASET_REGISTRY
 
 
@@ -77,9 +78,11 @@ class PairedImageDataset(PatchDataset):
         self.use_rot = use_rot
         self.extend_small = extend_small
         self._convert = TensorConversion(color, mean, std)
-        self._storage = ImageStorage(io_backend, {"lq": dataroot_lq, "gt": dataroot_gt})
+        self._roots = {"gt": dataroot_gt, "lq": dataroot_lq}
+        self._storage = ImageStorage(io_backend, self._roots)
         folders, keys = [dataroot_lq, dataroot_gt], ["lq", "gt"]
         backend = backend_type(io_backend)
+        self._lmdb = backend == "lmdb"
         check_roots(folders, backend)
         if backend == "lmdb":
             self.paths = paired_paths_from_lmdb(folders, keys)
@@ -96,54 +99,51 @@ class PairedImageDataset(PatchDataset):
         in [0, 1].
 
         Raises:
-            DataError: an image cannot be read, is smaller than the patch, or the two do not fit.
+            DataError: an image cannot be read, is smaller than the patch, or the two do not fit in size or bits.
         """
         paths = self.paths[index]
-        gt = self._storage.open(paths["gt_path"], "gt")
-        lq = self._storage.open(paths["lq_path"], "lq")
+        gt, gt_name = self._storage.open(paths["gt_path"], "gt"), self._storage.name(paths["gt_path"], "gt")
+        lq, lq_name = self._storage.open(paths["lq_path"], "lq"), self._storage.name(paths["lq_path"], "lq")
+        check_depths(gt.depth, lq.depth, gt_name, lq_name)
         if self.gt_size is not None:
-            img_gt, img_lq = self._random_patches(gt, lq, gt_size or self.gt_size, paths, rng)
+            img_gt, img_lq = self._random_patches(gt, lq, gt_size or self.gt_size, gt_name, lq_name, rng)
         else:
-            img_gt, img_lq = self._whole_pair(gt, lq, paths)
+            check_whole_pair(gt.size, lq.size, self.scale, gt_name, lq_name)
+            img_gt = gt.read(Window(0, 0, lq.size[0] * self.scale, lq.size[1] * self.scale))
+            img_lq = lq.read()
         return {"lq": self._convert(img_lq), "gt": self._convert(img_gt), **paths}
+
+    def stored_images(self) -> StoredImages:
+        """Where the images lie and what they must be like."""
+        return StoredImages(
+            files={role: [paths[f"{role}_path"] for paths in self.paths] for role in ("gt", "lq")},
+            roots=self._roots,
+            lmdb=self._lmdb,
+            scale=self.scale,
+            exact=self.gt_size is not None,
+            gt_patch_size=None if self.extend_small else self.gt_size,
+        )
 
     def _random_patches(
         self,
         gt: StoredImage,
         lq: StoredImage,
         gt_size: int,
-        paths: Mapping[str, str],
+        gt_name: str,
+        lq_name: str,
         rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
         scale, side = self.scale, gt_size // self.scale
         sizes = gt.size, lq.size
         if self.extend_small and gt.size == (lq.size[0] * scale, lq.size[1] * scale):
             sizes = _at_least(gt.size, gt_size), _at_least(lq.size, side)
-        top, left = choose_crop(*sizes, gt_size, scale, paths["gt_path"], paths["lq_path"], rng)
+        top, left = choose_crop(*sizes, gt_size, scale, gt_name, lq_name, rng)
         img_gt = _extended(gt.read(Window(top * scale, left * scale, gt_size, gt_size)), gt_size)
         img_lq = _extended(lq.read(Window(top, left, side, side)), side)
         img_gt, img_lq = augment([img_gt, img_lq], self.use_hflip, self.use_rot, rng=rng)
         if self.use_vflip and not self.use_rot and rng.random() < 0.5:
             return img_gt[::-1], img_lq[::-1]
         return img_gt, img_lq
-
-    def _whole_pair(self, gt: StoredImage, lq: StoredImage, paths: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
-        height, width = lq.size[0] * self.scale, lq.size[1] * self.scale
-        if gt.size[0] < height or gt.size[1] < width:
-            raise DataError(
-                f"HR {paths['gt_path']} of {gt.size[0]}x{gt.size[1]} is smaller than {self.scale} times LR "
-                f"{paths['lq_path']} of {lq.size[0]}x{lq.size[1]}; check scale, dataroot_lq and filename_tmpl"
-            )
-        if max(gt.size[0] - height, gt.size[1] - width) >= max(_MOST_CUT_OFF, self.scale):
-            raise DataError(
-                f"HR {paths['gt_path']} of {gt.size[0]}x{gt.size[1]} is much larger than {self.scale} times LR "
-                f"{paths['lq_path']} of {lq.size[0]}x{lq.size[1]}; check scale, dataroot_lq and filename_tmpl"
-            )
-        return gt.read(Window(0, 0, height, width)), lq.read()
-
-
-# Pixels that are missing at the right or below where LR images were made from HR images cut to a multiple of 12.
-_MOST_CUT_OFF = 12
 
 
 def _at_least(size: tuple[int, int], side: int) -> tuple[int, int]:

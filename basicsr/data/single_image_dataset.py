@@ -9,7 +9,7 @@ import numpy as np
 
 from basicsr.data.base import ImageDataset, TensorConversion
 from basicsr.data.data_util import paths_from_folder, paths_from_lmdb, paths_from_meta_info_file
-from basicsr.data.storage import ImageStorage, backend_type, check_roots
+from basicsr.data.storage import ImageStorage, StoredImages, backend_type, check_roots
 from basicsr.utils.registry import DATASET_REGISTRY
 
 
@@ -42,8 +42,10 @@ class SingleImageDataset(ImageDataset):
         std: Sequence[float] | None = None,
     ) -> None:
         self._convert = TensorConversion(color, mean, std)
-        self._storage = ImageStorage(io_backend, {"lq": dataroot_lq})
+        self._roots = {"lq": dataroot_lq}
+        self._storage = ImageStorage(io_backend, self._roots)
         backend = backend_type(io_backend)
+        self._lmdb = backend == "lmdb"
         check_roots([dataroot_lq], backend)
         if backend == "lmdb":
             self.paths = paths_from_lmdb(dataroot_lq)
@@ -63,3 +65,7 @@ class SingleImageDataset(ImageDataset):
         """
         path = self.paths[index]
         return {"lq": self._convert(self._storage.open(path, "lq").read()), "lq_path": path}
+
+    def stored_images(self) -> StoredImages:
+        """Where the images lie."""
+        return StoredImages(files={"lq": self.paths}, roots=self._roots, lmdb=self._lmdb)

@@ -7,6 +7,7 @@ are; a storage that can decode a window alone offers another class with the same
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +15,33 @@ import numpy as np
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.file_client import FileClient
 from basicsr.utils.img_util import imfrombytes
+from basicsr.utils.name_lists import printable
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Where a dataset's images lie and what they must be like, for those who look at them without loading.
+
+    Attributes:
+        files: by role, 'gt' and 'lq' or 'lq' alone: the path, or the key in an LMDB database, of each item's image.
+            The first role's names are the dataset's.
+        roots: folder or LMDB database of each role.
+        lmdb: whether the roots are databases.
+        scale: how many times larger HR is than LR.
+        exact: whether HR must be just that, as in training; otherwise pixels may be left over below and right.
+        gt_patch_size: side of the HR patches that must fit in; None for none.
+    """
+
+    files: Mapping[str, Sequence[str]]
+    roots: Mapping[str, str]
+    lmdb: bool
+    scale: int = 1
+    exact: bool = False
+    gt_patch_size: int | None = None
+
+    def name(self, role: str, index: int) -> str:
+        """What to call an image in errors."""
+        return name_of(self.files[role][index], self.roots[role] if self.lmdb else None)
 
 
 class Window(NamedTuple):
@@ -31,6 +59,11 @@ class StoredImage(Protocol):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Bits to a channel, 8 or 16."""
         ...
 
     def read(self, window: Window | None = None) -> np.ndarray:
@@ -52,6 +85,11 @@ class DecodedImage:
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self._pixels.shape[0], self._pixels.shape[1]
+
+    @property
+    def depth(self) -> int:
+        """Bits to a channel, 8 or 16."""
+        return self._pixels.dtype.itemsize * 8
 
     def read(self, window: Window | None = None) -> np.ndarray:
         """The pixels of `window`, or all: (H, W, 3), BGR, uint8 or uint16; not to be written to."""
@@ -78,6 +116,7 @@ class ImageStorage:
         if backend == "lmdb":
             options = {**options, "db_paths": list(roots.values()), "client_keys": list(roots)}
         self._client = FileClient(backend, **options)
+        self._databases = dict(roots) if backend == "lmdb" else {}
 
     def open(self, path: str, key: str) -> StoredImage:
         """Opens the image at `path` (on disk) or under the key `path` (LMDB) of root `key`.
@@ -85,7 +124,16 @@ class ImageStorage:
         Raises:
             DataError: there is none, or it cannot be decoded.
         """
-        return DecodedImage(imfrombytes(self._client.get(path, key), source=path))
+        return DecodedImage(imfrombytes(self._client.get(path, key), source=self.name(path, key)))
+
+    def name(self, path: str, key: str) -> str:
+        """What to call an image of root `key` in errors: its path, or the database and the key in it."""
+        return name_of(path, self._databases.get(key))
+
+
+def name_of(path: str, database: str | None) -> str:
+    """What to call an image in errors: its path, or the database and the key in it; always one line."""
+    return printable(path if database is None else f"{database} (key '{path}')")
 
 
 def backend_type(io_backend: Mapping[str, Any]) -> str:

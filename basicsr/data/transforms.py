@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from basicsr.data.pairing import check_patches_fit
 from basicsr.utils.errors import DataError
 
 
@@ -52,15 +53,8 @@ def choose_crop(
     Raises:
         DataError: the HR image is not `scale` times the LR image, or the LR image is smaller than the patch.
     """
+    check_patches_fit(gt_size, lq_size, gt_patch_size, scale, gt_path, lq_path)
     (height, width), lq_patch_size = lq_size, gt_patch_size // scale
-    names = f"HR {gt_path or 'image'} is {_by(gt_size)}, LR {lq_path or 'image'} is {_by(lq_size)} (H x W)"
-    if gt_size != (height * scale, width * scale):
-        raise DataError(
-            f"{names}; at scale {scale} the HR image must be {_by((height * scale, width * scale))}: "
-            "crop it, or make the LR image anew with scripts/data/generate_lr.py"
-        )
-    if min(lq_size) < lq_patch_size:
-        raise DataError(f"{names}, smaller than patches of {gt_patch_size} (LR {lq_patch_size}); lower gt_size")
     return _below(height - lq_patch_size + 1, rng), _below(width - lq_patch_size + 1, rng)
 
 
@@ -152,7 +146,3 @@ def _cut(img: Any, top: int, left: int, side: int) -> Any:
     if isinstance(img, torch.Tensor):
         return img[..., top : top + side, left : left + side]
     return img[top : top + side, left : left + side]
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -5,23 +5,29 @@
     experiments/NAME/training_states/ITER.state         all else that training needs
     experiments/NAME/training_states/ITER.json          sizes and SHA-256 of these files
 
-The JSON file is written last: a checkpoint exists once it is there, and files without one are remains of a crash.
+A checkpoint exists once its JSON file is there. Before that, its files are written under temporary names and are on
+the disk; after that they get their own. Wherever a process is killed, the checkpoint that was there is whole: the files
+that the JSON file describes are found under one name or the other.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from basicsr.utils.errors import CheckpointError
-from basicsr.utils.safe_files import load_tensors, sha256_of, write_atomically
+from basicsr.utils.atomic_files import TEMPORARY, NoSpaceError, Staged, sha256_of, stage, sync_folder, write_atomically
+from basicsr.utils.errors import CheckpointError, LostRankError, NonFiniteError
+from basicsr.utils.safe_files import load_tensors
 
 FORMAT = 1
+SUPERSEDED = "superseded"
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,16 @@ class Checkpoint:
     networks: dict[str, Any]
     state: dict[str, Any]
     path: Path
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint cannot be used.
+
+    Attributes:
+        fault: what is wrong, to follow its name.
+    """
+
+    fault = ""
 
 
 class CheckpointFolder:
@@ -63,33 +79,69 @@ class CheckpointFolder:
         Raises:
             CheckpointError: a file cannot be written. Earlier checkpoints are untouched.
         """
-        files: dict[str, dict[str, Any]] = {}
-        for label, content in networks.items():
-            self._write(self.models / f"net_{label}_{iteration}.pth", content, files)
         path = self.states / f"{iteration}.state"
-        self._write(path, {"format": FORMAT, "iteration": iteration, **state}, files)
-        manifest = json.dumps({"format": FORMAT, "iteration": iteration, "files": files}, indent=1).encode()
-        write_atomically(path.with_suffix(".json"), lambda file: _write_all(file, manifest))
-        self._prune()
+        contents: dict[Path, Mapping[str, Any]] = {
+            **{self.models / f"net_{label}_{iteration}.pth": content for label, content in networks.items()},
+            path: {"format": FORMAT, "iteration": iteration, **state},
+        }
+        staged: list[Staged] = []
+        try:
+            for file, content in contents.items():
+                staged.append(self._stage(file, content))
+            files = {_name_of(entry.path): {"sha256": entry.sha256, "bytes": entry.size} for entry in staged}
+            manifest = json.dumps({"format": FORMAT, "iteration": iteration, "files": files}, indent=1).encode()
+            write_atomically(path.with_suffix(".json"), lambda file: file.write(manifest))
+        except BaseException as error:
+            for entry in staged:
+                entry.discard()
+            if isinstance(error, CheckpointError):
+                raise self._cannot_save(path, size_of(contents), error) from error
+            raise
+        try:
+            for entry in staged:
+                entry.commit()
+            self._prune()
+        except OSError as error:  # the checkpoint is there all the same
+            raise self._cannot_save(path, size_of(contents), error) from error
         return path
 
     def save_named(self, name: str, content: Mapping[str, Any]) -> Path:
-        """Writes models/net_g_NAME.pth ('best', 'latest') and returns its path."""
+        """Writes models/net_g_NAME.pth ('best', 'latest') and returns its path.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
         path = self.models / f"net_g_{name}.pth"
-        self._write(path, content, {})
+        try:
+            self._stage(path, content).commit()
+        except (CheckpointError, OSError) as error:
+            raise self._cannot_save(path, size_of(content), error) from error
         return path
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is intact, and a line for each newer one that is not."""
-        remarks: list[str] = []
-        for path in sorted(self.states.glob("*.state"), key=_iteration_of, reverse=True):
-            if _iteration_of(path) < 0:
-                continue
+        """The newest checkpoint that is intact, and a line for each newer one that is not.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none is intact.
+        """
+        faults: dict[int, str] = {}
+        for iteration in self._iterations():
             try:
-                return self.load(path), remarks
+                checkpoint = self.load(self.states / f"{iteration}.state")
             except CheckpointError as error:
-                remarks.append(str(error))
-        return None, remarks
+                faults[iteration] = error.fault if isinstance(error, DamagedCheckpointError) else str(error)
+                continue
+            return checkpoint, [
+                f"{damaged}.state {fault}; using {iteration}.state; {damaged - iteration} iterations redone"
+                for damaged, fault in faults.items()
+            ]
+        if faults:
+            newest, fault = next(iter(faults.items()))
+            raise CheckpointError(
+                f"no checkpoint in {self.states} is intact: {newest}.state {fault};"
+                " start anew without --auto_resume, or from a network's weights by path: pretrain_network_g"
+            )
+        return None, []
 
     def load(self, path: Path) -> Checkpoint:
         """Reads the checkpoint of a state file, its networks from the `models` folder beside it.
@@ -97,69 +149,221 @@ class CheckpointFolder:
         Raises:
             CheckpointError: a file is missing, damaged, or was not written by this framework.
         """
-        if not path.is_file():
-            raise CheckpointError(f"resume_state {path} does not exist; saved states: {self._saved()}")
-        manifest_path = path.with_suffix(".json")
-        if not manifest_path.is_file():
-            raise CheckpointError(
-                f"{path} has no {manifest_path.name} beside it: it was not saved completely, or by BasicSR itself;"
-                " to start from a network's weights use path: pretrain_network_g"
+        manifest = path.with_suffix(".json")
+        if not manifest.is_file():
+            if not path.is_file():
+                raise CheckpointError(f"resume_state {path} does not exist; saved states: {self._saved()}")
+            raise _damaged(
+                path,
+                f"has no {manifest.name} beside it: not saved completely, or by BasicSR itself",
+                "; to start from a network's weights use path: pretrain_network_g",
             )
-        files = self._check(manifest_path, path.parent.parent)
-        state = load_tensors(path)
-        labels = {name: Path(name).stem.split("_")[1] for name in files if name.startswith("models/")}
-        networks = {label: load_tensors(path.parent.parent / name) for name, label in labels.items()}
-        return Checkpoint(int(state["iteration"]), networks, state, path)
+        files = self._checked(path, manifest)
+        try:
+            state = load_tensors(files[path])
+            networks = {_label_of(file): load_tensors(found) for file, found in files.items() if file != path}
+            return Checkpoint(int(state["iteration"]), networks, state, path)
+        except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, f"cannot be read ({error})", self._advice()) from error
 
-    def _check(self, manifest_path: Path, root: Path) -> dict[str, Any]:
-        """Compares the files with the manifest's checksums."""
+    def tidy(self, resumed: int | None) -> list[str]:
+        """Completes what a killed process left, and sets aside what comes after the checkpoint that is resumed.
+
+        Those later checkpoints are damaged, or of a course that the run leaves. Left where they are, they would be
+        taken for the run's newest, and newer ones deleted for them. They go to folders named `superseded`.
+
+        Args:
+            resumed: iteration of the checkpoint that the run goes on from.
+
+        Returns:
+            A line for each checkpoint that was set aside.
+
+        Raises:
+            CheckpointError: files cannot be renamed.
+        """
+        remarks: list[str] = []
+        try:
+            for iteration in self._iterations():
+                if resumed is not None and iteration > resumed:
+                    self._set_aside(iteration)
+                    remarks.append(
+                        f"{iteration}.state comes after {resumed}.state: moved to {self.states / SUPERSEDED}"
+                    )
+                else:
+                    self._complete(iteration)
+            for folder in (self.models.parent, self.models, self.states):
+                for remains in folder.glob(TEMPORARY):
+                    remains.unlink()
+        except OSError as error:
+            raise CheckpointError(f"cannot change {error.filename}: {error.strerror}") from error
+        return remarks
+
+    def check_space(self, needed: int) -> None:
+        """Looks whether a checkpoint of `needed` bytes has room.
+
+        Raises:
+            NoSpaceError: it has not.
+        """
+        folder = self.states.absolute()
+        free = shutil.disk_usage(next(place for place in folder.parents if place.exists())).free
+        if needed > free:
+            raise NoSpaceError(self._no_room(f"a checkpoint in {self.states.parent}", needed, free))
+
+    @contextmanager
+    def named_in_failures(self) -> Iterator[None]:
+        """Within the block, what ends the run says from which checkpoint it can go on."""
+        try:
+            yield
+        except (LostRankError, NonFiniteError) as error:
+            error.args = (f"{error}; last good: {self._last()}",)
+            raise
+
+    def _stage(self, path: Path, content: Mapping[str, Any]) -> Staged:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot save {path}: {error.strerror}") from error
+        return stage(path, _temporary(path), lambda file: torch.save(dict(content), file))
+
+    def _cannot_save(self, path: Path, needed: int, error: Exception) -> CheckpointError:
+        if isinstance(error, NoSpaceError):
+            return NoSpaceError(self._no_room(path.name, needed, shutil.disk_usage(path.parent).free))
+        reason = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
+        return CheckpointError(f"cannot save {path}: {reason}; last good: {self._last()}")
+
+    def _no_room(self, what: str, needed: int, free: int) -> str:
+        room = f"{readable(free)} free"
+        if free >= needed:
+            room += ", but a quota or a limit on the size of files is reached"
+        return f"cannot save {what}: needs {readable(needed)}, {room}; last good: {self._last()}"
+
+    def _checked(self, path: Path, manifest_path: Path) -> dict[Path, Path]:
+        """Compares a checkpoint's files with the manifest's checksums; where each of them is found."""
         try:
             manifest = json.loads(manifest_path.read_text("utf-8"))
             files: dict[str, Any] = manifest["files"]
             wanted = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{manifest_path} is damaged") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _damaged(path, f"is damaged ({manifest_path.name} cannot be read)") from error
         if manifest.get("format") != FORMAT:
-            raise CheckpointError(f"{manifest_path} has format {manifest.get('format')}, this version reads {FORMAT}")
+            theirs = manifest.get("format")
+            raise _damaged(path, f"is of format {theirs}, this version reads {FORMAT}", self._advice())
+        root, found = path.parent.parent, {}
         for name, (size, digest) in wanted.items():
-            file = root / name
             if not _is_ours(name):
-                raise CheckpointError(f"{manifest_path} names the file '{name}', which is none of a checkpoint's")
-            if not file.is_file():
-                raise CheckpointError(f"{file} is missing, {manifest_path.name} lists it")
-            if file.stat().st_size != size or sha256_of(file) != digest:
-                raise CheckpointError(f"{file} is damaged (SHA-256 differs from {manifest_path.name})")
-        return files
+                raise _damaged(
+                    path, f"is damaged ({manifest_path.name} names the file {name!r}, which is none of a checkpoint's)"
+                )
+            candidates = [file for file in (root / name, _temporary(root / name)) if file.is_file()]
+            if not candidates:
+                raise _damaged(path, f"is not complete ({name} is missing)", self._advice())
+            intact = next((file for file in candidates if _is_intact(file, size, digest)), None)
+            if intact is None:
+                where = "" if root / name == path else f" of {name}"
+                raise _damaged(path, f"is damaged (SHA-256{where})", self._advice())
+            found[root / name] = intact
+        if path not in found:
+            raise _damaged(path, f"is damaged ({manifest_path.name} does not list it)")
+        return found
 
-    def _write(self, path: Path, content: Mapping[str, Any], files: dict[str, dict[str, Any]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest, size = write_atomically(path, lambda file: torch.save(dict(content), file))
-        files[f"{path.parent.name}/{path.name}"] = {"sha256": digest, "bytes": size}
+    def _complete(self, iteration: int) -> None:
+        """Gives the files of a committed checkpoint their names, where its process did not come to that."""
+        path = self.states / f"{iteration}.state"
+        if any(_temporary(file).exists() for file in (path, *self._networks(iteration))):
+            try:
+                found = self._checked(path, path.with_suffix(".json"))
+            except DamagedCheckpointError:
+                return
+            for file, at in found.items():
+                if at != file:
+                    at.replace(file)
+            sync_folder(self.models)
+            sync_folder(self.states)
+
+    def _set_aside(self, iteration: int) -> None:
+        manifest = self.states / f"{iteration}.json"
+        for file in (manifest, manifest.with_suffix(".state"), *self._networks(iteration)):
+            if file.exists():
+                (file.parent / SUPERSEDED).mkdir(exist_ok=True)
+                file.replace(file.parent / SUPERSEDED / file.name)
 
     def _prune(self) -> None:
         if self._keep is None:
             return
-        complete = sorted((p for p in self.states.glob("*.json") if _iteration_of(p) >= 0), key=_iteration_of)
-        for manifest in complete[: -self._keep]:
-            iteration = _iteration_of(manifest)
-            manifest.unlink()
-            manifest.with_suffix(".state").unlink(missing_ok=True)
-            for network in self.models.glob(f"net_*_{iteration}.pth"):
-                network.unlink()
+        for iteration in [found for found in self._iterations() if self._manifest(found).exists()][self._keep :]:
+            self._manifest(iteration).unlink()
+            (self.states / f"{iteration}.state").unlink(missing_ok=True)
+            for network in self._networks(iteration):
+                network.unlink(missing_ok=True)
+
+    def _manifest(self, iteration: int) -> Path:
+        return self.states / f"{iteration}.json"
+
+    def _networks(self, iteration: int) -> list[Path]:
+        """The network files of a checkpoint, also those that have their temporary names still."""
+        named = {file.name for file in self.models.glob(f"net_*_{iteration}.pth")}
+        staged = {file.name[1:].removesuffix(".tmp") for file in self.models.glob(f".net_*_{iteration}.pth.tmp")}
+        return [self.models / name for name in sorted(named | staged)]
+
+    def _iterations(self) -> list[int]:
+        """Of all checkpoints, whole or not, the newest first."""
+        stems = {file.stem for pattern in ("*.json", "*.state") for file in self.states.glob(pattern)}
+        return sorted((int(stem) for stem in stems if stem.isascii() and stem.isdigit()), reverse=True)
+
+    def _last(self) -> str:
+        return next((f"{found}.state" for found in self._iterations() if self._manifest(found).exists()), "none")
 
     def _saved(self) -> str:
-        names = [path.name for path in sorted(self.states.glob("*.state"), key=_iteration_of)]
-        return ", ".join(names[-5:]) or "none"
+        return ", ".join(f"{iteration}.state" for iteration in reversed(self._iterations()[:5])) or "none"
+
+    def _advice(self) -> str:
+        return f"; saved states: {self._saved()}; --auto_resume takes the newest that is intact"
 
 
-def _write_all(file: Any, content: bytes) -> None:
-    file.write(content)
+def size_of(content: Any) -> int:
+    """Bytes of the tensors in nested dicts and lists, about what a file of them takes."""
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(size_of(value) for value in content.values())
+    return sum(size_of(value) for value in content) if isinstance(content, (list, tuple)) else 0
 
 
-def _iteration_of(path: Path) -> int:
-    return int(path.stem) if path.stem.isdigit() else -1
+def readable(size: int) -> str:
+    """A number of bytes as people read it: '480 MB'."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}" if size < 10 * factor else f"{size / factor:.0f} {unit}"
+    return f"{size} B"
+
+
+def _damaged(path: Path, fault: str, advice: str = "") -> DamagedCheckpointError:
+    error = DamagedCheckpointError(f"{path} {fault}{advice}")
+    error.fault = fault
+    return error
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+def _label_of(network: Path) -> str:
+    return network.stem.split("_")[1]
+
+
+def _is_intact(file: Path, size: int, digest: str) -> bool:
+    try:
+        return file.stat().st_size == size and sha256_of(file) == digest
+    except OSError:
+        return False
 
 
 def _is_ours(name: str) -> bool:
     folder, _, file = name.partition("/")
-    return folder in ("models", "training_states") and "/" not in file and file not in ("", ".", "..")
+    if folder not in ("models", "training_states") or "/" in file or "\0" in file:
+        return False
+    return file.startswith("net_") and file.count("_") >= 2 if folder == "models" else file.endswith(".state")

@@ -6,12 +6,13 @@ import importlib.metadata
 import io
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable
 
 from basicsr.engine.stop import Interrupted, Preempted
-from basicsr.utils.errors import OptionsError, UserError
+from basicsr.utils.errors import UserError
 
 _GRACE_SECONDS = 5.0
 
@@ -19,13 +20,16 @@ _GRACE_SECONDS = 5.0
 def run_command(main: Callable[[], int]) -> int:
     """Runs `main`; prints a user's mistake as a line without a traceback and returns the exit code.
 
-    The codes are those of `basicsr.utils.errors`, 75 for a run that was asked to stop and has saved, 130 for Ctrl+C.
+    The codes are those of `basicsr.utils.errors`, 75 for a run that was asked to stop and has saved, 130 for Ctrl+C;
+    `docs/reliability.md` lists them.
     Other exceptions are bugs and keep their traceback. Where the reader of the output has gone, as `head` does when it
     has seen enough, the command ends quietly, as one that is killed by SIGPIPE.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may have letters that the terminal's encoding has not
             stream.reconfigure(errors="backslashreplace")
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.SIG_DFL):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the place of `quiet_start`
     warn_of_published_package()
     try:
         code = main()
@@ -33,7 +37,7 @@ def run_command(main: Callable[[], int]) -> int:
         return code
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        if rank == "0" or not isinstance(error, (OptionsError, Preempted)):  # what all ranks know, one says
+        if rank == "0" or not error.known_to_all:
             prefix = f"[rank {rank}] " if "RANK" in os.environ else ""
             print(f"{prefix}{_label(error)}{error}", file=sys.stderr, flush=True)
         else:

@@ -6,17 +6,19 @@ import datetime
 import gc
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from basicsr.utils.errors import MachineError
+from basicsr.utils.dist_util import gather_objects
+from basicsr.utils.errors import MachineError, UserError
 
 Launcher = Literal["none", "pytorch", "slurm"]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -143,3 +145,45 @@ def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
     agreed = torch.tensor(flags, dtype=torch.int32, device=device)
     dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
     return [bool(flag) for flag in agreed.tolist()]
+
+
+def raise_together(failure: UserError | None) -> None:
+    """Raises on every rank what went wrong on one of them; does nothing where all is well. All ranks must call.
+
+    Args:
+        failure: of this rank.
+
+    Raises:
+        UserError: the failure of the first rank which has one, if possible one of its own making.
+    """
+    failures = [(rank, one) for rank, one in enumerate(gather_objects(failure)) if one is not None]
+    if not failures:
+        return
+    rank, error = min(failures, key=lambda entry: not entry[1].first_hand)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        error.args = (f"[rank {rank}] {error}",)
+    error.known_to_all = True
+    raise error
+
+
+def on_master(place: Place, action: Callable[[], _Result]) -> _Result:
+    """Runs `action` on rank 0 and returns on every rank what it gave. All ranks must call.
+
+    Args:
+        place: where this process stands.
+        action: gives plain values.
+
+    Raises:
+        UserError: what `action` raised, on every rank.
+    """
+    outcome: _Result | UserError | None = None
+    if place.is_master:
+        try:
+            outcome = action()
+        except UserError as error:
+            outcome = error
+    outcome = gather_objects(outcome)[0]
+    if isinstance(outcome, UserError):
+        outcome.known_to_all = True
+        raise outcome
+    return outcome

@@ -1,9 +1,12 @@
-"""A run's folders, its log file, and which checkpoint it starts from."""
+"""A run's folders and its logs."""
 
 from __future__ import annotations
 
+import glob
 import logging
+import math
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,60 +14,73 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import yaml
 
 import basicsr
-from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, readable
 from basicsr.engine.comparison_images import ComparisonImages
-from basicsr.engine.distributed import Place, any_rank
+from basicsr.engine.distributed import Place, on_master
+from basicsr.engine.record import write_record
 from basicsr.engine.run_log import RunLog
-from basicsr.engine.sinks import flat, open_sinks
+from basicsr.engine.sinks import open_sinks
 from basicsr.engine.training_run import TrainingRun
-from basicsr.utils.errors import CheckpointError, MachineError, UserError
+from basicsr.utils.atomic_files import write_atomically
+from basicsr.utils.errors import CheckpointError, UserError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import resolved_yaml
 from basicsr.utils.options_schema import Options
 
 
-def find_checkpoint(options: Options, auto_resume: bool) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to continue from, and remarks: `--auto_resume`'s newest one, else `path: resume_state`.
-
-    Raises:
-        CheckpointError: `resume_state` cannot be used, or none of the run's checkpoints is intact.
-    """
-    if auto_resume:
-        checkpoint, damaged = CheckpointFolder(options.experiment_folder).latest()
-        if checkpoint is not None:
-            return checkpoint, [f"{remark}; using {checkpoint.path.name}" for remark in damaged]
-        if damaged:
-            raise CheckpointError(f"no intact checkpoint to resume in {options.experiment_folder}: {damaged[0]}")
-    if options.path.resume_state is not None:
-        path = Path(options.path.resume_state)
-        return CheckpointFolder(path.parent.parent).load(path), []
-    return None, []
-
-
-def prepare_training(options: Options, place: Place, *, fresh: bool) -> None:
-    """Makes the folders and keeps the options there, on rank 0.
+def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
+    """Makes the run's folders and keeps the options there, on rank 0. All ranks must call.
 
     A run that starts anew renames the folders of an earlier run of its name, as BasicSR does.
 
+    Returns:
+        What the log should say of it.
+
     Raises:
-        CheckpointError: a folder cannot be renamed or written.
+        CheckpointError: a folder cannot be renamed or written, or has no room for a checkpoint.
     """
-    _wait_for_all_ranks()  # until each has looked for a checkpoint there
-    if place.is_master:
-        folder = options.experiment_folder
-        if fresh:
-            for old in (folder, options.tensorboard_folder):
-                archive(old)
-        try:
-            options.models_folder.mkdir(parents=True, exist_ok=True)
-            options.training_states_folder.mkdir(exist_ok=True)
-            (folder / f"{options.name}.yml").write_text(_with_versions(options), encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
-    _wait_for_all_ranks()
+    options, size = run.options, run.checkpoint_size()
+
+    def prepare() -> list[str]:
+        remarks = _prepare(options, resume, size)
+        write_record(run, resume)
+        return remarks
+
+    return on_master(run.place, prepare)
+
+
+def _prepare(options: Options, resume: Checkpoint | None, size: int) -> list[str]:
+    folder, states = options.experiment_folder, options.training_states_folder
+    checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
+    checkpoints.check_space(size)
+    own = resume is not None and resume.path.parent.resolve() == states.resolve()
+    if not own:
+        for old in (folder, options.tensorboard_folder):
+            archive(old)
+    try:
+        options.models_folder.mkdir(parents=True, exist_ok=True)
+        states.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
+    content = _with_versions(options).encode()
+    write_atomically(folder / f"{options.name}.yml", lambda file: file.write(content))
+    remarks = checkpoints.tidy(resume.iteration if resume is not None and own else None)
+    return remarks + _forecast(options, resume.iteration if resume is not None else 0, size)
+
+
+def _forecast(options: Options, iteration: int, size: int) -> list[str]:
+    """Whether all checkpoints to come have room, if each takes `size` bytes."""
+    coming = math.ceil((options.train.total_iter - iteration) / options.logger.save_checkpoint_freq)
+    needed = size * min(coming, (options.logger.keep_checkpoints or coming) + 1)
+    free = shutil.disk_usage(options.experiment_folder).free
+    if needed <= free:
+        return []
+    return [
+        f"the run's checkpoints need {readable(needed)}, {readable(size)} each, and {readable(free)} are free: free"
+        " space, or set logger: keep_checkpoints"
+    ]
 
 
 def prepare_results(scales: Sequence[Options], place: Place) -> None:
@@ -101,7 +117,9 @@ def archive(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    archived = folder.with_name(f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
+    stamped = f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
+    names = (folder.with_name(f"{stamped}{suffix}") for suffix in ("", *(f"_{number}" for number in range(1, 100))))
+    archived = next(name for name in names if not name.exists())
     try:
         folder.rename(archived)
     except OSError as error:
@@ -110,9 +128,13 @@ def archive(folder: Path) -> None:
 
 
 @contextmanager
-def open_log(folder: Path, kind: str, name: str, place: Place) -> Iterator[logging.Logger]:
-    """The package's logger: lines to the screen and, on rank 0 within the block, to FOLDER/KIND_NAME_TIME.log."""
-    file = folder / f"{kind}_{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
+def open_log(folder: Path, kind: str, name: str, place: Place, *, goes_on: bool = False) -> Iterator[logging.Logger]:
+    """The package's logger: lines to the screen and, on rank 0 within the block, to FOLDER/KIND_NAME_TIME.log.
+
+    With `goes_on` the newest such file is continued, where there is one.
+    """
+    logs = sorted(folder.glob(f"{glob.escape(f'{kind}_{name}_')}*.log")) if goes_on else []
+    file = logs[-1] if logs else folder / f"{kind}_{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
     logger = get_root_logger("basicsr", logging.INFO, str(file) if place.is_master else None)
     try:
         yield logger
@@ -123,20 +145,6 @@ def open_log(folder: Path, kind: str, name: str, place: Place) -> Iterator[loggi
                 handler.close()
 
 
-def changed_options(resume: Checkpoint, options: Options, place: Place) -> list[str]:
-    """A line for each option that differs from what the checkpoint was saved with, and for another number of ranks."""
-    before = flat(yaml.safe_load(resume.state["options"]))
-    after = flat(yaml.safe_load(resolved_yaml(options)))
-    lines = [
-        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-    ]
-    if resume.state["world_size"] != place.world_size:
-        lines.append(f"ranks: {resume.state['world_size']} -> {place.world_size}")
-    return [f"changed since {resume.path.name} was saved: {line}" for line in lines]
-
-
 @contextmanager
 def open_run_log(run: TrainingRun, logger: logging.Logger) -> Iterator[RunLog | None]:
     """The log of figures within the block, on rank 0; all ranks must call.
@@ -144,17 +152,15 @@ def open_run_log(run: TrainingRun, logger: logging.Logger) -> Iterator[RunLog | 
     Raises:
         UserError: Weights & Biases cannot be used, or the history cannot be written; on every rank.
     """
-    log: RunLog | None = None
-    failure: UserError | None = None
-    options = run.options
-    if run.place.is_master:
-        try:
-            sinks = open_sinks(options, run.iteration)
-            log = RunLog(logger, options.name, run.iteration, options.train.total_iter, sinks, ComparisonImages(run))
-        except UserError as error:
-            failure = error
-    if any_rank([failure is not None], run.place.device)[0]:
-        raise failure or MachineError("rank 0 could not open its logs; it says why")
+    options, opened = run.options, []
+
+    def opens() -> None:
+        sinks = open_sinks(options, run.iteration, run.validation_due)
+        images = ComparisonImages(run)
+        opened.append(RunLog(logger, options.name, run.iteration, options.train.total_iter, sinks, images))
+
+    on_master(run.place, opens)
+    log = opened[0] if opened else None
     exit_code = 1
     try:
         yield log

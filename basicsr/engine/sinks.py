@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from basicsr.engine.event_files import forget
+from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, MachineError, UserError
 from basicsr.utils.history import HISTORY, ITERATION, History
 from basicsr.utils.options import resolved_yaml
 from basicsr.utils.options_schema import Options, thaw
-from basicsr.utils.safe_files import write_atomically
 
 _WANDB_FILE = "wandb.json"
 _WANDB_SECONDS = 30  # to reach the server
@@ -49,12 +50,13 @@ def check_packages(options: Options) -> None:
         _import_wandb()
 
 
-def open_sinks(options: Options, start: int) -> list[Sink]:
+def open_sinks(options: Options, start: int, validating: bool = False) -> list[Sink]:
     """Opens what `logger` asks for, and the history.
 
     Args:
         options: of the run; its folder is there.
-        start: number of iterations already done.
+        start: number of iterations already done. What a run that was cut off has left of later ones is taken out.
+        validating: whether the last of them is still to be validated; then that goes too.
 
     Raises:
         MachineError: Weights & Biases is not installed or cannot be reached.
@@ -62,11 +64,11 @@ def open_sinks(options: Options, start: int) -> list[Sink]:
     """
     sinks: list[Sink] = []
     try:
-        sinks.append(History(options.experiment_folder / HISTORY, start))
+        sinks.append(History(options.experiment_folder / HISTORY, start, validating))
         if _wants_wandb(options):
             sinks.append(Wandb(options, start))
         if options.logger.use_tb_logger:
-            sinks.append(TensorBoard(options, start))
+            sinks.append(TensorBoard(options, start, validating))
     except UserError:
         for sink in sinks:
             sink.close(1)
@@ -87,15 +89,23 @@ class TensorBoard:
 
     Args:
         options: of the run.
-        start: number of iterations already done; what a run that was cut off left of later ones is void.
+        start, validating: as for `open_sinks`.
+
+    Raises:
+        CheckpointError: the files cannot be written.
     """
 
     shows_images = True
 
-    def __init__(self, options: Options, start: int) -> None:
+    def __init__(self, options: Options, start: int, validating: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
+        again = ("options/", "_hparams_", *(("metrics/", "images/") if validating else ()))
+        forget(
+            options.tensorboard_folder,
+            lambda name, step: step > start or (step == start and name.startswith(again)),
+        )
         self._writer = SummaryWriter(str(options.tensorboard_folder), purge_step=start + 1 if start else None)
         code_block = textwrap.indent(resolved_yaml(options), "    ")  # in Markdown
         self._writer.add_text("options", code_block, start)
@@ -111,9 +121,16 @@ class TensorBoard:
         events.add_summary(session, start)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Adds a point to each curve."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, iteration)
+        """Adds a point to each curve.
+
+        Raises:
+            CheckpointError: the files cannot be written.
+        """
+        try:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, iteration)
+        except OSError as error:
+            raise CheckpointError(f"cannot write TensorBoard's files: {error.strerror}") from error
 
     def image(self, name: str, iteration: int, image: np.ndarray) -> None:
         """Adds an image, uint8 (H, W, 3) BGR."""

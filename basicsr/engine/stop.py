@@ -1,7 +1,8 @@
-"""Stopping on a signal: between iterations, after a checkpoint."""
+"""Stopping on a signal: between iterations, after a checkpoint. Imports nothing heavy, to be ready early."""
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -14,6 +15,7 @@ class Preempted(UserError):
     """The run was asked to stop; it has saved its state and can be resumed."""
 
     exit_code = 75
+    known_to_all = True
 
 
 class Interrupted(UserError):
@@ -23,10 +25,15 @@ class Interrupted(UserError):
 
 
 class StopRequest:
-    """Notes SIGINT, SIGTERM and SIGUSR1 within a `with` block. A second SIGINT interrupts at once."""
+    """Notes SIGINT, SIGTERM and SIGUSR1 within a `with` block. A second SIGINT interrupts at once.
 
-    def __init__(self) -> None:
+    Args:
+        notice: what Ctrl+C is answered with, on standard error; nothing if empty.
+    """
+
+    def __init__(self, notice: str = "") -> None:
         self.signal: signal.Signals | None = None
+        self._notice = notice
         self._previous: dict[signal.Signals, object] = {}
 
     def __bool__(self) -> bool:
@@ -50,4 +57,16 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGINT and self._notice and os.environ.get("RANK", "0") == "0":
+            os.write(2, f"\n{self._notice}\n".encode())  # print could be in the middle of something
         self.signal = signal.Signals(number)
+
+
+def quiet_start() -> None:
+    """Until the program is ready, lets Ctrl+C end it at once and without a traceback."""
+    signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(Interrupted.exit_code)

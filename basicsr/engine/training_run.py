@@ -16,16 +16,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from basicsr.archs.spandrel_network import SpandrelNetwork
 from basicsr.data import build_eval_dataset, build_train_loader
-from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.data.checking import fingerprint
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, size_of
 from basicsr.engine.distributed import Place
 from basicsr.engine.ema import Ema
 from basicsr.engine.optimizers import build_optimizer
+from basicsr.engine.record import weights_read
 from basicsr.engine.schedules import build_schedule, warmed_up
 from basicsr.engine.sinks import check_packages
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.models import build_adversary, build_model, recognise_networks
-from basicsr.utils.errors import CheckpointError
+from basicsr.utils.errors import CheckpointError, NonFiniteError
 from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.randomness import seed_everything
 
@@ -47,6 +49,8 @@ class TrainingRun:
         adversary: the discriminator's side, or None.
         validation: datasets by name.
         best: per dataset and metric, the best value and its iteration.
+        images: number of the training images and a digest of their names.
+        files: SHA-256 of the files of weights that the options name, by option.
         remarks: what the log should say of the weights that were loaded.
         validation_due: whether the last finished iteration still has to be validated.
     """
@@ -81,6 +85,7 @@ class TrainingRun:
         if resume is not None:
             self._restore(resume)
         self.model = self._distribute(bare) if distributed else bare
+        self.files = weights_read(options)
         self.loader = build_train_loader(
             options.datasets["train"],
             seed=options.manual_seed,
@@ -91,6 +96,7 @@ class TrainingRun:
             accumulate=train.accumulate,
             pin_memory=place.device.type == "cuda",
         )
+        self.images = fingerprint(self.loader.dataset)
         self.validation = {block.name: build_eval_dataset(block) for block in options.datasets_of("val").values()}
 
     def _distribute(self, model: nn.Module) -> DistributedDataParallel:
@@ -133,8 +139,8 @@ class TrainingRun:
     def set_learning_rates(self, iteration: int) -> dict[str, float]:
         """Sets the rates of iteration `iteration`, from 1, and returns them by parameter group."""
         rates = {}
-        for optimizer in (self.optimizer, self.adversary.optimizer if self.adversary else None):
-            for group in optimizer.param_groups if optimizer else ():
+        for optimizer in self._optimizers():
+            for group in optimizer.param_groups:
                 base = group["initial_lr"]
                 rate = self._schedule.rate(base, iteration - 1)
                 group["lr"] = warmed_up(rate, base, iteration, self.options.train.warmup_iter)
@@ -164,6 +170,7 @@ class TrainingRun:
             "total_iter": train.total_iter,
             "losses": [*self.terms, *(["adversarial"] if self.adversary is not None else [])],
             "teacher": self._teacher_type(),
+            "weights": dict(self.files),
             "best": copy.deepcopy(self.best),
         }
         return content
@@ -177,7 +184,12 @@ class TrainingRun:
         """Writes a checkpoint of the present state and returns the path of its state file.
 
         Random states are not part of it: every draw derives from the seed, the iteration and the sample.
+
+        Raises:
+            NonFiniteError: a weight or an optimizer's moment is not finite; nothing was saved.
+            CheckpointError: it cannot be written.
         """
+        self._check_finite()
         networks: dict[str, Any] = {"g": self.student_weights()}
         state: dict[str, Any] = {
             "terms": _cpu_state(self.terms),
@@ -187,6 +199,8 @@ class TrainingRun:
             "validation_due": self.validation_due,
             "options": options_text,
             "world_size": self.place.world_size,
+            "images": self.images,
+            "files": self.files,
         }
         if self.adversary is not None:
             networks["d"] = {"params": _cpu_state(self.adversary.discriminator)}
@@ -194,6 +208,52 @@ class TrainingRun:
             if self.adversary.optimizer is not None:
                 state["optimizers"]["d"] = self.adversary.optimizer.state_dict()
         return folder.save(self.iteration, networks, state)
+
+    def checkpoint_size(self) -> int:
+        """About how many bytes a checkpoint will take, also while the optimizers have no moments yet."""
+        modules: list[nn.Module] = [self.network, self.terms]
+        modules += [self.ema.network] if self.ema is not None else []
+        modules += [self.adversary.discriminator] if self.adversary is not None else []
+        moments = 0
+        for optimizer in self._optimizers():
+            for group in optimizer.param_groups:
+                moments += (2 if "betas" in group else 1) * size_of(group["params"])
+        return sum(size_of(module.state_dict()) for module in modules) + moments
+
+    def loss_scale(self) -> float:
+        """The smallest factor by which fp16's losses are multiplied at present; 1 where nothing is scaled."""
+        scalers = [self.scaler] + ([self.adversary.scaler] if self.adversary is not None else [])
+        return float(min(scaler.get_scale() for scaler in scalers))
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        discriminators = self.adversary.optimizer if self.adversary is not None else None
+        return [self.optimizer] + ([discriminators] if discriminators is not None else [])
+
+    def _check_finite(self) -> None:
+        """A checkpoint must not hold what an update with a finite gradient has made infinite."""
+        parts: dict[str, nn.Module | None] = {
+            "network_g": self.network,
+            "the terms' heads": self.terms,
+            "the moving average": self.ema.network if self.ema is not None else None,
+            "network_d": self.adversary.discriminator if self.adversary is not None else None,
+        }
+        values: dict[str, list[torch.Tensor]] = {
+            name: list(module.parameters()) for name, module in parts.items() if module is not None
+        }
+        values["the optimizers"] = [
+            value
+            for optimizer in self._optimizers()
+            for moments in optimizer.state.values()
+            for value in moments.values()
+            if isinstance(value, torch.Tensor)
+        ]
+        for name, tensors in values.items():
+            finite = [torch.isfinite(tensor).all().to(self.place.device) for tensor in tensors]
+            if finite and not torch.stack(finite).all():
+                raise NonFiniteError(
+                    f"iteration {self.iteration}: {name} has values that are not finite after this update; it is not"
+                    " saved; lower the learning rate, or set train: grad_clip"
+                )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         networks, state = checkpoint.networks, checkpoint.state

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from basicsr.engine.checkpoint import CheckpointFolder
+from basicsr.engine.distributed import on_master
 from basicsr.engine.run_log import RunLog
 from basicsr.engine.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
@@ -62,20 +63,27 @@ def _note(
     """Logs the figures, once all sets are done, and keeps the weights if they are the best so far."""
     chosen = run.options.val.best
     best_dataset = chosen.dataset if chosen is not None else next(iter(evaluations), None)
+    lines, best = [], False
     for name, evaluation in evaluations.items():
         best_metric = chosen.metric if chosen is not None else evaluation.metrics[0]
         improved = run.note_best(name, evaluation)
+        best = best or (name == best_dataset and best_metric in improved)
+        figures = "; ".join(
+            f"{metric}: {value:.4f} (best: {run.best[name][metric]['value']:.4f}"
+            f" @ {int(run.best[name][metric]['iteration'])} iter)"
+            for metric, value in evaluation.means().items()
+        )
+        lines.append(f"Validation {name}, iter {run.iteration:,d}: {figures}")
+
+    def write() -> None:
         if log is not None:
-            figures = "; ".join(
-                f"{metric}: {value:.4f} (best: {run.best[name][metric]['value']:.4f}"
-                f" @ {int(run.best[name][metric]['iteration'])} iter)"
-                for metric, value in evaluation.means().items()
-            )
-            log.line(f"Validation {name}, iter {run.iteration:,d}: {figures}")
-        if name == best_dataset and best_metric in improved and run.place.is_master:
+            for line in lines:
+                log.line(line)
+            log.metrics(run.iteration, {name: evaluation.means() for name, evaluation in evaluations.items()})
+        if best:
             folder.save_named("best", run.student_weights())
-    if log is not None:
-        log.metrics(run.iteration, {name: evaluation.means() for name, evaluation in evaluations.items()})
+
+    on_master(run.place, write)
 
 
 def _image_saver(run: TrainingRun, log: RunLog | None, dataset: str) -> SaveImage | None:

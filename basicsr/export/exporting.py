@@ -24,8 +24,8 @@ from basicsr.export.placing import all_or_none, saving
 from basicsr.export.spandrel_layout import for_spandrel, spandrel_runner
 from basicsr.export.tracing import Precision, quiet, smallest_side, trace, traceable
 from basicsr.export.verification import TOLERANCES, Check, Example, compare, examples, require
+from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.safe_files import sha256_of
 
 Layout = Literal["ours", "spandrel"]
 ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from basicsr.inference.pictures import Picture, exif_bytes
+from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, DataError
 from basicsr.utils.misc import sizeof_fmt
-from basicsr.utils.safe_files import write_atomically
 
 Format = Literal["png", "jpg", "webp", "tif"]
 FORMATS: tuple[Format, ...] = get_args(Format)

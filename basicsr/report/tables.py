@@ -20,7 +20,7 @@ from typing import BinaryIO, Literal
 
 from basicsr.report.published import PublishedRow, published_rows
 from basicsr.report.results import Results, Row, ScaleResults
-from basicsr.utils.safe_files import write_atomically
+from basicsr.utils.atomic_files import write_atomically
 
 DASH = "\N{EN DASH}"
 

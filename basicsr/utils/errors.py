@@ -10,15 +10,20 @@ class UserError(ValueError):
 
     Attributes:
         exit_code: what the command returns to the shell.
+        known_to_all: whether every rank raises it, so that one is enough to tell it.
+        first_hand: False where it may only follow from what went wrong on another rank.
     """
 
     exit_code = 1
+    known_to_all = False
+    first_hand = True
 
 
 class OptionsError(UserError):
     """The options file or the command line is wrong."""
 
     exit_code = 2
+    known_to_all = True
 
 
 class DataError(UserError):
@@ -43,3 +48,9 @@ class MachineError(UserError):
     """The machine lacks what the options ask for (a device, a package, a launcher's variables)."""
 
     exit_code = 6
+
+
+class LostRankError(UserError):
+    """Another process of the run ended or cannot be reached."""
+
+    exit_code = 7

@@ -8,13 +8,17 @@ read at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from basicsr.utils.errors import DataError, MachineError, OptionsError
+from basicsr.utils.lmdb_pages import find_short_file
 
 _environments: dict[str, Any] = {}
+_opening = threading.Lock()
 
 
 class FileClient:
@@ -64,8 +68,9 @@ class _Disk:
     def get(self, name: str, client_key: str) -> bytes:
         try:
             return Path(name).read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read {name}: {error.strerror}; check the path") from error
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL byte
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise DataError(f"cannot read {name}: {reason}; check the path") from error
 
 
 class _Lmdb:
@@ -87,35 +92,59 @@ class _Lmdb:
     def get(self, name: str, client_key: str) -> bytes:
         if client_key not in self._paths:
             raise OptionsError(f"no LMDB database is called '{client_key}'; there are: {', '.join(self._paths)}")
-        path = self._paths[client_key]
-        with _environment(path, self._readahead).begin(write=False) as transaction:
-            value = transaction.get(name.encode("utf-8"))
-        if value is None:
-            raise DataError(f"LMDB database {path} has no key '{name}'; create it again from all images")
-        return value
+        with stored_value(self._paths[client_key], name, self._readahead) as value:
+            return bytes(value)
 
 
 _BACKENDS: dict[str, Any] = {"disk": _Disk, "lmdb": _Lmdb}
 
 
+@contextmanager
+def stored_value(path: str, key: str, readahead: bool = False) -> Iterator[memoryview]:
+    """What an LMDB database holds under a key, in the database's own memory: not copied, and gone after the block.
+
+    Raises:
+        DataError: there is no such database or key, or it is damaged.
+    """
+    environment = _environment(path, readahead)
+    import lmdb
+
+    try:
+        with environment.begin(write=False, buffers=True) as transaction:
+            value = transaction.get(key.encode("utf-8", "surrogateescape"))
+            if value is None:
+                raise DataError(f"LMDB database {path} has no key '{key}'; create it again from all images")
+            yield value
+    except lmdb.Error as error:
+        raise DataError(f"cannot read key '{key}' of LMDB database {path}: {error}; create it again") from error
+
+
 def _environment(path: str, readahead: bool) -> Any:
     real_path = os.path.realpath(path)
-    if real_path not in _environments:
-        try:
-            import lmdb
-        except ImportError as error:
-            raise MachineError("reading an LMDB database needs the package lmdb; install it with pip") from error
-        if not os.path.isfile(os.path.join(real_path, "data.mdb")):
-            raise DataError(f"{path} is no LMDB database: it has no data.mdb; check the path, or run create_lmdb.py")
-        try:
-            _environments[real_path] = lmdb.open(real_path, readonly=True, lock=False, readahead=readahead)
-        except lmdb.Error as error:
-            raise DataError(f"cannot open LMDB database {path}: {error}; create it again") from error
+    with _opening:  # two threads must not open one database
+        return _environments.get(real_path) or _opened(path, real_path, readahead)
+
+
+def _opened(path: str, real_path: str, readahead: bool) -> Any:
+    try:
+        import lmdb
+    except ImportError as error:
+        raise MachineError("reading an LMDB database needs the package lmdb; install it with pip") from error
+    if not os.path.isfile(os.path.join(real_path, "data.mdb")):
+        raise DataError(f"{path} is no LMDB database: it has no data.mdb; check the path, or run create_lmdb.py")
+    if short := find_short_file(os.path.join(real_path, "data.mdb")):
+        raise DataError(f"cannot open LMDB database {path}: {short}; copy it again, or create it again")
+    try:
+        _environments[real_path] = lmdb.open(real_path, readonly=True, lock=False, readahead=readahead)
+    except lmdb.Error as error:
+        raise DataError(f"cannot open LMDB database {path}: {error}; create it again") from error
     return _environments[real_path]
 
 
 def _close_inherited() -> None:
     """In a new process: lets go of the parent's environments, so that they are opened again when needed."""
+    global _opening
+    _opening = threading.Lock()  # a thread that does not exist here may hold the parent's
     for environment in _environments.values():
         environment.close()
     _environments.clear()

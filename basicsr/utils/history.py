@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, DataError
-from basicsr.utils.safe_files import write_atomically
 
 HISTORY = "history.jsonl"
 ITERATION = "iter"
@@ -27,6 +27,7 @@ class History:
     Args:
         path: of the file. What a run that was cut off left of later iterations is taken out.
         start: number of iterations already done.
+        validating: whether the last of them is still to be validated; then its metrics are taken out too.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -35,9 +36,9 @@ class History:
 
     shows_images = False
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, start: int, validating: bool = False) -> None:
         if path.exists():
-            kept = "".join(_line(entry) for entry in _parsed(path) if entry[ITERATION] <= start)
+            kept = "".join(_line(entry) for entry in _parsed(path) if _stays(entry, start, validating))
             write_atomically(path, lambda file: file.write(kept.encode()))
         self._path = path
         try:
@@ -93,6 +94,11 @@ def _parsed(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number} is no line of a history; mend it or take it out")
         entries.append(entry)
     return entries
+
+
+def _stays(entry: Mapping[str, Any], start: int, validating: bool) -> bool:
+    again = validating and entry[ITERATION] == start and any(name.startswith("metrics/") for name in entry)
+    return bool(entry[ITERATION] <= start) and not again
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from basicsr.utils.errors import DataError
+from basicsr.utils.image_headers import Content, HeaderError, find_fault, read_header
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
@@ -43,7 +44,9 @@ def imfrombytes(content: bytes, flag: str = "color", float32: bool = False, sour
     dropped, on purpose: super-resolution networks take three channels, and the colours under the alpha are
     kept as they are.
 
-    OpenCV returns wrong pixels for a truncated JPEG or a damaged PNG; both are checked first.
+    OpenCV returns wrong pixels for a truncated JPEG or a damaged PNG; both are checked first. So is what the header
+    announces: CMYK, one bit to a pixel, and sizes beyond 2^28 pixels are refused before memory is taken for them
+    (`image_headers.find_fault`).
 
     Args:
         content: the file's bytes.
@@ -52,15 +55,22 @@ def imfrombytes(content: bytes, flag: str = "color", float32: bool = False, sour
         source: what to call the image in errors, such as its path.
 
     Raises:
-        DataError: truncated, damaged, not an image, or of floating-point pixels; one line that names
+        DataError: truncated, damaged, not an image, too large, or of pixels that are not read; one line that names
             `source`.
     """
     if damage := find_damage(content):
         raise DataError(f"cannot read image {source}: {damage}; copy or download the file again")
     try:
+        fault = find_fault(read_header(Content(content)))
+    except HeaderError as error:
+        raise DataError(f"cannot read image {source}: {error}; copy or download the file again") from error
+    if fault:
+        raise DataError(f"cannot read image {source}: {fault}")
+    try:
         img = cv2.imdecode(np.frombuffer(content, np.uint8), _READ_FLAGS[flag])
     except cv2.error as error:
-        raise DataError(f"cannot read image {source}: {error.err}; copy or download the file again") from error
+        reason = " ".join(str(error.err or error).split())
+        raise DataError(f"cannot read image {source}: {reason}; copy or download the file again") from error
     if img is None:
         raise DataError(f"cannot read image {source}: damaged, or its format is none of {', '.join(IMAGE_SUFFIXES)}")
     if img.dtype not in _FULL_SCALE:

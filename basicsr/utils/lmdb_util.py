@@ -15,8 +15,11 @@ from types import TracebackType
 from typing import Any
 
 from basicsr.utils.errors import DataError, MachineError
+from basicsr.utils.name_lists import leaves_folder, printable, read_lines
 
-_META_LINE = re.compile(r"(?P<name>.+?) \((?P<height>\d+),(?P<width>\d+),(?P<channels>\d+)\)(?: (?P<level>\d+))?")
+_META_LINE = re.compile(
+    r"(?P<name>.+?) \((?P<height>[0-9]{1,9}),(?P<width>[0-9]{1,9}),(?P<channels>[0-9]{1,9})\)(?: (?P<level>[0-9]+))?"
+)
 _LONGEST_KEY = 511
 
 
@@ -110,22 +113,30 @@ class LmdbMaker:
 def read_meta_info(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, int]]:
     """Keys of a database, sorted, with height, width and channels of the images, from its `meta_info.txt`.
 
+    Results are saved under the keys, so keys are names as `name_lists.leaves_folder` allows them: `0001` or
+    `folder/0001`, never `..` or `a/../../b`.
+
     Raises:
-        DataError: the file is missing, empty, or a line of it is not as BasicSR writes it.
+        DataError: the file is missing, empty or no text, a line of it is not as BasicSR writes it, or a key is named
+            twice, too long for LMDB, or not such a name.
     """
     path = Path(folder) / "meta_info.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; create the LMDB database again") from error
     entries: dict[str, tuple[int, int, int]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        found = _META_LINE.fullmatch(line.strip())
+    for number, line in read_lines(path, ""):
+        found = _META_LINE.fullmatch(line)
         if found is None:
-            raise DataError(f"line {number} of {path} must look like 'name.png (h,w,c) 1', got '{line[:80]}'")
-        entries[os.path.splitext(found["name"])[0]] = _shape(found)
+            raise DataError(
+                f"line {number} of {path} must look like 'name.png (h,w,c) 1', got '{printable(line[:80])}'"
+            )
+        key = os.path.splitext(found["name"])[0]
+        if leaves_folder(key) or len(key.encode("utf-8")) > _LONGEST_KEY:
+            raise DataError(
+                f"line {number} of {path} names '{printable(key[:80])}', which cannot be a key: results are saved under"
+                f" it, so it must be a relative name without '..' of at most {_LONGEST_KEY} bytes"
+            )
+        if key in entries:
+            raise DataError(f"line {number} of {path} names '{printable(key)}' again; create the LMDB database again")
+        entries[key] = _shape(found)
     if not entries:
         raise DataError(f"{path} lists no image; create the LMDB database again")
     return dict(sorted(entries.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 from basicsr.utils.dist_util import get_dist_info
 
@@ -33,12 +34,26 @@ def get_root_logger(
         logger.setLevel(logging.ERROR)
     elif log_file is not None and os.path.abspath(log_file) not in _files_of(logger):
         logger.setLevel(log_level)
-        _add(logger, logging.FileHandler(log_file, mode="a", encoding="utf-8"))
+        _add(logger, _File(log_file, mode="a", encoding="utf-8"))
     return logger
 
 
 class _Stderr(logging.StreamHandler):
     """Told apart from handlers that a user of the package may have added."""
+
+
+class _File(logging.FileHandler):
+    """Says once, in a line, that it cannot write, and does not keep the program from going on."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and not self._told:
+            self._told = True
+            print(f"warning: cannot write {self.baseFilename}: {error.strerror}", file=sys.stderr, flush=True)
+        elif not isinstance(error, OSError):
+            super().handleError(record)
 
 
 def _add(logger: logging.Logger, handler: logging.Handler) -> None:

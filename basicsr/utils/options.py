@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from basicsr.utils.components import describe
+from basicsr.utils.components import shown
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options_checks import check_paths, find_conflicts, nothing_left, without_missing
-from basicsr.utils.options_components import Finding, find_component_problems
-from basicsr.utils.options_normalise import apply_debug, fill_scale, normalise, unknown_key, written_value
+from basicsr.utils.options_checks import find_conflicts
+from basicsr.utils.options_components import find_component_problems
+from basicsr.utils.options_normalise import (
+    apply_debug,
+    fill_scale,
+    normalise,
+    refuse_control_characters,
+    written_value,
+)
+from basicsr.utils.options_paths import check_paths, nothing_left, without_missing
 from basicsr.utils.options_schema import Options, thaw
+from basicsr.utils.options_typing import typed_options
 from basicsr.utils.yaml_loader import (
+    OVERRIDE_FILE,
     Document,
+    Entry,
     KeyPath,
     LocatedProblem,
+    Position,
     document_from_mapping,
     dump_yaml,
     load_yaml,
@@ -34,7 +42,8 @@ def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Name
         training: whether this is train.py.
 
     Returns:
-        `opt` (path), `launcher`, `force_yml` (list of `a:b=value`), and in training `auto_resume` and `debug`.
+        `opt` (path), `launcher`, `force_yml` (list of `a:b=value`), and in training `auto_resume`,
+        `allow_config_change` and `debug`.
         `local_rank` is only accepted: launchers pass it on in the environment.
     """
     parser = argparse.ArgumentParser(
@@ -46,6 +55,11 @@ def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Name
     add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started the ranks")
     if training:
         add("--auto_resume", action="store_true", help="continue from the newest training state, if any")
+        add(
+            "--allow_config_change",
+            action="store_true",
+            help="resume although options or images changed so that it is another experiment",
+        )
         add("--debug", action="store_true", help="name 'debug_...', log every, evaluate and save each 8th iteration")
     add("--local_rank", "--local-rank", type=int, default=0, help="accepted and ignored")
     add(
@@ -109,12 +123,15 @@ def load_test_options(
     scales = written_value(document, "scale")
     if not isinstance(scales, list):
         return [load_options(source, overrides=overrides, training=False, root=root, paths=paths)]
-    values = [entry.value for entry in scales]
+    values = document.data()["scale"]
     whole = all(type(value) is int and value > 0 for value in values)
     if not values or not whole or len(set(values)) < len(values):
         message = "a list of scales must hold whole numbers of at least 1, at least one and each once, as [2, 3, 4]"
-        position = document.position(("scale",))
-        raise OptionsError(_report([LocatedProblem(position, ("scale",), message)], source))
+        mistake = LocatedProblem(document.position(("scale",)), ("scale",), f"{message}, got {shown(values)}")
+        fill_scale(document, next((value for value in values if type(value) is int and value > 0), 1))
+        document.root.value["scale"] = Entry(None, mistake.position)
+        others, _ = _check(document, False, False, root, paths)
+        raise OptionsError(_report([mistake, *(other for other in others if other.key != ("scale",))], source))
     problems: list[LocatedProblem] = []
     loaded: list[Options] = []
     empty: list[LocatedProblem] = []
@@ -135,9 +152,18 @@ def load_test_options(
 
 
 def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Document:
-    document = document_from_mapping(source) if isinstance(source, Mapping) else load_yaml(source)
+    if isinstance(source, Mapping):
+        document = document_from_mapping(source, keep_going=True)
+    else:
+        document = load_yaml(source, keep_going=True)
+    position = Position(OVERRIDE_FILE)
     for override in overrides:
-        document.set(override)
+        try:
+            document.set(override)
+        except OptionsError as error:
+            for line in str(error).splitlines():
+                message = line.removeprefix(f"{OVERRIDE_FILE}: ")
+                document.problems.append(LocatedProblem(position, (), message, is_of_value=False))
     return document
 
 
@@ -147,21 +173,22 @@ def _check(
     """Types a document and checks it; the mistakes, and the options where there are any."""
     fill_scale(document)
     apply_debug(document, debug, training)
-    problems = list(document.problems)
+    problems = document.problems + refuse_control_characters(document)
     problems += normalise(document, training)
     data = _with_tuples(document.data())
     data["is_train"] = training
     data["root"] = root or Path()
 
-    typed_findings, dropped, options = _typed(data)
-    findings = find_component_problems(data) + typed_findings
+    typed = typed_options(data)
+    options = typed.options
+    findings = find_component_problems(data) + typed.findings
     if options is not None:
-        later = find_conflicts(options, written_value(document, "model_type"))
+        later = find_conflicts(options, written_value(document, "model_type")) if typed.has_scale else []
         if paths:
             options, missing = without_missing(options, check_paths(options))
-            later += missing
-        findings += [finding for finding in later if not _hidden(finding[0], dropped)]
-    known = {problem.key for problem in problems}
+            later += [finding for finding in missing if typed.has_scale or "{scale}" not in finding[1]]
+        findings += [finding for finding in later if not typed.hides(finding[0])]
+    known = {problem.key for problem in problems if problem.is_of_value}
     for key, message in findings:
         if key not in known:
             problems.append(_located(document, data, key, message))
@@ -192,76 +219,6 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_with_tuples(entry) for entry in value)
     return value
-
-
-def _typed(data: dict[str, Any]) -> tuple[list[Finding], list[KeyPath], Options | None]:
-    """Types the data; where it cannot, leaves out what is wrong, so that the rest can still be checked.
-
-    Returns:
-        The mistakes, the keys left out, and the options (None where not even the rest makes options).
-    """
-    findings: dict[KeyPath, list[str]] = {}
-    dropped: list[KeyPath] = []
-    options = None
-    while options is None and () not in dropped:
-        try:
-            options = Options.model_validate(_without(data, dropped))
-        except ValidationError as error:
-            more: list[KeyPath] = []
-            for item in error.errors():
-                key, message = _translated(item, data)
-                is_missing = item["type"] == "missing"
-                if not (is_missing and key in dropped):
-                    told = ("scale",) if key[0] == "datasets" and key[-1] == "scale" else key
-                    findings.setdefault(told, []).append(message)
-                more.append(_droppable(key[:-1] if is_missing else key))
-            assert not set(more) <= set(dropped), f"still wrong without {dropped}: {error}"
-            dropped += more
-    sentences = [(key, " or ".join(dict.fromkeys(messages))) for key, messages in findings.items()]
-    return sentences, dropped, options
-
-
-def _translated(item: Any, data: dict[str, Any]) -> Finding:
-    """A validator's error as the key of the options it is about, and a sentence."""
-    if item["type"] == "missing":
-        return tuple(item["loc"]), "is required"
-    key: KeyPath = ()
-    value: Any = data
-    for part in item["loc"]:
-        inside = isinstance(value, dict) and part in value
-        if not inside and not (isinstance(value, tuple) and isinstance(part, int)):
-            break
-        key, value = (*key, part), value[part]
-    if item["type"] == "extra_forbidden":
-        return key, unknown_key(key)
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return key, message
-    if item["type"] == "model_type":
-        message = "Input should be a mapping"
-    return key, describe(message, value)
-
-
-def _droppable(key: KeyPath) -> KeyPath:
-    """The key itself, or the list around it."""
-    return tuple(itertools.takewhile(lambda part: isinstance(part, str), key))
-
-
-def _without(value: Any, dropped: list[KeyPath]) -> Any:
-    here = {key[0] for key in dropped if len(key) == 1}
-    if not isinstance(value, dict):
-        return value
-    kept = {}
-    for name, entry in value.items():
-        if name not in here:
-            inner = [key[1:] for key in dropped if len(key) > 1 and key[0] == name]
-            kept[name] = _without(entry, inner) if inner else entry
-    return kept
-
-
-def _hidden(key: KeyPath, dropped: list[KeyPath]) -> bool:
-    """Whether a finding only follows from a key that was left out for a mistake of its own."""
-    return any(key[: len(gone)] == gone or gone[: len(key)] == key for gone in dropped)
 
 
 def _located(document: Document, data: dict[str, Any], key: KeyPath, message: str) -> LocatedProblem:

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+from basicsr.utils.components import shown
 from basicsr.utils.registry import nearest
 
 MODEL_TYPES = {
@@ -92,13 +93,15 @@ def thaw(value: Any) -> Any:
 
 def _block(value: Any) -> FrozenMapping:
     if not isinstance(value, Mapping):
-        raise ValueError("must be a mapping such as {type: ...}")
+        raise ValueError(f"must be a mapping such as {{type: ...}}, got {shown(value)}")
     return FrozenMapping(value)
 
 
 def _model_type(value: Any) -> Any:
-    if not isinstance(value, str) or value in MODEL_TYPES:
-        return MODEL_TYPES.get(value, value)
+    if not isinstance(value, str):
+        return value
+    if value in MODEL_TYPES:
+        return MODEL_TYPES[value]
     near = nearest(value, list(MODEL_TYPES))
     raise ValueError(f"no model is called '{value}'{near}; there are: {', '.join(MODEL_TYPES)}")
 
@@ -156,6 +159,12 @@ class DatasetOptions(Section):
     pin_memory: bool = Field(default=True, description="page-locked batches, for faster copies to the GPU")
     persistent_workers: bool = Field(default=True, description="workers live through the whole run")
     use_shuffle: bool = Field(default=True, description="whether training sees the images in random order")
+    check_images: Literal["none", "headers", "full"] = Field(
+        default="headers", description="what to read of every image before training begins; full decodes them"
+    )
+    skip_bad_images: int = Field(
+        default=0, ge=0, description="how many images that cannot be used training may do without; 0 stops at the first"
+    )
     gt_sizes: PerStage = Field(
         default=None, description="progressive training: side of the HR patches, stage by stage; gt_size is the largest"
     )

@@ -12,7 +12,6 @@ as the HR image is cut in testing. The exit code is 3 where anything is wrong.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import dataset_tools
 
 from basicsr.data.data_util import check_template, paired_paths_from_folder
+from basicsr.data.pairing import check_depths
 from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.file_client import FileClient
-from basicsr.utils.img_util import find_damage
+from basicsr.utils.image_headers import Content, HeaderError, ImageHeader, find_fault, read_header
+from basicsr.utils.img_util import find_damage, imfrombytes
 
 _SHOWN_PROBLEMS = 10
-_ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
@@ -59,37 +59,35 @@ def find_pairings(root: Path, scales: list[int] | None) -> list[Pairing]:
     return pairings
 
 
-def image_size(path: Path, decode: bool) -> tuple[int, int]:
-    """Height and width of a whole image file, as it is decoded; raises DataError where it is damaged."""
-    if decode:
-        height, width = dataset_tools.read_image(path).shape[:2]
-        return height, width
-    from PIL import Image, UnidentifiedImageError
-
+def header_of(path: Path, decode: bool) -> ImageHeader:
+    """The header of a whole image file; raises DataError where it is damaged or of a kind that is not read."""
     content = FileClient().get(path)
+    if decode:
+        imfrombytes(content, source=str(path))
     if damage := find_damage(content):
         raise DataError(f"cannot read image {path}: {damage}; copy or download the file again")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(f"cannot read image {path}: it is damaged; copy or download the file again") from error
-    return (width, height) if turned else (height, width)
+        header = read_header(Content(content))
+    except HeaderError as error:
+        raise DataError(f"cannot read image {path}: {error}; copy or download the file again") from error
+    if fault := find_fault(header):
+        raise DataError(f"cannot read image {path}: {fault}")
+    return header
 
 
 def check_pair(pair: dict[str, str], pairing: Pairing, decode: bool) -> str | None:
     """What is wrong with a pair, or None."""
     try:
-        hr = image_size(Path(pair["gt_path"]), decode)
-        lr = image_size(Path(pair["lq_path"]), decode)
+        hr = header_of(Path(pair["gt_path"]), decode)
+        lr = header_of(Path(pair["lq_path"]), decode)
+        check_depths(hr.depth, lr.depth, pair["gt_path"], pair["lq_path"])
     except UserError as error:
         return str(error)
-    rests = [large - small * pairing.scale for large, small in zip(hr, lr, strict=True)]
+    rests = [large - small * pairing.scale for large, small in zip(hr.size, lr.size, strict=True)]
     if all(0 <= rest < (1 if pairing.exact else pairing.scale) for rest in rests):
         return None
     return (
-        f"HR {pair['gt_path']} is {hr[0]}x{hr[1]}, LR {pair['lq_path']} is {lr[0]}x{lr[1]}: "
+        f"HR {pair['gt_path']} is {hr.height}x{hr.width}, LR {pair['lq_path']} is {lr.height}x{lr.width}: "
         f"not {pairing.scale} times as large"
     )
 

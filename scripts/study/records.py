@@ -18,12 +18,12 @@ import yaml
 from basicsr.engine.sinks import flat
 from basicsr.models import build_model, recognise_networks
 from basicsr.report.tables import write_text
+from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.history import HISTORY, ITERATION, read_history
 from basicsr.utils.options import resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
-from basicsr.utils.safe_files import sha256_of
 from study.plan import Run, Study
 
 State = Literal["start", "resume", "done"]

@@ -42,6 +42,8 @@ class Settings:
     gt_sizes: tuple[int, ...] | None = None
     mini_batch_sizes: tuple[int, ...] | None = None
     iters: tuple[int, ...] | None = None
+    check_images: str = "headers"
+    skip_bad_images: int = 0
 
 
 @pytest.fixture

@@ -103,6 +103,9 @@ def test_lmdb_gives_the_same_samples_as_files(options, tmp_path):
 
 def test_16_bit_files_keep_their_depth(options, tmp_path):
     gt = write(tmp_path / "HR" / "a.png", 24, 32, dtype=np.uint16)
+    with pytest.raises(DataError, match=r"HR .*a\.png has 16 bits to a channel, LR .*ax2\.png has 8"):
+        build_dataset(options)[0]
+    write(tmp_path / "LR" / "ax2.png", 12, 16, dtype=np.uint16)
     item = build_dataset(options)[0]
     assert torch.equal(item["gt"][0, 0], torch.from_numpy(gt[0, :, 2].astype(np.float32) / np.float32(65535)))
 

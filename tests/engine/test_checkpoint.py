@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from basicsr.engine.checkpoint import CheckpointFolder
+from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.safe_files import load_tensors, write_atomically
+from basicsr.utils.safe_files import load_tensors
 
 
 def save(folder: CheckpointFolder, iteration: int) -> None:

@@ -22,8 +22,8 @@ from basicsr.export import exporting, onnx_file
 from basicsr.export.exporting import ENDINGS, Exported, export, load_student
 from basicsr.export.verification import SIZES as SIZES_OF_CHECKS
 from basicsr.export.verification import TOLERANCES, require, sizes_for
+from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
-from basicsr.utils.safe_files import sha256_of
 
 ARCHITECTURES = ("EDSR", "RCAN", "SwinIR")
 STUDENTS = [(architecture, scale) for architecture in ARCHITECTURES for scale in (2, 3, 4)]

@@ -6,10 +6,12 @@ What runs in those processes stands here, where they can import it.
 from __future__ import annotations
 
 import copy
+import importlib
 import multiprocessing
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -20,6 +22,7 @@ import torch
 from support.images import PSNR, Pairs
 from torch import nn
 
+from basicsr.engine import command
 from basicsr.engine.distributed import Place, any_rank, distributed
 from basicsr.engine.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
@@ -169,6 +172,43 @@ def train(options: dict[str, Any], root: str) -> None:
     train_pipeline(options, auto_resume=True, root=root)
 
 
+def told(options: dict[str, Any], root: Path, **arguments: Any) -> tuple[int, str]:
+    """Trains in a process of its own, as the command does; its exit code and what it wrote to standard error.
+
+    `imports` names a module that registers what the options ask for.
+    """
+    errors = root / f"stderr_{secrets.token_hex(4)}.txt"
+    root.mkdir(parents=True, exist_ok=True)
+    process = start(run_as_command, options, str(root), str(errors), arguments)
+    process.join()
+    return process.exitcode, errors.read_text()
+
+
+def told_by_ranks(rank: int, options: dict[str, Any], root: str, arguments: dict[str, Any]) -> None:
+    """As `told`, as one of several ranks: leaves ROOT/told.RANK, whose first line is the exit code."""
+    errors = Path(root) / f"stderr.{rank}"
+    command._GRACE_SECONDS = 0.0  # there is no torchrun that would stop the others
+    try:
+        run_as_command(options, root, str(errors), {"launcher": "pytorch", **arguments})
+    except SystemExit as end:
+        (Path(root) / f"told.{rank}").write_text(f"{end.code}\n{errors.read_text()}")
+
+
+def run_as_command(options: dict[str, Any], root: str, errors: str, arguments: dict[str, Any]) -> None:
+    """Trains as the command does, with standard error in a file, and ends this process with the command's code."""
+    with open(errors, "wb", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
+    settings = dict(arguments)
+    if "imports" in settings:
+        importlib.import_module(settings.pop("imports"))
+
+    def main() -> int:
+        train_pipeline(options, root=root, **settings)
+        return 0
+
+    sys.exit(command.run_command(main))
+
+
 def train_rank_all(rank: int, runs: list[dict[str, Any]], root: str) -> None:
     """As `train`, as one of several ranks, for one run after the other."""
     first_port = int(os.environ["MASTER_PORT"])
@@ -196,7 +236,7 @@ def _steps(options: Options, place: Place, stop: StopRequest, iterations: int) -
     run = TrainingRun(options, place, None)
     history = []
     for _, batches in zip(range(iterations), run.loader, strict=False):
-        parts, _ = train_step(run, batches, stop)
+        parts, _ = train_step(run, batches)
         stacked = torch.stack([part.double() for part in parts.values()])
         history.append(dict(zip(parts, (sum_over_ranks(stacked) / place.world_size).tolist(), strict=True)))
     weights = {

@@ -117,12 +117,14 @@ def test_mistakes_in_options_end_in_a_line_each(mcadkd, tmp_path, monkeypatch, c
     assert not (tmp_path / "experiments").exists()
 
 
-def test_images_that_do_not_fit_end_in_one_line(mcadkd, tmp_path, monkeypatch, capsys):
+def test_images_that_do_not_fit_are_all_told_before_the_run_begins(mcadkd, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file = write(changed(mcadkd, datasets__train__gt_size=64), tmp_path)
     code, lines = failure(train.main, capsys, "-opt", file)
     assert code == 3 and len([line for line in lines if line.startswith("error: ")]) == 1
-    assert "img" in lines[-1] and "64" in lines[-1]
+    for number in range(7):
+        assert any(f"img{number:03d}" in line and "64" in line for line in lines)
+    assert not (tmp_path / "experiments").exists()
 
 
 def test_a_teacher_for_another_network_names_keys_and_shapes(mcadkd, tmp_path, monkeypatch, capsys):

@@ -180,7 +180,7 @@ def test_fp16_trains_and_resumes_bitwise(mcadkd, tmp_path):
 def test_changed_options_are_told_on_resume_and_take_effect(mcadkd, tmp_path):
     train_pipeline(mcadkd, root=tmp_path)
     longer = changed(mcadkd, train__total_iter=9, train__optim_g__lr=1e-5, logger__save_checkpoint_freq=1)
-    folder = train_pipeline(longer, root=tmp_path, auto_resume=True).folder
+    folder = train_pipeline(longer, root=tmp_path, auto_resume=True, allow_config_change=True).folder
     log = max(folder.glob("train_*.log"), key=lambda path: path.stat().st_mtime_ns).read_text()
     assert "changed since 8.state was saved: train.optim_g.lr: 0.001 -> 1e-05" in log
     assert "changed since 8.state was saved: train.total_iter: 8 -> 9" in log

@@ -1,0 +1,122 @@
+"""A run's batches, loaded one iteration ahead, so that all ranks know in time when one of them has no more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from basicsr.data.batch import Batch
+from basicsr.engine.distributed import Place, on_master
+from basicsr.utils.dist_util import gather_objects
+from basicsr.utils.errors import CheckpointError, DataError, UserError
+
+SKIPPED = "skipped_images.txt"
+_Item = TypeVar("_Item")
+
+
+class Feed(Generic[_Item]):
+    """Loads the next iteration's batches before it hands out the present one's.
+
+    What goes wrong in loading is kept in `failure`, and the batches end with those that were loaded before.
+
+    Args:
+        batches: the loader.
+    """
+
+    def __init__(self, batches: Iterable[_Item]) -> None:
+        self._source = iter(batches)
+        self._coming: _Item | None = None
+        self._waited = 0.0
+        self.failure: UserError | None = None
+
+    def fill(self) -> None:
+        """Loads what the first iteration needs."""
+        self._coming = self._take()
+
+    def __iter__(self) -> Iterator[_Item]:
+        while self._coming is not None:
+            present, self._coming = self._coming, self._take()
+            yield present
+
+    def close(self) -> None:
+        """Ends the loader's workers."""
+        if isinstance(self._source, Generator):
+            self._source.close()
+
+    def seconds_waited(self) -> float:
+        """How long the loader was waited for since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def _take(self) -> _Item | None:
+        asked = time.monotonic()
+        try:
+            return next(self._source, None)
+        except UserError as error:
+            self.failure = error
+            return None
+        finally:
+            self._waited += time.monotonic() - asked
+
+
+class SkippedImages:
+    """Which images training does without, and whether they are too many. The same on all ranks.
+
+    Args:
+        folder: experiments/NAME, where `skipped_images.txt` lists them.
+        limit: `skip_bad_images`.
+        place: where this process stands.
+    """
+
+    def __init__(self, folder: Path, limit: int, place: Place) -> None:
+        self._path, self._limit, self._place = folder / SKIPPED, limit, place
+        self._new: set[str] = set()
+        self._known: set[str] = set(on_master(place, self._listed))
+
+    def note(self, batches: Sequence[Batch]) -> None:
+        """Notes what the batches of an iteration should have held."""
+        for batch in batches:
+            self._new.update(set(batch.skipped) - self._known)
+
+    def share(self) -> list[str]:
+        """Brings together what all ranks have noted and writes it down. All ranks must call.
+
+        Returns:
+            Those that are new.
+
+        Raises:
+            CheckpointError: the list cannot be written.
+        """
+        if not self._limit:
+            return []
+        new = sorted({line for lines in gather_objects(sorted(self._new)) for line in lines} - self._known)
+        self._new.clear()
+        self._known.update(new)
+        on_master(self._place, lambda: self._append(new))
+        return new
+
+    @property
+    def too_many(self) -> DataError | None:
+        """What to say where more images are left out than is allowed."""
+        if len(self._known) <= self._limit:
+            return None
+        return DataError(
+            f"{len(self._known)} training images cannot be used, skip_bad_images allows {self._limit}; they are listed"
+            f" in {self._path}"
+        )
+
+    def _listed(self) -> list[str]:
+        try:
+            return self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{self._path} cannot be read ({error}); remove it") from error
+
+    def _append(self, lines: Sequence[str]) -> None:
+        try:
+            if lines:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from error

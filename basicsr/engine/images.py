@@ -1,0 +1,38 @@
+"""Looking at all images of a run before it begins, shared among ranks."""
+
+from __future__ import annotations
+
+from basicsr.data.checking import check_images, report
+from basicsr.engine.training_run import TrainingRun
+from basicsr.utils.dist_util import gather_objects
+from basicsr.utils.errors import DataError
+
+
+def check_all_images(run: TrainingRun) -> list[str]:
+    """Checks the images for training and validation as `check_images` says. All ranks must call.
+
+    Returns:
+        What the log should say of images that training will do without.
+
+    Raises:
+        DataError: images cannot be used, more of them than may be skipped; on every rank.
+    """
+    remarks: list[str] = []
+    reports: list[str] = []
+    blocks = {"train": (run.loader.dataset, run.options.datasets["train"])}
+    for block in run.options.datasets_of("val").values():
+        blocks[block.name] = (run.validation[block.name], block)
+    for dataset, block in blocks.values():
+        mine = check_images(dataset, block, rank=run.place.rank, world_size=run.place.world_size)
+        bad = sorted(image for found in gather_objects(mine) for image in found)
+        allowed = block.skip_bad_images if block.phase == "train" else 0
+        if len(bad) > allowed:
+            reports.append(report(bad, len(dataset), block.name))  # type: ignore[arg-type]
+        elif bad:
+            run.loader.leave_out((image.index, str(image)) for image in bad)
+            remarks += [f"{block.name}: left out: {image.path}: {image.reason}" for image in bad]
+    if reports:
+        error = DataError("\n".join(reports))
+        error.known_to_all = True
+        raise error
+    return remarks

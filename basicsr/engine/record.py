@@ -1,0 +1,107 @@
+"""experiments/NAME/record.json: what a run was made from, so that its result can be traced to files and versions."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import basicsr
+from basicsr.engine.checkpoint import Checkpoint
+from basicsr.utils.atomic_files import sha256_of, write_atomically
+from basicsr.utils.errors import CheckpointError
+from basicsr.utils.options_schema import Options, thaw
+
+if TYPE_CHECKING:
+    from basicsr.engine.training_run import TrainingRun
+
+RECORD = "record.json"
+_SECTIONS = ("path", "train", "network_g", "network_t", "network_d")
+_NO_WEIGHTS = ("path.resume_state", "path.experiments_root", "path.results_root")
+
+
+def weights_read(options: Options) -> dict[str, str]:
+    """SHA-256 of each file of weights that the options name, by the option: teachers', VGG's, those to start from.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    return {option: _digest(file) for option, file in _files(options).items()}
+
+
+def write_record(run: TrainingRun, resume: Checkpoint | None) -> None:
+    """Writes the record of a new run, or adds to it that the run goes on; on rank 0.
+
+    Args:
+        run: its folder is there.
+        resume: the checkpoint that the run goes on from.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    options = run.options
+    path = options.experiment_folder / RECORD
+    start: dict[str, Any] = {
+        "at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "iteration": resume.iteration if resume is not None else 0,
+        "command": sys.argv,
+        "versions": {"basicsr": basicsr.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "host": platform.node(),
+        "device": str(run.place.device),
+        "ranks": run.place.world_size,
+        "images": run.images,
+        "weights": {
+            option: {"file": str(file), "sha256": run.files[option]} for option, file in _files(options).items()
+        },
+    }
+    starts = [*(_earlier(path) if resume is not None else []), start]
+    content = json.dumps({"name": options.name, "starts": starts}, indent=1).encode()
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _files(options: Options) -> dict[str, Path]:
+    found = {}
+    for section in _SECTIONS:
+        for option, value in _texts(thaw(getattr(options, section)), section):
+            if option not in _NO_WEIGHTS and not option.endswith(".type") and Path(value).is_file():
+                found[option] = Path(value)
+    return found
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _texts(entry, f"{key}.{name}")
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from _texts(entry, f"{key}[{number}]")
+
+
+def _digest(file: Path) -> str:
+    try:
+        found = file.stat()
+        return _known_digest(file, found.st_size, found.st_mtime_ns)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=32)
+def _known_digest(file: Path, size: int, changed: int) -> str:
+    return sha256_of(file)
+
+
+def _earlier(path: Path) -> list[Any]:
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        return starts if isinstance(starts, list) else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []

@@ -1,0 +1,179 @@
+"""From which checkpoint a run goes on, and whether it is still the same run then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.engine.distributed import Place, on_master, raise_together
+from basicsr.engine.record import weights_read
+from basicsr.engine.sinks import flat
+from basicsr.engine.status import launched_by_us
+from basicsr.utils.dist_util import gather_objects
+from basicsr.utils.errors import CheckpointError, OptionsError, UserError
+from basicsr.utils.options import load_options, resolved_yaml
+from basicsr.utils.options_schema import Options, thaw
+
+# Options that may change without another course of the training. Which images there are, and what is in the files of
+# weights, is compared by itself, wherever they lie.
+_WITHOUT_EFFECT = (
+    *("name", "num_gpu", "find_unused_parameters", "crop_border", "skip_missing", "train.total_iter"),
+    *("logger.", "val.", "datasets.val", "dist_params.", "report.", "networks.", "path."),
+    *("datasets.train.name", "datasets.train.dataroot_", "datasets.train.io_backend.", "datasets.train.meta_info_file"),
+    *("datasets.train.filename_tmpl", "datasets.train.num_worker_per_gpu", "datasets.train.prefetch_mode"),
+    *("datasets.train.num_prefetch_queue", "datasets.train.pin_memory", "datasets.train.persistent_workers"),
+    *("datasets.train.dataset_enlarge_ratio", "datasets.train.check_images", "datasets.train.skip_bad_images"),
+)
+_BATCH = ("datasets.train.batch_size_per_gpu", "datasets.train.mini_batch_sizes", "train.accumulate")
+
+
+def find_checkpoint(options: Options, place: Place, auto_resume: bool) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to continue from, and remarks: `--auto_resume`'s newest one, else `path: resume_state`.
+
+    Rank 0 chooses. Processes that torchrun has started anew go on with what they had begun, asked or not.
+
+    Raises:
+        CheckpointError: `resume_state` cannot be used, or none of the run's checkpoints is intact.
+    """
+    restarted = any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
+    kept: list[Checkpoint] = []
+
+    def choose() -> tuple[str | None, list[str]]:
+        checkpoint, remarks = _choose(options, auto_resume or (restarted and launched_by_us(options.experiment_folder)))
+        if checkpoint is None:
+            return None, remarks
+        kept.append(checkpoint)
+        return str(checkpoint.path), remarks
+
+    path, remarks = on_master(place, choose)
+    if path is None:
+        return None, remarks
+    failure: UserError | None = None
+    if not place.is_master:
+        try:
+            kept.append(_folder_of(Path(path)).load(Path(path)))
+        except CheckpointError as error:
+            failure = error
+    raise_together(failure)
+    return kept[0], remarks
+
+
+def check_options(resume: Checkpoint, options: Options, place: Place, allow: bool) -> list[str]:
+    """Compares the options of a run, and the files of weights that they name, with those of the run that was saved.
+
+    Args:
+        resume: the checkpoint.
+        options: of the run that goes on.
+        place: where this process stands.
+        allow: go on although the course of the training changes.
+
+    Returns:
+        A line for each difference.
+
+    Raises:
+        OptionsError: there are differences that change the course of the training; lists them.
+    """
+    state = resume.state
+    before, after = _saved_options(state["options"]), flat(_plain(options))
+    grave: list[str] = []
+    slight: list[str] = []
+    for key in sorted({*before, *after}):
+        if key not in _BATCH and before.get(key) != after.get(key):
+            line = f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+            (slight if key.startswith(_WITHOUT_EFFECT) else grave).append(line)
+    old, new = _batches(before, state["world_size"]), _batches(after, place.world_size)
+    if old != new:
+        same = _images(before, state["world_size"]) == _images(after, place.world_size)
+        (slight if same else grave).append(f"images to an iteration: {old} -> {new}")
+    for option, digest in weights_read(options).items():
+        theirs = state.get("files", {}).get(option, digest)
+        if theirs != digest:
+            grave.append(f"content of {option}: SHA-256 {theirs[:12]}... -> {digest[:12]}...")
+    _refuse(resume, grave, allow)
+    return [_remark(resume, line) for line in (*grave, *slight)]
+
+
+def check_images(resume: Checkpoint, images: Mapping[str, Any], allow: bool) -> list[str]:
+    """Compares the training images of a run with those that it had when the checkpoint was saved.
+
+    Args:
+        resume: the checkpoint.
+        images: their number and a digest of their names, wherever they lie.
+        allow: go on although they are others.
+
+    Returns:
+        A line for each difference.
+
+    Raises:
+        OptionsError: they are others.
+    """
+    known = resume.state.get("images", {})
+    differing = [name for name, value in images.items() if known.get(name, value) != value]
+    lines = [f"training images: {name} {known[name]} -> {images[name]}" for name in differing]
+    _refuse(resume, lines, allow)
+    return [_remark(resume, line) for line in lines]
+
+
+def _refuse(resume: Checkpoint, changes: list[str], allow: bool) -> None:
+    if changes and not allow:
+        lines = "\n".join(f"  {line}" for line in changes)
+        raise OptionsError(
+            f"since {resume.path.name} was saved, this has changed and makes it another experiment:\n{lines}\n"
+            "put it back, or go on all the same with --allow_config_change, or start a run of another name"
+        )
+
+
+def _remark(resume: Checkpoint, change: str) -> str:
+    return f"changed since {resume.path.name} was saved: {change}"
+
+
+def _choose(options: Options, auto_resume: bool) -> tuple[Checkpoint | None, list[str]]:
+    if auto_resume:
+        checkpoint, remarks = CheckpointFolder(options.experiment_folder).latest()
+        if checkpoint is not None:
+            return checkpoint, remarks
+    if options.path.resume_state is not None:
+        path = Path(options.path.resume_state)
+        return _folder_of(path).load(path), []
+    return None, []
+
+
+def _folder_of(state: Path) -> CheckpointFolder:
+    return CheckpointFolder(state.absolute().parent.parent)
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    """As it is saved: through text, where tuples become lists."""
+    content: dict[str, Any] = yaml.safe_load(resolved_yaml(options))
+    return content
+
+
+def _saved_options(text: str) -> dict[str, Any]:
+    """The options of a checkpoint, with the defaults of keys that are younger than it."""
+    content = yaml.safe_load(text)
+    try:
+        return flat(_plain(load_options(content, training=True, paths=False)))
+    except OptionsError:  # of a version that knew other keys
+        return flat(thaw(content))
+
+
+def _per_stage(options: Mapping[str, Any]) -> list[int]:
+    """Images to a batch of one process; one entry for each stage of progressive training."""
+    return list(options.get("datasets.train.mini_batch_sizes") or [options.get("datasets.train.batch_size_per_gpu", 1)])
+
+
+def _images(options: Mapping[str, Any], ranks: int) -> list[int]:
+    return [batch * ranks * options.get("train.accumulate", 1) for batch in _per_stage(options)]
+
+
+def _batches(options: Mapping[str, Any], ranks: int) -> str:
+    """Such as '32 (4 ranks x 8)'."""
+    accumulate = options.get("train.accumulate", 1)
+    factors = f"{ranks} rank{'s' if ranks > 1 else ''}" + (f" x {accumulate} batches" if accumulate > 1 else "")
+    shown = [f"{ranks * accumulate * batch} ({factors} x {batch})" for batch in _per_stage(options)]
+    return ", ".join(shown)

@@ -1,0 +1,119 @@
+"""experiments/NAME/status.json: how a run stands, for schedulers and for those who look after many runs.
+
+    {"state": "preempted", "exit_code": 75, "message": "preempted: saved 37.state; go on with --auto_resume",
+     "name": "edsr", "iteration": 37, "total_iter": 1000, "checkpoint": "37.state", "ranks": 2,
+     "host": "node3", "pid": 4711, "launch": "...", "started": "2025-01-31T09:30:00Z", "updated": "..."}
+
+`state` is 'starting', 'running', 'finished', 'preempted' (it was asked to stop and has saved), or 'failed'. A process
+that was killed writes nothing more: then it stays 'running', with a `pid` that is not there any more.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from basicsr.engine.checkpoint import Checkpoint
+from basicsr.engine.distributed import Place
+from basicsr.engine.peers import LostRanks
+from basicsr.engine.stop import Interrupted, Preempted
+from basicsr.utils.atomic_files import write_atomically
+from basicsr.utils.errors import CheckpointError, UserError
+from basicsr.utils.options_schema import Options
+
+STATUS = "status.json"
+
+
+class RunStatus:
+    """Writes the status of a run; on rank 0 only, nothing elsewhere.
+
+    Args:
+        options: of the run.
+        place: where this process stands.
+    """
+
+    def __init__(self, options: Options, place: Place) -> None:
+        self._path = options.experiment_folder / STATUS
+        self._writes, self._begun = place.is_master, False
+        self._content: dict[str, Any] = {
+            "state": "starting",
+            "exit_code": None,
+            "message": "",
+            "name": options.name,
+            "iteration": 0,
+            "total_iter": options.train.total_iter,
+            "checkpoint": None,
+            "ranks": place.world_size,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "launch": launch(),
+            "started": _now(),
+        }
+
+    def begin(self, resume: Checkpoint | None) -> None:
+        """From now on the file is this run's: at once where it goes on, else when it first runs.
+
+        What another run of the name has left is not touched before it is known that this one can start.
+        """
+        if resume is not None and resume.path.parent.parent.resolve() == self._path.parent.resolve():
+            self._begun = True
+            self.update(iteration=resume.iteration, checkpoint=resume.path.name)
+
+    def update(self, **changes: Any) -> None:
+        """Changes entries and writes the file, if the run's folder is there. A full disk is not told here."""
+        self._content.update(changes)
+        self._begun = self._begun or self._content["state"] == "running"
+        if self._begun and self._writes and self._path.parent.is_dir():
+            content = json.dumps({**self._content, "updated": _now()}, indent=1)
+            with suppress(CheckpointError):
+                write_atomically(self._path, lambda file: file.write(content.encode()))
+
+    def saved(self, iteration: int) -> None:
+        """Notes a checkpoint."""
+        self.update(state="running", iteration=iteration, checkpoint=f"{iteration}.state")
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Notes how the block ends."""
+        try:
+            yield
+        except BaseException as error:
+            self.ended(error)
+            raise
+        self.update(state="finished", exit_code=0, message="")
+
+    def ended(self, error: BaseException) -> None:
+        """Notes that the run ends with an error. Where rank 0 is lost, another one notes it."""
+        self._writes = self._writes or (isinstance(error, LostRanks) and error.master)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        code = error.exit_code if isinstance(error, UserError) else Interrupted.exit_code if interrupted else 1
+        state = "preempted" if isinstance(error, Preempted) else "failed"
+        lines = ["interrupted"] if interrupted else str(error).splitlines()
+        self.update(state=state, exit_code=code, message=lines[0][:500] if lines else type(error).__name__)
+
+
+def launch() -> str:
+    """What the processes of one launch have in common, restarted ones too; '' where no launcher says."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if run_id in ("", "none"):  # torchrun without --rdzv-id: a restarted worker has the same parent
+        return f"{socket.gethostname()}:{os.getppid()}" if run_id else ""
+    return run_id
+
+
+def launched_by_us(folder: Path) -> bool:
+    """Whether the run in `folder` was started by the launch that this process belongs to."""
+    try:
+        content = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        return bool(launch()) and content["launch"] == launch()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,143 @@
+"""Writing files so that a crash leaves either the old file or the new one."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from basicsr.utils.errors import CheckpointError
+
+TEMPORARY = ".*.tmp"
+"""Pattern of the names that unfinished files have beside those that they will have."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class NoSpaceError(CheckpointError):
+    """The disk is full, or a quota or a limit on the size of files is reached."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A file that is written and on the disk, beside the place where it shall be.
+
+    Attributes:
+        path: where it shall be.
+        temporary: where it is.
+        sha256: of its content, in hexadecimal.
+        size: in bytes.
+    """
+
+    path: Path
+    temporary: Path
+    sha256: str
+    size: int
+
+    def commit(self) -> None:
+        """Puts it in its place, in one step."""
+        os.replace(self.temporary, self.path)
+        sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Removes it."""
+        self.temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> tuple[str, int]:
+    """Writes a file by way of a temporary neighbour: write, flush, fsync, rename, fsync of the folder.
+
+    Args:
+        path: the file to create or replace.
+        write: called with the open binary file.
+
+    Returns:
+        SHA-256 in hexadecimal and size in bytes of what was written.
+
+    Raises:
+        CheckpointError: the file could not be written; the old one, if any, is untouched.
+    """
+    staged = stage(path, path.with_name(f".{path.name}.{os.getpid()}.tmp"), write)
+    try:
+        staged.commit()
+    except OSError as error:
+        staged.discard()
+        raise CheckpointError(f"cannot save {path}: {error.strerror}") from error
+    return staged.sha256, staged.size
+
+
+def stage(path: Path, temporary: Path, write: Callable[[BinaryIO], object]) -> Staged:
+    """Writes what shall be `path` to `temporary` in the same folder, and waits until the disk has it.
+
+    Raises:
+        NoSpaceError: there is no room for it; nothing is left of it.
+        CheckpointError: it cannot be written for another reason; nothing is left of it.
+    """
+    recorder: _Recorder | None = None
+    try:
+        with open(temporary, "w+b") as file:
+            recorder = _Recorder(file)
+            write(recorder)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            return Staged(path, temporary, _sha256(file), file.tell())
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        # What goes wrong in writing reaches us through torch.save without its reason.
+        cause = recorder.failure if recorder is not None and recorder.failure is not None else error
+        if not isinstance(cause, OSError):
+            raise
+        kind = NoSpaceError if cause.errno in _NO_SPACE else CheckpointError
+        raise kind(f"cannot save {path}: {cause.strerror or cause}") from error
+
+
+class _Recorder:
+    """A file opened for writing that remembers why a write failed.
+
+    Args:
+        file: the file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return _sha256(file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the disk has a folder's entries; some network mounts know no such thing, and are left alone."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

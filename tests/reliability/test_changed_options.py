@@ -1,0 +1,198 @@
+"""A resumed run is the run that was begun, or says what is not; the order of samples knows no ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from support.training import changed, finish, run_ranks, start, told, told_by_ranks, train
+
+from basicsr.archs import build_network
+from basicsr.data.sampling import KeySampler
+from basicsr.engine.checkpoint import CheckpointFolder
+
+REFUSAL = "since 4.state was saved, this has changed and makes it another experiment:"
+
+
+@pytest.fixture
+def options(mcadkd):
+    return changed(mcadkd, train__total_iter=4, val__val_freq=4)
+
+
+@pytest.fixture
+def begun(options, tmp_path):
+    """A run that has saved 4.state."""
+    finish(options, tmp_path)
+    return changed(options, train__total_iter=5)
+
+
+GRAVE = {
+    "train.optim_g.lr: 0.001 -> 0.002": {"train__optim_g__lr": 2e-3},
+    "manual_seed: 3 -> 4": {"manual_seed": 4},
+    "train.pixel_opt.loss_weight: 3.0 -> 2.0": {"train__pixel_opt__loss_weight": 2.0},
+    "network_g.num_feat: 8 -> 12": {"network_g__num_feat": 12},
+    "amp: none -> bf16": {"amp": "bf16"},
+    "datasets.train.use_rot: True -> False": {"datasets__train__use_rot": False},
+    "train.contrastive_opt.embed_dim: 16 -> 8": {"train__contrastive_opt__embed_dim": 8},
+    "train.ema_decay: 0.9 -> 0.99": {"train__ema_decay": 0.99},
+    "images to an iteration: 2 (1 rank x 2) -> 3 (1 rank x 3)": {"datasets__train__batch_size_per_gpu": 3},
+    "images to an iteration: 2 (1 rank x 2) -> 4 (1 rank x 2 batches x 2)": {"train__accumulate": 2},
+}
+
+
+def test_all_that_makes_it_another_experiment_is_listed_at_once_and_refused(begun, tmp_path):
+    together = {
+        key: value for line, changes in GRAVE.items() if "batches" not in line for key, value in changes.items()
+    }
+    before = sorted(tmp_path.rglob("experiments/**/*"))
+    code, errors = told(changed(begun, **together), tmp_path, auto_resume=True)
+    assert code == 2
+    assert errors.startswith(f"error: {REFUSAL}\n")
+    listed = [line.strip() for line in errors.splitlines()[1:-1]]
+    assert sorted(listed) == sorted(line for line in GRAVE if "batches" not in line)
+    assert errors.splitlines()[-1].startswith("put it back, or go on all the same with --allow_config_change")
+    assert sorted(tmp_path.rglob("experiments/**/*")) == before, "nothing was written"
+
+
+@pytest.mark.parametrize("line", ["images to an iteration: 2 (1 rank x 2) -> 4 (1 rank x 2 batches x 2)"])
+def test_more_batches_to_an_iteration_are_refused(begun, tmp_path, line):
+    code, errors = told(changed(begun, **GRAVE[line]), tmp_path, auto_resume=True)
+    assert (code, errors.splitlines()[:2]) == (2, [f"error: {REFUSAL}", f"  {line}"])
+
+
+def test_allow_config_change_goes_on_and_notes_the_changes(begun, tmp_path):
+    line = "train.optim_g.lr: 0.001 -> 0.002"
+    code, errors = told(changed(begun, **GRAVE[line]), tmp_path, auto_resume=True, allow_config_change=True)
+    assert code == 0
+    assert f"WARNING: changed since 4.state was saved: {line}" in errors
+    assert "Resumed 4.state at iteration 4" in errors
+
+
+def test_what_does_not_touch_the_course_of_training_may_change(begun, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "data", moved)
+    new = changed(
+        begun,
+        datasets__train__dataroot_gt=str(moved / "HR"),
+        datasets__train__dataroot_lq=str(moved / "LR_X2"),
+        datasets__train__num_worker_per_gpu=1,
+        logger__print_freq=1,
+        val__val_freq=5,
+    )
+    code, errors = told(new, tmp_path, auto_resume=True)
+    assert code == 0, errors
+    for line in (
+        f"datasets.train.dataroot_gt: {tmp_path / 'data/HR'} -> {moved / 'HR'}",
+        "datasets.train.num_worker_per_gpu: 0 -> 1",
+        "logger.print_freq: 4 -> 1",
+        "train.total_iter: 4 -> 5",
+    ):
+        assert f"changed since 4.state was saved: {line}" in errors
+
+
+def test_other_images_in_the_same_folder_are_noticed(begun, tmp_path):
+    for folder, name, side in (("HR", "one_more.png", 48), ("LR_X2", "one_morex2.png", 24)):
+        cv2.imwrite(str(tmp_path / "data" / folder / name), np.zeros((side, side, 3), np.uint8))
+    code, errors = told(begun, tmp_path, auto_resume=True)
+    assert code == 2
+    assert "  training images: images 7 -> 8" in errors.splitlines()
+
+
+def test_another_teacher_under_the_same_name_is_noticed_and_each_is_recorded(options, tmp_path):
+    teacher = tmp_path / "teacher.pth"
+
+    def make(seed: int) -> None:
+        torch.manual_seed(seed)
+        torch.save({"params": build_network(options["network_t"]).state_dict()}, teacher)
+
+    make(1)
+    options = changed(options, path={"pretrain_network_t": str(teacher)})
+    finish(options, tmp_path)
+    record = json.loads((tmp_path / "experiments/tiny/record.json").read_text())
+    (weights,) = record["starts"][0]["weights"].items()
+    digest = hashlib.sha256(teacher.read_bytes()).hexdigest()
+    assert weights == ("path.pretrain_network_t", {"file": str(teacher), "sha256": digest})
+    saved = torch.load(tmp_path / "experiments/tiny/models/net_g_4.pth", weights_only=True)
+    assert saved["training"]["weights"] == {"path.pretrain_network_t": digest}
+    make(2)
+    code, errors = told(changed(options, train__total_iter=5), tmp_path, auto_resume=True)
+    assert code == 2
+    assert f"  content of path.pretrain_network_t: SHA-256 {digest[:12]}... -> " in errors
+    code, _ = told(changed(options, train__total_iter=5), tmp_path, auto_resume=True, allow_config_change=True)
+    assert code == 0
+    record = json.loads((tmp_path / "experiments/tiny/record.json").read_text())
+    assert [start["iteration"] for start in record["starts"]] == [0, 4]
+    assert len({start["weights"]["path.pretrain_network_t"]["sha256"] for start in record["starts"]}) == 2
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_1_2_and_4_ranks_take_the_same_samples_in_each_iteration(accumulate):
+    def iterations(ranks: int, start: int, end: int) -> list[list]:
+        """For each iteration the keys of all its samples, in their global order."""
+        samplers = [
+            iter(
+                KeySampler(
+                    num_samples=11,
+                    batch_size=8 // ranks // accumulate,
+                    seed=5,
+                    rank=rank,
+                    world_size=ranks,
+                    start_iteration=start,
+                    total_iterations=end,
+                    accumulate=accumulate,
+                )
+            )
+            for rank in range(ranks)
+        ]
+        return [
+            [key for _ in range(accumulate) for sampler in samplers for key in next(sampler)] for _ in range(start, end)
+        ]
+
+    whole = iterations(1, 0, 12)
+    assert len({key.seed for keys in whole for key in keys}) == 12 * 8
+    mixed = iterations(2, 0, 3) + iterations(4, 3, 7) + iterations(1, 7, 9) + iterations(2, 9, 12)
+    assert mixed == whole
+
+
+def test_two_ranks_go_on_with_what_one_began(begun, tmp_path):
+    half = changed(begun, datasets__train__batch_size_per_gpu=1)
+    run_ranks(told_by_ranks, 2, half, str(tmp_path), {"auto_resume": True})
+    first = (tmp_path / "told.0").read_text()
+    assert first.startswith("0\n"), first
+    assert "changed since 4.state was saved: images to an iteration: 2 (1 rank x 2) -> 2 (2 ranks x 1)" in first
+    assert (tmp_path / "experiments/tiny/training_states/5.json").exists()
+
+
+def test_a_checkpoint_of_an_older_version_has_the_defaults_of_options_that_it_did_not_know(options, begun, tmp_path):
+    folder = CheckpointFolder(tmp_path / "experiments/tiny")
+    checkpoint = folder.load(tmp_path / "experiments/tiny/training_states/4.state")
+    lines = [line for line in checkpoint.state["options"].splitlines() if "check_images" not in line]
+    state = {
+        key: value for key, value in checkpoint.state.items() if key not in ("images", "files", "format", "iteration")
+    }
+    folder.save(4, checkpoint.networks, {**state, "options": "\n".join(lines)})
+    code, errors = told(begun, tmp_path, auto_resume=True)
+    assert code == 0, errors
+    assert "check_images" not in errors
+
+
+def test_a_second_process_does_not_train_in_the_same_folder(mcadkd, tmp_path):
+    options = changed(mcadkd, train__total_iter=100_000, val__val_freq=100_000, logger__save_checkpoint_freq=2)
+    process = start(train, options, str(tmp_path))
+    state = tmp_path / "experiments/tiny/training_states/2.json"
+    while process.is_alive() and not state.exists():
+        pass
+    for arguments in ({}, {"auto_resume": True}):
+        code, errors = told(options, tmp_path, **arguments)
+        assert code == 4
+        folder = tmp_path / "experiments/tiny"
+        assert f"error: {folder} is in use: process {process.pid} on " in errors
+    process.kill()
+    process.join()
+    assert not list(Path(tmp_path).glob("experiments/*_archived_*"))
