@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.safe_files import load_tensors, sha256_of
+from basicsr.utils.tensor_files import load_tensors
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")
 RANDOM_WEIGHTS = "random"
@@ -176,11 +177,10 @@ def _load(features: nn.Sequential, vgg_type: str, vgg_weights: str | None) -> No
 
 
 def _read(path: Path) -> object:
-    state = load_tensors(path)
     promised = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
-    if promised and not sha256_of(path).startswith(promised[1]):
+    if promised and path.is_file() and not sha256_of(path).startswith(promised[1]):
         raise CheckpointError(f"{path} is damaged: its SHA-256 does not begin with {promised[1]}; fetch it again")
-    return state
+    return load_tensors(path, checksums=promised is None)
 
 
 def _download(vgg_type: str) -> object:

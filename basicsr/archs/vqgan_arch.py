@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.safe_files import load_state_dict_only
+from basicsr.utils.tensor_files import load_state_dict_only
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")
 WEIGHTS_NAME = "vqgan_imagenet_f16_1024"

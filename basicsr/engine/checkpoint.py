@@ -24,7 +24,7 @@ import torch
 
 from basicsr.utils.atomic_files import TEMPORARY, NoSpaceError, Staged, sha256_of, stage, sync_folder, write_atomically
 from basicsr.utils.errors import CheckpointError, LostRankError, NonFiniteError
-from basicsr.utils.safe_files import load_tensors
+from basicsr.utils.tensor_files import load_tensors
 
 FORMAT = 1
 SUPERSEDED = "superseded"
@@ -160,8 +160,10 @@ class CheckpointFolder:
             )
         files = self._checked(path, manifest)
         try:
-            state = load_tensors(files[path])
-            networks = {_label_of(file): load_tensors(found) for file, found in files.items() if file != path}
+            # SHA-256 was compared already.
+            read = {file: load_tensors(found, checksums=False) for file, found in files.items()}
+            state = read.pop(path)
+            networks = {_label_of(file): content for file, content in read.items()}
             return Checkpoint(int(state["iteration"]), networks, state, path)
         except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
             raise _damaged(path, f"cannot be read ({error})", self._advice()) from error

@@ -7,6 +7,7 @@ written, so anything but a plain name below the dataset's folder is refused, in 
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -29,8 +30,14 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[tuple[int, str]]
     """
     name = f"{what} {os.fspath(path)}".strip()
     try:
-        with open(path, "rb") as file:
+        # A pipe that nobody writes to would otherwise be waited for.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise DataError(f"cannot read {name}: it is no file but a folder, a pipe or a device; check the path")
             content = file.read(_LARGEST_FILE + 1)
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DataError(f"cannot read {name}: {reason}; check the path") from error

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.safe_files import load_tensors
+from basicsr.utils.safetensors_files import load_safetensors
+from basicsr.utils.stored_zip import Refused, StoredZip
+from basicsr.utils.tensor_files import load_tensors, opened, other_kind
 
 # Where state dicts are kept, in the order of preference: BasicSR's names, then others'.
 _STATE_KEYS = (
@@ -23,6 +24,10 @@ _STATE_KEYS = (
 )
 # How files of images begin.
 _IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
+# The longest name of a weight, and the most that is shown of other names in a file.
+_SHOWN = 1000
+# How many prefixes that all names share are taken off, one after the other.
+_MAX_OWNERS = 8
 # Names under which training scripts hold the network that others want to have.
 _OWNERS = ("netG", "net_g", "generator", "G", "model", "network", "net", "student")
 
@@ -58,19 +63,21 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, or holds no weights.
     """
-    kind = _kind_of(Path(path))
-    if kind == "safetensors":
-        content, header = _read_safetensors(path)
+    content: Any
+    header: dict[str, Any] = {}
+    if _kind_of(Path(path)) == "safetensors":
+        content, metadata = load_safetensors(Path(path))
+        header = {key: _meaning(value) for key, value in metadata.items()}
     else:
-        content, header = load_tensors(path), {}
+        content = load_tensors(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a state dict")
     if only_this and param_key is not None and not _holds_tensors(content.get(param_key)):
-        held = ", ".join(str(key) for key, value in content.items() if _holds_tensors(value))
+        held = ", ".join(str(key) for key, value in content.items() if _holds_tensors(value))[:_SHOWN]
         there = f"it has {held}; give one of these" if held else "it has one set without a name; ask for none"
         raise CheckpointError(f"checkpoint {path} has no weights '{param_key}', {there}")
     key, tensors, remark = _select(content, param_key, path)
-    state = {_bare(str(key)): value for key, value in tensors.items() if isinstance(value, Tensor)}
+    state = {_bare(_name(key, path)): value for key, value in tensors.items() if isinstance(value, Tensor)}
     if not state:
         asked = f" under '{param_key}', a usual key" if param_key else " under a usual key"
         raise CheckpointError(f"checkpoint {path} holds no tensors{asked} ({', '.join(_STATE_KEYS[:3])}) or at its top")
@@ -98,18 +105,29 @@ def inner_states(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    first = {key.split(".", 1)[0] for key in state}
-    while len(first) == 1:
-        state = _under(state, first.pop())
+    for _ in range(_MAX_OWNERS):
+        first = {key.split(".", 1)[0] for key in state}
+        state = _under(state, first.pop()) if len(first) == 1 else {}
         if not state:
             return
         yield dict(state)
-        first = {key.split(".", 1)[0] for key in state}
 
 
 def _under(state: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
     prefix = f"{owner}."
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _name(key: object, path: str | os.PathLike[str]) -> str:
+    """The name of a weight, which messages and tables show.
+
+    Raises:
+        CheckpointError: it is longer than any network's, or has what a terminal would carry out.
+    """
+    name = str(key)
+    if len(name) > _SHOWN or not name.isprintable():
+        raise CheckpointError(f"checkpoint {path} was not loaded: {name[:50]!r} is no name of a weight")
+    return name
 
 
 def _bare(key: str) -> str:
@@ -129,7 +147,7 @@ def _select(
             return key, content[key], f"{path} has no '{param_key}': loaded '{key}'" if other else None
     inside = [key for key, value in content.items() if _holds_tensors(value)]
     if len(inside) == 1 and not _holds_tensors(content):
-        return inside[0], content[inside[0]], f"{path} has its weights under '{inside[0]}'"
+        return inside[0], content[inside[0]], f"{path} has its weights under '{_name(inside[0], path)}'"
     for outer, key in itertools.product(_STATE_KEYS, _STATE_KEYS) if not inside else ():
         if isinstance(content.get(outer), Mapping) and _holds_tensors(content[outer].get(key)):
             return f"{outer}.{key}", content[outer][key], f"{path} has its weights under '{outer}', '{key}'"
@@ -142,23 +160,6 @@ def _holds_tensors(value: Any) -> bool:
 
 def _is_options(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("type"), str)
-
-
-def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, and the header's entries, those that are JSON as what they mean."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in list(file.keys())}, {
-                key: _meaning(value) for key, value in header.items()
-            }
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise CheckpointError(
-            f"checkpoint {path} was not loaded: it is damaged or no safetensors file ({reason})"
-        ) from error
 
 
 def _meaning(text: str) -> Any:
@@ -174,16 +175,9 @@ def _kind_of(path: Path) -> str:
     Raises:
         CheckpointError: the file is missing, or is no file of weights.
     """
-    if not path.is_file():
-        there = "is a folder; name the file" if path.is_dir() else "does not exist; check the path"
-        raise CheckpointError(f"checkpoint {path} {there}")
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    reason = _no_weights(path, head)
+    with opened(path) as (file, size):
+        head = file.read(512)
+        reason = _no_weights(path, head) or (_no_weights_inside(file, size) if head.startswith(b"PK") else None)
     if reason:
         raise CheckpointError(f"checkpoint {path} was not loaded: {reason}")
     announced = int.from_bytes(head[:8], "little")
@@ -205,21 +199,19 @@ def _no_weights(path: Path, head: bytes) -> str | None:
         return "it is what else a training needs to go on; give the weights, models/net_g_*.pth"
     if path.suffix.lower() == ".onnx":
         return "it is an ONNX graph; give the PyTorch weights that it was made from"
-    if head.startswith(b"PK"):
-        return _no_weights_inside(path)
-    return None
+    return other_kind(head)
 
 
-def _no_weights_inside(path: Path) -> str | None:
+def _no_weights_inside(file: BinaryIO, size: int) -> str | None:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # a damaged archive makes zipfile fail in many ways
-        return "it is damaged; fetch or copy it again"
+        names = list(StoredZip(file, size).members)
+    except Exception as error:  # a damaged archive makes a reader fail in many ways
+        return str(error) if isinstance(error, Refused) else "it is damaged; fetch or copy it again"
     if any("/code/" in name for name in names):
         return "it is a TorchScript program, which would have to be run; give its weights, saved by torch.save"
     if any(name.endswith("archive_format") for name in names):
         return "it is a program of torch.export, which would have to be run; give its weights, saved by torch.save"
     if names and not any(name.endswith("data.pkl") for name in names):
-        return f"it is a ZIP archive of other files ({', '.join(names[:3])}); unpack it, or give another file"
+        shown = ", ".join(map(repr, names[:3]))[:200]
+        return f"it is a ZIP archive of other files ({shown}); unpack it, or give another file"
     return None

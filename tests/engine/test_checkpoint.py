@@ -13,7 +13,7 @@ import torch
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.safe_files import load_tensors
+from basicsr.utils.tensor_files import load_tensors
 
 
 def save(folder: CheckpointFolder, iteration: int) -> None:

@@ -98,3 +98,63 @@ def test_a_worker_killed_for_want_of_memory_costs_no_iteration(mcadkd, tmp_path)
     assert line.endswith(f"; saved {state.name}")
     done = changed(options, train__total_iter=int(state.stem) + 2, logger__print_freq=2)
     assert differences(finish(done, tmp_path / "whole"), finish(done, tmp_path)) == []
+
+
+def damage(options: dict, *positions: int) -> list[str]:
+    """Truncates the HR images of the samples at these positions; their paths, sorted."""
+    images = sorted({image_at(options, position) for position in positions})
+    for image in images:
+        image.write_bytes(image.read_bytes()[:-20])
+    return [str(image) for image in images]
+
+
+@pytest.mark.parametrize("check", ["none", "headers"])
+def test_bad_images_that_may_be_skipped_are_listed_and_the_run_repeats(mcadkd, tmp_path, check):
+    options = changed(
+        mcadkd, datasets__train__check_images=check, datasets__train__skip_bad_images=2, logger__print_freq=1
+    )
+    paths = damage(options, 3, 9)
+    code, errors = told(options, tmp_path)
+    assert code == 0, errors
+    lines = sorted((tmp_path / "experiments/tiny/skipped_images.txt").read_text().splitlines())
+    assert [line.split(": ")[0] for line in lines] == paths
+    assert all("truncated" in line for line in lines)
+    assert all(f"left out: {line}" in errors for line in lines)
+    expected = checkpoint_of(tmp_path / "experiments/tiny", 8)
+    (tmp_path / "experiments/tiny/training_states/8.json").unlink()
+    half = changed(options, datasets__train__batch_size_per_gpu=1)
+    run_ranks(told_by_ranks, 2, half, str(tmp_path), {"auto_resume": True})
+    assert (tmp_path / "told.0").read_text().startswith("0\n")
+    resumed = checkpoint_of(tmp_path / "experiments/tiny", 8)["g"]["params"]
+    for name, weight in expected["g"]["params"].items():
+        assert resumed[name] == pytest.approx(weight.numpy(), abs=1e-4), "the same samples, sums in another order"
+    assert sorted((tmp_path / "experiments/tiny/skipped_images.txt").read_text().splitlines()) == lines
+
+
+def two_apart(options: dict) -> tuple[int, int]:
+    """The first of two samples of which neither is taken in the other's place, and the second."""
+    first = image_at(options, 0).name
+    names = [path.name for path in sorted(Path(options["datasets"]["train"]["dataroot_gt"]).iterdir())]
+    for position in range(1, len(names)):
+        steps = (names.index(image_at(options, position).name) - names.index(first)) % len(names)
+        if steps not in (1, len(names) - 1):
+            return 0, position
+    raise AssertionError("there are only neighbours")
+
+
+@pytest.mark.parametrize("check", ["none", "headers"])
+def test_more_bad_images_than_allowed_end_the_run(mcadkd, tmp_path, check):
+    options = changed(
+        mcadkd, datasets__train__check_images=check, datasets__train__skip_bad_images=1, logger__print_freq=1
+    )
+    paths = damage(options, *two_apart(options))
+    code, errors = told(options, tmp_path)
+    assert code == 3
+    if check == "headers":
+        assert "error: 2 of 7 images of dataset train cannot be used:" in errors
+        assert all(path in errors for path in paths)
+        assert not (tmp_path / "experiments").exists()
+    else:
+        last = errors.splitlines()[-1]
+        assert last.startswith("error: 2 training images cannot be used, skip_bad_images allows 1; they are listed in")
+        assert last.endswith(".state") and "skipped_images.txt; saved " in last
