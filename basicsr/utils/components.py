@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,10 +15,17 @@ from basicsr.utils.registry import nearest
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a component's options: at which key, and what is wrong with it."""
+    """One mistake in a component's options.
+
+    Attributes:
+        key: at which key.
+        message: what is wrong with it.
+        inside: the keys that lead to the mistake inside a mapping that `key` holds.
+    """
 
     key: str
     message: str
+    inside: tuple[str, ...] = ()
 
 
 def call_style(factory: Callable[..., Any]) -> Literal["opt", "keywords"]:
@@ -48,10 +56,10 @@ def find_problems(factory: Callable[..., Any], given: Mapping[str, Any], provide
     for key, value in given.items():
         if key not in names:
             if not takes_any:
-                allowed = ", ".join(names) or "none"
-                problems.append(Problem(key, f"unknown key{nearest(key, names)}; allowed: {allowed}"))
-        elif message := type_mismatch(value, hints.get(key, Any)):
-            problems.append(Problem(key, message))
+                problems.append(Problem(key, unknown_key_message(key, names)))
+        else:
+            found = type_mismatches(value, hints.get(key, Any))
+            problems += [Problem(key, message, inside) for inside, message in found]
     for name in names:
         if parameters[name].default is inspect.Parameter.empty and name not in given and name not in provided:
             problems.append(Problem(name, "is required"))
@@ -78,34 +86,81 @@ def type_mismatch(value: Any, hint: Any) -> str | None:
 
     Whole numbers pass as floats, lists and tuples for each other; text never passes as a number.
     """
-    if hint is Any or hint is inspect.Parameter.empty:
-        return None
-    from pydantic import (
-        ConfigDict,
-        PydanticSchemaGenerationError,
-        PydanticUserError,
-        TypeAdapter,
-        ValidationError,
-    )
+    found = type_mismatches(value, hint)
+    return found[0][1] if found else None
 
-    try:
-        adapter = TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
-    except (PydanticSchemaGenerationError, PydanticUserError):
-        return None
-    message = None
+
+def type_mismatches(value: Any, hint: Any) -> list[tuple[tuple[str, ...], str]]:
+    """As `type_mismatch`, for each key of mappings in `value`: the keys that lead there, and what is wrong."""
+    if hint is Any or hint is inspect.Parameter.empty:
+        return []
+    from pydantic import ValidationError
+
+    adapter = _adapter(hint) if isinstance(hint, Hashable) else _adapter.__wrapped__(hint)
+    if adapter is None:
+        return []
+    first: list[Any] = []
     for form in (value, _with_sequences(value, tuple), _with_sequences(value, list)):
         try:
             adapter.validate_python(form)
-            return None
+            return []
         except ValidationError as error:
-            message = message or describe(error.errors()[0]["msg"], value)
-    return message
+            first = first or error.errors(include_url=False)
+    messages: dict[tuple[str, ...], dict[str, None]] = {}
+    for item in first:
+        messages.setdefault(_keys_inside(value, item["loc"]), {})[_uncapitalised(item["msg"])] = None
+    deepest = [keys for keys in messages if keys] or [()]
+    return [(keys, describe(" or ".join(messages[keys]), _inside(value, keys))) for keys in deepest]
+
+
+def _keys_inside(value: Any, location: Sequence[Any]) -> tuple[str, ...]:
+    """Those of a validator's location that are keys of mappings in `value`; others name the parts of a type."""
+    keys: list[str] = []
+    for part in location:
+        if isinstance(value, Mapping) and part in value:
+            keys.append(part)
+            value = value[part]
+    return tuple(keys)
+
+
+def _inside(value: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        value = value[key]
+    return value
+
+
+@functools.lru_cache(maxsize=1024)
+def _adapter(hint: Any) -> Any:
+    """What validates values of a type, or None for types that cannot be validated; kept, as it is slow to make."""
+    from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
+
+    try:
+        return TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        return None
+
+
+def unknown_key_message(key: str, allowed: Sequence[str]) -> str:
+    """What to say of a key that is not one of `allowed`; it may also be a misspelt `_base_`."""
+    return f"unknown key{nearest(key, [*allowed, '_base_'])}; allowed: {', '.join(allowed) or 'none'}"
 
 
 def describe(expected: str, value: Any) -> str:
     """Turns a validator's sentence into ours: what is allowed, then what was given."""
-    shown = repr(value)
-    return f"{expected[0].lower()}{expected[1:]}, got {shown if len(shown) <= 80 else shown[:77] + '...'}"
+    return f"{_uncapitalised(expected)}, got {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # whole numbers of thousands of digits
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _uncapitalised(sentence: str) -> str:
+    return f"{sentence[:1].lower()}{sentence[1:]}"
 
 
 _VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)

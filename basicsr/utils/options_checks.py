@@ -1,20 +1,22 @@
-"""What must hold between several options, and between the options and the disk."""
+"""What must hold between several options."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from basicsr.utils.options_components import Finding, constructor_of, further_teachers, is_auto
-from basicsr.utils.options_schema import DatasetOptions, FrozenMapping, Options, RowOptions
+from basicsr.utils.components import shown
+from basicsr.utils.options_components import Finding, constructor_of, is_auto
+from basicsr.utils.options_schema import DatasetOptions, Options, RowOptions
 from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY
-from basicsr.utils.yaml_loader import KeyPath
+from basicsr.utils.yaml_entries import KeyPath
 
 _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
-_IN_FILE_NAMES = re.compile(r"[\w(\[][^/\\\0]*\Z")
+_IN_FILE_NAMES = re.compile(r"[\w(\[][^/\\]*\Z")
+_MAX_NAME_BYTES = 200  # file systems hold 255, and to some names more is added
+_MAX_PART_BYTES = 100
 _BUILT_IN_TERMS = ("response", "contrastive", "pix", "percep")
 _UPSCALE_KEYS = ("upscale", "scale")
 _Check = Callable[[Options], Iterator[Finding]]
@@ -43,109 +45,44 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
     return findings
 
 
-def check_paths(options: Options) -> list[Finding]:
-    """Looks whether the files and folders that the command will read are there.
-
-    Returns:
-        The key of each missing one and what is wrong there.
-    """
-    findings: list[Finding] = []
-    phases = ("train", "val") if options.is_train else ("val", "test")
-    for key, dataset in options.datasets_of(*phases).items():
-        for name, value in dataset.arguments.items():
-            for path in _paths(value) if name.startswith(("dataroot", "meta_info")) else ():
-                findings += _missing(("datasets", key, name), path, "folder" if name.startswith("dataroot") else "file")
-    for name in _files_read(options):
-        findings += _missing(("path", name), getattr(options.path, name), "file")
-    for row, entry in options.networks.items() if not options.is_train else ():
-        findings += _missing(("networks", row, "path"), entry.path, "file")
-    for name, block in options.train.method_blocks.items() if options.train is not None else ():
-        for number, teacher in further_teachers(block):
-            at = ("train", "distill", name, "teachers", number, "path")
-            findings += _missing(at, teacher.get("path"), "file")
-    return findings
-
-
-def without_missing(options: Options, findings: list[Finding]) -> tuple[Options, list[Finding]]:
-    """With `skip_missing`, leaves out the datasets and networks whose files `check_paths` did not find.
-
-    Returns:
-        The options, which say in `skipped` what was left out, and the findings that remain mistakes.
-    """
-    if options.is_train or not options.skip_missing:
-        return options, findings
-    left: dict[str, dict[str, Any]] = {"datasets": dict(options.datasets), "networks": dict(options.networks)}
-    skipped, mistakes = [], []
-    for key, message in findings:
-        section, name = str(key[0]), str(key[1])
-        if section not in left:
-            mistakes.append((key, message))
-        elif name in left[section]:
-            label = options.datasets[name].name if section == "datasets" else name
-            skipped.append(f"{label}: {message.split(';')[0]}")
-            del left[section][name]
-    update: dict[str, Any] = {section: FrozenMapping(content) for section, content in left.items()}
-    if options.networks and not left["networks"]:
-        update["network_g"] = None  # it describes the rows that had no network of their own, and is no row itself
-    return options.model_copy(update={**update, "skipped": tuple(skipped)}), mistakes
-
-
-def nothing_left(options: Options) -> Finding | None:
-    """What to say where `skip_missing` left nothing to test, else None."""
-    if not options.skipped or (options.datasets_of("val", "test") and (options.networks or options.network_g)):
-        return None
-    section = "networks" if options.datasets_of("val", "test") else "datasets"
-    return (section,), f"none of them is there at x{options.scale}: {'; '.join(options.skipped)}"
-
-
-def _files_read(options: Options) -> list[str]:
-    if not options.is_train:
-        return [] if options.networks else ["pretrain_network_g"]
-    names = ["pretrain_network_g", "resume_state"]
-    if options.model_type == "KDModel":
-        names.append("pretrain_network_t")
-    if options.train is not None and options.train.adversarial is not None:
-        names.append("pretrain_network_d")
-    return names
-
-
-def _paths(value: Any) -> tuple[str, ...]:
-    values = value if isinstance(value, tuple) else (value,)
-    return tuple(path for path in values if isinstance(path, str))
-
-
-def _missing(key: KeyPath, path: str | None, kind: str) -> list[Finding]:
-    if path is None or Path(path).exists():
-        return []
-    parent = Path(path).absolute().parent
-    nearest_there = next((str(folder) for folder in (parent, *parent.parents) if folder.is_dir()), "/")
-    hint = "; write ~ for none" if path.lower() in ("none", "null") else f"; {nearest_there} is there, the rest is not"
-    return [(key, f"there is no {kind} {path}{hint}")]
-
-
 def _names(options: Options) -> Iterator[Finding]:
     if not _NAME.match(options.name) or ".." in options.name or options.name != options.name.strip():
         yield (
             ("name",),
             "must be usable as a folder's name (letters, digits, . _ + = , @ - and spaces, not beginning with"
-            f" a sign, no ..), got {options.name!r}",
+            f" a sign, no ..), got {shown(options.name)}",
         )
-    seen: dict[str, str] = {}
+    yield from _too_long(("name",), options.name, _MAX_NAME_BYTES)
     for metric in options.val.metrics:
-        if not _IN_FILE_NAMES.match(metric):
-            yield ("val", "metrics", metric), f"is part of files' names: no slashes, no sign before it, got {metric!r}"
-    if options.val.suffix and not _IN_FILE_NAMES.match(options.val.suffix):
-        yield ("val", "suffix"), f"is part of files' names: no slashes, no sign before it, got {options.val.suffix!r}"
-    for key, dataset in options.datasets_of("val", "test").items():
-        if not _IN_FILE_NAMES.match(dataset.name):
-            at = ("datasets", key, "name")
-            yield at, f"is the name of a folder: no slashes, no sign before it, got {dataset.name!r}"
+        yield from _part_of_names(("val", "metrics", metric), metric)
+    if options.val.suffix:
+        yield from _part_of_names(("val", "suffix"), options.val.suffix)
+    seen: dict[str, str] = {}
+    for key, dataset in options.datasets.items():
+        at: KeyPath = ("datasets", key, "name")
+        if dataset.phase == "train":
+            if not dataset.name.isprintable():
+                yield at, f"must be text of one line, got {shown(dataset.name)}"
+            continue
+        if not (_IN_FILE_NAMES.match(dataset.name) and dataset.name.isprintable()):
+            yield at, f"is the name of a folder: no slashes, no sign before it, got {shown(dataset.name)}"
+        yield from _too_long(at, dataset.name, _MAX_NAME_BYTES)
         if dataset.name in seen:
-            yield (
-                ("datasets", key, "name"),
-                f"{dataset.name!r} is also the name of {seen[dataset.name]}; use another",
-            )
+            yield at, f"{shown(dataset.name)} is also the name of {seen[dataset.name]}; use another"
         seen[dataset.name] = f"datasets.{key}"
+
+
+def _part_of_names(at: KeyPath, text: str) -> Iterator[Finding]:
+    if not (_IN_FILE_NAMES.match(text) and text.isprintable()):
+        yield at, f"is part of files' names: no slashes, no sign before it, got {shown(text)}"
+    yield from _too_long(at, text, _MAX_PART_BYTES)
+
+
+def _too_long(at: KeyPath, text: str, limit: int) -> Iterator[Finding]:
+    """What to say of a name that file systems would refuse."""
+    length = len(text.encode("utf-8", "replace"))
+    if length > limit:
+        yield at, f"is part of a file's or folder's name, which may have {limit} bytes, got {length} bytes"
 
 
 def _scales(options: Options) -> Iterator[Finding]:
@@ -222,6 +159,7 @@ def _rows(options: Options) -> Iterator[Finding]:
         at = ("networks", row)
         if not _NAME.match(row):
             yield at, "names a row and a folder: letters, digits, . _ + = , @ - and spaces"
+        yield from _too_long(at, row, _MAX_NAME_BYTES)
         if entry.type == "bicubic":
             for name in RowOptions.model_fields:
                 if name != "type" and name in entry.model_fields_set:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from basicsr.utils.components import Problem, call_style, find_problems
+from basicsr.utils.components import Problem, call_style, find_problems, shown, unknown_key_message
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.options_schema import DatasetOptions, contrastive_block
 from basicsr.utils.registry import (
@@ -133,30 +133,35 @@ def further_teachers(block: Mapping[str, Any]) -> list[tuple[int, Mapping[str, A
 
 def _metric(block: Mapping[str, Any]) -> list[Finding]:
     given = {key: value for key, value in block.items() if key != "better"}
-    findings = _registered(METRIC_REGISTRY, given, {"img": None, "img2": None})
+    findings = _registered(METRIC_REGISTRY, given, {"img": None, "img2": None}, further=("better",))
     if block.get("better", "higher") not in ("higher", "lower"):
-        findings.append((("better",), f"must be higher or lower, got {block['better']!r}"))
+        findings.append((("better",), f"must be higher or lower, got {shown(block['better'])}"))
     return findings
 
 
 def _contrastive(block: Mapping[str, Any]) -> list[Finding]:
     if "mode" in block:
         return [(("mode",), "unknown key; write it as type: image, patch or hybrid")]
-    findings = _registered(METHOD_REGISTRY, contrastive_block(block), {})
+    findings = _registered(METHOD_REGISTRY, contrastive_block(block), {}, renamed={"mode": "type"})
     return [(("type",) if key == ("mode",) else key, message) for key, message in findings]
 
 
 def _dataset(block: Mapping[str, Any]) -> list[Finding]:
     provided = {key: block.get(key) for key in (*_LOADER_KEYS, "phase", "scale")}
     arguments = {key: value for key, value in block.items() if key != "type" and key not in provided}
-    findings = _registered(DATASET_REGISTRY, {"type": block.get("type"), **arguments}, provided)
+    named = {"type": block["type"]} if "type" in block else {}
+    findings = _registered(DATASET_REGISTRY, {**named, **arguments}, provided)
     factory = constructor_of(DATASET_REGISTRY, block)
     if factory is None or call_style(factory) == "opt":
         return findings
     allowed = _LOADER_KEYS + [name for name in _parameter_names(factory) if name not in provided]
-    told = f"; allowed: {', '.join(allowed)}"
     findings = [
-        (key, f"unknown key{nearest(str(key[-1]), allowed)}{told}" if message.startswith("unknown key") else message)
+        (
+            key,
+            unknown_key_message(str(key[-1]), allowed)
+            if message.startswith("unknown key") and len(key) == 1
+            else message,
+        )
         for key, message in findings
     ]
     storage = block.get("io_backend")
@@ -165,12 +170,11 @@ def _dataset(block: Mapping[str, Any]) -> list[Finding]:
 
 def _storage(block: Mapping[str, Any]) -> list[Finding]:
     kind = block.get("type")
-    if kind not in _STORAGE:
+    if not isinstance(kind, str) or kind not in _STORAGE:
         findings = [_no_type("storage", block, list(_STORAGE))]
     else:
         known = ["type", *_STORAGE[kind]]
-        message = f"; allowed: {', '.join(known)}"
-        findings = [((key,), f"unknown key{nearest(key, known)}{message}") for key in block if key not in known]
+        findings = [((key,), unknown_key_message(key, known)) for key in block if key not in known]
     return [(("io_backend", *key), message) for key, message in findings]
 
 
@@ -189,7 +193,23 @@ def _scheduler(block: Mapping[str, Any]) -> list[Finding]:
     return _tried("scheduler", SCHEDULES, block, {})
 
 
-def _registered(registry: Registry, block: Mapping[str, Any], provided: Mapping[str, Any]) -> list[Finding]:
+def _registered(
+    registry: Registry,
+    block: Mapping[str, Any],
+    provided: Mapping[str, Any],
+    *,
+    further: Sequence[str] = (),
+    renamed: Mapping[str, str] = {},
+) -> list[Finding]:
+    """Holds a block against the member that it names.
+
+    Args:
+        registry: of the members.
+        block: `type` and the member's arguments.
+        provided: what the framework passes itself.
+        further: keys that the block may hold beside the member's arguments.
+        renamed: how options call some of the arguments.
+    """
     name = block.get("type")
     if not isinstance(name, str):
         return [_no_type(registry.kind, block, registry.names())]
@@ -197,7 +217,16 @@ def _registered(registry: Registry, block: Mapping[str, Any], provided: Mapping[
         factory = registry.get(name)
     except OptionsError as error:
         return [(("type",), str(error))]
-    return _findings(factory, block, provided)
+    names = [renamed.get(name, name) for name in _parameter_names(factory)] + list(further)
+    return [
+        (key, _with_names(str(key[-1]), message, names) if further or renamed else message)
+        for key, message in _findings(factory, block, provided)
+    ]
+
+
+def _with_names(key: str, message: str, names: Sequence[str]) -> str:
+    shown_names = [name for name in names if name not in ("img", "img2")]
+    return unknown_key_message(key, shown_names) if message.startswith("unknown key") else message
 
 
 def _tried(
@@ -218,18 +247,39 @@ def _tried(
         return findings
     try:
         members[name](**provided, **{key: value for key, value in block.items() if key != "type"})
-    except (ValueError, TypeError, RuntimeError) as error:
-        return [((), f"{name}: {str(error).splitlines()[0]}")]
+    except Exception as error:  # whatever torch makes of values that it was not written for
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return [((), f"{name}: {first}")]
     return []
 
 
 def _findings(factory: Callable[..., Any], block: Mapping[str, Any], provided: Mapping[str, Any]) -> list[Finding]:
     given = {key: value for key, value in block.items() if key != "type"}
     problems = [_without_framework_names(p, provided) for p in find_problems(factory, given, provided)]
-    findings: list[Finding] = [((p.key,), p.message) for p in problems]
+    findings: list[Finding] = [((p.key, *p.inside), p.message) for p in problems]
+    if {"layer_weights", "vgg_weights"} <= set(_parameter_names(factory)):
+        findings += _vgg_layers(block)
     if "params" in given and "params" in provided:
         findings.append((("params",), "unknown key; the parameters are the network's"))
     return findings
+
+
+def _vgg_layers(block: Mapping[str, Any]) -> list[Finding]:
+    """The VGG and its layers, which are texts and keys of the block's and not of the constructor's."""
+    from basicsr.archs.vgg_arch import VGG_TYPES, layer_names
+
+    vgg, weights = block.get("vgg_type", "vgg19"), block.get("layer_weights")
+    if not isinstance(vgg, str) or not isinstance(weights, Mapping):
+        return []
+    if vgg not in VGG_TYPES:
+        return [
+            (
+                ("vgg_type",),
+                f"no VGG is called '{vgg}'{nearest(vgg, list(VGG_TYPES))}; there are: {', '.join(VGG_TYPES)}",
+            )
+        ]
+    names = layer_names(vgg)
+    return [(("layer_weights", key), unknown_key_message(key, names)) for key in weights if key not in names]
 
 
 def _without_framework_names(problem: Problem, provided: Mapping[str, Any]) -> Problem:
@@ -238,17 +288,19 @@ def _without_framework_names(problem: Problem, provided: Mapping[str, Any]) -> P
     if not marker:
         return problem
     names = [name for name in allowed.split(", ") if name not in ("img", "img2", "params") or name not in provided]
-    return Problem(problem.key, before + marker + ", ".join(names))
+    return Problem(problem.key, before + marker + ", ".join(names), problem.inside)
 
 
 def _no_type(kind: str, block: Mapping[str, Any], names: list[str]) -> Finding:
     there_are = f"; there are: {', '.join(names) or 'none'}"
+    article = "an" if kind[0] in "aeiou" else "a"
     if block.get("type") is not None:
-        return ("type",), f"must be the name of a {kind}, got {block['type']!r}{there_are}"
-    misspelt = next((key for key in block if key != "type" and nearest(key, ["type"])), None)
+        return ("type",), f"must be the name of {article} {kind}, got {shown(block['type'])}{there_are}"
+    others = [] if "type" in block else block
+    misspelt = next((key for key in others if abs(len(key) - len("type")) < 2 and nearest(key, ["type"])), None)
     if misspelt is not None:
-        return (misspelt,), f"unknown key{nearest(misspelt, ['type'])}; a {kind} needs a type{there_are}"
-    return ("type",), f"is required, as a {kind} needs a type{there_are}"
+        return (misspelt,), f"unknown key{nearest(misspelt, ['type'])}; {article} {kind} needs a type{there_are}"
+    return ("type",), f"is required, as {article} {kind} needs a type{there_are}"
 
 
 def _parameter_names(factory: Callable[..., Any]) -> list[str]:

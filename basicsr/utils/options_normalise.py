@@ -7,6 +7,7 @@ import os
 import re
 from typing import Any
 
+from basicsr.utils.components import shown, unknown_key_message
 from basicsr.utils.options_components import takes_crop_border
 from basicsr.utils.options_schema import (
     SET_BY_THE_COMMAND,
@@ -27,6 +28,9 @@ from basicsr.utils.options_schema import (
 from basicsr.utils.registry import nearest
 from basicsr.utils.yaml_loader import Document, Entry, KeyPath, LocatedProblem, Position
 
+# All control characters but tab and line ends, and halves of surrogate pairs, which UTF-8 cannot hold.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_CONTROL_OR_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DATASET_KEY = re.compile(r"train|(val|test)(_\w+)?")
 _ALIASES = {(): {"discriminator": "network_d"}, ("train",): {"gan_opt": "adversarial_opt"}}
 _NULL_REMOVES = (("datasets",), ("networks",), ("val", "metrics"), ("train", "distill"))
@@ -78,9 +82,14 @@ def apply_debug(document: Document, debug: bool, training: bool) -> None:
             entry.value[key] = Entry(value, Position("--debug"))
 
 
-def fill_scale(document: Document) -> None:
-    """Puts the top-level scale in the place of `{scale}` in every value, as a number where it is all of the value."""
-    scale = written_value(document, "scale")
+def fill_scale(document: Document, scale: int | None = None) -> None:
+    """Puts the scale in the place of `{scale}` in every value, as a number where it is all of the value.
+
+    Args:
+        document: the options.
+        scale: the scale; the top-level one where None.
+    """
+    scale = written_value(document, "scale") if scale is None else scale
     if isinstance(scale, int) and not isinstance(scale, bool):
         _fill_scale(document.root, scale)
 
@@ -91,6 +100,41 @@ def _fill_scale(entry: Entry, scale: int) -> None:
     elif isinstance(entry.value, (dict, list)):
         for inner in entry.value.values() if isinstance(entry.value, dict) else entry.value:
             _fill_scale(inner, scale)
+
+
+def refuse_control_characters(document: Document) -> list[LocatedProblem]:
+    """Takes out texts and keys that hold what no file's name and no terminal can show; tells which and where."""
+    problems: list[LocatedProblem] = []
+
+    def cleaned(entry: Entry, key: KeyPath) -> None:
+        if isinstance(entry.value, str):
+            found = _CONTROL.search(entry.value)
+            if found is not None:
+                problems.append(LocatedProblem(entry.position, key, _control_message(found.group())))
+                entry.value = None
+        elif isinstance(entry.value, dict):
+            for name in [name for name in entry.value if _CONTROL_OR_LINE.search(name)]:
+                message = f"unknown key: {_control_message(_CONTROL_OR_LINE.findall(name)[0])}"
+                problems.append(LocatedProblem(entry.value[name].position, (*key, name), message))
+                del entry.value[name]
+            for name, inner in entry.value.items():
+                cleaned(inner, (*key, name))
+        elif isinstance(entry.value, list):
+            for index, inner in enumerate(entry.value):
+                cleaned(inner, (*key, index))
+
+    cleaned(document.root, ())
+    return problems
+
+
+def _control_message(sign: str) -> str:
+    return f"holds the control character U+{ord(sign):04X}; take it out"
+
+
+def _shown_entry(entry: Entry) -> str:
+    if isinstance(entry.value, (dict, list)):
+        return "a mapping" if isinstance(entry.value, dict) else "a list"
+    return shown(entry.value)
 
 
 def normalise(document: Document, training: bool) -> list[LocatedProblem]:
@@ -182,7 +226,7 @@ def _fill_datasets(document: Document) -> list[LocatedProblem]:
     for key in list(datasets):
         entry = datasets[key]
         if not _DATASET_KEY.fullmatch(key):
-            near = nearest(key, ["train", "val", "test"])
+            near = nearest(key.partition("_")[0], ["train", "val", "test"])
             message = f"unknown key{near}; allowed: train, val, val_1, ..., test, test_1, ..."
             problems.append(LocatedProblem(entry.position, ("datasets", key), message))
             del datasets[key]
@@ -195,7 +239,7 @@ def _fill_datasets(document: Document) -> list[LocatedProblem]:
         for name, value in filled.items():
             own = entry.value.get(name)
             if own is not None and own.value != value:
-                message = f"is filled in: {value!r} here, got {own.value!r}; remove it"
+                message = f"is filled in: {value!r} here, got {_shown_entry(own)}; remove it"
                 problems.append(LocatedProblem(own.position, ("datasets", key, name), message))
             entry.value[name] = Entry(value, entry.position)
         for name, own in entry.value.items():
@@ -233,7 +277,7 @@ def unknown_key(key: KeyPath) -> str:
         for index, part in enumerate(key)
     )
     allowed = [name for name in _SECTIONS[pattern[:-1]].model_fields if name not in SET_BY_THE_COMMAND]
-    return f"unknown key{nearest(str(key[-1]), allowed)}; allowed: {', '.join(allowed)}"
+    return unknown_key_message(str(key[-1]), allowed)
 
 
 def written_value(document: Document, key: str) -> Any:
