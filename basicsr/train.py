@@ -198,7 +198,8 @@ def train_pipeline(
     options = load_options(source, overrides=force_yml, training=True, debug=debug, root=Path(root))
     params = options.dist_params
     notice = "stopping after this iteration, with a checkpoint; Ctrl+C again stops at once, without"
-    with StopRequest(notice) as stop, distributed(launcher, options.num_gpu, params.backend, params.port) as place:
+    # In this order: while the ranks wait for each other there is nothing to save, and a signal ends them at once.
+    with distributed(launcher, options.num_gpu, params.backend, params.port) as place, StopRequest(notice) as stop:
         return _train(options, place, auto_resume, allow_config_change, stop)
 
 

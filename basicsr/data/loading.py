@@ -234,12 +234,14 @@ def _release(error: BaseException | None) -> None:
 
 
 def prepare_worker(worker: int, parent: int) -> None:
-    """Makes a worker use one core, leave the terminal's signals to its parent, and end with it."""
+    """Makes a worker use one core, leave requests to stop to its parent, and end with it."""
     import cv2
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # SLURM signals all processes of a step, and the parent needs its workers until it has saved.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         # A group of its own: what is sent to the parent's group (`timeout`, a shell) must not stop the worker
         # while the parent still finishes its iteration and saves.

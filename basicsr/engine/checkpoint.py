@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -225,7 +226,7 @@ class CheckpointFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"cannot save {path}: {error.strerror}") from error
-        return stage(path, _temporary(path), lambda file: torch.save(dict(content), file))
+        return stage(path, _temporary(path), lambda file: torch.save(_shared(dict(content)), file))
 
     def _cannot_save(self, path: Path, needed: int, error: Exception) -> CheckpointError:
         if isinstance(error, NoSpaceError):
@@ -293,10 +294,9 @@ class CheckpointFolder:
         if self._keep is None:
             return
         for iteration in [found for found in self._iterations() if self._manifest(found).exists()][self._keep :]:
-            self._manifest(iteration).unlink()
-            (self.states / f"{iteration}.state").unlink(missing_ok=True)
-            for network in self._networks(iteration):
-                network.unlink(missing_ok=True)
+            for file in (*self._networks(iteration), self.states / f"{iteration}.state"):
+                file.unlink(missing_ok=True)
+            self._manifest(iteration).unlink()  # last, so that what a killed process leaves is found the next time
 
     def _manifest(self, iteration: int) -> Path:
         return self.states / f"{iteration}.json"
@@ -337,6 +337,20 @@ def readable(size: int) -> str:
         if size >= factor:
             return f"{size / factor:.1f} {unit}" if size < 10 * factor else f"{size / factor:.0f} {unit}"
     return f"{size} B"
+
+
+def _shared(content: Any) -> Any:
+    """The same content in which equal texts are one object: pickles tell whether they are.
+
+    Without, files of a resumed run, whose texts come from a checkpoint, would differ in some bytes from a whole run's.
+    """
+    if type(content) is str:
+        return sys.intern(content)
+    if type(content) is dict:
+        return {_shared(key): _shared(value) for key, value in content.items()}
+    if type(content) in (list, tuple):
+        return type(content)(map(_shared, content))
+    return content
 
 
 def _damaged(path: Path, fault: str, advice: str = "") -> DamagedCheckpointError:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from basicsr.utils.errors import MachineError, UserError
 
 Launcher = Literal["none", "pytorch", "slurm"]
 _Result = TypeVar("_Result")
+_TIMEOUT = datetime.timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,30 @@ def distributed(launcher: Launcher, num_gpu: int | str, backend: str, port: int 
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
+    store = _store_of_this_start(world_size)
+    arguments: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size} if store is not None else {}
+    dist.init_process_group(backend, timeout=_TIMEOUT, **arguments)
     yield Place(device, rank, world_size, remark)
     # DistributedDataParallel must not outlive the group: as its last owner it would wait, with Python's lock held,
     # for gloo's thread, which may wait for that lock. For the same reason a failed run, whose traceback still holds
     # the model, leaves the group to the end of the process.
     gc.collect()
     dist.destroy_process_group()
+
+
+def _store_of_this_start(world_size: int) -> dist.Store | None:
+    """The store in which the ranks find each other, with names of its own for each start by torchrun.
+
+    torchrun keeps its store over restarts, and in it the addresses of ranks that are gone, to which new ones would
+    try to connect. Where there are several nodes, their counts of restarts may differ, and None is returned: PyTorch's
+    own way, which is sound where TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has rank 0 keep the store.
+    """
+    one_node = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not one_node:
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, world_size, is_master=False, timeout=_TIMEOUT)
+    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _read_environment(launcher: Launcher) -> tuple[int, int, int]:

@@ -25,7 +25,10 @@ class Interrupted(UserError):
 
 
 class StopRequest:
-    """Notes SIGINT, SIGTERM and SIGUSR1 within a `with` block. A second SIGINT interrupts at once.
+    """Notes SIGINT, SIGTERM and SIGUSR1 within a `with` block.
+
+    A second SIGINT interrupts at once, but for processes under torchrun or srun: these hand on what may have reached
+    the process itself too.
 
     Args:
         notice: what Ctrl+C is answered with, on standard error; nothing if empty.
@@ -55,9 +58,10 @@ class StopRequest:
         self._previous = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is signal.SIGINT and number == signal.SIGINT:
+        launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
+        if self.signal is signal.SIGINT and number == signal.SIGINT and not launched:
             raise KeyboardInterrupt
-        if number == signal.SIGINT and self._notice and os.environ.get("RANK", "0") == "0":
+        if number == signal.SIGINT and self.signal is None and self._notice and not launched:
             os.write(2, f"\n{self._notice}\n".encode())  # print could be in the middle of something
         self.signal = signal.Signals(number)
 

@@ -33,7 +33,10 @@ from basicsr.utils.options import load_options
 from basicsr.utils.options_schema import Options
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "torch.distributed.tensor", "basicsr.train", "basicsr.data.building"])
+# Optimizers import torch._dynamo when the first one is made.
+PROCESSES.set_forkserver_preload(
+    ["torch", "torch._dynamo", "torch.distributed.tensor", "basicsr.train", "basicsr.data.building"]
+)
 
 
 def changed(options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def run_ranks(function: Callable[..., None], world_size: int, *arguments: Any) -
     """
     port = free_port(following=99)
     processes = [
-        PROCESSES.Process(target=_enter_rank, args=(function, rank, world_size, port, arguments))
+        PROCESSES.Process(target=enter_rank, args=(function, rank, world_size, port, arguments))
         for rank in range(world_size)
     ]
     for process in processes:
@@ -123,9 +126,10 @@ def _enter(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     function(*arguments)
 
 
-def _enter_rank(
+def enter_rank(
     function: Callable[..., None], rank: int, world_size: int, port: int, arguments: tuple[Any, ...]
 ) -> None:
+    """Calls `function(rank, *arguments)` with torchrun's variables set; to be the target of a process."""
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)

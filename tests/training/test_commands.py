@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from support.training import changed, differences, finish, free_port
+from support.training import changed, free_port
 
 from basicsr import test, train
 from basicsr.engine.command import run_command
@@ -69,34 +67,6 @@ def test_torchrun_trains_tests_and_leaves_what_basicsr_leaves(mcadkd, tmp_path):
     lines = (tmp_path / "results/tiny/metrics.csv").read_text().splitlines()
     assert len(lines) == 1 + 3 * 3
     assert len(list((tmp_path / "results/tiny/visualization/val").glob("*.png"))) == 3
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on_bitwise(mcadkd, tmp_path, number):
-    options = changed(mcadkd, train__total_iter=400, logger__save_checkpoint_freq=200, logger__print_freq=1)
-    file = write(changed(options, val__val_freq=200), tmp_path)
-    command = [sys.executable, TRAIN, "-opt", file]
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, **pipes) as process:
-        log = _wait_for_line(tmp_path, "iter:       3")
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=120)
-    assert log and process.returncode == 75
-    assert errors.strip().splitlines()[-1].startswith("preempted: saved")
-    states = [int(path.stem) for path in (tmp_path / "experiments/tiny/training_states").glob("*.state")]
-    assert len(states) == 1 and 3 <= states[0] < 200
-    options = changed(options, train__total_iter=states[0] + 5, val__val_freq=200)
-    resumed = finish(options, tmp_path)
-    assert differences(finish(options, tmp_path / "whole"), resumed) == []
-
-
-def _wait_for_line(folder: Path, text: str) -> bool:
-    for _ in range(1200):
-        for log in folder.glob("experiments/tiny/*.log"):
-            if text in log.read_text():
-                return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize(
