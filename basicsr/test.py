@@ -27,7 +27,7 @@ from basicsr.archs.pretrained import network_for
 from basicsr.data import build_eval_dataset
 from basicsr.engine import experiment
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, any_rank, distributed
+from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, same_on_all_ranks
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate, image_names
 from basicsr.report.comparison import check_regions
@@ -72,7 +72,8 @@ def test_pipeline(
     Raises:
         UserError: one of its kinds, for anything that the user can mend.
     """
-    loaded = load_test_options(source, overrides=force_yml, root=Path(root))
+    with same_on_all_ranks():
+        loaded = load_test_options(source, overrides=force_yml, root=Path(root))
     first = loaded[0]
     params = first.dist_params
     with distributed(launcher, first.num_gpu, params.backend, params.port) as place:

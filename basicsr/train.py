@@ -27,17 +27,18 @@ from basicsr.data.batch import Batch
 from basicsr.engine import experiment, resuming
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, raise_together
+from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, same_on_all_ranks
 from basicsr.engine.feed import Feed, SkippedImages
-from basicsr.engine.images import check_all_images
+from basicsr.engine.images import check_all_images, check_equal_on_all_ranks
 from basicsr.engine.ownership import owned
 from basicsr.engine.peers import Peers, watched
 from basicsr.engine.run_log import RunLog
 from basicsr.engine.status import RunStatus
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
-from basicsr.utils.dist_util import sum_over_ranks
-from basicsr.utils.errors import NonFiniteError, UserError
+from basicsr.models import recognise_networks
+from basicsr.utils.dist_util import raise_together, sum_over_ranks
+from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, UserError
 from basicsr.utils.options import load_options, parse_arguments, resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
@@ -123,7 +124,8 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
 
     Raises:
         Preempted: the run was asked to stop; its state is saved.
-        DataError, MachineError: there are no more batches; the state is saved.
+        DataError, MachineError: there are no more batches, or validation failed; the state is saved, but where not
+            even the first iteration was possible.
         NonFiniteError: see `train_step`, `validate` and `TrainingRun.save`.
     """
     options, total = run.options, run.options.train.total_iter
@@ -139,7 +141,7 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
     since = run.iteration
     with closing(Feed(run.loader if not stopping else ())) as feed:
         feed.fill()
-        raise_together(feed.failure)
+        _raise_after_saving(feed.failure)
         for batches in feed:
             placed = [batch.to(run.place.device, options.channels_last) for batch in batches]
             parts, (stopping, failing) = train_step(run, placed, lambda: (bool(stop), feed.failure is not None))
@@ -156,19 +158,23 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
             failing = failing or skipped.too_many is not None
             run.validation_due = run.is_due(options.val.val_freq) or last
             if run.validation_due and not (stopping or failing):
-                stopping = not validate(run, folder, log, stop)
+                try:
+                    stopping = not validate(run, folder, log, stop)
+                except (CheckpointError, DataError):
+                    _save(run, folder, options_text, status)
+                    raise
             if saving or stopping or failing:
                 _save(run, folder, options_text, status)
             if log is not None:
                 for line in new:
                     log.line(f"left out: {line}")
             if failing:
-                raise_together(_after_saving(skipped.too_many or feed.failure, run))
+                _raise_after_saving(skipped.too_many or feed.failure, run)
             if stopping and not last:
                 break
     if stopping and (run.iteration < total or run.validation_due):
         raise Preempted(f"preempted: saved {run.iteration}.state; go on with --auto_resume")
-    on_master(run.place, lambda: folder.save_named("latest", run.student_weights()) and None)
+    on_master(run.place, lambda: folder.save_named("latest", run.student_weights()))
 
 
 def train_pipeline(
@@ -195,7 +201,8 @@ def train_pipeline(
     Raises:
         UserError: one of its kinds, for anything that the user can mend.
     """
-    options = load_options(source, overrides=force_yml, training=True, debug=debug, root=Path(root))
+    with same_on_all_ranks():
+        options = load_options(source, overrides=force_yml, training=True, debug=debug, root=Path(root))
     params = options.dist_params
     notice = "stopping after this iteration, with a checkpoint; Ctrl+C again stops at once, without"
     # In this order: while the ranks wait for each other there is nothing to save, and a signal ends them at once.
@@ -206,33 +213,37 @@ def train_pipeline(
 def _train(
     options: Options, place: Place, auto_resume: bool, allow_config_change: bool, stop: StopRequest
 ) -> TrainingResult:
-    status, folder = RunStatus(options, place), options.experiment_folder
-    with owned(folder, place), status.followed():
-        peers = Peers()
-        with watched(peers, status.ended):
-            resume, remarks = resuming.find_checkpoint(options, place, auto_resume)
-            status.begin(resume)
-            if resume is not None:
-                remarks += resuming.check_options(resume, options, place, allow_config_change)
-            run = TrainingRun(options, place, resume)  # before anything is written: what does not fit shows here
-            if resume is not None:
-                remarks += resuming.check_images(resume, run.images, allow_config_change)
-            remarks += check_all_images(run)
-            remarks += experiment.prepare_training(run, resume)
+    folder, status = options.experiment_folder, RunStatus(options, place)
+    checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
+    with (
+        owned(folder, place),
+        status.followed(),
+        checkpoints.named_in_failures(),
+        watched(Peers(), status.ended) as others_may_end,
+    ):
+        resume, remarks = resuming.find_checkpoint(options, place, auto_resume)
+        status.begin(resume)
+        options, recognised = recognise_networks(options)
+        if resume is not None:
+            remarks += resuming.check_options(resume, options, place, allow_config_change)
+        run = TrainingRun(options, place, resume)  # before anything is written: what does not fit shows here
+        if resume is not None:
+            remarks += resuming.check_images(resume, run.images, allow_config_change)
+        check_equal_on_all_ranks(run)
+        remarks += check_all_images(run, stop)
+        remarks += experiment.prepare_training(run, resume)
         status.update(state="running")
         with experiment.open_log(folder, "train", options.name, place, goes_on=resume is not None) as logger:
             for remark in filter(None, (place.remark, *remarks)):
                 logger.warning(remark)
-            for remark in run.remarks:
+            for remark in (*recognised, *run.remarks):
                 logger.info(remark)
             experiment.describe(run, logger, resume)
-            checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
-            with (
-                experiment.open_run_log(run, logger) as log,
-                checkpoints.named_in_failures(),
-                watched(peers, status.ended),
-            ):
-                fit(run, checkpoints, log, stop, status)
+            with experiment.open_run_log(run, logger) as log:
+                try:
+                    fit(run, checkpoints, log, stop, status)
+                finally:
+                    others_may_end.set()  # closing logs may take long
             logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
         status.update(iteration=run.iteration)
     return TrainingResult(folder, run.iteration, run.best)
@@ -252,9 +263,10 @@ def _check_gradients(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tup
     losses = [parts["l_total"], *(part for name, part in parts.items() if name.startswith("l_d_"))]
     norms = [norm.to(run.place.device), torch.nn.utils.get_total_norm(others).to(run.place.device)]
     finite = torch.isfinite(torch.stack([value.float() for value in (*losses, *norms)])).tolist()
-    if run.scaler.is_enabled() and all(finite[: len(losses)]) and run.loss_scale() >= _SMALLEST_SCALE:
+    if all(finite):
         return True, norm
-    return all(finite), norm
+    overflow = run.scaler.is_enabled() and all(finite[: len(losses)]) and run.loss_scale() >= _SMALLEST_SCALE
+    return overflow, norm
 
 
 def _not_finite(
@@ -279,14 +291,29 @@ def _not_finite(
 
 def _save(run: TrainingRun, folder: CheckpointFolder, options_text: str, status: RunStatus) -> None:
     """Saves on rank 0; where that fails, every rank ends. All ranks must call."""
-    on_master(run.place, lambda: run.save(folder, options_text) and None)
+    on_master(run.place, lambda: run.save(folder, options_text))
     status.saved(run.iteration)
 
 
-def _after_saving(failure: UserError | None, run: TrainingRun) -> UserError | None:
+def _raise_after_saving(failure: Exception | None, run: TrainingRun | None = None) -> None:
+    """Ends the run on all ranks with what went wrong on one of them, if anything; all must call.
+
+    Args:
+        failure: of this rank. What is no mistake of the user's keeps its traceback there.
+        run: whose state has been saved; None where there is none yet.
+    """
+    mistake = failure if isinstance(failure, UserError) else None
+    if failure is not None and mistake is None:
+        mistake = MachineError(f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}")
+    if mistake is not None and run is not None:
+        mistake.extend(after=f"; saved {run.iteration}.state")
+    try:
+        raise_together(mistake)
+    except UserError:
+        if failure is None or isinstance(failure, UserError):
+            raise
     if failure is not None:
-        failure.args = (f"{failure}; saved {run.iteration}.state",)
-    return failure
+        raise failure
 
 
 def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Tensor], waited: float) -> None:

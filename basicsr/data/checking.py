@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 from basicsr.data.check_cache import CheckCache, Stamp
-from basicsr.data.headers import Finding, Place, decoded_size, examine, stamp_of
+from basicsr.data.headers import Finding, Place, decoded, decoded_size, examine, stamp_of
 from basicsr.data.loading import prepare_worker
 from basicsr.data.pairing import check_depths, check_patches_fit, check_whole_pair
 from basicsr.data.storage import StoredImages, name_of
@@ -131,18 +131,32 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
     """What tells one list of images from another, wherever it lies, as files or in LMDB.
 
     Returns:
-        `images`, their number, and `names`, the SHA-256 of the HR images' names in the order of use, relative to
-        their folder and without ending; None for datasets that name no images.
+        `images`, their number; `names`, the SHA-256 of the HR images' names in the order of use, relative to their
+        folder and without ending; `pixels`, that of a few images of each kind, decoded. None for datasets that name no
+        images, and `pixels` where one of the few cannot be read.
     """
     stored = stored_images(dataset)
     if stored is None:
-        return {"images": len(dataset), "names": None}
+        return {"images": len(dataset), "names": None, "pixels": None}
     role = next(iter(stored.files))
     digest = hashlib.sha256()
     for file in stored.files[role]:
         name = file if stored.lmdb else os.path.splitext(_relative(file, stored.roots[role]))[0].replace(os.sep, "/")
         digest.update(name.encode("utf-8", "surrogateescape") + b"\n")
-    return {"images": len(stored.files[role]), "names": digest.hexdigest()}
+    return {"images": len(stored.files[role]), "names": digest.hexdigest(), "pixels": _pixels(stored)}
+
+
+def _pixels(stored: StoredImages) -> str | None:
+    """SHA-256 of the first, the middle and the last image of each kind, decoded."""
+    digest = hashlib.sha256()
+    try:
+        for role, files in stored.files.items():
+            for index in sorted({0, len(files) // 2, len(files) - 1}):
+                pixels = decoded(Place(files[index], stored.roots[role] if stored.lmdb else None))
+                digest.update(f"{role} {pixels.shape} {pixels.dtype}".encode() + pixels.tobytes())
+    except DataError:
+        return None
+    return digest.hexdigest()
 
 
 def _findings(

@@ -124,9 +124,14 @@ def examine(place: Place, decode: bool = False) -> Finding:
         return Finding(without_name(str(error), "image"))
 
 
+def decoded(place: Place) -> np.ndarray:
+    """The pixels, (H, W, 3) BGR; raises DataError where decoding fails."""
+    return imfrombytes(content_of(place), source=place.name)
+
+
 def decoded_size(place: Place) -> tuple[int, int]:
     """Height and width as decoding gives them; raises DataError where it fails."""
-    height, width = imfrombytes(content_of(place), source=place.name).shape[:2]
+    height, width = decoded(place).shape[:2]
     return height, width
 
 

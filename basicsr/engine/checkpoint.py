@@ -13,9 +13,10 @@ that the JSON file describes are found under one name or the other.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from basicsr.utils.tensor_files import load_tensors
 
 FORMAT = 1
 SUPERSEDED = "superseded"
+_NETWORK = re.compile(r"net_[A-Za-z0-9]+_\d+\.pth")
+_OURS = re.compile(r"\..+\.(pth|state|json|jsonl|yml)(\.\d+)?\.tmp")
 
 
 @dataclass(frozen=True)
@@ -86,24 +89,22 @@ class CheckpointFolder:
             path: {"format": FORMAT, "iteration": iteration, **state},
         }
         staged: list[Staged] = []
+        manifest: Staged | None = None
         try:
             for file, content in contents.items():
                 staged.append(self._stage(file, content))
-            files = {_name_of(entry.path): {"sha256": entry.sha256, "bytes": entry.size} for entry in staged}
-            manifest = json.dumps({"format": FORMAT, "iteration": iteration, "files": files}, indent=1).encode()
-            write_atomically(path.with_suffix(".json"), lambda file: file.write(manifest))
-        except BaseException as error:
-            for entry in staged:
-                entry.discard()
-            if isinstance(error, CheckpointError):
-                raise self._cannot_save(path, size_of(contents), error) from error
-            raise
-        try:
-            for entry in staged:
+            manifest = self._stage_manifest(iteration, staged)
+            for entry in (manifest, *staged):
                 entry.commit()
             self._prune()
-        except OSError as error:  # the checkpoint is there all the same
-            raise self._cannot_save(path, size_of(contents), error) from error
+        except BaseException as error:
+            # Once the manifest has its name the checkpoint exists, and `tidy` completes what is left to do.
+            if manifest is None or manifest.temporary.exists():
+                for entry in (*staged, *([manifest] if manifest is not None else [])):
+                    entry.discard()
+            if isinstance(error, (CheckpointError, OSError)):
+                raise self._cannot_save(path, size_of(contents), error) from error
+            raise
         return path
 
     def save_named(self, name: str, content: Mapping[str, Any]) -> Path:
@@ -173,7 +174,8 @@ class CheckpointFolder:
         """Completes what a killed process left, and sets aside what comes after the checkpoint that is resumed.
 
         Those later checkpoints are damaged, or of a course that the run leaves. Left where they are, they would be
-        taken for the run's newest, and newer ones deleted for them. They go to folders named `superseded`.
+        taken for the run's newest, and newer ones deleted for them. They go to the folder `superseded`, from where
+        they can be resumed too; so do the best and latest weights if they are of that course.
 
         Args:
             resumed: iteration of the checkpoint that the run goes on from.
@@ -187,19 +189,32 @@ class CheckpointFolder:
         remarks: list[str] = []
         try:
             for iteration in self._iterations():
+                self._complete(iteration)
                 if resumed is not None and iteration > resumed:
-                    self._set_aside(iteration)
-                    remarks.append(
-                        f"{iteration}.state comes after {resumed}.state: moved to {self.states / SUPERSEDED}"
-                    )
-                else:
-                    self._complete(iteration)
+                    manifest = self._manifest(iteration)
+                    self._set_aside(manifest, manifest.with_suffix(".state"), *self._networks(iteration))
+                    remarks.append(f"{iteration}.state comes after {resumed}.state: moved to {self._superseded}")
+            for named in (self.models / f"net_g_{name}.pth" for name in ("best", "latest")):
+                if resumed is not None and _trained_for(named) > resumed:
+                    self._set_aside(named)
             for folder in (self.models.parent, self.models, self.states):
                 for remains in folder.glob(TEMPORARY):
-                    remains.unlink()
+                    if remains.is_file() and _OURS.fullmatch(remains.name):
+                        remains.unlink()
         except OSError as error:
             raise CheckpointError(f"cannot change {error.filename}: {error.strerror}") from error
         return remarks
+
+    def restore_best(self, iteration: int) -> None:
+        """Makes net_g_best.pth again from the checkpoint of the best iteration, where it was set aside.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        best, source = self.models / "net_g_best.pth", self.models / f"net_g_{iteration}.pth"
+        if not best.exists() and source.is_file():
+            content = source.read_bytes()
+            write_atomically(best, lambda file: file.write(content))
 
     def check_space(self, needed: int) -> None:
         """Looks whether a checkpoint of `needed` bytes has room.
@@ -218,7 +233,7 @@ class CheckpointFolder:
         try:
             yield
         except (LostRankError, NonFiniteError) as error:
-            error.args = (f"{error}; last good: {self._last()}",)
+            error.extend(after=f"; last good: {self._last()}")
             raise
 
     def _stage(self, path: Path, content: Mapping[str, Any]) -> Staged:
@@ -227,6 +242,12 @@ class CheckpointFolder:
         except OSError as error:
             raise CheckpointError(f"cannot save {path}: {error.strerror}") from error
         return stage(path, _temporary(path), lambda file: torch.save(_shared(dict(content)), file))
+
+    def _stage_manifest(self, iteration: int, staged: Sequence[Staged]) -> Staged:
+        files = {_name_of(entry.path): {"sha256": entry.sha256, "bytes": entry.size} for entry in staged}
+        content = json.dumps({"format": FORMAT, "iteration": iteration, "files": files}, indent=1).encode()
+        path = self._manifest(iteration)
+        return stage(path, _temporary(path), lambda file: file.write(content))
 
     def _cannot_save(self, path: Path, needed: int, error: Exception) -> CheckpointError:
         if isinstance(error, NoSpaceError):
@@ -283,12 +304,16 @@ class CheckpointFolder:
             sync_folder(self.models)
             sync_folder(self.states)
 
-    def _set_aside(self, iteration: int) -> None:
-        manifest = self.states / f"{iteration}.json"
-        for file in (manifest, manifest.with_suffix(".state"), *self._networks(iteration)):
+    @property
+    def _superseded(self) -> Path:
+        return self.models.parent / SUPERSEDED
+
+    def _set_aside(self, *files: Path) -> None:
+        for file in files:
             if file.exists():
-                (file.parent / SUPERSEDED).mkdir(exist_ok=True)
-                file.replace(file.parent / SUPERSEDED / file.name)
+                folder = self._superseded / file.parent.name
+                folder.mkdir(parents=True, exist_ok=True)
+                file.replace(folder / file.name)
 
     def _prune(self) -> None:
         if self._keep is None:
@@ -305,7 +330,7 @@ class CheckpointFolder:
         """The network files of a checkpoint, also those that have their temporary names still."""
         named = {file.name for file in self.models.glob(f"net_*_{iteration}.pth")}
         staged = {file.name[1:].removesuffix(".tmp") for file in self.models.glob(f".net_*_{iteration}.pth.tmp")}
-        return [self.models / name for name in sorted(named | staged)]
+        return [self.models / name for name in sorted(named | staged) if _NETWORK.fullmatch(name)]
 
     def _iterations(self) -> list[int]:
         """Of all checkpoints, whole or not, the newest first."""
@@ -313,7 +338,12 @@ class CheckpointFolder:
         return sorted((int(stem) for stem in stems if stem.isascii() and stem.isdigit()), reverse=True)
 
     def _last(self) -> str:
-        return next((f"{found}.state" for found in self._iterations() if self._manifest(found).exists()), "none")
+        """The newest checkpoint whose files are there; they are not compared with their checksums."""
+        for iteration in self._iterations():
+            state = self.states / f"{iteration}.state"
+            if self._manifest(iteration).exists() and (state.exists() or _temporary(state).exists()):
+                return state.name
+        return "none"
 
     def _saved(self) -> str:
         return ", ".join(f"{iteration}.state" for iteration in reversed(self._iterations()[:5])) or "none"
@@ -359,6 +389,15 @@ def _damaged(path: Path, fault: str, advice: str = "") -> DamagedCheckpointError
     return error
 
 
+def _trained_for(weights: Path) -> int:
+    """After how many iterations a file of weights was written; 0 where there is none that says so."""
+    try:
+        content = load_tensors(weights) if weights.is_file() else {}
+        return int(content["training"]["iteration"])
+    except (CheckpointError, OSError, KeyError, TypeError, ValueError):
+        return 0
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
@@ -382,4 +421,4 @@ def _is_ours(name: str) -> bool:
     folder, _, file = name.partition("/")
     if folder not in ("models", "training_states") or "/" in file or "\0" in file:
         return False
-    return file.startswith("net_") and file.count("_") >= 2 if folder == "models" else file.endswith(".state")
+    return bool(_NETWORK.fullmatch(file)) if folder == "models" else file.endswith(".state")

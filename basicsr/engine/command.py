@@ -28,7 +28,7 @@ def run_command(main: Callable[[], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may have letters that the terminal's encoding has not
             stream.reconfigure(errors="backslashreplace")
-    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.SIG_DFL):
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in the place of `quiet_start`
     warn_of_published_package()
     try:

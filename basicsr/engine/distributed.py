@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 
+from basicsr.engine.stop import deadly_signals
 from basicsr.utils.dist_util import gather_objects
 from basicsr.utils.errors import MachineError, UserError
 
@@ -73,9 +74,11 @@ def distributed(launcher: Launcher, num_gpu: int | str, backend: str, port: int 
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = _store_of_this_start(world_size)
+    with deadly_signals():
+        store = _store_of_this_start(world_size)
     arguments: dict[str, Any] = {"store": store, "rank": rank, "world_size": world_size} if store is not None else {}
-    dist.init_process_group(backend, timeout=_TIMEOUT, **arguments)
+    with deadly_signals():
+        dist.init_process_group(backend, timeout=_TIMEOUT, **arguments)
     yield Place(device, rank, world_size, remark)
     # DistributedDataParallel must not outlive the group: as its last owner it would wait, with Python's lock held,
     # for gloo's thread, which may wait for that lock. For the same reason a failed run, whose traceback still holds
@@ -165,23 +168,14 @@ def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
     return [bool(flag) for flag in agreed.tolist()]
 
 
-def raise_together(failure: UserError | None) -> None:
-    """Raises on every rank what went wrong on one of them; does nothing where all is well. All ranks must call.
-
-    Args:
-        failure: of this rank.
-
-    Raises:
-        UserError: the failure of the first rank which has one, if possible one of its own making.
-    """
-    failures = [(rank, one) for rank, one in enumerate(gather_objects(failure)) if one is not None]
-    if not failures:
-        return
-    rank, error = min(failures, key=lambda entry: not entry[1].first_hand)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        error.args = (f"[rank {rank}] {error}",)
-    error.known_to_all = True
-    raise error
+@contextmanager
+def same_on_all_ranks() -> Iterator[None]:
+    """Within the block all ranks do the same with the same, so that one is enough to tell what goes wrong."""
+    try:
+        yield
+    except UserError as error:
+        error.known_to_all = True
+        raise
 
 
 def on_master(place: Place, action: Callable[[], _Result]) -> _Result:

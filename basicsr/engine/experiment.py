@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 import basicsr
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, readable
@@ -23,6 +22,7 @@ from basicsr.engine.record import write_record
 from basicsr.engine.run_log import RunLog
 from basicsr.engine.sinks import open_sinks
 from basicsr.engine.training_run import TrainingRun
+from basicsr.engine.validation import best_iteration
 from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, UserError
 from basicsr.utils.logger import get_root_logger
@@ -45,6 +45,8 @@ def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
 
     def prepare() -> list[str]:
         remarks = _prepare(options, resume, size)
+        if (best := best_iteration(run)) is not None:
+            CheckpointFolder(options.experiment_folder).restore_best(best)
         write_record(run, resume)
         return remarks
 
@@ -91,17 +93,19 @@ def prepare_results(scales: Sequence[Options], place: Place) -> None:
     Raises:
         CheckpointError: a folder cannot be renamed or written.
     """
-    if place.is_master:
-        folder = scales[0].results_folder
-        archive(folder)
-        try:
-            folder.mkdir(parents=True)
-            for options in scales:
-                suffix = f"_x{options.scale}" if len(scales) > 1 else ""
-                (folder / f"{options.name}{suffix}.yml").write_text(_with_versions(options), encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
-    _wait_for_all_ranks()
+    on_master(place, lambda: _prepare_results(scales))
+
+
+def _prepare_results(scales: Sequence[Options]) -> None:
+    folder = scales[0].results_folder
+    archive(folder)
+    try:
+        folder.mkdir(parents=True)
+        for options in scales:
+            suffix = f"_x{options.scale}" if len(scales) > 1 else ""
+            (folder / f"{options.name}{suffix}.yml").write_text(_with_versions(options), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
 
 
 def _with_versions(options: Options) -> str:
@@ -131,11 +135,15 @@ def archive(folder: Path) -> None:
 def open_log(folder: Path, kind: str, name: str, place: Place, *, goes_on: bool = False) -> Iterator[logging.Logger]:
     """The package's logger: lines to the screen and, on rank 0 within the block, to FOLDER/KIND_NAME_TIME.log.
 
-    With `goes_on` the newest such file is continued, where there is one.
+    With `goes_on` the newest such file is continued, where there is one. All ranks must call.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
     logs = sorted(folder.glob(f"{glob.escape(f'{kind}_{name}_')}*.log")) if goes_on else []
     file = logs[-1] if logs else folder / f"{kind}_{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
-    logger = get_root_logger("basicsr", logging.INFO, str(file) if place.is_master else None)
+    logger = get_root_logger("basicsr", logging.INFO)
+    on_master(place, lambda: _add_file(file))
     try:
         yield logger
     finally:
@@ -143,6 +151,13 @@ def open_log(folder: Path, kind: str, name: str, place: Place, *, goes_on: bool 
             if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == file.absolute():
                 logger.removeHandler(handler)
                 handler.close()
+
+
+def _add_file(file: Path) -> None:
+    try:
+        get_root_logger("basicsr", logging.INFO, str(file))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {file}: {error.strerror}") from error
 
 
 @contextmanager
@@ -191,8 +206,3 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
             f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {place.number},"
             f" batch {place.iteration}/{place.iterations})"
         )
-
-
-def _wait_for_all_ranks() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from basicsr.data.batch import Batch
 from basicsr.engine.distributed import Place, on_master
 from basicsr.utils.dist_util import gather_objects
-from basicsr.utils.errors import CheckpointError, DataError, UserError
+from basicsr.utils.errors import CheckpointError, DataError
 
 SKIPPED = "skipped_images.txt"
 _Item = TypeVar("_Item")
@@ -19,7 +19,7 @@ _Item = TypeVar("_Item")
 class Feed(Generic[_Item]):
     """Loads the next iteration's batches before it hands out the present one's.
 
-    What goes wrong in loading is kept in `failure`, and the batches end with those that were loaded before.
+    Whatever goes wrong in loading is kept in `failure`, and the batches end with those that were loaded before.
 
     Args:
         batches: the loader.
@@ -29,7 +29,7 @@ class Feed(Generic[_Item]):
         self._source = iter(batches)
         self._coming: _Item | None = None
         self._waited = 0.0
-        self.failure: UserError | None = None
+        self.failure: Exception | None = None
 
     def fill(self) -> None:
         """Loads what the first iteration needs."""
@@ -54,7 +54,7 @@ class Feed(Generic[_Item]):
         asked = time.monotonic()
         try:
             return next(self._source, None)
-        except UserError as error:
+        except Exception as error:  # of a dataset of the user's own anything; it is raised when all is saved
             self.failure = error
             return None
         finally:
@@ -73,12 +73,13 @@ class SkippedImages:
     def __init__(self, folder: Path, limit: int, place: Place) -> None:
         self._path, self._limit, self._place = folder / SKIPPED, limit, place
         self._new: set[str] = set()
-        self._known: set[str] = set(on_master(place, self._listed))
+        self._skipped: set[str] = set()  # since this start; what was mended before it does not count
+        self._listed: set[str] = set(on_master(place, self._read)) if limit else set()
 
     def note(self, batches: Sequence[Batch]) -> None:
         """Notes what the batches of an iteration should have held."""
         for batch in batches:
-            self._new.update(set(batch.skipped) - self._known)
+            self._new.update(batch.skipped)
 
     def share(self) -> list[str]:
         """Brings together what all ranks have noted and writes it down. All ranks must call.
@@ -91,23 +92,23 @@ class SkippedImages:
         """
         if not self._limit:
             return []
-        new = sorted({line for lines in gather_objects(sorted(self._new)) for line in lines} - self._known)
+        new = sorted({line for lines in gather_objects(sorted(self._new)) for line in lines} - self._skipped)
         self._new.clear()
-        self._known.update(new)
-        on_master(self._place, lambda: self._append(new))
+        self._skipped.update(new)
+        on_master(self._place, lambda: self._append([line for line in new if line not in self._listed]))
         return new
 
     @property
     def too_many(self) -> DataError | None:
         """What to say where more images are left out than is allowed."""
-        if len(self._known) <= self._limit:
+        if len(self._skipped) <= self._limit:
             return None
         return DataError(
-            f"{len(self._known)} training images cannot be used, skip_bad_images allows {self._limit}; they are listed"
-            f" in {self._path}"
+            f"{len(self._skipped)} training images cannot be used, skip_bad_images allows {self._limit}; they are"
+            f" listed in {self._path}"
         )
 
-    def _listed(self) -> list[str]:
+    def _read(self) -> list[str]:
         try:
             return self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
         except (OSError, UnicodeDecodeError) as error:

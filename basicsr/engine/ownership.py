@@ -35,7 +35,8 @@ def owned(folder: Path, place: Place) -> Iterator[None]:
         yield
     finally:
         for handle in held:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
             os.close(handle)
             if new_folder:
                 with suppress(OSError):  # it is kept if there is anything in it

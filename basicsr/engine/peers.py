@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 import sys
 import threading
@@ -14,12 +16,13 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from basicsr.utils.dist_util import gather_objects
+from basicsr.utils.dist_util import gather_objects, get_dist_info
 from basicsr.utils.errors import LostRankError
 
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 10.0  # within which a rank ends by itself when it finds another one gone
-_LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "nccl", "gloo", "connection refused")
+_LOST = re.compile(r"gloo|nccl|by peer", re.IGNORECASE)
+_NOT_LOST = "in DataLoader worker process"  # whatever the traceback of a data worker says
 
 
 class _Process(NamedTuple):
@@ -39,13 +42,12 @@ class Peers:
     """
 
     def __init__(self) -> None:
-        distributed = dist.is_available() and dist.is_initialized()
-        me = _myself(dist.get_rank() if distributed else 0)
+        me = _myself(get_dist_info()[0])
         self._others = [one for one in gather_objects(me) if one.rank != me.rank and one.space == me.space]
 
     def gone(self) -> list[_Process]:
         """Those that have ended."""
-        return [one for one in self._others if _started(one.pid) != one.started]
+        return [one for one in self._others if started(one.pid) != one.started]
 
 
 class LostRanks(LostRankError):
@@ -59,26 +61,31 @@ class LostRanks(LostRankError):
 
 
 @contextmanager
-def watched(peers: Peers, note: Callable[[LostRanks], None]) -> Iterator[None]:
+def watched(peers: Peers, note: Callable[[LostRanks], None]) -> Iterator[threading.Event]:
     """Within the block, a rank that ends makes this one end too, even where a collective would wait for it for long.
+
+    Where torchrun itself has been killed, the run is asked to stop, as by SIGTERM.
 
     Args:
         peers: the other ranks.
         note: called with the error where the process ends at once.
 
+    Yields:
+        What to set when other ranks may end before this one.
+
     Raises:
         LostRankError: a collective failed because another rank cannot be reached.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        yield
-        return
     over = threading.Event()
+    if get_dist_info()[1] == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield over
+        return
     thread = threading.Thread(target=_watch, args=(peers, over, note), name="watch of ranks", daemon=True)
     thread.start()
     try:
-        yield
+        yield over
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not any(sign in str(error).lower() for sign in _LOST):
+        if not isinstance(error, dist.DistError) and (not _LOST.search(str(error)) or _NOT_LOST in str(error)):
             raise
         reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise _lost(_gone_by_now(peers), f" ({reason})") from error
@@ -88,7 +95,11 @@ def watched(peers: Peers, note: Callable[[LostRanks], None]) -> Iterator[None]:
 
 def _watch(peers: Peers, over: threading.Event, note: Callable[[LostRanks], None]) -> None:
     missed_since: float | None = None
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     while not over.wait(_POLL_SECONDS):
+        if launcher is not None and os.getppid() != launcher:
+            launcher = None
+            os.kill(os.getpid(), signal.SIGTERM)
         gone = peers.gone()
         if not gone:
             missed_since = None
@@ -120,7 +131,7 @@ def _lost(gone: list[_Process], reason: str = "") -> LostRanks:
 
 def _myself(rank: int) -> _Process:
     pid = os.getpid()
-    return _Process(rank, socket.gethostname(), _space(), pid, _started(pid))
+    return _Process(rank, socket.gethostname(), _space(), pid, started(pid))
 
 
 def _space() -> str:
@@ -132,7 +143,7 @@ def _space() -> str:
         return f"{socket.gethostname()} {os.getpid()}"
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """When a process started, in the kernel's count; '' where there is none, or it has ended and nobody has looked."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()

@@ -10,25 +10,30 @@ from typing import Any
 import yaml
 
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.distributed import Place, on_master, raise_together
+from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.record import weights_read
-from basicsr.engine.sinks import flat
 from basicsr.engine.status import launched_by_us
-from basicsr.utils.dist_util import gather_objects
+from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from basicsr.utils.options import load_options, resolved_yaml
-from basicsr.utils.options_schema import Options, thaw
+from basicsr.utils.options_schema import Options
 
 # Options that may change without another course of the training. Which images there are, and what is in the files of
 # weights, is compared by itself, wherever they lie.
 _WITHOUT_EFFECT = (
     *("name", "num_gpu", "find_unused_parameters", "crop_border", "skip_missing", "train.total_iter"),
-    *("logger.", "val.", "datasets.val", "dist_params.", "report.", "networks.", "path."),
+    *("logger.", "val.", "datasets.val", "dist_params.", "report.", "networks."),
+    *("path.experiments_root", "path.results_root", "path.resume_state", "path.allow_random_teacher"),
+    *("path.pretrain_network_", "path.param_key_g", "path.param_key_d", "path.strict_load_"),
     *("datasets.train.name", "datasets.train.dataroot_", "datasets.train.io_backend.", "datasets.train.meta_info_file"),
     *("datasets.train.filename_tmpl", "datasets.train.num_worker_per_gpu", "datasets.train.prefetch_mode"),
     *("datasets.train.num_prefetch_queue", "datasets.train.pin_memory", "datasets.train.persistent_workers"),
     *("datasets.train.dataset_enlarge_ratio", "datasets.train.check_images", "datasets.train.skip_bad_images"),
 )
+# Of no account in a run that goes on: its checkpoint has these networks.
+_FROM_THE_CHECKPOINT = ("path.pretrain_network_g", "path.pretrain_network_d")
+# Methods that look at each image by itself, so that it does not matter to them how a batch is cut into several.
+_BY_IMAGE = ("ResponseDistillation",)
 _BATCH = ("datasets.train.batch_size_per_gpu", "datasets.train.mini_batch_sizes", "train.accumulate")
 
 
@@ -79,22 +84,28 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
         OptionsError: there are differences that change the course of the training; lists them.
     """
     state = resume.state
-    before, after = _saved_options(state["options"]), flat(_plain(options))
+    before, after = _saved_options(state["options"]), _flat(_plain(options))
+    files = weights_read(options)
+    known = state.get("files", files)
     grave: list[str] = []
     slight: list[str] = []
     for key in sorted({*before, *after}):
         if key not in _BATCH and before.get(key) != after.get(key):
             line = f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
-            (slight if key.startswith(_WITHOUT_EFFECT) else grave).append(line)
+            harmless = key.startswith(_WITHOUT_EFFECT) or key in files or key in known
+            (slight if harmless else grave).append(line)
     old, new = _batches(before, state["world_size"]), _batches(after, place.world_size)
     if old != new:
         same = _images(before, state["world_size"]) == _images(after, place.world_size)
-        (slight if same else grave).append(f"images to an iteration: {old} -> {new}")
-    for option, digest in weights_read(options).items():
-        theirs = state.get("files", {}).get(option, digest)
-        if theirs != digest:
-            grave.append(f"content of {option}: SHA-256 {theirs[:12]}... -> {digest[:12]}...")
-    _refuse(resume, grave, allow)
+        cut_alike = before.get("train.accumulate", 1) == after.get("train.accumulate", 1)
+        (slight if same and (cut_alike or _looks_at_images_alone(options)) else grave).append(
+            f"images to an iteration: {old} -> {new}"
+        )
+    for option in sorted({*known, *files} - {*_FROM_THE_CHECKPOINT}):
+        theirs, ours = (digests[option][:12] + "..." if option in digests else "none" for digests in (known, files))
+        if known.get(option) != files.get(option):
+            grave.append(f"content of {option}: SHA-256 {theirs} -> {ours}")
+    raise_together(_refusal(resume, grave, allow))
     return [_remark(resume, line) for line in (*grave, *slight)]
 
 
@@ -103,7 +114,7 @@ def check_images(resume: Checkpoint, images: Mapping[str, Any], allow: bool) -> 
 
     Args:
         resume: the checkpoint.
-        images: their number and a digest of their names, wherever they lie.
+        images: their number, and digests of their names and of some of them, wherever they lie.
         allow: go on although they are others.
 
     Returns:
@@ -113,19 +124,22 @@ def check_images(resume: Checkpoint, images: Mapping[str, Any], allow: bool) -> 
         OptionsError: they are others.
     """
     known = resume.state.get("images", {})
-    differing = [name for name, value in images.items() if known.get(name, value) != value]
+    differing = [
+        name for name, value in images.items() if None not in (value, known.get(name)) and known[name] != value
+    ]
     lines = [f"training images: {name} {known[name]} -> {images[name]}" for name in differing]
-    _refuse(resume, lines, allow)
+    raise_together(_refusal(resume, lines, allow))
     return [_remark(resume, line) for line in lines]
 
 
-def _refuse(resume: Checkpoint, changes: list[str], allow: bool) -> None:
-    if changes and not allow:
-        lines = "\n".join(f"  {line}" for line in changes)
-        raise OptionsError(
-            f"since {resume.path.name} was saved, this has changed and makes it another experiment:\n{lines}\n"
-            "put it back, or go on all the same with --allow_config_change, or start a run of another name"
-        )
+def _refusal(resume: Checkpoint, changes: list[str], allow: bool) -> OptionsError | None:
+    if allow or not changes:
+        return None
+    lines = "\n".join(f"  {line}" for line in changes)
+    return OptionsError(
+        f"since {resume.path.name} was saved, this has changed and makes it another experiment:\n{lines}\n"
+        "put it back, or go on all the same with --allow_config_change, or start a run of another name"
+    )
 
 
 def _remark(resume: Checkpoint, change: str) -> str:
@@ -138,7 +152,7 @@ def _choose(options: Options, auto_resume: bool) -> tuple[Checkpoint | None, lis
         if checkpoint is not None:
             return checkpoint, remarks
     if options.path.resume_state is not None:
-        path = Path(options.path.resume_state)
+        path = Path(options.path.resume_state).resolve()  # the networks lie beside the file, not beside a link to it
         return _folder_of(path).load(path), []
     return None, []
 
@@ -157,9 +171,24 @@ def _saved_options(text: str) -> dict[str, Any]:
     """The options of a checkpoint, with the defaults of keys that are younger than it."""
     content = yaml.safe_load(text)
     try:
-        return flat(_plain(load_options(content, training=True, paths=False)))
+        return _flat(_plain(load_options(content, training=True, paths=False)))
     except OptionsError:  # of a version that knew other keys
-        return flat(thaw(content))
+        return _flat(content)
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested options by their whole names, also those in lists of mappings: `train.distill.many.teachers[0].path`."""
+    if isinstance(value, Mapping):
+        inner = [(f"{key}.{name}" if key else name, entry) for name, entry in value.items()]
+    elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+        inner = [(f"{key}[{number}]", entry) for number, entry in enumerate(value)]
+    else:
+        return {key: value}
+    return {name: found for part, entry in inner for name, found in _flat(entry, part).items()}
+
+
+def _looks_at_images_alone(options: Options) -> bool:
+    return all(block.get("type") in _BY_IMAGE for block in options.train.method_blocks.values())
 
 
 def _per_stage(options: Mapping[str, Any]) -> list[int]:

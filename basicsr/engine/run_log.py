@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from basicsr.engine.sinks import Sink
+from basicsr.utils.errors import CheckpointError
 
 
 class RunLog:
@@ -119,10 +120,20 @@ class RunLog:
         self._bar.refresh()
 
     def close(self, exit_code: int = 0) -> None:
-        """Finishes the bar and writes what is pending; a code other than 0 says that the run did not end well."""
+        """Finishes the bar and writes what is pending; a code other than 0 says that the run did not end well.
+
+        Raises:
+            CheckpointError: it cannot be written; not where the run has failed for another reason.
+        """
         self._bar.close()
+        failures: list[CheckpointError] = []
         for sink in self._sinks:
-            sink.close(exit_code)
+            try:
+                sink.close(exit_code)
+            except CheckpointError as error:
+                failures.append(error)
+        if failures and exit_code == 0:
+            raise failures[0]
 
     def _scalars(self, iteration: int, figures: Mapping[str, float]) -> None:
         for sink in self._sinks if figures else ():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,7 +107,8 @@ class TensorBoard:
             options.tensorboard_folder,
             lambda name, step: step > start or (step == start and name.startswith(again)),
         )
-        self._writer = SummaryWriter(str(options.tensorboard_folder), purge_step=start + 1 if start else None)
+        with _told():
+            self._writer = SummaryWriter(str(options.tensorboard_folder), purge_step=start + 1 if start else None)
         code_block = textwrap.indent(resolved_yaml(options), "    ")  # in Markdown
         self._writer.add_text("options", code_block, start)
         plain = {
@@ -126,19 +128,27 @@ class TensorBoard:
         Raises:
             CheckpointError: the files cannot be written.
         """
-        try:
+        with _told():
             for name, value in values.items():
                 self._writer.add_scalar(name, value, iteration)
-        except OSError as error:
-            raise CheckpointError(f"cannot write TensorBoard's files: {error.strerror}") from error
 
     def image(self, name: str, iteration: int, image: np.ndarray) -> None:
-        """Adds an image, uint8 (H, W, 3) BGR."""
-        self._writer.add_image(name, image[..., ::-1], iteration, dataformats="HWC")
+        """Adds an image, uint8 (H, W, 3) BGR; raises as `scalars`."""
+        with _told():
+            self._writer.add_image(name, image[..., ::-1], iteration, dataformats="HWC")
 
     def close(self, exit_code: int) -> None:
-        """Writes what is pending."""
-        self._writer.close()
+        """Writes what is pending; raises as `scalars`."""
+        with _told():
+            self._writer.close()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot write TensorBoard's files: {error.strerror or error}") from error
 
 
 class Wandb:

@@ -21,7 +21,7 @@ from typing import Any
 
 from basicsr.engine.checkpoint import Checkpoint
 from basicsr.engine.distributed import Place
-from basicsr.engine.peers import LostRanks
+from basicsr.engine.peers import LostRanks, started
 from basicsr.engine.stop import Interrupted, Preempted
 from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, UserError
@@ -70,9 +70,13 @@ class RunStatus:
         self._content.update(changes)
         self._begun = self._begun or self._content["state"] == "running"
         if self._begun and self._writes and self._path.parent.is_dir():
-            content = json.dumps({**self._content, "updated": _now()}, indent=1)
-            with suppress(CheckpointError):
-                write_atomically(self._path, lambda file: file.write(content.encode()))
+            content = json.dumps({**self._content, "updated": _now()}, indent=1).encode()
+            try:
+                write_atomically(self._path, lambda file: file.write(content))
+            except CheckpointError:  # a full disk may have room in the file itself
+                with suppress(OSError), open(self._path, "r+b") as file:
+                    file.write(content)
+                    file.truncate()
 
     def saved(self, iteration: int) -> None:
         """Notes a checkpoint."""
@@ -99,11 +103,11 @@ class RunStatus:
 
 
 def launch() -> str:
-    """What the processes of one launch have in common, restarted ones too; '' where no launcher says."""
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    if run_id in ("", "none"):  # torchrun without --rdzv-id: a restarted worker has the same parent
-        return f"{socket.gethostname()}:{os.getppid()}" if run_id else ""
-    return run_id
+    """What the processes that one agent of torchrun starts have in common, restarted ones too; else ''."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    parent = os.getppid()  # torchrun's agent, which starts workers anew
+    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {parent} {started(parent)}"
 
 
 def launched_by_us(folder: Path) -> bool:

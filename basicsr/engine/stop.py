@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from basicsr.utils.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+NOTHING_TO_SAVE = "preempted before training began: nothing to save; go on with --auto_resume"
 
 
 class Preempted(UserError):
@@ -38,12 +42,15 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._notice = notice
         self._previous: dict[signal.Signals, object] = {}
+        self._at_once = False
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     def __enter__(self) -> StopRequest:
         for number in SIGNALS:
+            if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # as programs in the background of a shell have it
             try:
                 self._previous[number] = signal.signal(number, self._note)
             except ValueError:
@@ -57,6 +64,27 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous = {}
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block, which must have nothing to save, a signal ends the run by an exception.
+
+        Raises:
+            Preempted: a signal came, within the block or before it.
+            KeyboardInterrupt: the signal was SIGINT.
+        """
+        self._at_once = True
+        try:
+            self._end_if_asked()
+            yield
+        finally:
+            self._at_once = False
+
+    def _end_if_asked(self) -> None:
+        if self.signal is signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise Preempted(NOTHING_TO_SAVE)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
         if self.signal is signal.SIGINT and number == signal.SIGINT and not launched:
@@ -64,13 +92,34 @@ class StopRequest:
         if number == signal.SIGINT and self.signal is None and self._notice and not launched:
             os.write(2, f"\n{self._notice}\n".encode())  # print could be in the middle of something
         self.signal = signal.Signals(number)
+        if self._at_once:
+            self._end_if_asked()
 
 
 def quiet_start() -> None:
-    """Until the program is ready, lets Ctrl+C end it at once and without a traceback."""
-    signal.signal(signal.SIGINT, _leave)
+    """Until the program is ready, lets a signal end it at once and without a traceback."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"interrupted\n")
-    os._exit(Interrupted.exit_code)
+    interrupted = number == signal.SIGINT
+    os.write(2, b"interrupted\n" if interrupted else f"{NOTHING_TO_SAVE}\n".encode())
+    os._exit(Interrupted.exit_code if interrupted else Preempted.exit_code)
+
+
+@contextmanager
+def deadly_signals() -> Iterator[None]:
+    """Within the block, a signal ends the process even while it waits in code that is not Python's."""
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        kept = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in SIGNALS:
+            if kept[number] is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

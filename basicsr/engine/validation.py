@@ -86,6 +86,17 @@ def _note(
     on_master(run.place, write)
 
 
+def best_iteration(run: TrainingRun) -> int | None:
+    """After which iteration the best weights so far were saved; None where nothing was measured yet."""
+    chosen = run.options.val.best
+    dataset = (
+        chosen.dataset if chosen is not None else next((name for name in run.validation if name in run.best), None)
+    )
+    records = run.best.get(dataset, {}) if dataset is not None else {}
+    metric = chosen.metric if chosen is not None else next(iter(records), None)
+    return int(records[metric]["iteration"]) if metric in records else None
+
+
 def _image_saver(run: TrainingRun, log: RunLog | None, dataset: str) -> SaveImage | None:
     """Saves every image if the options say so, and shows each set's first one in TensorBoard and W&B."""
     shown: list[str] = []

@@ -16,7 +16,7 @@ from torch import nn
 from basicsr.inference.runner import Runner
 from basicsr.metrics import calculate_metric
 from basicsr.metrics.traits import takes_tensors, traits_of
-from basicsr.utils.dist_util import gather_objects, get_dist_info, sum_over_ranks
+from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together, sum_over_ranks
 from basicsr.utils.errors import DataError, NonFiniteError, UserError
 from basicsr.utils.img_util import IMAGE_SUFFIXES, tensor2img
 from basicsr.utils.misc import wait_for
@@ -114,15 +114,15 @@ def evaluate(
         NonFiniteError: the network puts out values that are not finite, on any rank.
         UserError: an image cannot be read or measured, or two have one name, on any rank.
     """
-    image_names(dataset)
     rank, world_size = get_dist_info()
-    if "gt" not in dataset[0]:
-        metrics = {name: block for name, block in metrics.items() if not traits_of(block).needs_reference}
     names: dict[int, str] = {}
-    table = torch.zeros(len(dataset), len(metrics) + 1, dtype=torch.float64)
     stopped, failure = False, None
     runner = Runner(network, scale, device, tile=tile, tile_overlap=tile_overlap, self_ensemble=self_ensemble)
     try:
+        image_names(dataset)
+        if "gt" not in dataset[0]:
+            metrics = {name: block for name, block in metrics.items() if not traits_of(block).needs_reference}
+        table = torch.zeros(len(dataset), len(metrics) + 1, dtype=torch.float64)
         for index in progress(range(rank, len(dataset), world_size)):
             if stopped := should_stop():
                 break
@@ -141,10 +141,8 @@ def evaluate(
                 save_image(names[index], compared.arrays["img"])
     except UserError as error:
         failure = error  # raised when the other ranks know, so that they do not wait for this one
-    flags = sum_over_ranks(torch.tensor([failure is not None, stopped], dtype=torch.int32, device=device)).tolist()
-    if flags[0]:
-        raise failure or DataError("an image could not be evaluated on another rank, which says why")
-    if flags[1]:
+    raise_together(failure)
+    if sum_over_ranks(torch.tensor([stopped], dtype=torch.int32, device=device)).item():
         return None
     table = sum_over_ranks(table.to(device)).cpu()
     images = {index: name for shard in gather_objects(names) for index, name in shard.items()}

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from basicsr.utils.errors import UserError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -75,3 +77,22 @@ def gather_objects(value: Any) -> list[Any]:
     gathered = [None] * world_size
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def raise_together(failure: UserError | None) -> None:
+    """Raises on every rank what went wrong on one of them; does nothing where all is well. All ranks must call.
+
+    Args:
+        failure: of this rank.
+
+    Raises:
+        UserError: the failure of the first rank which has one, if possible one of its own making.
+    """
+    failures = [(rank, one) for rank, one in enumerate(gather_objects(failure)) if one is not None]
+    if not failures:
+        return
+    rank, error = min(failures, key=lambda entry: not entry[1].first_hand)
+    if get_dist_info()[1] > 1:
+        error.extend(before=f"[rank {rank}] ")
+    error.known_to_all = True
+    raise error

@@ -1,7 +1,7 @@
 """What can go wrong through no fault of the program, and the exit code a command then ends with.
 
-Every message is one line that says what was given, what is allowed and what to change. Commands print the message
-without a traceback; anything that is not a `UserError` is a bug and keeps its traceback.
+Every message says in one line, or in one for each mistake, what was given, what is allowed and what to change. Commands
+print it without a traceback; anything that is not a `UserError` is a bug and keeps its traceback.
 """
 
 
@@ -18,12 +18,15 @@ class UserError(ValueError):
     known_to_all = False
     first_hand = True
 
+    def extend(self, *, before: str = "", after: str = "") -> None:
+        """Says more: text before or after the message."""
+        self.args = (f"{before}{self}{after}",)
+
 
 class OptionsError(UserError):
     """The options file or the command line is wrong."""
 
     exit_code = 2
-    known_to_all = True
 
 
 class DataError(UserError):

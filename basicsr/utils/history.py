@@ -63,8 +63,15 @@ class History:
         """Text holds no images."""
 
     def close(self, exit_code: int) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file.
+
+        Raises:
+            CheckpointError: what it was given last cannot be written.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from error
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

@@ -457,8 +457,8 @@ class Options(Section):
 
     @property
     def tensorboard_folder(self) -> Path:
-        """Where TensorBoard files go: tb_logger/NAME."""
-        return self.root / "tb_logger" / self.name
+        """Where TensorBoard files go: tb_logger/NAME; with `path: experiments_root` tb_logger is in that folder."""
+        return self.root / (self.path.experiments_root or "") / "tb_logger" / self.name
 
     def datasets_of(self, *phases: str) -> dict[str, DatasetOptions]:
         """The datasets whose phase is one of `phases`, by their key, in the file's order."""

@@ -159,7 +159,7 @@ def test_checkpoints_after_the_one_resumed_do_not_push_out_newer_ones(tmp_path):
     assert newest(tmp_path)[0] == 5
     remarks = folder.tidy(5)
     assert [remark.split(" ")[0] for remark in remarks] == ["15.state", "10.state"]
-    assert sorted(path.name for path in (tmp_path / "models/superseded").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "superseded/models").iterdir()) == [
         f"net_{label}_{iteration}.pth" for label in "dg" for iteration in (10, 15)
     ]
     save(tmp_path, 7, 2.0, keep=2)
