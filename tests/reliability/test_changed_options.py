@@ -196,3 +196,52 @@ def test_a_second_process_does_not_train_in_the_same_folder(mcadkd, tmp_path):
     process.kill()
     process.join()
     assert not list(Path(tmp_path).glob("experiments/*_archived_*"))
+
+
+TEACHER = {
+    "other weights of the file": ({"path__param_key_t": "params_ema"}, "path.param_key_t: params -> params_ema"),
+    "no file": (
+        {"path__pretrain_network_t": None, "path__allow_random_teacher": True},
+        "content of path.pretrain_network_t",
+    ),
+    "networks not restored": ({"path__ignore_resume_networks": ["network_g"]}, "path.ignore_resume_networks"),
+}
+
+
+@pytest.mark.parametrize("changes, line", TEACHER.values(), ids=TEACHER)
+def test_another_teacher_is_refused_however_it_comes_about(with_teacher, tmp_path, changes, line):
+    finish(with_teacher, tmp_path)
+    code, errors = told(changed(with_teacher, train__total_iter=5, **changes), tmp_path, auto_resume=True)
+    assert code == 2 and f"  {line}" in errors
+
+
+@pytest.fixture
+def with_teacher(options, tmp_path):
+    state = build_network(options["network_t"]).state_dict()
+    torch.save({"params": state, "params_ema": state}, tmp_path / "teacher.pth")
+    return changed(options, path={"pretrain_network_t": str(tmp_path / "teacher.pth")})
+
+
+def test_a_teacher_that_is_recognised_from_its_file_and_one_that_moved_are_the_same(with_teacher, tmp_path):
+    options = changed(with_teacher, network_t={"type": "auto"})
+    finish(options, tmp_path)
+    (tmp_path / "moved").mkdir()
+    shutil.move(tmp_path / "teacher.pth", tmp_path / "moved")
+    moved = changed(options, train__total_iter=5, path__pretrain_network_t=str(tmp_path / "moved/teacher.pth"))
+    code, errors = told(moved, tmp_path, auto_resume=True)
+    assert code == 0, errors
+
+
+def test_other_lr_images_of_the_same_names_are_noticed(begun, tmp_path):
+    folder = tmp_path / "data/LR_X2"
+    for file in folder.iterdir():
+        cv2.imwrite(str(file), 255 - cv2.imread(str(file)))
+    code, errors = told(begun, tmp_path, auto_resume=True)
+    assert code == 2 and "  training images: pixels " in errors
+
+
+def test_a_contrast_within_the_batch_does_not_go_on_with_the_batch_cut_in_two(begun, tmp_path):
+    halves = changed(begun, datasets__train__batch_size_per_gpu=1, train__accumulate=2)
+    code, errors = told(halves, tmp_path, auto_resume=True)
+    assert code == 2
+    assert "  images to an iteration: 2 (1 rank x 2) -> 2 (1 rank x 2 batches x 1)" in errors.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -15,6 +16,9 @@ import torch
 from support.training import changed, checkpoint_of, differences, finish, start, told
 
 from basicsr.engine.checkpoint import CheckpointFolder
+from basicsr.engine.resuming import _choose
+from basicsr.utils import atomic_files
+from basicsr.utils.errors import CheckpointError
 
 CONTENT = {5: 1.0, 10: 2.0}
 """Iterations of the checkpoints that tests make, and the value that all their tensors hold."""
@@ -193,3 +197,71 @@ def test_where_no_checkpoint_is_intact_the_run_does_not_begin_anew(mcadkd, tmp_p
     assert code == 4
     assert "is intact: 2.state is damaged (SHA-256); start anew without --auto_resume" in errors
     assert (tmp_path / "experiments/tiny/training_states/2.json").exists()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+def test_saving_again_under_one_number_may_fail_after_the_commit(tmp_path, monkeypatch, kind):
+    save(tmp_path, 5, 1.0)
+
+    def fail(folder: Path) -> None:
+        raise kind(errno.EIO, "no luck")
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, CheckpointError)):
+        patch.setattr(atomic_files, "sync_folder", fail)  # called when the manifest has its name
+        save(tmp_path, 5, 2.0)
+    assert newest(tmp_path) == (5, 2.0, [])
+    CheckpointFolder(tmp_path).tidy(5)
+    assert newest(tmp_path) == (5, 2.0, [])
+
+
+def test_files_of_the_users_own_are_left_alone(tmp_path):
+    save(tmp_path, 4, 1.0, keep=2)
+    own = [tmp_path / "models/net_g_good_4.pth", tmp_path / "models/.notes.tmp", tmp_path / "models/.cache.tmp/x"]
+    own[2].parent.mkdir()
+    for file in own:
+        file.write_text("mine")
+    for iteration in (5, 6):
+        save(tmp_path, iteration, 1.0, keep=2)
+    CheckpointFolder(tmp_path, 2).tidy(6)
+    assert [file.read_text() for file in own] == ["mine"] * 3
+    assert not (tmp_path / "models/net_g_4.pth").exists()
+
+
+def test_a_prune_that_was_killed_is_finished_by_the_next(tmp_path):
+    save(tmp_path, 4, 1.0, keep=2)
+    for name in ("models/net_g_4.pth", "training_states/4.state"):
+        (tmp_path / name).unlink()
+    for iteration in (5, 6):
+        save(tmp_path, iteration, 1.0, keep=2)
+    assert not [file for file in tmp_path.rglob("*4.*") if file.is_file()]
+
+
+def test_what_was_set_aside_can_be_resumed_and_links_to_checkpoints_too(tmp_path):
+    for iteration in (5, 10):
+        save(tmp_path / "run", iteration, 1.0)
+    CheckpointFolder(tmp_path / "run").tidy(5)
+    assert newest(tmp_path / "run/superseded") == (10, 1.0, [])
+    (tmp_path / "link.state").symlink_to(tmp_path / "run/training_states/5.state")
+
+    class Paths:
+        resume_state = str(tmp_path / "link.state")
+
+    class Chosen:
+        path = Paths
+
+    checkpoint, _ = _choose(Chosen, auto_resume=False)  # type: ignore[arg-type]
+    assert checkpoint is not None and checkpoint.iteration == 5
+
+
+def test_the_best_weights_belong_to_the_course_that_goes_on(mcadkd, tmp_path):
+    options = changed(mcadkd, train__total_iter=8, val__val_freq=4)
+    finish(options, tmp_path)
+    best = tmp_path / "experiments/tiny/models/net_g_best.pth"
+    assert torch.load(best, weights_only=True)["training"]["iteration"] == 8
+    state = str(tmp_path / "experiments/tiny/training_states/4.state")
+    worse = changed(options, path__resume_state=state, train__optim_g__lr=0.9)
+    code, errors = told(worse, tmp_path, allow_config_change=True)
+    assert code == 0, errors
+    content = torch.load(best, weights_only=True)
+    record = torch.load(tmp_path / "experiments/tiny/training_states/8.state", weights_only=True)["best"]
+    assert content["training"]["iteration"] == record["val"]["psnr"]["iteration"] == 4

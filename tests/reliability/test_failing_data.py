@@ -24,6 +24,7 @@ from support.training import (
 )
 
 from basicsr.data.sampling import KeySampler
+from basicsr.utils.history import read_history
 
 
 def image_at(options: dict, position: int) -> Path:
@@ -158,3 +159,53 @@ def test_more_bad_images_than_allowed_end_the_run(mcadkd, tmp_path, check):
         last = errors.splitlines()[-1]
         assert last.startswith("error: 2 training images cannot be used, skip_bad_images allows 1; they are listed in")
         assert last.endswith(".state") and "skipped_images.txt; saved " in last
+
+
+def test_an_image_that_was_mended_does_not_count_any_more(mcadkd, tmp_path):
+    options = changed(mcadkd, datasets__train__skip_bad_images=1, train__total_iter=4, val__val_freq=4)
+    image = Path(damage(options, 3)[0])
+    assert told(options, tmp_path)[0] == 0
+    assert (tmp_path / "experiments/tiny/skipped_images.txt").read_text().count("\n") == 1
+    twin = image_at(options, 4)
+    image.write_bytes(twin.read_bytes())
+    mended = changed(options, datasets__train__skip_bad_images=0, train__total_iter=8)
+    code, errors = told(mended, tmp_path, auto_resume=True, allow_config_change=True)
+    assert code == 0, errors
+
+
+def test_a_validation_that_fails_costs_no_iteration(mcadkd, tmp_path):
+    options = changed(mcadkd, datasets__val__check_images="none", val__val_freq=3, logger__save_checkpoint_freq=6)
+    image = next(Path(options["datasets"]["val"]["dataroot_gt"]).iterdir())
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-20])
+    run_ranks(told_by_ranks, 2, options, str(tmp_path), {})
+    first, second = ((tmp_path / f"told.{rank}").read_text() for rank in (0, 1))
+    assert first.startswith("3\n") and second.startswith("3\n")
+    assert f"cannot read image {image}: the file is truncated" in first.splitlines()[-1]
+    assert "Traceback" not in first + second
+    image.write_bytes(whole)
+    run_ranks(told_by_ranks, 2, options, str(tmp_path), {"auto_resume": True})
+    again = (tmp_path / "told.0").read_text()
+    assert again.startswith("0\n") and "Resumed 3.state" in again
+    metrics = [
+        entry for entry in read_history(tmp_path / "experiments/tiny/history.jsonl") if "metrics/val/psnr" in entry
+    ]
+    assert [entry["iter"] for entry in metrics] == [3, 6, 8]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_error_of_a_datasets_own_keeps_its_traceback_and_costs_no_iteration(mcadkd, tmp_path, world_size):
+    options = changed(mcadkd, train__total_iter=6, val__val_freq=6)
+    options["datasets"]["train"] |= {"type": "FailsLate", "call": 6, "rank": world_size - 1}  # of the third iteration
+    imports = {"imports": "support.datasets"}
+    if world_size == 1:
+        code, errors = told(options, tmp_path, **imports)
+        assert code == 1
+    else:
+        with pytest.raises(AssertionError):  # rank 1 ends with a traceback
+            run_ranks(told_by_ranks, 2, options, str(tmp_path), imports)
+        errors = (tmp_path / "stderr.1").read_text()
+        first = (tmp_path / "told.0").read_text()
+        assert first.startswith("6\n") and "[rank 1] RuntimeError: " in first.splitlines()[-1]
+    assert "ZeroDivisionError" in errors and "Traceback" in errors
+    assert [file.name for file in (tmp_path / "experiments/tiny/training_states").glob("*.state")] == ["2.state"]
