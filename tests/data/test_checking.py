@@ -126,7 +126,7 @@ class TestRules:
                 raise AssertionError
 
         assert check(Foreign(), "full") == []
-        assert fingerprint(Foreign()) == {"images": 3, "names": None}
+        assert fingerprint(Foreign()) == {"images": 3, "names": None, "pixels": None}
 
     def test_evaluation_hands_its_dataset_on(self, options):
         rewrite(options, "lq", 5, 30, 30)
@@ -226,7 +226,7 @@ class TestReport:
 
 class TestFingerprint:
     def test_depends_on_names_and_their_order_but_not_on_where_they_lie(self, options, tmp_path, image_pairs):
-        elsewhere = image_pairs(scale=2, count=6, size=24, folder="copy", seed=9)
+        elsewhere = image_pairs(scale=2, count=6, size=24, folder="copy")
         other = {**options, "dataroot_gt": str(elsewhere[0]), "dataroot_lq": str(elsewhere[1])}
         expected = fingerprint(build_dataset(options))
         assert expected["images"] == 6 and len(expected["names"]) == 64
@@ -240,6 +240,16 @@ class TestFingerprint:
         (tmp_path / "meta.txt").write_text("".join(f"img{index:03d}.png\n" for index in (1, 0, 2, 3, 4, 5)))
         listed = fingerprint(build_dataset({**options, "meta_info_file": str(tmp_path / "meta.txt")}))
         assert (listed["images"], listed["names"] != expected["names"]) == (6, True)
+
+    @pytest.mark.parametrize("role", ["gt", "lq"])
+    def test_depends_on_the_pixels_of_both_kinds_of_images(self, options, role):
+        expected = fingerprint(build_dataset(options))
+        path = min(Path(options[f"dataroot_{role}"]).iterdir())
+        cv2.imwrite(str(path), cv2.imread(str(path)) ^ 1)
+        found = fingerprint(build_dataset(options))
+        assert found["pixels"] != expected["pixels"] and {**found, "pixels": expected["pixels"]} == expected
+        path.write_bytes(b"no image")
+        assert fingerprint(build_dataset(options))["pixels"] is None
 
     def test_of_a_root_with_a_slash_at_its_end_is_the_same(self, options):
         slashed = {**options, "dataroot_gt": options["dataroot_gt"] + "/"}

@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from support.jobs import TRAIN, Job, torchrun, write_options
+from support.jobs import TRAIN, Job, status_of, torchrun, write_options
 from support.training import changed, checkpoint_of, differences, free_port, run_ranks, train_rank_all
 
 from basicsr.engine.checkpoint import CheckpointFolder
-
-RESUMES_BY_ITSELF = True
-"""Whether a process that torchrun started again goes on without --auto_resume."""
 
 ENDLESS = 100_000
 """Iterations of a run that is to be cut off."""
@@ -58,8 +55,7 @@ def test_torchrun_starts_it_again_and_it_ends_bitwise_equal(mcadkd, tmp_path, vi
     run_ranks(train_rank_all, 2, [options], str(tmp_path / "whole"))
     file = write_options(options, tmp_path / "killed")
     command = [*torchrun("--max-restarts=2", f"--master_port={free_port()}"), TRAIN, "-opt", file]
-    command += ["--launcher", "pytorch"] + ([] if RESUMES_BY_ITSELF else ["--auto_resume"])
-    with Job(command, tmp_path / "killed") as job:
+    with Job([*command, "--launcher", "pytorch"], tmp_path / "killed") as job:
         for number, victim in enumerate(victims):
             reached = 10 + 20 * number
             job.until(lambda reached=reached: max(checkpoints(tmp_path / "killed"), default=0) >= reached)
@@ -74,3 +70,22 @@ def test_torchrun_starts_it_again_and_it_ends_bitwise_equal(mcadkd, tmp_path, vi
     ]
     assert differences(*ends) == []
     assert not list(tmp_path.glob("killed/experiments/*_archived_*")), "what was trained is not set aside"
+
+
+@pytest.mark.long
+def test_ranks_whose_torchrun_is_killed_save_and_end(mcadkd, tmp_path):
+    options = changed(long_run(mcadkd, ENDLESS), logger__save_checkpoint_freq=ENDLESS)
+    command = [*torchrun(f"--master_port={free_port()}"), TRAIN, "-opt", write_options(options, tmp_path)]
+    history = tmp_path / "experiments/tiny/history.jsonl"
+    with Job([*command, "--launcher", "pytorch"], tmp_path) as job:
+        job.until(lambda: history.exists() and '"iter": 5' in history.read_text())
+        job.process.kill()
+        job.process.wait()
+        end = time.monotonic() + 60
+        while job.processes():
+            assert time.monotonic() < end, job.output
+            time.sleep(0.1)
+    status = status_of(tmp_path / "experiments/tiny")
+    assert (status["state"], status["exit_code"]) == ("preempted", 75)
+    newest, remarks = CheckpointFolder(tmp_path / "experiments/tiny").latest()
+    assert newest is not None and remarks == [] and status["checkpoint"] == newest.path.name

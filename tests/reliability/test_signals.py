@@ -22,9 +22,6 @@ from support.training import changed, checkpoint_of, differences, free_port, sta
 from basicsr.engine.command import run_command
 from basicsr.train import main
 
-WRITES_STATUS = True
-"""Whether a run keeps status.json."""
-
 PREEMPTED = 75
 ENDLESS = 100_000
 
@@ -65,8 +62,6 @@ def check_preempted(folder: Path, output: str, ranks: int) -> int:
 
 
 def check_status(experiment: Path, state: str, exit_code: int | None, iteration: int) -> None:
-    if not WRITES_STATUS:
-        return
     status = status_of(experiment)
     assert (status["state"], status["exit_code"], status["iteration"]) == (state, exit_code, iteration)
     assert status["checkpoint"] == f"{iteration}.state" and status["message"]
