@@ -17,6 +17,7 @@ from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from basicsr.utils.options import load_options, resolved_yaml
 from basicsr.utils.options_schema import Options
+from basicsr.utils.yaml_loader import document_from_text
 
 # Options that may change without another course of the training. Which images there are, and what is in the files of
 # weights, is compared by itself, wherever they lie.
@@ -84,7 +85,7 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
         OptionsError: there are differences that change the course of the training; lists them.
     """
     state = resume.state
-    before, after = _saved_options(state["options"]), _flat(_plain(options))
+    before, after = _saved_options(resume), _flat(_plain(options))
     files = weights_read(options)
     known = state.get("files", files)
     grave: list[str] = []
@@ -94,9 +95,9 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
             line = f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
             harmless = key.startswith(_WITHOUT_EFFECT) or key in files or key in known
             (slight if harmless else grave).append(line)
-    old, new = _batches(before, state["world_size"]), _batches(after, place.world_size)
+    old, new = _batches(before, state.get("world_size", 1)), _batches(after, place.world_size)
     if old != new:
-        same = _images(before, state["world_size"]) == _images(after, place.world_size)
+        same = _images(before, state.get("world_size", 1)) == _images(after, place.world_size)
         cut_alike = before.get("train.accumulate", 1) == after.get("train.accumulate", 1)
         (slight if same and (cut_alike or _looks_at_images_alone(options)) else grave).append(
             f"images to an iteration: {old} -> {new}"
@@ -167,9 +168,13 @@ def _plain(options: Options) -> dict[str, Any]:
     return content
 
 
-def _saved_options(text: str) -> dict[str, Any]:
+def _saved_options(resume: Checkpoint) -> dict[str, Any]:
     """The options of a checkpoint, with the defaults of keys that are younger than it."""
-    content = yaml.safe_load(text)
+    text = resume.state.get("options")
+    try:
+        content = document_from_text(str(text), f"the options in {resume.path}").data()
+    except OptionsError as error:
+        raise CheckpointError(f"{resume.path} cannot be resumed: {error}") from error
     try:
         return _flat(_plain(load_options(content, training=True, paths=False)))
     except OptionsError:  # of a version that knew other keys

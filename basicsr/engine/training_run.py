@@ -274,7 +274,7 @@ class TrainingRun:
                     _load_optimizer(self.adversary.optimizer, state["optimizers"]["d"])
             self.best = state["best"]
             self.validation_due = state["validation_due"]
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{checkpoint.path} does not fit the options: {' '.join(str(error).split())[:300]};"
                 " resume with the options it was saved with, or start a run of another name"

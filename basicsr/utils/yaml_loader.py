@@ -131,6 +131,23 @@ def load_yaml(path: str | Path, *, keep_going: bool = False) -> Document:
     return _document(root, reader, keep_going)
 
 
+def document_from_text(text: str, name: str) -> Document:
+    """Reads options from text, within the limits of files.
+
+    Args:
+        text: YAML.
+        name: what to call it in errors.
+
+    Raises:
+        OptionsError: it is no mapping, or not YAML within the limits.
+    """
+    reader = Reader()
+    root = reader.read_text(text, (), Position(name))
+    if not isinstance(root.value, dict):
+        raise OptionsError(f"{name}: options are a mapping of keys to values")
+    return _document(root, reader, keep_going=False)
+
+
 def document_from_mapping(data: Mapping[str, Any], name: str = "options", *, keep_going: bool = False) -> Document:
     """Wraps options given as a mapping; `_base_` paths in it are relative to the working directory.
 

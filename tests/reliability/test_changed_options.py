@@ -245,3 +245,14 @@ def test_a_contrast_within_the_batch_does_not_go_on_with_the_batch_cut_in_two(be
     code, errors = told(halves, tmp_path, auto_resume=True)
     assert code == 2
     assert "  images to an iteration: 2 (1 rank x 2) -> 2 (1 rank x 2 batches x 1)" in errors.splitlines()
+
+
+@pytest.mark.parametrize("text", ["&a [" + "*a, " * 9 + "]", "a: &a [1]\nb: " + "[*a, " * 90, "just text"])
+def test_a_strangers_checkpoint_may_hold_hostile_options(begun, tmp_path, text):
+    folder = CheckpointFolder(tmp_path / "experiments/tiny")
+    checkpoint = folder.load(tmp_path / "experiments/tiny/training_states/4.state")
+    state = {key: value for key, value in checkpoint.state.items() if key not in ("format", "iteration")}
+    folder.save(4, checkpoint.networks, {**state, "options": text})
+    code, errors = told(begun, tmp_path, auto_resume=True)
+    assert code == 4
+    assert "4.state cannot be resumed: " in errors.splitlines()[0] and "Traceback" not in errors
