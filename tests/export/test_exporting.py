@@ -75,7 +75,13 @@ def onnx_output(path: Path, image: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(session.run(["output"], {"input": image.numpy()})[0])
 
 
-@pytest.mark.parametrize(("architecture", "scale"), STUDENTS)
+@pytest.mark.parametrize(
+    ("architecture", "scale"),
+    [
+        pytest.param(*student, marks=[pytest.mark.long] * (student[0] == "SwinIR" and student[1] < 4))
+        for student in STUDENTS
+    ],
+)
 def test_onnxruntime_gives_pytorchs_outputs_at_other_sizes(made, architecture, scale):
     result = made(architecture, scale)
     for image in images((*SIZES, (1, 1, 1), (1, 3, 10))):
@@ -105,7 +111,7 @@ def test_safetensors_load_back_with_the_same_outputs_and_options(made, architect
     assert loaded.remark is None
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["EDSR", "RCAN", pytest.param("SwinIR", marks=pytest.mark.long)])
 def test_fp16_stays_within_half_a_step_of_8_bits(made, architecture):
     result = made(architecture, 2, "fp16")
     program = torch.export.load(result.file[".pt2"]).module()
@@ -327,6 +333,7 @@ def test_checks_cover_odd_sizes_and_all_formats(made):
     assert all(np.isfinite(check.difference) and check.passed for check in checks)
 
 
+@pytest.mark.long
 def test_swinir_with_large_windows_is_exported_and_checked_with_more_images(tmp_path):
     network, block = student("SwinIR", 2, window_size=24, img_size=48, num_heads=[1], embed_dim=4)
     loaded = load_student(save_student(tmp_path / "net.pth", network, block))

@@ -99,7 +99,7 @@ def onnx_output(path: Path, image: Tensor) -> Tensor:
     return torch.from_numpy(session.run(["output"], {"input": image.numpy()})[0])
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", ["NAFNet", pytest.param("Restormer", marks=pytest.mark.long)])
 def test_all_files_give_pytorchs_outputs_at_other_sizes(made, name):
     result = made(name)
     program = torch.export.load(result.file[".pt2"]).module()
@@ -114,6 +114,7 @@ def test_all_files_give_pytorchs_outputs_at_other_sizes(made, name):
     assert (loaded.architecture, loaded.scale, loaded.layout, loaded.remark) == (name, 1, "ours", None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BLOCKS)
 def test_fp16_stays_within_half_a_step_of_8_bits(made, name):
     result = made(name, "fp16")

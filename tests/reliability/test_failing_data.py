@@ -197,13 +197,12 @@ def test_a_validation_that_fails_costs_no_iteration(mcadkd, tmp_path):
 def test_an_error_of_a_datasets_own_keeps_its_traceback_and_costs_no_iteration(mcadkd, tmp_path, world_size):
     options = changed(mcadkd, train__total_iter=6, val__val_freq=6)
     options["datasets"]["train"] |= {"type": "FailsLate", "call": 6, "rank": world_size - 1}  # of the third iteration
-    imports = {"imports": "support.datasets"}
     if world_size == 1:
-        code, errors = told(options, tmp_path, **imports)
+        code, errors = told(options, tmp_path)
         assert code == 1
     else:
         with pytest.raises(AssertionError):  # rank 1 ends with a traceback
-            run_ranks(told_by_ranks, 2, options, str(tmp_path), imports)
+            run_ranks(told_by_ranks, 2, options, str(tmp_path), {})
         errors = (tmp_path / "stderr.1").read_text()
         first = (tmp_path / "told.0").read_text()
         assert first.startswith("6\n") and "[rank 1] RuntimeError: " in first.splitlines()[-1]

@@ -7,7 +7,6 @@ import torch
 from support.training import changed, run_ranks, told, told_by_ranks
 
 LOSS = "BreaksDown"
-WITH_LOSS = {"imports": "support.losses"}
 
 
 def plain(options, **changes):
@@ -19,7 +18,7 @@ def plain(options, **changes):
 @pytest.mark.parametrize("gradient_only", [False, True], ids=["loss", "gradient"])
 def test_one_ranks_nan_stops_both_before_the_update(mcadkd, tmp_path, gradient_only):
     loss = {"type": LOSS, "call": 4, "rank": 1, "gradient_only": gradient_only}
-    run_ranks(told_by_ranks, 2, plain(mcadkd, train__pixel_opt=loss), str(tmp_path), WITH_LOSS)
+    run_ranks(told_by_ranks, 2, plain(mcadkd, train__pixel_opt=loss), str(tmp_path), {})
     first, second = ((tmp_path / f"told.{rank}").read_text() for rank in (0, 1))
     assert first.startswith("5\n") and second.startswith("5\n")
     (line,) = [line for line in first.splitlines() if "iteration 4" in line]
@@ -34,7 +33,7 @@ def test_one_ranks_nan_stops_both_before_the_update(mcadkd, tmp_path, gradient_o
 
 
 def test_the_losses_that_are_finite_stand_beside_the_one_that_is_not(mcadkd, tmp_path):
-    code, errors = told(plain(mcadkd, train__pixel_opt={"type": LOSS, "call": 1}), tmp_path, **WITH_LOSS)
+    code, errors = told(plain(mcadkd, train__pixel_opt={"type": LOSS, "call": 1}), tmp_path)
     assert code == 5
     assert "error: iteration 1: l_pix = nan, " in errors and "(l_resp = " in errors.splitlines()[-1]
     assert errors.splitlines()[-1].endswith("; last good: none")
@@ -68,6 +67,6 @@ def test_overflow_under_fp16_lowers_the_scale_and_is_no_error(mcadkd, tmp_path):
 
 def test_gradients_that_are_nan_at_any_scale_do_stop_it(mcadkd, tmp_path):
     loss = {"type": LOSS, "call": 2, "gradient_only": True}
-    code, errors = told(fp16(mcadkd, train__pixel_opt=loss, train__total_iter=60), tmp_path, **WITH_LOSS)
+    code, errors = told(fp16(mcadkd, train__pixel_opt=loss, train__total_iter=60), tmp_path)
     assert code == 5
     assert "gradient norm = nan" in errors

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.jobs import ROOT, TRAIN, Job, send, write_options
 from support.kills import live
 from support.training import changed, checkpoint_of, differences, free_port
@@ -77,6 +78,7 @@ def test_a_job_that_is_signalled_queues_itself_again_and_finishes(mcadkd, tmp_pa
     assert differences(*ends) == []
 
 
+@pytest.mark.long
 def test_a_job_that_fails_is_not_queued_again(mcadkd, tmp_path):
     write_options(changed(mcadkd, datasets__train__dataroot_lq="nowhere"), tmp_path)
     with submit(tmp_path, 7, programs(tmp_path / "bin")) as job:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import random
@@ -19,14 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import torch
 from support.training import PROCESSES, enter_rank, free_port, start
-from torch import nn
 
-from basicsr.losses.basic_loss import L1Loss
 from basicsr.train import train_pipeline
-from basicsr.utils.registry import LOSS_REGISTRY
 
 PHASES = ("training", "validating", "saving")
 LONGEST = {"training": 0.02, "validating": 0.03, "saving": 0.01}
@@ -178,31 +172,6 @@ def live(
     assert killed or codes == [0] * ranks, codes
     assert not (killed and 0 in codes), f"a rank went on without the others: {codes}"
     return killed
-
-
-@LOSS_REGISTRY.register()
-class L1OnRecord(nn.Module):
-    """L1 that appends to a file, at each call, a line with a digest of all random states and of its target.
-
-    Args:
-        record: the file, without its ending `.txt`: so no file is named in the options, whose content would be noted.
-        loss_weight: factor of the result.
-    """
-
-    def __init__(self, *, record: str, loss_weight: float = 1.0) -> None:
-        super().__init__()
-        self._record, self._loss = f"{record}.txt", L1Loss(loss_weight=loss_weight)
-
-    def forward(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        digest = hashlib.sha256(repr(random.getstate()).encode())
-        kind, keys, *rest = np.random.get_state()
-        digest.update(repr((kind, rest)).encode() + keys.tobytes() + torch.get_rng_state().numpy().tobytes())
-        digest.update(target.detach().contiguous().numpy().tobytes())
-        line = f"{os.environ.get('RANK', 0)} {digest.hexdigest()}\n".encode()
-        handle = os.open(self._record, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(handle, line)
-        os.close(handle)
-        return self._loss(pred, target)
 
 
 def phases_on(record: Path) -> Counter[str]:

@@ -10,6 +10,7 @@ import importlib
 import multiprocessing
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -122,7 +123,9 @@ def run_ranks(function: Callable[..., None], world_size: int, *arguments: Any) -
 
 def _enter(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     torch.set_num_threads(1)
+    _register()
     function(*arguments)
 
 
@@ -134,7 +137,14 @@ def enter_rank(
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
+    _register()
     function(rank, *arguments)
+
+
+def _register() -> None:
+    """Losses and datasets of the tests are known here only, not in the process in which the tests run."""
+    for module in ("support.losses", "support.datasets"):
+        importlib.import_module(module)
 
 
 def differences(first: Any, second: Any, path: str = "") -> list[str]:
@@ -177,10 +187,7 @@ def train(options: dict[str, Any], root: str) -> None:
 
 
 def told(options: dict[str, Any], root: Path, **arguments: Any) -> tuple[int, str]:
-    """Trains in a process of its own, as the command does; its exit code and what it wrote to standard error.
-
-    `imports` names a module that registers what the options ask for.
-    """
+    """Trains in a process of its own, as the command does; its exit code and what it wrote to standard error."""
     errors = root / f"stderr_{secrets.token_hex(4)}.txt"
     root.mkdir(parents=True, exist_ok=True)
     process = start(run_as_command, options, str(root), str(errors), arguments)
@@ -202,12 +209,9 @@ def run_as_command(options: dict[str, Any], root: str, errors: str, arguments: d
     """Trains as the command does, with standard error in a file, and ends this process with the command's code."""
     with open(errors, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 2)
-    settings = dict(arguments)
-    if "imports" in settings:
-        importlib.import_module(settings.pop("imports"))
 
     def main() -> int:
-        train_pipeline(options, root=root, **settings)
+        train_pipeline(options, root=root, **arguments)
         return 0
 
     sys.exit(command.run_command(main))

@@ -8,6 +8,7 @@ as SLURM does with those of a step).
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import sys
@@ -32,4 +33,5 @@ sys.argv = [TRAIN, *sys.argv[6:]]
 watcher = target.removeprefix("rank ") if target.startswith("rank") else "0"
 if os.environ["RANK"] == watcher:
     act_in_phase(phase, int(visit), float(delay), partial(_act, target, int(number)))
+importlib.import_module("support.losses")
 runpy.run_path(TRAIN, run_name="__main__")

@@ -51,7 +51,7 @@ def test_a_killed_run_of_a_shipped_file_ends_as_one_that_was_not(file, image_pai
     check_student(options, states.parent)
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_files_of_one_scale_train_and_resume_bitwise_on_two_ranks(part, image_pairs, tmp_path):
     runs = [reduced_file(file, image_pairs) for file in ONE_SCALE[part::2]]
     if part == 0:
