@@ -38,7 +38,7 @@ from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.models import recognise_networks
 from basicsr.utils.dist_util import raise_together, sum_over_ranks
-from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, UserError
+from basicsr.utils.errors import NonFiniteError, UserError
 from basicsr.utils.options import load_options, parse_arguments, resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
@@ -160,8 +160,9 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
             if run.validation_due and not (stopping or failing):
                 try:
                     stopping = not validate(run, folder, log, stop)
-                except (CheckpointError, DataError):
-                    _save(run, folder, options_text, status)
+                except UserError as error:  # all ranks have the same
+                    if not isinstance(error, NonFiniteError):
+                        _save(run, folder, options_text, status)
                     raise
             if saving or stopping or failing:
                 _save(run, folder, options_text, status)
@@ -242,8 +243,11 @@ def _train(
             with experiment.open_run_log(run, logger) as log:
                 try:
                     fit(run, checkpoints, log, stop, status)
+                except BaseException as error:
+                    status.ended(error)  # closing logs may take longer than this process is left to live
+                    raise
                 finally:
-                    others_may_end.set()  # closing logs may take long
+                    others_may_end.set()
             logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
         status.update(iteration=run.iteration)
     return TrainingResult(folder, run.iteration, run.best)
@@ -299,21 +303,15 @@ def _raise_after_saving(failure: Exception | None, run: TrainingRun | None = Non
     """Ends the run on all ranks with what went wrong on one of them, if anything; all must call.
 
     Args:
-        failure: of this rank. What is no mistake of the user's keeps its traceback there.
+        failure: of this rank.
         run: whose state has been saved; None where there is none yet.
     """
-    mistake = failure if isinstance(failure, UserError) else None
-    if failure is not None and mistake is None:
-        mistake = MachineError(f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}")
-    if mistake is not None and run is not None:
-        mistake.extend(after=f"; saved {run.iteration}.state")
     try:
-        raise_together(mistake)
-    except UserError:
-        if failure is None or isinstance(failure, UserError):
-            raise
-    if failure is not None:
-        raise failure
+        raise_together(failure)
+    except UserError as error:
+        if run is not None:
+            error.extend(after=f"; saved {run.iteration}.state")
+        raise
 
 
 def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Tensor], waited: float) -> None:

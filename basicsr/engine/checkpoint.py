@@ -192,8 +192,9 @@ class CheckpointFolder:
                 self._complete(iteration)
                 if resumed is not None and iteration > resumed:
                     manifest = self._manifest(iteration)
-                    self._set_aside(manifest, manifest.with_suffix(".state"), *self._networks(iteration))
-                    remarks.append(f"{iteration}.state comes after {resumed}.state: moved to {self._superseded}")
+                    # The manifest last: with it goes the knowledge that there is something to move.
+                    folder = self._set_aside(*self._networks(iteration), manifest.with_suffix(".state"), manifest)
+                    remarks.append(f"{iteration}.state comes after {resumed}.state: moved to {folder}")
             for named in (self.models / f"net_g_{name}.pth" for name in ("best", "latest")):
                 if resumed is not None and _trained_for(named) > resumed:
                     self._set_aside(named)
@@ -304,16 +305,20 @@ class CheckpointFolder:
             sync_folder(self.models)
             sync_folder(self.states)
 
-    @property
-    def _superseded(self) -> Path:
-        return self.models.parent / SUPERSEDED
-
-    def _set_aside(self, *files: Path) -> None:
-        for file in files:
-            if file.exists():
-                folder = self._superseded / file.parent.name
-                folder.mkdir(parents=True, exist_ok=True)
-                file.replace(folder / file.name)
+    def _set_aside(self, *files: Path) -> Path:
+        """Moves files to a folder where none of them is yet, and returns it."""
+        there = [file for file in files if file.exists()]
+        root = self.models.parent
+        names = (f"{SUPERSEDED}{suffix}" for suffix in ("", *(f"_{number}" for number in range(2, 1000))))
+        chosen = next(
+            root / name
+            for name in names
+            if not any((root / name / file.parent.name / file.name).exists() for file in there)
+        )
+        for file in there:
+            (chosen / file.parent.name).mkdir(parents=True, exist_ok=True)
+            file.replace(chosen / file.parent.name / file.name)
+        return chosen
 
     def _prune(self) -> None:
         if self._keep is None:

@@ -9,10 +9,11 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 from basicsr.engine.stop import Interrupted, Preempted
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import ForeignError, UserError
 
 _GRACE_SECONDS = 5.0
 
@@ -42,6 +43,8 @@ def run_command(main: Callable[[], int]) -> int:
             print(f"{prefix}{_label(error)}{error}", file=sys.stderr, flush=True)
         else:
             time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, rank 0 perhaps before it has spoken
+        if isinstance(error, ForeignError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

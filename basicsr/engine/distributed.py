@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from basicsr.utils.errors import MachineError, UserError
 
 Launcher = Literal["none", "pytorch", "slurm"]
 _Result = TypeVar("_Result")
+_groups = itertools.count()  # a program may train several times
 _TIMEOUT = datetime.timedelta(minutes=30)
 
 
@@ -99,7 +101,8 @@ def _store_of_this_start(world_size: int) -> dist.Store | None:
         return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, world_size, is_master=False, timeout=_TIMEOUT)
-    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"start {start}, group {next(_groups)}", store)
 
 
 def _read_environment(launcher: Launcher) -> tuple[int, int, int]:

@@ -58,6 +58,11 @@ def _prepare(options: Options, resume: Checkpoint | None, size: int) -> list[str
     checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
     checkpoints.check_space(size)
     own = resume is not None and resume.path.parent.resolve() == states.resolve()
+    if resume is not None and not own and folder.resolve() in resume.path.resolve().parents:
+        raise CheckpointError(
+            f"resume_state {resume.path} lies in {folder}, which a run of this name would set aside; give the run"
+            " another name"
+        )
     if not own:
         for old in (folder, options.tensorboard_folder):
             archive(old)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from basicsr.data.checking import check_images, report
+from basicsr.data.checking import BadImage, check_images, report
 from basicsr.engine.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
-from basicsr.utils.dist_util import gather_objects
-from basicsr.utils.errors import DataError
+from basicsr.utils.dist_util import gather_objects, raise_together
+from basicsr.utils.errors import DataError, UserError
 
 
 def check_equal_on_all_ranks(run: TrainingRun) -> None:
@@ -44,8 +44,14 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
     for block in run.options.datasets_of("val").values():
         blocks[block.name] = (run.validation[block.name], block)
     for dataset, block in blocks.values():
-        with stop.at_once():
-            mine = check_images(dataset, block, rank=run.place.rank, world_size=run.place.world_size)
+        mine: list[BadImage] = []
+        failure: UserError | None = None
+        try:
+            with stop.at_once():
+                mine = check_images(dataset, block, rank=run.place.rank, world_size=run.place.world_size)
+        except UserError as error:
+            failure = error
+        raise_together(failure)
         bad = sorted(image for found in gather_objects(mine) for image in found)
         allowed = block.skip_bad_images if block.phase == "train" else 0
         if len(bad) > allowed:
@@ -54,7 +60,7 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
             run.loader.leave_out((image.index, str(image)) for image in bad)
             remarks += [f"{block.name}: left out: {image.path}: {image.reason}" for image in bad]
     if reports:
-        error = DataError("\n".join(reports))
-        error.known_to_all = True
-        raise error
+        told = DataError("\n".join(reports))
+        told.known_to_all = True
+        raise told
     return remarks

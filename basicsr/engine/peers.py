@@ -19,6 +19,7 @@ import torch.distributed as dist
 from basicsr.utils.dist_util import gather_objects, get_dist_info
 from basicsr.utils.errors import LostRankError
 
+UNKNOWN = "unknown"
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 10.0  # within which a rank ends by itself when it finds another one gone
 _LOST = re.compile(r"gloo|nccl|by peer", re.IGNORECASE)
@@ -47,7 +48,7 @@ class Peers:
 
     def gone(self) -> list[_Process]:
         """Those that have ended."""
-        return [one for one in self._others if started(one.pid) != one.started]
+        return [one for one in self._others if started(one.pid) not in (one.started, UNKNOWN)]
 
 
 class LostRanks(LostRankError):
@@ -147,6 +148,8 @@ def started(pid: int) -> str:
     """When a process started, in the kernel's count; '' where there is none, or it has ended and nobody has looked."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
+    except OSError:  # such as too many open files
+        return UNKNOWN
     return "" if fields[0] in "ZX" else fields[19]

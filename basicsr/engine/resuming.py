@@ -35,6 +35,7 @@ _WITHOUT_EFFECT = (
 _FROM_THE_CHECKPOINT = ("path.pretrain_network_g", "path.pretrain_network_d")
 # Methods that look at each image by itself, so that it does not matter to them how a batch is cut into several.
 _BY_IMAGE = ("ResponseDistillation",)
+_BY_RANK = ("CSD", "SharedCSD")
 _BATCH = ("datasets.train.batch_size_per_gpu", "datasets.train.mini_batch_sizes", "train.accumulate")
 
 
@@ -99,9 +100,8 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
     if old != new:
         same = _images(before, state.get("world_size", 1)) == _images(after, place.world_size)
         cut_alike = before.get("train.accumulate", 1) == after.get("train.accumulate", 1)
-        (slight if same and (cut_alike or _looks_at_images_alone(options)) else grave).append(
-            f"images to an iteration: {old} -> {new}"
-        )
+        alike = _looks_at_images_alone(options) or (cut_alike and not _looks_at_a_ranks_batch(options))
+        (slight if same and alike else grave).append(f"images to an iteration: {old} -> {new}")
     for option in sorted({*known, *files} - {*_FROM_THE_CHECKPOINT}):
         theirs, ours = (digests[option][:12] + "..." if option in digests else "none" for digests in (known, files))
         if known.get(option) != files.get(option):
@@ -193,7 +193,14 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
 
 
 def _looks_at_images_alone(options: Options) -> bool:
-    return all(block.get("type") in _BY_IMAGE for block in options.train.method_blocks.values())
+    methods = options.train.method_blocks.values()
+    return options.train.adversarial is None and all(block.get("type") in _BY_IMAGE for block in methods)
+
+
+def _looks_at_a_ranks_batch(options: Options) -> bool:
+    """Whether images are compared with others of the same rank's only."""
+    methods = options.train.method_blocks.values()
+    return any(block.get("type") in _BY_RANK or block.get("gather_negatives") is False for block in methods)
 
 
 def _per_stage(options: Mapping[str, Any]) -> list[int]:

@@ -73,7 +73,7 @@ class RunStatus:
             content = json.dumps({**self._content, "updated": _now()}, indent=1).encode()
             try:
                 write_atomically(self._path, lambda file: file.write(content))
-            except CheckpointError:  # a full disk may have room in the file itself
+            except (CheckpointError, OSError):  # a full disk may have room in the file itself
                 with suppress(OSError), open(self._path, "r+b") as file:
                     file.write(content)
                     file.truncate()

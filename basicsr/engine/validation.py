@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -15,6 +16,7 @@ from basicsr.engine.run_log import RunLog
 from basicsr.engine.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
 from basicsr.metrics.evaluator import Evaluation, SaveImage, evaluate
+from basicsr.utils.errors import UserError
 from basicsr.utils.img_util import imwrite
 
 
@@ -63,7 +65,7 @@ def _note(
     """Logs the figures, once all sets are done, and keeps the weights if they are the best so far."""
     chosen = run.options.val.best
     best_dataset = chosen.dataset if chosen is not None else next(iter(evaluations), None)
-    lines, best = [], False
+    lines, best, before = [], False, copy.deepcopy(run.best)
     for name, evaluation in evaluations.items():
         best_metric = chosen.metric if chosen is not None else evaluation.metrics[0]
         improved = run.note_best(name, evaluation)
@@ -83,7 +85,11 @@ def _note(
         if best:
             folder.save_named("best", run.student_weights())
 
-    on_master(run.place, write)
+    try:
+        on_master(run.place, write)
+    except UserError:
+        run.best = before  # the validation stays due, and is to find the best once more
+        raise
 
 
 def best_iteration(run: TrainingRun) -> int | None:

@@ -17,7 +17,7 @@ from basicsr.inference.runner import Runner
 from basicsr.metrics import calculate_metric
 from basicsr.metrics.traits import takes_tensors, traits_of
 from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together, sum_over_ranks
-from basicsr.utils.errors import DataError, NonFiniteError, UserError
+from basicsr.utils.errors import DataError, NonFiniteError
 from basicsr.utils.img_util import IMAGE_SUFFIXES, tensor2img
 from basicsr.utils.misc import wait_for
 
@@ -139,7 +139,7 @@ def evaluate(
                 table[index, column] = _measured(metric, block, compared, item["lq_path"])
             if save_image is not None:
                 save_image(names[index], compared.arrays["img"])
-    except UserError as error:
+    except Exception as error:  # of a dataset of the user's own anything
         failure = error  # raised when the other ranks know, so that they do not wait for this one
     raise_together(failure)
     if sum_over_ranks(torch.tensor([stopped], dtype=torch.int32, device=device)).item():

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,8 +45,9 @@ class Staged:
         sync_folder(self.path.parent)
 
     def discard(self) -> None:
-        """Removes it."""
-        self.temporary.unlink(missing_ok=True)
+        """Removes it, if that is possible."""
+        with suppress(OSError):
+            self.temporary.unlink()
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> tuple[str, int]:
@@ -87,7 +89,8 @@ def stage(path: Path, temporary: Path, write: Callable[[BinaryIO], object]) -> S
             file.seek(0)
             return Staged(path, temporary, _sha256(file), file.tell())
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         # What goes wrong in writing reaches us through torch.save without its reason.
         cause = recorder.failure if recorder is not None and recorder.failure is not None else error
         if not isinstance(cause, OSError):

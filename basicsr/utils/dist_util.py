@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import ForeignError, UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -79,20 +79,26 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def raise_together(failure: UserError | None) -> None:
+def raise_together(failure: Exception | None) -> None:
     """Raises on every rank what went wrong on one of them; does nothing where all is well. All ranks must call.
 
     Args:
         failure: of this rank.
 
     Raises:
-        UserError: the failure of the first rank which has one, if possible one of its own making.
+        UserError: the failure of the first rank which has one, if possible one of its own making; `ForeignError` for
+            what is no mistake of the user's.
     """
-    failures = [(rank, one) for rank, one in enumerate(gather_objects(failure)) if one is not None]
+    mine = failure if failure is None or isinstance(failure, UserError) else _foreign(failure)
+    failures = [(rank, one) for rank, one in enumerate(gather_objects(mine)) if one is not None]
     if not failures:
         return
     rank, error = min(failures, key=lambda entry: not entry[1].first_hand)
     if get_dist_info()[1] > 1:
         error.extend(before=f"[rank {rank}] ")
     error.known_to_all = True
-    raise error
+    raise error from (failure if isinstance(error, ForeignError) and rank == get_dist_info()[0] else None)
+
+
+def _foreign(failure: Exception) -> ForeignError:
+    return ForeignError(f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}")

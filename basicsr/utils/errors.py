@@ -53,6 +53,10 @@ class MachineError(UserError):
     exit_code = 6
 
 
+class ForeignError(UserError):
+    """An error that is no mistake of the user's but a bug; `__cause__` is the error itself, on the rank that has it."""
+
+
 class LostRankError(UserError):
     """Another process of the run ended or cannot be reached."""
 

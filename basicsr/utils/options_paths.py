@@ -69,7 +69,7 @@ def nothing_left(options: Options) -> Finding | None:
 def _files_read(options: Options) -> list[str]:
     if not options.is_train:
         return [] if options.networks else ["pretrain_network_g"]
-    names = ["pretrain_network_g", "resume_state"]
+    names = ["pretrain_network_g"]  # resume_state is looked for when it is clear that nothing newer is resumed
     if options.model_type == "KDModel":
         names.append("pretrain_network_t")
     if options.train is not None and options.train.adversarial is not None:

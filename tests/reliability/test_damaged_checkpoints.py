@@ -265,3 +265,12 @@ def test_the_best_weights_belong_to_the_course_that_goes_on(mcadkd, tmp_path):
     content = torch.load(best, weights_only=True)
     record = torch.load(tmp_path / "experiments/tiny/training_states/8.state", weights_only=True)["best"]
     assert content["training"]["iteration"] == record["val"]["psnr"]["iteration"] == 4
+
+
+def test_what_was_set_aside_stays_when_its_number_comes_again(tmp_path):
+    for value in (1.0, 2.0):
+        save(tmp_path, 5, value)
+        save(tmp_path, 10, value)
+        CheckpointFolder(tmp_path).tidy(5)
+    assert newest(tmp_path / "superseded") == (10, 1.0, [])
+    assert newest(tmp_path / "superseded_2") == (10, 2.0, [])

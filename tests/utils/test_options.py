@@ -464,14 +464,14 @@ def test_missing_files_are_told_together_with_other_mistakes(options, tmp_path):
     options["datasets"]["train"].update(dataroot_gt=str(tmp_path / "gt"), dataroot_lq=str(tmp_path / "lq"))
     options["datasets"]["val"].update(dataroot_gt=[str(tmp_path / "gt"), str(tmp_path / "hr")], dataroot_lq="none")
     del options["datasets"]["val"]
-    options["path"] = {"pretrain_network_t": str(tmp_path / "t.pth"), "resume_state": "none"}
+    options["path"] = {"pretrain_network_t": str(tmp_path / "t.pth"), "pretrain_network_g": "none"}
     options["network_g"]["num_feats"] = 1
     lines = mistakes(options, paths=True)
     there = f"{tmp_path} is there, the rest is not"
     assert lines == [
         "options: network_g.num_feats: " + lines[0].split(": ", 2)[2],
         f"options: datasets.train.dataroot_lq: there is no folder {tmp_path / 'lq'}; {there}",
-        "options: path.resume_state: there is no file none; write ~ for none",
+        "options: path.pretrain_network_g: there is no file none; write ~ for none",
         f"options: path.pretrain_network_t: there is no file {tmp_path / 't.pth'}; {there}",
     ]
 
