@@ -9,6 +9,7 @@ not tell the new one where the ranks are to meet, and both end after a minute (`
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from pathlib import Path
@@ -45,11 +46,16 @@ def agent(file: str, port: int, conf: str) -> list[str]:
     return [*command, TRAIN, "-opt", file, "--launcher", "pytorch", "--auto_resume"]
 
 
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def newest(folder: Path) -> int:
     return max((int(file.stem) for file in folder.glob("experiments/tiny/training_states/*.json")), default=0)
 
 
-def lose_a_node(command: list[str], folder: Path, lost: int) -> tuple[float, list[str]]:
+def lose_a_node(command: list[str], folder: Path, lost: int, port: int) -> tuple[float, list[str]]:
     """Runs two agents, kills one with all it started once there is a checkpoint, and starts it again.
 
     Returns:
@@ -57,6 +63,7 @@ def lose_a_node(command: list[str], folder: Path, lost: int) -> tuple[float, lis
     """
     jobs = [Job(command, folder, ENVIRONMENT)]
     try:
+        jobs[0].until(lambda: is_listening(port))  # else the second may come to keep the store
         jobs.append(Job(command, folder, ENVIRONMENT))
         jobs[0].until(lambda: newest(folder) >= 10)
         killed = time.monotonic()
@@ -85,8 +92,9 @@ def check(options: dict, tmp_path: Path, outputs: list[str]) -> None:
 @pytest.mark.long
 def test_a_node_is_lost_and_comes_back(mcadkd, tmp_path):
     options = options_of(mcadkd, tmp_path)
-    command = agent(write_options(options, tmp_path / "lost"), free_port(), KEEP_ALIVE)
-    took, outputs = lose_a_node(command, tmp_path / "lost", lost=1)
+    port = free_port()
+    command = agent(write_options(options, tmp_path / "lost"), port, KEEP_ALIVE)
+    took, outputs = lose_a_node(command, tmp_path / "lost", 1, port)
     print(f"\nthe node without the store was lost: {took:.1f} s from the kill to the next checkpoint")
     check(options, tmp_path, outputs)
 
@@ -98,6 +106,6 @@ def test_any_node_may_be_lost_where_the_store_stands_elsewhere(mcadkd, tmp_path,
     port = free_port()
     command = agent(write_options(options, tmp_path / "lost"), port, f"{KEEP_ALIVE},is_host=0")
     with Job([sys.executable, "-c", STORE, str(port)], tmp_path):
-        took, outputs = lose_a_node(command, tmp_path / "lost", lost)
+        took, outputs = lose_a_node(command, tmp_path / "lost", lost, port)
     print(f"\nnode {lost} was lost: {took:.1f} s from the kill to the next checkpoint")
     check(options, tmp_path, outputs)
