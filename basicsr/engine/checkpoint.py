@@ -26,6 +26,7 @@ import torch
 
 from basicsr.utils.atomic_files import TEMPORARY, NoSpaceError, Staged, sha256_of, stage, sync_folder, write_atomically
 from basicsr.utils.errors import CheckpointError, LostRankError, NonFiniteError
+from basicsr.utils.sizes import readable, size_of
 from basicsr.utils.tensor_files import load_tensors
 
 FORMAT = 1
@@ -217,6 +218,10 @@ class CheckpointFolder:
             content = source.read_bytes()
             write_atomically(best, lambda file: file.write(content))
 
+    def holds(self, checkpoint: Checkpoint | None) -> bool:
+        """Whether a checkpoint is one of this folder's, by whatever path it was read."""
+        return checkpoint is not None and checkpoint.path.parent.resolve() == self.states.resolve()
+
     def check_space(self, needed: int) -> None:
         """Looks whether a checkpoint of `needed` bytes has room.
 
@@ -355,23 +360,6 @@ class CheckpointFolder:
 
     def _advice(self) -> str:
         return f"; saved states: {self._saved()}; --auto_resume takes the newest that is intact"
-
-
-def size_of(content: Any) -> int:
-    """Bytes of the tensors in nested dicts and lists, about what a file of them takes."""
-    if isinstance(content, torch.Tensor):
-        return content.numel() * content.element_size()
-    if isinstance(content, Mapping):
-        return sum(size_of(value) for value in content.values())
-    return sum(size_of(value) for value in content) if isinstance(content, (list, tuple)) else 0
-
-
-def readable(size: int) -> str:
-    """A number of bytes as people read it: '480 MB'."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}" if size < 10 * factor else f"{size / factor:.0f} {unit}"
-    return f"{size} B"
 
 
 def _shared(content: Any) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import basicsr
-from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, readable
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.comparison_images import ComparisonImages
 from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.record import write_record
@@ -28,6 +28,7 @@ from basicsr.utils.errors import CheckpointError, UserError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import resolved_yaml
 from basicsr.utils.options_schema import Options
+from basicsr.utils.sizes import readable
 
 
 def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
@@ -57,7 +58,7 @@ def _prepare(options: Options, resume: Checkpoint | None, size: int) -> list[str
     folder, states = options.experiment_folder, options.training_states_folder
     checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
     checkpoints.check_space(size)
-    own = resume is not None and resume.path.parent.resolve() == states.resolve()
+    own = checkpoints.holds(resume)
     if resume is not None and not own and folder.resolve() in resume.path.resolve().parents:
         raise CheckpointError(
             f"resume_state {resume.path} lies in {folder}, which a run of this name would set aside; give the run"

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from basicsr.engine.checkpoint import Checkpoint
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place
 from basicsr.engine.peers import LostRanks, started
 from basicsr.engine.stop import Interrupted, Preempted
@@ -61,7 +61,7 @@ class RunStatus:
 
         What another run of the name has left is not touched before it is known that this one can start.
         """
-        if resume is not None and resume.path.parent.parent.resolve() == self._path.parent.resolve():
+        if resume is not None and CheckpointFolder(self._path.parent).holds(resume):
             self._begun = True
             self.update(iteration=resume.iteration, checkpoint=resume.path.name)
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from basicsr.archs.spandrel_network import SpandrelNetwork
 from basicsr.data import build_eval_dataset, build_train_loader
 from basicsr.data.checking import fingerprint
-from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, size_of
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place
 from basicsr.engine.ema import Ema
 from basicsr.engine.optimizers import build_optimizer
@@ -30,6 +30,7 @@ from basicsr.models import build_adversary, build_model, recognise_networks
 from basicsr.utils.errors import CheckpointError, NonFiniteError
 from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.randomness import seed_everything
+from basicsr.utils.sizes import size_of
 
 
 class TrainingRun:
