@@ -29,6 +29,7 @@ from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, same_on_all_ranks
 from basicsr.engine.feed import Feed, SkippedImages
+from basicsr.engine.host_memory import keep_freed_memory
 from basicsr.engine.images import check_all_images, check_equal_on_all_ranks
 from basicsr.engine.ownership import owned
 from basicsr.engine.peers import Peers, watched
@@ -84,29 +85,19 @@ def train_step(
     student_learns = iteration > train.net_d_init_iters and iteration % train.net_d_iters == 0
     run.model.train()
     run.optimizer.zero_grad(set_to_none=True)
-    parts: dict[str, torch.Tensor] = {}
-    pairs = []
-    for index, batch in enumerate(batches):
-        with run.synchronising(last=index == len(batches) - 1), torch.set_grad_enabled(student_learns):
-            output = run.model(batch, iteration)
-            total, step_parts = output.total, output.parts
-            if adversary is not None and student_learns:
-                guidance = adversary.guidance(output.sr)
-                total, step_parts["l_adv"] = total + adversary.weight * guidance, guidance.detach()
-            step_parts["l_total"] = total.detach()
-            if student_learns:
-                run.scaler.scale(total / len(batches)).backward()
-        for name, part in step_parts.items():
-            parts[name] = parts.get(name, 0) + part / len(batches)
-        assert batch.gt is not None, "training needs HR images"
-        pairs.append((batch.gt, output.sr.detach()))
     if adversary is not None:
-        parts.update(adversary.backward(pairs))
+        adversary.begin()
+    parts: dict[str, torch.Tensor] = {}
+    for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        for name, part in _accumulate(run, batch, iteration, student_learns, len(batches), last).items():
+            parts[name] = parts.get(name, 0) + part / len(batches)
 
-    finite, gradients = _check_gradients(run, parts)
-    non_finite, *told = any_rank([not finite, *notices()], run.place.device)
-    if non_finite:
-        raise_together(None if finite else _not_finite(iteration, parts, gradients, batches))
+    broken, gradients = _not_finite_flags(run, parts)
+    notes = torch.tensor(list(notices()), dtype=torch.bool)
+    told = any_rank(torch.cat([broken, notes.to(broken.device)]), run.place.device)
+    if _must_end(run, *told[:2]):
+        raise_together(_not_finite(iteration, parts, gradients, batches) if broken.any() else None)
     if student_learns:
         if train.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(run.trained_parameters(), train.grad_clip, gradients)
@@ -116,7 +107,33 @@ def train_step(
         adversary.step()
     run.after_update(iteration)
     run.iteration = iteration
-    return parts, told
+    return parts, told[2:]
+
+
+def _accumulate(
+    run: TrainingRun, batch: Batch, iteration: int, student_learns: bool, count: int, last: bool
+) -> dict[str, torch.Tensor]:
+    """Adds the gradients of one of `count` micro-batches, and returns the parts of its losses, detached."""
+    assert batch.gt is not None, "training needs HR images"
+
+    def scaled(loss: torch.Tensor) -> torch.Tensor:
+        return run.scaler.scale(loss / count)
+
+    with run.synchronising(last), torch.set_grad_enabled(student_learns):
+        output = run.model(batch, iteration)
+        parts = {**output.parts, "l_total": output.total.detach()}
+        roots, gradients = [scaled(output.total)], list[torch.Tensor | None]([None])
+        if run.adversary is not None:
+            judged, gradient = run.adversary.play(
+                batch.gt, output.sr, guided=scaled if student_learns else None, share=1 / count, last=last
+            )
+            parts |= judged
+            if gradient is not None:  # joins at the output, as if the loss had been added to the others
+                parts["l_total"] = parts["l_total"] + run.adversary.weight * judged["l_adv"]
+                roots, gradients = [*roots, output.sr], [*gradients, gradient]
+        if student_learns:
+            torch.autograd.backward(roots, gradients)
+    return parts
 
 
 def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: StopRequest, status: RunStatus) -> None:
@@ -215,6 +232,8 @@ def _train(
     options: Options, place: Place, auto_resume: bool, allow_config_change: bool, stop: StopRequest
 ) -> TrainingResult:
     folder, status = options.experiment_folder, RunStatus(options, place)
+    if place.device.type == "cpu":
+        keep_freed_memory()
     checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
     with (
         owned(folder, place),
@@ -253,11 +272,10 @@ def _train(
     return TrainingResult(folder, run.iteration, run.best)
 
 
-def _check_gradients(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tuple[bool, torch.Tensor]:
-    """Whether losses and gradients are finite, and the norm of the student's gradients.
+def _not_finite_flags(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether this rank's losses, and its gradients, are not finite, (2,), and the norm of the student's gradients.
 
-    Under fp16 the scaler skips updates whose gradients overflow, and lowers its scale; only where the scale is small
-    already are such gradients a failure.
+    All stays on the device, which is not waited for.
     """
     gradients = [parameter.grad for parameter in run.trained_parameters() if parameter.grad is not None]
     if gradients:
@@ -266,11 +284,18 @@ def _check_gradients(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tup
     others = run.adversary.gradients() if run.adversary is not None else []
     losses = [parts["l_total"], *(part for name, part in parts.items() if name.startswith("l_d_"))]
     norms = [norm.to(run.place.device), torch.nn.utils.get_total_norm(others).to(run.place.device)]
-    finite = torch.isfinite(torch.stack([value.float() for value in (*losses, *norms)])).tolist()
-    if all(finite):
-        return True, norm
-    overflow = run.scaler.is_enabled() and all(finite[: len(losses)]) and run.loss_scale() >= _SMALLEST_SCALE
-    return overflow, norm
+    flags = [~torch.isfinite(torch.stack([value.float() for value in values])).all() for values in (losses, norms)]
+    return torch.stack(flags), norm
+
+
+def _must_end(run: TrainingRun, losses_broken: bool, gradients_broken: bool) -> bool:
+    """Whether a run ends that has such losses or gradients, on any rank.
+
+    Under fp16 the scaler skips updates whose gradients overflow, and lowers its scale; only where the scale is small
+    already are such gradients a failure.
+    """
+    overflow = run.scaler.is_enabled() and not losses_broken and run.loss_scale() >= _SMALLEST_SCALE
+    return losses_broken or (gradients_broken and not overflow)
 
 
 def _not_finite(

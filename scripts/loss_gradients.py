@@ -120,8 +120,9 @@ def _add_batch(pulls: dict[str, Pull], run: TrainingRun, batch: Batch, iteration
     output = run.model(batch, iteration)
     values, weighted = dict(output.parts), dict(output.weighted)
     if run.adversary is not None:
-        values["l_adv"] = run.adversary.guidance(output.sr)
-        weighted["l_adv"] = run.adversary.weight * values["l_adv"]
+        assert batch.gt is not None, "training needs HR images"
+        judged, gradient = run.adversary.play(batch.gt, output.sr, guided=lambda loss: loss)
+        values["l_adv"], weighted["l_adv"] = judged["l_adv"], (output.sr * gradient).sum()
     weights = list(run.network.parameters())
     first = None
     for name, part in sorted(weighted.items(), key=lambda entry: entry[0] != "l_pix"):

@@ -40,7 +40,7 @@ class VGGStyleDiscriminator(nn.Module):
             channels = wider
         self.linear1 = nn.Linear(channels * 4 * 4, 100)
         self.linear2 = nn.Linear(100, 1)
-        self.lrelu = nn.LeakyReLU(negative_slope=0.2)
+        self.lrelu = nn.LeakyReLU(negative_slope=0.2, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits (B, 1) of images (B, C, input_size, input_size).
@@ -81,7 +81,7 @@ class UNetDiscriminatorSN(nn.Module):
         self.conv7 = spectral_norm(nn.Conv2d(num_feat, num_feat, 3, 1, 1, bias=False))
         self.conv8 = spectral_norm(nn.Conv2d(num_feat, num_feat, 3, 1, 1, bias=False))
         self.conv9 = nn.Conv2d(num_feat, 1, 3, 1, 1)
-        self.lrelu = nn.LeakyReLU(negative_slope=0.2)
+        self.lrelu = nn.LeakyReLU(negative_slope=0.2, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits (B, 1, H, W) of images (B, C, H, W).
@@ -104,4 +104,16 @@ class UNetDiscriminatorSN(nn.Module):
             same_size = down.pop()
             if self.skip_connection:
                 x = x + same_size
-        return self.conv9(self.lrelu(self.conv8(self.lrelu(self.conv7(x)))))
+        return _to_few_channels(self.conv9, self.lrelu(self.conv8(self.lrelu(self.conv7(x)))))
+
+
+def _to_few_channels(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """`conv(x)`, of a convolution without padding modes, computed with eight output channels at least.
+
+    oneDNN's and cuDNN's kernels work in blocks of channels: the gradients of one channel take longer than those of
+    eight, of which seven are zeros here.
+    """
+    missing = max(0, 8 - conv.out_channels)
+    weight = F.pad(conv.weight, (0, 0, 0, 0, 0, 0, 0, missing))
+    bias = None if conv.bias is None else F.pad(conv.bias, (0, missing))
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding)[:, : conv.out_channels]

@@ -7,7 +7,7 @@ import gc
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -162,13 +162,18 @@ def _choose_device(num_gpu: int | str, local_rank: int, world_size: int) -> tupl
     return torch.device("cuda", local_rank), remark
 
 
-def any_rank(flags: list[bool], device: torch.device) -> list[bool]:
-    """Which of `flags` are set on any rank. All ranks get the same answer; one small collective and one wait."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return flags
-    agreed = torch.tensor(flags, dtype=torch.int32, device=device)
-    dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
-    return [bool(flag) for flag in agreed.tolist()]
+def any_rank(flags: Sequence[bool] | torch.Tensor, device: torch.device) -> list[bool]:
+    """Which of `flags` are set on any rank. All ranks get the same answer; one small collective and one wait.
+
+    Args:
+        flags: as many on all ranks; a tensor, bool (N,), is not waited for before.
+        device: this rank's.
+    """
+    flags = torch.as_tensor(flags, dtype=torch.bool, device=device)
+    if dist.is_available() and dist.is_initialized():
+        flags = flags.int()
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,30 +13,17 @@ from torch.nn.parallel import DistributedDataParallel
 from basicsr.utils.precision import Precision
 
 
-class DiscriminatorLoss(nn.Module):
-    """L_D = -E[log D(I_GT)] - E[log(1 - D(I_S))] (eq. 5), with the chosen GAN loss on logits.
+class Judgement(nn.Module):
+    """D's logits in float32, for images (B, C, H, W), whatever precision D is run in."""
 
-    One module, so that under DistributedDataParallel both passes belong to one forward call.
-    """
-
-    def __init__(self, discriminator: nn.Module, gan_loss: nn.Module, precision: Precision) -> None:
+    def __init__(self, discriminator: nn.Module, precision: Precision) -> None:
         super().__init__()
-        self.discriminator, self.gan_loss, self._precision = discriminator, gan_loss, precision
+        self.discriminator, self._precision = discriminator, precision
 
-    def logits(self, image: torch.Tensor) -> torch.Tensor:
-        """D's output in float32, for images (B, C, H, W)."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits as the discriminator shapes them."""
         with self._precision.autocast():
-            return self.discriminator(image).float()
-
-    def forward(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The two halves of L_D and D's mean logits, for images (B, C, H, W); `fake` must be detached."""
-        real_logits, fake_logits = self.logits(real), self.logits(fake)
-        return {
-            "l_d_real": self.gan_loss(real_logits, True, is_disc=True),
-            "l_d_fake": self.gan_loss(fake_logits, False, is_disc=True),
-            "out_d_real": real_logits.mean(),
-            "out_d_fake": fake_logits.mean(),
-        }
+            return self.discriminator(images).float()
 
 
 class Adversary:
@@ -69,41 +56,70 @@ class Adversary:
         self.optimizer: torch.optim.Optimizer | None = None
         self.scaler = precision.scaler()
         self._trained = train
-        self._loss = DiscriminatorLoss(discriminator, gan_loss, precision)
-        self._step_loss: nn.Module = self._loss
+        self._gan_loss = gan_loss
+        self._judge: nn.Module = Judgement(discriminator, precision)
         if distributed and train:
             device_ids = [next(discriminator.parameters()).device] if precision.device_type == "cuda" else None
-            self._step_loss = DistributedDataParallel(self._loss, device_ids=device_ids)
+            self._judge = DistributedDataParallel(self._judge, device_ids=device_ids)
 
-    def guidance(self, sr: torch.Tensor) -> torch.Tensor:
-        """L_adv = -E[log D(I_S)] (eq. 6), unweighted, with gradients for I_S and none for the discriminator."""
-        self.discriminator.requires_grad_(False)
-        loss: torch.Tensor = self._loss.gan_loss(self._loss.logits(sr), True, is_disc=False)
-        self.discriminator.requires_grad_(self._trained)
-        return loss
+    def begin(self) -> None:
+        """Forgets the gradients of the iteration before."""
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
 
-    def backward(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Accumulates the discriminator's gradients.
+    @torch.enable_grad()
+    def play(
+        self,
+        real: torch.Tensor,
+        sr: torch.Tensor,
+        *,
+        guided: Callable[[torch.Tensor], torch.Tensor] | None,
+        share: float = 1.0,
+        last: bool = True,
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """One micro-batch: what the student learns from D, and D's gradients, which accumulate.
+
+            L_D = -E[log D(I_GT)] - E[log(1 - D(I_S))] (eq. 5), L_adv = -E[log D(I_S)] (eq. 6),
+
+        with the chosen GAN loss on logits. Both losses of I_S come from one pass through D, whose weights are the same
+        for both.
 
         Args:
-            pairs: (I_GT, I_S) of each micro-batch, I_S detached.
+            real: I_GT, (B, C, H, W).
+            sr: I_S of the same shape; gradients stop at it.
+            guided: makes of the weighted L_adv what the student's gradients are to be computed from, such as the loss
+                scaled for fp16; None where the student does not learn.
+            share: factor of D's gradients, 1 over the number of micro-batches.
+            last: whether this is the last micro-batch, after which ranks average D's gradients.
 
         Returns:
-            L_D's parts and mean logits, averaged over `pairs`, detached. Empty where the discriminator is not trained.
+            `l_adv`, unweighted, where the student learns, and where the discriminator does, L_D's parts and D's mean
+            logits, all detached. And the gradient of `guided` in I_S, float32, or None.
         """
-        if not self._trained:
-            return {}
-        assert self.optimizer is not None
-        self.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, torch.Tensor] = {}
-        for index, (real, fake) in enumerate(pairs):
-            with self._synchronising(index == len(pairs) - 1):
-                parts = self._step_loss(real, fake)
-                loss = (parts["l_d_real"] + parts["l_d_fake"]) / len(pairs)
-                self.scaler.scale(loss).backward()
-            for name, part in parts.items():
-                totals[name] = totals.get(name, 0) + part.detach() / len(pairs)
-        return totals
+        fake = sr.detach().requires_grad_(guided is not None)
+        parts: dict[str, torch.Tensor] = {}
+        gradient = None
+        if guided is None and not self._trained:
+            return parts, gradient
+        with self._synchronising(False):
+            fake_logits = self._judge(fake)
+        if guided is not None:
+            guidance = self._gan_loss(fake_logits, True, is_disc=False)
+            parts["l_adv"] = guidance.detach()
+            loss = guided(self.weight * guidance)
+            (gradient,) = torch.autograd.grad(loss, fake, retain_graph=self._trained)
+        if self._trained:
+            learned = [parameter for parameter in self.discriminator.parameters() if parameter.requires_grad]
+            on_fake = self._gan_loss(fake_logits, False, is_disc=True)
+            # Only for the discriminator's weights: the way back to the image ends before its first layer.
+            self.scaler.scale(on_fake * share).backward(inputs=learned)
+            with self._synchronising(last):
+                real_logits = self._judge(real)
+                on_real = self._gan_loss(real_logits, True, is_disc=True)
+                self.scaler.scale(on_real * share).backward()
+            parts |= {"l_d_real": on_real.detach(), "l_d_fake": on_fake.detach()}
+            parts |= {"out_d_real": real_logits.detach().mean(), "out_d_fake": fake_logits.detach().mean()}
+        return parts, gradient
 
     def gradients(self) -> list[torch.Tensor]:
         """The discriminator's gradients at hand, unscaled; none where it is not trained."""
@@ -120,6 +136,6 @@ class Adversary:
             self.scaler.update()
 
     def _synchronising(self, last: bool) -> AbstractContextManager[Any]:
-        if last or not isinstance(self._step_loss, DistributedDataParallel):
+        if last or not isinstance(self._judge, DistributedDataParallel):
             return nullcontext()
-        return self._step_loss.no_sync()
+        return self._judge.no_sync()
