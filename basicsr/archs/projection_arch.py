@@ -25,10 +25,8 @@ class _ProjectionHead(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in pairwise(channels):
-            layers += [nn.Conv2d(before, after, 3, 1, 1), nn.ReLU()]
-        # The last ReLU and the average are one step; the empty place keeps the names of the weights.
-        layers[-1:] = [_MeanOfPositive(), nn.Identity(), nn.Identity()]
-        self.encoder = nn.Sequential(*layers, nn.Linear(channels[-1], embed_dim))
+            layers += [nn.Conv2d(before, after, 3, 1, 1), nn.ReLU(inplace=True)]
+        self.encoder = nn.Sequential(*layers, _GlobalAverage(), nn.Flatten(), nn.Linear(channels[-1], embed_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns float32 (or wider) embeddings (B, embed_dim) of norm 1 of images (B, C, H, W) in [0, 1]."""
@@ -73,24 +71,27 @@ class PatchProjectionHead(_ProjectionHead):
         super().__init__((num_in_ch, embed_dim // 4, embed_dim // 2), embed_dim)
 
 
-class _MeanOfPositive(nn.Module):
-    """Global average of ReLU(x): (B, C, H, W) to (B, C)."""
+class _GlobalAverage(nn.Module):
+    """Average over all pixels: (B, C, H, W) to (B, C, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the averages in the type of `x`."""
-        return _MeanOfPositiveFunction.apply(x)
+        return _GlobalAverageFunction.apply(x)
 
 
-class _MeanOfPositiveFunction(torch.autograd.Function):
-    """Keeps `x` alone, and makes its gradient in one pass; the two steps by themselves take four, at HR size."""
+class _GlobalAverageFunction(torch.autograd.Function):
+    """PyTorch's own makes a float32 copy of bf16 images on the CPU, and a whole image of its gradient.
+
+    A product with ones adds up in float32 without a copy, and the gradient is one number a channel, seen as an image.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.relu().mean((2, 3))
+        ctx.shape = x.shape
+        pixels = x.flatten(2)
+        ones = pixels.new_ones(pixels.shape[2], 1)
+        return (pixels @ ones / pixels.shape[2])[..., None]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        share = (gradient / (x.shape[2] * x.shape[3]))[..., None, None].expand_as(x)
-        return torch.ops.aten.threshold_backward(share, x, 0)
+        return (gradient / (ctx.shape[2] * ctx.shape[3])).expand(ctx.shape)

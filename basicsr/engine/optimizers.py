@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,16 @@ def build_optimizer(options: Mapping[str, Any], groups: Mapping[str, Iterable[nn
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if trained:
             entries.append({"params": trained, "name": group})
+    if not {"fused", "foreach", "differentiable", "capturable"} & set(arguments):
+        arguments |= _fastest(known, entries)
     optimizer = OPTIMIZERS[name](entries, **arguments)
     for entry in optimizer.param_groups:
         entry["initial_lr"] = entry["lr"]
     return optimizer
+
+
+def _fastest(known: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """One kernel for all weights, where the optimizer has it and the weights are where it works."""
+    parameters = [parameter for entry in entries for parameter in entry["params"]]
+    devices = {parameter.device.type for parameter in parameters}
+    return {"fused": True} if "fused" in known and devices <= {"cpu", "cuda"} else {}

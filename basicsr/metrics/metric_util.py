@@ -1,18 +1,31 @@
-"""What metrics share: the order of dimensions, the border, the luma channel."""
+"""What metrics share: the order of dimensions, the border, the luma channel, and sums over blocks of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from basicsr.utils.color_util import bgr2ycbcr
+from basicsr.utils.color_util import bgr2ycbcr, luma_of_bgr
 from basicsr.utils.errors import DataError, OptionsError
+
+Image = npt.NDArray[Any]
+Plane = npt.NDArray[np.floating[Any]]
+Precision = type[np.float32] | type[np.float64]
 
 SSIM_WINDOW = 11  # pixels a side
 SSIM_SIGMA = 1.5  # of its Gaussian weights, pixels
+
+# About how many numbers a block has: the few arrays of this size that are worked on together stay in the processor's
+# caches, and a block is large beside the rows that neighbours both read. Below it threads cost more than they give.
+_BLOCK = 2**17
+_FEWEST_ROWS = 32
 
 
 def check_same_shape(shape: Sequence[int], shape2: Sequence[int]) -> None:
@@ -37,7 +50,7 @@ def check_ssim_window(height: int, width: int, crop_border: int) -> None:
         )
 
 
-def reorder_image(img: npt.NDArray[Any], input_order: str = "HWC") -> npt.NDArray[Any]:
+def reorder_image(img: Image, input_order: str = "HWC") -> Image:
     """An image as (H, W, C), from (H, W), or from what `input_order` says: 'HWC' or 'CHW'.
 
     Raises:
@@ -53,7 +66,7 @@ def reorder_image(img: npt.NDArray[Any], input_order: str = "HWC") -> npt.NDArra
     return img.transpose(1, 2, 0) if input_order == "CHW" else img
 
 
-def to_y_channel(img: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def to_y_channel(img: Image) -> npt.NDArray[np.float32]:
     """The luma Y of ITU-R BT.601 in [16, 235], not rounded.
 
     Args:
@@ -68,20 +81,104 @@ def to_y_channel(img: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return unit * np.float32(255.0)
 
 
-def comparable_pair(
-    img: npt.NDArray[Any], img2: npt.NDArray[Any], crop_border: int, input_order: str, test_y_channel: bool
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Both images as float64 (H, W, C) in [0, 255], without the border, on Y if asked for.
+def comparable_pair(img: Image, img2: Image, crop_border: int, input_order: str) -> tuple[Image, Image]:
+    """Both images as (H, W, C) without the border: views, of the type they have.
 
     Raises:
         OptionsError: `input_order` or `crop_border` is wrong.
         DataError: the shapes differ, or nothing is left inside the border.
     """
     check_same_shape(img.shape, img2.shape)
-    height, width = reorder_image(img, input_order).shape[:2]
+    first, second = reorder_image(img, input_order), reorder_image(img2, input_order)
+    height, width = first.shape[:2]
     check_crop_border(crop_border, height, width)
-    pair = []
-    for image in (img, img2):
-        inner = reorder_image(image, input_order)[crop_border : height - crop_border, crop_border : width - crop_border]
-        pair.append((to_y_channel(inner) if test_y_channel else inner).astype(np.float64))
-    return pair[0], pair[1]
+    inner = slice(crop_border, height - crop_border), slice(crop_border, width - crop_border)
+    return first[inner], second[inner]
+
+
+class Scratch:
+    """Arrays of one thread by their names, used again for each block: fresh memory costs as much as the arithmetic.
+
+    Args:
+        dtype: np.float32 or np.float64.
+    """
+
+    def __init__(self, dtype: Precision) -> None:
+        self._dtype = dtype
+        self._held: dict[str, Plane] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Plane:
+        """An array (`shape`) with whatever was left in it; it is overwritten where the name is asked for again."""
+        size = math.prod(shape)
+        if name not in self._held or self._held[name].size < size:
+            self._held[name] = np.empty(size, self._dtype)
+        return self._held[name][:size].reshape(shape)
+
+
+# Of two blocks, both (h, w) or (h, w, C), which it may overwrite.
+Measure = Callable[[Plane, Plane, Scratch], float]
+
+
+def total_over_rows(
+    first: Image,
+    second: Image,
+    on_luma: bool,
+    measure: Measure,
+    *,
+    overlap: int = 0,
+    dtype: Precision = np.float64,
+    in_threads: bool = False,
+) -> float:
+    """The sum of what `measure` says of blocks of rows.
+
+    The blocks depend on the size of the images alone and are added up in their order, so that the total does not
+    depend on the number of threads, to the last bit.
+
+    Args:
+        first: (H, W, C) of any type of number.
+        second: of the same shape.
+        on_luma: compare Y of BGR, of which there must be three channels; it is mixed in `dtype`.
+        measure: of two blocks.
+        overlap: rows that a block shares with the next one.
+        dtype: of the blocks: np.float32 or np.float64.
+        in_threads: share the blocks among as many threads as PyTorch has, where the work is worth starting them.
+    """
+    height, width, channels = first.shape
+    blocks = _blocks(height - overlap, width * (1 if on_luma else channels))
+    totals = [0.0] * len(blocks)
+    threads = min(torch.get_num_threads(), len(blocks)) if in_threads else 1
+
+    def work(thread: int) -> None:
+        scratch = Scratch(dtype)
+        for index in range(thread, len(blocks), threads):
+            rows = slice(blocks[index].start, blocks[index].stop + overlap)
+            one = _as_plane(first[rows], on_luma, "first", scratch)
+            other = _as_plane(second[rows], on_luma, "second", scratch)
+            totals[index] = measure(one, other, scratch)
+
+    if threads == 1:
+        work(0)
+    else:
+        with ThreadPoolExecutor(threads - 1) as pool:
+            others = [pool.submit(work, thread) for thread in range(1, threads)]
+            work(0)
+            for other in others:
+                other.result()
+    return float(sum(totals))
+
+
+def _blocks(rows: int, row_size: int) -> list[range]:
+    """Rows 0...rows - 1 in nearly equal parts: one, or an even number, as that of threads mostly is."""
+    size = rows * row_size
+    count = 1 if size <= _BLOCK else 2 * math.ceil(size / (2 * _BLOCK))
+    step = max(_FEWEST_ROWS, math.ceil(rows / count))
+    return [range(top, min(top + step, rows)) for top in range(0, rows, step)]
+
+
+def _as_plane(block: Image, on_luma: bool, name: str, scratch: Scratch) -> Plane:
+    """(h, w, C) of any type as floats (h, w, C), or (h, w) where there is one channel or luma is asked for."""
+    converted = scratch("colours" if on_luma else name, block.shape)
+    np.copyto(converted, block)
+    if on_luma:
+        return np.asarray(cv2.transform(converted, luma_of_bgr(), scratch(name, block.shape[:2])))
+    return converted[..., 0] if block.shape[2] == 1 else converted

@@ -15,6 +15,14 @@ _RGB_TO_YCBCR = np.array(
 _OFFSET = np.array([16.0, 128.0, 128.0])
 
 
+def luma_of_bgr() -> np.ndarray:
+    """Y of B, G, R as a matrix (1, 4), float64: Y = b B + g G + r R + 16 with B, G, R in [0, 255] and Y in [16, 235].
+
+    In the form that OpenCV's `transform` takes.
+    """
+    return np.append(_RGB_TO_YCBCR[::-1, 0] / 255.0, _OFFSET[0])[None]
+
+
 def rgb2ycbcr(img: np.ndarray, y_only: bool = False) -> np.ndarray:
     """Converts RGB to YCbCr.
 

@@ -116,3 +116,21 @@ def test_unsupported_options_are_refused(options: dict, message: str) -> None:
 def test_an_unknown_norm_is_refused_without_the_registry_too() -> None:
     with pytest.raises(OptionsError, match="norm 'layer' is not supported: give batch, instance, none, spectral"):
         PatchGANDiscriminator(norm="layer")  # type: ignore[arg-type]
+
+
+def test_the_last_layer_of_the_u_net_is_a_convolution_to_one_channel() -> None:
+    """Computed with more channels for speed; output and gradients are those of the layer by itself."""
+    torch.manual_seed(0)
+    network = UNetDiscriminatorSN(num_in_ch=3, num_feat=8).double()
+    seen = []
+    network.conv8.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    logits = network(torch.rand(2, 3, 16, 24, dtype=torch.float64))
+    features = nn.functional.leaky_relu(seen[0], 0.2)
+    expected = network.conv9(features)
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    seed = torch.randn_like(logits)
+    wanted = [network.conv9.weight, network.conv9.bias]
+    for one, other in zip(
+        torch.autograd.grad(logits, wanted, seed), torch.autograd.grad(expected, wanted, seed), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -32,6 +32,20 @@ def test_embedding_is_that_of_the_definition(head: type[nn.Module]) -> None:
     torch.testing.assert_close(embedding, embed_by_definition(network, x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("head", [ImageProjectionHead, PatchProjectionHead])
+def test_gradients_are_those_of_the_definition(head: type[nn.Module], layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    network = head(embed_dim=16).double().to(memory_format=layout)
+    x = torch.rand(3, 3, 12, 10, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    seed = torch.randn(3, 16, dtype=torch.float64)
+    wanted = [x, *network.parameters()]
+    found = torch.autograd.grad(network(x), wanted, seed)
+    expected = torch.autograd.grad(embed_by_definition(network, x), wanted, seed)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("head", "convolutions"),
     [

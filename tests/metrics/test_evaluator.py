@@ -13,6 +13,7 @@ from torch import nn
 
 from basicsr.metrics.evaluator import evaluate, image_name
 from basicsr.utils.errors import DataError, NonFiniteError
+from basicsr.utils.img_util import tensor2img
 
 
 def test_figures_are_those_worked_out_by_hand():
@@ -63,3 +64,46 @@ def test_two_ranks_give_the_figures_of_one_to_the_last_bit(tmp_path, count):
     whole = evaluate(nn.Identity(), Pairs(count), PSNR, torch.device("cpu"))
     for rank in range(2):
         assert np.array_equal(np.load(tmp_path / f"values.{rank}.npy"), whole.values)
+
+
+def test_each_image_is_read_once():
+    class Counted(Pairs):
+        def __init__(self, count: int) -> None:
+            super().__init__(count)
+            self.read: list[int] = []
+
+        def __getitem__(self, index: int) -> dict:
+            self.read.append(index)
+            return super().__getitem__(index)
+
+    images = Counted(3)
+    evaluate(nn.Identity(), images, PSNR, torch.device("cpu"))
+    assert images.read == [0, 1, 2]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_saved_and_measured_is_what_tensor2img_makes(channels):
+    """Beyond [0, 1] too, and on ties: halves of a level go to the even one."""
+    lq = torch.rand(channels, 21, 17, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
+    lq[0, 0] = (torch.arange(17) + 0.5) / 255
+    gt = torch.zeros_like(lq)
+    saved: dict[str, np.ndarray] = {}
+    evaluation = evaluate(
+        nn.Identity(),
+        [{"lq": lq, "gt": gt, "lq_path": "a.png"}],
+        PSNR,
+        torch.device("cpu"),
+        save_image=lambda name, image: saved.update({name: image}),
+    )
+    expected = tensor2img(lq)
+    assert saved["a"].dtype == np.uint8 and np.array_equal(saved["a"], expected)
+    mean_square = np.square(expected.astype(np.float64)).mean()
+    assert evaluation.values[0, 0] == pytest.approx(10 * math.log10(255**2 / mean_square), abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_infinite_values_have_no_figures(value):
+    lq = torch.full((3, 8, 8), 0.5)
+    lq[1, 2, 3] = value
+    with pytest.raises(NonFiniteError, match=r"Identity makes values of a.png that are not finite"):
+        evaluate(nn.Identity(), [{"lq": lq, "gt": lq, "lq_path": "a.png"}], PSNR, torch.device("cpu"))

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
+import torch
 from skimage.metrics import structural_similarity
 
 from basicsr.metrics import calculate_metric, calculate_psnr, calculate_ssim
@@ -195,3 +198,125 @@ def test_a_metric_written_for_basicsr_works_dropped_in() -> None:
         assert calculate_metric(data, options) == 3.5
     finally:
         del METRIC_REGISTRY._members["calculate_mean_difference"]
+
+
+def luma_by_hand(img: np.ndarray) -> np.ndarray:
+    blue, green, red = np.moveaxis(img.astype(np.float64), 2, 0)
+    return 16 + (24.966 * blue + 128.553 * green + 65.481 * red) / 255
+
+
+def ssim_by_hand(x: np.ndarray, y: np.ndarray) -> float:
+    """Of two float64 planes, window by window, with variances from the differences to the mean."""
+    gauss = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    weights = np.outer(gauss, gauss) / gauss.sum() ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    figures = []
+    for top in range(x.shape[0] - 10):
+        for left in range(x.shape[1] - 10):
+            a, b = (plane[top : top + 11, left : left + 11] for plane in (x, y))
+            mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+            variances = (weights * ((a - mean_a) ** 2 + (b - mean_b) ** 2)).sum()
+            covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
+            figure = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+            figures.append(figure / ((mean_a**2 + mean_b**2 + c1) * (variances + c2)))
+    return math.fsum(figures) / len(figures)
+
+
+def hard_pairs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images in which a variance is the small difference of large numbers, and some that are not so hard."""
+    generator = np.random.default_rng(3)
+
+    def pixels(values: np.ndarray) -> np.ndarray:
+        colours = np.broadcast_to(np.atleast_3d(values), (33, 46, 3))
+        return np.clip(colours.round(), 0, 255).astype(np.uint8)
+
+    noise = generator.normal(0, 4, (33, 46))
+    flat, ramp = np.full((33, 46), 240.0), np.broadcast_to(np.linspace(0, 255, 46), (33, 46))
+    stripes = np.where(np.arange(46) // 15 % 2, 250.0, 5.0) + 0 * flat
+    photograph = skimage.data.astronaut()[100:133, 200:246]
+    return {
+        "random": (
+            generator.integers(0, 256, (33, 46, 3), np.uint8),
+            generator.integers(0, 256, (33, 46, 3), np.uint8),
+        ),
+        "flat": (pixels(flat), pixels(flat - 20)),
+        "black and white": (pixels(0 * flat), pixels(0 * flat + 255)),
+        "nearly flat": (pixels(flat), pixels(flat + (noise > 8))),
+        "ramp": (pixels(ramp), pixels(ramp * 0.98 + noise / 4)),
+        "opposite ramps": (pixels(ramp), pixels(255 - ramp)),
+        "opposite stripes": (pixels(stripes), pixels(255 - stripes)),
+        "opposite noise on white": (pixels(flat + noise), pixels(flat - noise)),
+        "opposite noise on stripes": (pixels(stripes + noise), pixels(stripes - noise)),
+        "photograph": (photograph, cv2.GaussianBlur(photograph, (5, 5), 1)),
+        "one window": (photograph[:11, :11], pixels(ramp)[:11, :11]),
+    }
+
+
+@pytest.mark.parametrize("name", list(hard_pairs()))
+def test_figures_are_those_worked_out_window_by_window(name: str) -> None:
+    """One channel to float64's rounding; luma, of which SSIM is computed in float32, to what the tables do not show.
+
+    Rounding leaves a variance wrong by up to 3 * 2^-24 * 220^2 = 0.009, where s or d lies that far from its mean over
+    the block; SSIM changes by up to 1 / (2 c2) = 0.0085 times the error of var_s and 0.017 times that of var_d, so by
+    less than 1e-4. It takes images that are each other's opposite to come near that.
+    """
+    tolerance = 5e-5 if name.startswith("opposite") else 1e-7 if name == "photograph" else 1e-6
+    img, img2 = hard_pairs()[name]
+    x, y = luma_by_hand(img), luma_by_hand(img2)
+    found = calculate_ssim(img, img2, 0, test_y_channel=True)
+    assert found == pytest.approx(ssim_by_hand(x, y), abs=tolerance)
+    expected_psnr = 10 * math.log10(255**2 / ((x - y) ** 2).mean())
+    assert calculate_psnr(img, img2, 0, test_y_channel=True) == pytest.approx(expected_psnr, abs=1e-9)
+    blue = img[..., 0].astype(np.float64), img2[..., 0].astype(np.float64)
+    assert calculate_ssim(img[..., 0], img2[..., 0], 0) == pytest.approx(ssim_by_hand(*blue), abs=1e-11)
+
+
+# Of one block, of several, and of blocks whose height the number of rows cannot be divided by.
+@pytest.mark.parametrize(("height", "width", "border"), [(60, 70, 4), (419, 400, 3), (35, 9000, 0), (9001, 30, 0)])
+@pytest.mark.parametrize("luma", [False, True])
+def test_the_number_of_threads_makes_no_difference_to_the_last_bit(
+    height: int, width: int, border: int, luma: bool
+) -> None:
+    img, img2 = pair((height, width, 3))
+    before = torch.get_num_threads()
+    figures = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            figures.append(
+                [metric(img, img2, border, test_y_channel=luma) for metric in (calculate_psnr, calculate_ssim)]
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert figures[0] == figures[1] == figures[2]
+    inner = slice(border, height - border), slice(border, width - border)
+    x, y = (luma_by_hand(image[inner]) if luma else image[inner].astype(np.float64) for image in (img, img2))
+    expected = structural_similarity(
+        x,
+        y,
+        channel_axis=None if luma else 2,
+        data_range=255,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    assert figures[0][1] == pytest.approx(expected, abs=1e-7 if luma else 1e-12)
+    assert figures[0][0] == pytest.approx(10 * math.log10(255**2 / ((x - y) ** 2).mean()), abs=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.float16, np.float64])
+def test_types_and_strides_make_no_difference(dtype: type) -> None:
+    img, img2 = pair((24, 31, 3))
+    for metric in (calculate_psnr, calculate_ssim):
+        expected = metric(img, img2, 2, test_y_channel=True)
+        assert metric(img.astype(dtype), img2.astype(dtype), 2, test_y_channel=True) == expected
+        reversed_twice = img[..., ::-1].copy()[..., ::-1], np.asfortranarray(img2)
+        assert metric(*reversed_twice, 2, test_y_channel=True) == expected
+
+
+def test_a_figure_that_is_not_a_number_stays_visible() -> None:
+    img, img2 = (image.astype(np.float64) for image in pair((24, 31, 3)))
+    img[12, 12] = math.nan
+    for metric in (calculate_psnr, calculate_ssim):
+        for luma in (False, True):
+            assert math.isnan(metric(img, img2, 0, test_y_channel=luma))

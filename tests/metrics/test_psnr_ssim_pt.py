@@ -122,6 +122,17 @@ def test_a_figure_that_is_not_a_number_stays_visible() -> None:
         assert math.isnan(first) and math.isfinite(second)
 
 
+@pytest.mark.parametrize("name", ["random", "nearly flat"])
+def test_where_a_gradient_is_asked_for_there_is_one_and_the_figures_stay(name: str) -> None:
+    """Then it is PyTorch that takes the means of the windows, as on a GPU, and not OpenCV."""
+    img, img2 = batches()[name]
+    leaf = img.clone().requires_grad_()
+    found = calculate_ssim_pt(leaf, img2, 2, test_y_channel=True, round_to_8_bits=False)
+    assert found.tolist() == pytest.approx(calculate_ssim_pt(img, img2, 2, True, False).tolist(), abs=1e-11)
+    found.sum().backward()
+    assert leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad[..., 2:-2, 2:-2].any()
+
+
 def test_the_images_stay_as_they_are() -> None:
     img, img2 = batches()["random"]
     before = img.clone(), img2.clone()
