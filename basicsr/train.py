@@ -29,7 +29,6 @@ from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, same_on_all_ranks
 from basicsr.engine.feed import Feed, SkippedImages
-from basicsr.engine.host_memory import keep_freed_memory
 from basicsr.engine.images import check_all_images, check_equal_on_all_ranks
 from basicsr.engine.ownership import owned
 from basicsr.engine.peers import Peers, watched
@@ -40,6 +39,7 @@ from basicsr.engine.validation import validate
 from basicsr.models import recognise_networks
 from basicsr.utils.dist_util import raise_together, sum_over_ranks
 from basicsr.utils.errors import NonFiniteError, UserError
+from basicsr.utils.host_memory import keep_freed_memory
 from basicsr.utils.options import load_options, parse_arguments, resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -34,6 +36,10 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         Images are float32 (C, H, W), RGB in [0, 1].
         """
 
+    def load_pixels(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """As `load`, for training batches, where images may also be uint8 in [0, 255] for `Batch.to` to scale."""
+        return self.load(index, rng)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.load(index, randomness.generator(index, "sample"))
 
@@ -45,12 +51,21 @@ class PatchDataset(ImageDataset):
     def load(self, index: int, rng: np.random.Generator, gt_size: int | None = None) -> dict[str, Any]:
         """As `ImageDataset.load`; `gt_size` is the side of the HR patch, None for the dataset's own."""
 
+    def load_pixels(self, index: int, rng: np.random.Generator, gt_size: int | None = None) -> dict[str, Any]:
+        """As `ImageDataset.load_pixels`."""
+        return self.load(index, rng, gt_size)
 
-def load_sample(dataset: Dataset[Any], key: SampleKey) -> dict[str, Any]:
+
+def load_sample(dataset: Dataset[Any], key: SampleKey, pixels: bool = False) -> dict[str, Any]:
     """Loads a sample of any map-style dataset as a function of its key alone.
 
     A dataset written for BasicSR draws from the global generators of Python, numpy and torch: these are
     seeded by the key for the length of the call, and put back as they were.
+
+    Args:
+        dataset: any map-style dataset.
+        key: of the sample.
+        pixels: take what the dataset's `load_pixels` gives, where it has one that belongs to its `load`.
 
     Raises:
         OptionsError: the key says how large a patch to take, and the dataset is no `PatchDataset`.
@@ -59,7 +74,7 @@ def load_sample(dataset: Dataset[Any], key: SampleKey) -> dict[str, Any]:
         RuntimeError: the dataset raised anything else; it names the sample, and has what was raised as its cause.
     """
     try:
-        return _load(dataset, key)
+        return _load(dataset, key, pixels)
     except UserError:
         raise
     except MemoryError as error:
@@ -89,13 +104,21 @@ def sample_name(dataset: Any, index: int) -> str:
     return printable(f"{name} ({', '.join(files)})")
 
 
-def _load(dataset: Dataset[Any], key: SampleKey) -> dict[str, Any]:
-    if key.gt_size is not None:
-        return _patches_of(dataset).load(key.index, randomness.generator(key.seed, "sample"), key.gt_size)
-    if isinstance(dataset, ImageDataset):
-        return dataset.load(key.index, randomness.generator(key.seed, "sample"))
-    with randomness.seeded_global_state(key.seed):
-        return dataset[key.index]
+def _load(dataset: Dataset[Any], key: SampleKey, pixels: bool) -> dict[str, Any]:
+    if not isinstance(dataset, ImageDataset) and key.gt_size is None:
+        with randomness.seeded_global_state(key.seed):
+            return dataset[key.index]
+    asked: Any = dataset if key.gt_size is None else _patches_of(dataset)
+    load = asked.load_pixels if pixels and _gives_pixels(asked.__class__) else asked.load
+    size = () if key.gt_size is None else (key.gt_size,)
+    return load(key.index, randomness.generator(key.seed, "sample"), *size)
+
+
+@cache
+def _gives_pixels(kind: type) -> bool:
+    """Whether the class that has `load_pixels` knows the `load` in force: one derived from it may have changed that."""
+    pixels, load = (next(owner for owner in kind.__mro__ if name in vars(owner)) for name in ("load_pixels", "load"))
+    return issubclass(pixels, load)
 
 
 def check_patches(dataset: Dataset[Any]) -> None:
@@ -130,6 +153,15 @@ class TensorConversion:
         self._mean = _per_channel("mean", mean, channels)
         self._std = _per_channel("std", std, channels)
 
+    def pixels(self, img: np.ndarray) -> torch.Tensor:
+        """As `__call__`, but where 8-bit RGB is only to be scaled: uint8 (3, H, W) of `img`'s values.
+
+        These may lie in the memory of `img`.
+        """
+        if img.dtype != np.uint8 or self._y_only or self._mean is not None or self._std is not None:
+            return self(img)
+        return rgb_tensor(img)
+
     def __call__(self, img: np.ndarray) -> torch.Tensor:
         """Converts (H, W, 3), BGR, uint8 or uint16, to float32 (C, H, W)."""
         pixels = to_float32(img)
@@ -139,6 +171,14 @@ class TensorConversion:
         if self._mean is not None:
             tensor = tensor - self._mean
         return tensor if self._std is None else tensor / self._std
+
+
+def rgb_tensor(img: np.ndarray) -> torch.Tensor:
+    """(H, W, 3), BGR, uint8 or uint16, as a tensor (3, H, W), RGB, of the same type; its pixels lie side by side."""
+    rgb = img[..., ::-1]
+    if not rgb.flags.c_contiguous:
+        rgb = cv2.cvtColor(img, cv2.COLOR_BGR2RGB) if img.flags.c_contiguous else np.ascontiguousarray(rgb)
+    return torch.from_numpy(rgb).permute(2, 0, 1)
 
 
 def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> torch.Tensor | None:

@@ -15,15 +15,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from basicsr.data.base import load_sample
 from basicsr.data.batch import Batch, collate
+from basicsr.data.handover import HandedOver, Slots, slots_for
 from basicsr.data.sampling import KeySampler, SampleKey
 from basicsr.data.skipping import load_or_replace
 from basicsr.utils.errors import DataError, MachineError, UserError
+from basicsr.utils.host_memory import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1
+_LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes of a worker's freed memory
 _WORKERS_TRACEBACK = "in DataLoader worker process"
 
 
@@ -48,7 +51,8 @@ class TrainLoader:
     arguments and the dataset: not on the number of workers, nor on where the run was resumed.
 
     Args:
-        dataset: any map-style dataset whose items `collate` takes.
+        dataset: any map-style dataset whose items `collate` takes. Of one with `load_pixels`, images come as uint8:
+            they are float32 in [0, 1] after `Batch.to`.
         sampler: which samples come when.
         accumulate: batches to an iteration.
         enlarge_ratio: passes over the dataset that count as one epoch.
@@ -79,6 +83,8 @@ class TrainLoader:
         self._accumulate = accumulate
         self._enlarge_ratio = enlarge_ratio
         self._batches = _BatchesByKeys(dataset, skip_bad_images)
+        # Those a worker has prepared, those of this iteration and the next (`Feed`), one that it fills, one to spare.
+        self._slots_each = max(prefetch, 2) + 2 * accumulate + 2
         self._loader = DataLoader(
             self._batches,
             batch_sampler=sampler,
@@ -141,7 +147,8 @@ class TrainLoader:
         return len(self._sampler) // self._accumulate
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
-        with _child_signals_kept():
+        slots = slots_for(self._loader.num_workers, self._slots_each)
+        with _child_signals_kept(), self._batches.filling(slots):
             batches = iter(self._loader)
         take = _next_from_workers if self._loader.num_workers else _next_in_process
         try:
@@ -152,7 +159,7 @@ class TrainLoader:
             raise
         finally:
             # Ends the workers now. Left to the garbage collector, each would be waited for five seconds.
-            del batches
+            del batches, slots
 
 
 class _BatchesByKeys(Dataset[Any]):
@@ -165,23 +172,38 @@ class _BatchesByKeys(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], skip_bad_images: int) -> None:
         self._dataset, self._skip_bad_images = dataset, skip_bad_images
         self._bad: dict[int, list[str]] = {}
+        self._slots: Slots | None = None
+
+    @contextmanager
+    def filling(self, slots: Slots | None) -> Iterator[None]:
+        """For the length of a block: workers that are forked in it will fill these slots."""
+        self._slots = slots
+        try:
+            yield
+        finally:
+            self._slots = None
 
     def leave_out(self, bad: Iterable[tuple[int, str]]) -> None:
         for index, note in bad:
             self._bad.setdefault(index, []).append(note)
 
-    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | UserError:
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | HandedOver | UserError:
         skipped: list[str] = []
         try:
             samples = [self._load(key, skipped) for key in keys]
-            return collate(samples, [key.seed for key in keys], tuple(dict.fromkeys(skipped)))
+            seeds, notes = [key.seed for key in keys], tuple(dict.fromkeys(skipped))
+            worker = get_worker_info()
+            slot = None if self._slots is None or worker is None else self._slots.take(worker.id)
+            if slot is None:
+                return collate(samples, seeds, notes)
+            return slot.filled(collate(samples, seeds, notes, slot.empty))
         except UserError as error:
             return error
 
     def _load(self, key: SampleKey, skipped: list[str]) -> dict[str, Any]:
         if self._skip_bad_images == 0:
-            return load_sample(self._dataset, key)
-        sample, notes = load_or_replace(self._dataset, key, self._skip_bad_images, self._bad)
+            return load_sample(self._dataset, key, pixels=True)
+        sample, notes = load_or_replace(self._dataset, key, self._skip_bad_images, self._bad, pixels=True)
         skipped += notes
         return sample
 
@@ -247,6 +269,7 @@ def prepare_worker(worker: int, parent: int) -> None:
         # while the parent still finishes its iteration and saves.
         os.setpgid(0, 0)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        keep_freed_memory(_LARGEST_KEPT, _MOST_KEPT)
         if os.getppid() != parent:
             os._exit(1)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from basicsr.data.base import PatchDataset, TensorConversion
+from basicsr.data.base import PatchDataset, TensorConversion, rgb_tensor
 from basicsr.data.data_util import (
     paired_paths_from_folder,
     paired_paths_from_lmdb,
@@ -15,8 +15,10 @@ from basicsr.data.data_util import (
 )
 from basicsr.data.pairing import check_depths, check_whole_pair
 from basicsr.data.storage import ImageStorage, StoredImage, StoredImages, Window, backend_type, check_roots
-from basicsr.data.transforms import augment, choose_crop
+from basicsr.data.teacher_cache import StoredOutputs, decode
+from basicsr.data.transforms import choose_crop, draw_coins, turned
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.img_util import img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
 
 
@@ -45,6 +47,8 @@ class PairedImageDataset(PatchDataset):
         color: 'y' for the luma channel alone, None for RGB.
         mean: subtracted from each channel of both images.
         std: divides each channel of both images then.
+        teacher_cache: folder of a teacher's outputs for the HR images, as scripts/cache_teacher.py makes it; in
+            training samples then have `sr_teacher`, cut and turned as `gt` is.
 
     Raises:
         DataError: folders are missing or empty, or images have no partner.
@@ -70,6 +74,7 @@ class PairedImageDataset(PatchDataset):
         color: Literal["y"] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        teacher_cache: str | None = None,
     ) -> None:
         self.scale = scale
         self.gt_size = _checked_patch_size(gt_size, scale) if phase == "train" else None
@@ -78,6 +83,11 @@ class PairedImageDataset(PatchDataset):
         self.use_rot = use_rot
         self.extend_small = extend_small
         self._convert = TensorConversion(color, mean, std)
+        self._outputs = None
+        if teacher_cache is not None:
+            if phase != "train" or (color, mean, std) != (None, None, None):
+                raise OptionsError("teacher_cache is for training on RGB in [0, 1]: without color, mean and std")
+            self._outputs = StoredOutputs(teacher_cache, None if io_backend.get("type") == "lmdb" else dataroot_gt)
         self._roots = {"gt": dataroot_gt, "lq": dataroot_lq}
         self._storage = ImageStorage(io_backend, self._roots)
         folders, keys = [dataroot_lq, dataroot_gt], ["lq", "gt"]
@@ -96,22 +106,33 @@ class PairedImageDataset(PatchDataset):
 
     def load(self, index: int, rng: np.random.Generator, gt_size: int | None = None) -> dict[str, Any]:
         """Returns {'lq': float32 (C, h, w), 'gt': float32 (C, sh, sw), 'lq_path': str, 'gt_path': str}, RGB
-        in [0, 1].
+        in [0, 1]; with a teacher's cache also 'sr_teacher', float32 of the shape of 'gt'.
 
         Raises:
             DataError: an image cannot be read, is smaller than the patch, or the two do not fit in size or bits.
         """
+        gt, lq, *sr = self._images(index, rng, gt_size)
+        sample = {"lq": self._convert(lq), "gt": self._convert(gt), **self.paths[index]}
+        return {**sample, "sr_teacher": decode(img2tensor(sr[0]))} if sr else sample
+
+    def load_pixels(self, index: int, rng: np.random.Generator, gt_size: int | None = None) -> dict[str, Any]:
+        """As `load`, but images of 8 bits are uint8 where scaling is all that is asked for; 'sr_teacher' is uint16, the
+        cache's codes."""
+        gt, lq, *sr = self._images(index, rng, gt_size)
+        sample = {"lq": self._convert.pixels(lq), "gt": self._convert.pixels(gt), **self.paths[index]}
+        return {**sample, "sr_teacher": rgb_tensor(sr[0])} if sr else sample
+
+    def _images(self, index: int, rng: np.random.Generator, gt_size: int | None) -> list[np.ndarray]:
+        """HR and LR image of a sample, (H, W, 3), BGR, and the teacher's output where there is one."""
         paths = self.paths[index]
         gt, gt_name = self._storage.open(paths["gt_path"], "gt"), self._storage.name(paths["gt_path"], "gt")
         lq, lq_name = self._storage.open(paths["lq_path"], "lq"), self._storage.name(paths["lq_path"], "lq")
         check_depths(gt.depth, lq.depth, gt_name, lq_name)
         if self.gt_size is not None:
-            img_gt, img_lq = self._random_patches(gt, lq, gt_size or self.gt_size, gt_name, lq_name, rng)
-        else:
-            check_whole_pair(gt.size, lq.size, self.scale, gt_name, lq_name)
-            img_gt = gt.read(Window(0, 0, lq.size[0] * self.scale, lq.size[1] * self.scale))
-            img_lq = lq.read()
-        return {"lq": self._convert(img_lq), "gt": self._convert(img_gt), **paths}
+            output = None if self._outputs is None else self._outputs.open(paths["gt_path"], gt.size)
+            return self._random_patches(gt, lq, output, gt_size or self.gt_size, gt_name, lq_name, rng)
+        check_whole_pair(gt.size, lq.size, self.scale, gt_name, lq_name)
+        return [gt.read(Window(0, 0, lq.size[0] * self.scale, lq.size[1] * self.scale)), lq.read()]
 
     def stored_images(self) -> StoredImages:
         """Where the images lie and what they must be like."""
@@ -128,22 +149,26 @@ class PairedImageDataset(PatchDataset):
         self,
         gt: StoredImage,
         lq: StoredImage,
+        output: StoredImage | None,
         gt_size: int,
         gt_name: str,
         lq_name: str,
         rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> list[np.ndarray]:
+        """HR and LR patch, and that of the teacher's output where there is one."""
         scale, side = self.scale, gt_size // self.scale
         sizes = gt.size, lq.size
         if self.extend_small and gt.size == (lq.size[0] * scale, lq.size[1] * scale):
             sizes = _at_least(gt.size, gt_size), _at_least(lq.size, side)
         top, left = choose_crop(*sizes, gt_size, scale, gt_name, lq_name, rng)
-        img_gt = _extended(gt.read(Window(top * scale, left * scale, gt_size, gt_size)), gt_size)
-        img_lq = _extended(lq.read(Window(top, left, side, side)), side)
-        img_gt, img_lq = augment([img_gt, img_lq], self.use_hflip, self.use_rot, rng=rng)
-        if self.use_vflip and not self.use_rot and rng.random() < 0.5:
-            return img_gt[::-1], img_lq[::-1]
-        return img_gt, img_lq
+        window = Window(top * scale, left * scale, gt_size, gt_size)
+        patches = [_extended(gt.read(window), gt_size), _extended(lq.read(Window(top, left, side, side)), side)]
+        if output is not None:
+            patches.append(_extended(output.read(window), gt_size))
+        coins = draw_coins(self.use_hflip, self.use_rot, rng)
+        if self.use_vflip and not self.use_rot:
+            coins = coins._replace(vertical=rng.random() < 0.5)
+        return [turned(patch, coins) for patch in patches]
 
 
 def _at_least(size: tuple[int, int], side: int) -> tuple[int, int]:

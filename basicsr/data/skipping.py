@@ -21,7 +21,7 @@ from basicsr.utils.errors import DataError
 
 
 def load_or_replace(
-    dataset: Dataset[Any], key: SampleKey, limit: int, bad: Mapping[int, Sequence[str]]
+    dataset: Dataset[Any], key: SampleKey, limit: int, bad: Mapping[int, Sequence[str]], pixels: bool = False
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Loads a sample, or the next one that can be loaded.
 
@@ -30,6 +30,7 @@ def load_or_replace(
         key: of the sample.
         limit: how many bad images a run may do without.
         bad: what is known to be wrong, 'path: reason' each, by the index of the sample; these are not tried.
+        pixels: as for `load_sample`.
 
     Returns:
         The sample, and what was skipped for it, 'path: reason' each.
@@ -45,7 +46,7 @@ def load_or_replace(
             skipped += bad[index]
             continue
         try:
-            return load_sample(dataset, replace(key, index=index)), tuple(skipped)
+            return load_sample(dataset, replace(key, index=index), pixels), tuple(skipped)
         except DataError as error:
             skipped.append(_note(dataset, index, str(error)))
     raise DataError(

@@ -1,21 +1,27 @@
 """Stored images, opened before it is known which part of them is wanted.
 
 A dataset opens an image, reads its size, chooses a window and asks for that. Files that must be decoded whole
-are; a storage that can decode a window alone offers another class with the same attributes.
+are; of uncompressed images, binary PPM, only the window is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.file_client import FileClient
 from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.name_lists import printable
+from basicsr.utils.ppm_files import LONGEST_HEADER, PpmHeader, pixels_of, read_ppm_header
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,93 @@ class DecodedImage:
         return self._pixels[rows, window.left : window.left + window.width]
 
 
+class PpmImage(ABC):
+    """An uncompressed image, of which the rows of a window are read.
+
+    Args:
+        header: what it begins with.
+        source: what to call it in errors.
+    """
+
+    def __init__(self, header: PpmHeader, source: str) -> None:
+        self._header, self._source = header, source
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self._header.height, self._header.width
+
+    @property
+    def depth(self) -> int:
+        """Bits to a channel, 8 or 16."""
+        return self._header.depth
+
+    def read(self, window: Window | None = None) -> np.ndarray:
+        """The pixels of `window`, or all: (H, W, 3), BGR, uint8 or uint16; memory of their own, in the order RGB.
+
+        Raises:
+            DataError: they cannot be read, or are no longer there.
+        """
+        header = self._header
+        top, left, height, width = window or (0, 0, header.height, header.width)
+        bottom = min(top + height, header.height)
+        return self._pixels(slice(header.start + top * header.row, header.start + bottom * header.row), left, width)
+
+    @abstractmethod
+    def _pixels(self, rows: slice, left: int, width: int) -> np.ndarray:
+        """Some columns of whole rows, which are these bytes of the file."""
+
+    def _cut(self, content: bytes | memoryview, rows: slice, left: int, width: int) -> np.ndarray:
+        if len(content) != rows.stop - rows.start:
+            raise DataError(f"cannot read image {self._source}: it was cut short while in use; copy the file again")
+        return pixels_of(content, self._header, left, width)
+
+
+class PpmFile(PpmImage):
+    """One in a file. Its rows are read, not mapped: mapped ones would end the process where the file is cut short.
+
+    Args:
+        file: open for reading; closed when this object goes.
+        header: what it begins with.
+        source: what to call it in errors.
+    """
+
+    def __init__(self, file: FileIO, header: PpmHeader, source: str) -> None:
+        super().__init__(header, source)
+        self._file = file
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def _pixels(self, rows: slice, left: int, width: int) -> np.ndarray:
+        try:
+            self._file.seek(rows.start)
+            content = self._file.read(rows.stop - rows.start)
+        except OSError as error:
+            raise DataError(f"cannot read image {self._source}: {error.strerror}; check the disk") from error
+        return self._cut(content, rows, left, width)
+
+
+class PpmValue(PpmImage):
+    """One in an LMDB database, copied out of the database's memory.
+
+    Args:
+        view: gives the value for the length of a block.
+        header: what it begins with.
+        source: what to call it in errors.
+    """
+
+    def __init__(
+        self, view: Callable[[], AbstractContextManager[bytes | memoryview]], header: PpmHeader, source: str
+    ) -> None:
+        super().__init__(header, source)
+        self._view = view
+
+    def _pixels(self, rows: slice, left: int, width: int) -> np.ndarray:
+        with self._view() as value:
+            return self._cut(value[rows], rows, left, width)
+
+
 class ImageStorage:
     """Images of one or more roots, each root called by a key such as 'lq'.
 
@@ -124,11 +217,34 @@ class ImageStorage:
         Raises:
             DataError: there is none, or it cannot be decoded.
         """
-        return DecodedImage(imfrombytes(self._client.get(path, key), source=self.name(path, key)))
+        name = self.name(path, key)
+        if self._databases:
+            return self._opened_value(path, key, name)
+        if path[-4:].lower() == ".ppm" and (image := _opened_ppm(path, name)):
+            return image
+        return DecodedImage(imfrombytes(self._client.get(path, key), source=name))
+
+    def _opened_value(self, path: str, key: str, name: str) -> StoredImage:
+        view = partial(self._client.view, path, key)
+        with view() as value:
+            if header := read_ppm_header(bytes(value[:LONGEST_HEADER]), len(value)):
+                return PpmValue(view, header, name)
+            content = bytes(value)
+        return DecodedImage(imfrombytes(content, source=name))
 
     def name(self, path: str, key: str) -> str:
         """What to call an image of root `key` in errors: its path, or the database and the key in it."""
         return name_of(path, self._databases.get(key))
+
+
+def _opened_ppm(path: str, name: str) -> PpmFile | None:
+    """A file whose windows can be read; None where it must be decoded whole, or refused."""
+    with suppress(OSError, ValueError), ExitStack() as closing:  # ValueError: a name with a NUL byte
+        file = closing.enter_context(open(path, "rb", buffering=0))
+        if header := read_ppm_header(file.read(LONGEST_HEADER), os.fstat(file.fileno()).st_size):
+            closing.pop_all()
+            return PpmFile(file, header, name)
+    return None
 
 
 def name_of(path: str, database: str | None) -> str:

@@ -42,7 +42,7 @@ class StepContext:
         iteration: the current iteration, from 1.
         scale: upscaling factor s.
         student: runs the student on another input, with gradients.
-        teacher: runs the teacher on another input, without; None where no term needs it.
+        teacher: runs the teacher on another input, without; None where no term needs it, or it is not there.
         autocast: context manager for the run's precision. Terms run in float32; a heavy head may opt in.
         teacher_autocast: likewise for the teacher's precision, for what a term runs as it would a teacher.
     """
@@ -98,6 +98,8 @@ class Term(nn.Module):
 
     Attributes:
         needs_teacher: whether the teacher's output or features are read.
+        beyond_output: what of the teacher is used beside its output, in words such as "the teacher's features". Empty
+            where the output alone is enough; only then may it come from a cache, without the teacher.
         replaces_student: whether the student is run with weights that the term trains in its place, see
             `student_weights`; such a term is shown the networks, and told of updates, before the others.
         runs_student_parts: whether parts of the student are run by themselves, with the weights that they hold.
@@ -108,6 +110,7 @@ class Term(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = True
+    beyond_output: ClassVar[str] = "the teacher itself, as its class does not say otherwise (beyond_output)"
     replaces_student: ClassVar[bool] = False
     runs_student_parts: ClassVar[bool] = False
     student_taps: tuple[str, ...] = ()
@@ -188,6 +191,7 @@ class Reconstruction(CriterionTerm):
     """A loss against the HR image, such as L_rec = L1(I_S, I_GT)."""
 
     needs_teacher = False
+    beyond_output = ""
 
     def target(self, context: StepContext) -> torch.Tensor:
         """I_GT."""

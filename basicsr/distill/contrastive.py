@@ -128,6 +128,8 @@ class HybridContrastive(Term):
         embed_dim: d, the embedding's dimension.
     """
 
+    beyond_output = ""
+
     def __init__(
         self,
         *,

@@ -76,6 +76,8 @@ class CSD(Term):
         CheckpointError: the VGG's weights cannot be had.
     """
 
+    beyond_output = ""
+
     def __init__(
         self,
         *,
@@ -177,6 +179,7 @@ class SharedCSD(CSD):
     """
 
     needs_teacher = False
+    beyond_output = "the teacher's weights"
     replaces_student = True
     wide: nn.Module
 

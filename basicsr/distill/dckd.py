@@ -88,6 +88,7 @@ class DCKD(Term):
         CheckpointError: the VQGAN's weights cannot be had.
     """
 
+    beyond_output = ""
     history: nn.Module | None
 
     def __init__(

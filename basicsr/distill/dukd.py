@@ -72,6 +72,8 @@ class DUKD(Term):
             its default.
     """
 
+    beyond_output = "the teacher on other images"
+
     def __init__(
         self,
         *,

@@ -24,6 +24,8 @@ class FeatureTerm(Term):
         OptionsError: `positions` is below 1, or the two lists are not of one length.
     """
 
+    beyond_output = "the teacher's features"
+
     def __init__(
         self,
         student_taps: Sequence[str] | None = None,

@@ -89,6 +89,7 @@ class MiPKD(Term):
             no effect beside another.
     """
 
+    beyond_output = "the teacher's features and stages"
     runs_student_parts = True
 
     def __init__(

@@ -19,6 +19,8 @@ class ResponseDistillation(CriterionTerm):
         criterion: options of a registered loss; `{type: L1Loss}` where left out. Its `loss_weight` is the part's.
     """
 
+    beyond_output = ""
+
     def __init__(self, *, criterion: Mapping[str, Any] | None = None) -> None:
         super().__init__("l_resp", criterion or {"type": "L1Loss"})
 

@@ -74,7 +74,7 @@ class SeveralTeachers(CriterionTerm):
           - {path: rcan_x4.pth}     # recognised from the file
 
     They are frozen, run without gradients in the precision of `network_t`, and are in no checkpoint. Without any, the
-    loss is that of ResponseDistillation.
+    loss is that of ResponseDistillation. Where `network_t`'s output comes from a cache, they are run all the same.
 
     Args:
         teachers: further teachers, with the keys of `FurtherTeacher`.
@@ -86,6 +86,8 @@ class SeveralTeachers(CriterionTerm):
             untrained.
         CheckpointError: a teacher's file cannot be read or does not fit.
     """
+
+    beyond_output = ""
 
     def __init__(
         self,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from basicsr.data.checking import BadImage, check_images, report
+from basicsr.engine.distributed import on_master
 from basicsr.engine.stop import StopRequest
+from basicsr.engine.teacher_cache import check_content
 from basicsr.engine.training_run import TrainingRun
 from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import DataError, UserError
@@ -25,7 +27,9 @@ def check_equal_on_all_ranks(run: TrainingRun) -> None:
 
 
 def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
-    """Checks the images for training and validation as `check_images` says. All ranks must call.
+    """Checks the images for training and validation as `check_images` says, and the teacher's cache, if there is one.
+
+    All ranks must call.
 
     Args:
         run: about to begin.
@@ -35,7 +39,8 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
         What the log should say of images that training will do without.
 
     Raises:
-        DataError: images cannot be used, more of them than may be skipped; on every rank.
+        DataError: images cannot be used, more of them than may be skipped, or the teacher's cache is of others; on
+            every rank.
         Preempted: a signal came.
     """
     remarks: list[str] = []
@@ -63,4 +68,10 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
         told = DataError("\n".join(reports))
         told.known_to_all = True
         raise told
+
+    def compare() -> None:
+        with stop.at_once():
+            check_content(run.options, run.loader.dataset)
+
+    on_master(run.place, compare)
     return remarks

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import basicsr
+from basicsr.data.teacher_cache import MANIFEST
 from basicsr.engine.checkpoint import Checkpoint
 from basicsr.utils.atomic_files import sha256_of, write_atomically
 from basicsr.utils.errors import CheckpointError
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
 
 RECORD = "record.json"
 _SECTIONS = ("path", "train", "network_g", "network_t", "network_d")
+TEACHER_CACHE = "datasets.train.teacher_cache"
 _NO_WEIGHTS = ("path.resume_state", "path.experiments_root", "path.results_root")
 
 
 def weights_read(options: Options) -> dict[str, str]:
     """SHA-256 of each file of weights that the options name, by the option: teachers', VGG's, those to start from.
+
+    Of a teacher's cache it is that of its list, which has those of the outputs.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -72,6 +76,8 @@ def _files(options: Options) -> dict[str, Path]:
         for option, value in _texts(thaw(getattr(options, section)), section):
             if option not in _NO_WEIGHTS and not option.endswith(".type") and Path(value).is_file():
                 found[option] = Path(value)
+    if options.teacher_cache is not None and (manifest := Path(options.teacher_cache) / MANIFEST).is_file():
+        found[TEACHER_CACHE] = manifest
     return found
 
 

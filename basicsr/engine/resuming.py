@@ -11,7 +11,7 @@ import yaml
 
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place, on_master
-from basicsr.engine.record import weights_read
+from basicsr.engine.record import TEACHER_CACHE, weights_read
 from basicsr.engine.status import launched_by_us
 from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
@@ -36,6 +36,8 @@ _FROM_THE_CHECKPOINT = ("path.pretrain_network_g", "path.pretrain_network_d")
 # Methods that look at each image by itself, so that it does not matter to them how a batch is cut into several.
 _BY_IMAGE = ("ResponseDistillation",)
 _BY_RANK = ("CSD", "SharedCSD")
+# Of no account where both runs have the teacher's outputs from a cache, which are compared.
+_OF_THE_TEACHER = ("network_t", "path.pretrain_network_t", "path.param_key_t")
 _BATCH = ("datasets.train.batch_size_per_gpu", "datasets.train.mini_batch_sizes", "train.accumulate")
 
 
@@ -89,10 +91,11 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
     before, after = _saved_options(resume), _flat(_plain(options))
     files = weights_read(options)
     known = state.get("files", files)
+    ignored = _OF_THE_TEACHER if TEACHER_CACHE in known and TEACHER_CACHE in files else ()
     grave: list[str] = []
     slight: list[str] = []
     for key in sorted({*before, *after}):
-        if key not in _BATCH and before.get(key) != after.get(key):
+        if key not in _BATCH and not key.startswith(ignored) and before.get(key) != after.get(key):
             line = f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
             harmless = key.startswith(_WITHOUT_EFFECT) or key in files or key in known
             (slight if harmless else grave).append(line)
@@ -104,7 +107,7 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
         (slight if same and alike else grave).append(f"images to an iteration: {old} -> {new}")
     for option in sorted({*known, *files} - {*_FROM_THE_CHECKPOINT}):
         theirs, ours = (digests[option][:12] + "..." if option in digests else "none" for digests in (known, files))
-        if known.get(option) != files.get(option):
+        if option not in ignored and known.get(option) != files.get(option):
             grave.append(f"content of {option}: SHA-256 {theirs} -> {ours}")
     raise_together(_refusal(resume, grave, allow))
     return [_remark(resume, line) for line in (*grave, *slight)]

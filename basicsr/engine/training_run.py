@@ -18,12 +18,13 @@ from basicsr.archs.spandrel_network import SpandrelNetwork
 from basicsr.data import build_eval_dataset, build_train_loader
 from basicsr.data.checking import fingerprint
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.distributed import Place
+from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.ema import Ema
 from basicsr.engine.optimizers import build_optimizer
 from basicsr.engine.record import weights_read
 from basicsr.engine.schedules import build_schedule, warmed_up
 from basicsr.engine.sinks import check_packages
+from basicsr.engine.teacher_cache import check_key
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.models import build_adversary, build_model, recognise_networks
@@ -45,7 +46,8 @@ class TrainingRun:
         iteration: number of finished iterations.
         network: the network being trained, bare.
         model: the same with its terms, under DistributedDataParallel where there are several ranks.
-        teacher: what the network learns from, or None.
+        teacher: what the network learns from; None where there is none, or its outputs come from a cache.
+        cache: whose outputs come from a cache, or None.
         ema: its moving average, or None.
         adversary: the discriminator's side, or None.
         validation: datasets by name.
@@ -63,6 +65,7 @@ class TrainingRun:
         self.best: dict[str, dict[str, dict[str, float]]] = {}
         self.validation_due = False
         train = options.train
+        self.cache = on_master(place, lambda: check_key(options))
         check_packages(options)
         prepare_metrics(options.val.metrics, place.device)
         seed_everything(options.manual_seed)
@@ -70,6 +73,7 @@ class TrainingRun:
         self.remarks += remarks
         self.network: nn.Module = bare.network
         self.terms, self.teacher = bare.terms, bare.teacher
+        self.remarks += self._about_cache()
         self._bare = bare
         distributed = place.world_size > 1
         self.adversary, more = build_adversary(options, place.device, distributed)
@@ -176,7 +180,17 @@ class TrainingRun:
         }
         return content
 
+    def _about_cache(self) -> list[str]:
+        folder = self.options.teacher_cache
+        if self.cache is None:
+            return []
+        if not any(term.needs_teacher for term in self.terms.values()):
+            return [f"teacher_cache {folder} is not needed: no loss reads the teacher's output; leave it out"]
+        return [f"teacher_cache {folder}: {self.cache}; the teacher itself is not loaded"]
+
     def _teacher_type(self) -> str | None:
+        if self.cache is not None:
+            return self.cache.architecture
         if self.teacher is not None and isinstance(self.teacher.network, SpandrelNetwork):
             return self.teacher.network.architecture
         return self.options.network_t["type"] if self.options.network_t is not None else None

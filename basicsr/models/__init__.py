@@ -17,7 +17,7 @@ def recognise_networks(options: Options) -> tuple[Options, list[str]]:
     """Puts what the files hold in the place of `network_g: {type: auto}` and `network_t: {type: auto}`.
 
     So everything after, the saved weights too, knows the network by name. Networks of spandrel's, which no options
-    describe, stay `auto`.
+    describe, stay `auto`; so does a teacher whose outputs come from a cache.
 
     Returns:
         The options, and remarks on what was recognised.
@@ -33,7 +33,7 @@ def recognise_networks(options: Options) -> tuple[Options, list[str]]:
     remarks: list[str] = []
     for label in ("g", "t") if options.model_type == "KDModel" else ("g",):
         path = getattr(options.path, f"pretrain_network_{label}")
-        if not is_auto(getattr(options, f"network_{label}")):
+        if not is_auto(getattr(options, f"network_{label}")) or (label == "t" and options.teacher_cache is not None):
             continue
         pretrained = load_pretrained(path, param_key=getattr(options.path, f"param_key_{label}"))
         check_scale(pretrained, options.scale, path)
@@ -46,7 +46,8 @@ def recognise_networks(options: Options) -> tuple[Options, list[str]]:
 def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[str]]:
     """Builds what `model_type` names: the network to train, its terms, and for KDModel the teacher.
 
-    The network to train is built first, so that from one seed it starts equal with and without a teacher.
+    The network to train is built first, so that from one seed it starts equal with and without a teacher. Where the
+    teacher's outputs come from a cache there is no teacher.
 
     Returns:
         The model on `device`, and remarks on what was loaded.
@@ -67,14 +68,16 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
     }
     precision = Precision(device.type, options.amp)
     if options.model_type == "KDModel":
-        teacher, loaded = _load_network(options, "t")
-        remarks.append(loaded)
+        teacher = None
+        if options.teacher_cache is None:
+            teacher, loaded = load_teacher(options, device)
+            remarks.append(loaded)
         for name, block in options.train.method_blocks.items():
             terms[name] = METHOD_REGISTRY.build(block)
         teacher_precision = Precision(device.type, options.amp_teacher or options.amp)
         model: SRModel = KDModel(
             _placed(network, options, device),
-            _placed(teacher, options, device),
+            teacher,
             terms,
             precision,
             teacher_precision,
@@ -85,6 +88,16 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
         model = SRModel(_placed(network, options, device), terms, precision, options.scale, options.manual_seed)
     remarks += [remark for term in terms.values() for remark in term.remarks]
     return model.to(device), [remark for remark in remarks if remark]
+
+
+def load_teacher(options: Options, device: torch.device) -> tuple[nn.Module, str | None]:
+    """Builds network_t on `device` and loads its weights, if any are named; also says what the log should tell of them.
+
+    Raises:
+        OptionsError, CheckpointError: the block or the file does not fit.
+    """
+    teacher, loaded = _load_network(options, "t")
+    return _placed(teacher, options, device), loaded
 
 
 def build_adversary(options: Options, device: torch.device, distributed: bool) -> tuple[Adversary | None, list[str]]:

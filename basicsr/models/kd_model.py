@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from basicsr.data.batch import Batch
 from basicsr.distill.base import StepContext, Term
 from basicsr.distill.networks import NetworkPair, NetworkView
 from basicsr.models.sr_model import SRModel
-from basicsr.models.teacher import Teacher
+from basicsr.models.teacher import NotThere, Teacher
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import Precision
 
@@ -21,7 +22,7 @@ class KDModel(SRModel):
 
     Args:
         student: the network to train.
-        teacher: the network to learn from, loaded and on its device.
+        teacher: the network to learn from, loaded and on its device; None where its outputs come with the batches.
         terms: what the student learns from, by name.
         precision: how the student is run.
         teacher_precision: how the teacher is run.
@@ -29,13 +30,14 @@ class KDModel(SRModel):
         seed: the run's, from which terms derive random choices.
 
     Raises:
-        OptionsError: a term taps a module that is not there, or does not work with these networks.
+        OptionsError: a term taps a module that is not there, or does not work with these networks, or needs the
+            teacher itself, which is None.
     """
 
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         terms: Mapping[str, Term],
         precision: Precision,
         teacher_precision: Precision,
@@ -43,15 +45,20 @@ class KDModel(SRModel):
         seed: int = 0,
     ) -> None:
         super().__init__(student, terms, precision, scale, seed)
-        pair = NetworkPair(NetworkView("network_g", student), NetworkView("network_t", teacher))
+        shown = teacher if teacher is not None else NotThere()
+        pair = NetworkPair(NetworkView("network_g", student), NetworkView("network_t", shown))
         _check_together(terms)
+        if teacher is None:
+            _check_outputs_suffice(terms)
         for term in self._owner_first():
             term.attach(pair)
         self._teacher_precision = teacher_precision
         needed = any(term.needs_teacher for term in terms.values())
+        self._outputs_come = needed and teacher is None
         self._taps = pair.student.taps(path for term in terms.values() for path in term.student_taps)
-        teacher_taps = pair.teacher.taps(path for term in terms.values() for path in term.teacher_taps)
-        self.teacher = Teacher(teacher, teacher_precision, teacher_taps) if needed else None
+        if teacher is not None and needed:
+            teacher_taps = pair.teacher.taps(path for term in terms.values() for path in term.teacher_taps)
+            self.teacher = Teacher(teacher, teacher_precision, teacher_taps)
 
     def _context(self, batch: Batch, iteration: int) -> StepContext:
         with self._taps as student_features:
@@ -59,6 +66,8 @@ class KDModel(SRModel):
         context = dataclasses.replace(
             context, student_features=student_features, teacher_autocast=self._teacher_precision.autocast
         )
+        if self._outputs_come:
+            return dataclasses.replace(context, sr_teacher=_stored_output(batch, context.sr))
         if self.teacher is None:
             return context
         sr_teacher, teacher_features = self.teacher.with_features(batch.lq)
@@ -73,6 +82,31 @@ class KDModel(SRModel):
             teacher_features=teacher_features,
             teacher=self.teacher,
         )
+
+
+def _stored_output(batch: Batch, sr: torch.Tensor) -> torch.Tensor:
+    if batch.sr_teacher is None:
+        raise OptionsError(
+            "datasets: train: this type of dataset gives no sr_teacher, and the teacher is not there; use"
+            " PairedImageDataset, or remove teacher_cache"
+        )
+    if batch.sr_teacher.shape != sr.shape:
+        raise OptionsError(
+            f"teacher_cache gives {tuple(batch.sr_teacher.shape[1:])}, network_g {tuple(sr.shape[1:])}: their upscale"
+            " and channels must agree"
+        )
+    return batch.sr_teacher
+
+
+def _check_outputs_suffice(terms: Mapping[str, Term]) -> None:
+    """Raises OptionsError where a term needs more of the teacher than its outputs."""
+    for name, term in terms.items():
+        if term.beyond_output or term.teacher_taps:
+            uses = term.beyond_output or "the teacher's features"
+            raise OptionsError(
+                f"{name} ({type(term).__name__}) uses {uses}, and teacher_cache has outputs only; remove teacher_cache,"
+                " or the term"
+            )
 
 
 def _check_together(terms: Mapping[str, Term]) -> None:

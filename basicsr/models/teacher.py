@@ -10,6 +10,14 @@ from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.precision import Precision
 
 
+class NotThere(nn.Module):
+    """Stands for a teacher of which there are but the outputs; whoever runs it has not said so in `beyond_output`."""
+
+    def forward(self, lq: torch.Tensor) -> torch.Tensor:
+        """Raises AssertionError."""
+        raise AssertionError("the teacher's outputs come from a cache; a term that runs it must say so: beyond_output")
+
+
 class Teacher:
     """Runs a network for its outputs and features only: in eval mode, without gradients, at its own precision.
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from basicsr.utils.errors import DataError, MachineError, OptionsError
 from basicsr.utils.lmdb_pages import find_short_file
 
-_environments: dict[str, Any] = {}
+_environments: dict[str, Any] = {}  # by real path
+_known: dict[str, Any] = {}  # the same by absolute paths as they are given: resolving links takes longer than reading
 _opening = threading.Lock()
 
 
@@ -53,6 +54,15 @@ class FileClient:
         """
         return self.client.get(os.fspath(filepath), client_key)
 
+    def view(
+        self, filepath: str | os.PathLike[str], client_key: str = "default"
+    ) -> AbstractContextManager[bytes | memoryview]:
+        """As `get`, for the length of a block: of a database the stored bytes themselves, of which nothing is copied.
+
+        No part of them, and no array that lies on them, may be kept after the block.
+        """
+        return self.client.view(os.fspath(filepath), client_key)
+
     def get_text(self, filepath: str | os.PathLike[str], client_key: str = "default") -> str:
         """As `get`, decoded from UTF-8."""
         return self.get(filepath, client_key).decode("utf-8")
@@ -60,6 +70,8 @@ class FileClient:
 
 class _Backend(Protocol):
     def get(self, name: str, client_key: str) -> bytes: ...
+
+    def view(self, name: str, client_key: str) -> AbstractContextManager[bytes | memoryview]: ...
 
 
 class _Disk:
@@ -71,6 +83,9 @@ class _Disk:
         except (OSError, ValueError) as error:  # ValueError: a name with a NUL byte
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise DataError(f"cannot read {name}: {reason}; check the path") from error
+
+    def view(self, name: str, client_key: str) -> AbstractContextManager[bytes]:
+        return nullcontext(self.get(name, client_key))
 
 
 class _Lmdb:
@@ -90,10 +105,13 @@ class _Lmdb:
         self._readahead = readahead
 
     def get(self, name: str, client_key: str) -> bytes:
+        with self.view(name, client_key) as value:
+            return bytes(value)
+
+    def view(self, name: str, client_key: str) -> AbstractContextManager[memoryview]:
         if client_key not in self._paths:
             raise OptionsError(f"no LMDB database is called '{client_key}'; there are: {', '.join(self._paths)}")
-        with stored_value(self._paths[client_key], name, self._readahead) as value:
-            return bytes(value)
+        return stored_value(self._paths[client_key], name, self._readahead)
 
 
 _BACKENDS: dict[str, Any] = {"disk": _Disk, "lmdb": _Lmdb}
@@ -120,9 +138,13 @@ def stored_value(path: str, key: str, readahead: bool = False) -> Iterator[memor
 
 
 def _environment(path: str, readahead: bool) -> Any:
+    absolute = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+    if environment := _known.get(absolute):
+        return environment
     real_path = os.path.realpath(path)
     with _opening:  # two threads must not open one database
-        return _environments.get(real_path) or _opened(path, real_path, readahead)
+        _known[absolute] = _environments.get(real_path) or _opened(path, real_path, readahead)
+    return _known[absolute]
 
 
 def _opened(path: str, real_path: str, readahead: bool) -> Any:
@@ -148,6 +170,7 @@ def _close_inherited() -> None:
     for environment in _environments.values():
         environment.close()
     _environments.clear()
+    _known.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -63,6 +63,7 @@ class ImageHeader:
         space: 'gray', 'colour', 'CMYK', or 'other'.
         floating: whether the pixels are floating-point numbers.
         end: bytes that the file must have at least for its pixels; 0 where the header does not tell.
+        largest: what stands for full intensity where the file says so itself, as PPM files do; otherwise None.
     """
 
     format: str
@@ -73,6 +74,7 @@ class ImageHeader:
     space: str
     floating: bool = False
     end: int = 0
+    largest: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -117,7 +119,8 @@ def find_fault(header: ImageHeader) -> str | None:
 
     Gray images become three equal channels and alpha is dropped, so both are read; as are palettes. Refused are
     sizes that no memory should be spent on, CMYK (whose colours depend on a profile), and other than 8 or 16 bits:
-    floating point, and one bit to a pixel, a mask rather than a photograph.
+    floating point, and one bit to a pixel, a mask rather than a photograph. So are PPM files whose full intensity is
+    another number than 255 or 65535, which OpenCV would take for these.
     """
     by = f"{header.height}x{header.width}"
     if min(header.size) < 1:
@@ -132,6 +135,8 @@ def find_fault(header: ImageHeader) -> str | None:
         return "it has 1 bit to a pixel, allowed are 8 or 16 bits; convert it"
     if header.bits > 16 or (header.format == "JPEG" and header.bits != 8):
         return f"its pixels are of {header.bits} bits, allowed are 8 or 16 bits; convert it"
+    if header.largest not in (None, 255, 65535):
+        return f"its largest value is {header.largest}, allowed are 255 or 65535; convert it"
     if header.format == "JPEG" and header.channels == 2:
         return "it has 2 channels, allowed are 1 or 3 and an alpha channel; convert it"
     return None
@@ -274,7 +279,8 @@ def _ppm(source: Source) -> ImageHeader:
     row = (width + 7) // 8 if variant == 4 else width * channels * max(bits // 8, 1)
     # Written as text, each number takes a character at least; whole files are told by decoding.
     whole = at + 1 + height * row if variant >= 4 else 0
-    return ImageHeader("PPM", height, width, channels, bits, "colour" if channels == 3 else "gray", end=whole)
+    space = "colour" if channels == 3 else "gray"
+    return ImageHeader("PPM", height, width, channels, bits, space, end=whole, largest=None if bits == 1 else largest)
 
 
 def _tiff(source: Source) -> ImageHeader:

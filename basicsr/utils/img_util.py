@@ -61,11 +61,16 @@ def imfrombytes(content: bytes, flag: str = "color", float32: bool = False, sour
     if damage := find_damage(content):
         raise DataError(f"cannot read image {source}: {damage}; copy or download the file again")
     try:
-        fault = find_fault(read_header(Content(content)))
+        header = read_header(Content(content))
     except HeaderError as error:
         raise DataError(f"cannot read image {source}: {error}; copy or download the file again") from error
-    if fault:
+    if fault := find_fault(header):
         raise DataError(f"cannot read image {source}: {fault}")
+    if header.format == "PPM" and len(content) < header.end:
+        raise DataError(
+            f"cannot read image {source}: the file is truncated ({len(content):,d} bytes of {header.end:,d}); copy or"
+            " download the file again"
+        )
     try:
         img = cv2.imdecode(np.frombuffer(content, np.uint8), _READ_FLAGS[flag])
     except cv2.error as error:

@@ -1,8 +1,8 @@
 """Writing LMDB databases in BasicSR's layout.
 
 A database is a folder `NAME.lmdb` of `data.mdb`, `lock.mdb` and `meta_info.txt`. Its keys are the images'
-names without ending, its values PNG files. Each line of `meta_info.txt` holds name, shape and PNG compression
-level: `0001_s001.png (480,480,3) 1`.
+names without ending, its values PNG files, or uncompressed PPM files. Each line of `meta_info.txt` holds name, shape
+and PNG compression level, 0 for none: `0001_s001.png (480,480,3) 1`, `0001_s001.ppm (480,480,3) 0`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _META_LINE = re.compile(
     r"(?P<name>.+?) \((?P<height>[0-9]{1,9}),(?P<width>[0-9]{1,9}),(?P<channels>[0-9]{1,9})\)(?: (?P<level>[0-9]+))?"
 )
 _LONGEST_KEY = 511
+_AT_ONCE = 1 << 28  # bytes to a transaction, which are in memory until it ends
 
 
 class LmdbMaker:
@@ -31,8 +32,9 @@ class LmdbMaker:
     Args:
         lmdb_path: the folder to make; its name ends in `.lmdb`.
         map_size: upper limit of the database in bytes. No space is taken in advance.
-        batch: images to a transaction.
+        batch: images to a transaction, fewer where they are large.
         compress_level: PNG level to note in `meta_info.txt`.
+        ending: of the names to note there, '.png' or '.ppm'.
 
     Raises:
         DataError: the path does not end in `.lmdb` or exists already.
@@ -44,6 +46,7 @@ class LmdbMaker:
         map_size: int = 1024**4,
         batch: int = 5000,
         compress_level: int = 1,
+        ending: str = ".png",
     ) -> None:
         self.path = Path(lmdb_path)
         if self.path.suffix != ".lmdb":
@@ -56,18 +59,20 @@ class LmdbMaker:
             raise MachineError("writing an LMDB database needs the package lmdb; install it with pip") from error
         self.batch = batch
         self.compress_level = compress_level
+        self.ending = ending
         self._partial = self.path.with_name(f".{self.path.name}.partial")
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         self._environment = lmdb.open(str(self._partial), map_size=map_size)
         self._transaction = self._environment.begin(write=True)
         self._lines: list[str] = []
+        self._bytes = 0
 
     def put(self, img_byte: bytes, key: str, img_shape: tuple[int, int, int]) -> None:
         """Adds an image.
 
         Args:
-            img_byte: a PNG file's bytes.
+            img_byte: the bytes of a PNG or PPM file.
             key: the image's name without ending.
             img_shape: height, width, channels.
 
@@ -80,10 +85,11 @@ class LmdbMaker:
         if not self._transaction.put(encoded, img_byte, overwrite=False):
             raise DataError(f"two images are called '{key}'; rename one")
         height, width, channels = img_shape
-        self._lines.append(f"{key}.png ({height},{width},{channels}) {self.compress_level}\n")
-        if len(self._lines) % self.batch == 0:
+        self._lines.append(f"{key}{self.ending} ({height},{width},{channels}) {self.compress_level}\n")
+        self._bytes += len(img_byte)
+        if len(self._lines) % self.batch == 0 or self._bytes >= _AT_ONCE:
             self._transaction.commit()
-            self._transaction = self._environment.begin(write=True)
+            self._transaction, self._bytes = self._environment.begin(write=True), 0
 
     def close(self) -> None:
         """Completes the database and gives it its name."""

@@ -20,6 +20,7 @@ _MAX_PART_BYTES = 100
 _BUILT_IN_TERMS = ("response", "contrastive", "pix", "percep")
 _UPSCALE_KEYS = ("upscale", "scale")
 _Check = Callable[[Options], Iterator[Finding]]
+_CHANGES_COLOURS = ("color", "mean", "std")
 _PROGRESSIVE = ("gt_sizes", "mini_batch_sizes", "iters")
 _NEEDED_BY_AUTO = "is required by {} type: auto, which recognises the network from this file"
 
@@ -34,7 +35,7 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
     Returns:
         The key of each mistake and what is wrong there.
     """
-    checks: list[_Check] = [_names, _scales, _crops, _progressive, _metrics, _best, _rows]
+    checks: list[_Check] = [_names, _scales, _crops, _progressive, _cached, _metrics, _best, _rows]
     if options.is_train:
         checks += [_model, _losses, _adversary, _schedule, _training_data]
     else:
@@ -191,7 +192,9 @@ def _model(options: Options) -> Iterator[Finding]:
 def _distillation(options: Options) -> Iterator[Finding]:
     from torch import nn
 
-    if options.network_t is None:
+    if options.teacher_cache is not None:
+        yield from _outputs_suffice(options)
+    elif options.network_t is None:
         yield ("network_t",), "is required by model_type KDModel (MCADKD): the teacher"
     elif options.path.pretrain_network_t is None and is_auto(options.network_t):
         yield ("path", "pretrain_network_t"), _NEEDED_BY_AUTO.format("network_t")
@@ -215,6 +218,32 @@ def _distillation(options: Options) -> Iterator[Finding]:
             )
         elif not name.isidentifier() or hasattr(nn.ModuleDict(), name):
             yield ("train", "distill", name), "cannot be a term's name: use letters, digits and _, such as my_hint"
+
+
+def _outputs_suffice(options: Options) -> Iterator[Finding]:
+    """Of a run that has the teacher's outputs, but not the teacher."""
+    for name, block in options.train.method_blocks.items() if options.train is not None else ():
+        uses = getattr(constructor_of(METHOD_REGISTRY, block), "beyond_output", "")
+        if uses:
+            yield (
+                ("train", "distill", name),
+                f"{block['type']} uses {uses}, and datasets.train.teacher_cache has outputs only; remove teacher_cache,"
+                " or this method",
+            )
+
+
+def _cached(options: Options) -> Iterator[Finding]:
+    """The teacher's outputs, where they are kept: of training with a teacher only."""
+    for key, dataset in options.datasets.items():
+        if dataset.arguments.get("teacher_cache") is None:
+            continue
+        at = ("datasets", key, "teacher_cache")
+        if dataset.phase != "train":
+            yield at, "is of training only; remove it"
+        elif options.is_train and options.model_type != "KDModel":
+            yield at, "only model_type KDModel (MCADKD) has a teacher; change model_type or remove it"
+        elif changed := [name for name in _CHANGES_COLOURS if dataset.arguments.get(name) is not None]:
+            yield at, f"has RGB in [0, 1], as images are without {changed[0]}; remove one of them"
 
 
 def _replaces_student(block: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ def check_paths(options: Options) -> list[Finding]:
     findings: list[Finding] = []
     phases = ("train", "val") if options.is_train else ("val", "test")
     for key, dataset in options.datasets_of(*phases).items():
+        findings += _missing_cache(key, dataset.arguments.get("teacher_cache"))
         for name, value in dataset.arguments.items():
             for path in _paths(value) if name.startswith(("dataroot", "meta_info")) else ():
                 findings += _missing(("datasets", key, name), path, "folder" if name.startswith("dataroot") else "file")
@@ -80,6 +81,13 @@ def _files_read(options: Options) -> list[str]:
 def _paths(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, tuple) else (value,)
     return tuple(path for path in values if isinstance(path, str))
+
+
+def _missing_cache(key: str, folder: Any) -> list[Finding]:
+    if not isinstance(folder, str) or os.path.isdir(folder):
+        return []
+    command = "python scripts/cache_teacher.py -opt FILE"
+    return [(("datasets", key, "teacher_cache"), f"there is no folder {shortened(folder, 500)}; make it by {command}")]
 
 
 def _missing(key: KeyPath, path: str | None, kind: str) -> list[Finding]:

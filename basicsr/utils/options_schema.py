@@ -460,6 +460,12 @@ class Options(Section):
         """Where TensorBoard files go: tb_logger/NAME; with `path: experiments_root` tb_logger is in that folder."""
         return self.root / (self.path.experiments_root or "") / "tb_logger" / self.name
 
+    @property
+    def teacher_cache(self) -> str | None:
+        """Folder of the teacher's outputs that training reads in the teacher's place, if any."""
+        folders = [dataset.arguments.get("teacher_cache") for dataset in self.datasets_of("train").values()]
+        return folders[0] if folders and isinstance(folders[0], str) else None
+
     def datasets_of(self, *phases: str) -> dict[str, DatasetOptions]:
         """The datasets whose phase is one of `phases`, by their key, in the file's order."""
         return {key: dataset for key, dataset in self.datasets.items() if dataset.phase in phases}

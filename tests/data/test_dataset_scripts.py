@@ -18,6 +18,7 @@ import torch
 from support.processes import start
 
 from basicsr.data import build_dataset
+from basicsr.utils import FileClient, imfrombytes
 from basicsr.utils.lmdb_util import read_meta_info
 from basicsr.utils.matlab_functions import imresize_integer
 
@@ -192,6 +193,26 @@ class TestCreateLmdb:
         one = build_dataset({**common, **packed, "io_backend": {"type": "lmdb"}})
         other = build_dataset({**common, **plain, "io_backend": {"type": "disk"}, "filename_tmpl": "{}x2"})
         assert all(torch.equal(one[index][key], other[index][key]) for index in (0, 1) for key in ("lq", "gt"))
+
+    def test_uncompressed_databases_hold_ppm_files_of_the_same_pixels(self, tmp_path):
+        write_images(tmp_path / "HR", {"a.png": (8, 9), "b.png": (7, 5)})
+        deep = np.random.default_rng(0).integers(0, 65536, (6, 4, 3), dtype=np.uint16)
+        assert cv2.imwrite(str(tmp_path / "HR" / "c.png"), deep)
+        names = ("--input", "HR", "--output", "hr.lmdb", "--uncompressed")
+        assert run("create_lmdb.py", *names, folder=tmp_path).returncode == 0
+        text = (tmp_path / "hr.lmdb" / "meta_info.txt").read_text()
+        assert text == "a.ppm (8,9,3) 0\nb.ppm (7,5,3) 0\nc.ppm (6,4,3) 0\n"
+        client = FileClient("lmdb", db_paths=str(tmp_path / "hr.lmdb"))
+        for name in "abc":
+            content = client.get(name)
+            decoded, png = imfrombytes(content), cv2.imread(str(tmp_path / "HR" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+            assert decoded.dtype == png.dtype and np.array_equal(decoded, png)
+            assert len(content) < png.nbytes + 20
+        assert "nothing to do" in run("create_lmdb.py", *names, folder=tmp_path).stdout
+        other = run("create_lmdb.py", *names[:-1], folder=tmp_path)
+        assert (other.returncode, "holds uncompressed images; remove it" in last_line(other)) == (3, True)
+        both = run("create_lmdb.py", *names, "--compression", 3, folder=tmp_path)
+        assert (both.returncode, "not allowed with argument" in last_line(both)) == (2, True)
 
     def test_a_rerun_keeps_a_complete_database_and_refuses_another(self, tmp_path):
         write_images(tmp_path / "HR", {"a.png": (8, 8)})

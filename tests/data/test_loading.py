@@ -86,13 +86,14 @@ class TestBatches:
     def test_hold_what_the_contract_says(self, arguments):
         (batch,) = load(Settings(arguments), total_iterations=1)[0]
         assert (batch.lq.shape, batch.gt.shape) == ((4, 3, 8, 8), (4, 3, 16, 16))
-        assert batch.lq.dtype == batch.gt.dtype == torch.float32
-        assert batch.gt.min() >= 0 and batch.gt.max() <= 1
+        assert batch.lq.dtype == batch.gt.dtype == torch.uint8
         assert batch.seeds.dtype == torch.int64 and len(set(batch.seeds.tolist())) == 4
         assert all(Path(path).exists() for path in (*batch.lq_paths, *batch.gt_paths))
         moved = batch.to("cpu", channels_last=True)
         assert moved.lq.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(moved.gt, batch.gt)
+        assert moved.lq.dtype == moved.gt.dtype == torch.float32
+        assert moved.gt.min() >= 0 and moved.gt.max() <= 1
+        assert torch.equal(moved.to("cpu").gt, batch.to("cpu").gt)
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_are_the_same_with_any_number_of_workers(self, arguments, workers):

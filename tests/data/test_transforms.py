@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 
-from basicsr.data.transforms import augment, mod_crop, paired_random_crop
+from basicsr.data.transforms import Coins, augment, mod_crop, paired_random_crop, turned
 from basicsr.utils.errors import DataError
 from basicsr.utils.randomness import generator, preserved_global_state
 
@@ -103,3 +104,29 @@ def test_without_a_generator_pythons_global_random_is_used_as_in_basicsr():
         random.seed(4)
         paired_random_crop(gt, lq, 8, 2)
         assert augment(lq, return_status=True)[1] == tuple(coins)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.int64, bool])
+@pytest.mark.parametrize("channels", [1, 3, 4, None])
+def test_turning_is_flipping_and_swapping_for_arrays_of_any_kind_and_order(dtype, channels):
+    shape = (9, 11) if channels is None else (9, 11, channels)
+    whole = np.random.default_rng(0).integers(0, 250, shape).astype(dtype)
+    views = [whole, whole[2:7, 3:9], whole[::-1], whole[:, ::-2], whole.swapaxes(0, 1)]
+    if channels is not None:
+        views += [whole[..., ::-1], whole[1:6, 2:5, ::-1], whole[::-1, :, ::-1]]
+    for img, horizontal, vertical, swapped in product(views, *[(False, True)] * 3):
+        before = img.copy()
+        expected = img[:: -1 if vertical else 1, :: -1 if horizontal else 1]
+        expected = expected.swapaxes(0, 1) if swapped else expected
+        found = turned(img, Coins(horizontal, vertical, swapped))
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(img, before)
+        assert found.dtype == img.dtype and (found.flags.c_contiguous or found[..., ::-1].flags.c_contiguous)
+
+
+def test_augmented_images_are_contiguous_whatever_the_order_of_their_channels():
+    img = np.random.default_rng(0).integers(0, 250, (9, 11, 3), dtype=np.uint8)
+    for seed in range(8):
+        one, other = (augment(view, rng=np.random.default_rng(seed)) for view in (img[..., ::-1], img))
+        assert one.flags.c_contiguous
+        np.testing.assert_array_equal(one, other[..., ::-1])

@@ -240,7 +240,7 @@ class TestSkipping:
         sampler = KeySampler(num_samples=COUNT, batch_size=25, seed=3, total_iterations=22)
         dataset = build_dataset(folders)
         skipped: set[str] = set()
-        for batch, keys in zip(found, sampler, strict=True):
+        for batch, keys in zip((batch.to("cpu") for batch in found), sampler, strict=True):
             for place, key in enumerate(keys):
                 index = key.index
                 while index in FAULTS:

@@ -61,7 +61,7 @@ def test_norms_and_cosines_are_those_of_gradients_taken_by_hand(script, options,
         accumulate=1, pin_memory=False,
     )  # fmt: skip
     gradients = {"l_pix": [], "l_resp": []}
-    for (batch,) in loader:
+    for batch in (batch.to("cpu") for (batch,) in loader):
         sr = networks["g"](batch.lq.double())
         losses = {"l_pix": (sr - batch.gt.double()).abs().mean()}
         losses["l_resp"] = 3 * (sr - networks["t"](batch.lq.double()).detach()).abs().mean()

@@ -244,7 +244,7 @@ def _steps(options: Options, place: Place, stop: StopRequest, iterations: int) -
     run = TrainingRun(options, place, None)
     history = []
     for _, batches in zip(range(iterations), run.loader, strict=False):
-        parts, _ = train_step(run, batches)
+        parts, _ = train_step(run, [batch.to(place.device) for batch in batches])
         stacked = torch.stack([part.double() for part in parts.values()])
         history.append(dict(zip(parts, (sum_over_ranks(stacked) / place.world_size).tolist(), strict=True)))
     weights = {

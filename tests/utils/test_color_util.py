@@ -6,6 +6,7 @@ import torch
 from skimage.color import rgb2ycbcr as skimage_rgb2ycbcr
 
 from basicsr.utils import bgr2ycbcr, rgb2ycbcr, rgb2ycbcr_pt, ycbcr2rgb
+from basicsr.utils.color_util import luma_of_bgr
 
 
 @pytest.fixture
@@ -36,6 +37,11 @@ def test_y_only_is_the_first_channel(img):
 
 def test_bgr_is_rgb_with_reversed_channels(img):
     np.testing.assert_array_equal(bgr2ycbcr(img), rgb2ycbcr(img[..., ::-1]))
+
+
+def test_the_matrix_of_luma_is_that_of_the_conversion(img):
+    weights = luma_of_bgr()[0]
+    np.testing.assert_allclose(img @ weights[:3] + weights[3], skimage_rgb2ycbcr(img[..., ::-1])[..., 0], atol=1e-12)
 
 
 def test_float_images_keep_their_type_and_are_not_changed():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from basicsr.utils import FileClient, imfrombytes
+from basicsr.utils import FileClient, imfrombytes, lmdb_util
 from basicsr.utils.errors import DataError
 from basicsr.utils.lmdb_util import LmdbMaker, encode_png, read_meta_info
 
@@ -20,6 +20,17 @@ def test_writes_basicsrs_layout(tmp_path):
     assert list(read_meta_info(folder).items()) == [(k, (6, 7, 3)) for k in ("0001_s001", "0002_s001", "a.b")]
     content = FileClient("lmdb", db_paths=str(folder)).get("a.b")
     np.testing.assert_array_equal(imfrombytes(content), img)
+
+
+def test_large_images_are_not_kept_in_memory_until_many_have_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(lmdb_util, "_AT_ONCE", 100)
+    with LmdbMaker(tmp_path / "a.lmdb") as maker:
+        for key in "abcde":
+            before = maker._transaction
+            maker.put(bytes(60), key, (4, 5, 3))
+            assert (maker._transaction is before) == (key in "ace")  # committed after every second
+    assert len(read_meta_info(tmp_path / "a.lmdb")) == 5
+    assert FileClient("lmdb", db_paths=str(tmp_path / "a.lmdb")).get("e") == bytes(60)
 
 
 def test_nothing_appears_under_the_name_before_all_is_written(tmp_path):

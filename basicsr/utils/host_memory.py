@@ -7,16 +7,19 @@ import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_MOST = 2**31 - 1
+MOST = 2**31 - 1
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(block: int = MOST, end: int = MOST) -> bool:
     """Lets freed tensors of any size be reused, in place of going back to the system at once.
 
-    glibc maps every block of 32 MB and more anew, and the system fills its pages with zeros one after another as they
-    are touched: at HR resolution that was a tenth of a whole training step. What is kept is used by the next step; up
-    to 2 GB at the end of the heap are kept. Nothing is changed where the user has tuned malloc, nor where the C
-    library is another.
+    glibc maps every large block anew, and the system fills its pages with zeros one after another as they are touched:
+    at HR resolution that was a tenth of a whole training step. What is kept is used by the next step. Nothing is
+    changed where the user has tuned malloc, nor where the C library is another.
+
+    Args:
+        block: bytes, up to which blocks are kept; larger ones are mapped anew.
+        end: bytes that are kept at the end of the heap.
 
     Returns:
         Whether it was set.
@@ -27,4 +30,4 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return all(mallopt(option, _MOST) == 1 for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    return mallopt(_M_MMAP_THRESHOLD, block) == 1 and mallopt(_M_TRIM_THRESHOLD, end) == 1

@@ -1,0 +1,104 @@
+"""Runs a teacher once over the training images and stores its outputs, so that training needs no teacher in memory.
+
+python scripts/cache_teacher.py -opt options/train/kd_edsr_x4.yml
+python scripts/cache_teacher.py -opt options/train/kd_edsr_x4.yml --self_ensemble --output /data/edsr_x4_outputs
+
+Teacher, scale and images are those of the training options. Training reads the outputs where its options say
+`datasets: train: teacher_cache: FOLDER`. What is broken off goes on by the same command. docs/teacher_cache.md tells
+what is stored, and for which methods it is enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parents[1])
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+import torch
+from tqdm import tqdm
+
+from basicsr.engine.cache_making import How, Made, make_cache
+from basicsr.engine.command import run_command
+from basicsr.utils.errors import MachineError, OptionsError
+from basicsr.utils.options import load_options
+from basicsr.utils.options_schema import Options
+from basicsr.utils.sizes import readable
+
+_LEAST_TILE = 8  # smaller ones are mostly context
+_KEY = "datasets:train:teacher_cache"
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line; raises OptionsError where a value is out of its range."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-opt", "--opt", required=True, metavar="FILE", help="training options (YAML)")
+    add("--output", metavar="DIR", help="folder of the outputs (default: teacher_cache, else beside the HR images)")
+    add("--self_ensemble", action="store_true", help="average over eight flips and rotations: better, 8 times as slow")
+    add("--amp", default="none", choices=("none", "bf16", "fp16"), help="none is float32 (default)")
+    add("--tile", type=int, metavar="N", help="side of a tile, LR pixels (default: images whole while memory lasts)")
+    add("--tile_overlap", type=int, metavar="N", help="pixels seen around a tile (default: what the network needs)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add("--force_yml", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="set options, as in train.py")
+    arguments = parser.parse_args(argv)
+    if arguments.tile is not None and arguments.tile < _LEAST_TILE:
+        raise OptionsError(f"--tile {arguments.tile}: give {_LEAST_TILE} or more, or leave it out")
+    if (arguments.tile_overlap or 0) < 0:
+        raise OptionsError(f"--tile_overlap {arguments.tile_overlap}: give 0 or more")
+    return arguments
+
+
+def load(file: str, overrides: Sequence[str]) -> tuple[Options, str | None]:
+    """The options as they are without a cache, and the folder of the cache that they name, if any."""
+    named = load_options(file, overrides=overrides, training=True, paths=False).teacher_cache
+    without = [f"{_KEY}=~"] if named is not None else []
+    options = load_options(file, overrides=[*overrides, *without], training=True)
+    if options.model_type != "KDModel" or options.path.pretrain_network_t is None:
+        raise OptionsError(f"{file}: a cache is of a trained teacher: give network_t and path: pretrain_network_t")
+    return options, named
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The GPU if there is one, unless the CPU is wanted; raises MachineError where a GPU is wanted and missing."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MachineError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def say(line: str) -> None:
+    """Prints a line above the progress bar."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def tell(made: Made) -> None:
+    """What is there now, and how to use it."""
+    share = f"{made.clipped:,d} of {made.values:,d} values ({made.clipped / made.values:.2g} of all)"
+    say(f"{made.images:,d} outputs, {made.new:,d} of them new, {readable(made.bytes)}")
+    say(f"clipped to [-0.5, 1.5]: {share if made.clipped else 'none'}")
+    say(f"to train with them, set datasets: train: teacher_cache: {made.folder}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    arguments = parse(argv)
+    options, named = load(arguments.opt, arguments.force_yml)
+    folder = arguments.output or named
+    how = How(
+        choose_device(arguments.device),
+        self_ensemble=arguments.self_ensemble,
+        amp=arguments.amp,
+        tile=arguments.tile,
+        tile_overlap=arguments.tile_overlap,
+    )
+    tell(make_cache(options, how, Path(folder) if folder is not None else None, say))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
