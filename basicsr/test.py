@@ -43,6 +43,7 @@ from basicsr.utils.img_util import imwrite
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import load_test_options, parse_arguments
 from basicsr.utils.options_schema import Options
+from basicsr.utils.precision import keep_output_precise
 
 _TIMING_SECONDS = 5.0
 _INTERRUPTED = "interrupted: the results are incomplete; start again"
@@ -149,6 +150,8 @@ class _Scale:
             if candidate.remark:
                 self.logger.info(candidate.remark)
             candidate.network.to(self.place.device)
+            if self.options.val.amp != "none":
+                keep_output_precise(candidate.network)
             rows.append(self._row(candidate))
             if any_rank([bool(self.stop)], self.place.device)[0]:  # others wait here while one measures the speed
                 raise Interrupted(_INTERRUPTED)
@@ -191,6 +194,7 @@ class _Scale:
             self_ensemble=val.self_ensemble,
             tile=val.tile,
             tile_overlap=val.tile_overlap,
+            amp=val.amp,
             save_image=self._image_saver(candidate.name, name) if saves else None,
             should_stop=lambda: bool(self.stop),
             progress=lambda indices: tqdm(

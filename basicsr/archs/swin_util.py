@@ -124,10 +124,13 @@ class WindowAttention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         scores = (query * self.scale) @ key.transpose(-2, -1)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias = bias.view(pixels, pixels, self.num_heads).permute(2, 0, 1)[None]
-        if mask is not None:  # joined with the bias, which is small beside the scores of all windows
-            bias = bias + mask[:, None].to(bias.dtype)
-        scores = (scores.view(-1, len(bias), self.num_heads, pixels, pixels) + bias).view(scores.shape)
+        bias = bias.view(pixels, pixels, self.num_heads).permute(2, 0, 1)
+        if mask is None:
+            scores = scores + bias
+        else:  # joined with the bias first, which is small beside the scores of all windows
+            per_image = scores.view(-1, mask.shape[0], self.num_heads, pixels, pixels)
+            joined = mask[:, None].to(bias.dtype) + bias
+            scores = (per_image + joined).view(count, self.num_heads, pixels, pixels)
         weights = self.attn_drop(scores.softmax(dim=-1))
         x = (weights @ value).transpose(1, 2).reshape(count, pixels, channels)
         return self.proj_drop(self.proj(x))

@@ -46,6 +46,7 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
             self_ensemble=val.self_ensemble,
             tile=val.tile,
             tile_overlap=val.tile_overlap,
+            amp=val.amp,
             save_image=_image_saver(run, log, name),
             should_stop=lambda: bool(stop),
             progress=partial(tqdm, desc=f"Validation {name}", unit="image", leave=False, disable=not shown),

@@ -21,6 +21,7 @@ from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_togethe
 from basicsr.utils.errors import DataError, NonFiniteError
 from basicsr.utils.img_util import IMAGE_SUFFIXES
 from basicsr.utils.misc import wait_for
+from basicsr.utils.precision import Amp, Precision
 
 
 class EvaluationDataset(Protocol):
@@ -92,11 +93,12 @@ def evaluate(
     self_ensemble: bool = False,
     tile: int | None = None,
     tile_overlap: int | None = None,
+    amp: Amp = "none",
     save_image: SaveImage | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Evaluation | None:
-    """Evaluates in float32. Each rank takes every world-size-th image; all ranks must call and all get the result.
+    """Evaluates a network; each rank takes every world-size-th image. All ranks must call, and all get the result.
 
     Args:
         network: maps (1, 3, h, w) to (1, 3, sh, sw); run in eval mode, and left as it was.
@@ -107,6 +109,7 @@ def evaluate(
         self_ensemble: average over the eight flips and rotations.
         tile: side of the tiles that images are cut into, LR pixels; None runs them whole.
         tile_overlap: LR pixels that a tile sees beyond each edge; None for what the network needs.
+        amp: the network's precision, float32 for 'none'; metrics are computed in their own.
         save_image: called with an image's name and its result, uint8 HWC BGR.
         should_stop: asked before each image; if it is true on any rank the result is None.
         progress: wraps the iteration over this rank's indices.
@@ -118,7 +121,15 @@ def evaluate(
     rank, world_size = get_dist_info()
     names: dict[int, str] = {}
     stopped, failure = False, None
-    runner = Runner(network, scale, device, tile=tile, tile_overlap=tile_overlap, self_ensemble=self_ensemble)
+    runner = Runner(
+        network,
+        scale,
+        device,
+        tile=tile,
+        tile_overlap=tile_overlap,
+        self_ensemble=self_ensemble,
+        precision=Precision(device.type, amp),
+    )
     try:
         image_names(dataset)
         first = dataset[0]

@@ -288,6 +288,7 @@ class ValOptions(Section):
     tile_overlap: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="LR pixels that a tile sees beyond each edge; ~ for what the network needs"
     )
+    amp: Precision = Field(default="none", description="precision of the networks; tables are of none (float32)")
     metrics: Annotated[Mapping[str, MetricBlock], AfterValidator(FrozenMapping)] = Field(
         default=FrozenMapping(),
         description="metrics by a name of your choice; `better: higher|lower` overrules the metric's own direction",

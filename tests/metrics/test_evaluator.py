@@ -32,6 +32,14 @@ def test_the_network_is_evaluated_in_eval_mode_and_left_as_it_was():
     assert (saved["image0"] == 100).all() and saved["image0"].dtype == np.uint8
 
 
+def test_low_precision_is_used_where_it_is_asked_for_alone():
+    network, seen = nn.Conv2d(3, 3, 1), []
+    network.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for options in ({}, {"amp": "none"}, {"amp": "bf16"}):
+        evaluate(network, Pairs(1), PSNR, torch.device("cpu"), **options)
+    assert seen == [torch.float32, torch.float32, torch.bfloat16]
+
+
 def test_values_that_are_not_finite_have_no_figures():
     class Broken(nn.Module):
         def forward(self, x):
