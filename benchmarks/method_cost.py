@@ -10,66 +10,36 @@ process; printed are medians in seconds, the ratio to `scratch`, and by how much
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-import cv2
-import numpy as np
 import torch
 from option_files.super_resolution import methods_of
 
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import distributed
-from basicsr.engine.training_run import TrainingRun
-from basicsr.train import train_step
-from basicsr.utils.options import load_options
-from basicsr.utils.options_schema import Options, thaw
+from benchmarks.images import write_pairs
+from benchmarks.options import shipped_options
+from benchmarks.ours.step import Step
+from benchmarks.table import markdown
+from benchmarks.timing import in_turn, ratios, spread
 
 
-def options_of(piece: str, arguments: argparse.Namespace, folder: Path) -> Options:
+def options_of(piece: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The options of a method's shipped file, with random images and weights."""
     name = f"{piece}_{arguments.network}_x{arguments.scale}"
-    data: dict[str, Any] = thaw(load_options(ROOT / f"options/train/{name}.yml", training=True, paths=False))
-    train = data["datasets"]["train"]
-    train.update(dataroot_gt=str(folder / "HR"), dataroot_lq=str(folder / "LR"), filename_tmpl="{}")
-    train.update(batch_size_per_gpu=arguments.batch, num_worker_per_gpu=0)
-    data["datasets"] = {"train": train}
-    data["path"] = {"allow_random_teacher": True}
-    data["val"] = {}
-    data.update(amp=arguments.amp, channels_last=True)
+    data = shipped_options(name, folder, arguments.batch, amp=arguments.amp, channels_last=True)
     for method in data["train"].get("distill", {}).values():
         if "CSD" in method["type"]:
             method["vgg_weights"] = "random"
         if method["type"] == "DCKD":
             method["vqgan_weights"] = arguments.vqgan
-    return load_options(data, training=True)
-
-
-def write_images(folder: Path, scale: int) -> None:
-    """A pair of random images, large enough for the patches."""
-    rng = np.random.default_rng(0)
-    for name, side in (("HR", 64 * scale), ("LR", 64)):
-        (folder / name).mkdir()
-        cv2.imwrite(str(folder / name / "0.png"), rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-
-
-def steps(run: TrainingRun) -> Iterator[float]:
-    """Does a training step each time it is asked; yields how long it took, in seconds."""
-    for batches in run.loader:
-        placed = [batch.to(run.place.device, channels_last=True) for batch in batches]
-        started = time.perf_counter()
-        train_step(run, placed)
-        if run.place.device.type == "cuda":
-            torch.cuda.synchronize()
-        yield time.perf_counter() - started
+    return data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,24 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     chosen = arguments.methods or methods_of(arguments.network, arguments.scale)
     names = list(dict.fromkeys(["scratch", *chosen]))
-    with tempfile.TemporaryDirectory() as temporary, distributed("none", "auto", "gloo", None) as place:
-        write_images(Path(temporary), arguments.scale)
-        running = {
-            name: steps(TrainingRun(options_of(name, arguments, Path(temporary)), place, None)) for name in names
-        }
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for count in range(arguments.steps + 1):
-            for name, step in running.items():
-                times[name].append(next(step))
-            print(f"step {count} of {arguments.steps}", file=sys.stderr, flush=True)
-    print(f"{arguments.network} x{arguments.scale}, batch {arguments.batch}, {arguments.amp}, {place.device}")
-    print("| method | s a step | to scratch | middle half |\n|---|---:|---:|---:|")
-    alone = times["scratch"][1:]
+    with tempfile.TemporaryDirectory() as temporary:
+        side = 64 * arguments.scale
+        images = write_pairs(Path(temporary), 1, (side, side), arguments.scale)
+        running = {name: Step(options_of(name, arguments, images), torch.get_num_threads()) for name in names}
+        times = in_turn({name: step.run for name, step in running.items()}, arguments.steps)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"{arguments.network} x{arguments.scale}, batch {arguments.batch}, {arguments.amp}, {device}")
+    lines = []
     for name in names:
-        ratios = sorted(mine / base for mine, base in zip(times[name][1:], alone, strict=True))
-        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-        median = statistics.median(times[name][1:])
-        print(f"| {name} | {median:.3f} | {statistics.median(ratios):.2f} | {low:.2f} to {high:.2f} |")
+        ratio = ratios(times[name], times["scratch"])
+        spent = f"{spread(times[name]).median:.3f}"
+        lines.append((name, spent, f"{ratio.median:.2f}", f"{ratio.low:.2f} to {ratio.high:.2f}"))
+    print(markdown(("method", "s a step", "to scratch", "middle half"), lines, "lrrr"))
     return 0
 
 

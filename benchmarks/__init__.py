@@ -1,0 +1,1 @@
+"""What this framework costs in time and memory, held against what a user has without it."""

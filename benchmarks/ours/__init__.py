@@ -1,0 +1,1 @@
+"""Our side: what `benchmarks/ours/worker.py` prepares and runs in a process of its own."""

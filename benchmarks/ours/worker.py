@@ -1,0 +1,18 @@
+"""Our side's process: parts of this package, prepared and run as requests on standard input say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from benchmarks.ours.data import Data
+from benchmarks.ours.indexing import Indexing
+from benchmarks.ours.metrics import Metrics, PlainMetrics
+from benchmarks.ours.step import Step
+from benchmarks.serving import serve
+
+if __name__ == "__main__":
+    parts = {"step": Step, "data": Data, "indexing": Indexing, "metrics": Metrics, "plain_metrics": PlainMetrics}
+    serve(parts)

@@ -1,0 +1,65 @@
+"""Comparing two sides fairly: in turn, on one machine, by medians and ratios of neighbours."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Side = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The middle of some measurements.
+
+    Attributes:
+        median: half of them are less.
+        low: a quarter of them are less.
+        high: a quarter of them are more.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles of at least one value; between values they are interpolated."""
+    if not values:
+        raise ValueError("there is no middle of no values")
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+def ratios(first: Sequence[float], second: Sequence[float]) -> Spread:
+    """How many times the second goes into the first, round by round.
+
+    What else the machine does passes over neighbours alike, so that a ratio of neighbours varies less than each.
+    """
+    return spread([one / other for one, other in zip(first, second, strict=True)])
+
+
+def in_turn(sides: Mapping[str, Side], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Runs every side once a round, every other round in reverse order, so that none always comes first.
+
+    Args:
+        sides: by name, what gives a measurement each time it is called.
+        rounds: how many are counted, at least 1.
+        warm_up: rounds before those.
+
+    Returns:
+        By name, a measurement for each round.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in sides}
+    for count in range(-warm_up, rounds):
+        for name in sides if count % 2 == 0 else reversed(list(sides)):
+            value = sides[name]()
+            if count >= 0:
+                measured[name].append(value)
+    return measured
