@@ -82,12 +82,15 @@ class _GlobalAverage(nn.Module):
 class _GlobalAverageFunction(torch.autograd.Function):
     """PyTorch's own makes a float32 copy of bf16 images on the CPU, and a whole image of its gradient.
 
-    A product with ones adds up in float32 without a copy, and the gradient is one number a channel, seen as an image.
+    A product with ones adds up in float32 without a copy; its sum would not fit in fp16. The gradient is one number a
+    channel, seen as an image.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+            return x.mean((2, 3), keepdim=True)
         pixels = x.flatten(2)
         ones = pixels.new_ones(pixels.shape[2], 1)
         return (pixels @ ones / pixels.shape[2])[..., None]

@@ -54,6 +54,8 @@ class CacheKey(_Record):
         scale: upscaling factor.
         self_ensemble: whether outputs are averages over the eight flips and rotations.
         precision: 'none' (float32), 'bf16' or 'fp16'.
+        tile: side of the tiles that images were cut into, LR pixels; None where they were whole while memory lasted.
+        tile_overlap: pixels seen around a tile; None for what the network needs.
     """
 
     teacher: str
@@ -64,6 +66,8 @@ class CacheKey(_Record):
     scale: int
     self_ensemble: bool
     precision: str
+    tile: int | None = None
+    tile_overlap: int | None = None
 
     def __str__(self) -> str:
         precision = "float32" if self.precision == "none" else self.precision
@@ -230,6 +234,10 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise DataError(f"{path} is damaged (at {printable(where[:80])}); {again}") from error
     if manifest.range != (LOWEST, HIGHEST) or any(leaves_folder(image.name) for image in manifest.images):
         raise DataError(f"{path} is damaged (range or names); {again}")
+    if manifest.complete and any(
+        None in (image.size, image.bytes, image.sha256, image.clipped) for image in manifest.images
+    ):
+        raise DataError(f"{path} is damaged (it says nothing of some outputs); {again}")
     return manifest
 
 

@@ -209,6 +209,8 @@ def _key(options: Options, network: torch.nn.Module, how: How) -> CacheKey:
         scale=options.scale,
         self_ensemble=how.self_ensemble,
         precision=how.amp,
+        tile=how.tile,
+        tile_overlap=how.tile_overlap,
     )
 
 

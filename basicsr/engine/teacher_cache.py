@@ -72,6 +72,8 @@ def _difference_in_weights(options: Options, key: CacheKey) -> str | None:
         return f"SHA-256 of its weights is {shortened(key.teacher)}, that of {_TEACHER} {shortened(digest)}"
     if key.param_key != options.path.param_key_t:
         return f"param_key_t {key.param_key}, the options' is {options.path.param_key_t}"
+    if key.strict != options.path.strict_load_t:
+        return f"strict_load_t {key.strict}, the options' is {options.path.strict_load_t}"
     return None
 
 

@@ -309,11 +309,18 @@ class TrainingRun:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restores moments and steps; rates, betas and the like stay as the present options have them."""
+    """Restores moments and steps; rates, betas and the like stay as the present options have them.
+
+    The settings are put in before loading, since they say where steps have to lie. Moments are laid out in memory as
+    the weights are now, which fused kernels take for granted.
+    """
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, kept in zip(optimizer.param_groups, settings, strict=True):
-        group.update(kept)
+    groups = [{**saved, **kept} for saved, kept in zip(state["param_groups"], settings, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:

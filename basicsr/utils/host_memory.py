@@ -8,6 +8,7 @@ import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MOST = 2**31 - 1
+_MOST_OF_OLD = 32 << 20  # bytes, which older versions refuse to exceed
 
 
 def keep_freed_memory(block: int = MOST, end: int = MOST) -> bool:
@@ -30,4 +31,5 @@ def keep_freed_memory(block: int = MOST, end: int = MOST) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return mallopt(_M_MMAP_THRESHOLD, block) == 1 and mallopt(_M_TRIM_THRESHOLD, end) == 1
+    kept = mallopt(_M_MMAP_THRESHOLD, block) or mallopt(_M_MMAP_THRESHOLD, min(block, _MOST_OF_OLD))
+    return bool(mallopt(_M_TRIM_THRESHOLD, end) and kept)

@@ -29,14 +29,13 @@ class Step:
         options: a whole options file as plain dicts.
         threads: that PyTorch may use.
         as_users: whether to set up the process as train.py does.
-        tf32: whether float32 products may be rounded to TF32 on the device.
     """
 
-    def __init__(self, options: dict[str, Any], threads: int, as_users: bool = True, tf32: bool = False) -> None:
+    def __init__(self, options: dict[str, Any], threads: int, as_users: bool = True) -> None:
         torch.set_num_threads(threads)
         if as_users:
             keep_freed_memory()
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self._stack = ExitStack()
         place = self._stack.enter_context(distributed("none", options["num_gpu"], "gloo", None))
         loaded = load_options(options, training=True)

@@ -14,7 +14,7 @@ class PlainMetrics:
     Args:
         path: an .npz file of `img` and `img2`, uint8 (H, W, 3) BGR.
         crop_border: pixels left out at each edge.
-        threads: ignored; OpenCV takes what there is.
+        threads: that OpenCV may use.
     """
 
     def __init__(self, path: str, crop_border: int, threads: int) -> None:

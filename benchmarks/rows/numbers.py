@@ -18,7 +18,7 @@ from benchmarks.timing import Spread
 from benchmarks.training import history, train, write_options
 
 SCALE, ITERATIONS, TEACHER_ITERATIONS = 2, 2000, 1000
-RATE, EMA_DECAY = 5e-4, 0.999  # at the quickstart's 2e-3, rounding alone moves the end by hundredths of a dB
+RATE, EMA_DECAY = 5e-4, 0.99  # at the quickstart's 2e-3, rounding alone moves the end by hundredths of a dB
 SETS = ("Set5", "Set14")
 FLOAT32, FLOAT32_AGAIN = "float32", "float32, other layout"
 MODES: Mapping[str, Mapping[str, Any]] = {FLOAT32: {**PLAIN, "channels_last": True}, FLOAT32_AGAIN: PLAIN, "fast": FAST}
@@ -48,6 +48,7 @@ def numbers(bench: Bench) -> Report:
         figures[mode] = _last_figures(path)
     differences = {name: figures["fast"][name] - figures[FLOAT32][name] for name in SETS}
     worst = max(differences.values(), key=abs)
+    chance = max(abs(figures[FLOAT32_AGAIN][name] - figures[FLOAT32][name]) for name in SETS)
     header = ("set", *(f"{mode}, dB" for mode in MODES), "fast - float32, dB")
     lines = tuple(
         (name, *(f"{figures[mode][name]:.4f}" for mode in MODES), f"{difference:+.4f}")
@@ -58,6 +59,7 @@ def numbers(bench: Bench) -> Report:
         what=f"PSNR after {iterations[1]} iterations, fast mode against float32, largest difference",
         figure=Spread(abs(worst), abs(worst), abs(worst)),
         target=Target("at most", 0.02, " dB"),
+        remark=f"one seed; two float32 runs of other layouts differ by up to {chance:.4f} dB",
     )
     return Report((outcome,), (Detail("PSNR on Y of the students, run in float32:", header, lines),))
 

@@ -50,7 +50,7 @@ def stalls(bench: Bench) -> Report:
     worst = max(share for name, share in shares.items() if name not in ("step", "the rest"))
     outcome = Outcome(
         row="stalls",
-        what="largest share of the loop's time in logging, moving average, waiting, validation or checkpoints",
+        what="largest share of the loop's time: log, moving average, waiting, validation (two small images), saving",
         ours=f"{1e3 * iteration:.1f} ms an iteration",
         figure=Spread(100 * worst, 100 * worst, 100 * worst),
         target=Target("at most", 100 * _STALLS, " %"),

@@ -46,6 +46,15 @@ def test_gradients_are_those_of_the_definition(head: type[nn.Module], layout: to
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_averages_of_large_images_do_not_overflow(dtype: torch.dtype) -> None:
+    """fp16 ends at 65504: less than the sum of 4 over 256 x 256 pixels."""
+    head = ImageProjectionHead(embed_dim=8)
+    average = head.encoder[2](torch.full((2, 4, 256, 256), 4.0, dtype=dtype))
+    assert average.shape == (2, 4, 1, 1)
+    assert (average == 4).all()
+
+
 @pytest.mark.parametrize(
     ("head", "convolutions"),
     [

@@ -144,12 +144,13 @@ def test_names_are_those_below_the_hr_folder_and_stay_apart():
 
 def test_lists_of_unknown_origin_are_refused_in_a_line(tmp_path):
     images = (CachedImage(name="a", lq="00" * 32), CachedImage(name="sub/b", lq="11" * 32, size=(4, 6), bytes=150))
-    write_manifest(tmp_path, Manifest(complete=True, key=KEY, images=images))
+    write_manifest(tmp_path, Manifest(complete=False, key=KEY, images=images))
     path = tmp_path / MANIFEST
     content = path.read_text()
-    assert read_manifest(tmp_path) == Manifest(complete=True, key=KEY, images=images)
+    assert read_manifest(tmp_path) == Manifest(complete=False, key=KEY, images=images)
     good = json.loads(content)
     wrong = {
+        r"damaged \(it says nothing of some outputs\)": {**good, "complete": True},
         "format 2, this version reads 1": {**good, "format": 2},
         r"damaged \(at images.0.name\)": {**good, "images": [{"name": 3, "lq": ""}]},
         r"damaged \(at key.scale\)": {**good, "key": {**good["key"], "scale": "2"}},

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from basicsr.engine.optimizers import build_optimizer
+from basicsr.engine.training_run import _load_optimizer
 
 
 def trained(steps: int, **options) -> tuple[nn.Linear, torch.optim.Optimizer]:
@@ -37,12 +40,30 @@ def test_moments_that_the_plain_kernel_left_go_on_in_the_fused_one():
     for moments in state["state"].values():
         moments["step"] = int(moments["step"])
     network, optimizer = trained(0, type="Adam")
-    kept = optimizer.param_groups[0]["fused"]
-    optimizer.load_state_dict(state)
-    optimizer.param_groups[0]["fused"] = kept
+    _load_optimizer(optimizer, state)
+    assert optimizer.param_groups[0]["fused"] is True
     network(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
     optimizer.step()
     assert {float(moments["step"]) for moments in optimizer.state.values()} == {4.0}
+
+
+def test_moments_saved_in_another_memory_layout_belong_to_their_weights():
+    """The fused kernel goes through weights and moments side by side, however these are laid out."""
+
+    def stepped(layout: torch.memory_format, state: dict | None) -> tuple[nn.Module, dict]:
+        torch.manual_seed(0)
+        network = nn.Conv2d(4, 4, 3).double().to(memory_format=layout)
+        optimizer = build_optimizer({"type": "Adam", "lr": 0.01}, {"student": network.parameters()})
+        if state is not None:
+            _load_optimizer(optimizer, copy.deepcopy(state))
+        network(torch.rand(1, 4, 8, 8, dtype=torch.float64)).square().sum().backward()
+        optimizer.step()
+        return network, optimizer.state_dict()
+
+    _, state = stepped(torch.contiguous_format, None)
+    same, _ = stepped(torch.contiguous_format, state)
+    other, _ = stepped(torch.channels_last, state)
+    torch.testing.assert_close(same.weight, other.weight.contiguous(), rtol=1e-9, atol=1e-12)
 
 
 def test_optimizers_without_a_fused_kernel_work_as_before():
