@@ -45,7 +45,7 @@ def cache(bench: Bench, pair: str) -> Report:
         times = in_turn(sides, 2 * bench.rounds, warm_up=2)
     outcome = Outcome(
         row=f"cache_{pair}",
-        what=f"MCAD-KD step without adversary, stored teacher's outputs (loaded before), to {NAMES[pair]}'s student alone",
+        what=f"MCAD-KD step without adversary, stored teacher's outputs (loaded before), to the {NAMES[pair]} student",
         reference=f"{short(spread(times['without']).median)} s",
         ours=f"{short(spread(times['cached']).median)} s",
         figure=ratios(times["cached"], times["without"]),
