@@ -294,8 +294,11 @@ def _must_end(run: TrainingRun, losses_broken: bool, gradients_broken: bool) -> 
     Under fp16 the scaler skips updates whose gradients overflow, and lowers its scale; only where the scale is small
     already are such gradients a failure.
     """
-    overflow = run.scaler.is_enabled() and not losses_broken and run.loss_scale() >= _SMALLEST_SCALE
-    return losses_broken or (gradients_broken and not overflow)
+    if losses_broken or not gradients_broken:
+        return losses_broken
+    return (
+        not run.scaler.is_enabled() or run.loss_scale() < _SMALLEST_SCALE
+    )  # asking for the scale waits for the device
 
 
 def _not_finite(

@@ -91,9 +91,9 @@ def check_images(
     shown = rank == 0 and sys.stderr.isatty()
     findings: dict[str, list[Finding]] = {}
     for role in stored.files:
-        bar = partial(_bar, f"Checking {options.name} ({role})", shown)
+        shown_by = partial(bar, f"Checking {options.name} ({role})", shown)
         caches = CheckCache(stored.roots[role], rank, world_size)
-        findings[role] = _findings(stored, role, indices, caches, decode, bar, processes or _share_of_cores())
+        findings[role] = _findings(stored, role, indices, caches, decode, shown_by, processes or _share_of_cores())
     bad: list[BadImage] = []
     for number, index in enumerate(indices):
         bad += _judge(stored, index, {role: found[number] for role, found in findings.items()})
@@ -321,7 +321,8 @@ class _Threads(ThreadPoolExecutor):
         self.shutdown(wait=True, cancel_futures=True)
 
 
-def _bar(description: str, shown: bool, items: Iterator[Any], total: int) -> Iterator[Any]:
+def bar(description: str, shown: bool, items: Iterator[Any], total: int) -> Iterator[Any]:
+    """The items; where `shown`, a progress bar counts them if it takes longer."""
     return iter(
         tqdm(
             items,

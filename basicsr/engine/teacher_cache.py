@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
-
-from basicsr.data.checking import stored_images
+from basicsr.data.checking import bar, stored_images
 from basicsr.data.digests import digests_of
 from basicsr.data.teacher_cache import (
     COMMAND,
@@ -33,7 +31,6 @@ from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.registry import ARCH_REGISTRY
 
 _TEACHER = "path.pretrain_network_t"
-_SECONDS_WITHOUT_BAR = 1.5
 
 
 def check_key(options: Options) -> CacheKey | None:
@@ -134,15 +131,4 @@ def check_content(options: Options, dataset: Any) -> None:
 
 def progress(description: str, items: Iterator[Any], total: int) -> Iterator[Any]:
     """The items; at a terminal a bar shows them where it takes longer."""
-    return iter(
-        tqdm(
-            items,
-            desc=description,
-            total=total,
-            unit="image",
-            leave=False,
-            dynamic_ncols=True,
-            delay=_SECONDS_WITHOUT_BAR,
-            disable=not sys.stderr.isatty(),
-        )
-    )
+    return bar(description, sys.stderr.isatty(), items, total)
