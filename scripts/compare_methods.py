@@ -17,6 +17,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 0)]
 
+from basicsr.utils.waiting import sleep_while_waiting
+
+if __name__ == "__main__":
+    sleep_while_waiting()  # before PyTorch is imported
+
 from study.execution import Trainings, load_teacher, say, threads_for, train_teacher, write_options
 from study.plan import Study, plan_study
 from study.records import Record, State, state_of, weights_of

@@ -23,6 +23,11 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
+from basicsr.utils.waiting import sleep_while_waiting
+
+if __name__ == "__main__":
+    sleep_while_waiting()  # before PyTorch is imported
+
 import torch
 from torch.nn import functional as F
 

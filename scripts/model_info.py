@@ -21,6 +21,11 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
+from basicsr.utils.waiting import sleep_while_waiting
+
+if __name__ == "__main__":
+    sleep_while_waiting()  # before PyTorch is imported
+
 from torch import nn
 
 from basicsr.archs import build_network

@@ -14,11 +14,11 @@ from types import FrameType, TracebackType
 from typing import IO
 
 from basicsr.utils.errors import DataError, MachineError, UserError
+from basicsr.utils.waiting import VARIABLES
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# Threads that spin while they wait for each other slow small networks tenfold where other programs use the processor.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+ENVIRONMENT = {**VARIABLES, **os.environ}
 
 # A program's beginning that has Linux send it SIGTERM at its parent's death (PR_SET_PDEATHSIG, 1), which stays in
 # force for what it then becomes. subprocess could do so between fork and exec, but not safely beside PyTorch's threads.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import logging
 import math
+import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -194,6 +195,23 @@ def open_run_log(run: TrainingRun, logger: logging.Logger) -> Iterator[RunLog | 
             log.close(exit_code)
 
 
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _about_threads(threads: int, cores: int, environment: Mapping[str, str]) -> str:
+    """What to say where torchrun has left cores without work: for several ranks it sets OMP_NUM_THREADS=1."""
+    ranks = int(environment.get("LOCAL_WORLD_SIZE", 1))
+    share = cores // ranks
+    if "TORCHELASTIC_RUN_ID" not in environment or threads > 1 or share < 2:
+        return ""
+    return (
+        f"each of {ranks} rank(s) computes with one thread, and there are {cores} cores: torchrun sets"
+        f" OMP_NUM_THREADS=1 where it is not set; to use them all, export OMP_NUM_THREADS={share}"
+    )
+
+
 def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None) -> None:
     """Logs what is about to run."""
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
@@ -202,6 +220,8 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         f"basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()};"
         f" {run.place.device}, {run.place.world_size} rank(s), amp {options.amp}"
     )
+    if run.place.device.type == "cpu" and (remark := _about_threads(torch.get_num_threads(), _cores(), os.environ)):
+        logger.warning(remark)
     logger.info(
         f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
         f" {run.loader.num_samples} training images, {options.train.total_iter} iterations"

@@ -7,6 +7,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from basicsr.utils.waiting import sleep_while_waiting
+
+if __name__ == "__main__":
+    sleep_while_waiting()  # as train.py does, before PyTorch is imported
+
 from benchmarks.ours.data import Data
 from benchmarks.ours.indexing import Indexing
 from benchmarks.ours.metrics import Metrics, PlainMetrics
