@@ -28,11 +28,11 @@ sys.path[0] = str(ROOT)
 from basicsr.engine.command import run_command
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.lmdb_util import LmdbMaker
+from basicsr.utils.timing import spread
 from benchmarks.bench import Bench
 from benchmarks.machine import describe
 from benchmarks.options import FAST, shipped_options
 from benchmarks.table import markdown, short
-from benchmarks.timing import spread
 from benchmarks.training import train, write_options
 
 FASTER = 1.1  # the exponent from which on a figure counts as growing faster than its input; below it lies the noise

@@ -23,11 +23,11 @@ import torch
 from option_files.super_resolution import methods_of
 
 from basicsr.engine.command import run_command
+from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.images import write_pairs
 from benchmarks.options import shipped_options
 from benchmarks.ours.step import Step
 from benchmarks.table import markdown
-from benchmarks.timing import in_turn, ratios, spread
 
 
 def options_of(piece: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

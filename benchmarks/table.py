@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.timing import Spread
+from basicsr.utils.timing import Spread
 
 
 @dataclass(frozen=True)

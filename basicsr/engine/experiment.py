@@ -218,8 +218,12 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
     options = run.options
     logger.info(
         f"basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()};"
-        f" {run.place.device}, {run.place.world_size} rank(s), amp {options.amp}"
+        f" {run.place.device}, {run.place.world_size} rank(s), amp {run.precision.amp}"
     )
+    if run.precision.told:
+        logger.info(run.precision.told)
+    for line in run.precision.warnings:
+        logger.warning(line)
     if run.place.device.type == "cpu" and (remark := _about_threads(torch.get_num_threads(), _cores(), os.environ)):
         logger.warning(remark)
     logger.info(

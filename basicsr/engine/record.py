@@ -60,6 +60,7 @@ def write_record(run: TrainingRun, resume: Checkpoint | None) -> None:
         "host": platform.node(),
         "device": str(run.place.device),
         "ranks": run.place.world_size,
+        "precision": {**run.precision.kept(), "chosen": run.precision.told or "by the options"},
         "images": run.images,
         "weights": {
             option: {"file": str(file), "sha256": run.files[option]} for option, file in _files(options).items()

@@ -11,6 +11,7 @@ import yaml
 
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place, on_master
+from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.record import TEACHER_CACHE, weights_read
 from basicsr.engine.status import launched_by_us
 from basicsr.utils.dist_util import gather_objects, raise_together
@@ -94,6 +95,8 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
     ignored = _OF_THE_TEACHER if TEACHER_CACHE in known and TEACHER_CACHE in files else ()
     grave: list[str] = []
     slight: list[str] = []
+    kept = kept_precision(state) or {}
+    before, after = (_in_force(options, kept) for options in (before, after))
     for key in sorted({*before, *after}):
         if key not in _BATCH and not key.startswith(ignored) and before.get(key) != after.get(key):
             line = f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
@@ -182,6 +185,17 @@ def _saved_options(resume: Checkpoint) -> dict[str, Any]:
         return _flat(_plain(load_options(content, training=True, paths=False)))
     except OptionsError:  # of a version that knew other keys
         return _flat(content)
+
+
+def _in_force(options: Mapping[str, Any], kept: Mapping[str, str]) -> dict[str, Any]:
+    """Flat options with what a run computes in, in the place of `auto`; amp_teacher only where it differs from amp."""
+    rest = {key: value for key, value in options.items() if key not in ("amp", "amp_teacher")}
+    amp = options.get("amp", "none")
+    precision = {"amp": amp, "amp_teacher": options.get("amp_teacher") or amp}
+    precision = {key: kept.get(key, value) if value == "auto" else value for key, value in precision.items()}
+    if precision["amp_teacher"] == precision["amp"]:
+        del precision["amp_teacher"]
+    return {**rest, **precision}
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.ema import Ema
 from basicsr.engine.optimizers import build_optimizer
+from basicsr.engine.precision_choice import choose_precision, settled
 from basicsr.engine.record import weights_read
 from basicsr.engine.schedules import build_schedule, warmed_up
 from basicsr.engine.sinks import check_packages
@@ -47,6 +48,7 @@ class TrainingRun:
         network: the network being trained, bare.
         model: the same with its terms, under DistributedDataParallel where there are several ranks.
         teacher: what the network learns from; None where there is none, or its outputs come from a cache.
+        precision: in which the networks run.
         cache: whose outputs come from a cache, or None.
         ema: its moving average, or None.
         adversary: the discriminator's side, or None.
@@ -66,17 +68,19 @@ class TrainingRun:
         self.validation_due = False
         train = options.train
         self.cache = on_master(place, lambda: check_key(options))
+        self.precision = choose_precision(options, place, resume.state if resume is not None else None)
+        computed = settled(options, self.precision.kept())
         check_packages(options)
         prepare_metrics(options.val.metrics, place.device)
         seed_everything(options.manual_seed)
-        bare, remarks = build_model(options, place.device)
+        bare, remarks = build_model(computed, place.device)
         self.remarks += remarks
         self.network: nn.Module = bare.network
         self.terms, self.teacher = bare.terms, bare.teacher
         self.remarks += self._about_cache()
         self._bare = bare
         distributed = place.world_size > 1
-        self.adversary, more = build_adversary(options, place.device, distributed)
+        self.adversary, more = build_adversary(computed, place.device, distributed)
         self.remarks += more
         heads = {"student": self.network.parameters(), "heads": self.terms.parameters()}
         self.optimizer = build_optimizer(train.optim_g, heads)
@@ -216,6 +220,7 @@ class TrainingRun:
             "world_size": self.place.world_size,
             "images": self.images,
             "files": self.files,
+            "precision": self.precision.kept(),
         }
         if self.adversary is not None:
             networks["d"] = {"params": _cpu_state(self.adversary.discriminator)}

@@ -46,8 +46,8 @@ def recognise_networks(options: Options) -> tuple[Options, list[str]]:
 def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[str]]:
     """Builds what `model_type` names: the network to train, its terms, and for KDModel the teacher.
 
-    The network to train is built first, so that from one seed it starts equal with and without a teacher. Where the
-    teacher's outputs come from a cache there is no teacher.
+    What `amp: auto` chooses is settled before. The network to train is built first, so that from one seed it starts
+    equal with and without a teacher. Where the teacher's outputs come from a cache there is no teacher.
 
     Returns:
         The model on `device`, and remarks on what was loaded.
@@ -66,7 +66,7 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
     terms: dict[str, Term] = {
         name: Reconstruction(f"l_{name}", block) for name, block in options.train.loss_blocks.items()
     }
-    precision = Precision(device.type, options.amp)
+    precision = Precision.of(device, options.amp)
     if options.model_type == "KDModel":
         teacher = None
         if options.teacher_cache is None:
@@ -74,7 +74,7 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
             remarks.append(loaded)
         for name, block in options.train.method_blocks.items():
             terms[name] = METHOD_REGISTRY.build(block)
-        teacher_precision = Precision(device.type, options.amp_teacher or options.amp)
+        teacher_precision = Precision.of(device, options.amp_teacher or options.amp)
         model: SRModel = KDModel(
             _placed(network, options, device),
             teacher,
@@ -88,6 +88,28 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
         model = SRModel(_placed(network, options, device), terms, precision, options.scale, options.manual_seed)
     remarks += [remark for term in terms.values() for remark in term.remarks]
     return model.to(device), [remark for remark in remarks if remark]
+
+
+def build_networks(options: Options, device: torch.device) -> dict[str, nn.Module]:
+    """The student `g` and, where the run has them, the teacher `t` and the discriminator `d`, as they will run.
+
+    Their weights are random, but for networks that are recognised by them.
+
+    Raises:
+        OptionsError, CheckpointError: a block or the file of a recognised network does not fit.
+    """
+    from basicsr.archs import build_network
+    from basicsr.utils.options_components import is_auto
+
+    labels = ["g"]
+    labels += ["t"] if options.model_type == "KDModel" and options.teacher_cache is None else []
+    labels += ["d"] if options.train.adversarial is not None else []
+    networks = {}
+    for label in labels:
+        block = getattr(options, f"network_{label}")
+        network = _load_network(options, label)[0] if is_auto(block) else build_network(block)
+        networks[label] = _placed(network, options, device)
+    return networks
 
 
 def load_teacher(options: Options, device: torch.device) -> tuple[nn.Module, str | None]:
@@ -114,7 +136,7 @@ def build_adversary(options: Options, device: torch.device, distributed: bool) -
         _placed(discriminator, options, device),
         build_loss({key: value for key, value in block.items() if key != "loss_weight"}),
         float(block.get("loss_weight", 1.0)),
-        Precision(device.type, options.amp),
+        Precision.of(device, options.amp),
         train=options.train.train_adversary,
         distributed=distributed,
     )

@@ -116,6 +116,7 @@ ContrastiveBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x
 
 _ABSENT: Any = None
 Precision = Literal["none", "bf16", "fp16"]
+TrainingPrecision = Literal["auto", "none", "bf16", "fp16"]
 Positive = Annotated[int, Field(ge=1)]
 PerStage = Annotated[tuple[Positive, ...], Field(min_length=1)] | None
 
@@ -288,7 +289,9 @@ class ValOptions(Section):
     tile_overlap: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="LR pixels that a tile sees beyond each edge; ~ for what the network needs"
     )
-    amp: Precision = Field(default="none", description="precision of the networks; tables are of none (float32)")
+    amp: Precision = Field(
+        default="none", description="precision of the networks; tables are of none (float32), or say otherwise"
+    )
     metrics: Annotated[Mapping[str, MetricBlock], AfterValidator(FrozenMapping)] = Field(
         default=FrozenMapping(),
         description="metrics by a name of your choice; `better: higher|lower` overrules the metric's own direction",
@@ -393,9 +396,15 @@ class Options(Section):
         " log where there are fewer than n processes or no GPU",
     )
     manual_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of everything random")
-    amp: Precision = Field(default="none", description="mixed precision: none (float32), bf16, fp16")
-    amp_teacher: Precision | None = Field(default=None, description="the teacher's precision; ~ for that of amp")
-    channels_last: bool = Field(default=False, description="memory layout that suits convolutions on GPUs")
+    amp: TrainingPrecision = Field(
+        default="none",
+        description="mixed precision: none (float32), bf16, fp16; auto: bf16 where the device has units for it and is"
+        " faster with it, else none",
+    )
+    amp_teacher: TrainingPrecision | None = Field(
+        default=None, description="the teacher's precision; ~ for that of amp"
+    )
+    channels_last: bool = Field(default=False, description="memory layout that suits convolutions")
     find_unused_parameters: bool = Field(default=False, description="for networks that skip parameters, under DDP")
     crop_border: Annotated[int, Field(ge=0)] | None = Field(
         default=None,

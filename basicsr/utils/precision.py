@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -24,6 +24,12 @@ class Precision:
 
     device_type: str
     amp: Amp = "none"
+
+    @classmethod
+    def of(cls, device: torch.device, amp: str) -> Precision:
+        """The precision that options name, where it is none that is still to be chosen."""
+        assert amp in ("none", *_DTYPES), f"amp {amp} is to be settled before networks are built"
+        return cls(device.type, cast(Amp, amp))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """A context in which convolutions and matrix products run in the chosen type; a new one at each call."""

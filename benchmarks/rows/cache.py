@@ -13,11 +13,11 @@ import torch
 
 from basicsr.archs import build_network
 from basicsr.utils.errors import ForeignError
+from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.bench import Bench
 from benchmarks.options import FAST, PAIRS, ROOT
 from benchmarks.rows.step import NAMES, step_options
 from benchmarks.table import Outcome, Report, Target, short
-from benchmarks.timing import in_turn, ratios, spread
 from benchmarks.training import variables, write_options
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.utils.errors import ForeignError
+from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.bench import Bench
 from benchmarks.options import ROOT, shipped_options
 from benchmarks.table import Outcome, Report, Target, short
-from benchmarks.timing import in_turn, ratios, spread
 from benchmarks.workers import environment
 
 SCALE, GT_SIZE, BATCH = 4, 192, 8

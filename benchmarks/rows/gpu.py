@@ -6,12 +6,12 @@ from functools import partial
 
 import torch
 
+from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.bench import Bench
 from benchmarks.machine import measure_peaks
 from benchmarks.options import FAST, PLAIN
 from benchmarks.rows.step import step_options
 from benchmarks.table import Detail, Outcome, Report, Target, short
-from benchmarks.timing import in_turn, ratios, spread
 
 BATCH = 32
 

@@ -6,10 +6,10 @@ from functools import partial
 
 import numpy as np
 
+from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.bench import Bench
 from benchmarks.images import picture
 from benchmarks.table import Outcome, Report, Target, short
-from benchmarks.timing import in_turn, ratios, spread
 
 BORDER = 4
 PSNR_TOLERANCE, SSIM_TOLERANCE = 1e-3, 1e-4

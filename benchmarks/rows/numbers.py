@@ -11,10 +11,10 @@ import cv2
 from basicsr.utils.errors import DataError
 from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.matlab_functions import imresize_integer
+from basicsr.utils.timing import Spread
 from benchmarks.bench import Bench
 from benchmarks.options import FAST, PLAIN, shipped_options
 from benchmarks.table import Detail, Outcome, Report, Target
-from benchmarks.timing import Spread
 from benchmarks.training import history, train, write_options
 
 SCALE, ITERATIONS, TEACHER_ITERATIONS = 2, 2000, 1000

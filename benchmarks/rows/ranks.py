@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.bench import Bench
 from benchmarks.options import FAST, shipped_options
 from benchmarks.table import Outcome, Report, Target, short
-from benchmarks.timing import in_turn, ratios, spread
 from benchmarks.training import seconds_an_iteration, train, write_options
 
 BATCH = 8

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from basicsr.utils.timing import Spread
 from benchmarks.bench import Bench
 from benchmarks.options import FAST, ROOT, shipped_options
 from benchmarks.table import Detail, Outcome, Report, Target
-from benchmarks.timing import Spread
 from benchmarks.training import train, write_options
 
 # What the loop does beside its step: the part, and the function that does it.

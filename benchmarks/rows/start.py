@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from basicsr.utils.timing import spread
 from benchmarks.bench import Bench
 from benchmarks.options import shipped_options
 from benchmarks.table import Outcome, Report, Target, short
-from benchmarks.timing import spread
 from benchmarks.training import seconds_to_first_iteration, write_options
 
 PAIRS_OF_IMAGES = 800

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from basicsr.utils.timing import Spread, in_turn, ratios, spread
 from benchmarks.bench import Bench
 from benchmarks.options import FAST, PAIRS, PLAIN, shipped_options
 from benchmarks.table import Detail, Outcome, Report, Target, short
-from benchmarks.timing import Spread, in_turn, ratios, spread
 
 NAMES = {"edsr": "EDSR", "rcan": "RCAN", "swinir": "SwinIR"}
 SPEED = {"edsr": 7.0, "rcan": 6.5, "swinir": 4.5}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from basicsr.engine.precision_choice import settled
 from basicsr.engine.sinks import flat
 from basicsr.models import build_model, recognise_networks
 from basicsr.report.tables import write_text
@@ -157,7 +158,7 @@ def initial_student(options: Options) -> tuple[str, bool]:
     Raises:
         UserError: a network, a term or a file of weights does not fit.
     """
-    recognised, _ = recognise_networks(options)
+    recognised, _ = recognise_networks(settled(options, {"amp": "none", "amp_teacher": "none"}))
     seed_everything(recognised.manual_seed)
     model, _ = build_model(recognised, torch.device("cpu"))
     digest = hashlib.sha256()

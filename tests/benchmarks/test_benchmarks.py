@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from basicsr.utils.errors import ForeignError, OptionsError
+from basicsr.utils.timing import Spread, in_turn, ratios, spread
 from benchmarks import growth, run
 from benchmarks.table import Detail, Outcome, Target, details_tables, outcomes_table, short
-from benchmarks.timing import Spread, in_turn, ratios, spread
 from benchmarks.workers import Worker, ours_command
 
 

@@ -1,4 +1,4 @@
-"""Comparing two sides fairly: in turn, on one machine, by medians and ratios of neighbours."""
+"""Comparing several sides fairly: in turn, on one machine, by medians and ratios of neighbours."""
 
 from __future__ import annotations
 
@@ -45,13 +45,16 @@ def ratios(first: Sequence[float], second: Sequence[float]) -> Spread:
     return spread([one / other for one, other in zip(first, second, strict=True)])
 
 
-def in_turn(sides: Mapping[str, Side], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def in_turn(
+    sides: Mapping[str, Side], rounds: int, warm_up: int = 1, goes_on: Callable[[int], bool] = lambda done: True
+) -> dict[str, list[float]]:
     """Runs every side once a round, every other round in reverse order, so that none always comes first.
 
     Args:
         sides: by name, what gives a measurement each time it is called.
-        rounds: how many are counted, at least 1.
+        rounds: how many are counted at most, at least 1.
         warm_up: rounds before those.
+        goes_on: asked after each counted round but the last, with their number, whether there is to be another.
 
     Returns:
         By name, a measurement for each round.
@@ -62,4 +65,6 @@ def in_turn(sides: Mapping[str, Side], rounds: int, warm_up: int = 1) -> dict[st
             value = sides[name]()
             if count >= 0:
                 measured[name].append(value)
+        if 0 <= count < rounds - 1 and not goes_on(count + 1):
+            break
     return measured

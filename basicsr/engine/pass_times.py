@@ -1,0 +1,182 @@
+"""Whether another precision is faster than float32 here: passes of networks at hand, timed in both in turn.
+
+What follows from the times is decided by functions of these times alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from basicsr.utils.hardware import has_units
+from basicsr.utils.misc import wait_for
+from basicsr.utils.precision import Amp, Precision
+from basicsr.utils.timing import Spread, in_turn, ratios
+
+_PASS_SECONDS = 0.06  # in float32: images are as many and as large as that allows for
+_ENOUGH_SECONDS, _MOST_SECONDS = 2.0, 3.0  # after the first, rounds are added only until there are a few
+_ROUNDS, _FEW_ROUNDS = 9, 3
+_SMALL_SIDE = 16
+_MULTIPLE = 8  # of sides: discriminators halve images three times
+_WORTH = 1.02  # a smaller gain is none
+_SLOW = 1.1  # times as long as float32: from here on a mode is called slow
+
+Modes = tuple[Amp, Amp]
+"""Precision of the student and of the teacher; of a network by itself the first."""
+Pass = Callable[[Modes, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class PassTimes:
+    """Times of passes, round by round.
+
+    Attributes:
+        float32: seconds of a pass in float32.
+        other: seconds of the same pass in the other precision, as many.
+    """
+
+    float32: tuple[float, ...]
+    other: tuple[float, ...]
+
+    @property
+    def gain(self) -> Spread:
+        """How many times as fast as float32 the other precision is."""
+        return ratios(self.float32, self.other)
+
+    def __str__(self) -> str:
+        share = ratios(self.other, self.float32)
+        return f"{share.median:.2f} times as long as float32 ({share.low:.2f} to {share.high:.2f})"
+
+
+def pick(units: bool, times: PassTimes | None) -> tuple[Amp, str]:
+    """What `auto` chooses on a CPU, and why.
+
+    Args:
+        units: whether it computes in bf16 by itself.
+        times: of passes in float32 and bf16; None where they could not be measured.
+    """
+    if not units:
+        return "none", "this processor has no instructions for bf16"
+    if times is None:
+        return "none", "bf16 could not be measured"
+    return ("bf16" if times.gain.median >= _WORTH else "none"), f"bf16 takes {times}"
+
+
+def slow_mode(asked: str, amp: Amp, units: bool, times: PassTimes | None) -> list[str]:
+    """A line where a precision that was asked for is slower than float32, else none.
+
+    Args:
+        asked: what asks for it, such as 'val: amp: bf16'.
+        amp: what it asks for.
+        units: whether the device computes in it by itself.
+        times: of passes in float32 and in it; None where they could not be measured.
+    """
+    if times is None or times.gain.median * _SLOW > 1:
+        return []
+    why = "" if units else f": this {'processor' if amp == 'bf16' else 'device'} has no instructions for {amp}"
+    return [f"{asked} is slow here: it takes {times}{why}; none (float32) is faster"]
+
+
+def warn_if_slow(network: nn.Module, device: torch.device, amp: Amp, asked: str) -> list[str]:
+    """A line where running a network in `amp` is slower than in float32; a second or two on a CPU.
+
+    Args:
+        network: on `device`, in eval mode; it stays as it is.
+        device: where it runs.
+        amp: the precision that was asked for.
+        asked: what asks for it, such as '--amp bf16'.
+    """
+    times = times_of_network(network, device, amp)
+    return slow_mode(asked, amp, has_units(device, amp), times) if amp != "none" else []
+
+
+def times_of_network(network: nn.Module, device: torch.device, amp: Amp) -> PassTimes | None:
+    """Times of forward passes of one image in float32 and `amp`; None where it is not worth asking, or cannot be."""
+    if amp == "none" or (device.type == "cuda" and has_units(device, amp)):
+        return None
+
+    @torch.no_grad()
+    def run(modes: Modes, images: torch.Tensor) -> None:
+        with Precision(device.type, modes[0]).autocast():
+            network(images)
+
+    return measure(run, ("none", "none"), (amp, amp), (1, input_channels(network), 4 * _SMALL_SIDE), device)
+
+
+def measure(
+    run: Pass,
+    plain: Modes,
+    other: Modes,
+    largest: tuple[int, int, int],
+    device: torch.device,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> PassTimes | None:
+    """Times passes in two ways, in turn, for two to three seconds; longer only where a small image takes as long.
+
+    Args:
+        run: a pass.
+        plain: how the first way is.
+        other: how the second is.
+        largest: how many images, their channels and their side, at most.
+        device: where they lie.
+        layout: how they lie in memory.
+
+    Returns:
+        The times; None where a network does not take such images.
+    """
+    began = time.perf_counter()
+    number, channels, side = largest
+    generator = torch.Generator().manual_seed(0)
+
+    def images(count: int, side: int) -> torch.Tensor:
+        made = torch.rand(count, channels, side, side, generator=generator)
+        return made.to(device).contiguous(memory_format=layout)
+
+    def seconds(modes: Modes, batch: torch.Tensor) -> float:
+        wait_for(device)
+        start = time.perf_counter()
+        run(modes, batch)
+        wait_for(device)
+        return time.perf_counter() - start
+
+    def goes_on(rounds: int) -> bool:
+        return time.perf_counter() - began < (_MOST_SECONDS if rounds < _FEW_ROUNDS else _ENOUGH_SECONDS)
+
+    try:
+        small = min(_SMALL_SIDE, side)
+        first = images(1, small)
+        for modes in (other, plain):  # kernels are chosen, memory is taken
+            seconds(modes, first)
+        size = fitting_size(seconds(plain, first) / small**2, number, side, small)
+        batch = images(*size)
+        sides = {"float32": lambda: seconds(plain, batch), "other": lambda: seconds(other, batch)}
+        times = in_turn(sides, _ROUNDS, warm_up=int(size != (1, small)), goes_on=goes_on)
+    except Exception:  # whatever a network raises that does not run so: whoever runs it in earnest tells
+        return None
+    return PassTimes(tuple(times["float32"]), tuple(times["other"]))
+
+
+def fitting_size(seconds_a_pixel: float, number: int, side: int, small: int) -> tuple[int, int]:
+    """How many images of which side a pass shall have: whole ones, or one that is cut.
+
+    Args:
+        seconds_a_pixel: of a pass in float32.
+        number: of images, at most.
+        side: of whole images.
+        small: the least side.
+    """
+    pixels = _PASS_SECONDS / max(seconds_a_pixel, 1e-9)
+    if pixels >= side**2:
+        return min(number, int(pixels / side**2)), side
+    return 1, min(side, max(small, int(pixels**0.5) // _MULTIPLE * _MULTIPLE))
+
+
+def input_channels(network: nn.Module) -> int:
+    """How many channels a network's images have."""
+    given = getattr(network, "in_channels", None)
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    return given if isinstance(given, int) else first.in_channels if first is not None else 3

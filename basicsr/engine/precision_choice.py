@@ -1,0 +1,177 @@
+"""In which precision a run computes: what `amp: auto` chooses, and that it stays so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from basicsr.engine.distributed import Place, on_master
+from basicsr.engine.pass_times import Modes, PassTimes, input_channels, measure, pick, slow_mode
+from basicsr.models import build_networks
+from basicsr.utils.errors import CheckpointError
+from basicsr.utils.hardware import has_units
+from basicsr.utils.options_schema import Options
+from basicsr.utils.precision import Amp, Precision
+
+STATE = "precision"
+_KEYS = ("amp", "amp_teacher")
+_PLAIN: Modes = ("none", "none")
+_FAST: Modes = ("bf16", "bf16")
+_USUAL_SIDE = 48  # of LR patches, where the dataset does not say
+
+
+@dataclass(frozen=True)
+class Choice:
+    """In which precision a run computes.
+
+    Attributes:
+        amp: of the student and the discriminator.
+        amp_teacher: of the teacher.
+        told: what the log should say of how it was chosen; empty where the options say it.
+        warnings: what the log should warn of.
+    """
+
+    amp: Amp
+    amp_teacher: Amp
+    told: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def kept(self) -> dict[str, Amp]:
+        """What a run's record and state keep of it, by option."""
+        return {"amp": self.amp, "amp_teacher": self.amp_teacher}
+
+
+def choose_precision(options: Options, place: Place, state: Mapping[str, Any] | None) -> Choice:
+    """Decides on rank 0 in which precision a run computes; all ranks must call and get the same.
+
+    `auto` goes on as the run began, on whatever machine. A new run takes bf16 where the device has units for it and, on
+    a CPU, a short measurement in the run's memory layout agrees; else float32. The measurement changes neither weights
+    nor random numbers.
+
+    Args:
+        options: the whole options.
+        place: where this process stands.
+        state: of the checkpoint to go on from, or None.
+
+    Raises:
+        CheckpointError: `state` names a precision that there is not.
+    """
+    kept = kept_precision(state) if state is not None else None
+    return on_master(place, lambda: _choose(options, place.device, kept))
+
+
+def kept_precision(state: Mapping[str, Any]) -> dict[str, Amp] | None:
+    """The precision that a checkpoint's run computed in, by option; None where it is older than `auto`.
+
+    Raises:
+        CheckpointError: there is no such precision.
+    """
+    kept = state.get(STATE)
+    if kept is None:
+        return None
+    if not isinstance(kept, dict) or any(kept.get(key) not in ("none", "bf16", "fp16") for key in _KEYS):
+        raise CheckpointError(f"the state's {STATE} is {kept!r}; it must name amp and amp_teacher: none, bf16 or fp16")
+    return {key: kept[key] for key in _KEYS}
+
+
+def settled(options: Options, chosen: Mapping[str, Amp]) -> Options:
+    """The options with what was chosen in the place of `auto`."""
+    return options.model_copy(update={key: chosen[key] for key in _KEYS})
+
+
+def _choose(options: Options, device: torch.device, kept: Mapping[str, Amp] | None) -> Choice:
+    asked = _asked(options)
+    if "auto" in asked and kept is None:
+        found, why = _pick(options, device)
+        modes = _filled(asked, (found, found))
+        return Choice(*modes, told=f"amp auto: {_named(modes)}; {why}")
+    modes = _filled(asked, (kept["amp"], kept["amp_teacher"])) if kept is not None else _filled(asked, _PLAIN)
+    told = f"amp auto: {_named(modes)}, as in the run so far" if "auto" in asked else ""
+    return Choice(*modes, told=told, warnings=_warnings(options, modes, device))
+
+
+def _asked(options: Options) -> tuple[str, str]:
+    return options.amp, options.amp_teacher or options.amp
+
+
+def _pick(options: Options, device: torch.device) -> tuple[Amp, str]:
+    units = has_units(device, "bf16")
+    if device.type == "cuda":
+        return ("bf16", "the GPU has units for it") if units else ("none", "the GPU has no units for bf16")
+    if not units:
+        return pick(False, None)
+    plain, fast = (_filled(_asked(options), modes) for modes in (_PLAIN, _FAST))
+    return pick(True, _times(options, plain, fast, device))
+
+
+def _filled(asked: tuple[str, str], modes: Modes) -> Modes:
+    """What was asked for, with `modes` in the place of `auto`."""
+    student, teacher = (mode if one == "auto" else one for one, mode in zip(asked, modes, strict=True))
+    return cast(Modes, (student, teacher))
+
+
+def _named(modes: Modes) -> str:
+    student, teacher = ("float32" if mode == "none" else mode for mode in modes)
+    return student if student == teacher else f"{student}, the teacher {teacher}"
+
+
+def _warnings(options: Options, modes: Modes, device: torch.device) -> tuple[str, ...]:
+    """Whether a run in this precision is slower than one in float32."""
+    emulated = [mode for mode in modes if mode != "none" and not (device.type == "cuda" and has_units(device, mode))]
+    if not emulated:
+        return ()
+    asked = " and ".join(f"{key}: {mode}" for key, mode in dict(zip(_KEYS, modes, strict=True)).items())
+    if modes[0] == modes[1]:
+        asked = f"amp: {modes[0]}"
+    units = all(has_units(device, mode) for mode in emulated)
+    return tuple(slow_mode(asked, emulated[0], units, _times(options, _PLAIN, modes, device)))
+
+
+def _times(options: Options, plain: Modes, other: Modes, device: torch.device) -> PassTimes | None:
+    """Of passes like a training step's, by networks that are built for it."""
+    block = options.datasets["train"]
+    size = block.arguments.get("gt_size")
+    side = size // options.scale if isinstance(size, int) and size >= options.scale else _USUAL_SIDE
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    with torch.random.fork_rng(devices=[]):
+        try:
+            networks = build_networks(options, device)
+        except Exception:  # the run, which builds them too, tells what is wrong
+            return None
+        largest = (block.batch_size_per_gpu, input_channels(networks["g"]), side)
+        times = measure(_Step(networks, device), plain, other, largest, device, layout)
+        if times is None and networks.pop("d", None) is not None:  # some take images of one size only
+            times = measure(_Step(networks, device), plain, other, largest, device, layout)
+    return times
+
+
+class _Step:
+    """Student, teacher and discriminator as in a training step, without losses and updates.
+
+    They run in eval mode, in which nothing in them changes.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], device: torch.device) -> None:
+        self._networks, self._device = networks, device
+        for network in networks.values():
+            network.eval()
+        if "t" in networks:
+            networks["t"].requires_grad_(False)
+
+    def __call__(self, modes: Modes, images: torch.Tensor) -> None:
+        student, teacher = (Precision(self._device.type, mode) for mode in modes)
+        with torch.enable_grad(), student.autocast():
+            output = self._networks["g"](images)
+            if "d" in self._networks:
+                output = self._networks["d"](output)
+        if "t" in self._networks:
+            with torch.no_grad(), teacher.autocast():
+                self._networks["t"](images)
+        if output.requires_grad:
+            output.float().mean().backward()
+        for network in self._networks.values():
+            network.zero_grad(set_to_none=True)
