@@ -43,8 +43,12 @@ class Peaks:
 
 
 def measure_peaks(threads: int, *, device: str = "cpu", quick: bool = False) -> Peaks:
-    """Measures matrix products, convolutions and copies for a second or two each; the best of many counts."""
-    before = torch.get_num_threads()
+    """Measures matrix products, convolutions and copies for a second or two each; the best of many counts.
+
+    On a GPU float32 means float32: cuDNN's convolutions use TF32 unless told otherwise.
+    """
+    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(threads)
     seconds = 0.02 if quick else 1.5
     large = device != "cpu"
@@ -63,6 +67,7 @@ def measure_peaks(threads: int, *, device: str = "cpu", quick: bool = False) -> 
     target = torch.empty_like(source)
     copy = 2e-9 * source.numel() * 4 / _fastest(lambda: target.copy_(source), seconds, device)
     torch.set_num_threads(before)
+    torch.backends.cudnn.allow_tf32 = tf32
     return Peaks(matmul, convolution, copy)
 
 

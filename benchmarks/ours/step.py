@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,13 @@ from basicsr.utils import randomness
 from basicsr.utils.host_memory import keep_freed_memory
 from basicsr.utils.options import load_options
 from benchmarks.serving import memory
+
+
+class _NoModules(nullcontext[None]):
+    """Replaces `FlopCounterMode`'s module tracker, which raises inside `autograd.grad` (seen with torch 2.11)."""
+
+    parents = frozenset({"Global"})
+    is_bw = False
 
 
 class Step:
@@ -61,7 +68,9 @@ class Step:
 
     def flops(self) -> int:
         """Floating point operations of a step, two for a multiply-add."""
-        with FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+        with counter:
             self._step(next(self._batches))
         return int(counter.get_total_flops())
 
