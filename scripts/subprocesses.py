@@ -14,9 +14,8 @@ from types import FrameType, TracebackType
 from typing import IO
 
 from basicsr.utils.errors import DataError, MachineError, UserError
+from basicsr.utils.stop_signals import STOP_SIGNALS, is_ignored
 from basicsr.utils.waiting import VARIABLES
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ENVIRONMENT = {**VARIABLES, **os.environ}
 
@@ -57,8 +56,8 @@ class Programs:
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Programs:
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+        for number in STOP_SIGNALS:
+            if not is_ignored(number):
                 self._previous[number] = signal.signal(number, self._pass_on)
         return self
 

@@ -24,6 +24,7 @@ from basicsr.data.sampling import KeySampler, SampleKey
 from basicsr.data.skipping import load_or_replace
 from basicsr.utils.errors import DataError, MachineError, UserError
 from basicsr.utils.host_memory import keep_freed_memory
+from basicsr.utils.stop_signals import STOP_SIGNALS
 
 _PR_SET_PDEATHSIG = 1
 _LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes of a worker's freed memory
@@ -262,7 +263,7 @@ def prepare_worker(worker: int, parent: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     # SLURM signals all processes of a step, and the parent needs its workers until it has saved.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         # A group of its own: what is sent to the parent's group (`timeout`, a shell) must not stop the worker

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import os
 import select
 import signal
@@ -13,7 +12,8 @@ import traceback
 from collections.abc import Callable
 
 from basicsr.engine.stop import Interrupted, Preempted
-from basicsr.utils.errors import ForeignError, UserError
+from basicsr.engine.streams import guard_streams, output_failure
+from basicsr.utils.errors import CheckpointError, ForeignError, UserError
 
 _GRACE_SECONDS = 5.0
 
@@ -24,17 +24,18 @@ def run_command(main: Callable[[], int]) -> int:
     The codes are those of `basicsr.utils.errors`, 75 for a run that was asked to stop and has saved, 130 for Ctrl+C;
     `docs/reliability.md` lists them.
     Other exceptions are bugs and keep their traceback. Where the reader of the output has gone, as `head` does when it
-    has seen enough, the command ends quietly, as one that is killed by SIGPIPE.
+    has seen enough, the command ends quietly, as one that is killed by SIGPIPE. Where standard output is closed or full,
+    the work is done all the same, and a line and the code of what cannot be written tell that its report is lost.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files may have letters that the terminal's encoding has not
-            stream.reconfigure(errors="backslashreplace")
+    guard_streams()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in the place of `quiet_start`
     warn_of_published_package()
     try:
         code = main()
-        sys.stdout.flush()
+        if (failure := output_failure()) is not None:
+            print(f"error: cannot write standard output: {failure.strerror}", file=sys.stderr, flush=True)
+            return code or CheckpointError.exit_code
         return code
     except UserError as error:
         rank = os.environ.get("RANK", "0")
@@ -59,6 +60,8 @@ def run_command(main: Callable[[], int]) -> int:
 
 def _reader_has_gone() -> bool:
     """Whether standard output is a pipe that nobody reads any more; other pipes, as to workers, break by mistake."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
     poll = select.poll()
     poll.register(1, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

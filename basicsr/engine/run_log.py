@@ -78,10 +78,10 @@ class RunLog:
         now = time.monotonic()
         per_iteration = (now - self._started) / max(1, iteration - self._start)
         left = datetime.timedelta(seconds=int(per_iteration * (self._total - iteration)))
-        lr = ",".join(f"{rate:.3e}" for rate in rates.values())
+        lr = ", ".join(f"{group} {rate:.3e}" for group, rate in rates.items())
         losses = " ".join(f"{name}: {value:.4e}" for name, value in parts.items())
         self.line(
-            f"[{self._name[:5]}..][epoch:{epoch:3d}, iter:{iteration:8,d}, lr:({lr},)] [eta: {left},"
+            f"[{self._name[:5]}..][epoch:{epoch:3d}, iter:{iteration:8,d}, lr:({lr})] [eta: {left},"
             f" time (data): {per_iteration:.3f} ({waited:.3f})] {losses}"
         )
         figures = {f"losses/{name}": value for name, value in parts.items()}

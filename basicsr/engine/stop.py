@@ -6,13 +6,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
+from basicsr.engine.streams import guard_streams
 from basicsr.utils.errors import UserError
+from basicsr.utils.stop_signals import STOP_SIGNALS, is_ignored
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-NOTHING_TO_SAVE = "preempted before training began: nothing to save; go on with --auto_resume"
+NOTHING_TO_SAVE = "stopped before it began: nothing to save"
 
 
 class Preempted(UserError):
@@ -29,7 +30,7 @@ class Interrupted(UserError):
 
 
 class StopRequest:
-    """Notes SIGINT, SIGTERM and SIGUSR1 within a `with` block.
+    """Notes the signals of `STOP_SIGNALS` within a `with` block; those that are ignored stay so.
 
     A second SIGINT interrupts at once, but for processes under torchrun or srun: these hand on what may have reached
     the process itself too.
@@ -48,9 +49,10 @@ class StopRequest:
         return self.signal is not None
 
     def __enter__(self) -> StopRequest:
-        for number in SIGNALS:
-            if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # as programs in the background of a shell have it
+        _Begun.told = True
+        for number in STOP_SIGNALS:
+            if is_ignored(number):
+                continue
             try:
                 self._previous[number] = signal.signal(number, self._note)
             except ValueError:
@@ -90,23 +92,37 @@ class StopRequest:
         if self.signal is signal.SIGINT and number == signal.SIGINT and not launched:
             raise KeyboardInterrupt
         if number == signal.SIGINT and self.signal is None and self._notice and not launched:
-            os.write(2, f"\n{self._notice}\n".encode())  # print could be in the middle of something
+            _write(f"\n{self._notice}\n")
         self.signal = signal.Signals(number)
         if self._at_once:
             self._end_if_asked()
 
 
+class _Begun:
+    """Whether the program has come so far that "stopped before it began" would be wrong."""
+
+    told = False
+
+
 def quiet_start() -> None:
-    """Until the program is ready, lets a signal end it at once and without a traceback."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    """Until the program is ready, lets a signal end it at once and without a traceback; see `guard_streams` too."""
+    guard_streams()
+    for number in STOP_SIGNALS:
+        if not is_ignored(number):
             signal.signal(number, _leave)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     interrupted = number == signal.SIGINT
-    os.write(2, b"interrupted\n" if interrupted else f"{NOTHING_TO_SAVE}\n".encode())
+    if os.environ.get("RANK", "0") == "0" and not _Begun.told:  # of several ranks one is enough
+        _write("interrupted\n" if interrupted else f"{NOTHING_TO_SAVE}\n")
     os._exit(Interrupted.exit_code if interrupted else Preempted.exit_code)
+
+
+def _write(text: str) -> None:
+    """To standard error, which may be a terminal that is gone; `print` could be in the middle of something."""
+    with suppress(OSError):
+        os.write(2, text.encode())
 
 
 @contextmanager
@@ -114,8 +130,8 @@ def deadly_signals() -> Iterator[None]:
     """Within the block, a signal ends the process even while it waits in code that is not Python's."""
     kept = {}
     if threading.current_thread() is threading.main_thread():
-        kept = {number: signal.getsignal(number) for number in SIGNALS}
-        for number in SIGNALS:
+        kept = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
             if kept[number] is not signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
     try:

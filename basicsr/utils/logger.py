@@ -34,12 +34,16 @@ def get_root_logger(
         logger.setLevel(logging.ERROR)
     elif log_file is not None and os.path.abspath(log_file) not in _files_of(logger):
         logger.setLevel(log_level)
-        _add(logger, _File(log_file, mode="a", encoding="utf-8"))
+        _add(logger, _File(log_file, mode="a", encoding="utf-8", errors="backslashreplace"))
     return logger
 
 
 class _Stderr(logging.StreamHandler):
-    """Told apart from handlers that a user of the package may have added."""
+    """Told apart from handlers that a user of the package may have added; a terminal that is gone ends nothing."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _File(logging.FileHandler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,38 @@ sys.exit(run_command(main))
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(60) == 141
+
+
+PRINTS = """
+import os, sys
+from basicsr.engine.command import run_command
+def main():
+    for number in range(3000):
+        print(number)
+    print("said", file=sys.stderr)
+    with open("kept", "w") as file:
+        assert file.fileno() > 2
+        os.write(2, b"from below\\n")
+    return 0
+sys.exit(run_command(main))
+"""
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [
+        (">&-", 4, "said\nfrom below\nerror: cannot write standard output: it is closed\n"),
+        (">/dev/full", 4, "said\nfrom below\nerror: cannot write standard output: No space left on device\n"),
+        (">/dev/null 2>&-", 0, ""),
+        ("0>&- >&- 2>&-", 4, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full_cost_the_report_and_nothing_else(tmp_path, streams, code, said):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = ["bash", "-c", f'"$0" -c "$1" {streams}', sys.executable, PRINTS]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
+    assert (tmp_path / "kept").read_text() == "", "no file has a standard stream's number"
 
 
 def test_another_broken_pipe_is_a_bug_and_keeps_its_traceback():

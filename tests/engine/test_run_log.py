@@ -30,11 +30,13 @@ class Recorder:
 def test_all_sinks_get_the_same_names(caplog):
     sinks = [Recorder(False), Recorder(True)]
     log = RunLog(logging.getLogger("test_run_log"), "run", 0, 10, sinks, lambda dataset, output: output + 1)
+    caplog.set_level(logging.INFO)
     log.step(5, 0, {"student": 0.1, "heads": 0.2}, {"l_pix": 0.5, "l_total": 1.5}, 0.01)
     log.metrics(5, {"Set5": {"psnr": 30.0}, "Set14": {"psnr": 28.0, "ssim": 0.8}})
     log.metrics(5, {})
     log.comparison("Set5", "baby", 5, np.zeros((4, 4, 3), np.uint8))
     log.close(75)
+    assert "lr:(student 1.000e-01, heads 2.000e-01)" in caplog.text
     assert sinks[0].given == sinks[1].given
     (step, figures), (_, metrics) = sinks[0].given
     names = ["losses/l_pix", "losses/l_total", "lr/student", "lr/heads", "time/iteration", "time/data"]

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1: every rank stops after the same iteration, the state is saved, the run goes on bitwise.
+"""Requests to stop by a signal: every rank stops after the same iteration, the state is saved, the run goes on bitwise.
 
 Under torchrun a signal may reach the agent, which hands it to all ranks, or one rank alone, which tells the others.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 from functools import partial
@@ -20,13 +21,14 @@ from support.kills import PHASES, act_in_phase, live
 from support.training import changed, checkpoint_of, differences, free_port, start
 
 from basicsr.engine.command import run_command
+from basicsr.engine.stop import StopRequest
 from basicsr.train import main
 
 PREEMPTED = 75
 ENDLESS = 100_000
 
 
-SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, "SIGUSR1": signal.SIGUSR1}
+SIGNALS = {name: getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGXCPU")}
 WATCHED = str(ROOT / "tests/support/watched_train.py")
 
 
@@ -92,7 +94,7 @@ def _short(values: Any, kept: set[Any]) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("name", "phase"),
-    _short(product(SIGNALS, PHASES), {("SIGTERM", "saving"), ("SIGINT", "training"), ("SIGUSR1", "validating")}),
+    _short(product(SIGNALS, PHASES), {("SIGHUP", "saving"), ("SIGINT", "training"), ("SIGXCPU", "validating")}),
 )
 def test_one_process_saves_and_ends_with_75(mcadkd, tmp_path, name, phase):
     options = endless(mcadkd, tmp_path)
@@ -114,7 +116,7 @@ def test_one_process_saves_and_ends_with_75(mcadkd, tmp_path, name, phase):
 )
 def test_under_torchrun_all_ranks_stop_after_one_iteration(mcadkd, tmp_path, name, phase, target):
     options = endless(mcadkd, tmp_path)
-    begin = torchrun("--signals-to-handle=SIGTERM,SIGINT,SIGUSR1", f"--master_port={free_port()}")
+    begin = torchrun(f"--signals-to-handle={','.join(SIGNALS)}", f"--master_port={free_port()}")
     watched = [WATCHED, phase, "2", "0.002", target, str(int(SIGNALS[name]))]
     command = [*begin, *watched, "-opt", write_options(options, tmp_path), "--launcher", "pytorch"]
     with Job(command, tmp_path, {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"}) as job:
@@ -126,3 +128,33 @@ def test_under_torchrun_all_ranks_stop_after_one_iteration(mcadkd, tmp_path, nam
     if target.startswith("rank"):
         assert f"exitcode  : {PREEMPTED}" in output
     go_on(options, tmp_path, check_preempted(tmp_path, output, 2), 2)
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+            os.kill(os.getpid(), signal.SIGXCPU)
+            assert stop.signal is signal.SIGXCPU
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_every_command_can_be_imported_where_signals_of_unix_are_missing():
+    modules = "basicsr.train, basicsr.test, basicsr.engine.command, subprocesses, cache_teacher, upscale"
+    code = f"""
+import select, signal, sys
+for name in ("SIGUSR1", "SIGHUP", "SIGXCPU"):
+    delattr(signal, name)
+del select.poll
+sys.path.insert(0, "scripts")
+import {modules}
+with basicsr.train.StopRequest() as stop:
+    signal.raise_signal(signal.SIGTERM)
+    assert stop
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
