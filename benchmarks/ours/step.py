@@ -23,7 +23,7 @@ from benchmarks.serving import memory
 
 
 class _NoModules(nullcontext[None]):
-    """Replaces `FlopCounterMode`'s module tracker, which raises inside `autograd.grad` (seen with torch 2.11)."""
+    """Replaces `FlopCounterMode`'s module tracker, which raises inside `autograd.grad` for leaves."""
 
     parents = frozenset({"Global"})
     is_bw = False
