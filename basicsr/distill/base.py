@@ -102,6 +102,8 @@ class Term(nn.Module):
             where the output alone is enough; only then may it come from a cache, without the teacher.
         replaces_student: whether the student is run with weights that the term trains in its place, see
             `student_weights`; such a term is shown the networks, and told of updates, before the others.
+        needs_average: whether the moving average of the student's weights is followed (`after_average`), so that the
+            options must keep one.
         runs_student_parts: whether parts of the student are run by themselves, with the weights that they hold.
         student_taps: module paths in the student whose outputs are wanted, such as `body.31`.
         teacher_taps: likewise in the teacher.
@@ -113,6 +115,7 @@ class Term(nn.Module):
     beyond_output: ClassVar[str] = "the teacher itself, as its class does not say otherwise (beyond_output)"
     replaces_student: ClassVar[bool] = False
     runs_student_parts: ClassVar[bool] = False
+    needs_average: bool = False
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     weights: Mapping[str, float] = {}
@@ -144,6 +147,14 @@ class Term(nn.Module):
 
         Args:
             student: as the iteration left it; not updated where the options let the discriminator learn alone.
+            iteration: the one that has just been done, from 1.
+        """
+
+    def after_average(self, average: nn.Module, iteration: int) -> None:
+        """Called without gradients after `after_update`, where the options keep a moving average of the student.
+
+        Args:
+            average: the student with the averaged weights, after this iteration.
             iteration: the one that has just been done, from 1.
         """
 

@@ -19,29 +19,32 @@ Distribution mapping (eqs. 7-9): at each position of the encoder's latent F the 
 
     C = softmax over m of -||F - e_m||^2,  L_ce = mean over positions and batch of -sum_m C^T_m log C^S_m
 
-The paper names no norm for eq. 5; the published code takes absolute differences. Where it is otherwise:
+Eq. 8 is printed without the minus sign, by which the entry farthest from F would be the likeliest; the published code
+has it, as here. The paper names no norm for eq. 5; the published code takes absolute differences. Where it is otherwise
+(`options/methods/dckd_as_published.yml` sets all that are options):
 
 - It gives images in [0, 1] to an encoder that was trained on [-1, 1]; `input_range: [0, 1]` does so here.
 - It takes the cross-entropy of probabilities as if they were logits, a softmax of a softmax, and so between nearly even
-  distributions.
+  distributions; `double_softmax` does so here.
 - Its N negatives are N - 1 of degraded inputs and one of the input as it is; `include_undegraded` does so here.
-- It divides means over the batch by each other; here each image has its own quotient.
-- Its history model follows the student's moving average, where the paper has the student, and starts anew from it when
-  a run is resumed; here it is in the training state.
+- It divides means over the batch by each other (`quotient: batch`); here each image has its own quotient.
+- Its history model follows the student's moving average (`history_of: average`), where the paper has the student, and
+  starts anew from it when a run is resumed; here it is in the training state.
 - Its schedule has periods of 100000 iterations and fails after the last; here `period` is an option, and the last step
   stays.
 - It blurs along an image's axes only, and blurs or resizes a whole batch alike.
-- Its options for SwinIR add label consistency, a part of DUKD.
+- Its options, which are for SwinIR, add label consistency on the teacher's input: `LabelConsistency`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.vqgan_arch import VQGANEncoder, category_log_probabilities
@@ -81,6 +84,10 @@ class DCKD(Term):
         update_steps: s, in iterations, of one period after the other; the last one stays.
         period: after how many iterations the next of `update_steps` holds.
         input_range: what 0 and 1 become before the encoder.
+        quotient: eq. 5's, of each 'image' by itself, or of means over the 'batch' of one process.
+        double_softmax: whether L_ce takes the student's probabilities as if they were logits.
+        history_of: whether the history model follows the 'student' or the moving 'average' of its weights, which
+            needs `train: ema_decay`.
         vqgan_weights: see `VQGANEncoder`.
 
     Raises:
@@ -106,6 +113,9 @@ class DCKD(Term):
         update_steps: Sequence[int] = (1000, 2000, 3000),
         period: int = 100_000,
         input_range: tuple[float, float] = (-1.0, 1.0),
+        quotient: Literal["image", "batch"] = "image",
+        double_softmax: bool = False,
+        history_of: Literal["student", "average"] = "student",
         vqgan_weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -116,6 +126,8 @@ class DCKD(Term):
         if not 1 <= num_negatives <= MOST_OTHERS:
             raise OptionsError(f"DCKD: num_negatives is {num_negatives}, allowed: 1 to {MOST_OTHERS}")
         check_choice("DCKD: degradation", degradation, get_args(Degradation))
+        check_choice("DCKD: quotient", quotient, ("image", "batch"))
+        check_choice("DCKD: history_of", history_of, ("student", "average"))
         if not 0 <= attenuation <= 1:
             raise OptionsError(f"DCKD: attenuation is {attenuation}, allowed: 0 to 1")
         if not update_steps or min(update_steps) < 1:
@@ -127,6 +139,8 @@ class DCKD(Term):
         self.degradation: Degradation = degradation
         self.layer_weights = tuple(layer_weights)
         self.attenuation = attenuation
+        self.quotient, self.double_softmax = quotient, double_softmax
+        self.needs_average = contrastive and history_of == "average"
         self.update_steps, self.period = tuple(update_steps), period
         self.weights = {"l_dcl": dcl_weight} if contrastive else {}
         if distribution:
@@ -158,9 +172,19 @@ class DCKD(Term):
         """s in `iteration`, from 1."""
         return self.update_steps[min((iteration - 1) // self.period, len(self.update_steps) - 1)]
 
-    @torch.no_grad()
     def after_update(self, student: nn.Module, iteration: int) -> None:
-        """Takes the history model towards the student where it is time for it. Buffers are copied as they are."""
+        """Takes the history model towards the student where it is time for it."""
+        if not self.needs_average:
+            self._follow(student, iteration)
+
+    def after_average(self, average: nn.Module, iteration: int) -> None:
+        """Takes the history model towards the student's moving average where it is time for it."""
+        if self.needs_average:
+            self._follow(average, iteration)
+
+    @torch.no_grad()
+    def _follow(self, student: nn.Module, iteration: int) -> None:
+        """One step of eq. 6. Buffers are copied as they are."""
         if self.history is None or iteration % self.update_step(iteration):
             return
         for own, new in zip(self.history.parameters(), student.parameters(), strict=True):
@@ -208,6 +232,9 @@ class DCKD(Term):
         near = summed_distances(student, [teacher])
         far = summed_distances(student, (self._encoded(context, one, False)[0] for one in self._negatives(context)))
         total = torch.zeros_like(near[0])
+        if self.quotient == "batch":
+            near, far = ([distances.mean(0, keepdim=True) for distances in each] for each in (near, far))
+            total = total[:1]
         for weight, apart, aside in zip(self.layer_weights, near, far, strict=True):
             total = total + weight * apart / (aside + EPSILON)
         return total.mean()
@@ -234,4 +261,7 @@ class DCKD(Term):
         """L_ce by the latents of I_S and of I_T."""
         codebook = self.vqgan.network.codebook
         target = category_log_probabilities(teacher, codebook).exp()
-        return -(target * category_log_probabilities(student, codebook)).sum(1).mean()
+        own = category_log_probabilities(student, codebook)
+        if self.double_softmax:
+            own = F.log_softmax(own.exp(), dim=1)
+        return -(target * own).sum(1).mean()

@@ -40,6 +40,9 @@ from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.registry import METHOD_REGISTRY
 
+PIXEL_WEIGHT = 5.0
+"""The published weight of both losses against true images."""
+
 # Each is its own inverse, the inversion of colours up to rounding.
 OPERATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     lambda images: 1 - images,
@@ -64,7 +67,8 @@ class DUKD(Term):
         consistency_probability: probability of each operation, for each tile on its own; 0 is no label consistency.
         zoom_out_consistency: whether zoom-out is under label consistency, too; as published, it is not.
         kd_weight: weight of the losses against the teacher.
-        pixel_weight: weight of the loss against I_LR.
+        pixel_weight: weight of the loss against I_LR, which is to be that of L1(I_S, I_GT); 5, as published, where left
+            out.
         loss_weight: factor on all of them.
 
     Raises:
@@ -83,7 +87,7 @@ class DUKD(Term):
         consistency_probability: float = 0.3,
         zoom_out_consistency: bool = False,
         kd_weight: float = 1.0,
-        pixel_weight: float = 5.0,
+        pixel_weight: float | None = None,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -93,7 +97,8 @@ class DUKD(Term):
             raise OptionsError(f"DUKD: num_patches is {num_patches}, allowed: 1 and more")
         if not 0 <= consistency_probability <= 1:
             raise OptionsError(f"DUKD: consistency_probability is {consistency_probability}, allowed: 0 to 1")
-        weights = {"kd_weight": kd_weight, "pixel_weight": pixel_weight, "loss_weight": loss_weight}
+        true_weight = PIXEL_WEIGHT if pixel_weight is None else pixel_weight
+        weights = {"kd_weight": kd_weight, "pixel_weight": true_weight, "loss_weight": loss_weight}
         for name, weight in weights.items():
             if not weight >= 0:  # nor not a number
                 raise OptionsError(f"DUKD: {name} is {weight}, allowed: 0 and more")
@@ -114,7 +119,7 @@ class DUKD(Term):
             self.weights["l_zoom_in"] = loss_weight * kd_weight
         if zoom_out:
             self.weights["l_zoom_out"] = loss_weight * kd_weight
-            self.weights["l_zoom_out_pix"] = loss_weight * pixel_weight
+            self.weights["l_zoom_out_pix"] = loss_weight * true_weight
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Returns `l_zoom_in`, `l_zoom_out` and `l_zoom_out_pix`, those that are on.

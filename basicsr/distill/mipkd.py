@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,12 +24,12 @@ from basicsr.utils.registry import METHOD_REGISTRY
 Route = Literal["student", "teacher"]
 
 OF_THE_MIX = ("encoder", "latent_channels", "mask", "mask_probability", "feature_weight")
-OF_THE_AUTOENCODER = ("autoencoder", "autoencoder_weight")
+OF_THE_AUTOENCODER = ("autoencoder", "autoencoder_weight", "autoencoder_until")
 WITHOUT_EFFECT: dict[tuple[str, object], tuple[str, ...]] = {
     ("feature_mixer", False): (*OF_THE_MIX, *OF_THE_AUTOENCODER),
-    ("block_mixer", False): ("block_weight", "ground_truth_share"),
+    ("block_mixer", False): ("block_weight", "ground_truth_share", "coins"),
     ("encoder", "none"): OF_THE_AUTOENCODER,
-    ("autoencoder", False): ("autoencoder_weight",),
+    ("autoencoder", False): ("autoencoder_weight", "autoencoder_until"),
 }
 """Options that nothing reads, beside the option and its value for which that is so."""
 
@@ -47,12 +48,16 @@ class MiPKD(Term):
     (R = 1) or of the teacher (R = 0), or is dropped (D = 0), with R and D fair and independent coins that are tossed
     once for each step and position:
         l_block = w L1(I_E, I_T) + (1 - w) L1(I_E, I_GT), zero where F_E is dropped.
-    The teacher's weights stay as they are; gradients pass through its stages to the student's.
+    The teacher's weights stay as they are; gradients pass through its stages to the student's. With `coins: block` F_E
+    does not stay in one network: each later part of the bodies, and at last the reconstruction, is that of the network
+    that R of the position before it names; trained 1x1 convolutions bring features from one width to the other.
 
     Each part is the sum over the positions, as in eq. 9; L1 is a mean over elements. What the paper leaves open is
     decided as follows:
     - K is not given; four positions.
-    - The weight of l_ae is not given; it is that of l_feat, which measures the same distance.
+    - Eq. 9 has no l_ae, so that it has no weight; it is that of l_feat, which measures the same distance. "Introduced
+      in the initial stage of training" may mean from the beginning on, as here, or then alone (`autoencoder_until`).
+    - Eqs. 6 and 7 have one pair of coins for a position, "a dynamic combination of blocks" may mean more (`coins`).
     - Layers of encoders and decoder: see `LatentSpace`. One set for each position.
     - F_E has the teacher's width. Where the student's is another, a 1x1 convolution, trained too, brings F_E to it.
     - Without the feature mixer (Table 6) F_S goes on itself: through the student's stages as it is, so that I_E is
@@ -81,8 +86,10 @@ class MiPKD(Term):
             'cosine' and 'cka' the share of positions or channels.
         feature_weight: lambda_feat.
         autoencoder_weight: weight of l_ae.
+        autoencoder_until: the last iteration that has l_ae; where left out, all have.
         block_weight: lambda_block.
         ground_truth_share: 1 - w.
+        coins: 'position': R_k rules all that follows position k; 'block': only the part up to the next position.
 
     Raises:
         OptionsError: both mixers are off, or an option is out of its range, or differs from its default where it has
@@ -105,13 +112,20 @@ class MiPKD(Term):
         mask_probability: float = 0.5,
         feature_weight: float = 1.0,
         autoencoder_weight: float = 1.0,
+        autoencoder_until: int | None = None,
         block_weight: float = 0.1,
         ground_truth_share: float = 0.5,
+        coins: Literal["position", "block"] = "position",
     ) -> None:
         given = dict(locals())
         super().__init__()
         check_choice("MiPKD: encoder", encoder, get_args(EncoderKind))
         check_choice("MiPKD: mask", mask, get_args(MaskKind))
+        check_choice("MiPKD: coins", coins, ("position", "block"))
+        _require(
+            autoencoder_until is None or autoencoder_until >= 1,
+            f"autoencoder_until is {autoencoder_until}, allowed: 1 and more",
+        )
         _require(positions >= 1, f"positions is {positions}, allowed: 1 and more")
         _require(feature_mixer or block_mixer, "feature_mixer and block_mixer are both false; set one to true")
         _require(0 <= mask_probability < 1, f"mask_probability is {mask_probability}, allowed: 0 to below 1")
@@ -126,6 +140,7 @@ class MiPKD(Term):
         self.mask: MaskKind = mask
         self.latent_channels, self.mask_probability = latent_channels, mask_probability
         self.ground_truth_share = ground_truth_share
+        self.autoencoder_until, self.coins = autoencoder_until, coins
         self._positions = positions
         self.weights = {}
         if feature_mixer:
@@ -136,6 +151,7 @@ class MiPKD(Term):
             self.weights["l_block"] = block_weight
         self.spaces = nn.ModuleList()
         self.to_student, self.to_teacher = nn.ModuleList(), nn.ModuleList()
+        self.crossings = nn.ModuleDict()
 
     def attach(self, networks: NetworkPair) -> None:
         """Finds the positions and makes what is trained beside the student.
@@ -160,6 +176,9 @@ class MiPKD(Term):
             if "l_block" in self.weights:
                 self.to_student.append(bridge(enhanced, student))
                 self.to_teacher.append(bridge(enhanced, teacher))
+                if self.coins == "block" and len(self.to_student) > 1:
+                    widths = {"student": bridge(teacher, student), "teacher": bridge(student, teacher)}
+                    self.crossings[str(len(self.to_student) - 1)] = nn.ModuleDict(widths)
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Returns `l_feat`, `l_ae` and `l_block`, those that the options ask for.
@@ -175,7 +194,8 @@ class MiPKD(Term):
         if "l_block" in self.weights:
             parts["l_block"] = self._block_loss(context, going_on)
         # Which stages and bridges a step needs is drawn; ranks average the gradients of all.
-        unused = nothing_of([context.sr, *self.to_student.parameters(), *self.to_teacher.parameters()])
+        bridges = (self.to_student, self.to_teacher, self.crossings)
+        unused = nothing_of([context.sr, *(parameter for bridge in bridges for parameter in bridge.parameters())])
         return {name: part + unused for name, part in parts.items()}
 
     def _features(self, context: StepContext) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -197,6 +217,7 @@ class MiPKD(Term):
     ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """F_E at each position, and the feature prior mixer's losses."""
         enhanced, distances, own_distances = [], [], []
+        encodes_itself = "l_ae" in self.weights and context.iteration <= (self.autoencoder_until or context.iteration)
         for number, ((student, teacher), space) in enumerate(zip(pairs, self.spaces, strict=True)):
             assert isinstance(space, LatentSpace)
             with context.autocast():
@@ -205,40 +226,62 @@ class MiPKD(Term):
             mask = mixing_mask(self.mask, own, other, self.mask_probability, context, purpose)
             with context.autocast():
                 enhanced.append(space.decode(torch.where(mask, other, own)))
-                if "l_ae" in self.weights:
+                if encodes_itself:
                     own_distances.append(_distance(space.decode(other), teacher))
             distances.append(_distance(enhanced[-1], teacher))
         parts = {"l_feat": torch.stack(distances).sum()}
-        if own_distances:
-            parts["l_ae"] = torch.stack(own_distances).sum()
+        if "l_ae" in self.weights:
+            parts["l_ae"] = torch.stack(own_distances).sum() if own_distances else context.sr.new_zeros(())
         return enhanced, parts
 
     def _block_loss(self, context: StepContext, features: list[torch.Tensor]) -> torch.Tensor:
         loss = context.sr.new_zeros(())
+        sides = [side for _, side in _tossed(context, self._positions)]
         for number, route in enumerate(routes(context, self._positions)):
             if route is None:
                 continue
-            image = self._continued(context, features[number], route, number)
+            path = sides[number:] if self.coins == "block" else [route] * (self._positions - number)
+            image = self._continued(context, features[number], path)
             to_teacher, to_truth = _distance(image, context.teacher_output), _distance(image, context.gt)
             loss = loss + (1 - self.ground_truth_share) * to_teacher + self.ground_truth_share * to_truth
         return loss
 
-    def _continued(self, context: StepContext, features: torch.Tensor, route: Route, number: int) -> torch.Tensor:
-        """I_E: the features through what follows position `number` in one of the networks, at the run's precision."""
-        network = self._networks[route]
-        to_width = (self.to_student if route == "student" else self.to_teacher)[number]
+    def _continued(self, context: StepContext, features: torch.Tensor, path: Sequence[Route]) -> torch.Tensor:
+        """I_E, at the run's precision: the features through what follows their position.
+
+        Args:
+            features: at the position from which `path` leads to the end.
+            path: the network of each part that follows, one for each position from theirs on; the last reconstructs.
+        """
+        number = self._positions - len(path)
         with context.autocast():
-            # What the stem keeps is computed anew: one convolution, and with the student's gradients.
-            _, kept = network.stem(context.lq)
-            last = network.run_stages(to_width(features), kept, self._starts[route][number])
-            return network.reconstruct(last, kept)
+            # What the stems keep is computed anew: one convolution, and with the student's gradients.
+            kept = {route: self._networks[route].stem(context.lq)[1] for route in dict.fromkeys(path)}
+            features = (self.to_student if path[0] == "student" else self.to_teacher)[number](features)
+            for at, (before, route) in enumerate(pairwise(path), start=number):
+                first, last = self._starts[before][at : at + 2]
+                features = self._networks[before].run_stages(features, kept[before], first, last)
+                if route != before:
+                    features = self._crossing(at + 1, route)(features)
+            return self._networks[path[-1]].reconstruct(features, kept[path[-1]])
+
+    def _crossing(self, position: int, route: Route) -> nn.Module:
+        """From the other network's width to that of `route`."""
+        both = self.crossings[str(position)]
+        assert isinstance(both, nn.ModuleDict)
+        return both[route]
 
 
 def routes(context: StepContext, positions: int) -> list[Route | None]:
     """Which network the features of each position go on in, None where they are dropped: the same on every rank."""
+    return [side if kept else None for kept, side in _tossed(context, positions)]
+
+
+def _tossed(context: StepContext, positions: int) -> list[tuple[bool, Route]]:
+    """D and R of each position."""
     drawn = context.step_generator("routes of the block prior mixer").integers(0, 2, size=(positions, 2))
     names: tuple[Route, Route] = ("teacher", "student")
-    return [names[through_student] if kept else None for kept, through_student in drawn]
+    return [(bool(kept), names[through_student]) for kept, through_student in drawn]
 
 
 def _distance(features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -18,13 +18,25 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def build_optimizer(options: Mapping[str, Any], groups: Mapping[str, Iterable[nn.Parameter]]) -> torch.optim.Optimizer:
+HEADS = "heads"
+"""The parameter group of what is trained beside the student: projection heads, temperatures, regressors, encoders."""
+
+
+def build_optimizer(
+    options: Mapping[str, Any], groups: Mapping[str, Iterable[nn.Parameter]], weight_decay_heads: float = 0.0
+) -> torch.optim.Optimizer:
     """Builds the optimizer that `options['type']` names, with one parameter group for each non-empty entry of `groups`.
 
     Frozen parameters are left out. Each group carries its name and, as `initial_lr`, the base of its schedule.
 
+    Args:
+        options: the optimizer's type and arguments.
+        groups: parameters by the name of their group.
+        weight_decay_heads: weight decay of the group `HEADS`. That in `options` is the other groups': it regularises
+            the network that is kept, while it would pull a temperature, whose logarithm is learned, towards 1.
+
     Raises:
-        OptionsError: unknown type or keys.
+        OptionsError: unknown type or keys, or a weight decay for an optimizer that has none.
     """
     name = options.get("type", "")
     if name not in OPTIMIZERS:
@@ -38,17 +50,55 @@ def build_optimizer(options: Mapping[str, Any], groups: Mapping[str, Iterable[nn
             raise OptionsError(
                 f"optimizer {name}: unknown key {key}{nearest(key, known)}; allowed: {', '.join(known[1:])}"
             )
+    if weight_decay_heads and "weight_decay" not in known:
+        raise OptionsError(
+            f"train.weight_decay_heads is {weight_decay_heads}, but {name} has no weight decay; remove it"
+        )
     entries: list[dict[str, Any]] = []
     for group, parameters in groups.items():
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if trained:
             entries.append({"params": trained, "name": group})
+            if group == HEADS and "weight_decay" in known:
+                entries[-1]["weight_decay"] = weight_decay_heads
     if not {"fused", "foreach", "differentiable", "capturable"} & set(arguments):
         arguments |= _fastest(known, entries)
     optimizer = OPTIMIZERS[name](entries, **arguments)
     for entry in optimizer.param_groups:
         entry["initial_lr"] = entry["lr"]
     return optimizer
+
+
+def regrouped(state: dict[str, Any], in_order: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state in the present groups.
+
+    Before heads had a weight decay of their own, a network trained in the student's place stood among them, in one
+    group `heads` of all terms' parameters.
+
+    Args:
+        state: as it was saved.
+        in_order: the student's parameters and those of the terms, as they stood in the groups then.
+        optimizer: whose groups are the present ones.
+    """
+    trained = [parameter for parameter in in_order if parameter.requires_grad]
+    saved = state["param_groups"]
+    present = [group["params"] for group in optimizer.param_groups]
+    if len(saved) == len(present) or sum(len(group["params"]) for group in saved) != len(trained):
+        return state
+    numbers = dict(zip(map(id, trained), (n for group in saved for n in group["params"]), strict=True))
+    groups = [{**saved[-1], "params": [numbers[id(parameter)] for parameter in group]} for group in present]
+    return {**state, "param_groups": groups}
+
+
+def changed_decay(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[str]:
+    """What the log should say of heads that were saved with another weight decay than they go on with."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    return [
+        f"the heads' weight decay was {saved['weight_decay']}, and is {group['weight_decay']} from now on"
+        " (train: weight_decay_heads)"
+        for saved, group in pairs
+        if group["name"] == HEADS and saved.get("weight_decay", group["weight_decay"]) != group["weight_decay"]
+    ]
 
 
 def _fastest(known: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> dict[str, bool]:

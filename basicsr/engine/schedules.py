@@ -65,22 +65,40 @@ class MultiStepRestartLR:
         return base * weight * self._gamma**steps
 
 
-class CosineAnnealingRestartLR:
-    """Half cosines from weight * base down to `eta_min`, one for each of `periods`; constant at the end."""
+class CosineAnnealingRestartCyclicLR:
+    """Half cosines from about weight * base down to a minimum, one for each of `periods`; constant at the end.
+
+    Restormer's schedule. Within period k, of length T_k, weight w_k and minimum m_k, after t of its updates,
+
+        rate = m_k + w_k / 2 (base - m_k) (1 + cos(pi t / T_k)).
+
+    A period whose minimum is the base is one of a constant rate.
+    """
 
     def __init__(
-        self, *, periods: Sequence[int], restart_weights: Sequence[float] = (1.0,), eta_min: float = 0.0
+        self, *, periods: Sequence[int], restart_weights: Sequence[float] = (1.0,), eta_mins: Sequence[float] = (0.0,)
     ) -> None:
         _same_length("periods", periods, "restart_weights", restart_weights)
-        self._periods, self._weights, self._eta_min = list(periods), list(restart_weights), eta_min
+        _same_length("periods", periods, "eta_mins", eta_mins)
+        self._cycles = list(zip(periods, restart_weights, eta_mins, strict=True))
         self._ends = list(accumulate(periods))
 
     def rate(self, base: float, done: int) -> float:
         """See the class."""
         done = min(done, self._ends[-1])
         index = next(i for i, end in enumerate(self._ends) if done <= end)
-        phase = (done - (self._ends[index] - self._periods[index])) / self._periods[index]
-        return self._eta_min + self._weights[index] * 0.5 * (base - self._eta_min) * (1 + math.cos(math.pi * phase))
+        period, weight, minimum = self._cycles[index]
+        phase = (done - (self._ends[index] - period)) / period
+        return minimum + weight * 0.5 * (base - minimum) * (1 + math.cos(math.pi * phase))
+
+
+class CosineAnnealingRestartLR(CosineAnnealingRestartCyclicLR):
+    """`CosineAnnealingRestartCyclicLR` of one minimum, `eta_min`."""
+
+    def __init__(
+        self, *, periods: Sequence[int], restart_weights: Sequence[float] = (1.0,), eta_min: float = 0.0
+    ) -> None:
+        super().__init__(periods=periods, restart_weights=restart_weights, eta_mins=[eta_min] * len(periods))
 
 
 class CosineAnnealingLR(CosineAnnealingRestartLR):
@@ -96,6 +114,7 @@ SCHEDULES: dict[str, type[Any]] = {
     "CosineAnnealingLR": CosineAnnealingLR,
     "TrueCosineAnnealingLR": CosineAnnealingLR,
     "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
+    "CosineAnnealingRestartCyclicLR": CosineAnnealingRestartCyclicLR,
 }
 
 

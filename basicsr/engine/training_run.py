@@ -20,7 +20,7 @@ from basicsr.data.checking import fingerprint
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.ema import Ema
-from basicsr.engine.optimizers import build_optimizer
+from basicsr.engine.optimizers import HEADS, build_optimizer, changed_decay, regrouped
 from basicsr.engine.precision_choice import choose_precision, settled
 from basicsr.engine.record import weights_read
 from basicsr.engine.schedules import build_schedule, warmed_up
@@ -29,7 +29,7 @@ from basicsr.engine.teacher_cache import check_key
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.models import build_adversary, build_model, recognise_networks
-from basicsr.utils.errors import CheckpointError, NonFiniteError
+from basicsr.utils.errors import CheckpointError, NonFiniteError, OptionsError
 from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.randomness import seed_everything
 from basicsr.utils.sizes import size_of
@@ -82,8 +82,7 @@ class TrainingRun:
         distributed = place.world_size > 1
         self.adversary, more = build_adversary(computed, place.device, distributed)
         self.remarks += more
-        heads = {"student": self.network.parameters(), "heads": self.terms.parameters()}
-        self.optimizer = build_optimizer(train.optim_g, heads)
+        self.optimizer = build_optimizer(train.optim_g, self._parameter_groups(), train.weight_decay_heads)
         self.scaler = bare.precision.scaler()
         if self.adversary is not None and train.train_adversary:
             assert train.optim_d is not None
@@ -91,6 +90,7 @@ class TrainingRun:
             self.adversary.optimizer = build_optimizer(train.optim_d, discriminator)
         self._schedule = build_schedule(train.scheduler)
         self.ema = Ema(self.network, train.ema_decay) if train.ema_decay > 0 else None
+        self._check_average()
         if resume is not None:
             self._restore(resume)
         self.model = self._distribute(bare) if distributed else bare
@@ -107,6 +107,22 @@ class TrainingRun:
         )
         self.images = fingerprint(self.loader.dataset)
         self.validation = {block.name: build_eval_dataset(block) for block in options.datasets_of("val").values()}
+
+    def _parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What the student's optimizer updates. A network trained in the student's place is no head."""
+        student, heads = list(self.network.parameters()), list[nn.Parameter]()
+        for term in self.terms.values():
+            (student if term.replaces_student else heads).extend(term.parameters())
+        return {"student": student, HEADS: heads}
+
+    def _check_average(self) -> None:
+        """Raises OptionsError where a term follows a moving average that is not kept."""
+        for name, term in self.terms.items():
+            if term.needs_average and self.ema is None:
+                raise OptionsError(
+                    f"train.ema_decay is 0, and {name} ({type(term).__name__}) follows the moving average of the"
+                    " weights; set ema_decay, such as 0.999, or let it follow the student"
+                )
 
     def _distribute(self, model: nn.Module) -> DistributedDataParallel:
         has_statistics = any(isinstance(module, _BatchNorm) for module in model.modules())
@@ -161,6 +177,7 @@ class TrainingRun:
         self._bare.after_update(iteration)
         if self.ema is not None:
             self.ema.update(self.network)
+            self._bare.after_average(self.ema.network, iteration)
 
     def student_weights(self) -> dict[str, Any]:
         """Content of net_g: `params`, and `params_ema` with EMA. The terms' heads are not in it.
@@ -282,7 +299,10 @@ class TrainingRun:
             if "network_g" not in ignored:
                 self.network.load_state_dict(networks["g"]["params"])
             self.terms.load_state_dict(state["terms"])
-            _load_optimizer(self.optimizer, state["optimizers"]["g"])
+            trained = [*self.network.parameters(), *self.terms.parameters()]
+            saved = regrouped(state["optimizers"]["g"], trained, self.optimizer)
+            self.remarks += changed_decay(saved, self.optimizer)
+            _load_optimizer(self.optimizer, saved)
             self.scaler.load_state_dict(state["scalers"]["g"])
             if self.ema is not None and "network_g" not in ignored:
                 self.ema.network.load_state_dict(networks["g"]["params_ema"])

@@ -105,6 +105,12 @@ class SRModel(nn.Module):
         for term in self._owner_first():
             term.after_update(self.network, iteration)
 
+    @torch.no_grad()
+    def after_average(self, average: nn.Module, iteration: int) -> None:
+        """Shows the terms the moving average of the network's weights after iteration `iteration`."""
+        for _, term in self._named_terms():
+            term.after_average(average, iteration)
+
     def _owner_first(self) -> list[Term]:
         return sorted((term for _, term in self._named_terms()), key=lambda term: not term.replaces_student)
 

@@ -222,6 +222,9 @@ class TrainOptions(Section):
     accumulate: Positive = Field(default=1, description="batches whose gradients are averaged in one iteration")
     grad_clip: float | None = Field(default=None, gt=0, description="largest gradient norm; ~ for no limit")
     optim_g: OptimizerBlock = Field(description="optimizer of the trained network (and of the terms' heads)")
+    weight_decay_heads: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="weight decay of the terms' heads and temperatures"
+    )
     optim_d: OptimizerBlock | None = Field(default=None, description="optimizer of the discriminator")
     scheduler: SchedulerBlock | None = Field(default=None, description="learning rates; ~ for a constant rate")
     pixel_opt: LossBlock | None = Field(default=None, description="loss between output and HR image")

@@ -19,7 +19,9 @@ LABELS = {
     "mipkd": "MiPKD",
     "dckd": "DCKD",
     "dckd_dukd": "DCKD*",
+    "dckd_as_published": "DCKD",
     "mcadkd": "MCAD-KD",
+    "mcadkd_equations": "MCAD-KD",
     "mcadkd_as_published": "MCAD-KD",
 }
 """What the papers' tables call a piece of options/methods."""

@@ -92,9 +92,10 @@ def _restoration_file(network: str, task: Task, piece: str, purpose: str, weight
     name, folder = task.validation
     own = "student" if weights is not None else "teacher"
     taught = weights is not None and piece != "scratch"
+    schedule = "restormer_authors" if (network, own) == ("restormer", "teacher") else network
     lines = [
         HEADER + f"# {purpose}",
-        f"_base_: [../base/runtime.yml, ../base/{network}_schedule.yml, ../methods/{piece}.yml]",
+        f"_base_: [../base/runtime.yml, ../base/{schedule}_schedule.yml, ../methods/{piece}.yml]",
         f"name: {piece if weights is not None else 'teacher'}_{network}_{task.name}",
         "scale: 1",
         "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from option_files.common import HEADER, LABELS, MODELS, indented
@@ -26,6 +26,29 @@ TABLES: dict[str, dict[str, str]] = {
     },
 }
 """Which methods each table compares, by network; DCKD* at x4 only."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A piece that reads a table's row in another way.
+
+    Attributes:
+        of: the piece of the row.
+        networks: it is shipped for.
+        reading: the end of the comment that says which row it is.
+    """
+
+    of: str
+    networks: str
+    reading: str
+
+
+VARIANTS = {
+    "dckd_as_published": Variant("dckd", "rcan swinir", "as its authors' public code would run it"),
+    "mcadkd_equations": Variant("mcadkd", "edsr rcan swinir", "with eqs. 2 and 4 to the letter"),
+    "mcadkd_as_published": Variant("mcadkd", "edsr swinir", "as the authors' public repository would have run it"),
+}
+"""The public code of MCAD-KD has options for EDSR and SwinIR, that of DCKD for SwinIR."""
 
 TEACHERS = {
     "edsr": {
@@ -64,6 +87,11 @@ _DUKD_AS_PUBLISHED = {
 """Lines by which DUKD's settings differ from those for EDSR."""
 
 
+_LARGE_BATCH = "batch_size_per_gpu: 32    # in all; on four GPUs, 8. MiPKD's and DCKD's papers: 16 in all"
+_BATCH_OF_16 = "batch_size_per_gpu: 16    # in all; on four GPUs, 4"
+"""MCAD-KD's batch, which the rows that its tables have take, and that of MiPKD and DCKD."""
+
+
 @dataclass(frozen=True)
 class SuperResolution:
     """A training file of a super-resolution table.
@@ -87,7 +115,7 @@ class SuperResolution:
     student: tuple[str, ...]
     teacher: tuple[str, ...] = ()
     teacher_weights: str = ""
-    batch: str = "batch_size_per_gpu: 32    # in all; on four GPUs, 8. MiPKD's and DCKD's papers: 16 in all"
+    batch: str = _LARGE_BATCH
     extra: tuple[str, ...] = ()
 
     def text(self) -> str:
@@ -152,66 +180,80 @@ def methods_of(network: str, scale: int | None = None) -> list[str]:
     return [piece for piece in LABELS if piece in named and (piece != "dckd_dukd" or scale in (None, 4))]
 
 
+def rows_of(network: str, scale: int | None = None) -> list[str]:
+    """`methods_of`, with the other readings of their rows among them."""
+    read = {*methods_of(network, scale), *(piece for piece in VARIANTS if network in VARIANTS[piece].networks.split())}
+    return [piece for piece in LABELS if piece in read]
+
+
 def papers_tables() -> Iterator[SuperResolution]:
     """The training files of the tables of MCAD-KD, of MiPKD's Tables 2 to 4 and of DCKD's Table 2."""
     for network in TABLES:
         for scale in SCALES:
-            where = f"{NAMES[network]} x{scale}"
-            mcadkd = next(iter(TABLES[network]))
-            student, teacher = _network(f"{network}_student"), _network(f"{network}_teacher")
-            weights = f"experiments/pretrained_models/{TEACHERS[network][scale]}"
             yield SuperResolution(
                 f"teacher_{network}_x{scale}",
                 "scratch",
-                f"The teacher of {where} (Table 2 of MCAD-KD), where its published weights are not at hand.",
+                f"The teacher of {NAMES[network]} x{scale} (Table 2 of MCAD-KD), where its published weights are not at"
+                " hand.",
                 scale,
-                teacher,
+                _network(f"{network}_teacher"),
             )
-            for piece in methods_of(network, scale):
-                tables = ", ".join(table for table, pieces in TABLES[network].items() if piece in pieces.split())
-                purpose = f"Row {LABELS[piece]} of {where} in {tables}."
-                own_student, extra = student, tuple[str, ...]()
-                if piece == "scratch":
-                    yield SuperResolution(f"{piece}_{network}_x{scale}", piece, purpose, scale, student)
-                    continue
-                if piece == "csd":
-                    own_student = (*student, "res_scale: 0.1              # the teacher's: they share their weights")
-                if piece in ("dukd", "dckd_dukd"):
-                    extra = _DUKD_AS_PUBLISHED.get(network, ())
-                yield SuperResolution(
-                    f"{piece}_{network}_x{scale}", piece, purpose, scale, own_student, teacher, weights, extra=extra
-                )
-            if network != "rcan":
-                yield _as_published(network, scale, where, mcadkd, student, teacher, weights)
+            for piece in rows_of(network, scale):
+                yield _row(network, scale, piece)
 
 
-def _as_published(
-    network: str,
-    scale: int,
-    where: str,
-    table: str,
-    student: tuple[str, ...],
-    teacher: tuple[str, ...],
-    weights: str,
-) -> SuperResolution:
-    schedule = [
+def _row(network: str, scale: int, piece: str) -> SuperResolution:
+    variant = VARIANTS.get(piece)
+    row = variant.of if variant else piece
+    tables = [table for table, pieces in TABLES[network].items() if row in pieces.split()]
+    reading = f", {variant.reading}" if variant else "; mining and mean are ours" * (piece == "mcadkd")
+    taught = piece != "scratch"
+    return SuperResolution(
+        f"{piece}_{network}_x{scale}",
+        piece,
+        f"Row {LABELS[piece]} of {NAMES[network]} x{scale} in {', '.join(tables)}{reading}.",
+        scale,
+        (*_network(f"{network}_student"), *_own_student(network, piece)),
+        _network(f"{network}_teacher") if taught else (),
+        f"experiments/pretrained_models/{TEACHERS[network][scale]}" if taught else "",
+        _batch(tables, piece),
+        _extra(network, piece),
+    )
+
+
+def _batch(tables: Sequence[str], piece: str) -> str:
+    if any("MCAD-KD" in table for table in tables):
+        return _LARGE_BATCH
+    return f"{_BATCH_OF_16}{'; its public options: on each of four' * (piece == 'dckd_as_published')}"
+
+
+def _own_student(network: str, piece: str) -> tuple[str, ...]:
+    """What the student has beside the lines of options/networks."""
+    if piece == "csd":
+        return ("res_scale: 0.1              # the teacher's: they share their weights",)
+    if (network, piece) == ("edsr", "mcadkd_as_published"):
+        return ("res_scale: 0.1              # the paper's student: 1",)
+    return ()
+
+
+def _extra(network: str, piece: str) -> tuple[str, ...]:
+    """Lines at the end of a file: what a network, or public code, has otherwise."""
+    if piece == "dukd":
+        return _DUKD_AS_PUBLISHED.get(network, ())
+    if piece == "dckd_dukd":
+        return (*_DUKD_AS_PUBLISHED.get(network, ()), "      pixel_weight: ~         # of zoom-out")
+    if piece == "dckd_as_published":
+        schedule = "  scheduler: {type: MultiStepLR, milestones: [250000], gamma: 0.1}   # 1e-4 throughout"
+        return ("", "train:", schedule)
+    if piece != "mcadkd_as_published":
+        return ()
+    rate = ("  optim_g: {lr: 1e-3}",) if network == "edsr" else ()
+    return (
         "",
         "train:",
         "  scheduler: {type: MultiStepLR, milestones: [250000, 400000, 450000, 475000], gamma: 0.5}",
         "  total_iter: 5e5",
-    ]
-    if network == "edsr":
-        student = (*student, "res_scale: 0.1              # the paper's student: 1")
-        schedule.append("  optim_g: {lr: 1e-3}")
-    return SuperResolution(
-        f"mcadkd_as_published_{network}_x{scale}",
-        "mcadkd_as_published",
-        f"Row MCAD-KD of {where} in {table}, as the authors' public repository would have run it.",
-        scale,
-        student,
-        teacher,
-        weights,
-        extra=tuple(schedule),
+        *rate,
     )
 
 
@@ -223,14 +265,13 @@ _SHALLOW_TEACHER = (*_network("edsr_teacher"), "num_block: 16")
 
 def high_compression() -> Iterator[SuperResolution]:
     """MiPKD's Table 5, EDSR x4 from c256b32 to c64b16: at once, and in two stages over an assistant."""
-    batch = "batch_size_per_gpu: 16    # in all; on four GPUs, 4"
     table = "in MiPKD's Table 5, EDSR x4 from c256b32 to c64b16"
     teacher, weights = _network("edsr_teacher"), f"experiments/pretrained_models/{TEACHERS['edsr'][4]}"
 
     def row(
         name: str, piece: str, purpose: str, student: tuple[str, ...], taught: tuple[str, ...] = (), weights: str = ""
     ) -> SuperResolution:
-        return SuperResolution(name, piece, purpose, 4, student, taught, weights, batch)
+        return SuperResolution(name, piece, purpose, 4, student, taught, weights, _BATCH_OF_16)
 
     yield row(f"scratch_edsr_{_SMALL}_x4", "scratch", f"Row NOKD {table}.", _NARROW_STUDENT)
     for piece in ("kd", "fitnet", "fakd"):
@@ -257,9 +298,10 @@ def test_files() -> Iterator[tuple[str, str]]:
     for network in TABLES:
         tables = ", ".join(TABLES[network])
         student = f"_base_: ../networks/{network}_student.yml, upscale: '{{scale}}'"
-        rows = {piece: (f"{piece}_{network}_x{{scale}}", student) for piece in methods_of(network)}
-        if "csd" in rows:
-            rows["csd"] = (rows["csd"][0], f"{student}, res_scale: 0.1")
+        rows = {}
+        for piece in rows_of(network):
+            own = "".join(f", {line.split('#')[0].strip()}" for line in _own_student(network, piece))
+            rows[piece] = (f"{piece}_{network}_x{{scale}}", f"{student}{own}")
         purpose = f"{tables}: {NAMES[network]} at x2, x3 and x4"
         yield network, _test_file(network, network, purpose, "[2, 3, 4]", rows, NAMES[network])
         for scale in SCALES:
@@ -303,5 +345,7 @@ def _test_file(
     ]
     for label, (run, block) in rows.items():
         lines += [f"  {label}:", f"    network: {{{block}}}", f"    path: {MODELS.format(run)}"]
+        if label == "dckd_as_published":
+            lines.append("    param_key: params_ema")
     last = f"  published: {published}".ljust(30) + "# published figures beside ours; ~ for ours alone"
     return "\n".join([*lines, "", "report:", last, ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from support.distillation import context
 from basicsr.distill.base import StepContext
 from basicsr.distill.contrastive import HybridContrastive, crop_patches, crop_positions, info_nce
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.options import load_options
+from basicsr.utils.registry import METHOD_REGISTRY
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
 
 
 def term(**options) -> HybridContrastive:
@@ -63,6 +68,28 @@ def test_patch_loss_is_equation_4(reduction):
         per_image.append(loss_by_hand(queries, keys, 0.07))
     totals = [sum(losses) if reduction == "sum" else np.mean(losses) for losses in per_image]
     assert measured.item() == pytest.approx(np.mean(totals), abs=1e-9)
+
+
+def test_the_equations_piece_is_equations_2_4_and_7d_to_the_letter():
+    """As shipped, with its own sizes and weights: every negative, sums over an image's patches, the mean over images."""
+    piece = load_options(OPTIONS / "train/mcadkd_equations_edsr_x2.yml", training=True, paths=False).train
+    method = METHOD_REGISTRY.build(piece.method_blocks["contrastive"]).double()
+    step = step_in_double(context(batch=3, size=64))
+    parts = method(step)
+    image_queries, image_keys = ([embed(method.image_head, one) for one in x] for x in (step.sr, step.sr_teacher))
+    l_img = np.mean(loss_by_hand(image_queries, image_keys, 0.07))
+    per_image = []
+    for sr, sr_teacher, generator in zip(step.sr, step.sr_teacher, step.generators("contrastive crops"), strict=True):
+        corners = generator.integers(0, 64 - 48 + 1, size=(8, 2))
+        crops = [(slice(None), slice(top, top + 48), slice(left, left + 48)) for top, left in corners]
+        queries, keys = ([embed(method.patch_head, image[crop]) for crop in crops] for image in (sr, sr_teacher))
+        assert len(queries[0]) == 256
+        per_image.append(sum(loss_by_hand(queries, keys, 0.07)))
+    l_patch = np.mean(per_image)
+    assert parts["l_img"].item() == pytest.approx(l_img, rel=1e-9)
+    assert parts["l_patch"].item() == pytest.approx(l_patch, rel=1e-9)
+    weighted = sum(method.weights[name] * part.item() for name, part in parts.items())
+    assert weighted == pytest.approx(0.05 * (0.3 * l_img + 0.7 * l_patch), rel=1e-9)
 
 
 @pytest.mark.parametrize("positive_in", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ from basicsr.distill.degradations import degrade
 from basicsr.distill.networks import NetworkPair, NetworkView
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.options import load_options
 from basicsr.utils.randomness import generator
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
 
 LAMBDA = (0.03125, 0.0625, 0.125, 0.25, 1.0)
 NAFNET = {"type": "NAFNet", "width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
@@ -114,6 +118,39 @@ def test_the_losses_are_the_equations(options):
     assert set(parts) == set(expected)
     for name, value in expected.items():
         assert parts[name].item() == pytest.approx(value, rel=1e-8), name
+
+
+@torch.no_grad()
+def test_the_piece_as_published_is_the_public_codes_losses():
+    """Means over the batch divided by each other, and a softmax of the softmax, image by image and by hand."""
+    distill = load_options(OPTIONS / "train/dckd_as_published_rcan_x2.yml", training=True, paths=False).train.distill
+    published = {key: value for key, value in distill["dckd"].items() if key != "type"}
+    model = moved(kd_model({"dckd": term(**published)}, dtype=torch.float64))
+    given = batch(3, 20, dtype=torch.float64)
+    encoder = VQGANEncoder(vqgan_weights="random", input_range=(0.0, 1.0)).double()
+    student, teacher = (encoded(encoder, network(given.lq)) for network in (model.network, model.teacher.network))
+    inputs = [given.lq]
+    for number in (2, 3, 4, 5):
+        draws = [generator(seed, f"DCKD negative {number}") for seed in given.seeds.tolist()]
+        inputs.append(degrade(given.lq, "noise", draws))
+    negatives = [encoded(encoder, history_of(model)(one)) for one in inputs]
+    l_dcl = 0.0
+    for layer, weight in enumerate(LAMBDA):
+        near = np.mean([np.abs(own[0][layer] - other[0][layer]).mean() for own, other in zip(student, teacher)])
+        far = sum(
+            np.mean([np.abs(own[0][layer] - other[0][layer]).mean() for own, other in zip(student, negative)])
+            for negative in negatives
+        )
+        l_dcl += weight * near / (far + 1e-7)
+    entropies = []
+    for (_, own), (_, target) in zip(student, teacher, strict=True):
+        codebook = encoder.codebook.numpy()
+        for wanted, found in zip(categories(target, codebook), categories(own, codebook), strict=True):
+            again = np.exp(found) / np.exp(found).sum()
+            entropies.append(-sum(p * np.log(q) for p, q in zip(wanted, again, strict=True)))
+    parts = model(given, 1).parts
+    assert parts["l_dcl"].item() == pytest.approx(l_dcl, rel=1e-8)
+    assert parts["l_ce"].item() == pytest.approx(np.mean(entropies), rel=1e-8)
 
 
 def test_a_student_that_equals_its_teacher_has_no_contrast_and_the_entropy_of_its_categories():
@@ -213,6 +250,17 @@ def test_another_schedule_and_attenuation():
         assert method.history.weight[0].item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_history_may_follow_the_moving_average():
+    method, student = followed(update_steps=[2], history_of="average")
+    average, expected = Tiny(), 7.0
+    for iteration in range(1, 6):
+        method.after_update(student.at(-iteration), iteration)
+        method.after_average(average.at(iteration), iteration)
+        if iteration in (2, 4):
+            expected = 0.1 * expected + 0.9 * iteration
+        assert method.history.weight[0].item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_history_is_a_copy_in_eval_mode_that_starts_as_the_student_and_is_what_makes_negatives():
     model, given = kd_model({"dckd": term()}), batch()
     history = history_of(model)
@@ -302,6 +350,8 @@ def test_each_part_can_be_left_out():
         ({"attenuation": 1.5}, "attenuation is 1.5, allowed: 0 to 1"),
         ({"update_steps": []}, r"update_steps is \[\], allowed: one or more, each from 1"),
         ({"update_steps": [1000, 0]}, r"update_steps is \[1000, 0\], allowed"),
+        ({"quotient": "mean"}, "quotient is 'mean'; allowed: image, batch"),
+        ({"history_of": "ema"}, "history_of is 'ema'; allowed: student, average"),
         ({"period": 0}, "period is 0, allowed: 1 and more"),
         ({"layer_weights": [1.0]}, "layer_weights has 1 entries, the VQGAN 5 layers; give each one"),
         ({"input_range": (1.0, 0.0)}, "DCKD: input_range is"),

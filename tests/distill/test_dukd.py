@@ -18,6 +18,7 @@ from basicsr.archs import build_network
 from basicsr.data.batch import Batch
 from basicsr.distill.base import StepContext
 from basicsr.distill.dukd import DUKD, applied, reduced, undone
+from basicsr.distill.label_consistency import LabelConsistency
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 
@@ -320,6 +321,34 @@ def test_options_that_nothing_reads_are_refused(beside, without, idle):
     with pytest.raises(OptionsError) as caught:
         DUKD(**without, **idle)
     assert str(caught.value) == f"DUKD: {name} is {value}, without effect beside {beside}; leave {name} out"
+
+
+def test_label_consistency_alone_is_on_the_teachers_input():
+    """As in the public code of DCKD: the student's output against A^-1(T(A(I_LR))), each image's A by its seed."""
+    given = dataclasses.replace(step(pictures(6, 5, 5), 2), sr=pictures(6, 10, 10), teacher=doubled_ramp)
+    method = LabelConsistency(probability=0.5)
+    targets = []
+    for image, rng in zip(given.lq, given.generators("label consistency"), strict=True):
+        chosen = tuple(bool(draw < 0.5) for draw in rng.random(4))
+        seen = doubled_ramp(torch.from_numpy(by_hand(image.numpy(), chosen).copy())[None])[0]
+        x = torch.from_numpy(undone_by_hand(seen.numpy(), chosen).copy())[None]
+        targets.append(x)
+    expected = (given.sr - torch.cat(targets)).abs().mean()
+    assert method(given)["l_consistency"].item() == pytest.approx(expected.item(), rel=1e-6)
+    plain = (given.sr - doubled_ramp(given.lq)).abs().mean()
+    assert LabelConsistency(probability=0)(given)["l_consistency"].item() == pytest.approx(plain.item(), rel=1e-6)
+    assert abs(expected - plain) > 1e-3
+    wide = dataclasses.replace(step(pictures(2, 4, 5), 2), sr=pictures(2, 8, 10), teacher=doubled_ramp)
+    assert torch.isfinite(LabelConsistency(probability=1)(wide)["l_consistency"])
+    with pytest.raises(OptionsError, match="LabelConsistency: probability is 1.5, allowed: 0 to 1"):
+        LabelConsistency(probability=1.5)
+
+
+def doubled_ramp(images: torch.Tensor) -> torch.Tensor:
+    """Twice the size, times a ramp in both directions, so that no operation commutes with it."""
+    enlarged = images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    rows, columns = (torch.arange(side, dtype=images.dtype) / 10 for side in enlarged.shape[-2:])
+    return enlarged * (rows[:, None] + 2 * columns)
 
 
 def test_a_step_in_the_model_runs_on_the_batch_it_is_given():

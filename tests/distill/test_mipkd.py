@@ -169,6 +169,58 @@ def test_between_equal_networks_the_features_go_on_as_in_the_network_itself(arch
     assert parts["l_block"].item() == pytest.approx(3 * 0.5 * alone, rel=1e-9)
 
 
+def coins_of(iteration: int, positions: int) -> list[tuple[int, int]]:
+    """D and R of each position."""
+    generator = randomness.generator(randomness.sample_seed(RUN_SEED, iteration), "routes of the block prior mixer")
+    return [(int(d), int(r)) for d, r in generator.integers(0, 2, size=(positions, 2))]
+
+
+@pytest.mark.parametrize("pair", ["EDSR", "EDSR of one width"])
+@pytest.mark.parametrize("sides", [(1, 0, 1), (0, 1, 0), (1, 1, 0), (0, 0, 0)])
+def test_with_a_coin_for_each_block_features_change_network_where_their_coins_do(pair, sides):
+    """By hand: the features of the first of three positions, all others dropped, part by part."""
+    wanted = [(1, sides[0]), (0, sides[1]), (0, sides[2])]
+    iteration = next(i for i in itertools.count(1) if coins_of(i, 3) == wanted)
+    model, step = build(pair, positions=3, feature_mixer=False, coins="block"), small_batch()
+    term, student, teacher = model.terms["method"], model.network, model.teacher.network
+    starts = {1: [-(-2 * k // 3) for k in (1, 2, 3)], 0: [-(-len(teacher.body) * k // 3) for k in (1, 2, 3)]}
+    network = {1: student, 0: teacher}
+    x = edsr_features(student, step.lq)[starts[1][0]]
+    x = (term.to_student if sides[0] else term.to_teacher)[0](x)
+    for part in (1, 2):
+        before, after = sides[part - 1], sides[part]
+        for block in network[before].body[starts[before][part - 1] : starts[before][part]]:
+            x = block(x)
+        if before != after:
+            x = term.crossings[str(part)]["student" if after else "teacher"](x)
+    last = network[sides[2]]
+    image = edsr_rest(last, x.detach().numpy(), len(last.body), step.lq)
+    expected = 0.5 * distance(image, teacher(step.lq).numpy()) + 0.5 * distance(image, step.gt.numpy())
+    assert model(step, iteration).parts["l_block"].item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_with_coins_that_agree_both_ways_to_toss_them_give_one_loss():
+    wanted = [(1, 1), (1, 1), (1, 1)]
+    iteration = next(i for i in itertools.count(1) if coins_of(i, 3) == wanted)
+    models = [build(positions=3, coins=coins) for coins in ("position", "block")]
+    own = models[0].terms["method"].state_dict()
+    models[1].terms["method"].load_state_dict(own, strict=False)
+    models[1].network.load_state_dict(models[0].network.state_dict())
+    models[1].teacher.network.load_state_dict(models[0].teacher.network.state_dict())
+    first, second = (model(small_batch(), iteration).parts for model in models)
+    assert second == first
+
+
+def test_the_autoencoders_loss_may_end_with_the_initial_stage():
+    model, always = build(autoencoder_until=5), build()
+    for iteration in (1, 5, 6, 7):
+        parts, expected = model(small_batch(), iteration).parts, always(small_batch(), iteration).parts
+        assert parts["l_ae"].item() == (expected["l_ae"].item() if iteration <= 5 else 0)
+        assert expected["l_ae"] > 0 and parts["l_feat"] == expected["l_feat"]
+    model(small_batch(), 6).total.backward()
+    assert all(parameter.grad is not None for parameter in trained(model).values())
+
+
 # Random choices.
 
 
@@ -351,6 +403,7 @@ ABLATIONS: list[dict[str, Any]] = [
     {"block_mixer": False},
     {"latent_channels": 5},
     {"positions": 1},
+    {"coins": "block"},
 ]
 
 
@@ -462,6 +515,8 @@ def test_features_that_fit_into_only_one_network_are_refused():
         ({"feature_weight": -1.0}, "feature_weight is -1.0, allowed: 0 and more"),
         ({"autoencoder_weight": -0.5}, "autoencoder_weight is -0.5, allowed: 0 and more"),
         ({"block_weight": float("nan")}, "block_weight is nan, allowed: 0 and more"),
+        ({"autoencoder_until": 0}, "autoencoder_until is 0, allowed: 1 and more"),
+        ({"coins": "stage"}, "MiPKD: coins is 'stage'; allowed: position, block"),
         ({"encoder": "vit"}, "MiPKD: encoder is 'vit'; allowed: conv, mlp, shared, none"),
         ({"mask": "noise"}, "MiPKD: mask is 'noise'; allowed: random, grid, cosine, cka"),
     ],
@@ -474,7 +529,7 @@ def test_mistakes_are_told_in_a_line(options, message):
 
 OF_THE_FEATURE_MIXER = {
     "encoder": "mlp", "latent_channels": 8, "autoencoder": False, "mask": "cka", "mask_probability": 0.4,
-    "feature_weight": 2.0, "autoencoder_weight": 0.5,
+    "feature_weight": 2.0, "autoencoder_weight": 0.5, "autoencoder_until": 9,
 }  # fmt: skip
 
 
@@ -482,8 +537,12 @@ OF_THE_FEATURE_MIXER = {
     ("beside", "without", "idle"),
     [
         ("feature_mixer: false", {"feature_mixer": False}, OF_THE_FEATURE_MIXER),
-        ("block_mixer: false", {"block_mixer": False}, {"block_weight": 0.2, "ground_truth_share": 0.4}),
-        ("autoencoder: false", {"autoencoder": False}, {"autoencoder_weight": 0.5}),
+        (
+            "block_mixer: false",
+            {"block_mixer": False},
+            {"block_weight": 0.2, "ground_truth_share": 0.4, "coins": "block"},
+        ),
+        ("autoencoder: false", {"autoencoder": False}, {"autoencoder_weight": 0.5, "autoencoder_until": 9}),
         ("encoder: none", {"encoder": "none"}, {"autoencoder_weight": 0.5, "autoencoder": False}),
     ],
 )

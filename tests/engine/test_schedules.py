@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
 from basicsr.engine.schedules import build_schedule, warmed_up
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.yaml_loader import load_yaml
 
 
 def rates_of_torch(make, updates: int) -> list[float]:
@@ -55,6 +59,34 @@ def test_cosine_restarts_start_each_period_at_its_weight():
     assert [schedule.rate(1.0, done) for done in range(10)] == pytest.approx(expected, abs=1e-6)
 
 
+def test_cyclic_cosines_are_torchs_from_each_weight_to_each_minimum():
+    """Each period is PyTorch's half cosine, from m + w (base - m) to m; a period's first rate is the next update's."""
+    periods, weights, minima, base = (5, 7, 4), (1.0, 0.5, 2.0), (0.5, 0.02, 0.1), 0.5
+    options = {"periods": periods, "restart_weights": weights, "eta_mins": minima}
+    schedule = build_schedule({"type": "CosineAnnealingRestartCyclicLR", **options})
+    expected = [base]
+    for period, weight, minimum in zip(periods, weights, minima, strict=True):
+        parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer = torch.optim.SGD([parameter], lr=minimum + weight * (base - minimum))
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, period, minimum)
+        for _ in range(period):
+            optimizer.step()
+            cosine.step()
+            expected.append(optimizer.param_groups[0]["lr"])
+    assert [schedule.rate(base, done) for done in range(17)] == pytest.approx(expected, rel=1e-12)
+    assert schedule.rate(base, 100) == pytest.approx(0.1)
+
+
+def test_the_schedule_of_restormers_authors_stays_and_then_falls():
+    file = Path(__file__).resolve().parents[2] / "options/base/restormer_authors_schedule.yml"
+    schedule = build_schedule(load_yaml(file).data()["train"]["scheduler"])
+    assert {schedule.rate(3e-4, done) for done in (0, 1, 50_000, 92_000)} == {3e-4}
+    # 208000 updates of a half cosine: after half of them the mean of its ends, after a quarter 1/2 + sqrt(2)/4 of it.
+    quarter = 1e-6 + (3e-4 - 1e-6) * (0.5 + math.sqrt(2) / 4)
+    found = [schedule.rate(3e-4, done) for done in (144_000, 196_000, 300_000)]
+    assert found == pytest.approx([quarter, (3e-4 + 1e-6) / 2, 1e-6], rel=1e-12)
+
+
 def test_warm_up_is_a_line_to_the_base():
     assert [warmed_up(0.3, 0.4, iteration, 4) for iteration in (1, 2, 3, 4, 5)] == pytest.approx(
         [0.1, 0.2, 0.3, 0.3, 0.3]
@@ -72,6 +104,10 @@ def test_no_schedule_is_a_constant_rate():
         ({"type": "MultiStepLr", "milestones": (1,)}, "did you mean 'MultiStepLR'"),
         ({"type": "MultiStepLR", "milestone": (1,)}, "did you mean 'milestones'"),
         ({"type": "CosineAnnealingRestartLR", "periods": (1, 2)}, "got 2 and 1"),
+        (
+            {"type": "CosineAnnealingRestartCyclicLR", "periods": (1, 2), "restart_weights": (1.0, 1.0)},
+            "periods and eta_mins need equally many entries, got 2 and 1",
+        ),
     ],
 )
 def test_mistakes_are_named(options, message):

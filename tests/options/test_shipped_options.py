@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from basicsr.archs import build_network
+from basicsr.distill.contrastive import HybridContrastive
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.options import load_options, load_test_options, resolved_yaml
+from basicsr.utils.registry import METHOD_REGISTRY
 from basicsr.utils.yaml_loader import dump_yaml, key_text, load_yaml
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
@@ -19,7 +21,7 @@ BACKBONES = ("edsr", "rcan", "swinir")
 FREE_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
 sys.path.insert(0, str(OPTIONS.parent / "scripts"))
 import make_options
-from option_files.super_resolution import methods_of
+from option_files.super_resolution import TABLES, methods_of, rows_of
 
 
 def load(file):
@@ -63,7 +65,8 @@ def test_the_files_of_the_papers_tables_are_all_there():
     expected = named("scratch teacher kd fakd dukd mipkd mcadkd", *BACKBONES)
     expected |= named("fitnet at rkd", "edsr", "rcan") | named("csd", "edsr") | named("dckd", "rcan", "swinir")
     expected |= {f"train/dckd_dukd_{network}_x4" for network in ("rcan", "swinir")}
-    expected |= named("mcadkd_as_published", "edsr", "swinir")
+    expected |= named("mcadkd_as_published", "edsr", "swinir") | named("mcadkd_equations", *BACKBONES)
+    expected |= named("dckd_as_published", "rcan", "swinir")
     of_table_5 = "scratch kd fitnet fakd fakd_csd csd_fakd mipkd_mipkd"
     expected |= {f"train/{row}_edsr_c64b16_x4" for row in of_table_5.split()}
     restored = [("nafnet", "gopro"), ("restormer", "gopro"), ("restormer", "rain13k")]
@@ -93,6 +96,9 @@ def test_neighbours_in_a_table_differ_in_their_methods_alone(network, scale):
             key: data["train"][key] for key in ("total_iter", "optim_g", "scheduler", "warmup_iter", "ema_decay")
         }
         data["network_g"].pop("res_scale", None)  # CSD's student shares its weights with the teacher
+        batch = data["datasets"]["train"].pop("batch_size_per_gpu")
+        tables = [table for table, pieces in TABLES[network].items() if name in pieces.split()]
+        assert batch == (32 if any("MCAD-KD" in table for table in tables) else 16), name
         kept = {key: value for key, value in data.items() if key not in ("name", "model_type", "train", "network_d")}
         return {**kept, "schedule": schedule}
 
@@ -219,6 +225,72 @@ def test_as_published_files_set_every_deviation_of_the_public_code(backbone, sca
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_equations_files_differ_from_the_others_in_mining_and_sum_alone(backbone, scale):
+    equations = load(OPTIONS / f"train/mcadkd_equations_{backbone}_x{scale}.yml")
+    others = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
+    contrastive = dict(equations.train.contrastive_opt)
+    assert (contrastive["mining"], contrastive["reduction"]) == ("all", "sum")
+    own = HybridContrastive(**{key: value for key, value in contrastive.items() if key != "type"})
+    default = HybridContrastive()
+    assert own.weights == default.weights
+    differing = {key for key, value in vars(default).items() if key[0] != "_" and vars(own)[key] != value}
+    assert differing == {"mining", "reduction"}
+    update = {"contrastive_opt": others.train.contrastive_opt}
+    assert equations.model_copy(
+        update={"name": others.name, "train": equations.train.model_copy(update=update)}
+    ) == others.model_copy(update={"train": others.train.model_copy(update=update)})
+
+
+@pytest.mark.parametrize("backbone", ["rcan", "swinir"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_dckd_follows_its_paper_or_its_public_code(backbone, scale):
+    paper = load(OPTIONS / f"train/dckd_{backbone}_x{scale}.yml")
+    published = load(OPTIONS / f"train/dckd_as_published_{backbone}_x{scale}.yml")
+    for options in (paper, published):
+        train = options.datasets["train"]
+        assert (train.arguments["gt_size"], train.batch_size_per_gpu) == (48 * scale, 16)
+        assert options.train.total_iter == 250_000
+        assert options.train.pixel_opt["loss_weight"] == options.train.resp_kd_opt["loss_weight"] == 1
+    assert dict(paper.train.distill["dckd"]) == {"type": "DCKD"}
+    assert (paper.train.ema_decay, paper.train.scheduler["milestones"]) == (0, (100_000, 200_000))
+    assert (published.train.ema_decay, published.train.scheduler["milestones"]) == (0.999, (250_000,))
+    assert dict(published.train.distill["consistency"]) == {
+        "type": "LabelConsistency", "probability": 0.5, "loss_weight": 1.0,
+    }  # fmt: skip
+    assert dict(published.train.distill["dckd"]) == {
+        "type": "DCKD", "history_of": "average", "include_undegraded": True, "input_range": (0, 1),
+        "quotient": "batch", "double_softmax": True,
+    }  # fmt: skip
+    assert published.network_g == paper.network_g
+
+
+@pytest.mark.parametrize("piece", ["dukd", "dckd_dukd"])
+def test_true_images_weigh_alike_in_every_file_with_zoom_out(piece):
+    """DUKD's two losses against true images, L1(I_S, I_GT) and zoom-out's L1(S(Y), I_LR), have one weight."""
+    files = [OPTIONS / f"methods/{piece}.yml", *sorted(OPTIONS.glob(f"train/{piece}_*.yml"))]
+    found = []
+    for file in files:
+        train = load_yaml(file).data()["train"]
+        method = METHOD_REGISTRY.build(train["distill"]["dukd"])
+        if method.zoom_out:
+            found.append((train["pixel_opt"]["loss_weight"], method.weights["l_zoom_out_pix"]))
+    assert set(found) == {(5.0, 5.0) if piece == "dukd" else (1.0, 1.0)}
+
+
+@pytest.mark.parametrize("task", ["gopro", "rain13k"])
+def test_restormers_teacher_has_its_authors_schedule_and_the_students_that_of_dckds_appendix(task):
+    teacher = load(OPTIONS / f"train/teacher_restormer_{task}.yml").train
+    student = load(OPTIONS / f"train/dckd_restormer_{task}.yml").train
+    assert dict(teacher.scheduler) == {
+        "type": "CosineAnnealingRestartCyclicLR", "periods": (92_000, 208_000), "restart_weights": (1, 1),
+        "eta_mins": (3e-4, 1e-6),
+    }  # fmt: skip
+    assert dict(student.scheduler) == {"type": "CosineAnnealingLR", "T_max": 300_000, "eta_min": 1e-6}
+    assert teacher.optim_g == student.optim_g and teacher.total_iter == student.total_iter == 300_000
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("scale", [2, 3, 4])
 def test_test_files_compare_what_the_training_files_leave(backbone, scale):
     options = load(OPTIONS / f"test/{backbone}_x{scale}.yml")
     assert [dataset.name for dataset in options.datasets.values()] == [
@@ -228,7 +300,7 @@ def test_test_files_compare_what_the_training_files_leave(backbone, scale):
         "Urban100",
         "Manga109",
     ]
-    rows = methods_of(backbone)
+    rows = rows_of(backbone)
     assert list(options.networks) == ["bicubic", "teacher", *rows]
     mcadkd = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
     assert fnmatch(mcadkd.path.pretrain_network_t, options.networks["teacher"].path)
@@ -238,6 +310,8 @@ def test_test_files_compare_what_the_training_files_leave(backbone, scale):
             trained = load(OPTIONS / f"train/{row}_{backbone}_x{scale}.yml")
             assert Path(options.networks[row].path) == trained.models_folder / "net_g_latest.pth"
             assert options.networks[row].network == trained.network_g
+            averaged = trained.train.ema_decay > 0
+            assert options.networks[row].param_key == ("params_ema" if averaged else "params")
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

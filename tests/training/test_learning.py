@@ -42,6 +42,17 @@ def test_student_heads_temperature_and_discriminator_all_learn(mcadkd, tmp_path)
     assert [group["name"] for group in groups["d"]["param_groups"]] == ["discriminator"]
 
 
+def test_under_adamw_the_temperature_is_drawn_to_nothing(mcadkd, tmp_path):
+    """Neither by its own gradient, which a weight of 0 takes away, nor by a decay of its logarithm, towards tau = 1."""
+    adamw = {"type": "AdamW", "lr": 0.01, "weight_decay": 0.5}
+    options = changed(mcadkd, train__optim_g=adamw, train__contrastive_opt__loss_weight=0)
+    run = trained(options, tmp_path)
+    terms = run[4]["state"]["terms"]
+    assert terms["contrastive.log_tau"].exp().item() == pytest.approx(0.07, rel=1e-6)
+    assert unchanged(run[1]["state"]["terms"], terms) == set(terms)
+    assert [group["weight_decay"] for group in run[4]["state"]["optimizers"]["g"]["param_groups"]] == [0.5, 0]
+
+
 def test_the_discriminators_rate_follows_the_schedule_too(mcadkd, tmp_path):
     scheduler = {"type": "MultiStepLR", "milestones": [2], "gamma": 0.1}
     run = trained(changed(mcadkd, train__scheduler=scheduler), tmp_path)

@@ -23,7 +23,17 @@ def reduced_file(file: Path, image_pairs) -> dict[str, Any]:
     return reduced(load_options(file, training=True, paths=False), image_pairs)
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file not in ONE_SCALE], ids=lambda file: file.stem)
+def of_several_scales() -> list[Any]:
+    """The files that are not in ONE_SCALE, which has x2; other readings of a row are stepped further only at length."""
+    readings = ("mcadkd_equations", "dckd_as_published")
+    return [
+        pytest.param(file, marks=pytest.mark.long if file.stem.startswith(readings) else (), id=file.stem)
+        for file in FILES
+        if file not in ONE_SCALE
+    ]
+
+
+@pytest.mark.parametrize("file", of_several_scales())
 def test_shipped_file_trains_and_resumes_bitwise(file, image_pairs, tmp_path):
     trains_and_resumes(reduced_file(file, image_pairs), tmp_path)
 
