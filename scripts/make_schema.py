@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pydantic import ConfigDict, PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
 from pydantic.json_schema import PydanticJsonSchemaWarning
 
-from basicsr.engine.optimizers import OPTIMIZERS
+from basicsr.engine.optimizers import ARGUMENTS, OPTIMIZERS
 from basicsr.engine.schedules import SCHEDULES
-from basicsr.utils.components import call_style
+from basicsr.utils.components import call_style, type_hints
 from basicsr.utils.options_schema import SET_BY_THE_COMMAND, Options
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
@@ -174,10 +174,7 @@ def _block(
 def _arguments(factory: Callable[..., Any], provided: Sequence[str]) -> dict[str, Schema]:
     if call_style(factory) == "opt":
         return {}
-    try:
-        hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    except (NameError, TypeError):
-        hints = {}
+    hints = ARGUMENTS if factory in OPTIMIZERS.values() else type_hints(factory)
     texts = _argument_texts(factory)
     arguments = {}
     for name, parameter in inspect.signature(factory).parameters.items():

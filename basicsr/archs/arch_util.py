@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from basicsr.utils.components import Conflict
 from basicsr.utils.errors import OptionsError
+
+MOST_BLOCKS = 2000
 
 
 @torch.no_grad()
@@ -77,16 +80,25 @@ class Upsample(nn.Sequential):
     """
 
     def __init__(self, scale: int, num_feat: int) -> None:
-        if scale == 3:
-            steps = [3]
-        elif scale >= 1 and scale & (scale - 1) == 0:
-            steps = [2] * (scale.bit_length() - 1)
-        else:
-            raise OptionsError(f"upscale {scale} is not supported: give a power of two or 3")
+        for key, message in upscale_conflicts(scale):
+            raise OptionsError(f"{key}: {message}")
+        steps = [3] if scale == 3 else [2] * (scale.bit_length() - 1)
         layers: list[nn.Module] = []
         for step in steps:
             layers += [nn.Conv2d(num_feat, step**2 * num_feat, 3, 1, 1), nn.PixelShuffle(step)]
         super().__init__(*layers)
+
+
+def block_conflicts(key: str, blocks: int) -> Iterator[Conflict]:
+    """What to say of more blocks than a network can be made of in any useful time."""
+    if blocks > MOST_BLOCKS:
+        yield key, f"makes {blocks} blocks in all, allowed: {MOST_BLOCKS}; lower it"
+
+
+def upscale_conflicts(upscale: int) -> Iterator[Conflict]:
+    """What to say of a factor that `Upsample` does not have."""
+    if upscale != 3 and (upscale < 1 or upscale & (upscale - 1)):
+        yield "upscale", f"{upscale} is not supported: give a power of two or 3"
 
 
 def pixel_unshuffle(x: Tensor, scale: int) -> Tensor:
@@ -104,15 +116,22 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
     return nn.init.trunc_normal_(tensor, mean, std, a, b)
 
 
+def mean_conflicts(rgb_mean: Sequence[float], num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
+    """What to say of a mean colour that has not one entry per channel of the input and of the output."""
+    if not len(rgb_mean) == num_in_ch == num_out_ch:
+        yield (
+            "rgb_mean",
+            f"has {len(rgb_mean)} entries for num_in_ch {num_in_ch} and num_out_ch {num_out_ch}: give one per channel,"
+            " and as many channels out as in",
+        )
+
+
 def channel_mean(rgb_mean: Sequence[float], num_in_ch: int, num_out_ch: int) -> Tensor:
     """The mean colour that a network takes off its input and puts back on its output, as (1, C, 1, 1).
 
     Raises:
         OptionsError: `rgb_mean` has not one entry per channel of the input and of the output.
     """
-    if not len(rgb_mean) == num_in_ch == num_out_ch:
-        raise OptionsError(
-            f"rgb_mean has {len(rgb_mean)} entries for num_in_ch {num_in_ch} and num_out_ch {num_out_ch}: "
-            "give one per channel, and as many channels out as in"
-        )
+    for key, message in mean_conflicts(rgb_mean, num_in_ch, num_out_ch):
+        raise OptionsError(f"{key}: {message}")
     return torch.tensor(rgb_mean).view(1, -1, 1, 1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.utils.matlab_functions import imresize
+from basicsr.utils.ranges import Scale
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
@@ -17,7 +18,7 @@ class Bicubic(nn.Module):
         upscale: factor of enlargement.
     """
 
-    def __init__(self, *, upscale: int = 4) -> None:
+    def __init__(self, *, upscale: Scale = 4) -> None:
         super().__init__()
         self.upscale = upscale
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
 
-from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.components import check_arguments
+from basicsr.utils.errors import DataError
+from basicsr.utils.ranges import Features, ImageChannels
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
@@ -23,10 +27,9 @@ class VGGStyleDiscriminator(nn.Module):
         OptionsError: `input_size` is not supported.
     """
 
-    def __init__(self, *, num_in_ch: int, num_feat: int, input_size: int = 128) -> None:
+    def __init__(self, *, num_in_ch: ImageChannels, num_feat: Features, input_size: Literal[128, 256] = 128) -> None:
+        check_arguments(VGGStyleDiscriminator, locals())
         super().__init__()
-        if input_size not in (128, 256):
-            raise OptionsError(f"input_size {input_size} is not supported: give 128 or 256")
         self.input_size = input_size
         self.num_stages = 5 if input_size == 128 else 6
         channels = num_in_ch
@@ -68,7 +71,7 @@ class UNetDiscriminatorSN(nn.Module):
         skip_connection: add the features of the way down on the way up.
     """
 
-    def __init__(self, *, num_in_ch: int, num_feat: int = 64, skip_connection: bool = True) -> None:
+    def __init__(self, *, num_in_ch: ImageChannels, num_feat: Features = 64, skip_connection: bool = True) -> None:
         super().__init__()
         self.skip_connection = skip_connection
         self.conv0 = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)

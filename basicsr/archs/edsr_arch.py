@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
-from basicsr.archs.arch_util import ResidualBlockNoBN, Upsample, channel_mean, make_layer
+from basicsr.archs.arch_util import (
+    ResidualBlockNoBN,
+    Upsample,
+    channel_mean,
+    make_layer,
+    mean_conflicts,
+    upscale_conflicts,
+)
 from basicsr.archs.staged import StagedNetwork
+from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.ranges import Blocks, Colour, Factor, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
@@ -32,15 +43,16 @@ class EDSR(StagedNetwork):
     def __init__(
         self,
         *,
-        num_in_ch: int,
-        num_out_ch: int,
-        num_feat: int = 64,
-        num_block: int = 16,
-        upscale: int = 4,
-        res_scale: float = 1,
-        img_range: float = 255.0,
-        rgb_mean: tuple[float, ...] = (0.4488, 0.4371, 0.4040),
+        num_in_ch: ImageChannels,
+        num_out_ch: ImageChannels,
+        num_feat: Features = 64,
+        num_block: Blocks = 16,
+        upscale: Scale = 4,
+        res_scale: Factor = 1,
+        img_range: ImageRange = 255.0,
+        rgb_mean: tuple[Colour, ...] = (0.4488, 0.4371, 0.4040),
     ) -> None:
+        check_arguments(EDSR, locals())
         super().__init__()
         self.img_range = img_range
         self.register_buffer("mean", channel_mean(rgb_mean, num_in_ch, num_out_ch), persistent=False)
@@ -49,6 +61,12 @@ class EDSR(StagedNetwork):
         self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
         self.upsample = Upsample(upscale, num_feat)
         self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
+
+    @staticmethod
+    def conflicts(upscale: int, rgb_mean: tuple[float, ...], num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        yield from upscale_conflicts(upscale)
+        yield from mean_conflicts(rgb_mean, num_in_ch, num_out_ch)
 
     def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `StagedNetwork`; what is kept are the first features."""

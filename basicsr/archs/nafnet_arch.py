@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from basicsr.archs.arch_util import block_conflicts
 from basicsr.archs.swin_util import pad_to_multiple
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.ranges import BlocksOrNone, Features, ImageChannels
 from basicsr.utils.registry import ARCH_REGISTRY
+
+MOST_LEVELS = 8
+WIDEST = 16384
 
 
 class LayerNorm2d(nn.Module):
@@ -90,14 +97,14 @@ class NAFNet(nn.Module):
     def __init__(
         self,
         *,
-        img_channel: int = 3,
-        width: int = 16,
-        middle_blk_num: int = 1,
-        enc_blk_nums: tuple[int, ...] = (),
-        dec_blk_nums: tuple[int, ...] = (),
+        img_channel: ImageChannels = 3,
+        width: Features = 16,
+        middle_blk_num: BlocksOrNone = 1,
+        enc_blk_nums: tuple[BlocksOrNone, ...] = (),
+        dec_blk_nums: tuple[BlocksOrNone, ...] = (),
     ) -> None:
+        check_arguments(NAFNet, locals())
         super().__init__()
-        _check(img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums)
         levels = len(enc_blk_nums)
         widths = [width * 2**level for level in range(levels)]
         self.padder_size = 2**levels
@@ -112,6 +119,26 @@ class NAFNet(nn.Module):
         self.decoders = nn.ModuleList(map(_blocks, reversed(widths), dec_blk_nums))
         self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
 
+    @staticmethod
+    def conflicts(
+        width: int, middle_blk_num: int, enc_blk_nums: tuple[int, ...], dec_blk_nums: tuple[int, ...]
+    ) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        levels = len(enc_blk_nums)
+        if levels != len(dec_blk_nums):
+            yield (
+                "enc_blk_nums",
+                f"has {levels} entries and dec_blk_nums {len(dec_blk_nums)}: give one per level in each",
+            )
+        widest = width * 2 ** min(levels, MOST_LEVELS)
+        if levels > MOST_LEVELS or widest > WIDEST:
+            yield (
+                "enc_blk_nums",
+                f"has {levels} entries, each of which doubles width {width}; allowed: {MOST_LEVELS} and"
+                f" {WIDEST} channels at the lowest resolution",
+            )
+        yield from block_conflicts("enc_blk_nums", sum(enc_blk_nums) + middle_blk_num + sum(dec_blk_nums))
+
     def forward(self, x: Tensor) -> Tensor:
         """Restores (B, C, H, W) in [0, 1] to the same shape, not clipped; any H and W."""
         height, width = x.shape[-2:]
@@ -125,19 +152,3 @@ class NAFNet(nn.Module):
         for decoder, up in zip(self.decoders, self.ups, strict=True):
             features = decoder(up(features) + skips.pop())
         return (self.ending(features) + x)[..., :height, :width]
-
-
-def _check(
-    img_channel: int, width: int, middle: int, enc_blk_nums: tuple[int, ...], dec_blk_nums: tuple[int, ...]
-) -> None:
-    if len(enc_blk_nums) != len(dec_blk_nums):
-        raise OptionsError(
-            f"enc_blk_nums has {len(enc_blk_nums)} entries and dec_blk_nums {len(dec_blk_nums)}: give one per level in"
-            " each"
-        )
-    for name, value in (("img_channel", img_channel), ("width", width)):
-        if value < 1:
-            raise OptionsError(f"{name} must be at least 1, got {value}")
-    for name, counts in (("middle_blk_num", (middle,)), ("enc_blk_nums", enc_blk_nums), ("dec_blk_nums", dec_blk_nums)):
-        if min(counts, default=0) < 0:
-            raise OptionsError(f"{name} counts blocks, got {min(counts)}: give 0 or more")

@@ -7,7 +7,9 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
-from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.components import check_arguments
+from basicsr.utils.errors import DataError
+from basicsr.utils.ranges import Features, ImageChannels, Levels
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
@@ -31,11 +33,12 @@ class PatchGANDiscriminator(nn.Module):
     def __init__(
         self,
         *,
-        num_in_ch: int = 3,
-        num_feat: int = 64,
-        n_layers: int = 3,
+        num_in_ch: ImageChannels = 3,
+        num_feat: Features = 64,
+        n_layers: Levels = 3,
         norm: Literal["batch", "instance", "none", "spectral"] = "batch",
     ) -> None:
+        check_arguments(PatchGANDiscriminator, locals())
         super().__init__()
         norms = {
             "batch": nn.BatchNorm2d,
@@ -43,10 +46,6 @@ class PatchGANDiscriminator(nn.Module):
             "none": nn.Identity,
             "spectral": nn.Identity,
         }
-        if norm not in norms:
-            raise OptionsError(f"norm '{norm}' is not supported: give {', '.join(norms)}")
-        if n_layers < 1:
-            raise OptionsError(f"n_layers {n_layers} is not supported: give 1 or more")
         self.n_layers = n_layers
 
         def conv(channels: int, wider: int, stride: int, bias: bool = True) -> nn.Module:

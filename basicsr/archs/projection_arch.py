@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.ranges import Features, ImageChannels
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
@@ -47,10 +49,15 @@ class ImageProjectionHead(_ProjectionHead):
         OptionsError: `embed_dim` is not a multiple of 2.
     """
 
-    def __init__(self, *, num_in_ch: int = 3, embed_dim: int = 256) -> None:
-        if embed_dim < 2 or embed_dim % 2:
-            raise OptionsError(f"embed_dim {embed_dim} is not supported: give a multiple of 2")
+    def __init__(self, *, num_in_ch: ImageChannels = 3, embed_dim: Features = 256) -> None:
+        check_arguments(ImageProjectionHead, locals())
         super().__init__((num_in_ch, embed_dim // 2), embed_dim)
+
+    @staticmethod
+    def conflicts(embed_dim: int) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        if embed_dim % 2:
+            yield "embed_dim", f"{embed_dim} is not supported: give a multiple of 2"
 
 
 @ARCH_REGISTRY.register()
@@ -65,10 +72,15 @@ class PatchProjectionHead(_ProjectionHead):
         OptionsError: `embed_dim` is not a multiple of 4.
     """
 
-    def __init__(self, *, num_in_ch: int = 3, embed_dim: int = 256) -> None:
-        if embed_dim < 4 or embed_dim % 4:
-            raise OptionsError(f"embed_dim {embed_dim} is not supported: give a multiple of 4")
+    def __init__(self, *, num_in_ch: ImageChannels = 3, embed_dim: Features = 256) -> None:
+        check_arguments(PatchProjectionHead, locals())
         super().__init__((num_in_ch, embed_dim // 4, embed_dim // 2), embed_dim)
+
+    @staticmethod
+    def conflicts(embed_dim: int) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        if embed_dim % 4:
+            yield "embed_dim", f"{embed_dim} is not supported: give a multiple of 4"
 
 
 class _GlobalAverage(nn.Module):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from basicsr.archs.arch_util import block_conflicts
 from basicsr.archs.swin_util import pad_to_multiple
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.ranges import BlocksOrNone, Features, Heads, ImageChannels, Ratio
 from basicsr.utils.registry import ARCH_REGISTRY
 
-NORMS = ("WithBias", "BiasFree")
 LEVELS = 4
 
 
@@ -166,24 +168,19 @@ class Restormer(nn.Module):
     def __init__(
         self,
         *,
-        inp_channels: int = 3,
-        out_channels: int = 3,
-        dim: int = 48,
-        num_blocks: tuple[int, ...] = (4, 6, 6, 8),
-        num_refinement_blocks: int = 4,
-        heads: tuple[int, ...] = (1, 2, 4, 8),
-        ffn_expansion_factor: float = 2.66,
+        inp_channels: ImageChannels = 3,
+        out_channels: ImageChannels = 3,
+        dim: Features = 48,
+        num_blocks: tuple[BlocksOrNone, ...] = (4, 6, 6, 8),
+        num_refinement_blocks: BlocksOrNone = 4,
+        heads: tuple[Heads, ...] = (1, 2, 4, 8),
+        ffn_expansion_factor: Ratio = 2.66,
         bias: bool = False,
         LayerNorm_type: Literal["WithBias", "BiasFree"] = "WithBias",
         dual_pixel_task: bool = False,
     ) -> None:
+        check_arguments(Restormer, locals())
         super().__init__()
-        _check(inp_channels, out_channels, dim, num_blocks, num_refinement_blocks, heads, LayerNorm_type)
-        if inp_channels != out_channels and not dual_pixel_task:
-            raise OptionsError(
-                f"inp_channels {inp_channels} and out_channels {out_channels} must be equal, as the input is added to"
-                " the output: change either, or set dual_pixel_task to true"
-            )
         self.padder_size = 2 ** (LEVELS - 1)
 
         def blocks(level: int, count: int, channels: int) -> nn.Sequential:
@@ -212,6 +209,37 @@ class Restormer(nn.Module):
             self.skip_conv = nn.Conv2d(dim, 2 * dim, 1, bias=bias)
         self.output = nn.Conv2d(2 * dim, out_channels, 3, padding=1, bias=bias)
 
+    @staticmethod
+    def conflicts(
+        inp_channels: int,
+        out_channels: int,
+        dim: int,
+        num_blocks: tuple[int, ...],
+        num_refinement_blocks: int,
+        heads: tuple[int, ...],
+        dual_pixel_task: bool,
+    ) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        if inp_channels != out_channels and not dual_pixel_task:
+            yield (
+                "inp_channels",
+                f"{inp_channels} and out_channels {out_channels} must be equal, as the input is added to the output:"
+                " change either, or set dual_pixel_task to true",
+            )
+        for name, values in (("num_blocks", num_blocks), ("heads", heads)):
+            if len(values) != LEVELS:
+                yield name, f"needs {LEVELS} entries, one per level, got {list(values)}"
+        if dim % 2:
+            yield "dim", f"must be even, as halving the image halves it first, got {dim}"
+        for level, count in enumerate(heads):
+            if dim * 2**level % count:
+                yield (
+                    "heads",
+                    f"{list(heads)}: {count} do not divide the {dim * 2**level} channels of level {level + 1}; change"
+                    " heads or dim",
+                )
+        yield from block_conflicts("num_blocks", sum(num_blocks) + num_refinement_blocks)
+
     def forward(self, x: Tensor) -> Tensor:
         """Restores (B, inp_channels, H, W) in [0, 1] to (B, out_channels, H, W), not clipped; any H and W."""
         height, width = x.shape[-2:]
@@ -237,31 +265,3 @@ def _unit_rows(x: Tensor) -> Tensor:
     """Divides each channel's pixels, the last axis, by their Euclidean norm, in at least float32."""
     # A sum of squares over a whole image has no place in float16.
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
-
-
-def _check(
-    inp_channels: int,
-    out_channels: int,
-    dim: int,
-    num_blocks: tuple[int, ...],
-    refinement: int,
-    heads: tuple[int, ...],
-    norm: str,
-) -> None:
-    for name, values in (("num_blocks", num_blocks), ("heads", heads)):
-        if len(values) != LEVELS:
-            raise OptionsError(f"{name} needs {LEVELS} entries, one per level, got {list(values)}")
-    if min(*num_blocks, refinement) < 0:
-        raise OptionsError(f"num_blocks and num_refinement_blocks count blocks, got {list(num_blocks)}, {refinement}")
-    if min(inp_channels, out_channels) < 1:
-        raise OptionsError(f"inp_channels and out_channels must be at least 1, got {inp_channels} and {out_channels}")
-    if dim < 2 or dim % 2:
-        raise OptionsError(f"dim must be even and at least 2, as halving the image halves it first, got {dim}")
-    for level, count in enumerate(heads):
-        if count < 1 or (dim * 2**level) % count:
-            raise OptionsError(
-                f"heads {list(heads)}: {count} do not divide the {dim * 2**level} channels of level {level + 1}; change"
-                " heads or dim"
-            )
-    if norm not in NORMS:
-        raise OptionsError(f"LayerNorm_type '{norm}' is not supported: give {' or '.join(map(repr, NORMS))}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import ResidualBlockNoBN, default_init_weights, make_layer
 from basicsr.archs.staged import StagedNetwork
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.ranges import Blocks, Features, ImageChannels, Scale
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
@@ -29,19 +32,14 @@ class MSRResNet(StagedNetwork):
     def __init__(
         self,
         *,
-        num_in_ch: int = 3,
-        num_out_ch: int = 3,
-        num_feat: int = 64,
-        num_block: int = 16,
-        upscale: int = 4,
+        num_in_ch: ImageChannels = 3,
+        num_out_ch: ImageChannels = 3,
+        num_feat: Features = 64,
+        num_block: Blocks = 16,
+        upscale: Scale = 4,
     ) -> None:
+        check_arguments(MSRResNet, locals())
         super().__init__()
-        if upscale not in (2, 3, 4):
-            raise OptionsError(f"upscale {upscale} is not supported: give 2, 3 or 4")
-        if num_out_ch != num_in_ch:
-            raise OptionsError(
-                f"num_out_ch {num_out_ch} is not num_in_ch {num_in_ch}: the input is added to the output"
-            )
         self.upscale = upscale
         step = 2 if upscale == 4 else upscale
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
@@ -54,6 +52,14 @@ class MSRResNet(StagedNetwork):
         self.lrelu = nn.LeakyReLU(negative_slope=0.1)
         upconvs = [conv for conv in (self.upconv1, self.upconv2) if conv is not None]
         default_init_weights([self.conv_first, *upconvs, self.conv_hr, self.conv_last], 0.1)
+
+    @staticmethod
+    def conflicts(upscale: int, num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        if upscale not in (2, 3, 4):
+            yield "upscale", f"{upscale} is not supported: give 2, 3 or 4"
+        if num_out_ch != num_in_ch:
+            yield "num_out_ch", f"{num_out_ch} is not num_in_ch {num_in_ch}: the input is added to the output"
 
     def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `StagedNetwork`; what is kept is the input."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.archs.arch_util import Upsample, to_2tuple, trunc_normal_
+from basicsr.archs.arch_util import Upsample, block_conflicts, to_2tuple, trunc_normal_, upscale_conflicts
 from basicsr.archs.staged import StagedNetwork
 from basicsr.archs.swin_util import (
     RSTB,
@@ -19,10 +19,22 @@ from basicsr.archs.swin_util import (
     residual_convolution,
     shifted_window_mask,
 )
-from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.errors import DataError
+from basicsr.utils.ranges import (
+    BelowOne,
+    Blocks,
+    Factor,
+    Features,
+    Heads,
+    ImageChannels,
+    ImageRange,
+    PatchSide,
+    Ratio,
+    Scale,
+    Window,
+)
 from basicsr.utils.registry import ARCH_REGISTRY
-
-UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv", "")
 
 
 class ChannelNorm(nn.Module):
@@ -96,39 +108,34 @@ class SwinIR(StagedNetwork):
     def __init__(
         self,
         *,
-        img_size: int | tuple[int, int] = 64,
-        patch_size: int | tuple[int, int] = 1,
-        in_chans: int = 3,
-        embed_dim: int = 96,
-        depths: tuple[int, ...] = (6, 6, 6, 6),
-        num_heads: tuple[int, ...] = (6, 6, 6, 6),
-        window_size: int = 7,
-        mlp_ratio: float = 4.0,
+        img_size: PatchSide | tuple[PatchSide, PatchSide] = 64,
+        patch_size: Window | tuple[Window, Window] = 1,
+        in_chans: ImageChannels = 3,
+        embed_dim: Features = 96,
+        depths: tuple[Blocks, ...] = (6, 6, 6, 6),
+        num_heads: tuple[Heads, ...] = (6, 6, 6, 6),
+        window_size: Window = 7,
+        mlp_ratio: Ratio = 4.0,
         qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.1,
+        qk_scale: Factor | None = None,
+        drop_rate: BelowOne = 0.0,
+        attn_drop_rate: BelowOne = 0.0,
+        drop_path_rate: BelowOne = 0.1,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
         ape: bool = False,
         patch_norm: bool = True,
         use_checkpoint: bool = False,
-        upscale: int = 2,
-        img_range: float = 1.0,
+        upscale: Scale = 2,
+        img_range: ImageRange = 1.0,
         upsampler: Literal["pixelshuffle", "pixelshuffledirect", "nearest+conv", ""] | None = "",
         resi_connection: Literal["1conv", "3conv"] = "1conv",
     ) -> None:
+        check_arguments(SwinIR, locals())
         super().__init__()
-        _check(embed_dim, depths, num_heads, upscale, upsampler, resi_connection)
         (height, width), (patch_height, patch_width) = to_2tuple(img_size), to_2tuple(patch_size)
         self.resolution = (height // patch_height, width // patch_width)
         self.window_size = min(window_size, *self.resolution)
         self.shift_size = window_size // 2 if self.window_size < min(self.resolution) else 0
-        if self.shift_size and any(side % self.window_size for side in self.resolution):
-            raise OptionsError(
-                f"img_size {img_size} is not a multiple of window_size {window_size}: change either; images may be of"
-                " any size all the same"
-            )
         self.img_range = img_range
         self.upsampler = upsampler or ""
         self.scale = upscale if upsampler else 1
@@ -168,6 +175,38 @@ class SwinIR(StagedNetwork):
         self.conv_after_body = residual_convolution(embed_dim, resi_connection)
         self._add_reconstruction(embed_dim, in_chans, upscale)
         self.apply(_init_weights)
+
+    @staticmethod
+    def conflicts(
+        img_size: int | tuple[int, int],
+        patch_size: int | tuple[int, int],
+        embed_dim: int,
+        depths: tuple[int, ...],
+        num_heads: tuple[int, ...],
+        window_size: int,
+        upscale: int,
+        upsampler: str | None,
+    ) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        if len(depths) != len(num_heads) or not depths:
+            yield "depths", f"has {len(depths)} entries and num_heads {len(num_heads)}: give one per group in each"
+        if uneven := [heads for heads in num_heads if embed_dim % heads]:
+            yield "embed_dim", f"{embed_dim} is not a multiple of num_heads {uneven[0]}: change either"
+        if upsampler == "nearest+conv" and upscale != 4:
+            yield "upscale", f"{upscale} is not supported by upsampler 'nearest+conv': give 4"
+        if upsampler == "pixelshuffle":
+            yield from upscale_conflicts(upscale)
+        yield from block_conflicts("depths", sum(depths))
+        resolution = [side // patch for side, patch in zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True)]
+        window = min(window_size, *resolution)
+        if window < 1:
+            yield "patch_size", f"{patch_size} is larger than img_size {img_size}: change either"
+        elif window < min(resolution) and window > 1 and any(side % window for side in resolution):
+            yield (
+                "img_size",
+                f"{img_size} is not a multiple of window_size {window_size}: change either; images may be of any size"
+                " all the same",
+            )
 
     def _add_reconstruction(self, embed_dim: int, num_out_ch: int, upscale: int) -> None:
         num_feat = 64
@@ -240,21 +279,6 @@ class SwinIR(StagedNetwork):
         for conv in (self.conv_up1, self.conv_up2):
             deep = self.lrelu(conv(F.interpolate(deep, scale_factor=2, mode="nearest")))
         return self.conv_last(self.lrelu(self.conv_hr(deep)))
-
-
-def _check(embed_dim, depths, num_heads, upscale, upsampler, resi_connection) -> None:
-    if len(depths) != len(num_heads):
-        raise OptionsError(
-            f"depths has {len(depths)} entries and num_heads {len(num_heads)}: give one per group in each"
-        )
-    if uneven := [heads for heads in num_heads if embed_dim % heads]:
-        raise OptionsError(f"embed_dim {embed_dim} is not a multiple of num_heads {uneven[0]}: change either")
-    if (upsampler or "") not in UPSAMPLERS:
-        raise OptionsError(f"upsampler '{upsampler}' is not supported: give {', '.join(map(repr, UPSAMPLERS))}")
-    if upsampler == "nearest+conv" and upscale != 4:
-        raise OptionsError(f"upscale {upscale} is not supported by upsampler 'nearest+conv': give 4")
-    if resi_connection not in ("1conv", "3conv"):
-        raise OptionsError(f"resi_connection '{resi_connection}' is not supported: give '1conv' or '3conv'")
 
 
 def _init_weights(module: nn.Module) -> None:

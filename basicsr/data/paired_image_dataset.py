@@ -19,6 +19,7 @@ from basicsr.data.teacher_cache import StoredOutputs, decode
 from basicsr.data.transforms import choose_crop, draw_coins, turned
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.img_util import img2tensor
+from basicsr.utils.ranges import Colour, Deviation, Scale, Side
 from basicsr.utils.registry import DATASET_REGISTRY
 
 
@@ -61,19 +62,19 @@ class PairedImageDataset(PatchDataset):
         *,
         dataroot_gt: str,
         dataroot_lq: str,
-        scale: int,
+        scale: Scale,
         phase: Literal["train", "val", "test"] = "train",
         io_backend: Mapping[str, Any] = {"type": "disk"},
         filename_tmpl: str = "{}",
         meta_info_file: str | None = None,
-        gt_size: int | None = None,
+        gt_size: Side | None = None,
         use_hflip: bool = True,
         use_vflip: bool = False,
         use_rot: bool = True,
         extend_small: bool = False,
         color: Literal["y"] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[Colour] | None = None,
+        std: Sequence[Deviation] | None = None,
         teacher_cache: str | None = None,
     ) -> None:
         self.scale = scale

@@ -10,6 +10,7 @@ import numpy as np
 from basicsr.data.base import ImageDataset, TensorConversion
 from basicsr.data.data_util import paths_from_folder, paths_from_lmdb, paths_from_meta_info_file
 from basicsr.data.storage import ImageStorage, StoredImages, backend_type, check_roots
+from basicsr.utils.ranges import Colour, Deviation
 from basicsr.utils.registry import DATASET_REGISTRY
 
 
@@ -38,8 +39,8 @@ class SingleImageDataset(ImageDataset):
         io_backend: Mapping[str, Any] = {"type": "disk"},
         meta_info_file: str | None = None,
         color: Literal["y"] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[Colour] | None = None,
+        std: Sequence[Deviation] | None = None,
     ) -> None:
         self._convert = TensorConversion(color, mean, std)
         self._roots = {"lq": dataroot_lq}

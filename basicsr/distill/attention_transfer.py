@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from basicsr.distill.base import StepContext
 from basicsr.distill.features import FeatureTerm
+from basicsr.utils.ranges import Few, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 
@@ -38,8 +39,8 @@ class AttentionTransfer(FeatureTerm):
         *,
         student_taps: Sequence[str] | None = None,
         teacher_taps: Sequence[str] | None = None,
-        positions: int = 3,
-        loss_weight: float = 1.0,
+        positions: Few = 3,
+        loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__(student_taps, teacher_taps, positions)
         self.weights = {"l_at": loss_weight}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.distill.base import StepContext, Term
+from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.ranges import Features, Few, Many, Side, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 TAU_RANGE = (0.01, 1.0)
+Tau = Annotated[float, Ge(TAU_RANGE[0]), Le(TAU_RANGE[1])]
 
 
 def info_nce(
@@ -134,30 +139,24 @@ class HybridContrastive(Term):
         self,
         *,
         mode: Literal["image", "patch", "hybrid"] = "hybrid",
-        patch_size: int = 48,
-        num_patches: int = 8,
-        image_weight: float = 0.3,
-        patch_weight: float = 0.7,
-        loss_weight: float = 0.05,
-        tau: float = 0.07,
+        patch_size: Side = 48,
+        num_patches: Few = 8,
+        image_weight: Weight = 0.3,
+        patch_weight: Weight = 0.7,
+        loss_weight: Weight = 0.05,
+        tau: Tau = 0.07,
         mining: Literal["hard", "all"] = "hard",
-        num_negatives: int | None = None,
+        num_negatives: Many | None = None,
         denominator: Literal["all", "negatives"] = "all",
         patch_negatives: Literal["image", "batch"] = "image",
         reduction: Literal["mean", "sum"] = "mean",
         crops: Literal["paired", "independent"] = "paired",
         gather_negatives: bool = True,
         train_heads: bool = True,
-        embed_dim: int = 256,
+        embed_dim: Features = 256,
     ) -> None:
+        check_arguments(HybridContrastive, locals())
         super().__init__()
-        _require(TAU_RANGE[0] <= tau <= TAU_RANGE[1], f"tau is {tau}, allowed: {TAU_RANGE[0]} to {TAU_RANGE[1]}")
-        _require(patch_size >= 1, f"patch_size is {patch_size}, allowed: 1 and more")
-        _require(num_patches >= 1, f"num_patches is {num_patches}, allowed: 1 and more")
-        _require(
-            num_negatives is None or num_negatives >= 1,
-            f"num_negatives is {num_negatives}, allowed: 1 and more",
-        )
         self.patch_size, self.num_patches = patch_size, num_patches
         self.mining, self.num_negatives, self.denominator = mining, num_negatives, denominator
         self.patch_negatives, self.reduction, self.crops = patch_negatives, reduction, crops
@@ -171,6 +170,13 @@ class HybridContrastive(Term):
             self.patch_head = build_network({"type": "PatchProjectionHead", "embed_dim": embed_dim})
         self.log_tau = nn.Parameter(torch.tensor(math.log(tau)))
         self.requires_grad_(train_heads)
+
+    @staticmethod
+    def conflicts(mode: str, embed_dim: int) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        multiple = 2 if mode == "image" else 4
+        if embed_dim % multiple:
+            yield "embed_dim", f"is {embed_dim}, allowed: multiples of {multiple}, as the heads' layers halve it"
 
     @property
     def tau(self) -> torch.Tensor:
@@ -244,8 +250,3 @@ class HybridContrastive(Term):
             crop_patches(context.sr, positions, self.patch_size),
             crop_patches(context.teacher_output, teacher_positions, self.patch_size),
         )
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise OptionsError(f"contrastive_opt: {message}")

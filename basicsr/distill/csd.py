@@ -22,7 +22,7 @@ Where the published code is otherwise:
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -34,10 +34,12 @@ from basicsr.archs.frozen import Frozen
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
 from basicsr.distill.base import StepContext, Term
-from basicsr.distill.distances import MOST_OTHERS, summed_distances
+from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
-from basicsr.losses.loss_util import at_least_float32, check_choice
+from basicsr.losses.loss_util import at_least_float32
+from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.ranges import Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 LAYER_WEIGHTS = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0}
@@ -81,19 +83,14 @@ class CSD(Term):
     def __init__(
         self,
         *,
-        num_negatives: int = 10,
-        loss_weight: float = 200.0,
-        layer_weights: Mapping[str, float] | None = None,
+        num_negatives: Others = 10,
+        loss_weight: Weight = 200.0,
+        layer_weights: Mapping[str, Weight] | None = None,
         vgg_input: VGGInput = "imagenet",
         vgg_weights: str | None = None,
     ) -> None:
+        check_arguments(CSD, locals(), type(self).__name__)
         super().__init__()
-        name = type(self).__name__
-        if not 1 <= num_negatives <= MOST_OTHERS:
-            raise OptionsError(f"{name}: num_negatives is {num_negatives}, allowed: 1 to {MOST_OTHERS}")
-        if loss_weight < 0 or any(weight < 0 for weight in (layer_weights or {}).values()):
-            raise OptionsError(f"{name}: loss_weight and layer_weights must not be below 0")
-        check_choice(f"{name}: vgg_input", vgg_input, ("imagenet", "range255"))
         self.num_negatives = num_negatives
         self.layer_weights = dict(LAYER_WEIGHTS if layer_weights is None else layer_weights)
         self._factor = 1.0 if vgg_input == "imagenet" else 255.0
@@ -105,6 +102,12 @@ class CSD(Term):
                 vgg_weights=vgg_weights,
             )
         )
+
+    @staticmethod
+    def conflicts(layer_weights: Mapping[str, float] | None) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        if layer_weights is not None and not any(layer_weights.values()):
+            yield "layer_weights", "names no layer with a weight above 0; give one, or leave it out"
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Returns `l_csd`.
@@ -186,11 +189,11 @@ class SharedCSD(CSD):
     def __init__(
         self,
         *,
-        num_negatives: int = 10,
-        loss_weight: float = 200.0,
-        teacher_weight: float = 1.0,
+        num_negatives: Others = 10,
+        loss_weight: Weight = 200.0,
+        teacher_weight: Weight = 1.0,
         detach_teacher: bool = True,
-        layer_weights: Mapping[str, float] | None = None,
+        layer_weights: Mapping[str, Weight] | None = None,
         vgg_input: VGGInput = "imagenet",
         vgg_weights: str | None = None,
     ) -> None:

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
@@ -50,10 +50,12 @@ from basicsr.archs.frozen import Frozen
 from basicsr.archs.vqgan_arch import VQGANEncoder, category_log_probabilities
 from basicsr.distill.base import StepContext, Term
 from basicsr.distill.degradations import Degradation, degrade
-from basicsr.distill.distances import MOST_OTHERS, summed_distances
+from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
-from basicsr.losses.loss_util import at_least_float32, check_choice
+from basicsr.losses.loss_util import at_least_float32
+from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.ranges import Iterations, Label, Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
@@ -103,37 +105,23 @@ class DCKD(Term):
         *,
         contrastive: bool = True,
         distribution: bool = True,
-        dcl_weight: float = 0.1,
-        ce_weight: float = 0.001,
-        num_negatives: int = 5,
+        dcl_weight: Weight = 0.1,
+        ce_weight: Weight = 0.001,
+        num_negatives: Others = 5,
         degradation: Degradation = "noise",
         include_undegraded: bool = False,
-        layer_weights: Sequence[float] = LAYER_WEIGHTS,
-        attenuation: float = 0.1,
-        update_steps: Sequence[int] = (1000, 2000, 3000),
-        period: int = 100_000,
-        input_range: tuple[float, float] = (-1.0, 1.0),
+        layer_weights: Sequence[Weight] = LAYER_WEIGHTS,
+        attenuation: Probability = 0.1,
+        update_steps: Sequence[Iterations] = (1000, 2000, 3000),
+        period: Iterations = 100_000,
+        input_range: tuple[Label, Label] = (-1.0, 1.0),
         quotient: Literal["image", "batch"] = "image",
         double_softmax: bool = False,
         history_of: Literal["student", "average"] = "student",
         vqgan_weights: str | None = None,
     ) -> None:
+        check_arguments(DCKD, locals())
         super().__init__()
-        if not (contrastive or distribution):
-            raise OptionsError(
-                "DCKD: contrastive and distribution are both false; turn one on, or leave the method out"
-            )
-        if not 1 <= num_negatives <= MOST_OTHERS:
-            raise OptionsError(f"DCKD: num_negatives is {num_negatives}, allowed: 1 to {MOST_OTHERS}")
-        check_choice("DCKD: degradation", degradation, get_args(Degradation))
-        check_choice("DCKD: quotient", quotient, ("image", "batch"))
-        check_choice("DCKD: history_of", history_of, ("student", "average"))
-        if not 0 <= attenuation <= 1:
-            raise OptionsError(f"DCKD: attenuation is {attenuation}, allowed: 0 to 1")
-        if not update_steps or min(update_steps) < 1:
-            raise OptionsError(f"DCKD: update_steps is {list(update_steps)}, allowed: one or more, each from 1")
-        if period < 1:
-            raise OptionsError(f"DCKD: period is {period}, allowed: 1 and more")
         self.contrastive, self.distribution = contrastive, distribution
         self.num_negatives, self.include_undegraded = num_negatives, include_undegraded
         self.degradation: Degradation = degradation
@@ -146,15 +134,24 @@ class DCKD(Term):
         if distribution:
             self.weights["l_ce"] = ce_weight
         self.history = None
-        try:
-            self.vqgan = Frozen(VQGANEncoder(vqgan_weights=vqgan_weights, input_range=input_range))
-        except OptionsError as error:
-            raise OptionsError(f"DCKD: {error}") from error
+        self.vqgan = Frozen(VQGANEncoder(vqgan_weights=vqgan_weights, input_range=input_range))
         layers = len(self.vqgan.network.sizes.ch_mult)
         if len(self.layer_weights) != layers:
             raise OptionsError(
                 f"DCKD: layer_weights has {len(self.layer_weights)} entries, the VQGAN {layers} layers; give each one"
             )
+
+    @staticmethod
+    def conflicts(
+        contrastive: bool, distribution: bool, update_steps: Sequence[int], input_range: tuple[float, float]
+    ) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        if not (contrastive or distribution):
+            yield "contrastive", "is false, as is distribution; turn one on, or leave the method out"
+        if not update_steps:
+            yield "update_steps", "is [], allowed: one or more, each from 1"
+        if not input_range[0] < input_range[1]:
+            yield "input_range", f"is {list(input_range)}; allowed: the lower and the upper end, as [-1, 1]"
 
     def attach(self, networks: NetworkPair) -> None:
         """Copies the student, as the first state of the history model."""

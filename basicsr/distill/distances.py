@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch.autograd.function import once_differentiable
 
 from basicsr.losses.loss_util import at_least_float32
 
 MOST_OTHERS = 127
 """To how many others the distances may be summed: so far does an int8 count."""
+Others = Annotated[int, Ge(1), Le(MOST_OTHERS)]
 
 
 def summed_distances(features: Sequence[torch.Tensor], others: Iterable[Sequence[torch.Tensor]]) -> list[torch.Tensor]:

@@ -27,7 +27,7 @@ Where the published code is otherwise:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -35,9 +35,11 @@ import torch
 from torch.nn import functional as F
 
 from basicsr.distill.base import StepContext, Term
-from basicsr.losses.loss_util import refuse_idle
+from basicsr.losses.loss_util import idle_conflicts
+from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
+from basicsr.utils.ranges import Few, Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 PIXEL_WEIGHT = 5.0
@@ -83,33 +85,16 @@ class DUKD(Term):
         *,
         zoom_in: bool = True,
         zoom_out: bool = True,
-        num_patches: int = 1,
-        consistency_probability: float = 0.3,
+        num_patches: Few = 1,
+        consistency_probability: Probability = 0.3,
         zoom_out_consistency: bool = False,
-        kd_weight: float = 1.0,
-        pixel_weight: float | None = None,
-        loss_weight: float = 1.0,
+        kd_weight: Weight = 1.0,
+        pixel_weight: Weight | None = None,
+        loss_weight: Weight = 1.0,
     ) -> None:
+        check_arguments(DUKD, locals())
         super().__init__()
-        if not (zoom_in or zoom_out):
-            raise OptionsError("DUKD: zoom_in and zoom_out are both false; turn one on, or leave the method out")
-        if num_patches < 1:
-            raise OptionsError(f"DUKD: num_patches is {num_patches}, allowed: 1 and more")
-        if not 0 <= consistency_probability <= 1:
-            raise OptionsError(f"DUKD: consistency_probability is {consistency_probability}, allowed: 0 to 1")
         true_weight = PIXEL_WEIGHT if pixel_weight is None else pixel_weight
-        weights = {"kd_weight": kd_weight, "pixel_weight": true_weight, "loss_weight": loss_weight}
-        for name, weight in weights.items():
-            if not weight >= 0:  # nor not a number
-                raise OptionsError(f"DUKD: {name} is {weight}, allowed: 0 and more")
-        if not zoom_out:
-            idle = {"zoom_out_consistency": zoom_out_consistency, "pixel_weight": pixel_weight}
-            refuse_idle(DUKD, "zoom_out: false", idle)
-        if not zoom_in:
-            refuse_idle(DUKD, "zoom_in: false", {"num_patches": num_patches})
-        if not (zoom_in or zoom_out_consistency):
-            beside = "zoom_in: false and zoom_out_consistency: false"
-            refuse_idle(DUKD, beside, {"consistency_probability": consistency_probability})
         self.zoom_in, self.zoom_out = zoom_in, zoom_out
         self.num_patches = num_patches
         self.consistency_probability = consistency_probability
@@ -120,6 +105,27 @@ class DUKD(Term):
         if zoom_out:
             self.weights["l_zoom_out"] = loss_weight * kd_weight
             self.weights["l_zoom_out_pix"] = loss_weight * true_weight
+
+    @staticmethod
+    def conflicts(
+        zoom_in: bool,
+        zoom_out: bool,
+        num_patches: int,
+        consistency_probability: float,
+        zoom_out_consistency: bool,
+        pixel_weight: float | None,
+    ) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        if not (zoom_in or zoom_out):
+            yield "zoom_in", "is false, as is zoom_out; turn one on, or leave the method out"
+        if not zoom_out:
+            idle = {"zoom_out_consistency": zoom_out_consistency, "pixel_weight": pixel_weight}
+            yield from idle_conflicts(DUKD, "zoom_out: false", idle)
+        if not zoom_in:
+            yield from idle_conflicts(DUKD, "zoom_in: false", {"num_patches": num_patches})
+        if not (zoom_in or zoom_out_consistency):
+            beside = "zoom_in: false and zoom_out_consistency: false"
+            yield from idle_conflicts(DUKD, beside, {"consistency_probability": consistency_probability})
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Returns `l_zoom_in`, `l_zoom_out` and `l_zoom_out_pix`, those that are on.

@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from basicsr.distill.base import StepContext
 from basicsr.distill.features import FeatureTerm
-from basicsr.losses.loss_util import check_choice
+from basicsr.utils.components import check_arguments
+from basicsr.utils.ranges import Few, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 _ENTRIES_AT_ONCE = 2**24
@@ -52,12 +53,12 @@ class FAKD(FeatureTerm):
         *,
         student_taps: Sequence[str] | None = None,
         teacher_taps: Sequence[str] | None = None,
-        positions: int = 3,
+        positions: Few = 3,
         reduction: Literal["mean", "sum"] = "mean",
-        loss_weight: float = 10.0,
+        loss_weight: Weight = 10.0,
     ) -> None:
+        check_arguments(FAKD, locals())
         super().__init__(student_taps, teacher_taps, positions)
-        check_choice("FAKD: reduction", reduction, ("mean", "sum"))
         self._reduction = reduction
         self.weights = {"l_fakd": loss_weight}
 

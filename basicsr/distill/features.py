@@ -9,7 +9,9 @@ import torch
 from basicsr.distill.base import StepContext, Term
 from basicsr.distill.networks import NetworkPair
 from basicsr.losses.loss_util import at_least_float32
+from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.ranges import Few
 
 
 class FeatureTerm(Term):
@@ -30,21 +32,22 @@ class FeatureTerm(Term):
         self,
         student_taps: Sequence[str] | None = None,
         teacher_taps: Sequence[str] | None = None,
-        positions: int = 1,
+        positions: Few = 1,
     ) -> None:
+        check_arguments(FeatureTerm, locals(), type(self).__name__)
         super().__init__()
-        if positions < 1:
-            raise OptionsError(f"{type(self).__name__}: positions is {positions}, allowed: 1 and more")
         given = [taps for taps in (student_taps, teacher_taps) if taps is not None]
-        if any(len(taps) != len(given[0]) or not taps for taps in given):
-            counts = " and ".join(str(len(taps)) for taps in given)
-            raise OptionsError(
-                f"{type(self).__name__}: student_taps and teacher_taps must name equally many modules, at least one,"
-                f" got {counts}"
-            )
         self._positions = len(given[0]) if given else positions
         self.student_taps = tuple(student_taps or ())
         self.teacher_taps = tuple(teacher_taps or ())
+
+    @staticmethod
+    def conflicts(student_taps: Sequence[str] | None, teacher_taps: Sequence[str] | None) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        given = [taps for taps in (student_taps, teacher_taps) if taps is not None]
+        if any(len(taps) != len(given[0]) or not taps for taps in given):
+            counts = " and ".join(str(len(taps)) for taps in given)
+            yield "student_taps", f"must name as many modules as teacher_taps, at least one, got {counts}"
 
     def attach(self, networks: NetworkPair) -> None:
         """Chooses the taps that the options left open, then lets the method make its heads.

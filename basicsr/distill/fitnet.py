@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from basicsr.distill.base import StepContext
 from basicsr.distill.features import FeatureTerm
 from basicsr.distill.networks import NetworkPair
+from basicsr.utils.ranges import Few, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 
@@ -43,8 +44,8 @@ class FitNet(FeatureTerm):
         *,
         student_taps: Sequence[str] | None = None,
         teacher_taps: Sequence[str] | None = None,
-        positions: int = 1,
-        loss_weight: float = 1.0,
+        positions: Few = 1,
+        loss_weight: Weight = 1.0,
     ) -> None:
         super().__init__(student_taps, teacher_taps, positions)
         self.weights = {"l_fitnet": loss_weight}

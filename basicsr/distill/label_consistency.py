@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from basicsr.distill.base import StepContext, Term
 from basicsr.distill.dukd import OPERATIONS, applied, undone
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.components import check_arguments
+from basicsr.utils.ranges import Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 
@@ -30,12 +31,9 @@ class LabelConsistency(Term):
 
     beyond_output = "the teacher on other images"
 
-    def __init__(self, *, probability: float = 0.5, loss_weight: float = 1.0) -> None:
+    def __init__(self, *, probability: Probability = 0.5, loss_weight: Weight = 1.0) -> None:
+        check_arguments(LabelConsistency, locals())
         super().__init__()
-        if not 0 <= probability <= 1:
-            raise OptionsError(f"LabelConsistency: probability is {probability}, allowed: 0 to 1")
-        if not loss_weight >= 0:  # nor not a number
-            raise OptionsError(f"LabelConsistency: loss_weight is {loss_weight}, allowed: 0 and more")
         self.probability = probability
         self.weights = {"l_consistency": loss_weight}
 

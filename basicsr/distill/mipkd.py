@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,8 +17,10 @@ from basicsr.distill.base import StepContext, Term, nothing_of
 from basicsr.distill.mipkd_masks import MaskKind, mixing_mask
 from basicsr.distill.mipkd_mixers import EncoderKind, LatentSpace, bridge
 from basicsr.distill.networks import NetworkPair, boundaries
-from basicsr.losses.loss_util import at_least_float32, check_choice, refuse_idle
+from basicsr.losses.loss_util import at_least_float32, idle_conflicts
+from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.ranges import BelowOne, Features, Few, Iterations, Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 Route = Literal["student", "teacher"]
@@ -102,40 +104,23 @@ class MiPKD(Term):
     def __init__(
         self,
         *,
-        positions: int = 4,
+        positions: Few = 4,
         feature_mixer: bool = True,
         block_mixer: bool = True,
         autoencoder: bool = True,
         encoder: EncoderKind = "conv",
-        latent_channels: int | None = None,
+        latent_channels: Features | None = None,
         mask: MaskKind = "random",
-        mask_probability: float = 0.5,
-        feature_weight: float = 1.0,
-        autoencoder_weight: float = 1.0,
-        autoencoder_until: int | None = None,
-        block_weight: float = 0.1,
-        ground_truth_share: float = 0.5,
+        mask_probability: BelowOne = 0.5,
+        feature_weight: Weight = 1.0,
+        autoencoder_weight: Weight = 1.0,
+        autoencoder_until: Iterations | None = None,
+        block_weight: Weight = 0.1,
+        ground_truth_share: Probability = 0.5,
         coins: Literal["position", "block"] = "position",
     ) -> None:
-        given = dict(locals())
+        check_arguments(MiPKD, locals())
         super().__init__()
-        check_choice("MiPKD: encoder", encoder, get_args(EncoderKind))
-        check_choice("MiPKD: mask", mask, get_args(MaskKind))
-        check_choice("MiPKD: coins", coins, ("position", "block"))
-        _require(
-            autoencoder_until is None or autoencoder_until >= 1,
-            f"autoencoder_until is {autoencoder_until}, allowed: 1 and more",
-        )
-        _require(positions >= 1, f"positions is {positions}, allowed: 1 and more")
-        _require(feature_mixer or block_mixer, "feature_mixer and block_mixer are both false; set one to true")
-        _require(0 <= mask_probability < 1, f"mask_probability is {mask_probability}, allowed: 0 to below 1")
-        _require(0 <= ground_truth_share <= 1, f"ground_truth_share is {ground_truth_share}, allowed: 0 to 1")
-        if mask == "grid":
-            _require(mask_probability == 0.5, "mask 'grid' is half the teacher's; leave mask_probability out")
-        if latent_channels is not None:
-            _require(latent_channels >= 1, f"latent_channels is {latent_channels}, allowed: 1 and more")
-            _require(encoder != "none", "encoder 'none' has no latent space of its own; leave latent_channels out")
-        _check_weights_and_effects(given)
         self.encoder: EncoderKind = encoder
         self.mask: MaskKind = mask
         self.latent_channels, self.mask_probability = latent_channels, mask_probability
@@ -152,6 +137,34 @@ class MiPKD(Term):
         self.spaces = nn.ModuleList()
         self.to_student, self.to_teacher = nn.ModuleList(), nn.ModuleList()
         self.crossings = nn.ModuleDict()
+
+    @staticmethod
+    def conflicts(
+        feature_mixer: bool,
+        block_mixer: bool,
+        autoencoder: bool,
+        encoder: str,
+        latent_channels: int | None,
+        mask: str,
+        mask_probability: float,
+        feature_weight: float,
+        autoencoder_weight: float,
+        autoencoder_until: int | None,
+        block_weight: float,
+        ground_truth_share: float,
+    ) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        given = dict(locals())
+        if not (feature_mixer or block_mixer):
+            yield "feature_mixer", "is false, as is block_mixer; set one to true"
+        if mask == "grid" and mask_probability != 0.5:
+            yield "mask_probability", f"is {mask_probability}, but mask 'grid' is half the teacher's; leave it out"
+        if latent_channels is not None and encoder == "none":
+            yield "latent_channels", "means nothing to encoder 'none', which has no latent space; leave it out"
+        for (cause, value), names in WITHOUT_EFFECT.items():
+            if given[cause] == value:
+                idle = {name: given[name] for name in names}
+                yield from idle_conflicts(MiPKD, f"{cause}: {str(value).lower()}", idle)
 
     def attach(self, networks: NetworkPair) -> None:
         """Finds the positions and makes what is trained beside the student.
@@ -286,17 +299,3 @@ def _tossed(context: StepContext, positions: int) -> list[tuple[bool, Route]]:
 
 def _distance(features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.l1_loss(at_least_float32(features), at_least_float32(target))
-
-
-def _check_weights_and_effects(given: Mapping[str, Any]) -> None:
-    """Refuses weights below 0, and options that differ from their defaults where WITHOUT_EFFECT names them."""
-    for name in ("feature_weight", "autoencoder_weight", "block_weight"):
-        _require(given[name] >= 0, f"{name} is {given[name]}, allowed: 0 and more")
-    for (cause, value), names in WITHOUT_EFFECT.items():
-        if given[cause] == value:
-            refuse_idle(MiPKD, f"{cause}: {str(value).lower()}", {name: given[name] for name in names})
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise OptionsError(f"MiPKD: {message}")

@@ -11,6 +11,7 @@ from basicsr.distill.base import StepContext
 from basicsr.distill.features import FeatureTerm
 from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.ranges import Few, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 _NO_DIRECTION = 1e-4
@@ -51,9 +52,9 @@ class RKD(FeatureTerm):
         *,
         student_taps: Sequence[str] | None = None,
         teacher_taps: Sequence[str] | None = None,
-        positions: int = 1,
-        distance_weight: float = 25.0,
-        angle_weight: float = 50.0,
+        positions: Few = 1,
+        distance_weight: Weight = 25.0,
+        angle_weight: Weight = 50.0,
     ) -> None:
         super().__init__(student_taps, teacher_taps, positions)
         self.weights = {"l_rkd_distance": distance_weight, "l_rkd_angle": angle_weight}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,11 @@ from basicsr.archs.frozen import Frozen
 from basicsr.archs.pretrained import network_for
 from basicsr.distill.base import CriterionTerm, StepContext
 from basicsr.losses.loss_util import at_least_float32
-from basicsr.utils.components import bind_arguments
+from basicsr.utils.components import bind_arguments, check_arguments
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.options_components import is_auto
 from basicsr.utils.precision import keep_output_precise
+from basicsr.utils.ranges import PositiveWeight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 
@@ -39,7 +39,7 @@ class FurtherTeacher:
     path: str | None = None
     param_key: str | None = "params"
     strict: bool = True
-    weight: float = 1.0
+    weight: PositiveWeight = 1.0
     allow_random: bool = False
 
     def build(self) -> tuple[nn.Module, str | None]:
@@ -93,9 +93,10 @@ class SeveralTeachers(CriterionTerm):
         self,
         *,
         teachers: Sequence[Mapping[str, Any]] = (),
-        weight: float = 1.0,
+        weight: PositiveWeight = 1.0,
         criterion: Mapping[str, Any] | None = None,
     ) -> None:
+        check_arguments(SeveralTeachers, locals())
         super().__init__("l_teachers", criterion or {"type": "L1Loss"})
         labels = [f"SeveralTeachers: teachers[{number}]" for number in range(len(teachers))]
         entries = [
@@ -103,9 +104,6 @@ class SeveralTeachers(CriterionTerm):
             for options, label in zip(teachers, labels, strict=True)
         ]
         shares = {"SeveralTeachers": weight, **{label: e.weight for label, e in zip(labels, entries, strict=True)}}
-        for label, share in shares.items():
-            if not 0 < share < math.inf:
-                raise OptionsError(f"{label}: weight is {share}; it must be positive")
         self._shares = [share / sum(shares.values()) for share in shares.values()]
         self._labels = labels
         built = [_frozen(entry, label) for entry, label in zip(entries, labels, strict=True)]

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import nn
 
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.ranges import BelowOne, Probability, WeightDecay
 from basicsr.utils.registry import nearest
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name: getattr(torch.optim, name)
     for name in ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SGD", "ASGD", "RMSprop", "Rprop")
 }
+
+# torch's signatures have types but no ranges, and its constructors take NaN, infinity and rates of any size.
+ARGUMENTS: dict[str, Any] = {
+    "lr": Annotated[float, Gt(0), Le(100)],
+    "betas": tuple[BelowOne, BelowOne],
+    "eps": Annotated[float, Ge(0), Le(10)],
+    "weight_decay": WeightDecay,
+    "momentum": BelowOne,
+    "dampening": Probability,
+    "momentum_decay": Probability,
+    "lambd": Probability,
+    "alpha": BelowOne,
+    "t0": Annotated[float, Ge(0), Le(1e9)],
+    "etas": tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Ge(1), Le(100)]],
+    "step_sizes": tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1e6)]],
+    "maximize": Literal[False],
+    **dict.fromkeys(
+        ("amsgrad", "nesterov", "centered", "capturable", "differentiable", "decoupled_weight_decay"), bool
+    ),
+    **dict.fromkeys(("foreach", "fused"), bool | None),
+}
+"""Types and ranges of the optimizers' arguments, by name."""
 
 
 HEADS = "heads"

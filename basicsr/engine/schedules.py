@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Annotated, Any, Protocol
 
-from basicsr.utils.components import bind_arguments
+from annotated_types import Gt, Le
+
+from basicsr.utils.components import Conflict, bind_arguments
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.ranges import Iterations, IterationsOrNone, PositiveWeight, SmallOrNone
 from basicsr.utils.registry import nearest
+
+Gamma = Annotated[float, Gt(0), Le(10)]
 
 
 class Schedule(Protocol):
@@ -29,8 +34,13 @@ class Schedule(Protocol):
 class MultiStepLR:
     """Multiplies by `gamma` at each milestone: base * gamma ** (number of milestones <= done)."""
 
-    def __init__(self, *, milestones: Sequence[int], gamma: float = 0.1) -> None:
+    def __init__(self, *, milestones: Sequence[Iterations], gamma: Gamma = 0.1) -> None:
         self._milestones, self._gamma = sorted(milestones), gamma
+
+    @staticmethod
+    def conflicts(milestones: Sequence[int]) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        yield from _ascending("milestones", milestones)
 
     def rate(self, base: float, done: int) -> float:
         """See the class."""
@@ -46,14 +56,22 @@ class MultiStepRestartLR:
     def __init__(
         self,
         *,
-        milestones: Sequence[int],
-        gamma: float = 0.1,
-        restarts: Sequence[int] = (0,),
-        restart_weights: Sequence[float] = (1.0,),
+        milestones: Sequence[Iterations],
+        gamma: Gamma = 0.1,
+        restarts: Sequence[IterationsOrNone] = (0,),
+        restart_weights: Sequence[PositiveWeight] = (1.0,),
     ) -> None:
-        _same_length("restarts", restarts, "restart_weights", restart_weights)
         self._milestones, self._gamma = sorted(milestones), gamma
         self._restarts = sorted(zip(restarts, restart_weights, strict=True))
+
+    @staticmethod
+    def conflicts(
+        milestones: Sequence[int], restarts: Sequence[int], restart_weights: Sequence[float]
+    ) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        yield from _ascending("milestones", milestones)
+        yield from _ascending("restarts", restarts)
+        yield from _equally_many("restarts", restarts, "restart_weights", restart_weights)
 
     def rate(self, base: float, done: int) -> float:
         """See the class."""
@@ -76,12 +94,22 @@ class CosineAnnealingRestartCyclicLR:
     """
 
     def __init__(
-        self, *, periods: Sequence[int], restart_weights: Sequence[float] = (1.0,), eta_mins: Sequence[float] = (0.0,)
+        self,
+        *,
+        periods: Sequence[Iterations],
+        restart_weights: Sequence[PositiveWeight] = (1.0,),
+        eta_mins: Sequence[SmallOrNone] = (0.0,),
     ) -> None:
-        _same_length("periods", periods, "restart_weights", restart_weights)
-        _same_length("periods", periods, "eta_mins", eta_mins)
         self._cycles = list(zip(periods, restart_weights, eta_mins, strict=True))
         self._ends = list(accumulate(periods))
+
+    @staticmethod
+    def conflicts(
+        periods: Sequence[int], restart_weights: Sequence[float], eta_mins: Sequence[float]
+    ) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        yield from _equally_many("periods", periods, "restart_weights", restart_weights)
+        yield from _equally_many("periods", periods, "eta_mins", eta_mins)
 
     def rate(self, base: float, done: int) -> float:
         """See the class."""
@@ -96,15 +124,24 @@ class CosineAnnealingRestartLR(CosineAnnealingRestartCyclicLR):
     """`CosineAnnealingRestartCyclicLR` of one minimum, `eta_min`."""
 
     def __init__(
-        self, *, periods: Sequence[int], restart_weights: Sequence[float] = (1.0,), eta_min: float = 0.0
+        self,
+        *,
+        periods: Sequence[Iterations],
+        restart_weights: Sequence[PositiveWeight] = (1.0,),
+        eta_min: SmallOrNone = 0.0,
     ) -> None:
         super().__init__(periods=periods, restart_weights=restart_weights, eta_mins=[eta_min] * len(periods))
+
+    @staticmethod
+    def conflicts(periods: Sequence[int], restart_weights: Sequence[float]) -> Iterator[Conflict]:  # type: ignore[override]
+        """See `basicsr.utils.components.find_problems`."""
+        yield from _equally_many("periods", periods, "restart_weights", restart_weights)
 
 
 class CosineAnnealingLR(CosineAnnealingRestartLR):
     """A half cosine from the base down to `eta_min` over `T_max` iterations; constant after."""
 
-    def __init__(self, *, T_max: int, eta_min: float = 0.0) -> None:
+    def __init__(self, *, T_max: Iterations, eta_min: SmallOrNone = 0.0) -> None:
         super().__init__(periods=(T_max,), eta_min=eta_min)
 
 
@@ -140,8 +177,12 @@ def warmed_up(rate: float, base: float, iteration: int, warmup: int) -> float:
     return base * iteration / warmup if iteration < warmup else rate
 
 
-def _same_length(name: str, values: Sequence[Any], other: str, others: Sequence[Any]) -> None:
+def _ascending(name: str, values: Sequence[int]) -> Iterator[Conflict]:
+    for before, value in pairwise(values):
+        if value < before:
+            yield name, f"must ascend, but {value} comes after {before}; is a digit missing?"
+
+
+def _equally_many(name: str, values: Sequence[Any], other: str, others: Sequence[Any]) -> Iterator[Conflict]:
     if len(values) != len(others) or not values:
-        raise OptionsError(
-            f"scheduler: {name} and {other} need equally many entries, got {len(values)} and {len(others)}"
-        )
+        yield name, f"must have as many entries as {other}, at least one, got {len(values)} and {len(others)}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
 
-from basicsr.losses.loss_util import Reduction, at_least_float32, check_choice, weighted_loss
-from basicsr.utils.errors import OptionsError
+from basicsr.losses.loss_util import Reduction, at_least_float32, weighted_loss
+from basicsr.utils.components import check_arguments
+from basicsr.utils.ranges import Small, Weight
 from basicsr.utils.registry import LOSS_REGISTRY
 
 
@@ -57,9 +58,9 @@ class L1Loss(nn.Module):
         OptionsError: `reduction` is none of these.
     """
 
-    def __init__(self, *, loss_weight: float = 1.0, reduction: Reduction = "mean") -> None:
+    def __init__(self, *, loss_weight: Weight = 1.0, reduction: Reduction = "mean") -> None:
+        check_arguments(L1Loss, locals())
         super().__init__()
-        check_choice("reduction", reduction, get_args(Reduction))
         self.loss_weight = loss_weight
         self.reduction = reduction
 
@@ -80,9 +81,9 @@ class MSELoss(nn.Module):
         OptionsError: `reduction` is none of these.
     """
 
-    def __init__(self, *, loss_weight: float = 1.0, reduction: Reduction = "mean") -> None:
+    def __init__(self, *, loss_weight: Weight = 1.0, reduction: Reduction = "mean") -> None:
+        check_arguments(MSELoss, locals())
         super().__init__()
-        check_choice("reduction", reduction, get_args(Reduction))
         self.loss_weight = loss_weight
         self.reduction = reduction
 
@@ -107,11 +108,9 @@ class CharbonnierLoss(nn.Module):
         OptionsError: `reduction` is none of these, or `eps` is not positive.
     """
 
-    def __init__(self, *, loss_weight: float = 1.0, reduction: Reduction = "mean", eps: float = 1e-12) -> None:
+    def __init__(self, *, loss_weight: Weight = 1.0, reduction: Reduction = "mean", eps: Small = 1e-12) -> None:
+        check_arguments(CharbonnierLoss, locals())
         super().__init__()
-        check_choice("reduction", reduction, get_args(Reduction))
-        if not eps > 0:
-            raise OptionsError(f"eps is {eps}; it must be positive, for the root has no gradient at 0")
         self.loss_weight = loss_weight
         self.reduction = reduction
         self.eps = eps
@@ -133,9 +132,9 @@ class WeightedTVLoss(nn.Module):
         OptionsError: `reduction` is neither.
     """
 
-    def __init__(self, *, loss_weight: float = 1.0, reduction: Literal["mean", "sum"] = "mean") -> None:
+    def __init__(self, *, loss_weight: Weight = 1.0, reduction: Literal["mean", "sum"] = "mean") -> None:
+        check_arguments(WeightedTVLoss, locals())
         super().__init__()
-        check_choice("reduction", reduction, ("mean", "sum"))
         self.loss_weight = loss_weight
         self.reduction = reduction
 

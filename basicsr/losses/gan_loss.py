@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import torch
@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from basicsr.losses.loss_util import at_least_float32, check_choice
+from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.ranges import Label, Weight
 from basicsr.utils.registry import LOSS_REGISTRY
 
 GANType = Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"]
@@ -80,16 +82,22 @@ class GANLoss(nn.Module):
         self,
         *,
         gan_type: GANType,
-        real_label_val: float = 1.0,
-        fake_label_val: float = 0.0,
-        loss_weight: float = 1.0,
+        real_label_val: Label = 1.0,
+        fake_label_val: Label = 0.0,
+        loss_weight: Weight = 1.0,
     ) -> None:
+        check_arguments(GANLoss, locals())
         super().__init__()
-        check_choice("gan_type", gan_type, get_args(GANType))
         self.gan_type = gan_type
         self.real_label_val = real_label_val
         self.fake_label_val = fake_label_val
         self.loss_weight = loss_weight
+
+    @staticmethod
+    def conflicts(gan_type: str, real_label_val: float, fake_label_val: float) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        if gan_type in ("vanilla", "lsgan") and real_label_val == fake_label_val:
+            yield "real_label_val", f"is {real_label_val}, as is fake_label_val: nothing to tell apart; change either"
 
     def forward(self, input: torch.Tensor, target_is_real: bool, is_disc: bool = False) -> torch.Tensor:
         """For logits of any shape; see `adversarial_loss`."""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 
+from basicsr.utils.components import Conflict
 from basicsr.utils.errors import OptionsError
 
 Reduction = Literal["none", "mean", "sum"]
@@ -23,21 +24,18 @@ def check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:
         raise OptionsError(f"{what} is '{given}'; allowed: {', '.join(allowed)}")
 
 
-def refuse_idle(loss: type, beside: str, given: Mapping[str, object]) -> None:
-    """Refuses options that do nothing beside others.
+def idle_conflicts(loss: type, beside: str, given: Mapping[str, object]) -> Iterator[Conflict]:
+    """What to say of options that do nothing beside others and yet differ from their defaults.
 
     Args:
         loss: the class whose constructor's arguments they are.
         beside: the options that leave them without effect, such as 'zoom_out: false'.
         given: them, by name.
-
-    Raises:
-        OptionsError: one of them differs from its default.
     """
     defaults = inspect.signature(loss).parameters
     for name, value in given.items():
         if value != defaults[name].default:
-            raise OptionsError(f"{loss.__name__}: {name} is {value}, without effect beside {beside}; leave {name} out")
+            yield name, f"is {value}, without effect beside {beside}; leave {name} out"
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
-from basicsr.losses.loss_util import at_least_float32, check_choice
+from basicsr.losses.loss_util import at_least_float32
+from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.ranges import Weight
 from basicsr.utils.registry import LOSS_REGISTRY
 
 Criterion = Literal["l1", "l2", "fro"]
@@ -66,17 +68,17 @@ class PerceptualLoss(nn.Module):
     def __init__(
         self,
         *,
-        layer_weights: Mapping[str, float],
+        layer_weights: Mapping[str, Weight],
         vgg_type: str = "vgg19",
         use_input_norm: bool = True,
         range_norm: bool = False,
-        perceptual_weight: float = 1.0,
-        style_weight: float = 0.0,
+        perceptual_weight: Weight = 1.0,
+        style_weight: Weight = 0.0,
         criterion: Criterion = "l1",
         vgg_weights: str | None = None,
     ) -> None:
+        check_arguments(PerceptualLoss, locals())
         super().__init__()
-        check_choice("criterion", criterion, get_args(Criterion))
         self.layer_weights = dict(layer_weights)
         self.perceptual_weight = perceptual_weight
         self.style_weight = style_weight
@@ -89,6 +91,12 @@ class PerceptualLoss(nn.Module):
             vgg_weights=vgg_weights,
         )
         self._frozen = Frozen(vgg)
+
+    @staticmethod
+    def conflicts(layer_weights: Mapping[str, float]) -> Iterator[Conflict]:
+        """See `basicsr.utils.components.find_problems`."""
+        if not any(layer_weights.values()):
+            yield "layer_weights", "names no layer with a weight above 0, such as {conv5_4: 1.0}"
 
     @property
     def vgg(self) -> VGGFeatureExtractor:

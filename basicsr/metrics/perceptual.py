@@ -15,6 +15,7 @@ from basicsr.metrics.metric_util import check_crop_border, check_same_shape
 from basicsr.metrics.psnr_ssim_pt import eight_bit_levels
 from basicsr.metrics.traits import Traits, described
 from basicsr.utils.errors import DataError, MachineError, OptionsError
+from basicsr.utils.ranges import Border
 from basicsr.utils.registry import METRIC_REGISTRY, nearest
 from basicsr.utils.torchvision_import import import_torchvision
 
@@ -43,7 +44,7 @@ def _traits(arguments: Mapping[str, Any]) -> Traits:
 def calculate_lpips(
     img: torch.Tensor,
     img2: torch.Tensor,
-    crop_border: int = 0,
+    crop_border: Border = 0,
     net: Literal["alex", "vgg"] = "alex",
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
@@ -72,7 +73,7 @@ def calculate_lpips(
     prepare=lambda arguments, device: _try_out("dists", device),
 )
 def calculate_dists(
-    img: torch.Tensor, img2: torch.Tensor, crop_border: int = 0, round_to_8_bits: bool = True
+    img: torch.Tensor, img2: torch.Tensor, crop_border: Border = 0, round_to_8_bits: bool = True
 ) -> torch.Tensor:
     """DISTS (Ding et al., TPAMI 2020) of each image; 0 for equal images, lower is better.
 
@@ -86,7 +87,7 @@ def calculate_dists(
     traits=lambda arguments: Traits(better="lower", needs_reference=False),
     prepare=lambda arguments, device: _try_out("niqe", device),
 )
-def calculate_niqe(img: torch.Tensor, crop_border: int = 0, round_to_8_bits: bool = True) -> torch.Tensor:
+def calculate_niqe(img: torch.Tensor, crop_border: Border = 0, round_to_8_bits: bool = True) -> torch.Tensor:
     """NIQE (Mittal et al., IEEE SPL 2013) of each image, without a reference; lower is better.
 
     Args, Returns and Raises are those of `calculate_lpips`, without `img2` and `net`.
@@ -101,7 +102,7 @@ def calculate_pyiqa(
     img2: torch.Tensor | None = None,
     *,
     metric: str,
-    crop_border: int = 0,
+    crop_border: Border = 0,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
     """Any metric of pyiqa that judges single images.

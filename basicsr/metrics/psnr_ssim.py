@@ -16,6 +16,7 @@ from basicsr.metrics.metric_util import (
     comparable_pair,
     total_over_rows,
 )
+from basicsr.utils.ranges import Border
 from basicsr.utils.registry import METRIC_REGISTRY
 
 _MARGIN = SSIM_WINDOW // 2
@@ -25,7 +26,7 @@ _MARGIN = SSIM_WINDOW // 2
 def calculate_psnr(
     img: Image,
     img2: Image,
-    crop_border: int,
+    crop_border: Border,
     input_order: str = "HWC",
     test_y_channel: bool = False,
 ) -> float:
@@ -54,7 +55,7 @@ def calculate_psnr(
 def calculate_ssim(
     img: Image,
     img2: Image,
-    crop_border: int,
+    crop_border: Border,
     input_order: str = "HWC",
     test_y_channel: bool = False,
 ) -> float:

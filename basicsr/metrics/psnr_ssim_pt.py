@@ -11,6 +11,7 @@ import torch
 from basicsr.metrics.metric_util import SSIM_SIGMA, SSIM_WINDOW, check_crop_border, check_same_shape, check_ssim_window
 from basicsr.utils.color_util import rgb2ycbcr_pt
 from basicsr.utils.errors import DataError
+from basicsr.utils.ranges import Border
 from basicsr.utils.registry import METRIC_REGISTRY
 
 
@@ -18,7 +19,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 def calculate_psnr_pt(
     img: torch.Tensor,
     img2: torch.Tensor,
-    crop_border: int,
+    crop_border: Border,
     test_y_channel: bool = False,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
@@ -46,7 +47,7 @@ def calculate_psnr_pt(
 def calculate_ssim_pt(
     img: torch.Tensor,
     img2: torch.Tensor,
-    crop_border: int,
+    crop_border: Border,
     test_y_channel: bool = False,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:

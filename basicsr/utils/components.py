@@ -12,6 +12,9 @@ from typing import Any, Literal
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import nearest
 
+Conflict = tuple[str, str]
+"""A key of a component's options, and what is wrong with its value beside others."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -34,24 +37,34 @@ def call_style(factory: Callable[..., Any]) -> Literal["opt", "keywords"]:
     return "opt" if names == ["opt"] else "keywords"
 
 
-def find_problems(factory: Callable[..., Any], given: Mapping[str, Any], provided: Mapping[str, Any]) -> list[Problem]:
+def find_problems(
+    factory: Callable[..., Any],
+    given: Mapping[str, Any],
+    provided: Mapping[str, Any],
+    hints: Mapping[str, Any] | None = None,
+) -> list[Problem]:
     """Compares the keys of an options block with the parameters of `factory`.
+
+    A class may say what must hold between its arguments: by a static method `conflicts` whose parameters are some of
+    the constructor's and which yields, for each mistake, a key and a message that begins with a verb.
 
     Args:
         factory: a registered class or function.
         given: the block without its `type`.
         provided: what the framework passes itself; may be overridden by `given`.
+        hints: types of the parameters with their ranges; those of the factory's signature where None.
 
     Returns:
-        A problem for each unknown key, each value of the wrong type and each required parameter left out; none where
-        the factory takes its options whole or by **kwargs.
+        A problem for each unknown key, each value of the wrong type or out of its range and each required parameter
+        left out; where there is none, the class's own `conflicts`. None where the factory takes its options whole, and
+        none for unknown keys where it takes **kwargs.
     """
     if call_style(factory) == "opt":
         return []
     parameters = _parameters(factory)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     names = [name for name, p in parameters.items() if p.kind not in _VARIADIC]
-    hints = _type_hints(factory)
+    hints = type_hints(factory) if hints is None else hints
     problems = []
     for key, value in given.items():
         if key not in names:
@@ -63,7 +76,32 @@ def find_problems(factory: Callable[..., Any], given: Mapping[str, Any], provide
     for name in names:
         if parameters[name].default is inspect.Parameter.empty and name not in given and name not in provided:
             problems.append(Problem(name, "is required"))
-    return problems
+    return problems or _conflicts(factory, {**provided, **given})
+
+
+def _conflicts(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> list[Problem]:
+    """What a class says itself of its arguments together; see `find_problems`."""
+    check = getattr(factory, "conflicts", None)
+    values = {name: arguments.get(name, parameter.default) for name, parameter in _parameters(factory).items()}
+    if check is None or not set(names := _parameters(check)) <= set(values):  # inherited by another constructor
+        return []
+    return [Problem(key, message) for key, message in check(**{name: values[name] for name in names})]
+
+
+def check_arguments(component: type, values: Mapping[str, Any], label: str | None = None) -> None:
+    """For constructors: refuses what the check of options refuses, where an object is made without options.
+
+    Args:
+        component: the class.
+        values: its arguments by name, such as `locals()` at the constructor's beginning; others are not looked at.
+        label: begins the message; the component's name where None.
+
+    Raises:
+        OptionsError: an argument is of the wrong type or out of its range, or two contradict each other.
+    """
+    given = {name: values[name] for name in _parameters(component) if name in values}
+    for problem in find_problems(component, given, {}):
+        raise OptionsError(f"{label or component.__name__}: {problem.key}: {problem.message}")
 
 
 def bind_arguments(
@@ -84,7 +122,8 @@ def bind_arguments(
 def type_mismatch(value: Any, hint: Any) -> str | None:
     """Says how `value` fails the type `hint`, or returns None if it fits.
 
-    Whole numbers pass as floats, lists and tuples for each other; text never passes as a number.
+    Whole numbers pass as floats, lists and tuples for each other; text never passes as a number, nor do NaN and
+    infinity.
     """
     found = type_mismatches(value, hint)
     return found[0][1] if found else None
@@ -135,7 +174,7 @@ def _adapter(hint: Any) -> Any:
     from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter
 
     try:
-        return TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+        return TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False))
     except (PydanticSchemaGenerationError, PydanticUserError):
         return None
 
@@ -170,9 +209,10 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(factory).parameters)
 
 
-def _type_hints(factory: Callable[..., Any]) -> dict[str, Any]:
+def type_hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a factory's parameters, with their ranges; empty where they cannot be told."""
     try:
-        return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+        return typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory, include_extras=True)
     except (NameError, TypeError):
         return {}
 

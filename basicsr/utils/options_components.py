@@ -181,10 +181,10 @@ def _storage(block: Mapping[str, Any]) -> list[Finding]:
 def _optimizer(block: Mapping[str, Any]) -> list[Finding]:
     import torch
 
-    from basicsr.engine.optimizers import OPTIMIZERS
+    from basicsr.engine.optimizers import ARGUMENTS, OPTIMIZERS
 
     parameter = torch.nn.Parameter(torch.zeros(1))
-    return _tried("optimizer", OPTIMIZERS, block, {"params": [parameter]})
+    return _tried("optimizer", OPTIMIZERS, block, {"params": [parameter]}, ARGUMENTS)
 
 
 def _scheduler(block: Mapping[str, Any]) -> list[Finding]:
@@ -234,6 +234,7 @@ def _tried(
     members: Mapping[str, Callable[..., Any]],
     block: Mapping[str, Any],
     provided: Mapping[str, Any],
+    hints: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
     """As `_registered`, for members cheap enough to build, which finds values out of range too."""
     name = block.get("type")
@@ -242,7 +243,7 @@ def _tried(
     if name not in members:
         near = nearest(name, list(members))
         return [(("type",), f"no {kind} is called '{name}'{near}; there are: {', '.join(members)}")]
-    findings = _findings(members[name], block, provided)
+    findings = _findings(members[name], block, provided, hints)
     if findings:
         return findings
     try:
@@ -253,9 +254,14 @@ def _tried(
     return []
 
 
-def _findings(factory: Callable[..., Any], block: Mapping[str, Any], provided: Mapping[str, Any]) -> list[Finding]:
+def _findings(
+    factory: Callable[..., Any],
+    block: Mapping[str, Any],
+    provided: Mapping[str, Any],
+    hints: Mapping[str, Any] | None = None,
+) -> list[Finding]:
     given = {key: value for key, value in block.items() if key != "type"}
-    problems = [_without_framework_names(p, provided) for p in find_problems(factory, given, provided)]
+    problems = [_without_framework_names(p, provided) for p in find_problems(factory, given, provided, hints)]
     findings: list[Finding] = [((p.key, *p.inside), p.message) for p in problems]
     if {"layer_weights", "vgg_weights"} <= set(_parameter_names(factory)):
         findings += _vgg_layers(block)

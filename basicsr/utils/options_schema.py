@@ -24,6 +24,23 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from basicsr.utils.components import shown
+from basicsr.utils.ranges import (
+    LARGEST_ITERATION,
+    BatchSize,
+    BelowOne,
+    Border,
+    Few,
+    FewOrNone,
+    ImageChannels,
+    Interval,
+    Iterations,
+    IterationsOrNone,
+    Position,
+    PositiveWeight,
+    Scale,
+    Side,
+    WeightDecay,
+)
 from basicsr.utils.registry import nearest
 
 MODEL_TYPES = {
@@ -117,8 +134,6 @@ ContrastiveBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x
 _ABSENT: Any = None
 Precision = Literal["none", "bf16", "fp16"]
 TrainingPrecision = Literal["auto", "none", "bf16", "fp16"]
-Positive = Annotated[int, Field(ge=1)]
-PerStage = Annotated[tuple[Positive, ...], Field(min_length=1)] | None
 
 
 class Section(BaseModel):
@@ -149,30 +164,34 @@ class DatasetOptions(Section):
     type: str = Field(description="class of the dataset, such as PairedImageDataset")
     name: str = Field(min_length=1, description="name in logs, tables and result folders")
     phase: Literal["train", "val", "test"] = Field(exclude=True, description="filled in from the entry's key")
-    scale: int = Field(exclude=True, ge=1, description="filled in from the top-level scale")
-    batch_size_per_gpu: Positive = Field(default=1, description="images per iteration and process")
-    num_worker_per_gpu: int = Field(default=0, ge=0, description="loader processes per training process")
-    dataset_enlarge_ratio: Positive = Field(default=1, description="how many passes count as one epoch in the log")
+    scale: Scale = Field(exclude=True, description="filled in from the top-level scale")
+    batch_size_per_gpu: BatchSize = Field(default=1, description="images per iteration and process")
+    num_worker_per_gpu: FewOrNone = Field(default=0, description="loader processes per training process")
+    dataset_enlarge_ratio: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=1, description="how many passes count as one epoch in the log"
+    )
     prefetch_mode: Literal["cpu", "cuda"] | None = Field(
         default=None, description="accepted as BasicSR's files have it"
     )
-    num_prefetch_queue: Positive = Field(default=1, description="batches that each worker prepares ahead")
+    num_prefetch_queue: Few = Field(default=1, description="batches that each worker prepares ahead")
     pin_memory: bool = Field(default=True, description="page-locked batches, for faster copies to the GPU")
     persistent_workers: bool = Field(default=True, description="workers live through the whole run")
     use_shuffle: bool = Field(default=True, description="whether training sees the images in random order")
     check_images: Literal["none", "headers", "full"] = Field(
         default="headers", description="what to read of every image before training begins; full decodes them"
     )
-    skip_bad_images: int = Field(
-        default=0, ge=0, description="how many images that cannot be used training may do without; 0 stops at the first"
+    skip_bad_images: IterationsOrNone = Field(
+        default=0, description="how many images that cannot be used training may do without; 0 stops at the first"
     )
-    gt_sizes: PerStage = Field(
+    gt_sizes: Annotated[tuple[Side, ...], Field(min_length=1)] | None = Field(
         default=None, description="progressive training: side of the HR patches, stage by stage; gt_size is the largest"
     )
-    mini_batch_sizes: PerStage = Field(
+    mini_batch_sizes: Annotated[tuple[BatchSize, ...], Field(min_length=1)] | None = Field(
         default=None, description="of each stage: images to a batch of one process; batch_size_per_gpu is the first"
     )
-    iters: PerStage = Field(default=None, description="of each stage: iterations; together at least train: total_iter")
+    iters: Annotated[tuple[Iterations, ...], Field(min_length=1)] | None = Field(
+        default=None, description="of each stage: iterations; together at least train: total_iter"
+    )
     arguments: Annotated[FrozenMapping, WithJsonSchema({"type": "object"})] = Field(
         default=FrozenMapping(), description="keys for the dataset's own class (written beside the others)"
     )
@@ -216,14 +235,16 @@ class PathOptions(Section):
 class TrainOptions(Section):
     """`train`: losses, distillation terms, optimizers and schedule."""
 
-    total_iter: Positive = Field(description="iterations in all")
-    warmup_iter: int = Field(default=-1, ge=-1, description="iterations of rising learning rate; -1 for none")
-    ema_decay: float = Field(default=0.0, ge=0, lt=1, description="decay of the averaged weights; 0 for none")
-    accumulate: Positive = Field(default=1, description="batches whose gradients are averaged in one iteration")
-    grad_clip: float | None = Field(default=None, gt=0, description="largest gradient norm; ~ for no limit")
+    total_iter: Iterations = Field(description="iterations in all")
+    warmup_iter: Annotated[int, Field(ge=-1, le=LARGEST_ITERATION)] = Field(
+        default=-1, description="iterations of rising learning rate; -1 for none"
+    )
+    ema_decay: BelowOne = Field(default=0.0, description="decay of the averaged weights; 0 for none")
+    accumulate: Few = Field(default=1, description="batches whose gradients are averaged in one iteration")
+    grad_clip: PositiveWeight | None = Field(default=None, description="largest gradient norm; ~ for no limit")
     optim_g: OptimizerBlock = Field(description="optimizer of the trained network (and of the terms' heads)")
-    weight_decay_heads: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="weight decay of the terms' heads and temperatures"
+    weight_decay_heads: WeightDecay = Field(
+        default=0.0, description="weight decay of the terms' heads and temperatures"
     )
     optim_d: OptimizerBlock | None = Field(default=None, description="optimizer of the discriminator")
     scheduler: SchedulerBlock | None = Field(default=None, description="learning rates; ~ for a constant rate")
@@ -236,8 +257,8 @@ class TrainOptions(Section):
         default=FrozenMapping(), description="further distillation terms, by a name of your choice"
     )
     train_adversary: bool = Field(default=True, description="whether the discriminator learns")
-    net_d_iters: Positive = Field(default=1, description="the network is updated every so many iterations")
-    net_d_init_iters: int = Field(default=0, ge=0, description="iterations that train the discriminator only")
+    net_d_iters: Iterations = Field(default=1, description="the network is updated every so many iterations")
+    net_d_init_iters: IterationsOrNone = Field(default=0, description="iterations that train the discriminator only")
 
     @property
     def method_blocks(self) -> dict[str, FrozenMapping]:
@@ -278,7 +299,7 @@ class BestOptions(Section):
 class ValOptions(Section):
     """`val`: when to evaluate, by which metrics, and what to keep."""
 
-    val_freq: Positive = Field(default=5000, description="iterations between evaluations")
+    val_freq: Interval = Field(default=5000, description="iterations between evaluations")
     save_img: bool | None = Field(
         default=None,
         description="save the output images; where left out, test.py does if its report shows any, training does not",
@@ -286,10 +307,10 @@ class ValOptions(Section):
     suffix: str | None = Field(default=None, description="ends the saved images' names; ~ for the experiment's name")
     pbar: bool = Field(default=False, description="show progress")
     self_ensemble: bool = Field(default=False, description="average over the eight flips and rotations (x8)")
-    tile: Annotated[int, Field(ge=16)] | None = Field(
+    tile: Annotated[int, Field(ge=16, le=16384)] | None = Field(
         default=None, description="side of the tiles that images are cut into, LR pixels; ~ runs them whole"
     )
-    tile_overlap: Annotated[int, Field(ge=0)] | None = Field(
+    tile_overlap: Border | None = Field(
         default=None, description="LR pixels that a tile sees beyond each edge; ~ for what the network needs"
     )
     amp: Precision = Field(
@@ -315,10 +336,10 @@ class WandbOptions(Section):
 class LoggerOptions(Section):
     """`logger`: how often to log and save."""
 
-    print_freq: Positive = Field(default=100, description="iterations between lines in the log")
-    save_checkpoint_freq: Positive = Field(default=5000, description="iterations between checkpoints")
+    print_freq: Interval = Field(default=100, description="iterations between lines in the log")
+    save_checkpoint_freq: Interval = Field(default=5000, description="iterations between checkpoints")
     use_tb_logger: bool = Field(default=False, description="write TensorBoard files")
-    keep_checkpoints: Annotated[int, Field(ge=2)] | None = Field(
+    keep_checkpoints: Annotated[int, Field(ge=2, le=LARGEST_ITERATION)] | None = Field(
         default=None, description="how many of the newest checkpoints to keep, at least 2; ~ keeps all"
     )
     wandb: WandbOptions | None = Field(default=None, description="log to Weights & Biases")
@@ -336,20 +357,20 @@ class Region(Section):
 
     dataset: str = Field(description="name of a dataset")
     image: str = Field(description="name of the image, as in metrics.csv")
-    x: int = Field(ge=0, description="left edge, HR pixels")
-    y: int = Field(ge=0, description="upper edge, HR pixels")
-    size: int = Field(default=48, ge=8, description="side, HR pixels")
+    x: Position = Field(description="left edge, HR pixels")
+    y: Position = Field(description="upper edge, HR pixels")
+    size: Annotated[int, Field(ge=8, le=16384)] = Field(default=48, description="side, HR pixels")
 
 
 class ReportOptions(Section):
     """`report`: what test.py makes of its figures, beside metrics.csv and summary.md."""
 
     html: bool = Field(default=True, description="write report.html, one file that opens without a network")
-    images: int = Field(
-        default=20, ge=0, description="images in report.html of each dataset and scale: those that differ most"
+    images: IterationsOrNone = Field(
+        default=20, description="images in report.html of each dataset and scale: those that differ most"
     )
     plots: bool = Field(default=True, description="draw PSNR against cost, and the visual comparison")
-    crops: int = Field(default=4, ge=0, description="rows of the visual comparison of each scale")
+    crops: FewOrNone = Field(default=4, description="rows of the visual comparison of each scale")
     regions: tuple[Region, ...] = Field(
         default=(), description="rows of the visual comparison; where left out, where the networks differ most"
     )
@@ -357,7 +378,7 @@ class ReportOptions(Section):
         default=None, description="backbone whose published figures stand beside ours"
     )
     speed: bool = Field(default=True, description="measure how fast the networks run, for Table 2")
-    input: tuple[Positive, Positive, Positive] = Field(
+    input: tuple[ImageChannels, Side, Side] = Field(
         default=(3, 256, 256), description="channels, height and width of the input that Table 2 is about"
     )
 
@@ -390,15 +411,15 @@ class Options(Section):
         " SRGANModel) trains a network",
         json_schema_extra={"enum": list(MODEL_TYPES)},
     )
-    scale: Positive = Field(
+    scale: Scale = Field(
         description="upscaling factor, also put in the place of {scale} in any value; for test.py also a list"
     )
-    num_gpu: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    num_gpu: FewOrNone | Literal["auto"] = Field(
         default="auto",
         description="0: the CPU; auto: a GPU for each process where there are GPUs; n: likewise, and a line in the"
         " log where there are fewer than n processes or no GPU",
     )
-    manual_seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of everything random")
+    manual_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="seed of everything random")
     amp: TrainingPrecision = Field(
         default="none",
         description="mixed precision: none (float32), bf16, fp16; auto: bf16 where the device has units for it and is"
@@ -409,7 +430,7 @@ class Options(Section):
     )
     channels_last: bool = Field(default=False, description="memory layout that suits convolutions")
     find_unused_parameters: bool = Field(default=False, description="for networks that skip parameters, under DDP")
-    crop_border: Annotated[int, Field(ge=0)] | None = Field(
+    crop_border: Border | None = Field(
         default=None,
         description="crop_border of the metrics that do not set it themselves; ~ for the scale, 0 at scale 1",
     )

@@ -7,7 +7,9 @@ import signal
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU", "SIGBREAK")
 
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
-    getattr(signal, name) for name in _NAMES if hasattr(signal, name)  # Windows lacks some, others lack SIGBREAK
+    getattr(signal, name)
+    for name in _NAMES
+    if hasattr(signal, name)  # Windows lacks some, others lack SIGBREAK
 )
 """Ctrl+C, a scheduler's or `kill`'s request, a terminal that is closed, and a processor time limit that is reached."""
 

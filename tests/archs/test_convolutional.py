@@ -74,16 +74,16 @@ def test_features_seen_by_a_hook_are_not_changed_afterwards() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"type": "EDSR", **COLOUR, "upscale": 6}, "upscale 6 is not supported: give a power of two or 3"),
-        ({"type": "EDSR", **COLOUR, "upscale": 0}, "upscale 0 is not supported"),
-        ({"type": "EDSR", **COLOUR, "num_in_ch": 1}, "rgb_mean has 3 entries for num_in_ch 1 and num_out_ch 3"),
+        ({"type": "EDSR", **COLOUR, "upscale": 6}, "upscale: 6 is not supported: give a power of two or 3"),
+        ({"type": "EDSR", **COLOUR, "upscale": 0}, "upscale: input should be greater than or equal to 1, got 0"),
+        ({"type": "EDSR", **COLOUR, "num_in_ch": 1}, "rgb_mean: has 3 entries for num_in_ch 1 and num_out_ch 3"),
         ({"type": "EDSR", "num_out_ch": 3}, "num_in_ch: is required"),
         ({"type": "EDSR", **COLOUR, "num_feats": 8}, "did you mean 'num_feat'?"),
         ({"type": "EDSR", **COLOUR, "num_feat": "8"}, "num_feat: input should be a valid integer, got '8'"),
-        ({"type": "RCAN", **RCAN_ARGUMENTS, "upscale": 5}, "upscale 5 is not supported"),
-        ({"type": "RCAN", **COLOUR}, "squeeze_factor 16 is not between 1 and num_feat, 8"),
-        ({"type": "MSRResNet", "upscale": 8}, "upscale 8 is not supported: give 2, 3 or 4"),
-        ({"type": "MSRResNet", "num_in_ch": 1}, "num_out_ch 3 is not num_in_ch 1"),
+        ({"type": "RCAN", **RCAN_ARGUMENTS, "upscale": 5}, "upscale: 5 is not supported"),
+        ({"type": "RCAN", **COLOUR}, "squeeze_factor: 16 is not between 1 and num_feat, 8"),
+        ({"type": "MSRResNet", "upscale": 8}, "upscale: 8 is not supported: give 2, 3 or 4"),
+        ({"type": "MSRResNet", "num_in_ch": 1}, "num_out_ch: 3 is not num_in_ch 1"),
         ({"type": "EDRS"}, "did you mean 'EDSR'?"),
     ],
 )

@@ -79,8 +79,8 @@ def test_embeddings_have_norm_one_in_float32_under_autocast(head: type[nn.Module
 
 @pytest.mark.parametrize(
     ("head", "embed_dim", "multiple"),
-    [(ImageProjectionHead, 7, 2), (PatchProjectionHead, 6, 4), (PatchProjectionHead, 0, 4)],
+    [(ImageProjectionHead, 7, 2), (PatchProjectionHead, 6, 4), (PatchProjectionHead, 2, 4)],
 )
 def test_lengths_that_do_not_divide_are_refused(head: type[nn.Module], embed_dim: int, multiple: int) -> None:
-    with pytest.raises(OptionsError, match=f"embed_dim {embed_dim} is not supported: give a multiple of {multiple}"):
+    with pytest.raises(OptionsError, match=f"embed_dim: {embed_dim} is not supported: give a multiple of {multiple}"):
         head(embed_dim=embed_dim)

@@ -133,12 +133,15 @@ def test_an_absolute_position_embedding_takes_its_own_size_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": (2,)}, "depths has 2 entries and num_heads 1"),
-        ({"num_heads": (2, 5)}, "embed_dim 12 is not a multiple of num_heads 5"),
-        ({"upsampler": "bicubic"}, "upsampler 'bicubic' is not supported: give 'pixelshuffle'"),
-        ({"upsampler": "nearest+conv", "upscale": 2}, "upscale 2 is not supported by upsampler 'nearest"),
-        ({"resi_connection": "2conv"}, "resi_connection '2conv' is not supported"),
-        ({"upscale": 5}, "upscale 5 is not supported: give a power of two or 3"),
+        ({"num_heads": (2,)}, "depths: has 2 entries and num_heads 1"),
+        ({"num_heads": (2, 5)}, "embed_dim: 12 is not a multiple of num_heads 5"),
+        (
+            {"upsampler": "bicubic"},
+            "upsampler: input should be 'pixelshuffle', 'pixelshuffledirect'",
+        ),
+        ({"upsampler": "nearest+conv", "upscale": 2}, "upscale: 2 is not supported by upsampler 'nearest"),
+        ({"resi_connection": "2conv"}, "resi_connection: input should be '1conv' or '3conv', got '2conv'"),
+        ({"upscale": 5}, "upscale: 5 is not supported: give a power of two or 3"),
     ],
 )
 def test_unsupported_arguments_are_refused_in_one_line(changes: dict, message: str) -> None:

@@ -80,7 +80,7 @@ def test_the_student_learns_and_the_teacher_does_not():
     ("options", "message"),
     [
         ({"postions": 2}, r"AttentionTransfer: postions: unknown key \(did you mean 'positions'\?\)"),
-        ({"positions": 0}, "AttentionTransfer: positions is 0, allowed: 1 and more"),
+        ({"positions": 0}, "AttentionTransfer: positions: input should be greater than or equal to 1, got 0"),
     ],
 )
 def test_mistakes_are_named(options, message):

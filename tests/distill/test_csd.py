@@ -189,8 +189,8 @@ def test_csd_takes_two_networks_of_any_kind_and_freezes_the_teacher():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_negatives": 0}, "num_negatives is 0, allowed: 1 to 127"),
-        ({"vgg_input": "rgb"}, "vgg_input is 'rgb'; allowed: imagenet, range255"),
+        ({"num_negatives": 0}, "num_negatives: input should be greater than or equal to 1, got 0"),
+        ({"vgg_input": "rgb"}, "vgg_input: input should be 'imagenet' or 'range255', got 'rgb'"),
         ({"layer_weights": {"relu9_1": 1.0}}, "has no layer relu9_1"),
     ],
 )

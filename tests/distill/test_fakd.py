@@ -129,7 +129,7 @@ def test_the_student_learns_by_the_features_and_the_teacher_does_not():
     ("options", "message"),
     [
         ({"positons": 4}, r"FAKD: positons: unknown key \(did you mean 'positions'\?\)"),
-        ({"positions": 0}, "FAKD: positions is 0, allowed: 1 and more"),
+        ({"positions": 0}, "FAKD: positions: input should be greater than or equal to 1, got 0"),
         ({"reduction": "none"}, "FAKD: reduction: .*'mean' or 'sum'"),
     ],
 )

@@ -101,7 +101,7 @@ def test_the_weight_is_applied_once_and_the_regressor_is_in_the_training_state_o
     ("options", "message"),
     [
         ({"postions": 2}, r"distillation method FitNet: postions: unknown key \(did you mean 'positions'\?\)"),
-        ({"positions": 0}, "FitNet: positions is 0, allowed: 1 and more"),
+        ({"positions": 0}, "FitNet: positions: input should be greater than or equal to 1, got 0"),
         ({"loss_weight": "1"}, "distillation method FitNet: loss_weight: "),
     ],
 )

@@ -505,20 +505,26 @@ def test_features_that_fit_into_only_one_network_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"positions": 0}, "MiPKD: positions is 0, allowed: 1 and more"),
-        ({"feature_mixer": False, "block_mixer": False}, "feature_mixer and block_mixer are both false"),
-        ({"mask_probability": 1.0}, "mask_probability is 1.0, allowed: 0 to below 1"),
-        ({"ground_truth_share": 1.5}, "ground_truth_share is 1.5, allowed: 0 to 1"),
-        ({"latent_channels": 0}, "latent_channels is 0, allowed: 1 and more"),
-        ({"latent_channels": 8, "encoder": "none"}, "leave latent_channels out"),
-        ({"mask": "grid", "mask_probability": 0.3}, "leave mask_probability out"),
-        ({"feature_weight": -1.0}, "feature_weight is -1.0, allowed: 0 and more"),
-        ({"autoencoder_weight": -0.5}, "autoencoder_weight is -0.5, allowed: 0 and more"),
-        ({"block_weight": float("nan")}, "block_weight is nan, allowed: 0 and more"),
-        ({"autoencoder_until": 0}, "autoencoder_until is 0, allowed: 1 and more"),
-        ({"coins": "stage"}, "MiPKD: coins is 'stage'; allowed: position, block"),
-        ({"encoder": "vit"}, "MiPKD: encoder is 'vit'; allowed: conv, mlp, shared, none"),
-        ({"mask": "noise"}, "MiPKD: mask is 'noise'; allowed: random, grid, cosine, cka"),
+        ({"positions": 0}, "MiPKD: positions: input should be greater than or equal to 1, got 0"),
+        ({"feature_mixer": False, "block_mixer": False}, "feature_mixer: is false, as is block_mixer"),
+        ({"mask_probability": 1.0}, "mask_probability: input should be less than 1, got 1.0"),
+        ({"ground_truth_share": 1.5}, "ground_truth_share: input should be less than or equal to 1, got 1.5"),
+        ({"latent_channels": 0}, "latent_channels: input should be greater than or equal to 1, got 0"),
+        (
+            {"latent_channels": 8, "encoder": "none"},
+            "latent_channels: means nothing to encoder 'none'",
+        ),
+        (
+            {"mask": "grid", "mask_probability": 0.3},
+            "mask_probability: is 0.3, but mask 'grid' is half",
+        ),
+        ({"feature_weight": -1.0}, "feature_weight: input should be greater than or equal to 0, got -1.0"),
+        ({"autoencoder_weight": -0.5}, "autoencoder_weight: input should be greater than or equal to 0, got -0.5"),
+        ({"block_weight": float("nan")}, "block_weight: input should be a finite number, got nan"),
+        ({"autoencoder_until": 0}, "autoencoder_until: input should be greater than or equal to 1, got 0"),
+        ({"coins": "stage"}, "MiPKD: coins: input should be 'position' or 'block', got 'stage'"),
+        ({"encoder": "vit"}, "MiPKD: encoder: input should be 'conv', 'mlp', 'shared' or 'none', got 'vit'"),
+        ({"mask": "noise"}, "MiPKD: mask: input should be 'random', 'grid', 'cosine' or 'cka', got 'noise'"),
     ],
 )
 def test_mistakes_are_told_in_a_line(options, message):
@@ -551,7 +557,7 @@ def test_options_that_nothing_reads_are_refused(beside, without, idle):
     for name, value in idle.items():
         with pytest.raises(OptionsError) as caught:
             MiPKD(**without, **{name: value})
-        assert str(caught.value) == f"MiPKD: {name} is {value}, without effect beside {beside}; leave {name} out"
+        assert str(caught.value) == f"MiPKD: {name}: is {value}, without effect beside {beside}; leave {name} out"
 
 
 def test_a_network_without_stages_is_refused():

@@ -97,9 +97,9 @@ def test_taps_given_are_taken_and_the_other_side_follows_their_number():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(OptionsError, match="Compared: positions is 0, allowed: 1 and more"):
+    with pytest.raises(OptionsError, match="Compared: positions: input should be greater than or equal to 1, got 0"):
         Compared(positions=0)
-    with pytest.raises(OptionsError, match="must name equally many modules, at least one, got 1 and 2"):
+    with pytest.raises(OptionsError, match="must name as many modules as teacher_taps, at least one, got 1 and 2"):
         Compared(student_taps=["a"], teacher_taps=["a", "b"])
     with pytest.raises(OptionsError, match="'upsample' of the student has features of 2 times the input's resolution"):
         attached(student_taps=["upsample"])

@@ -133,7 +133,7 @@ def test_the_student_learns_and_the_teacher_does_not():
     [
         ({"loss_weight": 25}, "RKD: loss_weight: unknown key"),
         ({"angle_wieght": 2}, r"RKD: angle_wieght: unknown key \(did you mean 'angle_weight'\?\)"),
-        ({"positions": 0}, "RKD: positions is 0, allowed: 1 and more"),
+        ({"positions": 0}, "RKD: positions: input should be greater than or equal to 1, got 0"),
     ],
 )
 def test_mistakes_are_named(options, message):

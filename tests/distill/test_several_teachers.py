@@ -143,7 +143,7 @@ def test_the_log_says_what_was_loaded(tmp_path):
             r"teachers\[1\]: path is required: an untrained teacher teaches noise \(allow_random: true",
         ),
         ({"allow_random": True}, r"teachers\[1\]: path is required where network is left out or auto"),
-        ({**RANDOM, "weight": 0}, r"teachers\[1\]: weight is 0; it must be positive"),
+        ({**RANDOM, "weight": 0}, r"teachers\[1\]: weight: input should be greater than 0, got 0"),
         ({**RANDOM, "weight": "2"}, r"teachers\[1\]: weight: "),
         ({**RANDOM, "network": {**RCAN, "num_fet": 1}}, r"teachers\[1\]: .*num_fet.*did you mean 'num_feat'"),
         (
@@ -159,7 +159,7 @@ def test_mistakes_in_a_teacher_are_named_in_one_line(teacher, message):
 
 
 def test_the_own_weight_of_network_t_must_be_positive():
-    with pytest.raises(OptionsError, match=r"SeveralTeachers: weight is -1\.0; it must be positive"):
+    with pytest.raises(OptionsError, match=r"SeveralTeachers: weight: input should be greater than 0, got -1\.0"):
         SeveralTeachers(teachers=[RANDOM], weight=-1.0)
 
 

@@ -64,7 +64,7 @@ def test_half_precision_logits_are_averaged_in_float32() -> None:
 
 
 def test_an_unknown_type_is_named() -> None:
-    with pytest.raises(OptionsError, match="gan_type is 'ragan'; allowed: vanilla, lsgan, wgan"):
+    with pytest.raises(OptionsError, match="gan_type: input should be 'vanilla', 'lsgan', 'wgan'"):
         GANLoss(gan_type="ragan")
 
 

@@ -152,9 +152,9 @@ def test_pooling_may_be_left_out() -> None:
     ("options", "message"),
     [
         ({"layer_weights": {"conv6_1": 1.0}}, "vgg19 has no layer conv6_1; there are: conv1_1"),
-        ({"layer_weights": {}}, "vgg19 is asked for no layer; there are: conv1_1"),
+        ({"layer_weights": {}}, "layer_weights: names no layer with a weight above 0"),
         ({"vgg_type": "vgg20"}, "vgg_type is 'vgg20'; allowed: vgg11, vgg11_bn"),
-        ({"criterion": "huber"}, "criterion is 'huber'; allowed: l1, l2, fro"),
+        ({"criterion": "huber"}, "criterion: input should be 'l1', 'l2' or 'fro', got 'huber'"),
     ],
 )
 def test_wrong_options_are_named(options: dict, message: str) -> None:

@@ -86,7 +86,7 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
     [
         ({"type": "L1Loss", "reduction": "avg"}, "'none', 'mean' or 'sum'"),
         ({"type": "WeightedTVLoss", "reduction": "none"}, "'mean' or 'sum'"),
-        ({"type": "CharbonnierLoss", "eps": 0.0}, "eps is 0.0; it must be positive"),
+        ({"type": "CharbonnierLoss", "eps": 0.0}, "eps: input should be greater than 0, got 0.0"),
         ({"type": "L1Loss", "los_weight": 1.0}, "did you mean 'loss_weight'"),
         ({"type": "L1los"}, "did you mean 'L1Loss'"),
     ],
