@@ -340,7 +340,7 @@ def test_label_consistency_alone_is_on_the_teachers_input():
     assert abs(expected - plain) > 1e-3
     wide = dataclasses.replace(step(pictures(2, 4, 5), 2), sr=pictures(2, 8, 10), teacher=doubled_ramp)
     assert torch.isfinite(LabelConsistency(probability=1)(wide)["l_consistency"])
-    with pytest.raises(OptionsError, match="LabelConsistency: probability is 1.5, allowed: 0 to 1"):
+    with pytest.raises(OptionsError, match="LabelConsistency: probability: input should be less than or equal to 1"):
         LabelConsistency(probability=1.5)
 
 
