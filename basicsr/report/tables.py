@@ -338,10 +338,9 @@ def _about_published(backbone: str | None, theirs: Mapping[int, Sequence[Publish
     if not names:
         return [f"Nothing is published of {backbone} for these scales and datasets."]
     ranking = "ranked among ours, the teachers excepted" if ranked else "not ranked"
-    return [
-        f"Published figures of {names.pop()} are average PSNR and SSIM of luma with a border of the scale cut off;"
-        f" {ranking}."
-    ]
+    in_colour = any("GoPro" in row.figures for rows in theirs.values() for row in rows)
+    measured = "RGB" if in_colour else "luma with a border of the scale cut off"
+    return [f"Published figures of {names.pop()} are average PSNR and SSIM of {measured}; {ranking}."]
 
 
 def weights_used(results: Results) -> list[str]:

@@ -362,6 +362,26 @@ class Region(Section):
     size: Annotated[int, Field(ge=8, le=16384)] = Field(default=48, description="side, HR pixels")
 
 
+Published = Literal[
+    "EDSR",
+    "EDSR ablations",
+    "EDSR c64b16",
+    "RCAN",
+    "RCAN ablations",
+    "RCAN c32b5g5 ablations",
+    "SwinIR",
+    "SwinIR ablations",
+    "SwinIR-light",
+    "NAFNet",
+    "Restormer",
+    "MT-RNN",
+    "DMPHN",
+    "MPRNet",
+    "SPAIR",
+]
+"""What report/published.csv has figures of."""
+
+
 class ReportOptions(Section):
     """`report`: what test.py makes of its figures, beside metrics.csv and summary.md."""
 
@@ -374,8 +394,8 @@ class ReportOptions(Section):
     regions: tuple[Region, ...] = Field(
         default=(), description="rows of the visual comparison; where left out, where the networks differ most"
     )
-    published: Literal["EDSR", "EDSR c64b16", "RCAN", "SwinIR"] | None = Field(
-        default=None, description="backbone whose published figures stand beside ours"
+    published: Published | None = Field(
+        default=None, description="backbone, or its ablations, whose published figures stand beside ours"
     )
     speed: bool = Field(default=True, description="measure how fast the networks run, for Table 2")
     input: tuple[ImageChannels, Side, Side] = Field(

@@ -171,5 +171,8 @@ def test_files() -> Iterator[tuple[str, str]]:
             f"    psnr: {{type: calculate_psnr, {task.settings}}}",
             f"    ssim: {{type: calculate_ssim, {task.settings}}}",
             "",
+            "report:",
+            f"  published: {label}".ljust(30) + "# published figures beside ours; ~ for ours alone",
+            "",
         ]
         yield f"{network}_{task.name}", "\n".join(lines)

@@ -200,6 +200,19 @@ def test_the_doubtful_published_row_is_marked_wherever_it_is_shown():
     assert not any("RCAN" in text for text in other.references.values())
 
 
+def test_figures_of_restoration_say_what_they_are_measured_on():
+    ours = {"GoPro": (31.0, 0.94), "Rain100L": (37.0, 0.97)}
+    tables = {
+        dataset: quality_table(results(ScaleResults(1, (row("a", 5, {dataset: pair}),))), published="Restormer")
+        for dataset, pair in ours.items()
+    }
+    assert "Published figures of Restormer are average PSNR and SSIM of RGB; not ranked." in tables["GoPro"].notes
+    assert any("SSIM of luma" in note for note in tables["Rain100L"].notes)
+    for table, figure in zip(tables.values(), ("31.78", "38.02"), strict=True):
+        (dckd,) = [line for line in table.groups[0].published if line.method == "DCKD"]
+        assert dckd.cells[0][0].text == figure
+
+
 def test_published_rows_are_ranked_among_ours_only_on_request():
     ours = (row("a", 5, {"Set5": (38.16, 0.97)}), row("b", 5, {"Set5": (37.0, 0.96)}))
     apart = marks(quality_table(results(ScaleResults(2, ours)), published="EDSR"))
