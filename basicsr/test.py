@@ -5,9 +5,10 @@ Metrics are computed where a dataset has HR images; where it has none, the resul
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from basicsr.archs.pretrained import network_for
 from basicsr.data import build_eval_dataset
 from basicsr.engine import experiment
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, same_on_all_ranks
+from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, same_on_all_ranks
+from basicsr.engine.images import check_datasets
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate, image_names
 from basicsr.report.comparison import check_regions
@@ -37,14 +39,15 @@ from basicsr.report.pictures import SavedPictures
 from basicsr.report.results import Results, Row, ScaleResults
 from basicsr.report.speed import device_name, measure_seconds
 from basicsr.report.tables import decimals_of, format_figure, metric_label
-from basicsr.report.writing import write_files
+from basicsr.report.writing import write_files, write_tables
 from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
-from basicsr.utils.errors import CheckpointError, DataError, MachineError
+from basicsr.utils.errors import CheckpointError, DataError, MachineError, UserError
 from basicsr.utils.img_util import imwrite
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import load_test_options, parse_arguments
 from basicsr.utils.options_schema import Options
+from basicsr.utils.options_unused import unused_in_testing
 from basicsr.utils.precision import keep_output_precise
 
 _TIMING_SECONDS = 5.0
@@ -87,20 +90,75 @@ def test_pipeline(
         prepare_metrics(first.val.metrics, place.device)
         experiment.prepare_results(loaded, place)
         with experiment.open_log(first.results_folder, "test", first.name, place) as logger:
-            with stop:  # a signal ends the evaluation on all ranks together, between images
-                measured = tuple(scale.run() for scale in scales)
-            results = Results(
-                name=first.name,
-                scales=measured,
-                device=device_name(place.device),
-                input_shape=first.report.input,
-                better={name: better_direction(block) for name, block in first.val.metrics.items()},
-            )
-            if place.is_master:
-                pictures = {scale.options.scale: scale.pictures for scale in scales if scale.pictures is not None}
-                for line in write_files(results, first.results_folder, first.report, pictures):
-                    logger.info(line)
-    return results
+            report = _Report(loaded, scales, place, logger)
+            for line in unused_in_testing(first):
+                logger.warning(line)
+            try:
+                with stop:  # a signal ends the evaluation on all ranks together, between images
+                    for scale in scales:
+                        scale.run(report.keep)
+            except BaseException as error:  # figures that are finished are not lost, whatever comes
+                report.write_unfinished(error)
+                raise
+            return report.write()
+
+
+class _Report:
+    """What is written of the figures: tables after each dataset, all else at the end."""
+
+    def __init__(
+        self, loaded: Sequence[Options], scales: Sequence[_Scale], place: Place, logger: logging.Logger
+    ) -> None:
+        self._options, self._scales, self._place, self._logger = loaded[0], scales, place, logger
+
+    def results(self, incomplete: str = "") -> Results:
+        """What has been measured so far."""
+        return Results(
+            name=self._options.name,
+            scales=tuple(scale.results() for scale in self._scales if scale.begun or not incomplete),
+            device=device_name(self._place.device),
+            input_shape=self._options.report.input,
+            better={name: better_direction(block) for name, block in self._options.val.metrics.items()},
+            incomplete=incomplete,
+        )
+
+    def keep(self) -> None:
+        """Writes the tables of what there is, in case that the test does not come to its end. All ranks must call.
+
+        Raises:
+            CheckpointError: they cannot be written; on every rank.
+        """
+        folder, report = self._options.results_folder, self._options.report
+        results = self.results("the test has not come to its end.")
+        on_master(self._place, lambda: write_tables(results, folder, report))
+
+    def write(self) -> Results:
+        """Writes everything; raises UserError where that is not possible."""
+        results = self.results()
+        if self._place.is_master:
+            pictures = {scale.options.scale: scale.pictures for scale in self._scales if scale.pictures is not None}
+            for line in write_files(results, self._options.results_folder, self._options.report, pictures):
+                self._logger.info(line)
+        return results
+
+    def write_unfinished(self, error: BaseException) -> None:
+        """Writes the tables and the report of what there is, and says why there is no more; raises nothing."""
+        results = self.results(f"the test ended early: {_reason(error)}.")
+        figures = sum(len(row.evaluations) for scale in results.scales for row in scale.rows)
+        if not (self._place.is_master and figures):
+            return
+        options = self._options.report.model_copy(update={"plots": False})
+        try:
+            for _ in write_files(results, self._options.results_folder, options, {}):
+                pass
+            where = f"marked as incomplete, in {self._options.results_folder}"
+        except (UserError, OSError) as second:
+            where = f"but cannot be written: {second}"
+        self._logger.warning(f"{figures} averages were finished before the test ended; they are kept, {where}")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Scale:
@@ -115,15 +173,18 @@ class _Scale:
         self.better = {name: better_direction(block) for name, block in options.val.metrics.items()}
         self.folder = options.visualization_folder / (f"x{options.scale}" if several else "")
         self.pictures: SavedPictures | None = None
+        self.begun = False
+        self._rows: list[Row] = []
+        self._remarks: list[str] = []
 
     def check(self) -> None:
-        """Looks for what would otherwise be found after much of the work: names, regions, sizes, weights.
+        """Looks for what would otherwise be found after much of the work: images, names, regions, sizes, weights.
 
         Networks are loaded for it and once more when it is their turn, so that one at a time is in memory.
 
         Raises:
-            UserError: two images have one name, a region is not in its image, a dataset's first images do not fit each
-                other, or weights do not fit their network or are not finite.
+            UserError: images cannot be used or do not fit each other, two have one name, a region is not in its image,
+                or weights do not fit their network or are not finite.
         """
         if not (self.options.networks or self.options.network_g):
             return  # none of them is there: nothing is done at this scale
@@ -132,57 +193,70 @@ class _Scale:
         check_regions(
             [region for region in regions if region.dataset in names], self._saved(names), scale=self.options.scale
         )
+        blocks = self.options.datasets_of("val", "test").values()
+        _, self._remarks = check_datasets([(self.datasets[block.name], block) for block in blocks], self.place)
         for data in self.datasets.values():
             data[0]
         for candidate in _networks(self.options) if self.datasets else ():  # built, its weights loaded, and let go
             if not all(bool(value.isfinite().all()) for value in candidate.network.state_dict().values()):
                 raise CheckpointError(f"checkpoint {candidate.file} has weights that are not finite; give another")
 
-    def run(self) -> ScaleResults:
+    def results(self) -> ScaleResults:
+        """What has been measured so far."""
+        return ScaleResults(self.options.scale, tuple(self._rows), self.options.skipped, tuple(self._remarks))
+
+    def run(self, keep: Callable[[], None]) -> None:
         """Evaluates one network after the other; on several ranks all must call.
+
+        Args:
+            keep: called when there are new figures.
 
         Raises:
             Interrupted: a signal asked for it, on any rank.
             UserError: an image or weights cannot be read, or do not fit.
         """
+        self.begun = True
         for line in self.options.skipped:
             self.logger.warning(f"x{self.options.scale}: left out {line}")
-        rows = []
+        for line in self._remarks:
+            self.logger.warning(f"x{self.options.scale}: {line}")
         for candidate in _networks(self.options) if self.datasets else ():
             if candidate.remark:
                 self.logger.info(candidate.remark)
             candidate.network.to(self.place.device)
             if self.options.val.amp != "none":
                 keep_output_precise(candidate.network)
-            rows.append(self._row(candidate))
+            self._measure(candidate, keep)
             if any_rank([bool(self.stop)], self.place.device)[0]:  # others wait here while one measures the speed
                 raise Interrupted(_INTERRUPTED)
-        if rows and self.options.saves_images:
-            names = {dataset: evaluation.images for dataset, evaluation in rows[0].evaluations.items()}
+        if self._rows and self.options.saves_images:
+            names = {dataset: evaluation.images for dataset, evaluation in self._rows[0].evaluations.items()}
             self.pictures = self._saved(names)
-        return ScaleResults(self.options.scale, tuple(rows), self.options.skipped)
 
-    def _row(self, candidate: _Candidate) -> Row:
+    def _measure(self, candidate: _Candidate, keep: Callable[[], None]) -> None:
+        """Adds a network's row, dataset by dataset, then its cost."""
         network, report = candidate.network, self.options.report
-        evaluations: dict[str, Evaluation] = {}
+        row = Row(candidate.name, count_parameters(network), {}, weights=candidate.weights)
+        self._rows.append(row)
         for name, dataset in self.datasets.items():
-            evaluations[name] = evaluation = self._evaluate(candidate, name, dataset)
+            evaluation = self._evaluate(candidate, name, dataset)
+            self._rows[-1] = row = replace(row, evaluations={**row.evaluations, name: evaluation})
             figures = ", ".join(
                 f"{metric_label(metric, self.better[metric] == 'higher')} {format_figure(mean, decimals_of(metric))}"
                 for metric, mean in evaluation.means().items()
             )
             what = f"x{self.options.scale} {candidate.name}, {name} ({len(evaluation.images)} images)"
             self.logger.info(f"{what}: {figures or 'nothing was measured'}")
-        parameters = count_parameters(network)
+            keep()
         multiply_adds = seconds = None
-        if parameters and self.place.is_master:
+        if row.parameters and self.place.is_master:
             try:
                 multiply_adds = count_multiply_adds(network, report.input)
                 if report.speed:
                     seconds = measure_seconds(network, report.input, self.place.device, budget_seconds=_TIMING_SECONDS)
             except (DataError, MachineError) as error:
                 self.logger.warning(f"{candidate.name} has no figures of cost: {error}")
-        return Row(candidate.name, parameters, evaluations, multiply_adds, seconds, candidate.weights)
+        self._rows[-1] = replace(row, multiply_adds=multiply_adds, seconds=seconds)
 
     def _evaluate(self, candidate: _Candidate, name: str, dataset: EvaluationDataset) -> Evaluation:
         val = self.options.val

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from basicsr.utils.options_schema import DatasetOptions
 
 _SHOWN = 20
+_NAMED = 3  # names that stand for more pairs with a fault of the same kind
+_DETAILS = re.compile(r"\d[\d,.]*")
 _THREADS = 16
 _TO_A_TASK = 64
 _SECONDS_WITHOUT_BAR = 1.5
@@ -50,11 +53,13 @@ class BadImage:
         index: of the sample in the dataset.
         path: the file, or the LMDB database and the key in it.
         reason: what is wrong, in one line.
+        pair: the names of both images where each is sound, but they do not fit each other.
     """
 
     index: int
     path: str
     reason: str
+    pair: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -115,16 +120,31 @@ def report(bad: Sequence[BadImage], total: int, name: str) -> str:
         total: number of samples in the dataset.
         name: of the dataset.
     """
-    ordered = sorted(bad, key=lambda image: (image.index, image.path))
+    kinds: dict[str, list[BadImage]] = {}
+    for image in sorted(bad):
+        kinds.setdefault(_kind(image), []).append(image)
     lines = [f"{len({image.index for image in bad})} of {total} images of dataset {name} cannot be used:"]
-    lines += [f"  {printable(str(image))}" for image in ordered[:_SHOWN]]
-    if len(ordered) > _SHOWN:
-        lines.append(f"  and {len(ordered) - _SHOWN} more")
+    for number, alike in enumerate(kinds.values()):
+        if number == _SHOWN:
+            lines.append(f"  and {sum(map(len, list(kinds.values())[_SHOWN:]))} more")
+            break
+        lines.append(f"  {printable(str(alike[0]))}")
+        if others := [os.path.basename(image.path) for image in alike[1:]]:
+            shown = printable(", ".join(others[:_NAMED])) + (", ..." if others[_NAMED:] else "")
+            lines.append(f"    and {len(others)} more pairs like it ({shown}), as where one setting is wrong")
     lines.append(
         "Copy, convert or remove these files and start again; in training, skip_bad_images: N goes on without up to N"
         " of them"
     )
     return "\n".join(lines)
+
+
+def _kind(image: BadImage) -> str:
+    """Text that is the same for faults of one cause: of pairs that do not fit, without their names and numbers."""
+    reason = image.reason if image.pair else str(image)
+    for name in image.pair:
+        reason = reason.replace(name, "")
+    return _DETAILS.sub("#", reason) if image.pair else reason
 
 
 def fingerprint(dataset: Any) -> dict[str, Any]:
@@ -229,7 +249,7 @@ def _judge(stored: StoredImages, index: int, findings: dict[str, Finding]) -> li
                 raise DataError(f"is gray, but {names[other]} is in colour; convert one of them")
         _check_sizes(stored, index, gt.size, lq.size)
     except DataError as error:
-        return [BadImage(index, names["gt"], str(error))]
+        return [BadImage(index, names["gt"], str(error), tuple(names.values()))]
     return []
 
 

@@ -14,8 +14,10 @@ Meta info files may come from strangers; what they name must lie below the datas
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
+from basicsr.data.surroundings import look_around, some
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.img_util import IMAGE_SUFFIXES
 from basicsr.utils.lmdb_pages import find_damaged_page
@@ -23,7 +25,7 @@ from basicsr.utils.lmdb_util import read_meta_info
 from basicsr.utils.misc import scandir
 from basicsr.utils.name_lists import leaves_folder, printable, read_lines
 
-_NAMED_IN_ERRORS = 3
+_WITH_SHAPE = re.compile(r"(?P<name>.*\S) +\([0-9]+, ?[0-9]+(, ?[0-9]+)?\)( .*)?")
 
 
 def paths_from_folder(folder: str) -> list[str]:
@@ -45,8 +47,7 @@ def paths_from_lmdb(folder: str) -> list[str]:
 
 
 def paths_from_meta_info_file(folder: str, meta_info_file: str) -> list[str]:
-    """Paths of the images that a file names, one to a line, relative to `folder`; what follows a space is
-    left out.
+    """Paths of the images that a file names, one to a line, relative to `folder`; `(h,w,c)` after a name is left out.
 
     Raises:
         DataError: the file is missing, empty or no text, a path leaves `folder`, or an image does not exist.
@@ -77,16 +78,15 @@ def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filena
     gt_by_stem = images_by_stem(gt_folder)
     input_by_stem = images_by_stem(input_folder)
     expected = {stem: filename_tmpl.format(stem) for stem in gt_by_stem}
-    lonely = [gt_by_stem[stem] for stem, wanted in expected.items() if wanted not in input_by_stem]
+    lonely = [stem for stem, wanted in expected.items() if wanted not in input_by_stem]
     if lonely:
-        example = filename_tmpl.format(os.path.splitext(lonely[0])[0])
         raise DataError(
-            f"{gt_folder} has {_some(lonely)} without a partner such as {example}.png in {input_folder}; "
-            "add the missing images or change filename_tmpl"
+            f"{gt_folder} has {some([gt_by_stem[stem] for stem in lonely])} without a partner such as"
+            f" {expected[lonely[0]]}.png in {input_folder}; {_about_partners(lonely, expected, input_by_stem)}"
         )
     unused = sorted(input_by_stem.keys() - set(expected.values()))
     if unused:
-        names = _some([input_by_stem[stem] for stem in unused])
+        names = some([input_by_stem[stem] for stem in unused])
         raise DataError(
             f"{input_folder} has {names} without a partner in {gt_folder} (filename_tmpl "
             f"is '{filename_tmpl}'); add the missing images or remove these"
@@ -156,7 +156,7 @@ def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[
     ):
         if lonely := [key for key in one if key not in other]:
             raise DataError(
-                f"{folder} has {_some(lonely)} without a partner in {partner}; create both with the same "
+                f"{folder} has {some(lonely)} without a partner in {partner}; create both with the same "
                 "keys (scripts/data/create_lmdb.py --strip-suffix)"
             )
     return [{f"{input_key}_path": key, f"{gt_key}_path": key} for key in gt_keys]
@@ -183,10 +183,27 @@ def check_template(filename_tmpl: str) -> None:
         raise OptionsError(f"filename_tmpl must hold {{}} once, such as '{{}}x2', got '{filename_tmpl}'")
 
 
+def _about_partners(lonely: Sequence[str], expected: Mapping[str, str], there: Mapping[str, str]) -> str:
+    """What to change where HR images have no partner."""
+    alike = {stem.casefold(): name for stem, name in there.items()}
+    if found := alike.get(expected[lonely[0]].casefold()):
+        return f"{printable(found)} is written otherwise (upper and lower case count); rename one"
+    if len(lonely) == len(expected):  # one wrong setting, not single missing files
+        found = next(iter(there.values()))
+        for stem in expected:
+            rest = os.path.splitext(found)[0].removeprefix(stem)
+            if os.path.splitext(found)[0].startswith(stem) and not set("{}") & set(rest):
+                return f"names there look like {printable(found)}: set filename_tmpl: '{{}}{printable(rest)}'"
+        return f"names there look like {printable(found)}; change filename_tmpl or the folder"
+    return "add the missing images or change filename_tmpl"
+
+
 def _image_names(folder: str) -> list[str]:
+    """The names of a folder's entries that look like images, whether or not they can be read: none must vanish."""
     names = list(scandir(folder, suffix=IMAGE_SUFFIXES))
     if not names:
-        raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); check the path")
+        others = "; ".join(look_around(folder))
+        raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); {others or 'check the path'}")
     return names
 
 
@@ -200,7 +217,7 @@ def _keys_of(folder: str) -> dict[str, tuple[int, int, int]]:
 
 
 def _names_of(meta_info_file: str) -> list[str]:
-    names = [line.split(" ")[0] for _, line in read_lines(meta_info_file, "meta_info_file")]
+    names = [_named(line, number, meta_info_file) for number, line in read_lines(meta_info_file, "meta_info_file")]
     if not names:
         raise DataError(f"meta_info_file {meta_info_file} names no image")
     for name in names:
@@ -210,6 +227,22 @@ def _names_of(meta_info_file: str) -> list[str]:
                 " folder; write paths relative to it, without '..'"
             )
     return names
+
+
+def _named(line: str, number: int, meta_info_file: str) -> str:
+    """The image that a line names: what stands before `(h,w,c)`; without that the whole line, which may have blanks,
+    or, as BasicSR reads it, its first word where that alone is the name of an image."""
+    if shaped := _WITH_SHAPE.fullmatch(line):
+        return shaped["name"]
+    first, _, rest = line.partition(" ")
+    if not rest or not first.lower().endswith(IMAGE_SUFFIXES):
+        return line
+    if line.lower().endswith(IMAGE_SUFFIXES):
+        raise DataError(
+            f"line {number} of meta_info_file {meta_info_file} may name one image with blanks or two:"
+            f" {printable(line[:200])}; write one to a line, a name with blanks as 'NAME (height,width,channels)'"
+        )
+    return first
 
 
 def _check_links(folder: str, names: Sequence[str], meta_info_file: str) -> None:
@@ -236,10 +269,7 @@ def _check_links(folder: str, names: Sequence[str], meta_info_file: str) -> None
 
 def _check_exist(paths: Iterable[str], meta_info_file: str) -> None:
     if missing := [path for path in paths if not os.path.isfile(path)]:
-        raise DataError(f"meta_info_file {meta_info_file} names {_some(missing)} that do not exist; check the folders")
-
-
-def _some(names: Sequence[str]) -> str:
-    """`2 images (a.png, b.png)`; of many, the first few."""
-    shown = printable(", ".join(names[:_NAMED_IN_ERRORS])) + (", ..." if len(names) > _NAMED_IN_ERRORS else "")
-    return f"{len(names)} image{'s' if len(names) > 1 else ''} ({shown})"
+        raise DataError(
+            f"meta_info_file {meta_info_file} names {some(missing)} that do not exist or are no files; check the"
+            " folders"
+        )

@@ -14,6 +14,7 @@ from basicsr.utils.errors import DataError
 from basicsr.utils.file_client import FileClient, stored_value
 from basicsr.utils.image_headers import Content, HeaderError, ImageHeader, Source, find_fault, read_header
 from basicsr.utils.img_util import find_damage, imfrombytes
+from basicsr.utils.regular_files import open_regular
 
 _AGAIN = "copy or download the file again"
 _FIRST_BYTES = 4096
@@ -52,7 +53,7 @@ class File:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._file = open_regular(path)
         try:
             self.size = os.fstat(self._file.fileno()).st_size
             self._first = self._file.read(_FIRST_BYTES)

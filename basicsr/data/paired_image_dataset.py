@@ -94,6 +94,7 @@ class PairedImageDataset(PatchDataset):
         folders, keys = [dataroot_lq, dataroot_gt], ["lq", "gt"]
         backend = backend_type(io_backend)
         self._lmdb = backend == "lmdb"
+        self._chosen = not self._lmdb and meta_info_file is not None
         check_roots(folders, backend)
         if backend == "lmdb":
             self.paths = paired_paths_from_lmdb(folders, keys)
@@ -144,6 +145,7 @@ class PairedImageDataset(PatchDataset):
             scale=self.scale,
             exact=self.gt_size is not None,
             gt_patch_size=None if self.extend_small else self.gt_size,
+            chosen=self._chosen,
         )
 
     def _random_patches(

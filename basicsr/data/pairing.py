@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+
 from basicsr.utils.errors import DataError
 
 Size = tuple[int, int]
 
 # Pixels that are missing at the right or below where LR images were made from HR images cut to a multiple of 12.
 MOST_CUT_OFF = 12
+_LARGEST_SCALE = 16
 
 
 def check_patches_fit(
@@ -30,8 +34,7 @@ def check_patches_fit(
     needed = lq_size[0] * scale, lq_size[1] * scale
     if gt_size != needed:
         raise DataError(
-            f"{names}; at scale {scale} the HR image must be {_by(needed)}: "
-            "crop it, or make the LR image anew with scripts/data/generate_lr.py"
+            f"{names}; at scale {scale} the HR image must be {_by(needed)}: {advice(gt_size, lq_size, scale, gt_path)}"
         )
     if gt_patch_size is not None and min(lq_size) < gt_patch_size // scale:
         raise DataError(
@@ -54,8 +57,28 @@ def check_whole_pair(gt_size: Size, lq_size: Size, scale: int, gt_path: str, lq_
         return
     raise DataError(
         f"HR {gt_path} of {_by(gt_size)} {relation} than {scale} times LR {lq_path} of {_by(lq_size)}; "
-        "check scale, dataroot_lq and filename_tmpl"
+        f"{advice(gt_size, lq_size, scale, gt_path)}"
     )
+
+
+def advice(gt_size: Size, lq_size: Size, scale: int, gt_path: str | None) -> str:
+    """What to do about a pair whose HR image is not `scale` times the LR image; it must lead to one that is."""
+    if _is_cut_of(gt_size, lq_size, scale):
+        folder = "HR" if gt_path is None or "(key '" in gt_path else shlex.quote(os.path.dirname(gt_path) or ".")
+        return (
+            f"cut the HR images to a multiple of {scale}, and make LR images of these, by: python"
+            f" scripts/data/generate_lr.py --input {folder} --output NEW_LR --hr-output NEW_HR --scales {scale}; then"
+            f" set dataroot_gt: NEW_HR, dataroot_lq: NEW_LR/X{scale}, filename_tmpl: '{{}}x{scale}'"
+        )
+    other = next((other for other in range(1, _LARGEST_SCALE + 1) if _is_cut_of(gt_size, lq_size, other)), None)
+    found = f"the LR image is of scale {other}; " if other is not None and other != scale else ""
+    return f"{found}check scale, dataroot_lq and filename_tmpl"
+
+
+def _is_cut_of(gt_size: Size, lq_size: Size, scale: int) -> bool:
+    """Whether LR may be made from HR at this scale, pixels that fill no multiple being left over at most."""
+    rests = (large - small * scale for large, small in zip(gt_size, lq_size, strict=True))
+    return all(0 <= rest < max(MOST_CUT_OFF, scale) for rest in rests)
 
 
 def check_depths(gt_bits: int, lq_bits: int, gt_path: str, lq_path: str) -> None:

@@ -47,6 +47,7 @@ class SingleImageDataset(ImageDataset):
         self._storage = ImageStorage(io_backend, self._roots)
         backend = backend_type(io_backend)
         self._lmdb = backend == "lmdb"
+        self._chosen = not self._lmdb and meta_info_file is not None
         check_roots([dataroot_lq], backend)
         if backend == "lmdb":
             self.paths = paths_from_lmdb(dataroot_lq)
@@ -69,4 +70,4 @@ class SingleImageDataset(ImageDataset):
 
     def stored_images(self) -> StoredImages:
         """Where the images lie."""
-        return StoredImages(files={"lq": self.paths}, roots=self._roots, lmdb=self._lmdb)
+        return StoredImages({"lq": self.paths}, self._roots, self._lmdb, chosen=self._chosen)

@@ -22,6 +22,7 @@ from basicsr.utils.file_client import FileClient
 from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.name_lists import printable
 from basicsr.utils.ppm_files import LONGEST_HEADER, PpmHeader, pixels_of, read_ppm_header
+from basicsr.utils.regular_files import open_regular
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class StoredImages:
         scale: how many times larger HR is than LR.
         exact: whether HR must be just that, as in training; otherwise pixels may be left over below and right.
         gt_patch_size: side of the HR patches that must fit in; None for none.
+        chosen: whether a list names them, so that others in the folder are left out on purpose.
     """
 
     files: Mapping[str, Sequence[str]]
@@ -44,6 +46,7 @@ class StoredImages:
     scale: int = 1
     exact: bool = False
     gt_patch_size: int | None = None
+    chosen: bool = False
 
     def name(self, role: str, index: int) -> str:
         """What to call an image in errors."""
@@ -240,7 +243,7 @@ class ImageStorage:
 def _opened_ppm(path: str, name: str) -> PpmFile | None:
     """A file whose windows can be read; None where it must be decoded whole, or refused."""
     with suppress(OSError, ValueError), ExitStack() as closing:  # ValueError: a name with a NUL byte
-        file = closing.enter_context(open(path, "rb", buffering=0))
+        file = closing.enter_context(open_regular(path))
         if header := read_ppm_header(file.read(LONGEST_HEADER), os.fstat(file.fileno()).st_size):
             closing.pop_all()
             return PpmFile(file, header, name)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from basicsr.data.checking import BadImage, check_images, report
-from basicsr.engine.distributed import on_master
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from basicsr.data.checking import BadImage, check_images, report, stored_images
+from basicsr.data.surroundings import remarks_about
+from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.stop import StopRequest
 from basicsr.engine.teacher_cache import check_content
 from basicsr.engine.training_run import TrainingRun
 from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import DataError, UserError
+from basicsr.utils.options_schema import DatasetOptions
 
 
 def check_equal_on_all_ranks(run: TrainingRun) -> None:
@@ -36,38 +42,19 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
         stop: a signal ends the check at once.
 
     Returns:
-        What the log should say of images that training will do without.
+        What the log should say of the images, and of those that training will do without.
 
     Raises:
         DataError: images cannot be used, more of them than may be skipped, or the teacher's cache is of others; on
             every rank.
         Preempted: a signal came.
     """
-    remarks: list[str] = []
-    reports: list[str] = []
-    blocks = {"train": (run.loader.dataset, run.options.datasets["train"])}
-    for block in run.options.datasets_of("val").values():
-        blocks[block.name] = (run.validation[block.name], block)
-    for dataset, block in blocks.values():
-        mine: list[BadImage] = []
-        failure: UserError | None = None
-        try:
-            with stop.at_once():
-                mine = check_images(dataset, block, rank=run.place.rank, world_size=run.place.world_size)
-        except UserError as error:
-            failure = error
-        raise_together(failure)
-        bad = sorted(image for found in gather_objects(mine) for image in found)
-        allowed = block.skip_bad_images if block.phase == "train" else 0
-        if len(bad) > allowed:
-            reports.append(report(bad, len(dataset), block.name))  # type: ignore[arg-type]
-        elif bad:
-            run.loader.leave_out((image.index, str(image)) for image in bad)
-            remarks += [f"{block.name}: left out: {image.path}: {image.reason}" for image in bad]
-    if reports:
-        told = DataError("\n".join(reports))
-        told.known_to_all = True
-        raise told
+    block = run.options.datasets["train"]
+    entries = [(run.loader.dataset, block)]
+    entries += [(run.validation[other.name], other) for other in run.options.datasets_of("val").values()]
+    bad, remarks = check_datasets(entries, run.place, stop.at_once)
+    run.loader.leave_out((image.index, str(image)) for image in bad)
+    remarks += [f"{block.name}: left out: {image.path}: {image.reason}" for image in bad]
 
     def compare() -> None:
         with stop.at_once():
@@ -75,3 +62,50 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
 
     on_master(run.place, compare)
     return remarks
+
+
+def check_datasets(
+    entries: Sequence[tuple[Any, DatasetOptions]],
+    place: Place,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> tuple[list[BadImage], list[str]]:
+    """Looks at the images of datasets as `check_images` of each says, and at what else lies in their folders.
+
+    All ranks must call.
+
+    Args:
+        entries: each dataset and its options.
+        place: this rank.
+        guard: the context to look in; ranks do not wait for each other within it.
+
+    Returns:
+        Bad images that training may do without (`skip_bad_images`), and on rank 0 what the log should say.
+
+    Raises:
+        DataError: images cannot be used, more of them than may be skipped; on every rank.
+    """
+    remarks: list[str] = []
+    reports: list[str] = []
+    left_out: list[BadImage] = []
+    for dataset, block in entries:
+        mine: list[BadImage] = []
+        failure: UserError | None = None
+        try:
+            with guard():
+                stored = stored_images(dataset)
+                if place.is_master and stored is not None:
+                    remarks += remarks_about(block.name, stored, block.phase)
+                mine = check_images(dataset, block, rank=place.rank, world_size=place.world_size)
+        except UserError as error:
+            failure = error
+        raise_together(failure)
+        bad = sorted(image for found in gather_objects(mine) for image in found)
+        if len(bad) > (block.skip_bad_images if block.phase == "train" else 0):
+            reports.append(report(bad, len(dataset), block.name))
+        elif bad:
+            left_out += bad
+    if reports:
+        told = DataError("\n".join(reports))
+        told.known_to_all = True
+        raise told
+    return left_out, list(dict.fromkeys(remarks))

@@ -76,7 +76,8 @@ def _note(
             f" @ {int(run.best[name][metric]['iteration'])} iter)"
             for metric, value in evaluation.means().items()
         )
-        lines.append(f"Validation {name}, iter {run.iteration:,d}: {figures}")
+        count = f"{len(evaluation.images)} image{'s' if len(evaluation.images) != 1 else ''}"
+        lines.append(f"Validation {name} ({count}), iter {run.iteration:,d}: {figures}")
 
     def write() -> None:
         if log is not None:

@@ -127,7 +127,7 @@ def write_report(
 
     def write(file: BinaryIO) -> None:
         for text in _template().generate(**context):
-            file.write(text.encode("utf-8"))
+            file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be text
 
     return write_atomically(path, write)[1]
 

@@ -40,11 +40,13 @@ class ScaleResults:
         scale: the upscaling factor.
         rows: in the order of the options file.
         skipped: sentences that name the datasets and networks that were not there, and why.
+        warnings: sentences on datasets that are not what their names say.
     """
 
     scale: int
     rows: tuple[Row, ...]
     skipped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def datasets(self) -> tuple[str, ...]:
         """Names of the datasets that any row was evaluated on, in the order of their first appearance."""
@@ -66,6 +68,7 @@ class Results:
         device: on which `Row.seconds` was measured, by its maker's name.
         input_shape: (C, H, W) of the input that `Row.multiply_adds` and `Row.seconds` are about.
         better: `higher` or `lower` by the name of a metric; a metric that it does not name is better higher.
+        incomplete: why not all was measured; empty where it was.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Results:
     device: str
     input_shape: tuple[int, int, int]
     better: Mapping[str, str]
+    incomplete: str = ""
 
     def datasets(self) -> tuple[str, ...]:
         """Names of the datasets of any scale, in the order of their first appearance."""

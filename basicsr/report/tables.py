@@ -10,8 +10,6 @@ by default, the networks that one chooses among: not bicubic interpolation, whic
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from typing import BinaryIO, Literal
 from basicsr.report.published import PublishedRow, published_rows
 from basicsr.report.results import Results, Row, ScaleResults
 from basicsr.utils.atomic_files import write_atomically
+from basicsr.utils.csv_files import Number, csv_text
 
 DASH = "\N{EN DASH}"
 
@@ -106,9 +105,7 @@ def write_csv(path: Path, results: Results) -> None:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("scale", "network", "dataset", "image", "metric", "value"))
+    lines: list[tuple[object, ...]] = []
     for scale in results.scales:
         for row in scale.rows:
             for dataset, evaluation in row.evaluations.items():
@@ -116,8 +113,8 @@ def write_csv(path: Path, results: Results) -> None:
                 for image, values, seconds in rows:
                     named = [*zip(evaluation.metrics, values, strict=True), ("seconds", seconds)]
                     start = (scale.scale, row.name, dataset, image)
-                    writer.writerows((*start, metric, f"{value:.6f}") for metric, value in named)
-    write_text(path, text.getvalue())
+                    lines += [(*start, metric, Number(f"{value:.6f}")) for metric, value in named]
+    write_text(path, csv_text(("scale", "network", "dataset", "image", "metric", "value"), lines))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,7 +125,7 @@ def write_text(path: Path, text: str) -> None:
     """
 
     def write(file: BinaryIO) -> None:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be text
 
     write_atomically(path, write)
 
@@ -140,6 +137,7 @@ def quality_table(
     rank_published: bool = False,
     ranked: Callable[[Row], bool] = is_ranked,
     parameters: bool = False,
+    images: Sequence[str] | None = None,
 ) -> Table:
     """Average figures by scale, network and dataset; the module's docstring says what is marked.
 
@@ -149,6 +147,7 @@ def quality_table(
         rank_published: rank them (their teachers excepted) among ours.
         ranked: which of our rows take part in the ranking.
         parameters: have a column of them.
+        images: sentences that say how many images the averages are over; None for what `results` say.
 
     Raises:
         OptionsError: nothing is published of that backbone.
@@ -176,10 +175,13 @@ def quality_table(
     subtitle = "/".join(metric_label(metric, results.higher_is_better(metric)) for metric in metrics)
     columns = [Column("Params (M)")] if parameters else []
     columns += [Column(dataset, subtitle) for dataset in datasets]
-    notes = _about_ranking(results, ranked) + _about_published(published, theirs, rank_published) + gaps(results)
+    notes = [*(image_counts(results) if images is None else images), *_about_ranking(results, ranked)]
+    notes += _about_published(published, theirs, rank_published) + gaps(results)
     caption = f"{results.name}: average {subtitle}. Best figure bold, second best underlined."
     if not metrics:
         caption = f"{results.name}: nothing was measured."
+    if results.incomplete:
+        caption = f"INCOMPLETE. {caption}"
     return Table("quality", caption, tuple(columns), tuple(groups), references, tuple(notes))
 
 
@@ -350,13 +352,30 @@ def weights_used(results: Results) -> list[str]:
     ]
 
 
+def image_counts(results: Results) -> list[str]:
+    """How many images the averages are over: "Images: Set5 5, Set14 14 (x3: 13)."; nothing where there are none."""
+    counts: dict[str, dict[int, list[str]]] = {}
+    for scale in results.scales:
+        for row in scale.rows:
+            for dataset, evaluation in row.evaluations.items():
+                where = counts.setdefault(dataset, {}).setdefault(len(evaluation.images), [])
+                where += [] if f"x{scale.scale}" in where else [f"x{scale.scale}"]
+    parts = []
+    for dataset, numbers in counts.items():
+        (first, _), *others = numbers.items()
+        parts.append(f"{dataset} {first}" + "".join(f" ({', '.join(where)}: {number})" for number, where in others))
+    return [f"Images: {', '.join(parts)}."] if parts else []
+
+
 def gaps(results: Results) -> list[str]:
-    """Why figures are missing; what holds at several scales is said once."""
+    """Why figures are missing or are not what they seem; what holds at several scales is said once."""
     scales: dict[str, list[str]] = {}
     for scale in results.scales:
-        for sentence in (*(f"left out {skipped}" for skipped in scale.skipped), *_without_hr(scale)):
+        warnings = [f"WARNING: {warning}." for warning in scale.warnings]
+        for sentence in (*warnings, *(f"left out {skipped}" for skipped in scale.skipped), *_without_hr(scale)):
             scales.setdefault(sentence, []).append(f"x{scale.scale}")
-    return [f"{', '.join(where)}: {sentence}" for sentence, where in scales.items()]
+    about = [f"INCOMPLETE: {results.incomplete}"] if results.incomplete else []
+    return about + [f"{', '.join(where)}: {sentence}" for sentence, where in scales.items()]
 
 
 def _without_hr(scale: ScaleResults) -> list[str]:

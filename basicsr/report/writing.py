@@ -15,7 +15,7 @@ from basicsr.report.published import published_rows
 from basicsr.report.regions import write_regions
 from basicsr.report.results import Pictures, Results
 from basicsr.report.table_text import to_latex, to_markdown, to_markdown_list
-from basicsr.report.tables import cost_table, quality_table, weights_used, write_csv, write_text
+from basicsr.report.tables import Table, cost_table, quality_table, weights_used, write_csv, write_text
 from basicsr.utils.img_util import imwrite
 from basicsr.utils.options_schema import ReportOptions
 
@@ -39,14 +39,7 @@ def write_files(
         DataError: a region does not lie in its image.
         CheckpointError: a file cannot be written.
     """
-    write_csv(folder / "metrics.csv", results)
-    tables = [quality_table(results, published=options.published)]
-    tables += [cost_table(results)] if any(row.parameters for scale in results.scales for row in scale.rows) else []
-    summary = "\n\n".join(to_markdown(table) for table in tables)
-    if weights := weights_used(results):
-        summary += "\n" + to_markdown_list(weights)
-    write_text(folder / "summary.md", f"{summary}\n")
-    write_text(folder / "tables.tex", "\n\n".join(to_latex(table, results.name) for table in tables) + "\n")
+    tables, summary = write_tables(results, folder, options)
     yield f"{results.name}; files in {folder}\n{summary}"
     plots = _write_plots(results, folder / "plots", options) if options.plots else {}
     comparisons = _write_comparisons(results, folder, options, pictures) if options.plots else {}
@@ -70,6 +63,24 @@ def write_files(
             date=f"{time.strftime('%Y-%m-%d')}, basicsr {basicsr.__version__}",
         )
         yield f"report, {size / 1e6:.1f} MB: {path}"
+
+
+def write_tables(results: Results, folder: Path, options: ReportOptions) -> tuple[list[Table], str]:
+    """Writes metrics.csv, summary.md and tables.tex; returns the tables, and the text of summary.md.
+
+    Raises:
+        OptionsError: nothing is published of `published`.
+        CheckpointError: a file cannot be written.
+    """
+    write_csv(folder / "metrics.csv", results)
+    tables = [quality_table(results, published=options.published)]
+    tables += [cost_table(results)] if any(row.parameters for scale in results.scales for row in scale.rows) else []
+    summary = "\n\n".join(to_markdown(table) for table in tables)
+    if weights := weights_used(results):
+        summary += "\n" + to_markdown_list(weights)
+    write_text(folder / "summary.md", f"{summary}\n")
+    write_text(folder / "tables.tex", "\n\n".join(to_latex(table, results.name) for table in tables) + "\n")
+    return tables, summary
 
 
 def _write_plots(results: Results, folder: Path, options: ReportOptions) -> dict[str, str]:

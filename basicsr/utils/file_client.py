@@ -11,11 +11,11 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, Protocol
 
 from basicsr.utils.errors import DataError, MachineError, OptionsError
 from basicsr.utils.lmdb_pages import find_short_file
+from basicsr.utils.regular_files import read_regular
 
 _environments: dict[str, Any] = {}  # by real path
 _known: dict[str, Any] = {}  # the same by absolute paths as they are given: resolving links takes longer than reading
@@ -79,7 +79,7 @@ class _Disk:
 
     def get(self, name: str, client_key: str) -> bytes:
         try:
-            return Path(name).read_bytes()
+            return read_regular(name)
         except (OSError, ValueError) as error:  # ValueError: a name with a NUL byte
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise DataError(f"cannot read {name}: {reason}; check the path") from error
@@ -135,6 +135,11 @@ def stored_value(path: str, key: str, readahead: bool = False) -> Iterator[memor
             yield value
     except lmdb.Error as error:
         raise DataError(f"cannot read key '{key}' of LMDB database {path}: {error}; create it again") from error
+
+
+def count_values(path: str) -> int:
+    """How many images an LMDB database holds; raises DataError where it cannot be opened."""
+    return int(_environment(path, readahead=False).stat()["entries"])
 
 
 def _environment(path: str, readahead: bool) -> Any:

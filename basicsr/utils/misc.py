@@ -33,29 +33,47 @@ def scandir(
 ) -> Iterator[str]:
     """Yields the files of a folder in the order of their names; hidden files and folders are left out.
 
+    What is no file but no folder either, as a link that leads nowhere, is yielded too: who reads it says what is wrong.
+    Nothing vanishes because it is damaged.
+
     Args:
         dir_path: the folder.
-        suffix: only files whose name ends so, in upper or lower case.
-        recursive: also those in folders below.
+        suffix: only entries whose name ends so, in upper or lower case. A folder of such a name is yielded too.
+        recursive: also those in folders below, but not in one that contains this folder, by a link.
         full_path: yield paths that begin with `dir_path`; otherwise paths relative to it.
 
     Raises:
         DataError: the folder does not exist or cannot be read.
     """
+    yield from _entries(os.fspath(dir_path), suffix, recursive, full_path, ())
+
+
+def _entries(
+    folder: str, suffix: str | tuple[str, ...] | None, recursive: bool, full_path: bool, above: tuple[str, ...]
+) -> Iterator[str]:
     try:
-        entries = sorted(os.scandir(dir_path), key=lambda entry: entry.name)
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"cannot read folder {os.fspath(dir_path)}: {error.strerror}; check the path") from error
-    endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix or ("",)))
+        raise DataError(f"cannot read folder {folder}: {error.strerror}; check the path") from error
+    endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix or ()))
+    above = (*above, os.path.realpath(folder)) if recursive else above
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_file():
-            if entry.name.lower().endswith(endings):
-                yield entry.path if full_path else entry.name
-        elif recursive and entry.is_dir():
-            for below in scandir(entry.path, suffix, recursive, full_path):
+        if entry.name.lower().endswith(endings) if endings else not is_folder(entry):
+            yield entry.path if full_path else entry.name
+        elif recursive and is_folder(entry) and os.path.realpath(entry.path) not in above:
+            for below in _entries(entry.path, suffix, recursive, full_path, above):
                 yield below if full_path else os.path.join(entry.name, below)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder, or a link to one; not where that cannot be told."""
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle, or in a folder that may be listed and no more
+        return False
 
 
 def sizeof_fmt(size: float, suffix: str = "B") -> str:

@@ -6,12 +6,13 @@ written, so anything but a plain name below the dataset's folder is refused, in 
 
 from __future__ import annotations
 
+import io
 import os
-import stat
 import unicodedata
 from pathlib import PurePosixPath, PureWindowsPath
 
 from basicsr.utils.errors import DataError
+from basicsr.utils.regular_files import open_regular
 
 _LARGEST_FILE = 1 << 28  # bytes; 5 million names of 50 bytes
 _LONGEST_LINE = 4096
@@ -30,14 +31,8 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[tuple[int, str]]
     """
     name = f"{what} {os.fspath(path)}".strip()
     try:
-        # A pipe that nobody writes to would otherwise be waited for.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise DataError(f"cannot read {name}: it is no file but a folder, a pipe or a device; check the path")
+        with io.BufferedReader(open_regular(path)) as file:
             content = file.read(_LARGEST_FILE + 1)
-    except DataError:
-        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DataError(f"cannot read {name}: {reason}; check the path") from error

@@ -35,7 +35,7 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
     Returns:
         The key of each mistake and what is wrong there.
     """
-    checks: list[_Check] = [_names, _scales, _crops, _progressive, _cached, _metrics, _best, _rows]
+    checks: list[_Check] = [_names, _scales, _crops, _progressive, _whole_sets, _cached, _metrics, _best, _rows]
     if options.is_train:
         checks += [_model, _losses, _adversary, _schedule, _training_data]
     else:
@@ -300,6 +300,17 @@ def _progressive(options: Options) -> Iterator[Finding]:
             yield at, f"{', '.join(_PROGRESSIVE)} need equally many entries, one per stage: {lengths}"
         else:
             yield from _stages(options, key, dataset)
+
+
+def _whole_sets(options: Options) -> Iterator[Finding]:
+    """Evaluation skips no image: its figures would not be those of the set."""
+    for key, dataset in options.datasets_of("val", "test").items():
+        if dataset.skip_bad_images:
+            yield (
+                ("datasets", key, "skip_bad_images"),
+                f"is of training only, got {dataset.skip_bad_images}: an average without some images is of another set;"
+                " remove it",
+            )
 
 
 def _stages(options: Options, key: str, dataset: DatasetOptions) -> Iterator[Finding]:

@@ -178,10 +178,13 @@ class DatasetOptions(Section):
     persistent_workers: bool = Field(default=True, description="workers live through the whole run")
     use_shuffle: bool = Field(default=True, description="whether training sees the images in random order")
     check_images: Literal["none", "headers", "full"] = Field(
-        default="headers", description="what to read of every image before training begins; full decodes them"
+        default="headers",
+        description="what to read of every image before training or testing begins; full decodes them",
     )
     skip_bad_images: IterationsOrNone = Field(
-        default=0, description="how many images that cannot be used training may do without; 0 stops at the first"
+        default=0,
+        description="how many images that cannot be used training may do without; 0 stops at the first; evaluation does"
+        " without none",
     )
     gt_sizes: Annotated[tuple[Side, ...], Field(min_length=1)] | None = Field(
         default=None, description="progressive training: side of the HR patches, stage by stage; gt_size is the largest"

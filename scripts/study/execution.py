@@ -133,7 +133,7 @@ class Trainings:
         """Starts a run, or notes that it is done: one whose script was killed may have come to its end since."""
         state, record = state_of(self.study, run)
         if state == "resume" and record is not None and (found := outcome_of(run.options)) is not None:
-            self._note(number, run, replace(record, status="done", values=found[0], seconds=found[1], error=""))
+            self._note(number, run, replace(record, status="done", error="", **found))
             return
         if state == "start" or record is None or record.initial is None:
             state, record = "start", self._checked(run)
@@ -181,7 +181,7 @@ class Trainings:
             except UserError as damage:
                 error = str(damage)
         if found is not None:
-            self._note(active.number, run, replace(record, status="done", values=found[0], seconds=found[1]))
+            self._note(active.number, run, replace(record, status="done", **found))
         elif stopping:
             self._tell(active.number, run, f"stopped after {saved_at(run.options)}/{run.options.train.total_iter}")
         else:

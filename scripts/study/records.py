@@ -7,6 +7,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from basicsr.data import build_eval_dataset
 from basicsr.engine.precision_choice import settled
 from basicsr.engine.sinks import flat
 from basicsr.models import build_model, recognise_networks
 from basicsr.report.tables import write_text
 from basicsr.utils.atomic_files import sha256_of
-from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.errors import DataError, OptionsError, UserError
 from basicsr.utils.history import HISTORY, ITERATION, read_history
 from basicsr.utils.options import resolved_yaml
 from basicsr.utils.options_schema import Options
@@ -45,6 +47,7 @@ class Record:
         jobs: how many trainings ran at a time.
         values: figures after the last iteration by dataset and metric; empty unless done.
         seconds: per iteration, median over the lines of its log; None unless done.
+        images: how many the figures are averages over, by dataset.
         error: why it failed, in a line.
     """
 
@@ -56,6 +59,7 @@ class Record:
     jobs: int = 1
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: float | None = None
+    images: Mapping[str, int] = field(default_factory=dict)
     error: str = ""
 
 
@@ -187,8 +191,8 @@ def saved_at(options: Options) -> int:
     return max((int(stem) for stem in stems if stem.isdigit()), default=0)
 
 
-def outcome_of(options: Options) -> tuple[dict[str, dict[str, float]], float] | None:
-    """Figures after the last iteration by dataset and metric, and the median of seconds per iteration.
+def outcome_of(options: Options) -> dict[str, Any] | None:
+    """What a `Record` says of a training that is done: `values`, `seconds` and `images`.
 
     The first line of the log is left out of the median where there are more: it has what happens once.
 
@@ -209,7 +213,10 @@ def outcome_of(options: Options) -> tuple[dict[str, dict[str, float]], float] | 
     seconds = [entry[_SECONDS] for entry in history if _SECONDS in entry]
     if not values or not seconds:
         return None
-    return values, statistics.median(seconds[1:] or seconds)
+    images = {}
+    with suppress(UserError):  # a set that has gone since says nothing of a training that is done
+        images = {block.name: len(build_eval_dataset(block)) for block in options.datasets_of("val").values()}
+    return {"values": values, "seconds": statistics.median(seconds[1:] or seconds), "images": images}
 
 
 def _collect(entry: Mapping[str, Any], options: Options, values: dict[str, dict[str, float]]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import platform
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 
 import basicsr
+from basicsr.data.surroundings import other_number
 from basicsr.metrics import better_direction
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.report.results import Results, Row, ScaleResults
@@ -35,6 +34,7 @@ from basicsr.report.tables import (
     significant,
     write_text,
 )
+from basicsr.utils.csv_files import csv_text as text_of
 from basicsr.utils.errors import CheckpointError, OptionsError
 from study.plan import Run, Study
 from study.records import Record, weights_of
@@ -129,7 +129,7 @@ class Findings:
 def means_table(findings: Findings) -> Table:
     """The papers' table, with the spread over seeds."""
     study, results = findings.study, findings.results
-    table = quality_table(results, ranked=lambda row: True)
+    table = quality_table(results, ranked=lambda row: True, images=_about_images(findings))
     datasets, metrics = results.datasets(), results.metrics()
     lines = []
     for line in table.groups[0].lines:
@@ -152,6 +152,21 @@ def means_table(findings: Findings) -> Table:
         groups=(Group(study.plain.scale, tuple(lines)),),
         notes=(*notes, *study.remarks, *table.notes),
     )
+
+
+def _about_images(findings: Findings) -> list[str]:
+    """How many images the figures are averages over, with a warning where a benchmark has another number."""
+    counts: dict[str, dict[int, list[str]]] = {}
+    for (method, seed), record in findings.records.items():
+        for dataset, count in record.images.items():
+            counts.setdefault(dataset, {}).setdefault(count, []).append(f"{method} seed {seed}")
+    lines = [f"Images: {', '.join(f'{name} {max(found)}' for name, found in counts.items())}."] if counts else []
+    for name, found in counts.items():
+        lines += [f"WARNING: {name}: {what}." for count in found if (what := other_number(name, count))]
+        if len(found) > 1:
+            each = "; ".join(f"{count} for {', '.join(runs)}" for count, runs in found.items())
+            lines.append(f"WARNING: {name} had not the same number of images in all runs: {each}.")
+    return lines
 
 
 def _with_spread(figure: Figure, values: Sequence[float], metric: str) -> Figure:
@@ -260,14 +275,12 @@ def write_files(study: Study, records: Records) -> Path:
 
 def csv_text(study: Study, records: Records) -> str:
     """A line for each finished run, dataset and metric; values as exact as they are known."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("seed", "method", "dataset", "metric", "value"))
+    rows: list[tuple[object, ...]] = []
     for run in study.runs:
         record = records.get((run.method, run.seed))
         for dataset, values in (record.values if record is not None else {}).items():
-            writer.writerows((run.seed, run.method, dataset, name, repr(value)) for name, value in values.items())
-    return text.getvalue()
+            rows += [(run.seed, run.method, dataset, name, value) for name, value in values.items()]
+    return text_of(("seed", "method", "dataset", "metric", "value"), rows)
 
 
 def _about(study: Study) -> list[str]:

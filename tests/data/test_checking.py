@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from PIL import Image
 from basicsr.data import build_dataset, build_eval_dataset
 from basicsr.data.base import load_sample
 from basicsr.data.checking import BadImage, check_images, fingerprint, report
+from basicsr.data.pairing import check_patches_fit
 from basicsr.data.sampling import SampleKey
 from basicsr.data.skipping import load_or_replace
 from basicsr.utils.errors import DataError, MachineError
@@ -213,6 +215,20 @@ class TestReport:
         assert lines[1:21] == [f"  {index:02d}.png: the file is empty" for index in range(20)]
         assert lines[21] == "  and 5 more"
         assert len(lines) == 23
+
+    def test_one_wrong_setting_is_one_line_with_a_count_and_single_faults_stay_lines(self, tmp_path):
+        sizes = [(24 + index, 24) for index in range(30)]
+        bad = []
+        for index, size in enumerate(sizes):
+            names = f"my images/HR/{index:02d}.png", f"my images/LR/{index:02d}x4.png"
+            with pytest.raises(DataError) as caught:
+                check_patches_fit(size, (12, 12), None, 4, *names)
+            bad.append(BadImage(index, names[0], str(caught.value), names))
+        bad.append(BadImage(30, "HR/30.png", "the file is empty"))
+        lines = report(bad, 31, "x").splitlines()
+        assert "the LR image is of scale 2; check scale, dataroot_lq and filename_tmpl" in lines[1]
+        assert len(lines) <= 7 and "  HR/30.png: the file is empty" in lines
+        assert sum(int(found) for line in lines for found in re.findall(r"and (\d+) more pairs like it", line)) >= 28
 
     def test_pairs_with_two_bad_images_count_once_and_names_cannot_forge_lines(self):
         bad = [BadImage(3, "HR/a\n.png", "the file is empty"), BadImage(3, "LR/a\x1b[2J.png", "the file is empty")]

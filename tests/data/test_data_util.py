@@ -86,6 +86,29 @@ class TestMetaInfo:
         assert names(pairs) == [("bx2.png", "b.png"), ("ax2.png", "a.png")]
         assert paths_from_meta_info_file(both[1], meta) == [f"{both[1]}/b.png", f"{both[1]}/a.png"]
 
+    @pytest.mark.parametrize(
+        ("line", "name"),
+        [
+            ("my photo 1.png (4,4,3)", "my photo 1.png"),
+            ("my photo 1.png", "my photo 1.png"),
+            ("my  photo (1).PNG (4, 4, 3)", "my  photo (1).PNG"),
+            ("two.png or one.png (4,4,3)", "two.png or one.png"),
+            ("a.png (4,4,3) 1", "a.png"),
+            ("a.png (4,4)", "a.png"),
+            ("a.png 4 4 3", "a.png"),
+            ("a.png", "a.png"),
+        ],
+    )
+    def test_names_may_have_blanks(self, folders, tmp_path, line, name):
+        both = folders([name], [name])
+        meta = self.write(tmp_path, f"{line}\n")
+        assert names(paired_paths_from_meta_info_file(both, KEYS, meta, "{}")) == [(name, name)]
+
+    def test_a_line_that_may_be_one_name_or_two_is_refused(self, folders, tmp_path):
+        both = folders(["a.png", "a.png b.png"], ["a.png", "a.png b.png"])
+        with pytest.raises(DataError, match=r"line 2 of .*may name one image with blanks or two: a\.png b\.png; write"):
+            paired_paths_from_meta_info_file(both, KEYS, self.write(tmp_path, "a.png\na.png b.png\n"), "{}")
+
     @pytest.mark.parametrize("path", ["/etc/passwd", "../gt/a.png", "x/../../a.png", "C:\\a.png"])
     def test_paths_out_of_the_folder_are_refused(self, folders, tmp_path, path):
         both = folders(["a.png"], ["a.png"])

@@ -1,0 +1,50 @@
+"""Tables of text and numbers as CSV that a spreadsheet shows and does not execute.
+
+A cell of text that begins with = + - @, a tab or the like is a formula to Excel, LibreOffice and Google Sheets, and
+names of images, networks and datasets may come from anybody. Such text gets an apostrophe in front, as does text that
+begins with one; `read_csv` takes it away again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+_FULL_WIDTH = "\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+_FORMULA = (*"=+-@\t\r\n'", *_FULL_WIDTH)
+
+
+class Number(str):
+    """The text of a number, which stays as it is: -0.5."""
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The file's text; cells of type `str` are guarded, numbers and `Number`s are not."""
+    guarded_rows = ([guarded(cell) if type(cell) is str else cell for cell in row] for row in rows)
+    text = io.StringIO()
+    # A writer whose lines end in \n alone does not quote \r, at which readers begin a new row (Python 3.11).
+    writer = csv.writer(text, lineterminator="\r\n")
+    lines = []
+    for row in (head, *guarded_rows):
+        text.seek(0)
+        text.truncate()
+        writer.writerow(row)
+        lines.append(text.getvalue().removesuffix("\r\n"))
+    return "\n".join([*lines, ""])
+
+
+def guarded(text: str) -> str:
+    """Text with an apostrophe in front where a spreadsheet might take it for a formula."""
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of such a file, by the names of its columns, with texts as they were before they were written.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: cell.removeprefix("'") for name, cell in row.items()} for row in csv.DictReader(file)]
