@@ -152,6 +152,7 @@ class MiPKD(Term):
         autoencoder_until: int | None,
         block_weight: float,
         ground_truth_share: float,
+        coins: str,
     ) -> Iterator[Conflict]:
         """See `basicsr.utils.components.find_problems`."""
         given = dict(locals())
