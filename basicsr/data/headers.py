@@ -49,7 +49,7 @@ class File:
     """An open file as a source; its first bytes are read at once.
 
     Raises:
-        OSError: it cannot be opened or read.
+        OSError: it cannot be opened or read, or is no file.
     """
 
     def __init__(self, path: str) -> None:
@@ -63,7 +63,7 @@ class File:
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes from `offset`, fewer at the end."""
-        if offset + length <= len(self._first):
+        if offset + length <= len(self._first) or offset >= self.size:
             return self._first[offset : offset + length]
         self._file.seek(offset)
         return self._file.read(length)

@@ -1,20 +1,19 @@
 """Pictures as people keep them: files of many kinds, read with all they carry.
 
-Training and evaluation read three channels of pixels and nothing else (`utils/img_util.py`). Here gray stays gray,
-transparency, 16 bits, colour profile, resolution and EXIF data are kept, and the picture stands upright.
+Training and evaluation read three channels of pixels and nothing else (`utils/img_util.py`). Here the same decoder's
+gray stays gray, and transparency, 16 bits, colour profile, resolution and EXIF data are kept. What is read here only,
+because it is no exact image but shown as one, is Pillow's: GIF, the first frame of an animation, CMYK, one bit.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,7 +21,11 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from basicsr.utils.errors import DataError, UserError
+from basicsr.utils.image_decoding import decode, upright
+from basicsr.utils.image_headers import MOST_TO_CUT, Content, HeaderError, ImageHeader, find_fault, read_header, sniff
 from basicsr.utils.img_util import IMAGE_SUFFIXES, find_damage
+from basicsr.utils.name_lists import printable
+from basicsr.utils.regular_files import read_regular
 
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 
@@ -40,7 +43,7 @@ _DESCRIPTIVE = {
     *(269, 270, 271, 272, _ORIENTATION, *_RESOLUTION, 285, 305, 306, 315, 316),  # DocumentName to HostComputer
     *(18246, 18249, 33432, *range(40091, 40096)),  # ratings, Copyright, Windows' titles and comments
 }
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANAR, _TIFF_EXTRA, _TIFF_SAMPLE = 258, 262, 284, 338, 339
+_AGAIN = "copy or download the file again"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class PictureFile:
         path: the file.
 
     Attributes:
-        width: of the picture, in pixels; for a file whose EXIF data turn it, perhaps the height.
+        width: of the picture as it is read, upright, in pixels.
         height: likewise.
         bits: of each channel, 8 or 16.
 
@@ -97,19 +100,26 @@ class PictureFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.fspath(path)
-        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
-            raise DataError(f"cannot read image {self._path}: it is no file")
+        self._path = printable(os.fspath(path))
         try:
-            self._content = Path(path).read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read image {self._path}: {error.strerror}") from error
+            self._content = read_regular(path)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise DataError(f"cannot read image {self._path}: {reason}") from error
         if damage := find_damage(self._content):
-            raise DataError(f"cannot read image {self._path}: {damage}; copy or download the file again")
+            raise DataError(f"cannot read image {self._path}: {damage}; {_AGAIN}")
+        self._header = self._find_header() if sniff(self._content[:12]) else None
+        self._image: Image.Image | None = None
         with _decoding(self._path):
-            self._image = Image.open(io.BytesIO(self._content), formats=_FORMATS)
+            # Of TIFF, Pillow knows fewer dialects; of what it cannot open it tells no notes.
+            with suppress(Exception) if self._is_exact else nullcontext():
+                self._image = Image.open(io.BytesIO(self._content), formats=_FORMATS)
+        if self._header is None:
+            assert self._image is not None
             self.width, self.height = self._image.size
-            self.bits = self._find_bits()
+        else:
+            self.height, self.width = self._header.size
+        self.bits = 8 if self._header is None else self._header.depth
 
     def read(self) -> Picture:
         """Decodes the picture and turns it upright.
@@ -119,61 +129,60 @@ class PictureFile:
         """
         with _decoding(self._path), _silent_decoders():
             notes = self._find_notes()
-            exif, orientation = self._exif(notes)
-            pixels = self._read_16_bits() if self.bits == 16 else self._read_8_bits(notes)
-            # Pillow and OpenCV turn TIFF pictures upright themselves, and no others.
-            if self._image.format != "TIFF":
-                pixels = upright(pixels, orientation)
-            icc = self._image.info.get("icc_profile") or b""
-            if icc[16:20] != _COLOUR_SPACES[pixels.shape[2]] or self._image.mode == "CMYK":
+            exif = self._exif(notes)
+            pixels = self._exact() if self._is_exact else self._as_shown()
+            icc = (b"" if self._image is None else self._image.info.get("icc_profile")) or b""
+            if icc[16:20] != _COLOUR_SPACES[pixels.shape[2]] or (self._header and self._header.space == "CMYK"):
                 icc = None
             dpi = self._dpi()
             if dpi is None:
                 exif = {tag: value for tag, value in exif.items() if tag not in _RESOLUTION}
             return Picture(np.ascontiguousarray(pixels), icc, exif, dpi, tuple(notes))
 
-    def _find_bits(self) -> int:
-        """Bits of each channel; checks that 16 bits are stored in a way that OpenCV reads rightly."""
-        if self._image.format == "PNG":
-            return 16 if self._content[24] == 16 else 8
-        if self._image.format == "PPM":
-            maximum = int(re.sub(rb"#[^\n]*", b"", self._content[:4096]).split()[3]) if self._has_maximum() else 255
-            if 255 < maximum != 65535:
-                raise self._unfit(f"its largest value is {maximum}, allowed are at most 255, and 65535")
-            return 16 if maximum == 65535 else 8
-        if self._image.format != "TIFF":
-            return 8
-        tags = self._image.tag_v2  # type: ignore[attr-defined]
-        bits = tags.get(_TIFF_BITS, (1,))
-        if max(bits) <= 8:
-            return 8
-        if set(bits) != {16} or set(tags.get(_TIFF_SAMPLE, (1,))) != {1}:
-            raise self._unfit(f"its pixels are of {max(bits)} bits or floating-point, allowed are 8 and 16 bits")
-        colours = {1: 1, 2: 3}.get(tags.get(_TIFF_PHOTOMETRIC))
-        known_extra = (len(bits), tuple(tags.get(_TIFF_EXTRA, ()))) in ((colours, ()), (4, (2,)))
-        if colours is None or not known_extra or (tags.get(_TIFF_PLANAR, 1) != 1 and len(bits) > 1):
-            raise self._unfit("its 16 bits are stored in an unusual way, allowed are gray, RGB and RGBA, interleaved")
-        return 16
+    def _find_header(self) -> ImageHeader:
+        """The file's header; CMYK, one bit and several pictures, of which the first is shown, are let through here."""
+        try:
+            header = read_header(Content(self._content))
+        except HeaderError as error:
+            raise DataError(f"cannot read image {self._path}: {error}; {_AGAIN}") from error
+        lenient = replace(header, frames=1, bits=8 if header.bits == 1 else header.bits)
+        if header.space == "CMYK" and header.bits == 8:
+            lenient = replace(lenient, space="colour", channels=3)
+        fault = find_fault(lenient, MOST_TO_CUT)
+        if fault is None and header.frames > 1 and header.format == "PNG" and header.bits == 16:
+            fault = "it is an animation of 16 bits; save its first frame alone"
+        if fault is not None:
+            raise DataError(f"cannot read image {self._path}: {fault}")
+        return header
 
-    def _has_maximum(self) -> bool:
-        return self._content[:2] in (b"P2", b"P3", b"P5", b"P6")
-
-    def _unfit(self, reason: str) -> DataError:
-        return DataError(f"cannot read image {self._path}: {reason}; convert it")
+    @property
+    def _is_exact(self) -> bool:
+        """Whether the one reader of images reads it; else Pillow shows it."""
+        header = self._header
+        if header is None or (header.frames > 1 and header.format in ("PNG", "WebP")):
+            return False
+        if header.space == "CMYK":
+            return header.format == "TIFF"
+        return header.bits > 1 or header.format == "PNG"
 
     def _find_notes(self) -> list[str]:
-        frames = getattr(self._image, "n_frames", 1)
-        # What a camera adds to a JPEG file after the picture (previews, depth) makes it no sequence.
-        if frames > 1 and self._image.format != "MPO":
-            return [f"only the first of its {frames} {'pages' if self._image.format == 'TIFF' else 'frames'}"]
-        return []
+        frames = self._header.frames if self._header else getattr(self._image, "n_frames", 1)
+        notes = []
+        if frames > 1:
+            is_tiff = self._header is not None and self._header.format == "TIFF"
+            notes.append(f"only the first of its {frames} {'pages' if is_tiff else 'frames'}")
+        if self._header is not None and self._header.space == "CMYK":
+            notes.append("CMYK converted to RGB")
+        if self._image is None:
+            notes.append("its EXIF data and profile were left out")
+        return notes
 
-    def _exif(self, notes: list[str]) -> tuple[dict[int, Any], int]:
-        """What EXIF data tell of the picture, and how it was turned; damaged data are left out, with a note."""
-        orientation = 1
+    def _exif(self, notes: list[str]) -> dict[int, Any]:
+        """What EXIF data tell of the picture; damaged data are left out, with a note."""
+        if self._image is None:
+            return {}
         try:
             found = self._image.getexif()
-            orientation = found.get(_ORIENTATION, 1)
             exif = {tag: value for tag, value in found.items() if tag in _DESCRIPTIVE}
             for tag in (_EXIF_IFD, _GPS_IFD):
                 if below := dict(found.get_ifd(tag)):
@@ -185,63 +194,47 @@ class PictureFile:
             exif_bytes(exif)
         except Exception:  # Pillow stumbles over damaged EXIF data in any way
             notes.append("its EXIF data are damaged and were left out")
-            return {}, orientation
-        return exif, orientation
+            return {}
+        return exif
 
     def _dpi(self) -> tuple[float, float] | None:
         with suppress(TypeError, ValueError, ZeroDivisionError):
-            horizontal, vertical = (float(value) for value in self._image.info.get("dpi", ()))
+            horizontal, vertical = (float(value) for value in (self._image.info if self._image else {}).get("dpi", ()))
             # Pillow says 1 where a TIFF file says nothing; more than JPEG can say is no resolution.
             if all(1 < value < 65536 for value in (horizontal, vertical)):
                 return horizontal, vertical
         return None
 
-    def _read_8_bits(self, notes: list[str]) -> np.ndarray:
-        image: Image.Image = self._image
-        key = image.info.get("transparency")
-        if image.format == "PNG" and image.mode in ("1", "L") and key is not None:
-            # Pillow gives gray of few bits in 256 levels, and the transparent one, in most versions, in the file's.
-            levels = 2 ** self._content[24] - 1
-            image.info["transparency"] = key * 255 // levels if key <= levels else key
+    def _exact(self) -> np.ndarray:
+        """(H, W, C) as the one reader of images reads it."""
+        assert self._header is not None
+        pixels = decode(self._content, self._header)
+        if self._header.space == "CMYK":
+            image = Image.fromarray(pixels, "CMYK")
+            image.info = {} if self._image is None else self._image.info
+            return np.asarray(_cmyk_to_rgb(image))
+        if pixels.ndim == 2:
+            return pixels[..., None]
+        if pixels.shape[2] == 2:
+            return pixels
+        if self._image is not None and self._image.mode == "P" and _is_gray(pixels):
+            return pixels[..., [0, 3][: pixels.shape[2] - 2]]
+        return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+
+    def _as_shown(self) -> np.ndarray:
+        """(H, W, C) of 8 bits as Pillow shows it, upright."""
+        image = self._image
+        assert image is not None
         image.load()
         if image.mode == "CMYK":
-            notes.append("CMYK converted to RGB")
             image = _cmyk_to_rgb(image)
         mode = _layout_of(image)
         if mode is None:
-            raise self._unfit(
-                f"its pixels are of the kind {image.mode}, allowed are gray, RGB and CMYK of 8 or 16 bits"
-            )
+            raise DataError(f"cannot read image {self._path}: its pixels are of the kind {image.mode}; convert it")
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-        return pixels.reshape(*pixels.shape[:2], _CHANNELS[mode])
-
-    def _read_16_bits(self) -> np.ndarray:
-        pixels = cv2.imdecode(np.frombuffer(self._content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if pixels is None or pixels.dtype != np.uint16:
-            raise DataError(f"cannot read image {self._path}: it is damaged; copy or download the file again")
-        if pixels.ndim == 2:
-            key = self._image.info.get("transparency")
-            if key is None:
-                return pixels[..., None]
-            return np.dstack([pixels, np.where(pixels == key, 0, 65535).astype(np.uint16)])
-        if pixels.shape[2] == 3:
-            return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-        is_gray = self._image.format == "PNG" and self._content[25] == 4
-        return pixels[..., [0, 3]] if is_gray else cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
-
-
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns pixels (H, W, ...) as EXIF's `orientation` (1 to 8; others count as 1) says they are to be shown."""
-    turned = {
-        2: pixels[:, ::-1],
-        3: pixels[::-1, ::-1],
-        4: pixels[::-1],
-        5: pixels.swapaxes(0, 1),
-        6: pixels.swapaxes(0, 1)[:, ::-1],
-        7: pixels[::-1, ::-1].swapaxes(0, 1),
-        8: pixels.swapaxes(0, 1)[::-1],
-    }
-    return turned.get(orientation, pixels)
+        # Pillow turns TIFF pictures upright itself, and no others.
+        orientation = 1 if self._header is None or self._header.format == "TIFF" else self._header.orientation
+        return upright(pixels.reshape(*pixels.shape[:2], _CHANNELS[mode]), orientation)
 
 
 def exif_bytes(exif: Mapping[int, Any]) -> bytes:
@@ -252,6 +245,10 @@ def exif_bytes(exif: Mapping[int, Any]) -> bytes:
     for tag, value in exif.items():
         block[tag] = value
     return block.tobytes()
+
+
+def _is_gray(pixels: np.ndarray) -> bool:
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
 
 
 def _layout_of(image: Image.Image) -> str | None:

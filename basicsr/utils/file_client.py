@@ -15,6 +15,10 @@ from typing import Any, Protocol
 
 from basicsr.utils.errors import DataError, MachineError, OptionsError
 from basicsr.utils.lmdb_pages import find_short_file
+<<<<<<< HEAD
+=======
+from basicsr.utils.name_lists import printable
+>>>>>>> 2b4bf12 (One reader for all images: true pixels or a refusal that names the property, from the header on)
 from basicsr.utils.regular_files import read_regular
 
 _environments: dict[str, Any] = {}  # by real path
@@ -82,7 +86,7 @@ class _Disk:
             return read_regular(name)
         except (OSError, ValueError) as error:  # ValueError: a name with a NUL byte
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise DataError(f"cannot read {name}: {reason}; check the path") from error
+            raise DataError(f"cannot read {printable(name)}: {reason}; check the path") from error
 
     def view(self, name: str, client_key: str) -> AbstractContextManager[bytes]:
         return nullcontext(self.get(name, client_key))
@@ -131,10 +135,12 @@ def stored_value(path: str, key: str, readahead: bool = False) -> Iterator[memor
         with environment.begin(write=False, buffers=True) as transaction:
             value = transaction.get(key.encode("utf-8", "surrogateescape"))
             if value is None:
-                raise DataError(f"LMDB database {path} has no key '{key}'; create it again from all images")
+                raise DataError(f"LMDB database {path} has no key '{printable(key)}'; create it again from all images")
             yield value
     except lmdb.Error as error:
-        raise DataError(f"cannot read key '{key}' of LMDB database {path}: {error}; create it again") from error
+        raise DataError(
+            f"cannot read key '{printable(key)}' of LMDB database {path}: {error}; create it again"
+        ) from error
 
 
 def count_values(path: str) -> int:

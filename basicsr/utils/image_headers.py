@@ -6,85 +6,47 @@ looked at, and any bytes give either a header or a `HeaderError`.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import replace
+
+from basicsr.utils.image_sources import TURNED, Content, HeaderError, ImageHeader, Source
+from basicsr.utils.tiff_headers import orientation_of, read_directory, read_tiff_header
+
+__all__ = [
+    "MOST_PIXELS",
+    "MOST_TO_CUT",
+    "Content",
+    "HeaderError",
+    "ImageHeader",
+    "Source",
+    "find_fault",
+    "find_odd",
+    "read_header",
+    "sniff",
+]
 
 # 16384 x 16384, 0.8 GB in 8 bits: more than any photograph, and little enough to fail in good order.
 MOST_PIXELS = 2**28
+# What scripts/data/extract_subimages.py cuts into squares; no library here decodes more.
+MOST_TO_CUT = 2**30
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _DEFLATE_AT_MOST = 1032  # bytes that one compressed byte can stand for
-_LONGEST_LIST = 1 << 16  # chunks, segments or tags before the pixels
-_ORIENTATION = 0x0112
-_TURNED = range(5, 9)
-_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-
-
-class HeaderError(ValueError):
-    """Why the beginning of a file is no header of an image, in words without the file's name."""
-
-
-class Source(Protocol):
-    """Some bytes, of which parts are asked for."""
-
-    size: int
-
-    def read(self, offset: int, length: int) -> bytes:
-        """The bytes from `offset`, fewer at the end."""
-        ...
-
-
-class Content:
-    """A source in memory; nothing of it is copied but what is asked for."""
-
-    def __init__(self, content: bytes | memoryview) -> None:
-        self._view = memoryview(content)
-        self.size = len(self._view)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """The bytes from `offset`, fewer at the end."""
-        return bytes(self._view[offset : offset + length])
-
-
-@dataclass(frozen=True)
-class ImageHeader:
-    """What a file announces.
-
-    Attributes:
-        format: 'PNG', 'JPEG', 'BMP', 'TIFF', 'WebP' or 'PPM'.
-        height: of the image as it is decoded, that is, turned as its orientation says.
-        width: likewise.
-        channels: to a pixel as stored, alpha included; 3 for colours from a palette.
-        bits: to a channel; 8 for colours from a palette.
-        space: 'gray', 'colour', 'CMYK', or 'other'.
-        floating: whether the pixels are floating-point numbers.
-        end: bytes that the file must have at least for its pixels; 0 where the header does not tell.
-        largest: what stands for full intensity where the file says so itself, as PPM files do; otherwise None.
-    """
-
-    format: str
-    height: int
-    width: int
-    channels: int
-    bits: int
-    space: str
-    floating: bool = False
-    end: int = 0
-    largest: int | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.height, self.width
-
-    @property
-    def depth(self) -> int:
-        """Bits to a channel once decoded, 8 or 16."""
-        return 16 if self.bits > 8 else 8
+_LONGEST_LIST = 1 << 16  # chunks or segments before the pixels
+_PNG_TAIL = (1 << 16) + 1024  # bytes at the end where EXIF data may lie
+_BITS = {"PNG": (2, 4, 8, 16), "JPEG": (8,)}
+_PPM_START = re.compile(rb"P[1-6]\s")
+_BMP_MASKS = {0xFF, 0xFF00, 0xFF0000, 0xFF000000}
+# How a JPEG file is coded, by its frame marker; others than these are not read.
+_JPEG_CODED = {0xC0: "", 0xC1: "", 0xC2: ""}
+_JPEG_FRAMES = {
+    **_JPEG_CODED,
+    **{0xC3: "without loss", 0xC5: "by differences", 0xC6: "by differences", 0xC7: "by differences"},
+    **dict.fromkeys((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF), "arithmetically"),
+}
 
 
 def sniff(beginning: bytes) -> str | None:
@@ -114,31 +76,52 @@ def read_header(source: Source) -> ImageHeader:
         raise HeaderError(f"the file is truncated or damaged (its {kind} header is not whole)") from error
 
 
-def find_fault(header: ImageHeader) -> str | None:
-    """Why images of such a header are not read, or None.
+def find_fault(header: ImageHeader, most_pixels: int = MOST_PIXELS) -> str | None:
+    """Why images of such a header are not read by training, evaluation and the scripts for data, or None.
 
     Gray images become three equal channels and alpha is dropped, so both are read; as are palettes. Refused are
-    sizes that no memory should be spent on, CMYK (whose colours depend on a profile), and other than 8 or 16 bits:
-    floating point, and one bit to a pixel, a mask rather than a photograph. So are PPM files whose full intensity is
-    another number than 255 or 65535, which OpenCV would take for these.
+    sizes that no memory should be spent on, CMYK (whose colours depend on a profile), other than 8 or 16 bits
+    (floating point, and one bit to a pixel, a mask rather than a photograph), files of several pictures, and
+    whatever else has no exact meaning in three channels.
+
+    Args:
+        header: of the image.
+        most_pixels: how many it may have.
     """
-    by = f"{header.height}x{header.width}"
+    return _find_bad_size(header, most_pixels) or _find_bad_pixels(header) or find_odd(header)
+
+
+def find_odd(header: ImageHeader) -> str | None:
+    """Of `find_fault`, what concerns several pictures in a file and dialects that nothing here reads."""
+    if header.oddity is None and header.frames > 1:
+        kind = "pages" if header.format == "TIFF" else "pictures"
+        return f"it holds {header.frames} {kind}, allowed is one; save each in a file of its own"
+    return header.oddity
+
+
+def _find_bad_size(header: ImageHeader, most_pixels: int) -> str | None:
+    by, pixels = f"{header.height}x{header.width}", header.height * header.width
     if min(header.size) < 1:
         return f"its header announces {by} pixels; the file is damaged"
-    if header.height * header.width > MOST_PIXELS:
-        return f"it announces {by} pixels (H x W), allowed are {MOST_PIXELS:,d} in all; cut it into smaller images"
+    if pixels > most_pixels:
+        tool = "scripts/data/extract_subimages.py" if pixels <= MOST_TO_CUT else "an image editor first"
+        return f"it announces {by} pixels (H x W), allowed are {most_pixels:,d} in all; cut it into squares by {tool}"
+    return None
+
+
+def _find_bad_pixels(header: ImageHeader) -> str | None:
     if header.space == "CMYK":
         return "its pixels are CMYK, allowed are gray and RGB; convert it"
     if header.floating:
         return f"its pixels are float{header.bits}, allowed are 8 or 16 bits; convert it"
     if header.bits == 1:
         return "it has 1 bit to a pixel, allowed are 8 or 16 bits; convert it"
-    if header.bits > 16 or (header.format == "JPEG" and header.bits != 8):
+    if header.bits not in _BITS.get(header.format, (8, 16)):
         return f"its pixels are of {header.bits} bits, allowed are 8 or 16 bits; convert it"
     if header.largest not in (None, 255, 65535):
         return f"its largest value is {header.largest}, allowed are 255 or 65535; convert it"
-    if header.format == "JPEG" and header.channels == 2:
-        return "it has 2 channels, allowed are 1 or 3 and an alpha channel; convert it"
+    if header.format == "JPEG" and header.channels not in (1, 3):
+        return f"it has {header.channels} channels, allowed are 1 or 3; convert it"
     return None
 
 
@@ -155,33 +138,45 @@ def _png(source: Source) -> ImageHeader:
             f"it announces {height}x{width} pixels (H x W), more than {source.size:,d} bytes can hold; the file is"
             " truncated or made to fill the memory"
         )
-    turned = _png_turned(source)
-    return ImageHeader(
-        "PNG",
-        *((width, height) if turned else (height, width)),
-        _PNG_CHANNELS[colour],
-        8 if colour == 3 else bits,
-        "gray" if colour in (0, 4) else "colour",
+    bits, space = 8 if colour == 3 else bits, "gray" if colour in (0, 4) else "colour"
+    orientation, frames, transparent = _png_notes(source)
+    header = ImageHeader(
+        "PNG", height, width, _PNG_CHANNELS[colour], bits, space, frames=frames, transparent=transparent
     )
+    return _upright(header, orientation)
 
 
-def _png_turned(source: Source) -> bool:
-    """Looks for the orientation before the pixels, and among the last bytes, where it may stand as well."""
-    start = 33
+def _png_notes(source: Source) -> tuple[int, int, bytes | None]:
+    """Orientation, number of pictures and what is said of transparent colours, from the chunks before the pixels.
+
+    The orientation may stand among the last bytes as well. An animation's first frame may be another picture than that
+    of the file, which is then one more.
+    """
+    start, frames, begun, orientation, transparent = 33, 0, False, None, None
     for _ in range(_LONGEST_LIST):
         length, kind = struct.unpack(">I4s", source.read(start, 8))
         if kind == b"eXIf":
-            return _exif_turned(source.read(start + 8, min(length, 1 << 16)))
-        if kind in (b"IDAT", b"IEND"):
+            orientation = _exif_orientation(source.read(start + 8, min(length, 1 << 16)))
+        elif kind == b"acTL":
+            (frames,) = struct.unpack(">I", source.read(start + 8, 4))
+        elif kind == b"fcTL":
+            begun = True
+        elif kind == b"tRNS":
+            transparent = source.read(start + 8, min(length, 256))
+        elif kind in (b"IDAT", b"IEND"):
             break
         start += 12 + length
-    tail = source.read(max(source.size - 1024, 0), 1024)
-    late = tail.rfind(b"eXIf")
-    return late > 0 and _exif_turned(tail[late + 4 :])
+    if orientation is None:
+        at = max(source.size - _PNG_TAIL, start)
+        tail = source.read(at, _PNG_TAIL)
+        late = tail.rfind(b"eXIf")
+        orientation = _exif_orientation(tail[late + 4 :]) if late > 0 else 1
+    return orientation, frames + (not begun), transparent
 
 
 def _jpeg(source: Source) -> ImageHeader:
-    start, turned, header = 2, False, None
+    start, header = 2, None
+    orientation: int | None = None
     for _ in range(_LONGEST_LIST):
         marker = source.read(start, 4)
         if marker[0] != 0xFF:
@@ -196,19 +191,17 @@ def _jpeg(source: Source) -> ImageHeader:
         if marker[1] == 0xDA:
             if header is None:
                 break
-            return header if not turned else _turn(header)
-        if marker[1] == 0xE1 and source.read(start + 4, 6) == b"Exif\0\0" and not turned:
-            turned = _exif_turned(source.read(start + 10, length - 8))
-        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+            return _upright(header, orientation or 1)
+        if marker[1] == 0xE1 and orientation is None and source.read(start + 4, 6) == b"Exif\0\0":
+            orientation = _exif_orientation(source.read(start + 10, length - 8))
+        if marker[1] in _JPEG_FRAMES:
             bits, height, width, channels = struct.unpack(">BHHB", source.read(start + 4, 6))
             space = {1: "gray", 3: "colour", 4: "CMYK"}.get(channels, "other")
-            header = ImageHeader("JPEG", height, width, channels, bits, space)
+            coded = _JPEG_FRAMES[marker[1]]
+            oddity = f"its pixels are coded {coded}, which is not read; save it again" if coded else None
+            header = ImageHeader("JPEG", height, width, channels, bits, space, oddity=oddity)
         start += 2 + max(length, 2)
     raise HeaderError("the file is truncated or damaged (the JPEG has no frame header)")
-
-
-def _turn(header: ImageHeader) -> ImageHeader:
-    return ImageHeader(header.format, header.width, header.height, header.channels, header.bits, header.space)
 
 
 def _bmp(source: Source) -> ImageHeader:
@@ -219,18 +212,30 @@ def _bmp(source: Source) -> ImageHeader:
     else:
         width, height, _, bits, compression = struct.unpack("<iiHHI", source.read(18, 16))
     width, height = abs(width), abs(height)
-    whole = pixels + height * ((width * bits + 31) // 32 * 4) if compression in (0, 3) else 0
-    return ImageHeader("BMP", height, width, 4 if bits == 32 else 3, 8, "colour", end=whole)
+    masks: tuple[int, ...] = ()
+    if compression == 3:
+        masks = struct.unpack("<4I", source.read(54, 16))
+        masks = masks if length >= 56 and masks[3] else masks[:3]
+    oddity = None
+    if compression not in (0, 3):
+        oddity = "its pixels are compressed within BMP; save it as PNG"
+    elif bits not in (1, 4, 8, 24, 32) or (masks and bits != 32):
+        oddity = f"it has {bits} bits to a pixel, allowed in BMP are 8 to a channel or a palette; save it as PNG"
+    elif len(set(masks)) != len(masks) or not _BMP_MASKS.issuperset(masks):
+        oddity = "its channels have other than 8 bits each; save it as PNG"
+    whole = pixels + height * ((width * bits + 31) // 32 * 4)
+    return ImageHeader("BMP", height, width, 4 if len(masks) == 4 else 3, 8, "colour", end=whole, oddity=oddity)
 
 
 def _webp(source: Source) -> ImageHeader:
     length, kind = struct.unpack("<4xI4x4s", source.read(0, 16))
     body = source.read(20, 10)
+    orientation, frames = 1, 1
     if kind == b"VP8X":
         width, height = (int.from_bytes(body[at : at + 3], "little") + 1 for at in (4, 7))
         alpha = bool(body[0] & 0x10)
-        if body[0] & 0x08 and _webp_turned(source):
-            width, height = height, width
+        if body[0] & 0x0A:
+            orientation, frames = _webp_notes(source)
     elif kind == b"VP8L":
         packed = int.from_bytes(body[1:5], "little")
         width, height, alpha = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1, bool(packed >> 28 & 1)
@@ -241,20 +246,23 @@ def _webp(source: Source) -> ImageHeader:
         raise HeaderError("the file is damaged (the WebP does not begin with an image)")
     if len(body) < 10:
         raise HeaderError("the file is truncated (the WebP ends in its header)")
-    return ImageHeader("WebP", height, width, 4 if alpha else 3, 8, "colour", end=8 + length)
+    header = ImageHeader("WebP", height, width, 4 if alpha else 3, 8, "colour", end=8 + length, frames=frames)
+    return _upright(header, orientation)
 
 
-def _webp_turned(source: Source) -> bool:
-    start = 12
+def _webp_notes(source: Source) -> tuple[int, int]:
+    """Orientation and number of frames, from the chunks of a WebP file that has either."""
+    start, orientation, frames = 12, 1, 0
     for _ in range(_LONGEST_LIST):
         beginning = source.read(start, 8)
         if len(beginning) < 8:
             break
         kind, length = struct.unpack("<4sI", beginning)
         if kind == b"EXIF":
-            return _exif_turned(source.read(start + 8, min(length, 1 << 16)).removeprefix(b"Exif\0\0"))
+            orientation = _exif_orientation(source.read(start + 8, min(length, 1 << 16)).removeprefix(b"Exif\0\0"))
+        frames += kind == b"ANMF"
         start += 8 + length + length % 2
-    return False
+    return orientation, max(frames, 1)
 
 
 def _ppm(source: Source) -> ImageHeader:
@@ -280,60 +288,24 @@ def _ppm(source: Source) -> ImageHeader:
     # Written as text, each number takes a character at least; whole files are told by decoding.
     whole = at + 1 + height * row if variant >= 4 else 0
     space = "colour" if channels == 3 else "gray"
-    return ImageHeader("PPM", height, width, channels, bits, space, end=whole, largest=None if bits == 1 else largest)
-
-
-def _tiff(source: Source) -> ImageHeader:
-    tags = _tiff_tags(source)
-    if not (tags.get(256) and tags.get(257)):
-        raise HeaderError("the file is truncated or damaged (the TIFF names no size)")
-
-    def first(tag: int, default: int) -> int:
-        return tags[tag][0] if tags.get(tag) else default
-
-    width, height = first(256, 0), first(257, 0)
-    if first(_ORIENTATION, 1) in _TURNED:
-        width, height = height, width
-    photometric = first(262, 1)
-    channels = 3 if photometric == 3 else first(277, 1)
-    bits = 8 if photometric == 3 else first(258, 1)
-    space = {0: "gray", 1: "gray", 5: "CMYK"}.get(photometric, "colour")
-    starts, lengths = (tags.get(273) or tags.get(324) or []), (tags.get(279) or tags.get(325) or [])
-    whole = max((start + length for start, length in zip(starts, lengths, strict=False)), default=0)
-    return ImageHeader("TIFF", height, width, channels, bits, space, first(339, 1) == 3, whole)
-
-
-def _tiff_tags(source: Source) -> dict[int, list[int]]:
-    """The whole-number tags of the first directory of a TIFF file, or of what is stored in its form."""
-    beginning = source.read(0, 16)
-    order = {b"II": "<", b"MM": ">"}.get(beginning[:2])
-    if order is None:
-        raise HeaderError("the file is damaged (the TIFF names no order of bytes)")
-    big = struct.unpack(order + "H", beginning[2:4])[0] == 43
-    (start,) = struct.unpack(order + "Q", beginning[8:16]) if big else struct.unpack(order + "I", beginning[4:8])
-    counted, entry = ("Q", "HHQ8s") if big else ("H", "HHI4s")
-    (count,) = struct.unpack(order + counted, source.read(start, struct.calcsize(order + counted)))
-    entries = source.read(
-        start + struct.calcsize(order + counted), min(count, _LONGEST_LIST) * struct.calcsize(order + entry)
+    frames = 2 if variant >= 4 and _PPM_START.match(source.read(whole, 3)) else 1
+    return ImageHeader(
+        "PPM", height, width, channels, bits, space, end=whole, largest=None if bits == 1 else largest, frames=frames
     )
-    tags: dict[int, list[int]] = {}
-    for tag, kind, number, value in struct.iter_unpack(order + entry, entries):
-        if kind not in _TIFF_INTEGERS or number > source.size:
-            continue
-        length = number * _TIFF_SIZES[kind]
-        if length > len(value):
-            (place,) = struct.unpack(order + ("Q" if big else "I"), value)
-            value = source.read(place, length)
-        tags[tag] = [found for (found,) in struct.iter_unpack(order + _TIFF_INTEGERS[kind], value[:length])]
-    return tags
 
 
-def _exif_turned(block: bytes) -> bool:
-    """Whether an Exif block says that rows are columns; what is no such block says nothing."""
+def _exif_orientation(block: bytes) -> int:
+    """The orientation that an Exif block tells; what is no such block tells 1."""
     try:
-        return _tiff_tags(Content(block)).get(_ORIENTATION, [1])[0] in _TURNED
+        return orientation_of(read_directory(Content(block)).tags)
     except (HeaderError, struct.error, IndexError, OverflowError):
-        return False
+        return 1
+
+
+def _upright(header: ImageHeader, orientation: int) -> ImageHeader:
+    """The header of an image whose stored size is the given header's, and that is turned so."""
+    height, width = header.size[::-1] if orientation in TURNED else header.size
+    return replace(header, height=height, width=width, orientation=orientation)
 
 
 _SIGNATURES: dict[str, Callable[[bytes], bool]] = {
@@ -348,7 +320,7 @@ _READERS: dict[str, Callable[[Source], ImageHeader]] = {
     "PNG": _png,
     "JPEG": _jpeg,
     "BMP": _bmp,
-    "TIFF": _tiff,
+    "TIFF": read_tiff_header,
     "WebP": _webp,
     "PPM": _ppm,
 }

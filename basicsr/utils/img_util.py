@@ -20,16 +20,14 @@ import numpy as np
 import torch
 
 from basicsr.utils.errors import DataError
-from basicsr.utils.image_headers import Content, HeaderError, find_fault, read_header
+from basicsr.utils.image_decoding import DamageError, decode, to_gray
+from basicsr.utils.image_headers import MOST_PIXELS, Content, HeaderError, ImageHeader, find_fault, read_header
+from basicsr.utils.name_lists import printable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
 _FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
-_READ_FLAGS = {
-    "color": cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH,
-    "grayscale": cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH,
-    "unchanged": cv2.IMREAD_UNCHANGED,
-}
+_AGAIN = "copy or download the file again"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
 _JPEG_END = 0xD9
@@ -37,50 +35,58 @@ _JPEG_END = 0xD9
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
 
-def imfrombytes(content: bytes, flag: str = "color", float32: bool = False, source: str = "image") -> np.ndarray:
-    """Decodes an image file, and refuses what decodes only in part.
+def imfrombytes(
+    content: bytes,
+    flag: str = "color",
+    float32: bool = False,
+    source: str = "image",
+    most_pixels: int = MOST_PIXELS,
+) -> np.ndarray:
+    """Decodes an image file to its true pixels, or refuses it with the reason.
 
-    16 bits stay 16 bits. With `flag` 'color', gray becomes three equal channels and an alpha channel is
-    dropped, on purpose: super-resolution networks take three channels, and the colours under the alpha are
-    kept as they are.
+    16 bits stay 16 bits, and the image stands upright as its orientation says. With `flag` 'color', gray becomes three
+    equal channels and an alpha channel is dropped, on purpose: super-resolution networks take three channels, and the
+    colours under the alpha are kept as they are.
 
-    OpenCV returns wrong pixels for a truncated JPEG or a damaged PNG; both are checked first. So is what the header
-    announces: CMYK, one bit to a pixel, and sizes beyond 2^28 pixels are refused before memory is taken for them
-    (`image_headers.find_fault`).
+    What decoders would read to wrong pixels is refused: truncated and damaged files, and what the header announces, as
+    `image_headers.find_fault` says, before memory is taken for it.
 
     Args:
         content: the file's bytes.
-        flag: 'color' (H, W, 3), 'grayscale' (H, W), or 'unchanged' as the file has it.
+        flag: 'color' (H, W, 3), 'grayscale' (H, W; of colours by `image_decoding.to_gray`), or 'unchanged' as the file
+            has it: gray (H, W), BGR, or BGR and alpha, also for gray with alpha.
         float32: return float32 in [0, 1] instead of uint8 or uint16.
         source: what to call the image in errors, such as its path.
+        most_pixels: how many it may have.
 
     Raises:
         DataError: truncated, damaged, not an image, too large, or of pixels that are not read; one line that names
             `source`.
     """
+    assert flag in ("color", "grayscale", "unchanged"), flag
+    name = printable(source)
+    header = _checked_header(content, name, most_pixels)
+    try:
+        img = decode(content, header, colour=flag == "color")
+    except DamageError as error:
+        raise DataError(f"cannot read image {name}: {error}; {_AGAIN}") from error
+    if flag == "grayscale":
+        img = to_gray(img)
+    elif img.ndim == 3 and img.shape[2] == 2:
+        img = img[..., [0, 0, 0, 1]]
+    return to_float32(img) if float32 else img
+
+
+def _checked_header(content: bytes, name: str, most_pixels: int) -> ImageHeader:
     if damage := find_damage(content):
-        raise DataError(f"cannot read image {source}: {damage}; copy or download the file again")
+        raise DataError(f"cannot read image {name}: {damage}; {_AGAIN}")
     try:
         header = read_header(Content(content))
     except HeaderError as error:
-        raise DataError(f"cannot read image {source}: {error}; copy or download the file again") from error
-    if fault := find_fault(header):
-        raise DataError(f"cannot read image {source}: {fault}")
-    if header.format == "PPM" and len(content) < header.end:
-        raise DataError(
-            f"cannot read image {source}: the file is truncated ({len(content):,d} bytes of {header.end:,d}); copy or"
-            " download the file again"
-        )
-    try:
-        img = cv2.imdecode(np.frombuffer(content, np.uint8), _READ_FLAGS[flag])
-    except cv2.error as error:
-        reason = " ".join(str(error.err or error).split())
-        raise DataError(f"cannot read image {source}: {reason}; copy or download the file again") from error
-    if img is None:
-        raise DataError(f"cannot read image {source}: damaged, or its format is none of {', '.join(IMAGE_SUFFIXES)}")
-    if img.dtype not in _FULL_SCALE:
-        raise DataError(f"cannot read image {source}: its pixels are {img.dtype}, allowed are 8 or 16 bits; convert it")
-    return to_float32(img) if float32 else img
+        raise DataError(f"cannot read image {name}: {error}; {_AGAIN}") from error
+    if fault := find_fault(header, most_pixels):
+        raise DataError(f"cannot read image {name}: {fault}")
+    return header
 
 
 def to_float32(img: np.ndarray) -> np.ndarray:

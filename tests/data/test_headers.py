@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 import struct
 import tracemalloc
 import zlib
@@ -14,8 +16,9 @@ import pytest
 from PIL import Image
 
 from basicsr.data.headers import Place, examine
+from basicsr.data.storage import ImageStorage
 from basicsr.utils.errors import DataError
-from basicsr.utils.file_client import stored_value
+from basicsr.utils.file_client import FileClient, stored_value
 from basicsr.utils.image_headers import MOST_PIXELS, Content, HeaderError, find_fault, read_header
 from basicsr.utils.img_util import imfrombytes
 
@@ -101,8 +104,7 @@ def test_sizes_are_those_of_the_image_as_it_is_turned(kind, orientation):
     notes = Image.Exif()
     notes[0x0112] = orientation
     content = saved(picture(), kind, exif=notes)
-    if orientation > 4 and imfrombytes(content).shape[:2] == (HEIGHT, WIDTH):
-        pytest.skip(f"this OpenCV does not turn {kind} files")
+    assert (imfrombytes(content).shape[:2] == (HEIGHT, WIDTH)) == (orientation <= 4)
     assert read_header(Content(content)).size == imfrombytes(content).shape[:2]
     if kind == "PNG":  # the note may follow the pixels
         late = saved(picture(), kind)[:-12] + chunk(b"eXIf", notes.tobytes()[6:]) + chunk(b"IEND", b"")
@@ -204,6 +206,22 @@ def test_a_value_in_lmdb_is_not_copied_whole(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 10**6
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_what_is_no_file_is_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        path = os.path.relpath(tmp_path / "socket.png")  # the name of a socket must be short
+        server.bind(path)
+        for name, reason in (("pipe", "no file but a pipe"), ("device", "no file but a device"), ("socket", "No such")):
+            path = str(tmp_path / f"{name}.png")
+            assert reason in str(examine(Place(path)).fault)
+            with pytest.raises(DataError, match=reason):
+                FileClient().get(path)
+            with pytest.raises(DataError, match=reason):
+                ImageStorage({"type": "disk"}, {"lq": str(tmp_path)}).open(path, "lq")
 
 
 def test_what_cannot_be_opened_is_a_fault_too(tmp_path):

@@ -55,6 +55,21 @@ class TestReading:
         expected = np.asarray(picture.convert("RGB"))[..., ::-1]
         np.testing.assert_array_equal(imfrombytes(file.getvalue()), expected)
 
+    @pytest.mark.parametrize("ending", [".png", ".bmp", ".tiff", ".ppm"])
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    def test_gray_of_colours_is_the_luma_of_bt601_in_every_format_and_gray_stays_as_it_is(self, ending, dtype):
+        if (ending, dtype) == (".bmp", np.uint16):
+            pytest.skip("BMP has no 16 bits")
+        full = np.iinfo(dtype).max
+        colours = np.random.default_rng(0).integers(0, full + 1, (8, 9, 3)).astype(dtype)
+        luma = colours.astype(np.float64) @ [0.114, 0.587, 0.299]
+        found = imfrombytes(encode(ending, colours), "grayscale")
+        assert found.dtype == dtype
+        assert np.abs(found - luma).max() < 0.5 + 2e-5 * full  # rounded, by coefficients of 15 bits
+        gray = np.arange(full - 71, full + 1).astype(dtype).reshape(8, 9)
+        np.testing.assert_array_equal(imfrombytes(encode(ending.replace("ppm", "pgm"), gray), "grayscale"), gray)
+        np.testing.assert_array_equal(imfrombytes(encode(ending, np.dstack([gray] * 3)), "grayscale"), gray)
+
     def test_grayscale_and_unchanged_as_in_basicsr(self, img):
         assert imfrombytes(encode(".png", img), "grayscale").shape == (20, 30)
         four = np.concatenate([img, img[..., :1]], 2)
@@ -80,6 +95,16 @@ class TestReading:
         assert imfrombytes(whole).shape == img.shape
         with pytest.raises(DataError, match="truncated"):
             imfrombytes(whole[:-10])
+
+    @pytest.mark.parametrize("flag", ["color", "grayscale", "unchanged"])
+    def test_a_jpeg_that_its_decoder_calls_damaged_is_refused(self, flag):
+        small = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        whole = encode(".jpg", cv2.resize(small, (256, 192), interpolation=cv2.INTER_CUBIC))
+        middle = len(whole) * 2 // 3
+        for damaged in (whole[:middle] + b"\xff\xd9", whole[:middle] + bytes(40) + whole[middle + 40 :]):
+            with pytest.raises(DataError, match=r"the decoder says 'Corrupt JPEG data: .*'; copy or download"):
+                imfrombytes(damaged, flag)
+        assert imfrombytes(whole, flag).shape[:2] == (192, 256)
 
     @pytest.mark.parametrize("trailer", [bytes(16), b"maker's notes"])
     def test_bytes_after_the_end_of_a_jpeg_do_not_matter(self, img, trailer):
