@@ -8,13 +8,16 @@ Whatever the decoder thinks of orientation, pixels are turned here, by what the 
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import re
+from typing import Any
 
 import cv2
 import numpy as np
 
+from basicsr.utils.errors import MachineError
 from basicsr.utils.image_headers import ImageHeader
 from basicsr.utils.tiff_headers import CMYK, MIN_IS_WHITE, PALETTE
 
@@ -100,8 +103,7 @@ def _by_opencv(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
 
 
 def _jpeg(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
-    from simplejpeg import decode_jpeg
-
+    decode_jpeg = _package("simplejpeg", "JPEG").decode_jpeg
     gray = header.channels == 1 and not colour
     try:
         pixels = decode_jpeg(content, "GRAY" if gray else "BGR", strict=True)
@@ -134,15 +136,14 @@ def _ppm(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
 
 
 def _tiff(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
-    import tifffile
-
+    tifffile = _package("tifffile", "TIFF")
+    _package("imagecodecs", "compressed TIFF")
     logger = logging.getLogger("tifffile")
     logger.propagate = False  # its remarks on odd tags; what matters was looked at in the header
     logger.addHandler(_SILENT)
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages[0]
-            assert isinstance(page, tifffile.TiffPage)
             values = page.asarray(maxworkers=1)
             photometric, planes, samples = int(page.photometric), int(page.planarconfig or 1), page.samplesperpixel
             colours = np.asarray(page.colormap) if photometric == PALETTE else None
@@ -164,6 +165,16 @@ def _tiff(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
     if pixels.shape[2] >= 3 and photometric != CMYK:
         return np.ascontiguousarray(pixels[..., [2, 1, 0, 3] if pixels.shape[2] == 4 else [2, 1, 0]])
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def _package(name: str, what: str) -> Any:
+    """A decoder's package, imported where the first such file is read: the start of commands waits for none."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MachineError(
+            f"reading {what} files needs the package {name}; run: pip install -c constraints.txt {name}"
+        ) from error
 
 
 _SILENT = logging.NullHandler()
