@@ -22,6 +22,7 @@ from basicsr.utils.waiting import sleep_while_waiting
 if __name__ == "__main__":
     sleep_while_waiting()  # before PyTorch is imported
 
+import torch
 from study.execution import Trainings, load_teacher, say, threads_for, train_teacher, write_options
 from study.plan import Study, plan_study
 from study.records import Record, State, state_of, weights_of
@@ -29,6 +30,7 @@ from study.tables import claim_results, write_files
 from subprocesses import Stopped, exclusive
 
 from basicsr.engine.command import run_command
+from basicsr.engine.precision_choice import Choice, choose_for_several, read_choice
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.options_schema import Options
 
@@ -65,17 +67,33 @@ def plan(arguments: argparse.Namespace) -> tuple[Study, tuple[Options, State] | 
     if arguments.jobs < 1:
         raise OptionsError(f"--jobs {arguments.jobs}: must be at least 1")
     teacher = load_teacher(arguments.teacher_opt) if arguments.teacher_opt is not None else None
-    study = plan_study(
-        base=arguments.opt,
-        name=arguments.name,
-        methods=arguments.methods,
-        seeds=arguments.seeds,
-        reference=arguments.reference,
-        overrides=arguments.force_yml,
-        teacher=weights_of(teacher[0]) if teacher is not None else None,
-        teacher_is_there=teacher is None or teacher[1] == "done",
-    )
+
+    def planned(precision: Choice | None) -> Study:
+        return plan_study(
+            base=arguments.opt,
+            name=arguments.name,
+            methods=arguments.methods,
+            seeds=arguments.seeds,
+            reference=arguments.reference,
+            overrides=arguments.force_yml,
+            teacher=weights_of(teacher[0]) if teacher is not None else None,
+            teacher_is_there=teacher is None or teacher[1] == "done",
+            precision=precision,
+        )
+
+    study = planned(None)
+    if study.open_runs and (precision := read_choice(study.precision_file)) is not None:
+        study = planned(precision)
     return study, teacher
+
+
+def choose_once(study: Study, threads: int) -> None:
+    """Chooses what `amp: auto` is in all runs, by the networks of one with a teacher, and keeps it."""
+    options = next((run.options for run in study.open_runs if run.teacher is not None), study.open_runs[0].options)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    choose_for_several(options, study.precision_file)
+    torch.set_num_threads(before)
 
 
 def show(study: Study, teacher: tuple[Options, State] | None, jobs: int) -> None:
@@ -107,6 +125,9 @@ def compare(arguments: argparse.Namespace) -> int:
         if teacher is not None and teacher[1] != "done":
             say(f"teacher {teacher[0].name}: {'starts' if teacher[1] == 'start' else 'goes on'}")
             train_teacher(arguments.teacher_opt, *teacher)
+            study, _ = plan(arguments)
+        if study.open_runs:
+            choose_once(study, threads_for(arguments.jobs))
             study, _ = plan(arguments)
         for remark in study.remarks:
             say(remark)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,7 +14,8 @@ from torch import nn
 from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.pass_times import Modes, PassTimes, input_channels, measure, pick, slow_mode
 from basicsr.models import build_networks
-from basicsr.utils.errors import CheckpointError
+from basicsr.utils.atomic_files import write_atomically
+from basicsr.utils.errors import CheckpointError, DataError
 from basicsr.utils.hardware import has_units
 from basicsr.utils.options_schema import Options
 from basicsr.utils.precision import Amp, Precision
@@ -76,6 +79,36 @@ def kept_precision(state: Mapping[str, Any]) -> dict[str, Amp] | None:
     if not isinstance(kept, dict) or any(kept.get(key) not in ("none", "bf16", "fp16") for key in _KEYS):
         raise CheckpointError(f"the state's {STATE} is {kept!r}; it must name amp and amp_teacher: none, bf16 or fp16")
     return {key: kept[key] for key in _KEYS}
+
+
+def choose_for_several(options: Options, file: Path) -> Choice:
+    """Chooses for several trainings at once, by the networks of one of them, and keeps it in a file.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    device = torch.device("cuda" if options.num_gpu != 0 and torch.cuda.is_available() else "cpu")
+    choice = choose_precision(options, Place(device), None)
+    content = json.dumps({**choice.kept(), "told": choice.told}, indent=1).encode() + b"\n"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda out: out.write(content))
+    return choice
+
+
+def read_choice(file: Path) -> Choice | None:
+    """What `choose_for_several` has kept; None where there is no such file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        content: Any = json.loads(file.read_text("utf-8"))
+        kept = kept_precision({STATE: content})
+        return Choice(kept["amp"], kept["amp_teacher"], str(content["told"])) if kept is not None else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read, and says in which precision trainings run; put it back") from error
 
 
 def settled(options: Options, chosen: Mapping[str, Amp]) -> Options:

@@ -17,16 +17,24 @@ from typing import Literal
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (2, 1)]
 
+from basicsr.utils.waiting import sleep_while_waiting
+
+if __name__ == "__main__":
+    sleep_while_waiting()  # before PyTorch is imported
+
 import photographs
 from subprocesses import Programs, StepFailed, Stopped, exclusive
 
 from basicsr.engine.command import run_command
+from basicsr.engine.precision_choice import choose_for_several, read_choice
 from basicsr.utils.errors import DataError
 from basicsr.utils.options import load_options, resolved_yaml
 from basicsr.utils.options_schema import Options
 
 DATA = Path("datasets/quickstart")
 RESULTS = Path("results/quickstart")
+PRECISION = Path("experiments/quickstart_precision.json")
+OPTIONS = Path("options/train")
 TEST_OPTIONS = Path("options/test/quickstart.yml")
 TRAININGS = {
     "teacher": "Teacher",
@@ -64,9 +72,21 @@ def weights_of(options: Options) -> Path:
     return options.models_folder / "net_g_latest.pth"
 
 
-def train(file: Path, fresh: bool, lock: int) -> Path:
+def precision(fresh: bool) -> str:
+    """What `amp: auto` is in all trainings, which are to be compared: chosen by MCAD-KD's networks, and kept."""
+    kept = read_choice(PRECISION) if not fresh else None
+    if kept is None:
+        kept = choose_for_several(
+            load_options(OPTIONS / "quickstart_mcadkd.yml", training=True, paths=False), PRECISION
+        )
+    print(f"{kept.told}; in all trainings", flush=True)
+    return kept.amp
+
+
+def train(file: Path, amp: str, fresh: bool, lock: int) -> Path:
     """Trains what an options file describes, as far as it is not done; returns the path of the weights."""
-    options = load_options(file, training=True)
+    change = f"amp={amp}"
+    options = load_options(file, overrides=[change], training=True)
     inputs = [DATA / photographs.MANIFEST]
     if options.path.pretrain_network_t is not None:
         inputs.append(Path(options.path.pretrain_network_t))
@@ -74,7 +94,8 @@ def train(file: Path, fresh: bool, lock: int) -> Path:
     if state == "done":
         print(f"done already: {weights_of(options)}", flush=True)
     else:
-        run(["basicsr/train.py", "-opt", str(file), *(["--auto_resume"] if state == "resume" else [])], lock)
+        resume = ["--auto_resume"] if state == "resume" else []
+        run(["basicsr/train.py", "-opt", str(file), *resume, "--force_yml", change], lock)
     return weights_of(options)
 
 
@@ -151,10 +172,11 @@ def quickstart(fresh: bool) -> None:
         check_space()
         with step(1, "Data: photographs of scikit-image, HR and LR"):
             photographs.main(["--output", str(DATA)])
+            amp = precision(fresh)
         weights = []
         for number, (name, title) in enumerate(TRAININGS.items(), 2):
             with step(number, title):
-                weights.append(train(Path(f"options/train/quickstart_{name}.yml"), fresh, lock))
+                weights.append(train(OPTIONS / f"quickstart_{name}.yml", amp, fresh, lock))
         with step(
             len(TRAININGS) + 2,
             "Comparison on the validation photographs (scratch: the student alone, mcadkd: distilled)",

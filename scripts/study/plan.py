@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basicsr.engine.precision_choice import Choice
 from basicsr.engine.sinks import flat
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.options import load_options
 from basicsr.utils.options_schema import MODEL_TYPES, Options, thaw
+from basicsr.utils.precision import Amp
 from basicsr.utils.registry import nearest
 from basicsr.utils.yaml_loader import OVERRIDE_FILE, Document, key_text, load_yaml, merge_entries
 
@@ -116,6 +118,16 @@ class Study:
         return studies_folder(self.plain) / self.name
 
     @property
+    def precision_file(self) -> Path:
+        """Where it is kept what `amp: auto` is in all runs."""
+        return self.folder / "precision.json"
+
+    @property
+    def open_runs(self) -> list[Run]:
+        """Runs whose precision is still to be chosen."""
+        return [run for run in self.runs if "auto" in (run.options.amp, run.options.amp_teacher)]
+
+    @property
     def results(self) -> Path:
         """Where the tables go."""
         return Path(self.plain.path.results_root or "results") / self.name
@@ -160,6 +172,7 @@ def plan_study(
     overrides: Sequence[str] = (),
     teacher: Path | None = None,
     teacher_is_there: bool = True,
+    precision: Choice | None = None,
 ) -> Study:
     """Reads and checks all options; writes nothing.
 
@@ -172,6 +185,7 @@ def plan_study(
         overrides: `--force_yml`'s changes, for all runs.
         teacher: weights that `--teacher-opt` leaves; the base's where None.
         teacher_is_there: whether that file must exist by now.
+        precision: what stands for `amp: auto`; None where that is still to be chosen.
 
     Raises:
         OptionsError: one line for each mistake.
@@ -183,6 +197,8 @@ def plan_study(
     if reference not in files:
         raise OptionsError(f"--reference {reference}: is none of the methods; there are: {', '.join(files)}")
     plain = _plain(base, name, overrides)
+    if precision is not None:
+        plain = plain.model_copy(update=_chosen(thaw(plain), precision))
     pieces = {method: _read_piece(file) for method, file in files.items()}
     document = _read(base)
     dropped = _drop_method_keys(document)
@@ -191,13 +207,20 @@ def plan_study(
         for method, piece in pieces.items():
             content = _content(document, piece, overrides)
             _settle(content, plain, name, method, seed)
+            if precision is not None:
+                content.update(_chosen(content, precision))
             _give_teacher(content, base, method, teacher)
             options = _typed(content, files[method], paths=teacher_is_there)
             runs.append(Run(method, seed, content, options, _options_file(plain, name, method, seed)))
     remarks = [f"{base}: {', '.join(dropped)} not used: a method's own file says it"] if dropped else []
+    remarks += [f"{precision.told}; in all runs"] if precision is not None else []
     for run in runs[: len(files)]:
         remarks += [f"{run.method} differs from the base in {line}" for line in _differences(plain, run.options)]
     return Study(name, base, files, tuple(seeds), reference, tuple(overrides), plain, tuple(runs), tuple(remarks))
+
+
+def _chosen(content: Mapping[str, Any], precision: Choice) -> dict[str, Amp]:
+    return {key: value for key, value in precision.kept().items() if content.get(key) == "auto"}
 
 
 def _check_words(name: str, seeds: Sequence[int], overrides: Sequence[str]) -> None:

@@ -386,3 +386,25 @@ def test_the_shipped_bases_fit_every_method_that_needs_no_more(command, name, mo
 def without_paths(load_options):
     """The same, for a machine without the data."""
     return lambda *arguments, **named: load_options(*arguments, **{**named, "paths": False})
+
+
+def test_auto_is_chosen_once_for_all_runs_of_a_study(command, bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    forced = ["--force_yml", "amp=auto", "path:allow_random_teacher=true"]
+    arguments = command.parse(study(bench, "scratch kd", "0 1", *forced))
+    planned, _ = command.plan(arguments)
+    assert {run.options.amp for run in planned.open_runs} == {"auto"}
+    command.choose_once(planned, 1)
+    file = planned.precision_file
+    kept = json.loads(file.read_text())
+    assert kept["amp"] == kept["amp_teacher"] in ("bf16", "none") and kept["told"].startswith("amp auto: ")
+    for chosen in ("bf16", "none"):
+        file.write_text(json.dumps({**kept, "amp": chosen, "told": f"amp auto: {chosen}"}))
+        planned, _ = command.plan(arguments)
+        assert not planned.open_runs and planned.plain.amp == chosen
+        assert {(run.options.amp, run.content["amp"]) for run in planned.runs} == {(chosen, chosen)}
+        assert f"amp auto: {chosen}; in all runs" in planned.remarks
+        assert not any("differs" in remark for remark in planned.remarks)
+    file.write_text('{"amp": "bf8"}')
+    assert run_command(lambda: command.main([*study(bench, "scratch kd", "0 1", *forced), "--dry-run"])) == 3
+    assert "precision.json cannot be read" in capsys.readouterr().err

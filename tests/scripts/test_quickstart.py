@@ -203,3 +203,16 @@ def test_the_script_refuses_unknown_arguments_before_installing_anything(tmp_pat
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20)
     assert result.returncode == 2
     assert result.stdout.startswith("usage: bash scripts/quickstart.sh [--fresh]")
+
+
+def test_all_trainings_run_in_the_precision_that_was_chosen_once(steps, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    monkeypatch.setattr(steps, "OPTIONS", OPTIONS / "train")
+    kept = '{"amp": "bf16", "amp_teacher": "bf16", "told": "amp auto: bf16"}'
+    (tmp_path / steps.PRECISION).write_text(kept)
+    assert steps.precision(fresh=False) == "bf16"
+    assert (tmp_path / steps.PRECISION).read_text() == kept
+    assert "amp auto: bf16; in all trainings" in capsys.readouterr().out
+    assert steps.precision(fresh=True) in ("bf16", "none")  # measured anew
+    assert (tmp_path / steps.PRECISION).read_text() != kept
