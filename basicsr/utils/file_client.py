@@ -15,10 +15,7 @@ from typing import Any, Protocol
 
 from basicsr.utils.errors import DataError, MachineError, OptionsError
 from basicsr.utils.lmdb_pages import find_short_file
-<<<<<<< HEAD
-=======
 from basicsr.utils.name_lists import printable
->>>>>>> 2b4bf12 (One reader for all images: true pixels or a refusal that names the property, from the header on)
 from basicsr.utils.regular_files import read_regular
 
 _environments: dict[str, Any] = {}  # by real path

@@ -215,7 +215,7 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         path = os.path.relpath(tmp_path / "socket.png")  # the name of a socket must be short
         server.bind(path)
-        for name, reason in (("pipe", "no file but a pipe"), ("device", "no file but a device"), ("socket", "No such")):
+        for name, reason in (("pipe", "no file but a pipe"), ("device", "no file but a device"), ("socket", "no file but a socket")):
             path = str(tmp_path / f"{name}.png")
             assert reason in str(examine(Place(path)).fault)
             with pytest.raises(DataError, match=reason):
@@ -226,6 +226,6 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
 
 def test_what_cannot_be_opened_is_a_fault_too(tmp_path):
     assert examine(Place(str(tmp_path / "none.png"))).fault == "No such file or directory; check the path"
-    assert examine(Place(str(tmp_path))).fault == "Is a directory; check the path"
+    assert examine(Place(str(tmp_path))).fault == "it is no file but a folder; check the path"
     assert "has no data.mdb" in str(examine(Place("key", str(tmp_path))).fault)
     assert Path(tmp_path).is_dir()
