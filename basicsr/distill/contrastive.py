@@ -110,7 +110,8 @@ class HybridContrastive(Term):
 
     L_img (eq. 2) is InfoNCE over the batch: the student's embedding of an image is the query, the teacher's of the
     same image the positive, the teacher's of the other images the negatives. L_patch (eq. 4) is InfoNCE over the N
-    random crops of an image, at the same positions in I_S and I_T.
+    random crops of an image, at the same positions in I_S and I_T. The equations to the letter are
+    `mining: all, reduction: sum`, as in options/methods/mcadkd_equations.yml.
 
     Args:
         mode: 'image', 'patch' or 'hybrid': which of the two terms are present. Their weights stay the same.
@@ -120,12 +121,13 @@ class HybridContrastive(Term):
         patch_weight: lambda_patch.
         loss_weight: lambda_cont, multiplied with both.
         tau: initial temperature. Its logarithm is learned; it is kept within 0.01 and 1.
-        mining: 'hard' keeps only the most similar negatives of each query, 'all' every one.
+        mining: 'hard' keeps only the most similar negatives of each query, 'all' every one, as eqs. 2 and 4. The
+            default is ours: the authors' README names 'hard', and their code ignores it.
         num_negatives: how many with 'hard'; half of them, at least one, where left out.
         denominator: 'all' (the equations') or 'negatives', see `info_nce`.
         patch_negatives: a patch's negatives are the other patches of its 'image' (eq. 4) or of the whole 'batch'.
-        reduction: 'mean' over the patches of an image, for which the published weights are tuned, or their 'sum', as
-            eq. 4 is printed. Images are averaged either way.
+        reduction: 'mean' over the patches of an image, which is ours, as the public code, or their 'sum', as eq. 4.
+            Images are averaged either way.
         crops: 'paired' draws the positions once per image; 'independent' once for the student and once for the
             teacher.
         gather_negatives: take negatives from the batches of all ranks, with exact gradients.

@@ -58,7 +58,11 @@ _RAIN = Task(
 )
 _FOLDERS = {"gopro": ("sharp", "blur"), "rain13k": ("target", "input")}
 _PATCHES = {
-    "nafnet": ("gt_size: 256", "batch_size_per_gpu: 32    # in all; on four GPUs, 8"),
+    "nafnet": (
+        "gt_size: 256",
+        "use_rot: true             # as its authors; the flips of DCKD's appendix are Restormer's",
+        "batch_size_per_gpu: 32    # in all; on four GPUs, 8",
+    ),
     "restormer": (
         "gt_size: 384              # the largest patches",
         "batch_size_per_gpu: 64    # in all, at the start; on eight GPUs, 8",

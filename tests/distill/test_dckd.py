@@ -136,12 +136,11 @@ def test_the_piece_as_published_is_the_public_codes_losses():
     negatives = [encoded(encoder, history_of(model)(one)) for one in inputs]
     l_dcl = 0.0
     for layer, weight in enumerate(LAMBDA):
-        near = np.mean([np.abs(own[0][layer] - other[0][layer]).mean() for own, other in zip(student, teacher)])
-        far = sum(
-            np.mean([np.abs(own[0][layer] - other[0][layer]).mean() for own, other in zip(student, negative)])
-            for negative in negatives
+        near, *far = (
+            np.mean([np.abs(own[0][layer] - one[0][layer]).mean() for own, one in zip(student, others, strict=True)])
+            for others in (teacher, *negatives)
         )
-        l_dcl += weight * near / (far + 1e-7)
+        l_dcl += weight * near / (sum(far) + 1e-7)
     entropies = []
     for (_, own), (_, target) in zip(student, teacher, strict=True):
         codebook = encoder.codebook.numpy()

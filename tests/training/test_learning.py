@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from support.training import changed, without_teacher
+from support.shipped import reduced
+from support.training import changed, checkpoint_of, without_teacher
 
 from basicsr.train import train_pipeline
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.options import load_options
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
 
 
 def trained(options, tmp_path, iterations: int = 4) -> dict:
@@ -51,6 +58,37 @@ def test_under_adamw_the_temperature_is_drawn_to_nothing(mcadkd, tmp_path):
     assert terms["contrastive.log_tau"].exp().item() == pytest.approx(0.07, rel=1e-6)
     assert unchanged(run[1]["state"]["terms"], terms) == set(terms)
     assert [group["weight_decay"] for group in run[4]["state"]["optimizers"]["g"]["param_groups"]] == [0.5, 0]
+
+
+def test_a_network_trained_in_the_students_place_decays_as_the_student_would(image_pairs, tmp_path):
+    options = reduced(load_options(OPTIONS / "train/csd_edsr_x2.yml", training=True, paths=False), image_pairs)
+    adamw = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.5}
+    contrastive = {"type": "hybrid", "patch_size": 6, "num_patches": 3, "embed_dim": 8}
+    options = changed(options, train__optim_g=adamw, train__contrastive_opt=contrastive, train__total_iter=1)
+    state = checkpoint_of(train_pipeline(options, root=tmp_path).folder, 1)["state"]
+    groups = [
+        (group["name"], group["weight_decay"], len(group["params"]))
+        for group in state["optimizers"]["g"]["param_groups"]
+    ]
+    wide = sum(key.startswith("csd.wide.") and not key.endswith("mean") for key in state["terms"])
+    heads = sum(key.startswith("contrastive.") for key in state["terms"])
+    assert groups == [("student", 0.5, wide), ("heads", 0.0, heads)] and wide > heads > 0
+
+
+def test_the_history_that_follows_an_average_asks_for_one_and_follows_it(image_pairs, tmp_path):
+    loaded = load_options(OPTIONS / "train/dckd_as_published_rcan_x2.yml", training=True, paths=False)
+    options = reduced(loaded, image_pairs)
+    options["train"]["distill"]["dckd"]["update_steps"] = [3]
+    with pytest.raises(
+        OptionsError, match=r"train.ema_decay is 0, and dckd \(DCKD\) follows the moving average of the"
+    ):
+        train_pipeline(changed(options, train__ema_decay=0), root=tmp_path)
+    saved = checkpoint_of(train_pipeline(options, root=tmp_path).folder, 3)
+    begun = checkpoint_of(tmp_path / "experiments" / options["name"], 2)["state"]["terms"]
+    for key, average in saved["g"]["params_ema"].items():
+        before = begun[f"dckd.history.{key}"]
+        expected = 0.1 * before + 0.9 * average
+        assert torch.allclose(saved["state"]["terms"][f"dckd.history.{key}"], expected, rtol=1e-5, atol=1e-7), key
 
 
 def test_the_discriminators_rate_follows_the_schedule_too(mcadkd, tmp_path):
