@@ -238,7 +238,7 @@ def _train(
         keep_freed_memory()
     checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
     with (
-        owned(folder, place),
+        owned(folder, place) as own_again,
         status.followed(),
         checkpoints.named_in_failures(),
         watched(Peers(), status.ended) as others_may_end,
@@ -254,6 +254,7 @@ def _train(
         check_equal_on_all_ranks(run)
         remarks += check_all_images(run, stop)
         remarks += experiment.prepare_training(run, resume)
+        own_again()
         status.update(state="running")
         with experiment.open_log(folder, "train", options.name, place, goes_on=resume is not None) as logger:
             for remark in filter(None, (place.remark, *remarks)):

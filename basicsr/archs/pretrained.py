@@ -16,6 +16,7 @@ from basicsr.utils.errors import CheckpointError
 from basicsr.utils.layouts import Recognised, UnsupportedWeights, recognise
 from basicsr.utils.options_components import is_auto
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.weight_checks import check_weights
 from basicsr.utils.weight_files import WeightFile, inner_states, read_weights
 from basicsr.utils.weights import HIDDEN_OPTIONS, load_network, load_state
 
@@ -177,6 +178,7 @@ class _Search:
             except NotRecognised as error:
                 self._reasons.append(str(error))
                 continue
+            check_weights(state, self._path, network.model.state_dict())
             name, scale = network.architecture, network.scale
             remark = f"{self._path}: recognised {name}, x{scale}, by spandrel; its modules lie under 'model.'"
             return Pretrained(

@@ -15,6 +15,7 @@ from torch import nn
 from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.tensor_files import load_tensors
+from basicsr.utils.weight_checks import check_weights
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")
 RANDOM_WEIGHTS = "random"
@@ -165,6 +166,7 @@ def _load(features: nn.Sequential, vgg_type: str, vgg_weights: str | None) -> No
     # Old files lack the counter, which evaluation does not read.
     counters = [key for key in found if key.endswith("num_batches_tracked") and found[key] is None]
     found.update({key: torch.tensor(0) for key in counters})
+    weights: dict[str, torch.Tensor] = {}
     for key, expected in wanted.items():
         value = found.get(key)
         if not isinstance(value, torch.Tensor) or value.shape != expected.shape:
@@ -173,7 +175,9 @@ def _load(features: nn.Sequential, vgg_type: str, vgg_weights: str | None) -> No
                 f"{source} does not hold torchvision's weights of {vgg_type}: features.{key} is {given}, not"
                 f" {tuple(expected.shape)}; give the file of {vgg_type}, or the vgg_type of the file"
             )
-    features.load_state_dict(found, assign=True)
+        check_weights({f"features.{key}": value}, source, {f"features.{key}": expected})
+        weights[key] = value.to(expected.dtype)
+    features.load_state_dict(weights, assign=True)
 
 
 def _read(path: Path) -> object:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.tensor_files import load_state_dict_only
+from basicsr.utils.weight_checks import check_weights
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")
 WEIGHTS_NAME = "vqgan_imagenet_f16_1024"
@@ -309,6 +310,7 @@ def _load(network: VQGANEncoder, state: Mapping[str, Tensor], path: Path) -> Non
     # Views of one short storage are tensors, too: as float32 each would take memory of its own.
     if sum(value.numel() for value in wanted.values()) > path.stat().st_size:
         raise CheckpointError(_refusal(path, "it has fewer bytes than its weights have numbers"))
+    check_weights(state, path, wanted)
     network.load_state_dict({key: state[key].float().contiguous() for key in wanted}, assign=True)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from basicsr.engine.state_checks import Misfit, check_records, iteration_of
 from basicsr.utils.atomic_files import TEMPORARY, NoSpaceError, Staged, sha256_of, stage, sync_folder, write_atomically
 from basicsr.utils.errors import CheckpointError, LostRankError, NonFiniteError
 from basicsr.utils.sizes import readable, size_of
@@ -60,6 +61,10 @@ class DamagedCheckpointError(CheckpointError):
     """
 
     fault = ""
+
+
+class UnfitCheckpointError(CheckpointError):
+    """A checkpoint is as it was written, and holds what no run of ours writes: none before it is taken instead."""
 
 
 class CheckpointFolder:
@@ -125,12 +130,14 @@ class CheckpointFolder:
         """The newest checkpoint that is intact, and a line for each newer one that is not.
 
         Raises:
-            CheckpointError: there are checkpoints, and none is intact.
+            CheckpointError: there are checkpoints, and none is intact, or the newest is but holds what does not belong.
         """
         faults: dict[int, str] = {}
         for iteration in self._iterations():
             try:
                 checkpoint = self.load(self.states / f"{iteration}.state")
+            except UnfitCheckpointError:
+                raise
             except CheckpointError as error:
                 faults[iteration] = error.fault if isinstance(error, DamagedCheckpointError) else str(error)
                 continue
@@ -165,11 +172,17 @@ class CheckpointFolder:
         try:
             # SHA-256 was compared already.
             read = {file: load_tensors(found, checksums=False) for file, found in files.items()}
-            state = read.pop(path)
-            networks = {_label_of(file): content for file, content in read.items()}
-            return Checkpoint(int(state["iteration"]), networks, state, path)
-        except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
+        except (CheckpointError, OSError) as error:
             raise _damaged(path, f"cannot be read ({error})", self._advice()) from error
+        state = read.pop(path)
+        try:
+            iteration = iteration_of(state, int(path.stem))
+            check_records(state, iteration)
+        except Misfit as error:
+            raise UnfitCheckpointError(
+                f"{path} cannot be used: {error}; put back the file that was saved, or remove it and go on from another"
+            ) from error
+        return Checkpoint(iteration, {_label_of(file): content for file, content in read.items()}, state, path)
 
     def tidy(self, resumed: int | None) -> list[str]:
         """Completes what a killed process left, and sets aside what comes after the checkpoint that is resumed.
@@ -273,11 +286,13 @@ class CheckpointFolder:
             manifest = json.loads(manifest_path.read_text("utf-8"))
             files: dict[str, Any] = manifest["files"]
             wanted = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(path, f"is damaged ({manifest_path.name} cannot be read)") from error
         if manifest.get("format") != FORMAT:
             theirs = manifest.get("format")
             raise _damaged(path, f"is of format {theirs}, this version reads {FORMAT}", self._advice())
+        if str(manifest.get("iteration")) != path.stem or not path.stem.isdigit():
+            raise _damaged(path, f"is damaged ({manifest_path.name} is not of iteration {path.stem})", self._advice())
         root, found = path.parent.parent, {}
         for name, (size, digest) in wanted.items():
             if not _is_ours(name):

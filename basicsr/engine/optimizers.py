@@ -106,11 +106,14 @@ def regrouped(state: dict[str, Any], in_order: list[nn.Parameter], optimizer: to
     """
     trained = [parameter for parameter in in_order if parameter.requires_grad]
     saved = state["param_groups"]
-    present = [group["params"] for group in optimizer.param_groups]
+    present = optimizer.param_groups
     if len(saved) == len(present) or sum(len(group["params"]) for group in saved) != len(trained):
         return state
     numbers = dict(zip(map(id, trained), (n for group in saved for n in group["params"]), strict=True))
-    groups = [{**saved[-1], "params": [numbers[id(parameter)] for parameter in group]} for group in present]
+    groups = [
+        {**saved[-1], "name": group["name"], "params": [numbers[id(parameter)] for parameter in group["params"]]}
+        for group in present
+    ]
     return {**state, "param_groups": groups}
 
 

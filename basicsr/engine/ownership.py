@@ -1,72 +1,164 @@
-"""One run to a folder: two processes that write the same checkpoints would ruin both runs."""
+"""One program to a folder: two that write the same checkpoints or results would ruin both."""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from basicsr.engine.distributed import Place, on_master
 from basicsr.utils.errors import CheckpointError
+from basicsr.utils.logger import get_root_logger
+from basicsr.utils.name_lists import printable
+
+_SECONDS = 0.5  # a process that was killed holds its lock until its last child has gone
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOTTY)
 
 
 @contextmanager
-def owned(folder: Path, place: Place) -> Iterator[None]:
-    """Within the block, no other process may train in `folder`. All ranks must call.
-
-    The lock is a file beside the folder, which the operating system frees when the process ends, however it does. Where
-    the file system knows no locks there is none.
+def owned(folder: Path, place: Place, doing: str = "trains there") -> Iterator[Callable[[], None]]:
+    """Within the block, no other process may have `folder`. All ranks must call.
 
     Args:
-        folder: experiments/NAME; need not be there.
+        folder: experiments/NAME or another; need not be there.
         place: where this process stands.
+        doing: what is done in it, for the message that others get.
+
+    Yields:
+        What all ranks are to call when the folder was made anew.
 
     Raises:
-        CheckpointError: another process is training there, or nothing can be written there.
+        CheckpointError: see `FolderLock`.
     """
-    file = folder.with_name(f".{folder.name}.lock")
-    new_folder = not file.parent.exists()
-    held: list[int] = []
-    on_master(place, lambda: held.append(_locked(file, folder)))
+    locks: list[FolderLock] = []
+    on_master(place, lambda: locks.append(FolderLock(folder, doing)))
     try:
-        yield
+        yield lambda: on_master(place, lambda: locks[0].take_inside())
     finally:
-        for handle in held:
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
-            os.close(handle)
+        for lock in locks:
+            lock.release()
+
+
+class FolderLock:
+    """Holds a folder, by whatever path others reach it.
+
+    The lock is a file beside the folder that links lead to, since the folder may be missing or be renamed, and one in
+    the folder, which is the same through a bind mount. The operating system frees both when the process ends. Where the
+    file system knows no locks, as some network disks, their existence is the lock: what a process leaves that was
+    killed is removed by the next one on the same machine, and named on another.
+
+    Args:
+        folder: need not be there.
+        doing: what its owner does, for the others' message: 'trains there'.
+
+    Raises:
+        CheckpointError: another process holds it, nothing can be written there, or it lies behind a link that leads
+            nowhere.
+    """
+
+    def __init__(self, folder: Path, doing: str) -> None:
+        self._folder, self._doing = folder, doing
+        self._held = ExitStack()
+        self._inside: set[tuple[int, int]] = set()
+        refuse_dead_links(folder)
+        real = Path(os.path.realpath(folder))
+        beside = real.with_name(f".{real.name}.lock")
+        new_folder = not beside.parent.exists()
+        try:
+            beside.parent.mkdir(parents=True, exist_ok=True)
             if new_folder:
-                with suppress(OSError):  # it is kept if there is anything in it
-                    file.parent.rmdir()
+                self._held.callback(_remove_if_empty, beside.parent)
+            self._take(beside)
+            self.take_inside()
+        except OSError as error:
+            self._held.close()
+            raise CheckpointError(f"cannot write {beside.parent}: {error.strerror or error}") from error
+        except BaseException:
+            self._held.close()
+            raise
+
+    def take_inside(self) -> None:
+        """Holds the folder itself, if it is there; to be called again when it was made anew."""
+        if not self._folder.is_dir():
+            return
+        real = Path(os.path.realpath(self._folder))
+        found = real.stat()
+        if (found.st_dev, found.st_ino) not in self._inside:
+            self._take(real / ".lock")
+            self._inside.add((found.st_dev, found.st_ino))
+
+    def release(self) -> None:
+        """Lets others have the folder."""
+        self._held.close()
+
+    def _take(self, file: Path) -> None:
+        left = _owner_in(Path(f"{file}.held"))
+        lock = self._acquired(file)
+        if not isinstance(lock, SoftFileLock):
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        elif left is not None:
+            get_root_logger().warning(f"{self._folder}: took over the lock of {left}, which has gone")
+        # By its folder's handle: the folder may have been renamed by then.
+        handle = os.open(file.parent, os.O_RDONLY)
+        self._held.callback(_let_go, lock, handle)
+
+    def _acquired(self, file: Path) -> BaseFileLock:
+        lock: BaseFileLock = FileLock(file, timeout=_SECONDS, fallback_to_soft=False)
+        try:
+            try:
+                lock.acquire()
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                lock = SoftFileLock(f"{file}.held", timeout=_SECONDS)
+                lock.acquire()
+        except Timeout as error:
+            owner = _owner_in(Path(lock.lock_file)) or "another process"
+            advice = "wait for it, stop it, or give the run another name"
+            if isinstance(lock, SoftFileLock):
+                advice += f"; if it has gone, remove {lock.lock_file}"
+            raise CheckpointError(f"{self._folder} is in use: {owner} {self._doing}; {advice}") from error
+        return lock
 
 
-def _locked(file: Path, folder: Path) -> int:
+def refuse_dead_links(path: Path) -> None:
+    """Refuses a path that is, or lies behind, a link that leads nowhere, as to a disk that is not mounted.
+
+    Raises:
+        CheckpointError: names the link.
+    """
+    for part in (path, *path.parents):
+        if os.path.islink(part) and not os.path.exists(part):
+            raise CheckpointError(
+                f"{part} is a link to {os.readlink(part)}, which is not there; mount its disk, or remove the link"
+            )
+
+
+def _owner_in(file: Path) -> str | None:
+    """Who wrote a lock's file: 'process 12 on node3'."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-            _lock(handle, folder)
-            if file.exists() and os.path.samestat(os.fstat(handle), file.stat()):
-                break
-            os.close(handle)  # whoever had it has removed it since
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        return handle
-    except OSError as error:
-        raise CheckpointError(f"cannot write {file.parent}: {error.strerror}") from error
-
-
-def _lock(handle: int, folder: Path) -> None:
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        owner = os.read(handle, 200).decode(errors="replace") or "another process"
-        os.close(handle)
-        raise CheckpointError(
-            f"{folder} is in use: {owner} trains there; wait for it, stop it, or give the run another name"
-        ) from None
+        lines = file.read_text(encoding="utf-8", errors="replace")[:400].splitlines()
     except OSError:
-        pass  # no locks on this file system
+        return None
+    if len(lines) >= 2 and lines[0].isdigit():  # as filelock writes it
+        host = lines[1].partition("?")[0]
+        return printable(f"process {lines[0]} on {host}")
+    return printable(lines[0]) if lines else None
+
+
+def _let_go(lock: BaseFileLock, folder: int) -> None:
+    with suppress(OSError):
+        os.unlink(os.path.basename(lock.lock_file), dir_fd=folder)  # while it is held: nobody can have made it anew
+    os.close(folder)
+    with suppress(OSError):
+        lock.release()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()

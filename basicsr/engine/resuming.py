@@ -70,6 +70,11 @@ def find_checkpoint(options: Options, place: Place, auto_resume: bool) -> tuple[
         except CheckpointError as error:
             failure = error
     raise_together(failure)
+    if kept[0].iteration > options.train.total_iter:
+        raise CheckpointError(
+            f"{path} was saved after iteration {kept[0].iteration}, train: total_iter is {options.train.total_iter};"
+            " raise it, or start a run of another name"
+        )
     return kept[0], remarks
 
 
@@ -88,6 +93,18 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
     Raises:
         OptionsError: there are differences that change the course of the training; lists them.
     """
+    try:
+        grave, slight = _changes(resume, options, place)
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise CheckpointError(f"{resume.path} cannot be resumed: its options are of another kind ({error})") from error
+    raise_together(_refusal(resume, grave, allow))
+    return [_remark(resume, line) for line in (*grave, *slight)]
+
+
+def _changes(resume: Checkpoint, options: Options, place: Place) -> tuple[list[str], list[str]]:
+    """What changes the course of the training, and what does not."""
     state = resume.state
     before, after = _saved_options(resume), _flat(_plain(options))
     files = weights_read(options)
@@ -112,8 +129,7 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
         theirs, ours = (digests[option][:12] + "..." if option in digests else "none" for digests in (known, files))
         if option not in ignored and known.get(option) != files.get(option):
             grave.append(f"content of {option}: SHA-256 {theirs} -> {ours}")
-    raise_together(_refusal(resume, grave, allow))
-    return [_remark(resume, line) for line in (*grave, *slight)]
+    return grave, slight
 
 
 def check_images(resume: Checkpoint, images: Mapping[str, Any], allow: bool) -> list[str]:

@@ -20,16 +20,17 @@ from basicsr.data.checking import fingerprint
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.ema import Ema
-from basicsr.engine.optimizers import HEADS, build_optimizer, changed_decay, regrouped
+from basicsr.engine.optimizers import HEADS, build_optimizer
 from basicsr.engine.precision_choice import choose_precision, settled
 from basicsr.engine.record import weights_read
+from basicsr.engine.restoring import restore
 from basicsr.engine.schedules import build_schedule, warmed_up
 from basicsr.engine.sinks import check_packages
 from basicsr.engine.teacher_cache import check_key
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.models import build_adversary, build_model, recognise_networks
-from basicsr.utils.errors import CheckpointError, NonFiniteError, OptionsError
+from basicsr.utils.errors import NonFiniteError, OptionsError
 from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.randomness import seed_everything
 from basicsr.utils.sizes import size_of
@@ -92,7 +93,7 @@ class TrainingRun:
         self.ema = Ema(self.network, train.ema_decay) if train.ema_decay > 0 else None
         self._check_average()
         if resume is not None:
-            self._restore(resume)
+            restore(self, resume)
         self.model = self._distribute(bare) if distributed else bare
         self.files = weights_read(options)
         self.loader = build_train_loader(
@@ -292,34 +293,6 @@ class TrainingRun:
                     " saved; lower the learning rate, or set train: grad_clip"
                 )
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        networks, state = checkpoint.networks, checkpoint.state
-        ignored = self.options.path.ignore_resume_networks
-        try:
-            if "network_g" not in ignored:
-                self.network.load_state_dict(networks["g"]["params"])
-            self.terms.load_state_dict(state["terms"])
-            trained = [*self.network.parameters(), *self.terms.parameters()]
-            saved = regrouped(state["optimizers"]["g"], trained, self.optimizer)
-            self.remarks += changed_decay(saved, self.optimizer)
-            _load_optimizer(self.optimizer, saved)
-            self.scaler.load_state_dict(state["scalers"]["g"])
-            if self.ema is not None and "network_g" not in ignored:
-                self.ema.network.load_state_dict(networks["g"]["params_ema"])
-            if self.adversary is not None:
-                if "network_d" not in ignored:
-                    self.adversary.discriminator.load_state_dict(networks["d"]["params"])
-                self.adversary.scaler.load_state_dict(state["scalers"]["d"])
-                if self.adversary.optimizer is not None:
-                    _load_optimizer(self.adversary.optimizer, state["optimizers"]["d"])
-            self.best = state["best"]
-            self.validation_due = state["validation_due"]
-        except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{checkpoint.path} does not fit the options: {' '.join(str(error).split())[:300]};"
-                " resume with the options it was saved with, or start a run of another name"
-            ) from error
-
     def note_best(self, dataset: str, evaluation: Evaluation) -> list[str]:
         """Updates `best` and returns the metrics that improved."""
         improved = []
@@ -331,21 +304,6 @@ class TrainingRun:
                 records[metric] = {"value": value, "iteration": self.iteration}
                 improved.append(metric)
         return improved
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restores moments and steps; rates, betas and the like stay as the present options have them.
-
-    The settings are put in before loading, since they say where steps have to lie. Moments are laid out in memory as
-    the weights are now, which fused kernels take for granted.
-    """
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    groups = [{**saved, **kept} for saved, kept in zip(state["param_groups"], settings, strict=True)]
-    optimizer.load_state_dict({**state, "param_groups": groups})
-    for parameter, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -117,6 +117,11 @@ class Tensors:
         if not (_are_numbers(size) and _are_numbers(stride) and _are_numbers((offset,))) or len(size) != len(stride):
             raise Refused("it is damaged or no checkpoint (a tensor has no shape)")
         count, there = math.prod(size), storage.size // dtype.itemsize
+        once = math.prod(length for length, step in zip(size, stride, strict=True) if step)
+        if once <= there < count:
+            raise Refused(
+                f"a tensor of shape {tuple(size)} in it repeats its numbers, as torch.expand does; save a clone of it"
+            )
         if count > there:
             raise Refused(
                 f"it is damaged or no checkpoint (a tensor of shape {tuple(size)} is larger than its storage, of"

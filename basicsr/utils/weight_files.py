@@ -16,6 +16,7 @@ from basicsr.utils.errors import CheckpointError
 from basicsr.utils.safetensors_files import load_safetensors
 from basicsr.utils.stored_zip import Refused, StoredZip
 from basicsr.utils.tensor_files import load_tensors, opened, other_kind
+from basicsr.utils.weight_checks import check_not_all_zero, check_weights, without_doubles
 
 # Where state dicts are kept, in the order of preference: BasicSR's names, then others'.
 _STATE_KEYS = (
@@ -61,7 +62,8 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, 
         only_this: refuse a file without `param_key`.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another kind, or holds no weights.
+        CheckpointError: the file is missing, damaged, of another kind, or holds no weights or what are none
+            (`weight_checks`).
     """
     content: Any
     header: dict[str, Any] = {}
@@ -77,7 +79,10 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, 
         there = f"it has {held}; give one of these" if held else "it has one set without a name; ask for none"
         raise CheckpointError(f"checkpoint {path} has no weights '{param_key}', {there}")
     key, tensors, remark = _select(content, param_key, path)
-    state = {_bare(_name(key, path)): value for key, value in tensors.items() if isinstance(value, Tensor)}
+    names = [(_name(key, path), value) for key, value in tensors.items() if isinstance(value, Tensor)]
+    state = without_doubles([(_bare(name), name, value) for name, value in names], path)
+    check_weights(state, path)
+    check_not_all_zero(state, path)
     if not state:
         asked = f" under '{param_key}', a usual key" if param_key else " under a usual key"
         raise CheckpointError(f"checkpoint {path} holds no tensors{asked} ({', '.join(_STATE_KEYS[:3])}) or at its top")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.layouts import Recognised, UnsupportedWeights, described, recognise
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.weight_checks import check_weights
 from basicsr.utils.weight_files import inner_states, read_weights
 
 HIDDEN_OPTIONS = ("res_scale", "img_range", "rgb_mean")
@@ -98,13 +99,14 @@ def load_state(
     """
     expected = network.state_dict()
     found, state, remarks = _matching(network, expected, state, path)
+    check_weights(state, path, expected)
     state = _with_derived(state, expected)
     misfits = _misfits(state, expected)
     if misfits:
         loadable = len(expected) - sum(key in expected for key, *_ in misfits)
         if strict or not loadable:
             raise CheckpointError(_refusal(network, expected, found, misfits, path))
-        remarks.append(f"{path}: loaded what fits {type(network).__name__}, {_counts(misfits)}")
+        remarks.append(f"{path}: loaded what fits {type(network).__name__}; {_counts(misfits)}")
         unfit = {key for key, *_ in misfits}
         state = {key: value for key, value in state.items() if key not in unfit}
     network.load_state_dict(state, strict=False)
@@ -117,9 +119,15 @@ def _matching(
     """Finds the network's weights inside `state`, and turns them into our layout if they have another."""
     needed = {key for key in expected if not key.endswith(_DERIVED)}
     inners = list(inner_states(state))
-    for inner in inners:
-        if needed <= inner.keys():
-            return recognised_or_none(inner), inner, []
+    fitting = [inner for inner in inners if needed <= inner.keys()]
+    for other in fitting[1:]:
+        if differing := next((key for key in needed if not torch.equal(other[key], fitting[0][key])), None):
+            raise CheckpointError(
+                f"checkpoint {path} holds two networks that fit {type(network).__name__}, with different values of"
+                f" '{differing}'; save the one that is meant by itself"
+            )
+    if fitting:
+        return recognised_or_none(fitting[0]), fitting[0], []
     for inner in inners:
         try:
             found = recognise(inner)
@@ -187,8 +195,14 @@ def _shape(tensor: Tensor | None) -> str:
 def _counts(misfits: list[_Misfit]) -> str:
     missing = sum(given == "-" for _, given, _ in misfits)
     unexpected = sum(wanted == "-" for _, _, wanted in misfits)
-    counts = ((missing, "missing"), (unexpected, "unexpected"), (len(misfits) - missing - unexpected, "of other shape"))
-    return ", ".join(f"{count} {kind}" for count, kind in counts if count)
+    kinds = (
+        (missing, "is missing", "are missing"),
+        (unexpected, "is not the network's", "are not the network's"),
+        (len(misfits) - missing - unexpected, "has another shape", "have another shape"),
+    )
+    return ", ".join(
+        f"1 weight {one}" if count == 1 else f"{count} weights {more}" for count, one, more in kinds if count
+    )
 
 
 def _refusal(
@@ -213,7 +227,7 @@ def _refusal(
     else:
         looks = f", it looks like {found}" if found is not None else ""
         summary = f"checkpoint {path} is for another network than this {name}{looks}"
-    return f"{summary}: weights {_counts(misfits)}. {advice}\n{_table(misfits)}"
+    return f"{summary}: {_counts(misfits)}. {advice}\n{_table(misfits)}"
 
 
 def _hyperparameters(found: Recognised, own: Recognised) -> list[str]:

@@ -58,7 +58,8 @@ def test_another_networks_checkpoint_is_refused_with_keys_and_shapes(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         load_network(target, tmp_path / "net.pth")
     summary, *table = str(caught.value).splitlines()
-    assert "is for another network than this Sequential: weights 1 missing, 1 unexpected, 3 of other shape" in summary
+    assert "is for another network than this Sequential: 1 weight is missing, 1 weight is not the network's" in summary
+    assert ", 3 weights have another shape. Check" in summary
     assert [line.split(maxsplit=1) for line in table[1:3]] == [
         ["first.weight", "(6, 3, 3, 3)  (4, 3, 3, 3)"],
         ["first.bias", "(6,)          (4,)"],
@@ -75,7 +76,7 @@ def test_what_fits_is_loaded_where_strict_is_off(tmp_path):
     del state["last.bias"]
     torch.save(state, tmp_path / "net.pth")
     remark = load_network(target, tmp_path / "net.pth", strict=False)
-    assert remark is not None and "loaded what fits Sequential, 1 missing" in remark
+    assert remark is not None and "loaded what fits Sequential; 1 weight is missing" in remark
     assert torch.equal(target.first.weight, source.first.weight)
 
 
@@ -119,14 +120,14 @@ def test_another_mean_colour_than_the_networks_is_refused_with_what_to_set(tmp_p
 def test_hyperparameters_that_differ_are_named(tmp_path):
     wide = build_network({**EDSR, "num_feat": 12, "num_block": 3})
     summary, *table = refusal(EDSR, {"params": wide.state_dict()}, tmp_path)
-    assert "for another EDSR: it has 12 channels, 3 blocks, the options say 8 channels, 2 blocks: weights" in summary
+    assert "for another EDSR: it has 12 channels, 3 blocks, the options say 8 channels, 2 blocks: " in summary
     assert len(table) == 1 + 8 + 1 and table[-1].strip() == "and 13 more"
 
 
 @pytest.mark.parametrize("make", [published.edsr, lambda scale: build_network({**EDSR, "upscale": scale})])
 def test_a_wrong_scale_is_named_whatever_the_layout(make, tmp_path):
     summary, *table = refusal(EDSR, make(scale=3).state_dict(), tmp_path)
-    assert "has the wrong scale: it is for x3, the options say x4: weights" in summary
+    assert "has the wrong scale: it is for x3, the options say x4: 2 weights are missing" in summary
     assert any(line.split()[0] == "upsample.0.weight" for line in table)
 
 
