@@ -12,7 +12,9 @@ that the JSON file describes are found under one name or the other.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -130,10 +132,11 @@ class CheckpointFolder:
         """The newest checkpoint that is intact, and a line for each newer one that is not.
 
         Raises:
-            CheckpointError: there are checkpoints, and none is intact, or the newest is but holds what does not belong.
+            CheckpointError: the folder cannot be read; or there are checkpoints, and none is intact, or the newest is
+                but holds what does not belong.
         """
         faults: dict[int, str] = {}
-        for iteration in self._iterations():
+        for iteration in self._iterations(strict=True):
             try:
                 checkpoint = self.load(self.states / f"{iteration}.state")
             except UnfitCheckpointError:
@@ -160,8 +163,8 @@ class CheckpointFolder:
             CheckpointError: a file is missing, damaged, or was not written by this framework.
         """
         manifest = path.with_suffix(".json")
-        if not manifest.is_file():
-            if not path.is_file():
+        if not os.path.isfile(manifest):
+            if not os.path.isfile(path):
                 raise CheckpointError(f"resume_state {path} does not exist; saved states: {self._saved()}")
             raise _damaged(
                 path,
@@ -202,7 +205,7 @@ class CheckpointFolder:
         """
         remarks: list[str] = []
         try:
-            for iteration in self._iterations():
+            for iteration in self._iterations(strict=True):
                 self._complete(iteration)
                 if resumed is not None and iteration > resumed:
                     manifest = self._manifest(iteration)
@@ -299,12 +302,15 @@ class CheckpointFolder:
                 raise _damaged(
                     path, f"is damaged ({manifest_path.name} names the file {name!r}, which is none of a checkpoint's)"
                 )
-            candidates = [file for file in (root / name, _temporary(root / name)) if file.is_file()]
+            candidates = [file for file in (root / name, _temporary(root / name)) if os.path.isfile(file)]
             if not candidates:
                 raise _damaged(path, f"is not complete ({name} is missing)", self._advice())
-            intact = next((file for file in candidates if _is_intact(file, size, digest)), None)
+            where = "" if root / name == path else f" of {name}"
+            try:
+                intact = next((file for file in candidates if _is_intact(file, size, digest)), None)
+            except OSError as error:
+                raise _damaged(path, f"cannot be read ({error.strerror}{where})", self._advice()) from error
             if intact is None:
-                where = "" if root / name == path else f" of {name}"
                 raise _damaged(path, f"is damaged (SHA-256{where})", self._advice())
             found[root / name] = intact
         if path not in found:
@@ -357,9 +363,19 @@ class CheckpointFolder:
         staged = {file.name[1:].removesuffix(".tmp") for file in self.models.glob(f".net_*_{iteration}.pth.tmp")}
         return [self.models / name for name in sorted(named | staged) if _NETWORK.fullmatch(name)]
 
-    def _iterations(self) -> list[int]:
-        """Of all checkpoints, whole or not, the newest first."""
-        stems = {file.stem for pattern in ("*.json", "*.state") for file in self.states.glob(pattern)}
+    def _iterations(self, *, strict: bool = False) -> list[int]:
+        """Of all checkpoints, whole or not, the newest first.
+
+        Raises:
+            CheckpointError: the folder is there and cannot be read, and `strict` is set.
+        """
+        try:
+            names = names_in(self.states)
+        except CheckpointError:
+            if strict:
+                raise
+            names = []
+        stems = {Path(name).stem for name in names if name.endswith((".json", ".state"))}
         return sorted((int(stem) for stem in stems if stem.isascii() and stem.isdigit()), reverse=True)
 
     def _last(self) -> str:
@@ -375,6 +391,32 @@ class CheckpointFolder:
 
     def _advice(self) -> str:
         return f"; saved states: {self._saved()}; --auto_resume takes the newest that is intact"
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder; none where it is not there.
+
+    Raises:
+        CheckpointError: it is there and cannot be read, or is a link that leads nowhere.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+        if not os.access(folder, os.X_OK):  # names can be read then, and nothing behind them
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return names
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(folder):
+            return []
+        what = f"it is a link to {os.readlink(folder)}: " if os.path.islink(folder) else ""
+        raise CheckpointError(
+            f"cannot read {folder} ({what}{error.strerror}); mend that or mount its disk, or begin anew without"
+            " --auto_resume"
+        ) from error
+
+
+def is_network(name: str) -> bool:
+    """Whether this is the name of a network's file in a checkpoint, such as net_g_20.pth."""
+    return _NETWORK.fullmatch(name) is not None
 
 
 def _shared(content: Any) -> Any:
@@ -419,10 +461,7 @@ def _label_of(network: Path) -> str:
 
 
 def _is_intact(file: Path, size: int, digest: str) -> bool:
-    try:
-        return file.stat().st_size == size and sha256_of(file) == digest
-    except OSError:
-        return False
+    return file.stat().st_size == size and sha256_of(file) == digest
 
 
 def _is_ours(name: str) -> bool:

@@ -14,6 +14,7 @@ from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.record import TEACHER_CACHE, weights_read
 from basicsr.engine.status import launched_by_us
+from basicsr.engine.traces import refuse_new_start
 from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from basicsr.utils.options import load_options, resolved_yaml
@@ -48,7 +49,8 @@ def find_checkpoint(options: Options, place: Place, auto_resume: bool) -> tuple[
     Rank 0 chooses. Processes that torchrun has started anew go on with what they had begun, asked or not.
 
     Raises:
-        CheckpointError: `resume_state` cannot be used, or none of the run's checkpoints is intact.
+        CheckpointError: `resume_state` cannot be used, none of the run's checkpoints is intact, or there is none though
+            a run was there.
     """
     restarted = any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
     kept: list[Checkpoint] = []
@@ -174,6 +176,7 @@ def _choose(options: Options, auto_resume: bool) -> tuple[Checkpoint | None, lis
         checkpoint, remarks = CheckpointFolder(options.experiment_folder).latest()
         if checkpoint is not None:
             return checkpoint, remarks
+        refuse_new_start(options)
     if options.path.resume_state is not None:
         path = Path(options.path.resume_state).resolve()  # the networks lie beside the file, not beside a link to it
         return _folder_of(path).load(path), []

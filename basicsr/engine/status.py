@@ -111,12 +111,20 @@ def launch() -> str:
 
 
 def launched_by_us(folder: Path) -> bool:
-    """Whether the run in `folder` was started by the launch that this process belongs to."""
-    try:
-        content = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-        return bool(launch()) and content["launch"] == launch()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    """Whether the run in `folder` was started by the launch that this process belongs to.
+
+    Raises:
+        CheckpointError: its status is there and cannot be read: the run might be ours, and must not begin anew.
+    """
+    if not launch() or not os.path.lexists(folder / STATUS):
         return False
+    try:
+        return bool(json.loads((folder / STATUS).read_text(encoding="utf-8"))["launch"] == launch())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"cannot read {folder / STATUS} ({error}), so whether to go on; remove it and start with --auto_resume, or"
+            " begin anew"
+        ) from error
 
 
 def _now() -> str:
