@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from basicsr.engine.optimizers import build_optimizer, changed_decay, regrouped
-from basicsr.engine.training_run import _load_optimizer
+from basicsr.engine.restoring import _load_optimizer
 from basicsr.utils.errors import OptionsError
 
 

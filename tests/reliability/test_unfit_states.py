@@ -91,7 +91,7 @@ TENSORS: dict[str, tuple[Change, str]] = {
     "moments by name": (lambda _, s: set_of(s["optimizers"]["g"]["state"], "0", moments(s)), "a parameter '0' that"),
     "moments in a list": (lambda _, s: set_of(s["optimizers"]["g"], "state", []), "has moments that are a list"),
     "a group more": (
-        lambda _, s: s["optimizers"]["g"]["param_groups"].append({"params": []}),
+        lambda _, s: s["optimizers"]["g"]["param_groups"].append({"params": [98, 99]}),
         "has 3 parameter groups, not 2",
     ),
     "a parameter fewer": (
