@@ -77,7 +77,7 @@ class FolderLock:
             self.take_inside()
         except OSError as error:
             self._held.close()
-            raise CheckpointError(f"cannot write {beside.parent}: {error.strerror or error}") from error
+            raise CheckpointError(f"cannot write {folder.parent}: {error.strerror or error}") from error
         except BaseException:
             self._held.close()
             raise

@@ -46,7 +46,7 @@ def test_the_command_says_what_it_took_checked_and_wrote(tmp_path):
 
 def test_a_file_that_is_no_network_ends_with_one_line(tmp_path):
     path = tmp_path / "other.pth"
-    torch.save({"weight": torch.zeros(3)}, path)
+    torch.save({"weight": torch.ones(3)}, path)
     done = command("--model", path, "--output", tmp_path / "out")
     assert done.returncode == 4
     assert len(done.stderr.splitlines()) == 1 and "holds no network that is recognised" in done.stderr
