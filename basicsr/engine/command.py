@@ -24,8 +24,8 @@ def run_command(main: Callable[[], int]) -> int:
     The codes are those of `basicsr.utils.errors`, 75 for a run that was asked to stop and has saved, 130 for Ctrl+C;
     `docs/reliability.md` lists them.
     Other exceptions are bugs and keep their traceback. Where the reader of the output has gone, as `head` does when it
-    has seen enough, the command ends quietly, as one that is killed by SIGPIPE. Where standard output is closed or full,
-    the work is done all the same, and a line and the code of what cannot be written tell that its report is lost.
+    has seen enough, the command ends quietly, as one that is killed by SIGPIPE. Where standard output is closed or
+    full, the work is done all the same, and a line and the code of what cannot be written tell that its report is lost.
     """
     guard_streams()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

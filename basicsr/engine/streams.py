@@ -55,9 +55,9 @@ def guard_streams() -> None:
         os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream: TextIO | None = getattr(sys, name)
-        if stream is None or (isinstance(stream, io.TextIOWrapper) and _number_of(stream) == descriptor):
-            if _outlet_of(stream) is None:
-                setattr(sys, name, _guarded(descriptor, stream))
+        ours = stream is None or (isinstance(stream, io.TextIOWrapper) and _number_of(stream) == descriptor)
+        if ours and _outlet_of(stream) is None:
+            setattr(sys, name, _guarded(descriptor, stream))
 
 
 def output_failure() -> OSError | None:

@@ -215,7 +215,11 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         path = os.path.relpath(tmp_path / "socket.png")  # the name of a socket must be short
         server.bind(path)
-        for name, reason in (("pipe", "no file but a pipe"), ("device", "no file but a device"), ("socket", "no file but a socket")):
+        for name, reason in (
+            ("pipe", "no file but a pipe"),
+            ("device", "no file but a device"),
+            ("socket", "no file but a socket"),
+        ):
             path = str(tmp_path / f"{name}.png")
             assert reason in str(examine(Place(path)).fault)
             with pytest.raises(DataError, match=reason):
