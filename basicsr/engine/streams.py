@@ -24,7 +24,8 @@ class _Outlet(io.FileIO):
 
     def __init__(self, descriptor: int, failure: OSError | None = None) -> None:
         super().__init__(descriptor, "w", closefd=False)
-        self._known, self.failure = failure, None
+        self._known = failure
+        self.failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
         self.failure = self.failure or self._known
@@ -81,7 +82,7 @@ def _guarded(descriptor: int, stream: TextIO | None) -> TextIO:
         stream.flush()
     outlet = _Outlet(descriptor, _CLOSED if stream is None else None)
     return io.TextIOWrapper(
-        io.BufferedWriter(outlet),
+        io.BufferedWriter(outlet),  # type: ignore[type-var]
         encoding=stream.encoding if stream is not None else "utf-8",
         errors="backslashreplace",  # names of files may have letters that the terminal's encoding has not
         line_buffering=descriptor == 2 or outlet.isatty(),
