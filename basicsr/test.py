@@ -22,6 +22,7 @@ if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
     sleep_while_waiting()
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -32,6 +33,8 @@ from basicsr.engine import experiment
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, same_on_all_ranks
 from basicsr.engine.images import check_datasets
+from basicsr.engine.probe import check_evaluation, evaluation_images
+from basicsr.inference.probing import Trial
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate, image_names
 from basicsr.report.comparison import check_regions
@@ -175,6 +178,7 @@ class _Scale:
         self.pictures: SavedPictures | None = None
         self.begun = False
         self._rows: list[Row] = []
+        self._fitting: list[str] = []
         self._remarks: list[str] = []
 
     def check(self) -> None:
@@ -183,8 +187,8 @@ class _Scale:
         Networks are loaded for it and once more when it is their turn, so that one at a time is in memory.
 
         Raises:
-            UserError: images cannot be used or do not fit each other, two have one name, a region is not in its image,
-                or weights do not fit their network or are none.
+            UserError: images cannot be used or do not fit each other or a network, two have one name, a region is not
+                in its image, or weights do not fit their network or are none.
         """
         if not (self.options.networks or self.options.network_g):
             return  # none of them is there: nothing is done at this scale
@@ -197,8 +201,10 @@ class _Scale:
         _, self._remarks = check_datasets([(self.datasets[block.name], block) for block in blocks], self.place)
         for data in self.datasets.values():
             data[0]
-        for _ in _networks(self.options) if self.datasets else ():
-            pass  # built, its weights loaded, and let go
+        for candidate in _networks(self.options) if self.datasets else ():  # built, its weights loaded, and let go
+            trial = Trial(candidate.label, candidate.network, torch.device("cpu"))
+            for images in evaluation_images(self.options, self.datasets):
+                self._fitting += check_evaluation(trial, candidate.block, images, self.options)
 
     def results(self) -> ScaleResults:
         """What has been measured so far."""
@@ -219,6 +225,8 @@ class _Scale:
             self.logger.warning(f"x{self.options.scale}: left out {line}")
         for line in self._remarks:
             self.logger.warning(f"x{self.options.scale}: {line}")
+        for line in dict.fromkeys(self._fitting):
+            self.logger.info(line)
         for candidate in _networks(self.options) if self.datasets else ():
             if candidate.remark:
                 self.logger.info(candidate.remark)
@@ -299,10 +307,15 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A network with its weights, the name of its row, and what the log should say of loading it."""
+    """A network with its weights, the name of its row, and what the log should say of loading it.
+
+    `label` is where its options stand, `block` what they say.
+    """
 
     name: str
     network: nn.Module
+    label: str
+    block: Mapping[str, Any] | None = None
     remark: str | None = None
     file: str | None = None
 
@@ -327,15 +340,19 @@ def _networks(options: Options) -> Iterator[_Candidate]:
                 strict=path.strict_load_g,
                 scale=options.scale,
             )
-        yield _Candidate(type(network).__name__, network, remark, path.pretrain_network_g)
+        yield _Candidate(
+            type(network).__name__, network, "network_g", options.network_g, remark, path.pretrain_network_g
+        )
     for name, row in options.networks.items():
+        label = f"networks.{name}"
         if row.type == "bicubic":
-            yield _Candidate(name, build_network({"type": "Bicubic", "upscale": options.scale}))
+            yield _Candidate(name, build_network({"type": "Bicubic", "upscale": options.scale}), label)
             continue
         assert row.path is not None
         block = row.network or options.network_g
         network, remark = network_for(block, row.path, param_key=row.param_key, strict=row.strict, scale=options.scale)
-        yield _Candidate(name, network, remark, row.path)
+        label = f"{label}.network" if row.network is not None else "network_g" if block is not None else label
+        yield _Candidate(name, network, label, block, remark, row.path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

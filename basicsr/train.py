@@ -34,6 +34,7 @@ from basicsr.engine.feed import Feed, SkippedImages
 from basicsr.engine.images import check_all_images, check_equal_on_all_ranks
 from basicsr.engine.ownership import owned
 from basicsr.engine.peers import Peers, watched
+from basicsr.engine.probe import check_fit
 from basicsr.engine.run_log import RunLog
 from basicsr.engine.status import RunStatus
 from basicsr.engine.training_run import TrainingRun
@@ -170,6 +171,7 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
             saving = run.is_due(options.logger.save_checkpoint_freq) or last or stopping or failing
             if log is not None:
                 log.tick()
+            status.tick(run.iteration)
             if logging:
                 _log_step(run, log, parts, feed.seconds_waited() / (run.iteration - since))
                 since = run.iteration
@@ -252,6 +254,7 @@ def _train(
         if resume is not None:
             remarks += resuming.check_images(resume, run.images, allow_config_change)
         check_equal_on_all_ranks(run)
+        fitting = check_fit(run)
         remarks += check_all_images(run, stop)
         remarks += experiment.prepare_training(run, resume)
         own_again()
@@ -259,7 +262,7 @@ def _train(
         with experiment.open_log(folder, "train", options.name, place, goes_on=resume is not None) as logger:
             for remark in filter(None, (place.remark, *remarks)):
                 logger.warning(remark)
-            for remark in (*recognised, *run.remarks):
+            for remark in (*recognised, *run.remarks, *fitting):
                 logger.info(remark)
             experiment.describe(run, logger, resume)
             with experiment.open_run_log(run, logger) as log:

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sleep_while_waiting()  # before PyTorch is imported
 
 import torch
-from study.execution import Trainings, load_teacher, say, threads_for, train_teacher, write_options
+from study.execution import Trainings, check_fits, load_teacher, say, threads_for, train_teacher, write_options
 from study.plan import Study, plan_study
 from study.records import Record, State, state_of, weights_of
 from study.tables import claim_results, write_files
@@ -44,7 +44,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("-opt", "--opt", type=Path, required=True, metavar="FILE", help="base options: data, networks, schedule")
-    add("--methods", nargs="+", required=True, metavar="METHOD", help="names in options/methods, or paths of files")
+    add(
+        "--methods",
+        nargs="+",
+        required=True,
+        metavar="METHOD",
+        help="names of the base's own pieces or in options/methods, or paths",
+    )
     add("--seeds", nargs="+", type=int, required=True, metavar="SEED", help="whole numbers of at least 0")
     add("--name", required=True, help="of the study: experiments/studies/NAME, results/NAME")
     add("--jobs", type=int, default=1, metavar="N", help="trainings at a time (1)")
@@ -135,6 +141,7 @@ def compare(arguments: argparse.Namespace) -> int:
         def changed(records: Mapping[tuple[str, int], Record]) -> None:
             write_files(study, records)
 
+        check_fits(study)
         trainings = Trainings(study, arguments.jobs, changed, say)  # refuses before anything is written
         write_options(study)
         say(f"{trainings.jobs} at a time, {trainings.threads} thread(s) each")

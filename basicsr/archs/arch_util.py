@@ -135,3 +135,8 @@ def channel_mean(rgb_mean: Sequence[float], num_in_ch: int, num_out_ch: int) -> 
     for key, message in mean_conflicts(rgb_mean, num_in_ch, num_out_ch):
         raise OptionsError(f"{key}: {message}")
     return torch.tensor(rgb_mean).view(1, -1, 1, 1)
+
+
+def in_colour(images: Tensor) -> Tensor:
+    """Gray images (B, 1, H, W) as three equal channels, for networks that know colour images only; others as given."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

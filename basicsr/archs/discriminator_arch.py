@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
 
 from basicsr.utils.components import check_arguments
-from basicsr.utils.errors import DataError
+from basicsr.utils.errors import AssertedDataError, DataError
 from basicsr.utils.ranges import Features, ImageChannels
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -52,7 +52,7 @@ class VGGStyleDiscriminator(nn.Module):
             DataError: the images have another size.
         """
         if x.shape[-2:] != (self.input_size, self.input_size):
-            raise DataError(
+            raise AssertedDataError(
                 f"VGGStyleDiscriminator takes {self.input_size}x{self.input_size} images, got "
                 f"{x.shape[-2]}x{x.shape[-1]}: change gt_size or input_size"
             )

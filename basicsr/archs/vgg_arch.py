@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from basicsr.archs.arch_util import in_colour
 from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.tensor_files import load_tensors
@@ -102,7 +103,11 @@ class VGGFeatureExtractor(nn.Module):
         return super().train(mode and self._trainable)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The features of images (B, 3, H, W), RGB in [0, 1] ([-1, 1] with `range_norm`), by layer."""
+        """The features of images (B, 3, H, W), RGB in [0, 1] ([-1, 1] with `range_norm`), by layer.
+
+        Gray images (B, 1, H, W) are seen as three equal channels.
+        """
+        x = in_colour(x)
         if self.range_norm:
             x = (x + 1) / 2
         if self.use_input_norm:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from basicsr.archs.arch_util import in_colour
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.tensor_files import load_state_dict_only
 from basicsr.utils.weight_checks import check_weights
@@ -104,7 +105,8 @@ class VQGANEncoder(nn.Module):
         """The features and the latent of images.
 
         Args:
-            x: (B, 3, H, W), RGB in [0, 1], of any size from `factor` pixels.
+            x: (B, 3, H, W), RGB in [0, 1], of any size from `factor` pixels; (B, 1, H, W) is seen as gray in three
+                equal channels.
             with_latent: without it, the layers after the last feature are left out.
 
         Returns:
@@ -120,6 +122,7 @@ class VQGANEncoder(nn.Module):
                 f" {self.factor}x{self.factor} pixels; raise gt_size to {self.factor} at least"
             )
         low, high = self.input_range
+        x = in_colour(x)
         features, latent = self.encoder(low + (high - low) * x, with_latent)
         return features, None if latent is None else self.quant_conv(latent)
 

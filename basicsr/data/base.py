@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, wraps
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -21,10 +24,48 @@ from basicsr.utils.img_util import img2tensor, to_float32
 from basicsr.utils.name_lists import printable
 
 _MACHINES_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# Of the sample that `load_sample` asks a `__getitem__` for; else a sample's number is its seed.
+_SEED: ContextVar[int | None] = ContextVar("seed of the sample", default=None)
+
+
+def taking_opt(init: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a dataset's `__init__`: it may also be called as BasicSR's are, with one mapping `opt`.
+
+    Of `opt` it takes what it has a parameter for; other keys are a derived class's. Either way the dataset has the
+    attributes that classes derived from BasicSR's use: `opt`, `mean`, `std`, `filename_tmpl`, `gt_folder`, `lq_folder`,
+    `file_client` (None), and `io_backend_opt`, a copy from which a FileClient can be made.
+
+    Raises:
+        OptionsError: on call: `opt` lacks what the dataset cannot do without.
+    """
+    parameters = dict(list(inspect.signature(init).parameters.items())[1:])
+
+    @wraps(init)
+    def initialise(self: Any, opt: Mapping[str, Any] | None = None, **given: Any) -> None:
+        if opt is not None:
+            given = {**{name: opt[name] for name in parameters if name in opt}, **given}
+        required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+        if opt is not None and (missing := [name for name in required if name not in given]):
+            raise OptionsError(f"{type(self).__name__} needs {', '.join(missing)} in its options")
+        filled = {**{name: parameter.default for name, parameter in parameters.items()}, **given}
+        self.opt = opt if opt is not None else filled
+        self.mean, self.std, self.filename_tmpl = (filled.get(name) for name in ("mean", "std", "filename_tmpl"))
+        folders = {role: filled.get(f"dataroot_{role}") for role in ("lq", "gt") if f"dataroot_{role}" in filled}
+        self.lq_folder, self.gt_folder = folders.get("lq"), folders.get("gt")
+        self.file_client = None
+        self.io_backend_opt = dict(filled["io_backend"])
+        if self.io_backend_opt.get("type") == "lmdb":
+            self.io_backend_opt |= {"db_paths": list(folders.values()), "client_keys": list(folders)}
+        init(self, **given)
+
+    return initialise
 
 
 class ImageDataset(Dataset[dict[str, Any]], ABC):
-    """A dataset whose random choices all come from the generator that it is handed."""
+    """A dataset whose random choices all come from the generator that it is handed.
+
+    A class derived from one of these for BasicSR has a `__getitem__` of its own, and is asked for samples by that.
+    """
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -41,7 +82,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         return self.load(index, rng)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.load(index, randomness.generator(index, "sample"))
+        seed = _SEED.get()
+        return self.load(index, randomness.generator(index if seed is None else seed, "sample"))
 
 
 class PatchDataset(ImageDataset):
@@ -105,13 +147,27 @@ def sample_name(dataset: Any, index: int) -> str:
 
 
 def _load(dataset: Dataset[Any], key: SampleKey, pixels: bool) -> dict[str, Any]:
-    if not isinstance(dataset, ImageDataset) and key.gt_size is None:
-        with randomness.seeded_global_state(key.seed):
+    if key.gt_size is None and not _is_asked_by_load(dataset):
+        with randomness.seeded_global_state(key.seed), _seeded_items(key.seed):
             return dataset[key.index]
     asked: Any = dataset if key.gt_size is None else _patches_of(dataset)
     load = asked.load_pixels if pixels and _gives_pixels(asked.__class__) else asked.load
     size = () if key.gt_size is None else (key.gt_size,)
     return load(key.index, randomness.generator(key.seed, "sample"), *size)
+
+
+def _is_asked_by_load(dataset: Dataset[Any]) -> bool:
+    return isinstance(dataset, ImageDataset) and type(dataset).__getitem__ is ImageDataset.__getitem__
+
+
+@contextmanager
+def _seeded_items(seed: int) -> Iterator[None]:
+    """For the length of a block `ImageDataset.__getitem__`, which a derived class's may call, takes this seed."""
+    token = _SEED.set(seed)
+    try:
+        yield
+    finally:
+        _SEED.reset(token)
 
 
 @cache
@@ -127,19 +183,25 @@ def check_patches(dataset: Dataset[Any]) -> None:
 
 
 def _patches_of(dataset: Dataset[Any]) -> PatchDataset:
-    if not isinstance(dataset, PatchDataset):
+    if not isinstance(dataset, PatchDataset) or not _is_asked_by_load(dataset):
         raise OptionsError(
             f"gt_sizes: {type(dataset).__name__} has patches of one size; use PairedImageDataset, derive the class from"
-            " basicsr.data.base.PatchDataset, or remove gt_sizes, mini_batch_sizes and iters"
+            " basicsr.data.base.PatchDataset with a `load` instead of `__getitem__`, or remove gt_sizes,"
+            " mini_batch_sizes and iters"
         )
     return dataset
 
 
+Color = Literal["y", "gray"]
+
+
 class TensorConversion:
-    """From a decoded image to a network's input: scale to [0, 1], take Y if asked for, reorder, normalise.
+    """From a decoded image to a network's input: scale to [0, 1], take one channel if asked for, reorder, normalise.
 
     Args:
-        color: 'y' for the luma channel alone (BT.601), None for RGB.
+        color: None for RGB; 'gray' for one channel, of a gray image its values as they are stored, of a colour image
+            0.299 R + 0.587 G + 0.114 B, rounded to the image's whole numbers; 'y' for one channel, Y of YCbCr (BT.601),
+            which lies in 16/255 to 235/255 and which BasicSR takes.
         mean: subtracted from each channel, in [0, 1]; None for 0.
         std: divides each channel then; None for 1.
 
@@ -147,30 +209,35 @@ class TensorConversion:
         OptionsError: `mean` or `std` has another number of entries than the image will have channels.
     """
 
-    def __init__(self, color: str | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        self._y_only = color == "y"
-        channels = 1 if self._y_only else 3
+    def __init__(self, color: Color | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        self._y_only, self._gray = color == "y", color == "gray"
+        channels = 3 if color is None else 1
         self._mean = _per_channel("mean", mean, channels)
         self._std = _per_channel("std", std, channels)
 
     def pixels(self, img: np.ndarray) -> torch.Tensor:
-        """As `__call__`, but where 8-bit RGB is only to be scaled: uint8 (3, H, W) of `img`'s values.
+        """As `__call__`, but where 8-bit RGB or gray is only to be scaled: uint8 (C, H, W) of `img`'s values.
 
         These may lie in the memory of `img`.
         """
         if img.dtype != np.uint8 or self._y_only or self._mean is not None or self._std is not None:
             return self(img)
-        return rgb_tensor(img)
+        return torch.from_numpy(_gray(img))[None] if self._gray else rgb_tensor(img)
 
     def __call__(self, img: np.ndarray) -> torch.Tensor:
         """Converts (H, W, 3), BGR, uint8 or uint16, to float32 (C, H, W)."""
-        pixels = to_float32(img)
+        pixels = to_float32(_gray(img)[..., None] if self._gray else img)
         if self._y_only:
             pixels = bgr2ycbcr(pixels, y_only=True)[..., None]
         tensor = img2tensor(pixels)
         if self._mean is not None:
             tensor = tensor - self._mean
         return tensor if self._std is None else tensor / self._std
+
+
+def _gray(img: np.ndarray) -> np.ndarray:
+    """(H, W) of (H, W, 3), BGR, of the same type. The weights add up to one: three equal channels give their value."""
+    return cv2.cvtColor(np.ascontiguousarray(img), cv2.COLOR_BGR2GRAY)
 
 
 def rgb_tensor(img: np.ndarray) -> torch.Tensor:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from basicsr.data.surroundings import look_around, some
-from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.errors import AssertedDataError, DataError, OptionsError
 from basicsr.utils.img_util import IMAGE_SUFFIXES
 from basicsr.utils.lmdb_pages import find_damaged_page
 from basicsr.utils.lmdb_util import read_meta_info
@@ -80,14 +80,14 @@ def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filena
     expected = {stem: filename_tmpl.format(stem) for stem in gt_by_stem}
     lonely = [stem for stem, wanted in expected.items() if wanted not in input_by_stem]
     if lonely:
-        raise DataError(
+        raise AssertedDataError(
             f"{gt_folder} has {some([gt_by_stem[stem] for stem in lonely])} without a partner such as"
             f" {expected[lonely[0]]}.png in {input_folder}; {_about_partners(lonely, expected, input_by_stem)}"
         )
     unused = sorted(input_by_stem.keys() - set(expected.values()))
     if unused:
         names = some([input_by_stem[stem] for stem in unused])
-        raise DataError(
+        raise AssertedDataError(
             f"{input_folder} has {names} without a partner in {gt_folder} (filename_tmpl "
             f"is '{filename_tmpl}'); add the missing images or remove these"
         )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from basicsr.data.base import PatchDataset, TensorConversion, rgb_tensor
+from basicsr.data.base import Color, PatchDataset, TensorConversion, rgb_tensor, taking_opt
 from basicsr.data.data_util import (
     paired_paths_from_folder,
     paired_paths_from_lmdb,
@@ -45,7 +45,7 @@ class PairedImageDataset(PatchDataset):
         use_rot: rotate patches by multiples of 90 degrees in training.
         extend_small: in training, extend images smaller than the patch by reflection, below and right; otherwise they
             are refused.
-        color: 'y' for the luma channel alone, None for RGB.
+        color: 'gray' or 'y' for one channel (`TensorConversion`), None for RGB.
         mean: subtracted from each channel of both images.
         std: divides each channel of both images then.
         teacher_cache: folder of a teacher's outputs for the HR images, as scripts/cache_teacher.py makes it; in
@@ -57,6 +57,7 @@ class PairedImageDataset(PatchDataset):
             other.
     """
 
+    @taking_opt
     def __init__(
         self,
         *,
@@ -72,7 +73,7 @@ class PairedImageDataset(PatchDataset):
         use_vflip: bool = False,
         use_rot: bool = True,
         extend_small: bool = False,
-        color: Literal["y"] | None = None,
+        color: Color | None = None,
         mean: Sequence[Colour] | None = None,
         std: Sequence[Deviation] | None = None,
         teacher_cache: str | None = None,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from basicsr.data.base import ImageDataset, TensorConversion
+from basicsr.data.base import Color, ImageDataset, TensorConversion, taking_opt
 from basicsr.data.data_util import paths_from_folder, paths_from_lmdb, paths_from_meta_info_file
 from basicsr.data.storage import ImageStorage, StoredImages, backend_type, check_roots
 from basicsr.utils.ranges import Colour, Deviation
@@ -23,7 +23,7 @@ class SingleImageDataset(ImageDataset):
         io_backend: {type: disk} or {type: lmdb}.
         meta_info_file: file that lists the images to use, relative to `dataroot_lq`; None for the whole
             folder.
-        color: 'y' for the luma channel alone, None for RGB.
+        color: 'gray' or 'y' for one channel (`TensorConversion`), None for RGB.
         mean: subtracted from each channel.
         std: divides each channel then.
 
@@ -32,13 +32,14 @@ class SingleImageDataset(ImageDataset):
         OptionsError: options contradict each other.
     """
 
+    @taking_opt
     def __init__(
         self,
         *,
         dataroot_lq: str,
         io_backend: Mapping[str, Any] = {"type": "disk"},
         meta_info_file: str | None = None,
-        color: Literal["y"] | None = None,
+        color: Color | None = None,
         mean: Sequence[Colour] | None = None,
         std: Sequence[Deviation] | None = None,
     ) -> None:

@@ -128,6 +128,13 @@ class Term(nn.Module):
             OptionsError: the term cannot work with these networks.
         """
 
+    def check_output(self, shape: Sequence[int]) -> None:
+        """Shows the term, before training, the shape (C, sH, sW) of the student's outputs, the smallest there will be.
+
+        Raises:
+            OptionsError: the term cannot work with such images.
+        """
+
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Returns the unweighted parts, scalars by name (`l_...`).
 
@@ -157,6 +164,23 @@ class Term(nn.Module):
             average: the student with the averaged weights, after this iteration.
             iteration: the one that has just been done, from 1.
         """
+
+
+def check_images_for(method: str, network: str, shape: Sequence[int], least: int) -> None:
+    """Raises OptionsError where images (C, H, W) are no use to a network that looks at pictures.
+
+    Args:
+        method: whose network it is.
+        network: its name.
+        shape: of the images, which must be gray or RGB.
+        least: pixels a side that it needs.
+    """
+    channels, *size = shape
+    if channels not in (1, 3) or min(size) < least:
+        raise OptionsError(
+            f"{method}: the {network} needs gray or colour images of {least}x{least} at least, the output has"
+            f" {channels} channels and {size[0]}x{size[1]} pixels; raise gt_size or leave the method out"
+        )
 
 
 def nothing_of(parameters: Iterable[torch.Tensor]) -> torch.Tensor:

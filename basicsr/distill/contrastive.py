@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from torch import nn
 
 from basicsr.archs import build_network
+from basicsr.archs.arch_util import in_colour
 from basicsr.distill.base import StepContext, Term
 from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.dist_util import gather_with_gradient
@@ -201,14 +202,15 @@ class HybridContrastive(Term):
         return parts
 
     def _image_loss(self, context: StepContext) -> torch.Tensor:
+        images = (in_colour(context.sr), in_colour(context.teacher_output))
         with context.autocast():
-            queries, keys = self.image_head(context.sr), self.image_head(context.teacher_output)
+            queries, keys = map(self.image_head, images)
         return self._contrast_over_batch(queries, keys).mean()
 
     def _patch_loss(self, context: StepContext) -> torch.Tensor:
-        student_patches, teacher_patches = self._patches(context)
+        patches = map(in_colour, self._patches(context))
         with context.autocast():
-            queries, keys = self.patch_head(student_patches), self.patch_head(teacher_patches)
+            queries, keys = map(self.patch_head, patches)
         if self.patch_negatives == "batch":
             losses = self._contrast_over_batch(queries, keys)
         else:

@@ -22,7 +22,7 @@ Where the published code is otherwise:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -33,7 +33,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import StepContext, Term, check_images_for
 from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
 from basicsr.losses.loss_util import at_least_float32
@@ -113,18 +113,17 @@ class CSD(Term):
         """Returns `l_csd`.
 
         Raises:
-            OptionsError: the images are not in colour, or too small for the VGG.
+            OptionsError: the images are neither gray nor in colour, or too small for the VGG.
         """
         return {"l_csd": self._contrast(context, context.teacher_output)}
 
+    def check_output(self, shape: Sequence[int]) -> None:
+        """See `Term`."""
+        check_images_for(type(self).__name__, "VGG", shape, VGG_SMALLEST)
+
     def _contrast(self, context: StepContext, teacher: torch.Tensor) -> torch.Tensor:
         """L_csd with I_T = `teacher`, whose gradients are computed where it asks for them."""
-        channels, *size = context.sr.shape[1:]
-        if channels != 3 or min(size) < VGG_SMALLEST:
-            raise OptionsError(
-                f"{type(self).__name__}: the VGG needs colour images of {VGG_SMALLEST}x{VGG_SMALLEST} at least, the"
-                f" output has {channels} channels and {size[0]}x{size[1]} pixels; raise gt_size or leave the method out"
-            )
+        self.check_output(tuple(context.sr.shape[1:]))
         student = self._features(context, context.sr)
         positive = self._features(context, teacher)
         with torch.no_grad():
@@ -138,7 +137,7 @@ class CSD(Term):
         return total.mean()
 
     def _negatives(self, context: StepContext) -> torch.Tensor:
-        """N_1 to N_K, (K, 3, sH, sW)."""
+        """N_1 to N_K, (K, C, sH, sW)."""
         batch = len(context.lq)
         drawn = context.step_generator("CSD negatives").permutation(batch)[: self.num_negatives]
         chosen = context.lq[torch.from_numpy(drawn).to(context.lq.device)]
@@ -240,7 +239,7 @@ class SharedCSD(CSD):
         """Returns `l_csd` and `l_wide`.
 
         Raises:
-            OptionsError: the images are not in colour, or too small for the VGG.
+            OptionsError: the images are neither gray nor in colour, or too small for the VGG.
         """
         with context.autocast():
             teacher = at_least_float32(self.wide(context.lq))

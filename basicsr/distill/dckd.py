@@ -48,7 +48,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.vqgan_arch import VQGANEncoder, category_log_probabilities
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import StepContext, Term, check_images_for
 from basicsr.distill.degradations import Degradation, degrade
 from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
@@ -193,9 +193,9 @@ class DCKD(Term):
         """Returns `l_dcl` and `l_ce`, those that are on.
 
         Raises:
-            OptionsError: the images are not in colour, or too small, for the VQGAN or for the degradation.
+            OptionsError: the images are neither gray nor in colour, or too small for the VQGAN or the degradation.
         """
-        self._check(context.sr)
+        self.check_output(tuple(context.sr.shape[1:]))
         student, student_latent = self._encoded(context, context.sr, self.distribution)
         with torch.no_grad():
             teacher, teacher_latent = self._encoded(context, context.teacher_output, self.distribution)
@@ -206,14 +206,9 @@ class DCKD(Term):
             parts["l_ce"] = self._cross_entropy(student_latent, teacher_latent)
         return parts
 
-    def _check(self, images: torch.Tensor) -> None:
-        channels, *size = images.shape[1:]
-        least = self.vqgan.network.factor
-        if channels != 3 or min(size) < least:
-            raise OptionsError(
-                f"DCKD: the VQGAN needs colour images of {least}x{least} at least, the output has {channels} channels"
-                f" and {size[0]}x{size[1]} pixels; raise gt_size or leave the method out"
-            )
+    def check_output(self, shape: Sequence[int]) -> None:
+        """See `Term`."""
+        check_images_for("DCKD", "VQGAN", shape, self.vqgan.network.factor)
 
     def _encoded(
         self, context: StepContext, images: torch.Tensor, with_latent: bool

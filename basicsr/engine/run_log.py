@@ -18,6 +18,8 @@ from tqdm import tqdm
 from basicsr.engine.sinks import Sink
 from basicsr.utils.errors import CheckpointError
 
+_FIRST_SILENCE, _LATER_SILENCE = 10.0, 60.0  # seconds
+
 
 class RunLog:
     """Writes a training run's figures. Made on rank 0 only.
@@ -42,8 +44,9 @@ class RunLog:
         compare: Callable[[str, np.ndarray], np.ndarray] = lambda dataset, output: output,
     ) -> None:
         self._logger, self._name, self._total = logger, name, total
-        self._started = self._last = time.monotonic()
-        self._start = self._last_iteration = start
+        self._started = self._last = self._told = time.monotonic()
+        self._start = self._last_iteration = self._done = start
+        self._silence = _FIRST_SILENCE
         self._sinks, self._compare = sinks, compare
         self._bar = tqdm(
             total=total,
@@ -55,8 +58,20 @@ class RunLog:
         )
 
     def tick(self) -> None:
-        """Counts an iteration on the progress bar."""
+        """Counts an iteration; where the next line is far off, says how far the run is, first after ten seconds."""
         self._bar.update()
+        self._done += 1
+        now = time.monotonic()
+        if now - self._told >= self._silence:
+            self._told, self._silence = now, _LATER_SILENCE
+            self.line(
+                f"[{self._name[:5]}..][iter:{self._done:8,d} of {self._total:,d}] [{self._pace(self._done, now)}]"
+            )
+
+    def _pace(self, iteration: int, now: float) -> str:
+        per_iteration = (now - self._started) / max(1, iteration - self._start)
+        left = datetime.timedelta(seconds=int(per_iteration * (self._total - iteration)))
+        return f"eta: {left}, time: {per_iteration:.3f}"
 
     def step(
         self,
@@ -88,7 +103,7 @@ class RunLog:
         figures |= {f"lr/{name}": rate for name, rate in rates.items()}
         figures["time/iteration"] = (now - self._last) / max(1, iteration - self._last_iteration)
         figures["time/data"] = waited
-        self._last, self._last_iteration = now, iteration
+        self._last, self._last_iteration, self._told = now, iteration, now
         self._scalars(iteration, figures)
 
     def metrics(self, iteration: int, means: Mapping[str, Mapping[str, float]]) -> None:

@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from basicsr.utils.errors import CheckpointError, UserError
 from basicsr.utils.options_schema import Options
 
 STATUS = "status.json"
+_TICK_SECONDS = 5.0
 
 
 class RunStatus:
@@ -41,6 +43,7 @@ class RunStatus:
     def __init__(self, options: Options, place: Place) -> None:
         self._path = options.experiment_folder / STATUS
         self._writes, self._begun = place.is_master, False
+        self._ticked = time.monotonic()
         self._content: dict[str, Any] = {
             "state": "starting",
             "exit_code": None,
@@ -77,6 +80,12 @@ class RunStatus:
                 with suppress(OSError), open(self._path, "r+b") as file:
                     file.write(content)
                     file.truncate()
+
+    def tick(self, iteration: int) -> None:
+        """Notes how far the run is, every few seconds at most."""
+        if time.monotonic() - self._ticked >= _TICK_SECONDS:
+            self._ticked = time.monotonic()
+            self.update(iteration=iteration)
 
     def saved(self, iteration: int) -> None:
         """Notes a checkpoint."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -141,3 +141,12 @@ class WeightedTVLoss(nn.Module):
     def forward(self, pred: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         """For `pred` (B, C, H, W) and weights of its pixels (B, C or 1, H, W)."""
         return self.loss_weight * weighted_tv_loss(pred, weight, self.reduction)
+
+
+def __getattr__(name: str) -> Any:
+    """BasicSR has its perceptual loss here."""
+    if name != "PerceptualLoss":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from basicsr.losses.perceptual_loss import PerceptualLoss
+
+    return PerceptualLoss

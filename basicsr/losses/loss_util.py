@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from basicsr.utils.components import Conflict
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.errors import AssertedDataError, OptionsError
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -65,13 +65,13 @@ def weight_reduce_loss(loss: torch.Tensor, weight: torch.Tensor | None = None, r
 
     Raises:
         OptionsError: `reduction` is none of these.
-        ValueError: the shape of `weight` does not fit.
+        AssertedDataError: the shape of `weight` does not fit.
     """
     if weight is None:
         return reduce_loss(loss, reduction)
     fits = weight.dim() == loss.dim() and all(w in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True))
     if not fits:
-        raise ValueError(
+        raise AssertedDataError(
             f"weight has shape {tuple(weight.shape)}, the loss {tuple(loss.shape)}:"
             " each dimension of the weight must agree or be 1"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from torch import nn
 
 from basicsr.inference.runner import Runner
 from basicsr.metrics import calculate_metric
+from basicsr.metrics.metric_util import NoFigureWarning
 from basicsr.metrics.traits import takes_tensors, traits_of
 from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together, sum_over_ranks
 from basicsr.utils.errors import DataError, NonFiniteError
@@ -208,8 +210,10 @@ def _all_finite(image: torch.Tensor) -> bool:
 
 def _measured(metric: str, block: Mapping[str, Any], compared: _Compared, path: str) -> float:
     try:
-        return float(calculate_metric(compared.as_wanted_by(block), block))
-    except DataError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", NoFigureWarning)
+            return float(calculate_metric(compared.as_wanted_by(block), block))
+    except (DataError, NoFigureWarning) as error:
         raise DataError(f"metric {metric} of {path}: {error}") from error
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from basicsr.utils.color_util import bgr2ycbcr, luma_of_bgr
-from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.errors import AssertedDataError, DataError, OptionsError
 
 Image = npt.NDArray[Any]
 Plane = npt.NDArray[np.floating[Any]]
@@ -28,10 +28,16 @@ _BLOCK = 2**17
 _FEWEST_ROWS = 32
 
 
+class NoFigureWarning(RuntimeWarning):
+    """A metric has no figure for these images and returns NaN, as BasicSR's do; an evaluation refuses it."""
+
+
 def check_same_shape(shape: Sequence[int], shape2: Sequence[int]) -> None:
-    """Raises DataError where two images differ in shape."""
+    """Raises DataError, which is an AssertionError too, where two images differ in shape."""
     if tuple(shape) != tuple(shape2):
-        raise DataError(f"the images have shapes {tuple(shape)} and {tuple(shape2)}; a metric needs two of one shape")
+        raise AssertedDataError(
+            f"the images have shapes {tuple(shape)} and {tuple(shape2)}; a metric needs two of one shape"
+        )
 
 
 def check_crop_border(crop_border: int, height: int, width: int) -> None:

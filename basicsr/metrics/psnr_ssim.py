@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import cv2
 import numpy as np
 
@@ -9,6 +12,7 @@ from basicsr.metrics.metric_util import (
     SSIM_SIGMA,
     SSIM_WINDOW,
     Image,
+    NoFigureWarning,
     Plane,
     Precision,
     Scratch,
@@ -16,6 +20,7 @@ from basicsr.metrics.metric_util import (
     comparable_pair,
     total_over_rows,
 )
+from basicsr.utils.errors import DataError
 from basicsr.utils.ranges import Border
 from basicsr.utils.registry import METRIC_REGISTRY
 
@@ -74,10 +79,17 @@ def calculate_ssim(
 
     Raises:
         OptionsError: `input_order` or `crop_border` is wrong.
-        DataError: the shapes differ, or less than a window is left inside the border.
+        DataError: the shapes differ, or nothing is left inside the border.
+
+    Warns:
+        NoFigureWarning: less than a window is left inside the border; the result is NaN.
     """
     first, second = comparable_pair(img, img2, crop_border, input_order)
-    check_ssim_window(first.shape[0], first.shape[1], crop_border)
+    try:
+        check_ssim_window(first.shape[0], first.shape[1], crop_border)
+    except DataError as error:
+        warnings.warn(str(error), NoFigureWarning, stacklevel=2)
+        return math.nan
     on_luma = test_y_channel and first.shape[2] == 3
     dtype: Precision = np.float32 if on_luma else np.float64
     similarity = total_over_rows(first, second, on_luma, _similarity, overlap=2 * _MARGIN, dtype=dtype, in_threads=True)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from basicsr.utils.errors import DataError
+from basicsr.utils.precision import Float32Conv2d
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -37,14 +38,30 @@ def count_multiply_adds(network: nn.Module, input_shape: tuple[int, int, int]) -
     Raises:
         DataError: the network does not take an input of this shape.
     """
-    on_meta = copy.deepcopy(network).to("meta").eval()
+    copied = on_meta(network)
     try:
         with torch.no_grad(), _MultiplyAddCounter() as counter:
-            on_meta(torch.zeros(1, *input_shape, device="meta"))
+            copied(torch.zeros(1, *input_shape, device="meta"))
     except RuntimeError as error:
         shape, reason = "x".join(map(str, input_shape)), str(error).splitlines()[0]
         raise DataError(f"{type(network).__name__} does not take an input of {shape}: {reason}") from error
     return counter.total
+
+
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device, where tensors have shapes only, in eval mode; weights are not copied.
+
+    Convolutions that are kept in float32 under autocast are plain ones there: the meta device has no autocast.
+    """
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for parameter in network.parameters()
+    }
+    copied = copy.deepcopy(network, memo).to("meta").eval()
+    for module in copied.modules():
+        if type(module) is Float32Conv2d:
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    return copied
 
 
 class _MultiplyAddCounter(TorchDispatchMode):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.errors import AssertedOptionsError, OptionsError
 from basicsr.utils.registry import nearest
 
 Conflict = tuple[str, str]
@@ -101,7 +101,7 @@ def check_arguments(component: type, values: Mapping[str, Any], label: str | Non
     """
     given = {name: values[name] for name in _parameters(component) if name in values}
     for problem in find_problems(component, given, {}):
-        raise OptionsError(f"{label or component.__name__}: {problem.key}: {problem.message}")
+        raise AssertedOptionsError(f"{label or component.__name__}: {problem.key}: {problem.message}")
 
 
 def bind_arguments(

@@ -35,6 +35,14 @@ class DataError(UserError):
     exit_code = 3
 
 
+class AssertedOptionsError(OptionsError, AssertionError):
+    """As `OptionsError`, where BasicSR has an `assert`: code written for it may catch AssertionError."""
+
+
+class AssertedDataError(DataError, AssertionError):
+    """As `DataError`, where BasicSR has an `assert`: code written for it may catch AssertionError."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, for another network, or cannot be written."""
 

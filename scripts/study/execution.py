@@ -16,6 +16,9 @@ from pathlib import Path
 import torch
 from subprocesses import ENVIRONMENT, Programs, StepFailed, Stopped, exclusive, take_lock
 
+from basicsr.engine.distributed import Place
+from basicsr.engine.probe import check_fit
+from basicsr.engine.training_run import TrainingRun
 from basicsr.report.tables import write_text
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from basicsr.utils.options import load_options, resolved_yaml
@@ -172,7 +175,7 @@ class Trainings:
 
     def _end(self, active: _Active, code: int, stopping: bool) -> None:
         run, record = active.run, active.record
-        self._done_iterations += max(0, progress_of(run.options) - active.began_at)
+        self._done_iterations += max(0, progress_of(run.options, active.process.pid) - active.began_at)
         found, error = None, ""
         if code == 0:
             error = "its history has no figures of the last iteration; remove its folder and start again"
@@ -204,14 +207,14 @@ class Trainings:
         for active in self._active:
             if now - active.shown_at >= _PROGRESS_SECONDS:
                 active.shown_at = now
-                at, left = progress_of(active.run.options), self._seconds_left(now)
+                at, left = progress_of(active.run.options, active.process.pid), self._seconds_left(now)
                 total = active.run.options.train.total_iter
                 eta = f", ETA {datetime.timedelta(seconds=int(left))}" if left is not None else ""
                 self._tell(active.number, active.run, f"{at}/{total}{eta}")
 
     def _seconds_left(self, now: float) -> float | None:
         """Until the study's end, at the pace of all iterations since its start; None before the first."""
-        running = [(progress_of(active.run.options), active) for active in self._active]
+        running = [(progress_of(active.run.options, active.process.pid), active) for active in self._active]
         made = self._done_iterations + sum(max(0, at - active.began_at) for at, active in running)
         left = sum(active.run.options.train.total_iter - at for at, active in running)
         left += sum(run.options.train.total_iter for _, run in self._pending)
@@ -219,6 +222,28 @@ class Trainings:
 
     def _tell(self, number: int, run: Run, what: str) -> None:
         self._say(f"[{number}/{len(self.study.runs)}] {run.label}: {what}")
+
+
+def check_fits(study: Study) -> None:
+    """Tries the networks of all methods that are not done on the images, so that none is found unfit after others.
+
+    What keeps a method from being built, such as weights that are missing, is told when its run begins.
+
+    Raises:
+        UserError: networks, losses and images of a method do not fit each other.
+    """
+    for run in study.runs[: len(study.methods)]:
+        if state_of(study, run)[0] == "done":
+            continue
+        try:
+            built = TrainingRun(run.options, Place(torch.device("cpu")), None)
+        except UserError:
+            continue
+        try:
+            check_fit(built)
+        except UserError as error:
+            error.extend(before=f"method {run.method}: ")
+            raise
 
 
 def threads_for(jobs: int) -> int:

@@ -138,16 +138,31 @@ def studies_folder(options: Options) -> Path:
     return Path(options.path.experiments_root or "experiments") / "studies"
 
 
-def find_methods(given: Sequence[str]) -> dict[str, Path]:
-    """The file of each method, by its name: NAME for options/methods/NAME.yml, or a path.
+def own_pieces(base: Path) -> Path | None:
+    """The folder of a base's own pieces of methods, at its networks' and patches' size.
+
+    It lies beside the base and is called as it, or as its name begins: `small` for `small_edsr_x2.yml`.
+    """
+    words = base.stem.split("_")
+    names = ("_".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((base.parent / name for name in names if (base.parent / name).is_dir()), None)
+
+
+def find_methods(given: Sequence[str], base: Path) -> dict[str, Path]:
+    """The file of each method, by its name, or a path.
+
+    NAME stands for NAME.yml among the base's own pieces, else for options/methods/NAME.yml.
 
     Raises:
         OptionsError: there is no such file, or two methods have one name.
     """
     found: dict[str, Path] = {}
+    own = own_pieces(base)
     for entry in given:
         is_path = "/" in entry or entry.endswith((".yml", ".yaml"))
         file = Path(entry).expanduser() if is_path else METHODS / f"{entry}.yml"
+        if own is not None and not is_path and (own / f"{entry}.yml").is_file():
+            file = own / f"{entry}.yml"
         if not file.is_file():
             there = sorted(path.stem for path in METHODS.glob("*.yml"))
             if is_path:
@@ -191,7 +206,7 @@ def plan_study(
         OptionsError: one line for each mistake.
     """
     _check_words(name, seeds, overrides)
-    files = find_methods(methods)
+    files = find_methods(methods, base)
     if reference is None:
         reference = "scratch" if "scratch" in files else next(iter(files))
     if reference not in files:
@@ -214,6 +229,9 @@ def plan_study(
             runs.append(Run(method, seed, content, options, _options_file(plain, name, method, seed)))
     remarks = [f"{base}: {', '.join(dropped)} not used: a method's own file says it"] if dropped else []
     remarks += [f"{precision.told}; in all runs"] if precision is not None else []
+    own = own_pieces(base)
+    of_base = [file for method, file in files.items() if file.parent == own and method in map(str, methods)]
+    remarks += [f"{file.stem} is {file}, the base's own; for another give its path" for file in of_base]
     for run in runs[: len(files)]:
         remarks += [f"{run.method} differs from the base in {line}" for line in _differences(plain, run.options)]
     return Study(name, base, files, tuple(seeds), reference, tuple(overrides), plain, tuple(runs), tuple(remarks))

@@ -19,6 +19,7 @@ import yaml
 from basicsr.data import build_eval_dataset
 from basicsr.engine.precision_choice import settled
 from basicsr.engine.sinks import flat
+from basicsr.engine.status import STATUS
 from basicsr.models import build_model, recognise_networks
 from basicsr.report.tables import write_text
 from basicsr.utils.atomic_files import sha256_of
@@ -173,8 +174,17 @@ def initial_student(options: Options) -> tuple[str, bool]:
     return digest.hexdigest(), owns
 
 
-def progress_of(options: Options) -> int:
-    """The last iteration that a training has logged."""
+def progress_of(options: Options, process: int | None = None) -> int:
+    """The last iteration that a training has logged or, of the process that runs it, noted in its status."""
+    logged = _logged(options)
+    try:
+        status = json.loads((options.experiment_folder / STATUS).read_text("utf-8"))
+        return max(logged, int(status["iteration"])) if status["pid"] == process else logged
+    except (OSError, ValueError, KeyError, TypeError):
+        return logged
+
+
+def _logged(options: Options) -> int:
     path = options.experiment_folder / HISTORY
     try:
         with path.open("rb") as file:

@@ -201,12 +201,21 @@ def test_mistakes_in_options_are_named(method, options, message):
 
 
 def test_images_that_the_vgg_cannot_take_are_refused():
-    with pytest.raises(OptionsError, match=r"CSD: the VGG needs colour images of 16x16.* 3 channels and 12x12 pixels"):
+    message = r"CSD: the VGG needs gray or colour images of 16x16.* 3 channels and 12x12 pixels"
+    with pytest.raises(OptionsError, match=message):
         term()(context(2, 12))
-    grey = context(2, 32)
-    grey = dataclasses.replace(grey, sr=grey.sr[:, :1], sr_teacher=grey.sr_teacher[:, :1])
-    with pytest.raises(OptionsError, match="the output has 1 channels"):
-        term()(grey)
+    with pytest.raises(OptionsError, match="the output has 2 channels"):
+        term().check_output((2, 32, 32))
+
+
+def test_gray_images_count_as_three_equal_channels():
+    def channels(count: int) -> StepContext:
+        given = context(2, 32)
+        images = {name: getattr(given, name)[:, :1].expand(-1, count, -1, -1) for name in ("lq", "sr", "sr_teacher")}
+        return dataclasses.replace(given, **images)
+
+    gray, colour = (term()(channels(count))["l_csd"].item() for count in (1, 3))
+    assert gray == pytest.approx(colour, rel=1e-6) and gray > 0
 
 
 # The student as the teacher's first channels.

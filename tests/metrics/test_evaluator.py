@@ -109,6 +109,13 @@ def test_what_is_saved_and_measured_is_what_tensor2img_makes(channels):
     assert evaluation.values[0, 0] == pytest.approx(10 * math.log10(255**2 / mean_square), abs=1e-9)
 
 
+def test_a_metric_without_a_figure_ends_an_evaluation():
+    image = torch.full((3, 12, 12), 0.5)
+    ssim = {"ssim": {"type": "calculate_ssim", "crop_border": 1}}
+    with pytest.raises(DataError, match=r"^metric ssim of a.png: crop_border 1 leaves 10 x 10 pixels; SSIM needs 11"):
+        evaluate(nn.Identity(), [{"lq": image, "gt": image, "lq_path": "a.png"}], ssim, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_infinite_values_have_no_figures(value):
     lq = torch.full((3, 8, 8), 0.5)

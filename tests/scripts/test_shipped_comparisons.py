@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPARE = ROOT / "options/compare"
 BASES = sorted(file for file in COMPARE.glob("*.yml") if "teacher" not in file.stem)
 TEACHERS = sorted(file for file in COMPARE.glob("*.yml") if "teacher" in file.stem)
-PIECES = sorted(COMPARE.glob("small/**/*.yml"))
-assert len(BASES) >= 3 and len(TEACHERS) >= 1 and len(PIECES) >= 16
+PIECES = sorted(COMPARE.glob("*/**/*.yml"))
+assert len(BASES) >= 3 and len(TEACHERS) >= 1 and len(PIECES) >= 18
 
 
 @pytest.fixture
@@ -32,9 +32,28 @@ def joined(monkeypatch, tmp_path):
     return join
 
 
-@pytest.mark.parametrize("piece", PIECES, ids=lambda file: str(file.relative_to(COMPARE / "small").with_suffix("")))
+@pytest.mark.parametrize("piece", PIECES, ids=lambda file: str(file.relative_to(COMPARE).with_suffix("")))
 def test_each_piece_trains_and_resumes_bitwise(joined, piece, image_pairs, tmp_path):
-    trains_and_resumes(reduced(joined(COMPARE / "small_edsr_x2.yml", piece), image_pairs), tmp_path)
+    folder = piece.relative_to(COMPARE).parts[0]
+    base = next(file for file in BASES if file.stem.startswith(f"{folder}_"))
+    trains_and_resumes(reduced(joined(base, piece), image_pairs), tmp_path)
+
+
+@pytest.mark.parametrize(("base", "folder"), [("small_edsr_x2", "small"), ("quickstart_x2", "quickstart")])
+def test_a_small_base_takes_its_own_small_pieces_by_name(joined, base, folder):
+    """The paper's discriminator has 4.38 M parameters, 64 channels in its first layer: most of a small run's time."""
+    options = joined(COMPARE / f"{base}.yml", "mcadkd")
+    assert options.network_d["num_feat"] == 8 and options.train.contrastive_opt["patch_size"] == 24
+    assert joined(COMPARE / f"{base}.yml", ROOT / "options/methods/mcadkd.yml").network_d["num_feat"] == 64
+    assert joined(COMPARE / "edsr_x4.yml", "mcadkd").network_d["num_feat"] == 64  # which has no pieces of its own
+
+
+def test_whose_piece_is_taken_is_told(joined, monkeypatch):
+    plan = importlib.import_module("study.plan")
+    study = plan.plan_study(base=COMPARE / "small_edsr_x2.yml", name="told", methods=["kd", "mcadkd"], seeds=[0])
+    assert study.methods["kd"] == ROOT / "options/methods/kd.yml"
+    own = COMPARE / "small/mcadkd.yml"
+    assert f"mcadkd is {own}, the base's own; for another give its path" in study.remarks
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda file: file.stem)

@@ -1,0 +1,183 @@
+"""What a network makes of an image, tried on copies of it before a run begins: channels, factor, sizes, values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basicsr.utils.complexity import on_meta
+from basicsr.utils.precision import Precision
+from basicsr.utils.randomness import seeded_global_state
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
+
+_CHANNELS = (1, 3, 4)
+_STEP = 64  # sides are shortened by multiples of it, so that networks in need of multiples show the same
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        given: shape of the image that was tried, at most as large as the one asked for.
+        made: shape of the network's output; None where it failed.
+        takes: channels with which it works, where it fails with those given.
+        reason: of the failure, in one line.
+        error: of the failure.
+    """
+
+    given: Shape
+    made: Shape | None
+    takes: int | None = None
+    reason: str = ""
+    error: Exception | None = None
+
+
+class Trial:
+    """A network that is tried; weights, buffers, modes and random generators stay as they are.
+
+    Shapes are tried on the meta device, where nothing is computed. What cannot run there, or fails there, is run.
+
+    Args:
+        label: how the options call it, such as 'network_g'.
+        network: maps (B, C, H, W) to (B, C', H', W').
+        device: of the network.
+        precision: how the run will run it.
+    """
+
+    def __init__(
+        self, label: str, network: nn.Module, device: torch.device, precision: Precision | None = None
+    ) -> None:
+        self.label, self._network, self._device = label, network, device
+        self._precision = precision or Precision(device.type)
+
+    @property
+    def name(self) -> str:
+        """Label and architecture: 'network_g (EDSR)'."""
+        return f"{self.label} ({getattr(self._network, 'architecture', type(self._network).__name__)})"
+
+    @property
+    def first_channels(self) -> int | None:
+        """Channels that the network's first convolution takes; None where it has none."""
+        return next((module.in_channels for module in self._network.modules() if isinstance(module, nn.Conv2d)), None)
+
+    def outcome(self, shape: Shape, *, any_output: bool = False) -> Outcome:
+        """What the network makes of an image of this shape, or of one with shorter sides where it must be run.
+
+        Args:
+            shape: of the image.
+            any_output: the output need not be an image, as that of a discriminator.
+        """
+        made = self._made_on_meta(shape, any_output)
+        if made is not None:
+            return Outcome(shape, made)
+        shorter = shape if any_output else _shortened(shape)
+        try:
+            return Outcome(shorter, _checked_shape(self._run(_noise(shorter)), any_output))
+        except Exception as error:  # whatever a network's code raises
+            return Outcome(shorter, None, self._other_channels(shorter, any_output), _one_line(error), error)
+
+    def values(self, image: Tensor) -> Outcome:
+        """Runs the network on a corner of an image (C, H, W), as small as it takes; `reason` says what is wrong."""
+        outcome = self._values(patch_of(image))
+        if outcome.made is not None:
+            return outcome
+        _, height, width = _shortened(_shape(image))
+        return self._values(image[..., :height, :width])
+
+    def _values(self, image: Tensor) -> Outcome:
+        try:
+            output = self._run(image)
+            made = _checked_shape(output, False)
+        except Exception as error:  # whatever a network's code raises
+            return Outcome(_shape(image), None, None, _one_line(error), error)
+        finite = bool(torch.isfinite(output).all())
+        return Outcome(_shape(image), made, reason="" if finite else "puts out values that are not finite")
+
+    def _other_channels(self, shape: Shape, any_output: bool) -> int | None:
+        for channels in _CHANNELS:
+            if channels != shape[0]:
+                other = (channels, *shape[1:])
+                if self._made_on_meta(other, any_output) is not None or self._runs(other, any_output):
+                    return channels
+        return None
+
+    def _runs(self, shape: Shape, any_output: bool) -> bool:
+        try:
+            return _checked_shape(self._run(_noise(shape)), any_output) is not None
+        except Exception:  # whatever a network's code raises
+            return False
+
+    def _made_on_meta(self, shape: Shape, any_output: bool) -> Shape | None:
+        if self._meta is None:
+            return None
+        try:
+            with torch.no_grad():
+                return _checked_shape(self._meta(torch.empty(1, *shape, device="meta")), any_output)
+        except Exception:  # also of networks that are sound, but read values
+            return None
+
+    def _run(self, image: Tensor) -> Any:
+        with seeded_global_state(0), torch.no_grad(), self._precision.autocast():
+            return self._copy(image.unsqueeze(0).to(self._device))
+
+    @cached_property
+    def _meta(self) -> nn.Module | None:
+        return _or_none(lambda: on_meta(self._network))
+
+    @cached_property
+    def _copy(self) -> nn.Module:
+        """Of custom networks nobody knows what they change when they run."""
+        copied = _or_none(lambda: copy.deepcopy(self._network))
+        return (copied if copied is not None else self._network).eval()
+
+
+def patch_of(image: Tensor) -> Tensor:
+    """The upper left corner of (C, H, W), small enough to be run in no time, with sides alike in multiples."""
+    height, width = (min(side, 16 + side % 16) for side in image.shape[-2:])
+    return image[..., :height, :width]
+
+
+def _or_none(make: Callable[[], nn.Module]) -> nn.Module | None:
+    try:
+        return make()
+    except Exception:  # modules of the user's own may hold what cannot be copied
+        return None
+
+
+def _shortened(shape: Shape) -> Shape:
+    channels, *sides = shape
+    height, width = (side if side <= 2 * _STEP else _STEP + side % _STEP for side in sides)
+    return channels, height, width
+
+
+def _shape(image: Tensor) -> Shape:
+    channels, height, width = image.shape
+    return channels, height, width
+
+
+def _noise(shape: Shape) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _checked_shape(output: Any, any_output: bool) -> Shape:
+    """The output's shape without the batch; raises TypeError where it is no image, unless that is no matter."""
+    if any_output:
+        return 1, 1, 1
+    if not isinstance(output, Tensor) or output.dim() != 4 or len(output) != 1:
+        found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise TypeError(f"forward returned {found}; it must return one tensor (B, C, H, W)")
+    channels, height, width = output.shape[1:]
+    return channels, height, width
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
