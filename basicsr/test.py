@@ -33,6 +33,7 @@ from basicsr.engine import experiment
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, same_on_all_ranks
 from basicsr.engine.images import check_datasets
+from basicsr.engine.pass_times import warn_if_slow
 from basicsr.engine.probe import check_evaluation, evaluation_images
 from basicsr.inference.probing import Trial
 from basicsr.metrics import better_direction, prepare_metrics
@@ -40,20 +41,20 @@ from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, 
 from basicsr.report.comparison import check_regions
 from basicsr.report.pictures import SavedPictures
 from basicsr.report.results import Results, Row, ScaleResults
-from basicsr.report.speed import device_name, measure_seconds
+from basicsr.report.speed import Latencies, Stopwatch, device_name
 from basicsr.report.tables import decimals_of, format_figure, metric_label
 from basicsr.report.writing import write_files, write_tables
 from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
-from basicsr.utils.errors import DataError, MachineError, UserError
+from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.img_util import imwrite
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import load_test_options, parse_arguments
 from basicsr.utils.options_schema import Options
 from basicsr.utils.options_unused import unused_in_testing
 from basicsr.utils.precision import keep_output_precise
+from basicsr.utils.timing import Spread
 
-_TIMING_SECONDS = 5.0
 _INTERRUPTED = "interrupted: the results are incomplete; start again"
 
 
@@ -87,7 +88,8 @@ def test_pipeline(
     params = first.dist_params
     with distributed(launcher, first.num_gpu, params.backend, params.port) as place:
         stop = StopRequest()
-        scales = [_Scale(options, place, stop, several=len(loaded) > 1) for options in loaded]
+        stopwatch = Stopwatch(first.report.input, place.device) if first.report.speed and place.is_master else None
+        scales = [_Scale(options, place, stop, stopwatch, several=len(loaded) > 1) for options in loaded]
         for scale in scales:
             scale.check()
         prepare_metrics(first.val.metrics, place.device)
@@ -100,6 +102,7 @@ def test_pipeline(
                 with stop:  # a signal ends the evaluation on all ranks together, between images
                     for scale in scales:
                         scale.run(report.keep)
+                    report.time(stopwatch, stop)
             except BaseException as error:  # figures that are finished are not lost, whatever comes
                 report.write_unfinished(error)
                 raise
@@ -113,17 +116,40 @@ class _Report:
         self, loaded: Sequence[Options], scales: Sequence[_Scale], place: Place, logger: logging.Logger
     ) -> None:
         self._options, self._scales, self._place, self._logger = loaded[0], scales, place, logger
+        self._latencies = Latencies()
 
     def results(self, incomplete: str = "") -> Results:
         """What has been measured so far."""
         return Results(
             name=self._options.name,
-            scales=tuple(scale.results() for scale in self._scales if scale.begun or not incomplete),
+            scales=tuple(
+                scale.results(self._latencies.spreads) for scale in self._scales if scale.begun or not incomplete
+            ),
             device=device_name(self._place.device),
             input_shape=self._options.report.input,
             better={name: better_direction(block) for name, block in self._options.val.metrics.items()},
             incomplete=incomplete,
+            latency_doubt=self._latencies.doubt,
+            precision=self._options.val.amp,
         )
+
+    def time(self, stopwatch: Stopwatch | None, stop: StopRequest) -> None:
+        """Times all networks, once their figures are there; all ranks must call.
+
+        Raises:
+            Interrupted: a signal asked for it, on any rank.
+        """
+        self._latencies = on_master(
+            self._place, lambda: stopwatch.measure(lambda: bool(stop)) if stopwatch else Latencies()
+        )
+        if any_rank([bool(stop)], self._place.device)[0]:
+            raise Interrupted(_INTERRUPTED)
+        for remark in self._latencies.remarks:
+            self._logger.warning(remark)
+        if self._latencies.doubt:
+            self._logger.warning(
+                f"latencies are no figures to quote: {self._latencies.doubt}; they are left out of tables.tex and plots"
+            )
 
     def keep(self) -> None:
         """Writes the tables of what there is, in case that the test does not come to its end. All ranks must call.
@@ -167,8 +193,10 @@ def _reason(error: BaseException) -> str:
 class _Scale:
     """The test of all networks at one scale."""
 
-    def __init__(self, options: Options, place: Place, stop: StopRequest, *, several: bool) -> None:
-        self.options, self.place, self.stop = options, place, stop
+    def __init__(
+        self, options: Options, place: Place, stop: StopRequest, stopwatch: Stopwatch | None, *, several: bool
+    ) -> None:
+        self.options, self.place, self.stop, self._stopwatch = options, place, stop, stopwatch
         self.logger = get_root_logger()
         self.datasets: dict[str, EvaluationDataset] = {
             block.name: build_eval_dataset(block) for block in options.datasets_of("val", "test").values()
@@ -179,6 +207,7 @@ class _Scale:
         self.begun = False
         self._rows: list[Row] = []
         self._fitting: list[str] = []
+        self._architectures: dict[int, str] = {}
         self._remarks: list[str] = []
 
     def check(self) -> None:
@@ -206,9 +235,13 @@ class _Scale:
             for images in evaluation_images(self.options, self.datasets):
                 self._fitting += check_evaluation(trial, candidate.block, images, self.options)
 
-    def results(self) -> ScaleResults:
-        """What has been measured so far."""
-        return ScaleResults(self.options.scale, tuple(self._rows), self.options.skipped, tuple(self._remarks))
+    def results(self, latencies: Mapping[str, Spread]) -> ScaleResults:
+        """What has been measured so far, with the latency of each architecture."""
+        rows = (
+            replace(row, latency=latencies.get(self._architectures.get(number, "")))
+            for number, row in enumerate(self._rows)
+        )
+        return ScaleResults(self.options.scale, tuple(rows), self.options.skipped, tuple(self._remarks))
 
     def run(self, keep: Callable[[], None]) -> None:
         """Evaluates one network after the other; on several ranks all must call.
@@ -233,12 +266,20 @@ class _Scale:
             candidate.network.to(self.place.device)
             if self.options.val.amp != "none":
                 keep_output_precise(candidate.network)
+                self._warn_if_slow(candidate.network)
             self._measure(candidate, keep)
-            if any_rank([bool(self.stop)], self.place.device)[0]:  # others wait here while one measures the speed
+            if any_rank([bool(self.stop)], self.place.device)[0]:
                 raise Interrupted(_INTERRUPTED)
         if self._rows and self.options.saves_images:
             names = {dataset: evaluation.images for dataset, evaluation in self._rows[0].evaluations.items()}
             self.pictures = self._saved(names)
+
+    def _warn_if_slow(self, network: nn.Module) -> None:
+        """Says where the first network at this scale is slower in the precision asked for than in float32."""
+        if self.place.is_master and not any(row.parameters for row in self._rows):
+            amp = self.options.val.amp
+            for line in warn_if_slow(network.eval(), self.place.device, amp, f"val: amp: {amp}"):
+                self.logger.warning(line)
 
     def _measure(self, candidate: _Candidate, keep: Callable[[], None]) -> None:
         """Adds a network's row, dataset by dataset, then its cost."""
@@ -255,15 +296,14 @@ class _Scale:
             what = f"x{self.options.scale} {candidate.name}, {name} ({len(evaluation.images)} images)"
             self.logger.info(f"{what}: {figures or 'nothing was measured'}")
             keep()
-        multiply_adds = seconds = None
         if row.parameters and self.place.is_master:
             try:
-                multiply_adds = count_multiply_adds(network, report.input)
-                if report.speed:
-                    seconds = measure_seconds(network, report.input, self.place.device, budget_seconds=_TIMING_SECONDS)
-            except (DataError, MachineError) as error:
+                self._rows[-1] = replace(row, multiply_adds=count_multiply_adds(network, report.input))
+                if self._stopwatch is not None:
+                    label = f"x{self.options.scale} {candidate.name}"
+                    self._architectures[len(self._rows) - 1] = self._stopwatch.add(label, network)
+            except DataError as error:
                 self.logger.warning(f"{candidate.name} has no figures of cost: {error}")
-        self._rows[-1] = replace(row, multiply_adds=multiply_adds, seconds=seconds)
 
     def _evaluate(self, candidate: _Candidate, name: str, dataset: EvaluationDataset) -> Evaluation:
         val = self.options.val

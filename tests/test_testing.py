@@ -107,7 +107,8 @@ def test_every_network_has_figures_of_every_dataset_at_every_scale(finished):
         for row in scale.rows:
             assert list(row.evaluations) == ["Set5"]
             assert row.evaluations["Set5"].values.shape == (3, 2)
-            assert (row.multiply_adds is not None and row.seconds > 0) is (row.name != "bicubic")
+            assert (row.multiply_adds is not None and row.latency.low > 0) is (row.name != "bicubic")
+        assert scale.rows[1].latency == scale.rows[2].latency, "networks of one architecture share it"
 
 
 def test_the_border_cut_off_is_the_scale_where_none_is_given(finished, folder):

@@ -1,5 +1,7 @@
 """Plots of quality against cost: one dataset and scale, a panel each for parameters, multiply-adds and latency.
 
+Latencies have bars over the middle half of their times; those that were measured under load are not drawn.
+
 Nothing here touches pyplot or matplotlib's global settings, so that plots look alike whatever a user has configured.
 """
 
@@ -9,7 +11,8 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -75,6 +78,7 @@ class _Panel:
     label: str
     costs: Mapping[str, float]  # of a row, by its name
     published: Mapping[int, float]  # of a published row, by its place
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # middle half of a row's cost, by its name
 
 
 def cost_figure(
@@ -179,8 +183,13 @@ def _panels(results: Results, rows: Sequence[Row], theirs: Sequence[PublishedRow
             _known(rows, "multiply_adds"),
             _known_of(costs, "multiply_adds") if comparable else {},
         ),
-        _panel(f"Latency ({{}}), {size} input,\n{results.device}", ((1e-3, "ms"),), _known(rows, "seconds"), {}),
     ]
+    latencies = {row.name: row.latency for row in rows if row.parameters and row.latency is not None}
+    if latencies and not results.latency_doubt:
+        medians = {name: found.median for name, found in latencies.items()}
+        panel = _panel(f"Latency ({{}}), {size} input,\n{results.device}", ((1e-3, "ms"),), medians, {})
+        ranges = {name: (1e3 * found.low, 1e3 * found.high) for name, found in latencies.items()}
+        panels.append(replace(panel, ranges=ranges))
     return [panel for panel in panels if panel.costs]
 
 
@@ -212,10 +221,13 @@ def _axis_label(metric: str, results: Results) -> str:
 
 def _draw(axes: Axes, panel: _Panel, heights: _Heights) -> None:
     axes.set_xlabel(panel.label)
-    _set_widths(axes, [*panel.costs.values(), *panel.published.values()])
+    _set_widths(axes, [*panel.costs.values(), *panel.published.values(), *chain(*panel.ranges.values())])
     for number, cost in panel.published.items():
         axes.plot(cost, heights.theirs_values[number], "o", color=_PALE, markersize=4, zorder=2)
     for number, row in enumerate(row for row in heights.rows if row.parameters):
+        if row.name in panel.ranges:
+            level = [heights.values[row.name]] * 2
+            axes.plot(panel.ranges[row.name], level, color=COLOURS[number % len(COLOURS)], linewidth=1.4, zorder=2.5)
         if row.name in panel.costs:
             axes.plot(
                 panel.costs[row.name],

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from basicsr.metrics.evaluator import Evaluation
+from basicsr.utils.timing import Spread
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Row:
         parameters: how many it has; 0 for bicubic interpolation.
         evaluations: by dataset; a dataset that was not there is left out.
         multiply_adds: of one forward pass of `Results.input_shape`; None if not counted.
-        seconds: of that pass on `Results.device`; None if not measured.
+        latency: seconds of that pass on `Results.device`; None if not measured.
         weights: the file that they are from and its SHA-256, in words; None if there is none.
     """
 
@@ -28,7 +29,7 @@ class Row:
     parameters: int
     evaluations: Mapping[str, Evaluation]
     multiply_adds: int | None = None
-    seconds: float | None = None
+    latency: Spread | None = None
     weights: str | None = None
 
 
@@ -65,10 +66,12 @@ class Results:
     Attributes:
         name: of the experiment.
         scales: in the order of the options file.
-        device: on which `Row.seconds` was measured, by its maker's name.
-        input_shape: (C, H, W) of the input that `Row.multiply_adds` and `Row.seconds` are about.
+        device: on which `Row.latency` was measured, by its maker's name.
+        input_shape: (C, H, W) of the input that `Row.multiply_adds` and `Row.latency` are about.
         better: `higher` or `lower` by the name of a metric; a metric that it does not name is better higher.
         incomplete: why not all was measured; empty where it was.
+        latency_doubt: why latencies are no figures to quote; empty where they are.
+        precision: of the networks whose outputs were judged; latencies are of float32.
     """
 
     name: str
@@ -77,6 +80,8 @@ class Results:
     input_shape: tuple[int, int, int]
     better: Mapping[str, str]
     incomplete: str = ""
+    latency_doubt: str = ""
+    precision: str = "none"
 
     def datasets(self) -> tuple[str, ...]:
         """Names of the datasets of any scale, in the order of their first appearance."""

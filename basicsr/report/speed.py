@@ -1,60 +1,227 @@
-"""How long a forward pass takes, and on what."""
+"""How long forward passes take, and on what: networks in turn, with their spread, and whether it is to be trusted."""
 
 from __future__ import annotations
 
-import platform
-import statistics
+import hashlib
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from basicsr.utils.errors import DataError, MachineError
+from basicsr.utils.hardware import processor
 from basicsr.utils.misc import wait_for
+from basicsr.utils.timing import Spread, in_turn, spread
 
-_MOST_REPEATS = 100
+MOST_SECONDS = 120.0  # for all networks together; only a pass that has begun is waited for
+_SECONDS_EACH = 5.0  # what is enough for a network
+_ROUNDS, FEWEST_ROUNDS = 15, 3
+_SAMPLE_SECONDS = 0.01  # of a fast network several passes are timed at once
 _WARM_UP_SIDE = 64
+_WIDEST = 0.15  # the middle half of a network's times, as a share of their median
+_SPARE_CORES = 0.25  # that others may take of ours
+_SHORTEST_LOOK = 0.5  # seconds, below which the kernel's counters are too coarse
+_BUSY = (0, 1, 2, 5, 6, 7)  # of /proc/stat: user, nice, system, irq, softirq, steal
 
 
-@torch.no_grad()
-def measure_seconds(
-    network: nn.Module,
-    input_shape: tuple[int, int, int],
-    device: torch.device,
-    *,
-    budget_seconds: float = 20.0,
-) -> float:
-    """Median seconds of a forward pass of one image in float32, with the network in eval mode.
+@dataclass(frozen=True)
+class Latencies:
+    """What was measured of several networks.
 
-    Memory, kernels and clocks are warmed up first: with a pass of the whole input where the budget allows for it, else
-    with a smaller one. Passes are timed, at most 100, until the budget is spent; one is timed in any case.
-    Random numbers as inputs, since the time does not depend on them.
+    Attributes:
+        spreads: seconds of a pass by architecture; a network that could not be timed has none.
+        doubt: why they are no figures to quote; empty where they are.
+        remarks: sentences on networks that could not be timed.
+    """
+
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    doubt: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """What the cores that this process may use have done so far, in seconds of a core.
+
+    Attributes:
+        busy: of all programs.
+        own: of this process.
+        at: when, by a clock.
+        cores: how many there are.
+    """
+
+    busy: float
+    own: float
+    at: float
+    cores: int
+
+
+class Stopwatch:
+    """Times networks together, so that what else the machine does meets them alike.
 
     Args:
-        network: takes (1, C, H, W); moved to `device`, put in eval mode, and back as it was.
-        input_shape: (C, H, W).
-        device: where to run; waited for before and after each pass.
-        budget_seconds: how long to take, warming up included; a slow network may take two passes longer.
-
-    Raises:
-        DataError: the network does not take such an input.
-        MachineError: there is not enough memory for it.
+        input_shape: (C, H, W) of the image that they are run on.
+        device: where to run them.
     """
-    was_training = network.training
-    network.to(device).eval()
-    whole = torch.rand(1, *input_shape, device=device)
+
+    def __init__(self, input_shape: tuple[int, int, int], device: torch.device) -> None:
+        self._shape, self._device = input_shape, device
+        self._networks: dict[str, nn.Module] = {}
+        self._labels: dict[str, str] = {}
+
+    def add(self, label: str, network: nn.Module) -> str:
+        """Keeps a network, of equal ones the first, in memory of the CPU; returns the name of its architecture."""
+        name = architecture(network)
+        if name not in self._networks:
+            self._networks[name], self._labels[name] = network.cpu().eval(), label
+        return name
+
+    def announce(self, say: Callable[[str], object]) -> None:
+        """Says what is to be timed, and how long that may take."""
+        if count := len(self._networks):
+            most = min(MOST_SECONDS, _SECONDS_EACH * count)
+            say(f"timing {count} architecture(s) in turn: about {most:.0f} s, {MOST_SECONDS:.0f} s at most")
+
+    @torch.no_grad()
+    def measure(self, should_stop: Callable[[], bool] = lambda: False) -> Latencies:
+        """Times passes of one image in float32, all networks in turn, after warming up, for `MOST_SECONDS` at most.
+
+        Rounds are added until 5 seconds were spent for each network, and as long as there are fewer than three. Random
+        numbers are the input, since the time does not depend on them.
+        """
+        end = time.perf_counter() + MOST_SECONDS
+        image = torch.rand(1, *self._shape, generator=torch.Generator().manual_seed(0)).to(self._device)
+        sides: dict[str, Callable[[], float]] = {}
+        remarks: list[str] = []
+        a_round = 0.0
+        for name, network in self._networks.items():
+            try:
+                expected = self._expected(network.to(self._device), image)
+            except (RuntimeError, torch.OutOfMemoryError) as error:
+                remarks.append(f"{self._labels[name]} was not timed: {str(error).splitlines()[0]}")
+                continue
+            if time.perf_counter() + a_round + expected > end:
+                remarks.append(f"{self._labels[name]} was not timed: a pass would take about {expected:.0f} s")
+                continue
+            passes = max(1, math.ceil(_SAMPLE_SECONDS / expected))
+            sides[name] = partial(self._seconds, network, image, passes)
+            a_round += max(expected, _SAMPLE_SECONDS)
+        return self._in_turn(sides, a_round, end, remarks, should_stop)
+
+    def _in_turn(
+        self,
+        sides: Mapping[str, Callable[[], float]],
+        a_round: float,
+        end: float,
+        remarks: list[str],
+        should_stop: Callable[[], bool],
+    ) -> Latencies:
+        if not sides:
+            return Latencies(remarks=tuple(remarks))
+        enough = time.perf_counter() + min(_SECONDS_EACH * len(sides), MOST_SECONDS)
+        started = time.perf_counter()
+
+        def goes_on(rounds: int) -> bool:
+            now = time.perf_counter()
+            next_ends = now + (now - started) / rounds
+            return not should_stop() and next_ends < (end if rounds < FEWEST_ROUNDS else min(enough, end))
+
+        warm_up = int((FEWEST_ROUNDS + 1) * a_round < end - time.perf_counter())
+        before = cpu_times()
+        try:
+            times = in_turn(sides, _ROUNDS, warm_up=warm_up, goes_on=goes_on)
+        except (RuntimeError, torch.OutOfMemoryError) as error:
+            remarks.append(f"networks were not timed: {str(error).splitlines()[0]}; make report: input smaller")
+            return Latencies(remarks=tuple(remarks))
+        others = cores_of_others(before, cpu_times())
+        threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+        spreads = {name: spread(seconds) for name, seconds in times.items()}
+        labelled = {self._labels[name]: found for name, found in spreads.items()}
+        rounds = len(next(iter(times.values())))
+        spare = before.cores - threads if before is not None else 0
+        return Latencies(spreads, doubt(labelled, rounds, others, spare), tuple(remarks))
+
+    def _expected(self, network: nn.Module, image: torch.Tensor) -> float:
+        """About how many seconds a pass of the whole image takes, by one of a smaller one, after one that warms up."""
+        part = image[..., :_WARM_UP_SIDE, :_WARM_UP_SIDE].contiguous()
+        self._seconds(network, part, 1)
+        return max(self._seconds(network, part, 1) * image.numel() / part.numel(), 1e-6)
+
+    def _seconds(self, network: nn.Module, image: torch.Tensor, passes: int) -> float:
+        wait_for(self._device)
+        start = time.perf_counter()
+        for _ in range(passes):
+            network(image)
+        wait_for(self._device)
+        return (time.perf_counter() - start) / passes
+
+
+def doubt(spreads: Mapping[str, Spread], rounds: int, others: float | None, spare: float) -> str:
+    """Why times are no figures to quote; empty where they are.
+
+    Args:
+        spreads: seconds by the name of a network.
+        rounds: how often each was timed.
+        others: how many cores other programs took meanwhile, of those that this process may use; None if not known.
+        spare: how many cores this process leaves to others.
+    """
+    reasons = []
+    if rounds < FEWEST_ROUNDS:
+        reasons.append(f"there was time for {rounds} round{'s' if rounds > 1 else ''} only")
+    if others is not None and others > max(spare, 0) + _SPARE_CORES:
+        reasons.append(f"other programs took {others:.1f} cores meanwhile")
+    wide = {name: (found.high - found.low) / found.median for name, found in spreads.items()}
+    if wide and max(wide.values()) > _WIDEST:
+        name = max(wide, key=lambda name: wide[name])
+        reasons.append(f"the middle half of the times of {name} spreads over {100 * wide[name]:.0f} %")
+    return "; ".join(reasons)
+
+
+def cpu_times() -> CpuTimes | None:
+    """What the cores have done so far, where Linux tells; None elsewhere."""
     try:
-        return _median(lambda part: network(part), whole, budget_seconds)
-    except torch.OutOfMemoryError as error:
-        told = _told(network, input_shape)
-        raise MachineError(f"{told} do not fit into memory; make report: input smaller") from error
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{_told(network, input_shape)}: the network does not take them ({reason})") from error
-    finally:
-        network.train(was_training)
+        cores = os.sched_getaffinity(0)
+        lines = Path("/proc/stat").read_text("ascii").splitlines()
+    except (OSError, AttributeError, ValueError):
+        return None
+    own = time.process_time()
+    ticks = 0
+    for line in lines:
+        name, *counters = line.split()
+        if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cores:
+            ticks += sum(int(counters[index]) for index in _BUSY if index < len(counters))
+    return CpuTimes(ticks / os.sysconf("SC_CLK_TCK"), own, time.perf_counter(), len(cores))
+
+
+def cores_of_others(before: CpuTimes | None, after: CpuTimes | None) -> float | None:
+    """How many cores other programs took in between, on average; None where it was too short, or is not known."""
+    if before is None or after is None or after.at - before.at < _SHORTEST_LOOK or after.busy <= before.busy:
+        return None
+    return max(0.0, (after.busy - before.busy) - (after.own - before.own)) / (after.at - before.at)
+
+
+def architecture(network: nn.Module) -> str:
+    """A name that networks share whose modules, settings and shapes are equal, whatever their weights are."""
+    parts: list[Any] = []
+    for name, module in network.named_modules():
+        settings = {key: value for key, value in vars(module).items() if key[:1] != "_" and key != "training"}
+        plain = sorted((key, repr(value)) for key, value in settings.items() if _is_plain(value))
+        parts.append((name, type(module).__module__, type(module).__qualname__, plain))
+    parts += [(name, tuple(value.shape), str(value.dtype)) for name, value in network.named_parameters()]
+    parts += [(name, tuple(value.shape), str(value.dtype)) for name, value in network.named_buffers()]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def device_name(device: torch.device) -> str:
@@ -64,39 +231,4 @@ def device_name(device: torch.device) -> str:
     if device.type != "cpu":
         return str(device)
     threads = torch.get_num_threads()
-    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _median(run: Callable[[torch.Tensor], object], whole: torch.Tensor, budget_seconds: float) -> float:
-    end = time.perf_counter() + budget_seconds
-    part = whole[..., :_WARM_UP_SIDE, :_WARM_UP_SIDE].contiguous()
-    _timed(run, part)
-    expected = _timed(run, part) * whole.numel() / part.numel()
-    if whole.is_cuda or time.perf_counter() + 2 * expected < end:
-        _timed(run, whole)
-    times = [_timed(run, whole)]
-    while len(times) < _MOST_REPEATS and time.perf_counter() + times[-1] < end:
-        times.append(_timed(run, whole))
-    return statistics.median(times)
-
-
-def _timed(run: Callable[[torch.Tensor], object], image: torch.Tensor) -> float:
-    wait_for(image.device)
-    start = time.perf_counter()
-    run(image)
-    wait_for(image.device)
-    return time.perf_counter() - start
-
-
-def _told(network: nn.Module, input_shape: tuple[int, int, int]) -> str:
-    return f"timing {type(network).__name__}: inputs of {'x'.join(map(str, input_shape))}"
-
-
-def _cpu_name() -> str:
-    """From Linux's /proc/cpuinfo, else what Python knows of the machine."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names and names[0] else platform.processor() or platform.machine() or "CPU"
+    return f"{processor()[0]}, {threads} thread{'s' if threads > 1 else ''}"

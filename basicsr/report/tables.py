@@ -22,6 +22,7 @@ from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.csv_files import Number, csv_text
 
 DASH = "\N{EN DASH}"
+_LEFT_OUT = "They are left out of tables.tex and plots; measure again on a machine that does nothing else."
 
 Mark = Literal["best", "second", ""]
 
@@ -177,6 +178,8 @@ def quality_table(
     columns += [Column(dataset, subtitle) for dataset in datasets]
     notes = [*(image_counts(results) if images is None else images), *_about_ranking(results, ranked)]
     notes += _about_published(published, theirs, rank_published) + gaps(results)
+    if results.precision != "none":
+        notes.append(f"Networks ran in {results.precision} (val: amp), not in float32.")
     caption = f"{results.name}: average {subtitle}. Best figure bold, second best underlined."
     if not metrics:
         caption = f"{results.name}: nothing was measured."
@@ -185,15 +188,31 @@ def quality_table(
     return Table("quality", caption, tuple(columns), tuple(groups), references, tuple(notes))
 
 
-def cost_table(results: Results) -> Table:
-    """Parameters, multiply-adds and speed by scale and network."""
-    groups = [Group(scale.scale, tuple(Line(row.name, _costs(row)) for row in scale.rows)) for scale in results.scales]
+def cost_table(results: Results, *, quoted: bool = False) -> Table:
+    """Parameters, multiply-adds and speed by scale and network.
+
+    Args:
+        results: what was measured.
+        quoted: leave out what is no figure to quote: latencies that were measured under load.
+    """
+    doubt = results.latency_doubt
+    speed = not (quoted and doubt)
+    groups = [
+        Group(scale.scale, tuple(Line(row.name, _costs(row, speed)) for row in scale.rows)) for scale in results.scales
+    ]
     size = "x".join(map(str, results.input_shape))
-    columns = ("Params (M)", "Multiply-adds (G)", "Latency (ms)", "FPS")
-    caption = f"{results.name}: parameters, multiply-adds and speed for an input of {size}."
-    if any(row.seconds for scale in results.scales for row in scale.rows):
-        caption += f" Latency is the median of forward passes of one image in float32 on {results.device}."
-    return Table("cost", caption, tuple(Column(title) for title in columns), tuple(groups))
+    columns = ("Params (M)", "Multiply-adds (G)", *(("Latency (ms)", "FPS") if speed else ()))
+    caption = f"{results.name}: parameters, multiply-adds{' and speed' if speed else ''} for an input of {size}."
+    notes: tuple[str, ...] = ()
+    if any(row.latency for scale in results.scales for row in scale.rows):
+        if speed:
+            caption += (
+                f" Latency is the median, and in brackets the middle half, of forward passes of one image in float32 on"
+                f" {results.device}, all networks in turn; equal architectures share it."
+            )
+        if doubt:
+            notes = (f"Latencies are no figures to quote: {doubt}. {_LEFT_OUT}",)
+    return Table("cost", caption, tuple(Column(title) for title in columns), tuple(groups), notes=notes)
 
 
 def metric_label(metric: str, higher_is_better: bool) -> str:
@@ -296,11 +315,15 @@ def _two_decimals(value: float) -> str:
     return f"{value:.2f}" if value >= 1 else significant(value)
 
 
-def _costs(row: Row) -> tuple[Cell, ...]:
-    multiply_adds = _two_decimals(row.multiply_adds / 1e9) if row.multiply_adds else DASH
-    latency = significant(1000 * row.seconds) if row.seconds else DASH
-    speed = significant(1 / row.seconds) if row.seconds else DASH
-    return tuple((Figure(text),) for text in (_millions(row), multiply_adds, latency, speed))
+def _costs(row: Row, speed: bool) -> tuple[Cell, ...]:
+    texts = [_millions(row), _two_decimals(row.multiply_adds / 1e9) if row.multiply_adds else DASH]
+    if speed and row.latency is not None:
+        times = (row.latency.median, row.latency.low, row.latency.high)
+        median, low, high = (significant(1000 * value) for value in times)
+        texts += [f"{median} ({low}{DASH}{high})", significant(1 / row.latency.median)]
+    elif speed:
+        texts += [DASH, DASH]
+    return tuple((Figure(text),) for text in texts)
 
 
 def _published_of(results: Results, backbone: str | None) -> dict[int, list[PublishedRow]]:

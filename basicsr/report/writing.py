@@ -74,12 +74,15 @@ def write_tables(results: Results, folder: Path, options: ReportOptions) -> tupl
     """
     write_csv(folder / "metrics.csv", results)
     tables = [quality_table(results, published=options.published)]
-    tables += [cost_table(results)] if any(row.parameters for scale in results.scales for row in scale.rows) else []
+    quoted = list(tables)
+    if any(row.parameters for scale in results.scales for row in scale.rows):
+        tables.append(cost_table(results))
+        quoted.append(cost_table(results, quoted=True))
     summary = "\n\n".join(to_markdown(table) for table in tables)
     if weights := weights_used(results):
         summary += "\n" + to_markdown_list(weights)
     write_text(folder / "summary.md", f"{summary}\n")
-    write_text(folder / "tables.tex", "\n\n".join(to_latex(table, results.name) for table in tables) + "\n")
+    write_text(folder / "tables.tex", "\n\n".join(to_latex(table, results.name) for table in quoted) + "\n")
     return tables, summary
 
 

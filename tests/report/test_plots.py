@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import xml.etree.ElementTree as ElementTree
 
@@ -129,6 +130,17 @@ def test_costs_that_nobody_measured_have_no_panel():
     assert axes.get_xlabel() == "Parameters (K)"
     assert axes.get_xscale() == "linear"
     assert points(axes) == {(29.0, 34.0), (31.0, 34.2)}
+
+
+def test_latencies_have_bars_over_their_middle_half_and_doubted_ones_no_panel():
+    scale = scale_of(3)
+    found = results(scale)
+    axes = cost_figure(found, scale, "Set5").axes[2]
+    bars = {tuple(round(float(x)) for x in line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2}
+    expected = {(round(980 * seconds), round(1030 * seconds)) for *_, seconds, _ in list(NETWORKS.values())[-3:]}
+    assert expected <= bars
+    doubted = cost_figure(dataclasses.replace(found, latency_doubt="load"), scale, "Set5")
+    assert [axes.get_xlabel().split(" ")[0] for axes in doubted.axes] == ["Parameters", "Multiply-adds"]
 
 
 def test_there_is_no_figure_without_figures():

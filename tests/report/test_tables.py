@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 
 import numpy as np
@@ -13,7 +14,10 @@ from basicsr.metrics.evaluator import Evaluation
 from basicsr.report.results import Row, ScaleResults
 from basicsr.report.table_text import latex_escape, to_latex, to_markdown
 from basicsr.report.tables import DASH, Table, cost_table, quality_table, significant, write_csv
+from basicsr.report.writing import write_tables
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.options_schema import ReportOptions
+from basicsr.utils.timing import Spread
 
 BICUBIC = row("bicubic", 0, {"Set5": (39.0, 0.99)})
 TEACHER = row("The Teacher", 43_000_000, {"Set5": (38.9, 0.98)})
@@ -237,18 +241,36 @@ def test_nothing_published_for_these_datasets_is_told():
 def test_cost_is_given_in_the_papers_units():
     rows = (
         row("EDSR", 2_700_000, {"Set5": (38, 0.9)}, multiply_adds=207_280_000_000, seconds=0.02),
-        Row("bicubic", 0, {}, None, 0.004),
+        Row("bicubic", 0, {}, None, Spread(0.004, 0.003, 0.005)),
         Row("untimed", 43_091_111, {}),
     )
     table = cost_table(results(ScaleResults(4, rows)))
     cells = markdown_cells(table)
     assert cells[2:] == [
-        ["x4", "EDSR", "2.70", "207.28", "20.0", "50.0"],
-        ["", "bicubic", DASH, DASH, "4.00", "250"],
+        ["x4", "EDSR", "2.70", "207.28", f"20.0 (19.6{DASH}20.6)", "50.0"],
+        ["", "bicubic", DASH, DASH, f"4.00 (3.00{DASH}5.00)", "250"],
         ["", "untimed", "43.09", DASH, DASH, DASH],
     ]
     assert "3x256x256" in table.caption and "a device" in table.caption
-    assert latex_cells(to_latex(table))[1][2:] == ["2.70", "207.28", "20.0", "50.0"]
+    assert latex_cells(to_latex(table))[1][2:] == ["2.70", "207.28", "20.0 (19.6--20.6)", "50.0"]
+    assert table == cost_table(results(ScaleResults(4, rows)), quoted=True) and not table.notes
+
+
+def test_latencies_that_are_doubted_are_shown_with_the_reason_and_never_quoted(tmp_path):
+    rows = (row("EDSR", 2_700_000, {"Set5": (38, 0.9)}, multiply_adds=207_280_000_000, seconds=0.02),)
+    found = dataclasses.replace(results(ScaleResults(4, rows)), latency_doubt="other programs took 1.2 cores meanwhile")
+    write_tables(found, tmp_path, ReportOptions())
+    summary, latex = (tmp_path / "summary.md").read_text(), (tmp_path / "tables.tex").read_text()
+    told = "Latencies are no figures to quote: other programs took 1.2 cores meanwhile. They are left out of tables.tex"
+    assert told in summary and f"20.0 (19.6{DASH}20.6)" in summary
+    assert told.replace("_", r"\_") in latex and "20.0" not in latex and "FPS" not in latex and "207.28" in latex
+
+
+def test_a_table_of_networks_that_ran_in_less_than_float32_says_so():
+    found = results(ScaleResults(4, (row("EDSR", 2_700_000, {"Set5": (38, 0.9)}),)))
+    assert not any("float32" in note for note in quality_table(found).notes)
+    notes = quality_table(dataclasses.replace(found, precision="bf16")).notes
+    assert "Networks ran in bf16 (val: amp), not in float32." in notes
 
 
 @pytest.mark.parametrize(

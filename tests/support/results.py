@@ -8,6 +8,7 @@ import numpy as np
 
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.report.results import Results, Row, ScaleResults
+from basicsr.utils.timing import Spread
 
 
 def evaluation(psnr: Sequence[float], ssim: Sequence[float], seconds: float = 0.1) -> Evaluation:
@@ -24,12 +25,13 @@ def row(
     multiply_adds: int | None = None,
     seconds: float | None = None,
 ) -> Row:
-    """A row whose averages of PSNR and SSIM are `figures`, by dataset."""
+    """A row whose averages of PSNR and SSIM are `figures`, by dataset; its latency spreads a little around `seconds`."""
     evaluations = {
         dataset: evaluation([psnr - 1, psnr + 1], [ssim - 0.01, ssim + 0.01])
         for dataset, (psnr, ssim) in figures.items()
     }
-    return Row(name, parameters, evaluations, multiply_adds, seconds)
+    latency = Spread(seconds, 0.98 * seconds, 1.03 * seconds) if seconds is not None else None
+    return Row(name, parameters, evaluations, multiply_adds, latency)
 
 
 def results(*scales: ScaleResults, better: Mapping[str, str] | None = None) -> Results:
