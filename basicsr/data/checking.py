@@ -120,18 +120,8 @@ def report(bad: Sequence[BadImage], total: int, name: str) -> str:
         total: number of samples in the dataset.
         name: of the dataset.
     """
-    kinds: dict[str, list[BadImage]] = {}
-    for image in sorted(bad):
-        kinds.setdefault(_kind(image), []).append(image)
     lines = [f"{len({image.index for image in bad})} of {total} images of dataset {name} cannot be used:"]
-    for number, alike in enumerate(kinds.values()):
-        if number == _SHOWN:
-            lines.append(f"  and {sum(map(len, list(kinds.values())[_SHOWN:]))} more")
-            break
-        lines.append(f"  {printable(str(alike[0]))}")
-        if others := [os.path.basename(image.path) for image in alike[1:]]:
-            shown = printable(", ".join(others[:_NAMED])) + (", ..." if others[_NAMED:] else "")
-            lines.append(f"    and {len(others)} more pairs like it ({shown}), as where one setting is wrong")
+    lines += [f"  {line}" for line in told_once([(str(image), image.pair) for image in sorted(bad)])]
     lines.append(
         "Copy, convert or remove these files and start again; in training, skip_bad_images: N goes on without up to N"
         " of them"
@@ -139,12 +129,28 @@ def report(bad: Sequence[BadImage], total: int, name: str) -> str:
     return "\n".join(lines)
 
 
-def _kind(image: BadImage) -> str:
-    """Text that is the same for faults of one cause: of pairs that do not fit, without their names and numbers."""
-    reason = image.reason if image.pair else str(image)
-    for name in image.pair:
-        reason = reason.replace(name, "")
-    return _DETAILS.sub("#", reason) if image.pair else reason
+def told_once(faults: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
+    """Lines about faults, up to twenty; pairs that do not fit for one reason are one, with their number.
+
+    Args:
+        faults: what is wrong, and where it is wrong between two images, their names, which the text may have.
+    """
+    kinds: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    for text, pair in faults:
+        kind = text
+        for name in pair:
+            kind = kind.replace(name, "")
+        kinds.setdefault(_DETAILS.sub("#", kind) if pair else text, []).append((text, pair))
+    lines = []
+    for number, alike in enumerate(kinds.values()):
+        if number == _SHOWN:
+            lines.append(f"and {sum(map(len, list(kinds.values())[_SHOWN:]))} more")
+            break
+        lines.append(printable(alike[0][0]))
+        if others := [os.path.basename(pair[0]) if pair else text for text, pair in alike[1:]]:
+            shown = printable(", ".join(others[:_NAMED])) + (", ..." if others[_NAMED:] else "")
+            lines.append(f"  and {len(others)} more pairs like it ({shown}), as where one setting is wrong")
+    return lines
 
 
 def fingerprint(dataset: Any) -> dict[str, Any]:

@@ -4,9 +4,11 @@
     python scripts/data/check_dataset.py --root datasets --scales 2   # and LR images of scale 2 must be there
     python scripts/data/check_dataset.py --hr HR --lr LR/X2 --scale 2 --filename-tmpl '{}x2'
 
-Files are read and their checksums or end marks compared; with `--decode` they are decoded as well. HR images
-for training must be exactly scale times the LR size; in benchmarks up to scale - 1 pixels may be left over,
-as the HR image is cut in testing. The exit code is 3 where anything is wrong.
+Files are read, their checksums or end marks compared, and both images of a pair decoded and held against each other:
+an LR image that fits at least 2 dB better where it is shifted is out of step, one that does not correlate with the HR
+image shows something else (basicsr/data/alignment.py). `--no-compare` leaves that out, and is fast. HR images for
+training must be exactly scale times the LR size; in benchmarks up to scale - 1 pixels may be left over, as the HR image
+is cut in testing. The exit code is 3 where anything is wrong; warnings tell of what else lies in the folders.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import dataset_tools
 
+from basicsr.data.alignment import find_misalignment
+from basicsr.data.checking import told_once
 from basicsr.data.data_util import check_template, paired_paths_from_folder
-from basicsr.data.pairing import check_depths
+from basicsr.data.pairing import advice, check_depths
 from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.file_client import FileClient
 from basicsr.utils.image_headers import Content, HeaderError, ImageHeader, find_fault, read_header
 from basicsr.utils.img_util import find_damage, imfrombytes
-
-_SHOWN_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
@@ -75,32 +77,42 @@ def header_of(path: Path, decode: bool) -> ImageHeader:
     return header
 
 
-def check_pair(pair: dict[str, str], pairing: Pairing, decode: bool) -> str | None:
-    """What is wrong with a pair, or None."""
+def check_pair(
+    pair: dict[str, str], pairing: Pairing, decode: bool, compare: bool
+) -> tuple[str, tuple[str, ...]] | None:
+    """What is wrong with a pair, and the names of its images where each of them is sound; None where nothing is."""
+    names = pair["gt_path"], pair["lq_path"]
     try:
-        hr = header_of(Path(pair["gt_path"]), decode)
-        lr = header_of(Path(pair["lq_path"]), decode)
-        check_depths(hr.depth, lr.depth, pair["gt_path"], pair["lq_path"])
+        hr, lr = (header_of(Path(name), decode and not compare) for name in names)
+        images = [dataset_tools.read_image(Path(name)) for name in names if compare]
     except UserError as error:
-        return str(error)
-    rests = [large - small * pairing.scale for large, small in zip(hr.size, lr.size, strict=True)]
-    if all(0 <= rest < (1 if pairing.exact else pairing.scale) for rest in rests):
-        return None
-    return (
-        f"HR {pair['gt_path']} is {hr.height}x{hr.width}, LR {pair['lq_path']} is {lr.height}x{lr.width}: "
-        f"not {pairing.scale} times as large"
-    )
+        return str(error), ()
+    try:
+        check_depths(hr.depth, lr.depth, *names)
+    except DataError as error:
+        return str(error), names
+    large, small = [(image.shape[0], image.shape[1]) for image in images] or [hr.size, lr.size]
+    rests = [side - other * pairing.scale for side, other in zip(large, small, strict=True)]
+    if not all(0 <= rest < (1 if pairing.exact else pairing.scale) for rest in rests):
+        return (
+            f"HR {names[0]} is {large[0]}x{large[1]}, LR {names[1]} is {small[0]}x{small[1]}: not {pairing.scale} times"
+            f" as large; {advice(large, small, pairing.scale, names[0])}"
+        ), names
+    if images and (fault := find_misalignment(images[0], images[1], pairing.scale)):
+        return f"HR {names[0]} and LR {names[1]}: {fault}", names
+    return None
 
 
-def check(pairing: Pairing, decode: bool, workers: int) -> tuple[int, list[str]]:
-    """Number of pairs, and what is wrong with them."""
+def check(pairing: Pairing, decode: bool, compare: bool, workers: int) -> tuple[int, int, list[str]]:
+    """Number of pairs and of problems, and lines about these."""
     try:
         pairs = paired_paths_from_folder([str(pairing.lr), str(pairing.hr)], ["lq", "gt"], pairing.filename_tmpl)
     except DataError as error:
-        return 0, [str(error)]
-    work = partial(check_pair, pairing=pairing, decode=decode)
+        return 0, 1, [str(error)]
+    work = partial(check_pair, pairing=pairing, decode=decode, compare=compare)
     results = dataset_tools.in_processes(work, pairs, workers, str(pairing.lr))
-    return len(pairs), [problem for problem in results if problem is not None]
+    found = [problem for problem in results if problem is not None]
+    return len(pairs), len(found), told_once(found)
 
 
 def table(rows: list[tuple[str, ...]]) -> Iterator[str]:
@@ -122,11 +134,10 @@ def main() -> int:
     rows: list[tuple[str, ...]] = [("HR", "LR", "scale", "pairs", "problems")]
     problems: list[str] = []
     for pairing in pairings:
-        count, found = check(pairing, options.decode, options.workers)
-        rows.append((str(pairing.hr), str(pairing.lr), str(pairing.scale), str(count), str(len(found))))
-        problems += found[:_SHOWN_PROBLEMS]
-        if len(found) > _SHOWN_PROBLEMS:
-            problems.append(f"{pairing.lr}: {len(found) - _SHOWN_PROBLEMS} problems more")
+        count, bad, lines = check(pairing, options.decode, not options.no_compare, options.workers)
+        rows.append((str(pairing.hr), str(pairing.lr), str(pairing.scale), str(count), str(bad)))
+        problems += lines
+    dataset_tools.tell_of_folders(folder for pair in pairings for folder in (pair.hr, pair.lr) if folder.is_dir())
     print("\n".join([*table(rows), *(f"problem: {problem}" for problem in problems)]))
     return DataError.exit_code if problems else 0
 
@@ -140,7 +151,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--scale", type=dataset_tools.positive, metavar="S", help="of these folders")
     parser.add_argument("--filename-tmpl", default="{}", metavar="T", help="name of an LR image (default: {})")
     parser.add_argument("--allow-remainder", action="store_true", help="HR may be larger by scale - 1 pixels")
-    parser.add_argument("--decode", action="store_true", help="decode every image, too")
+    parser.add_argument("--no-compare", action="store_true", help="do not hold LR pixels against HR's")
+    parser.add_argument("--decode", action="store_true", help="with --no-compare: decode every image all the same")
     dataset_tools.add_workers_option(parser)
     options = parser.parse_args()
     if len({options.hr is None, options.lr is None, options.scale is None}) > 1:

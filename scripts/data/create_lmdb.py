@@ -61,6 +61,7 @@ def main() -> int:
         check_same(options.output, names, options.input, options.uncompressed)
         print(f"{options.output}: complete, nothing to do")
         return 0
+    dataset_tools.tell_of_folders([options.input])
     paths = [options.input / name for name in names.values()]
     compression, ending = (None, ".ppm") if options.uncompressed else (options.compression, ".png")
     work = partial(encode, compression=compression)

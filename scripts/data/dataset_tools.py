@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -21,9 +21,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from basicsr.data.surroundings import look_around, other_number, set_name
 from basicsr.utils.errors import DataError, MachineError, UserError
 from basicsr.utils.file_client import FileClient
-from basicsr.utils.img_util import imfrombytes
+from basicsr.utils.img_util import IMAGE_SUFFIXES, imfrombytes
+from basicsr.utils.misc import scandir
+from basicsr.utils.name_lists import printable
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -61,6 +64,38 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def not_negative(text: str) -> int:
+    """For argparse: a whole number from 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value
+
+
+def made(number: int, total: int, what: str) -> str:
+    """`made 3 images`, `made 3 of 5 images, the others were there`, or `all 5 images were there`."""
+    if number == total:
+        return f"made {total:,d} {what}{'s' if total != 1 else ''}"
+    if number == 0:
+        return f"all {total:,d} {what}s were there"
+    return f"made {number:,d} of {total:,d} {what}s, the others were there"
+
+
+def warn(line: str) -> None:
+    """Prints a warning on standard error."""
+    print(f"warning: {printable(line)}", file=sys.stderr)
+
+
+def tell_of_folders(folders: Iterable[Path]) -> None:
+    """Warns of what else lies beside the images of folders, and of benchmarks that are not complete."""
+    for folder in dict.fromkeys(folders):
+        for sentence in look_around(str(folder)):
+            warn(f"{folder}: {sentence}")
+        count = sum(1 for _ in scandir(folder, IMAGE_SUFFIXES))
+        if count and (difference := other_number(set_name(str(folder)), count)):
+            warn(f"{folder}: {difference}")
 
 
 def in_processes(
@@ -119,14 +154,16 @@ def claim_folder(folder: Path, script: str, parameters: Mapping[str, Any]) -> No
     """Makes a folder for a script's images, and notes in it how they are made.
 
     Raises:
-        DataError: its images were made in another way, so that a rerun would mix two kinds.
+        DataError: its images were made in another way, or by others, so that a rerun would mix two kinds.
     """
     note = folder / f".{script}.json"
     content = json.dumps(parameters, sort_keys=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        known = note.read_text("utf-8") if note.is_file() else content
-        if known != content:
+        known = note.read_text("utf-8") if note.is_file() else None
+        if known is None and (there := next(scandir(folder, IMAGE_SUFFIXES), None)):
+            raise DataError(f"{folder} holds images that this script did not make, as {there}; write to another folder")
+        if known not in (None, content):
             raise DataError(f"{folder} was made with {known}, not {content}; remove it or write to another folder")
         note.write_text(content, "utf-8")
     except OSError as error:

@@ -1,111 +1,350 @@
-"""Cuts large images into overlapping squares, which are faster to read in training: 0001_s001.png,
-0001_s002.png ...
+"""Cuts large images into overlapping squares, which are faster to read in training: 0001_s001.png, 0001_s002.png ...
 
     python scripts/data/extract_subimages.py --input datasets/DIV2K/DIV2K_train_HR \\
-        --output datasets/DIV2K/DIV2K_train_HR_sub --crop-size 480 --step 240
-    python scripts/data/extract_subimages.py --input datasets/DIV2K/DIV2K_train_LR_bicubic/X2 \\
-        --output datasets/DIV2K/DIV2K_train_LR_bicubic/X2_sub --crop-size 240 --step 120 --strip-suffix x2
+        --output datasets/DIV2K/DIV2K_train_HR_sub --crop-size 480 --step 240 \\
+        --lr-input datasets/DIV2K/DIV2K_train_LR_bicubic
 
-Sizes for LR images are those for HR images divided by the scale; `--strip-suffix` gives pairs one name.
-Images that are there already are left as they are.
+cuts HR and LR images together, by one grid: `--lr-input` is the folder of X2, X3, X4, whose squares go to X2_sub,
+X3_sub, X4_sub beside them. Sizes are those of HR squares. All squares begin at multiples of all scales (12 for x2, x3
+and x4), so crop size and step must be multiples of that; sides of images need not be: what fills none is left out below
+and right, and told. A pair's squares have one name, so `filename_tmpl: '{}'`.
+
+    python scripts/data/extract_subimages.py --input GoPro/train/target --output GoPro/train/target_sub \\
+        --lr-input GoPro/train/input --scales 1 --crop-size 512 --step 256
+
+is for a folder of LR images of one scale, with squares in GoPro/train/input_sub. Without `--lr-input` HR images are cut
+alone. A rerun does what is left, and what has changed since.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import cv2
 import dataset_tools
+import numpy as np
 
-from basicsr.data.data_util import images_by_stem
-from basicsr.utils.errors import DataError
+from basicsr.data.data_util import images_by_stem, paired_paths_from_folder
+from basicsr.data.headers import Place, decoded_size, examine, stamp_of
+from basicsr.data.pairing import Size, check_depths, check_whole_pair
+from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.img_util import imwrite
+
+_SHOWN = 20
+_LR_NAME = re.compile(r"^x\d+$|(^|[^a-z])(lr|lq)([^a-z]|bic|$)")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where squares begin.
+
+    Attributes:
+        crop_size: side of a square, HR pixels.
+        step: from one square to the next.
+        thresh_size: so many pixels may be left over at the far edge; more get a square of their own there.
+        scales: of the LR images that are cut with the HR images.
+    """
+
+    crop_size: int
+    step: int
+    thresh_size: int
+    scales: tuple[int, ...]
+
+    @property
+    def multiple(self) -> int:
+        """Squares begin at multiples of it, in HR pixels, and so at whole pixels of every LR image."""
+        return math.lcm(*self.scales)
+
+    def check(self) -> None:
+        """Raises OptionsError where crop size or step is no multiple of `multiple`."""
+        for name, value in (("--crop-size", self.crop_size), ("--step", self.step)):
+            if value % self.multiple:
+                near = max(round(value / self.multiple), 1) * self.multiple
+                scales = ", ".join(f"x{scale}" for scale in self.scales)
+                raise OptionsError(
+                    f"{name} {value}: must be a multiple of {self.multiple}, so that it is whole LR pixels at {scales};"
+                    f" take {near}"
+                )
+
+    def starts(self, length: int) -> list[int]:
+        """Where squares begin along a side of that many HR pixels."""
+        starts = list(range(0, length - self.crop_size + 1, self.step))
+        if length - (starts[-1] + self.crop_size) > self.thresh_size:
+            starts.append(length - self.crop_size)
+        return starts
+
+
+class Part(NamedTuple):
+    """An image of a pair: the HR image (scale 1), or one of its LR images; and where its squares go."""
+
+    source: Path
+    output: Path
+    scale: int
 
 
 @dataclass(frozen=True)
 class Task:
-    """One image and how to cut it."""
+    """An HR image with its LR images, and how to cut them."""
 
-    source: Path
-    output: Path
     stem: str
-    crop_size: int
-    step: int
-    thresh_size: int
+    parts: tuple[Part, ...]
+    grid: Grid
     compression: int
+
+    def squares(self, number: int) -> list[Path]:
+        """The files of a square, of every part."""
+        return [part.output / f"{self.stem}_s{number:03d}.png" for part in self.parts]
 
     @property
     def done(self) -> Path:
-        """An empty hidden file, written when all squares are."""
-        return self.output / f".{self.stem}.done"
+        """A hidden file that is written when all squares are: how many, and of which sources."""
+        return self.parts[0].output / f".{self.stem}.done"
+
+    def record(self, squares: int) -> str:
+        """What `done` holds."""
+        return json.dumps({"squares": squares, "sources": [stamp_of(part.source) for part in self.parts]})
+
+    def is_done(self) -> bool:
+        """Whether all squares are there, made of the sources as they are now."""
+        try:
+            noted = self.done.read_text("utf-8")
+            count = json.loads(noted)["squares"]
+            there = all(path.is_file() for number in range(count) for path in self.squares(number + 1))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return there and noted == self.record(count)
 
 
-def positions(length: int, crop_size: int, step: int, thresh_size: int) -> list[int]:
-    """Where squares begin along one side; more than `thresh_size` pixels left over get one at the far end."""
-    starts = list(range(0, length - crop_size + 1, step))
-    if length - (starts[-1] + crop_size) > thresh_size:
-        starts.append(length - crop_size)
-    return starts
+def area(task: Task, sizes: list[Size]) -> Size:
+    """Height and width that all parts of a task have in common, in HR pixels: multiples of the grid's.
+
+    Args:
+        task: what to cut.
+        sizes: height and width of each part, in its own pixels.
+
+    Raises:
+        DataError: HR and LR do not belong together, or a square does not fit in.
+    """
+    (hr, *_), grid = task.parts, task.grid
+    for part, size in zip(task.parts[1:], sizes[1:], strict=True):
+        check_whole_pair(sizes[0], size, part.scale, str(hr.source), str(part.source))
+    sides = [
+        min(size[axis] * part.scale for part, size in zip(task.parts, sizes, strict=True)) // grid.multiple
+        for axis in (0, 1)
+    ]
+    height, width = (side * grid.multiple for side in sides)
+    if min(height, width) < grid.crop_size:
+        raise DataError(
+            f"{hr.source} of {sizes[0][0]}x{sizes[0][1]} is smaller than --crop-size {grid.crop_size}; lower it"
+        )
+    return height, width
+
+
+def look(task: Task) -> tuple[str | None, int]:
+    """What is wrong with a task's images, without decoding them, and how many pixels at most are in no square."""
+    try:
+        findings = [examine(Place(str(part.source))) for part in task.parts]
+        for part, finding in zip(task.parts, findings, strict=True):
+            if finding.header is None:
+                return f"{part.source}: {finding.fault}", 0
+        sizes = [finding.header.size for finding in findings if finding.header is not None]
+        try:
+            height, width = area(task, sizes)
+        except DataError:  # how an image is turned depends on notes in it: only decoding tells
+            sizes = [decoded_size(Place(str(part.source))) for part in task.parts]
+            height, width = area(task, sizes)
+    except DataError as error:
+        return str(error), 0
+    return None, max(sizes[0][0] - height, sizes[0][1] - width)
 
 
 def cut(task: Task) -> int:
-    """Writes the squares of one image; returns how many."""
-    if dataset_tools.is_current([task.done], task.source):
+    """Writes the squares of an image and of its LR images; returns how many of each, 0 if they were there."""
+    if task.is_done():
         return 0
-    img = dataset_tools.read_image(task.source)
-    height, width = img.shape[:2]
-    size = task.crop_size
-    if min(height, width) < size:
-        raise DataError(f"{task.source} of {height}x{width} is smaller than --crop-size {size}; lower it")
-    rows = positions(height, size, task.step, task.thresh_size)
-    columns = positions(width, size, task.step, task.thresh_size)
-    corners = [(top, left) for top in rows for left in columns]
+    task.done.unlink(missing_ok=True)
+    before = task.record(0)
+    images = [dataset_tools.read_image(part.source) for part in task.parts]
+    for part, image in zip(task.parts[1:], images[1:], strict=True):
+        check_depths(_bits(images[0]), _bits(image), str(task.parts[0].source), str(part.source))
+    height, width = area(task, [(image.shape[0], image.shape[1]) for image in images])
+    corners = [(top, left) for top in task.grid.starts(height) for left in task.grid.starts(width)]
+    parameters = [cv2.IMWRITE_PNG_COMPRESSION, task.compression]
     for number, (top, left) in enumerate(corners, start=1):
-        path = task.output / f"{task.stem}_s{number:03d}.png"
-        imwrite(img[top : top + size, left : left + size], path, [cv2.IMWRITE_PNG_COMPRESSION, task.compression])
-    task.done.touch()
+        for part, image, path in zip(task.parts, images, task.squares(number), strict=True):
+            side, y, x = (value // part.scale for value in (task.grid.crop_size, top, left))
+            imwrite(image[y : y + side, x : x + side], path, parameters)
+    number = len(corners) + 1
+    while paths := [path for path in task.squares(number) if path.exists()]:  # of an earlier, larger image
+        for path in paths:
+            path.unlink()
+        number += 1
+    if task.record(0) == before:  # no source has changed meanwhile
+        task.done.write_text(task.record(len(corners)), "utf-8")
     return len(corners)
+
+
+def _bits(image: np.ndarray) -> int:
+    return image.dtype.itemsize * 8
+
+
+def find_lr(options: argparse.Namespace) -> dict[int, tuple[Path, Path, str]]:
+    """By scale: folder of the LR images, folder of their squares, and template of their names.
+
+    Raises:
+        OptionsError: `--scales` must be given, or is of another folder.
+    """
+    root: Path | None = options.lr_input
+    if root is None:
+        return {}
+    found = sorted(int(entry.name[1:]) for entry in root.glob("X*") if entry.name[1:].isdigit() and entry.is_dir())
+    if found:
+        template = options.filename_tmpl or "{}x{scale}"
+        outputs = options.lr_output or root
+        ending = "" if options.lr_output else "_sub"
+        return {
+            scale: (root / f"X{scale}", outputs / f"X{scale}{ending}", template.replace("{scale}", str(scale)))
+            for scale in dict.fromkeys(options.scales or found)
+        }
+    if options.scales is None or len(options.scales) != 1:
+        raise OptionsError(f"--lr-input {root}: it has no folders X2, X3 ...; say by --scales of which one scale it is")
+    (scale,) = options.scales
+    template = (options.filename_tmpl or "{}").replace("{scale}", str(scale))
+    return {scale: (root, options.lr_output or root.with_name(f"{root.name}_sub"), template)}
+
+
+def find_tasks(options: argparse.Namespace) -> list[Task]:
+    """What to cut, each HR image with all its LR images.
+
+    Raises:
+        UserError: options contradict each other, folders are missing or empty, or images have no partner.
+    """
+    lr = find_lr(options)
+    grid = Grid(options.crop_size, options.step, options.thresh_size, tuple(lr) or (1,))
+    grid.check()
+    hr: Path = options.input
+    partners: dict[str, list[Part]] = {stem: [] for stem in images_by_stem(str(hr))}
+    for scale, (folder, output, template) in lr.items():
+        try:
+            pairs = paired_paths_from_folder([str(folder), str(hr)], ["lq", "gt"], template)
+        except DataError as error:
+            error.extend(after=" (filename_tmpl: --filename-tmpl)")
+            raise
+        for pair in pairs:
+            partners[Path(pair["gt_path"]).stem].append(Part(Path(pair["lq_path"]), output, scale))
+    names = images_by_stem(str(hr))
+    return [
+        Task(stem, (Part(hr / names[stem], options.output, 1), *parts), grid, options.compression)
+        for stem, parts in partners.items()
+    ]
+
+
+def check_folders(tasks: list[Task]) -> None:
+    """Raises DataError where squares would lie among the images that are cut, or those of two kinds in one folder."""
+    inputs = {part.source.parent.resolve() for part in tasks[0].parts}
+    outputs = [part.output for part in tasks[0].parts]
+    for number, output in enumerate(outputs):
+        if output.resolve() in inputs:
+            raise DataError(f"{output} holds images that are to be cut; name another folder for the squares")
+        if output.resolve() in {other.resolve() for other in outputs[:number]}:
+            raise DataError(f"{output} would get squares of HR and LR images; name another folder for one of them")
+
+
+def claim(tasks: list[Task]) -> None:
+    """Notes in each output folder how its squares are made; raises DataError where it holds others."""
+    grid = tasks[0].grid
+    for part in tasks[0].parts:
+        note: dict[str, object] = {"crop_size": grid.crop_size, "step": grid.step, "thresh_size": grid.thresh_size}
+        note |= {"together": grid.scales, "scale": part.scale}
+        dataset_tools.claim_folder(part.output, "extract_subimages", note)
+
+
+def left_over(tasks: list[Task]) -> list[str]:
+    """Says which squares in the output folders are of images that are no longer there."""
+    stems = {task.stem for task in tasks}
+    lines = []
+    for part in tasks[0].parts:
+        there = sorted({path.stem.rpartition("_s")[0] for path in part.output.glob("*_s*.png")} - stems)
+        if there:
+            lines.append(f"{part.output} has squares of images that are not in the input: {', '.join(there[:3])}")
+    return lines
+
+
+def tell(tasks: list[Task], counts: list[int], rest: int) -> None:
+    """Prints what was made.
+
+    Args:
+        tasks: all.
+        counts: squares that were made of each image; 0 where they were there.
+        rest: HR pixels along a side, at most, that are in no square because they fill no multiple.
+    """
+    grid, images = tasks[0].grid, sum(map(bool, counts))
+    whole = f"{len(tasks):,d} image{'s' if len(tasks) > 1 else ''}"
+    source = whole if images == len(tasks) else f"{images:,d} of {whole}; those of the others were there"
+    for part in tasks[0].parts:
+        squares = f"made {sum(counts):,d} squares of {grid.crop_size // part.scale} pixels out of {source}"
+        print(f"{part.output}: {squares if images else f'all squares of {whole} were there'}")
+    if rest and grid.multiple > 1:
+        print(
+            f"sides are cut to a multiple of {grid.multiple}: up to {rest} HR pixels below and right are in no square"
+        )
+    if len(tasks[0].parts) == 1:
+        print("cut alone: LR images of these must be cut together with them, by --lr-input")
 
 
 def main() -> int:
     """The command."""
     options = _parse()
-    parameters = {key: vars(options)[key] for key in ("crop_size", "step", "thresh_size", "strip_suffix")}
-    stems = images_by_stem(str(options.input))
-    tasks = [
-        Task(
-            source=options.input / name,
-            output=options.output,
-            stem=dataset_tools.strip_suffix(stem, options.strip_suffix, options.input),
-            crop_size=options.crop_size,
-            step=options.step,
-            thresh_size=options.thresh_size,
-            compression=options.compression,
+    if options.strip_suffix is not None or _is_lr(options):
+        raise OptionsError(
+            "LR images are cut together with their HR images, so that both have one grid: give --input HR --output"
+            " HR_sub --lr-input LR (a folder with X2, X3, X4; or one scale's, with --scales S), sizes in HR pixels"
         )
-        for stem, name in stems.items()
-    ]
-    dataset_tools.claim_folder(options.output, "extract_subimages", parameters)
-    made = sum(dataset_tools.in_processes(cut, tasks, options.workers, "images cut"))
-    print(f"{options.output}: made {made} squares of {len(tasks)} images, others were there")
+    tasks = find_tasks(options)
+    check_folders(tasks)
+    looked = list(dataset_tools.in_processes(look, tasks, options.workers, "images looked at"))
+    if problems := [problem for problem, _ in looked if problem is not None]:
+        shown = problems[:_SHOWN] + ([f"and {len(problems) - _SHOWN} more"] if problems[_SHOWN:] else [])
+        raise DataError("\n  ".join([f"{len(problems)} of {len(tasks)} images cannot be cut:", *shown]))
+    claim(tasks)
+    dataset_tools.tell_of_folders(part.source.parent for part in tasks[0].parts)
+    counts = list(dataset_tools.in_processes(cut, tasks, options.workers, "images cut"))
+    tell(tasks, counts, max(rest for _, rest in looked))
+    for line in left_over(tasks):
+        dataset_tools.warn(f"{line}; training would take them too: remove them")
     return 0
 
 
+def _is_lr(options: argparse.Namespace) -> bool:
+    """Whether LR images are about to be cut without their HR images, as far as the folder's name tells."""
+    return options.lr_input is None and _LR_NAME.search(options.input.resolve().name.lower()) is not None
+
+
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="images to cut")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets the squares")
-    parser.add_argument("--crop-size", type=dataset_tools.positive, required=True, metavar="N", help="side")
-    parser.add_argument("--step", type=dataset_tools.positive, required=True, metavar="N", help="distance")
-    parser.add_argument("--thresh-size", type=int, default=0, metavar="N", help="rest to leave out (default: 0)")
-    parser.add_argument("--strip-suffix", default="", metavar="S", help="end of the names to drop, such as x2")
-    parser.add_argument(
-        "--compression", type=int, choices=range(10), default=3, metavar="0..9", help="PNG level (default: 3)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    add, positive = parser.add_argument, dataset_tools.positive
+    add("--input", type=Path, required=True, metavar="DIR", help="HR images to cut")
+    add("--output", type=Path, required=True, metavar="DIR", help="gets their squares")
+    add("--lr-input", type=Path, metavar="DIR", help="their LR images: folders X2, X3 ..., or images of one scale")
+    add("--lr-output", type=Path, metavar="DIR", help="gets folders X2, X3 ... of squares, or those of the one scale")
+    add("--scales", type=positive, nargs="+", metavar="S", help="of the LR images (default: all there are)")
+    add("--filename-tmpl", metavar="T", help="names of LR images (default: {}x{scale} below X2 ..., else {})")
+    add("--crop-size", "--crop_size", type=positive, required=True, metavar="N", help="side of HR squares")
+    add("--step", type=positive, required=True, metavar="N", help="from one to the next, HR pixels")
+    add("--thresh-size", "--thresh_size", type=dataset_tools.not_negative, default=0, metavar="N", help="rest to leave")
+    add("--strip-suffix", help=argparse.SUPPRESS)
+    add("--compression", type=int, choices=range(10), default=3, metavar="0..9", help="PNG level (default: 3)")
     dataset_tools.add_workers_option(parser)
     return parser.parse_args()
 

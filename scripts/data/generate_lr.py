@@ -7,6 +7,8 @@ HR images are cut below and right to a multiple of the scale first. Training nee
 times the LR size: where yours are not, `--hr-output` writes them cut to a common multiple of all scales;
 train on those. Images that are there already are left as they are, so that an interrupted run goes on where
 it was.
+
+Images in several folders (`--input photographs/*/`) come into one; their names then begin with the folder's.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -24,7 +26,7 @@ import dataset_tools
 
 from basicsr.data.data_util import images_by_stem
 from basicsr.data.transforms import mod_crop
-from basicsr.utils.errors import DataError
+from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.img_util import imwrite
 from basicsr.utils.matlab_functions import imresize_integer
 
@@ -46,52 +48,91 @@ class Task:
         return [*self.lr_by_scale.values(), *([self.cropped] if self.cropped else [])]
 
 
-def make(task: Task) -> bool:
-    """Writes an image's outputs; returns whether there was anything to do."""
+class Outcome(NamedTuple):
+    """What became of an image: whether there was anything to do, whether HR pixels are left over, and what is wrong."""
+
+    made: bool
+    left_over: bool = False
+    problem: str | None = None
+
+
+def make(task: Task) -> Outcome:
+    """Writes an image's outputs."""
     if dataset_tools.is_current(task.outputs, task.source):
-        return False
+        return Outcome(made=False)
     img = dataset_tools.read_image(task.source)
     multiple = math.lcm(*task.lr_by_scale)
-    if min(img.shape[:2]) < multiple:
-        raise DataError(f"{task.source} of {img.shape[0]}x{img.shape[1]} is too small for these scales; remove it")
+    height, width = img.shape[:2]
+    if min(height, width) < multiple:
+        return Outcome(False, problem=f"{task.source} of {height}x{width} is too small for these scales; remove it")
     if task.cropped is not None:
         img = mod_crop(img, multiple)
         imwrite(img, task.cropped)
     for scale, path in task.lr_by_scale.items():
         imwrite(imresize_integer(mod_crop(img, scale), 1 / scale, task.rounding), path)
-    return True
+    rests = [side % scale for side in (height, width) for scale in task.lr_by_scale]
+    return Outcome(True, left_over=task.cropped is None and any(rests))
 
 
 def main() -> int:
     """The command."""
     options = _parse()
-    stems = images_by_stem(str(options.input))
+    sources = find_sources(options.input)
     multiple = math.lcm(*options.scales)
+    hr: Path | None = options.hr_output
+    if hr is None and len(options.input) > 1:
+        raise OptionsError("--input names several folders: give --hr-output, which brings their HR images into one")
+    if hr is not None and hr.resolve() in {folder.resolve() for folder in options.input}:
+        raise DataError(f"--hr-output must not be a folder of --input, {hr}; name another")
     for scale in options.scales:
-        cut = multiple if options.hr_output else scale
+        cut = multiple if hr is not None else scale
         parameters = {"scale": scale, "hr_multiple": cut, "rounding": options.rounding}
         dataset_tools.claim_folder(options.output / f"X{scale}", "generate_lr", parameters)
-    if options.hr_output:
-        if options.hr_output.resolve() == options.input.resolve():
-            raise DataError(f"--hr-output must not be the folder of --input, {options.input}; name another")
-        dataset_tools.claim_folder(options.hr_output, "generate_lr", {"hr_multiple": multiple})
+    if hr is not None:
+        dataset_tools.claim_folder(hr, "generate_lr", {"hr_multiple": multiple})
     tasks = [
         Task(
-            source=options.input / name,
+            source=source,
             lr_by_scale={scale: options.output / f"X{scale}" / f"{stem}x{scale}.png" for scale in options.scales},
-            cropped=options.hr_output / f"{stem}.png" if options.hr_output else None,
+            cropped=hr / f"{stem}.png" if hr is not None else None,
             rounding=options.rounding,
         )
-        for stem, name in stems.items()
+        for stem, source in sources.items()
     ]
-    made = sum(dataset_tools.in_processes(make, tasks, options.workers, "LR images"))
-    print(f"{options.output}: made {made} of {len(tasks)} images, the others were there")
+    dataset_tools.tell_of_folders(options.input)
+    outcomes = list(dataset_tools.in_processes(make, tasks, options.workers, "LR images"))
+    if problems := [outcome.problem for outcome in outcomes if outcome.problem is not None]:
+        raise DataError("\n".join(problems))
+    made = sum(outcome.made for outcome in outcomes)
+    print(f"{options.output}: {dataset_tools.made(made, len(tasks), 'image')}")
+    if hr is not None:
+        scale = options.scales[0]
+        lr = f"dataroot_lq: {options.output}/X{scale}, filename_tmpl: '{{}}x{scale}'"
+        print(f"in the options: dataroot_gt: {hr}, {lr}")
+    elif count := sum(outcome.left_over for outcome in outcomes):
+        print(f"sides of {count} HR images are no multiple of the scale: for training, give --hr-output as well")
     return 0
+
+
+def find_sources(folders: list[Path]) -> dict[str, Path]:
+    """The images of folders by the names that results get: without ending, and of several folders with theirs before.
+
+    Raises:
+        DataError: a folder is missing or empty, or two images would have one name.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        before = f"{folder.resolve().name}_" if len(folders) > 1 else ""
+        for stem, name in images_by_stem(str(folder)).items():
+            other = found.setdefault(before + stem, folder / name)
+            if other != folder / name:
+                raise DataError(f"{other} and {folder / name} would both be called {before + stem}; rename one")
+    return found
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="HR images")
+    parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="DIR", help="HR images")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets the folders X2, X3 ...")
     parser.add_argument("--scales", type=dataset_tools.positive, nargs="+", default=[2, 3, 4], metavar="S")
     parser.add_argument("--hr-output", type=Path, metavar="DIR", help="gets the HR images, cut")

@@ -1,73 +1,25 @@
 from __future__ import annotations
 
-import multiprocessing
-import os
-import runpy
+import re
+import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from support.data_scripts import SCRIPTS, files, last_line, run, write_images
 from support.processes import start
 
 from basicsr.data import build_dataset
+from basicsr.data.checking import check_images, report
 from basicsr.utils import FileClient, imfrombytes
 from basicsr.utils.lmdb_util import read_meta_info
 from basicsr.utils.matlab_functions import imresize_integer
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "data"
-
-
-FORK = multiprocessing.get_context("fork")
-
-
-@dataclass(frozen=True)
-class Result:
-    returncode: int | None
-    stdout: str
-    stderr: str
-
-
-def run(script: str, *arguments: object, folder: Path) -> Result:
-    """Runs a script as a command in `folder`, in a fork of this process: PyTorch is imported already."""
-    command = [str(SCRIPTS / script), *map(str, arguments), "--workers", "2"]
-    with tempfile.TemporaryDirectory() as outputs:
-        paths = [Path(outputs) / name for name in ("stdout", "stderr")]
-        process = FORK.Process(target=run_here, args=(command, folder, paths))
-        process.start()
-        process.join(timeout=120)
-        return Result(process.exitcode, *(path.read_text() for path in paths))
-
-
-def run_here(command: list[str], folder: Path, outputs: list[Path]) -> None:
-    for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    sys.argv, sys.path[0] = command, str(SCRIPTS)
-    os.chdir(folder)
-    runpy.run_path(command[0], run_name="__main__")
-
-
-def write_images(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
-    folder.mkdir(parents=True)
-    for seed, (name, (height, width)) in enumerate(sizes.items()):
-        img = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        assert cv2.imwrite(str(folder / name), img)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
-
-
-def last_line(result: Result) -> str:
-    return result.stderr.strip().splitlines()[-1]
+from basicsr.utils.options_schema import DatasetOptions
 
 
 @pytest.mark.parametrize("script", ["generate_lr.py", "extract_subimages.py", "create_lmdb.py", "check_dataset.py"])
@@ -109,11 +61,12 @@ class TestGenerateLr:
     def test_a_rerun_does_what_is_left_and_no_more(self, tmp_path):
         write_images(tmp_path / "HR", {"a.png": (16, 16), "b.png": (16, 16)})
         names = ("--input", "HR", "--output", "LR", "--scales", 2)
-        run("generate_lr.py", *names, folder=tmp_path)
+        assert run("generate_lr.py", *names, folder=tmp_path).stdout.startswith("LR: made 2 images\n")
         before = files(tmp_path / "LR")
         (tmp_path / "LR" / "X2" / "bx2.png").unlink()
         times = (tmp_path / "LR" / "X2" / "ax2.png").stat().st_mtime_ns
-        assert "made 1 of 2" in run("generate_lr.py", *names, folder=tmp_path).stdout
+        assert "made 1 of 2 images, the others were there" in run("generate_lr.py", *names, folder=tmp_path).stdout
+        assert "all 2 images were there" in run("generate_lr.py", *names, folder=tmp_path).stdout
         assert files(tmp_path / "LR") == before
         assert (tmp_path / "LR" / "X2" / "ax2.png").stat().st_mtime_ns == times
 
@@ -124,6 +77,32 @@ class TestGenerateLr:
         result = run("generate_lr.py", *names, "--rounding", "once", folder=tmp_path)
         assert result.returncode == 3
         assert "remove it or write to another folder" in last_line(result)
+
+    def test_images_of_others_are_never_taken_for_its_own(self, tmp_path):
+        write_images(tmp_path / "HR", {"a.png": (16, 16)})
+        write_images(tmp_path / "LR" / "X2", {"ax2.png": (5, 5)})
+        result = run("generate_lr.py", "--input", "HR", "--output", "LR", "--scales", 2, folder=tmp_path)
+        assert result.returncode == 3
+        assert "LR/X2 holds images that this script did not make, as ax2.png; write to another" in last_line(result)
+
+    def test_folders_in_a_folder_come_into_one(self, tmp_path):
+        for name in ("beach", "city"):
+            write_images(tmp_path / "photographs" / name, {"IMG_1.png": (25, 31), "IMG_2.png": (24, 24)})
+        folders = ("--input", "photographs/beach", "photographs/city")
+        result = run("generate_lr.py", *folders, "--output", "LR", "--scales", 3, folder=tmp_path)
+        assert (result.returncode, "give --hr-output" in last_line(result)) == (2, True)
+        names = (*folders, "--output", "LR", "--hr-output", "HR", "--scales", 3)
+        result = run("generate_lr.py", *names, folder=tmp_path)
+        assert "dataroot_gt: HR, dataroot_lq: LR/X3, filename_tmpl: '{}x3'" in result.stdout, result.stderr
+        expected = [f"{folder}_IMG_{number}.png" for folder in ("beach", "city") for number in (1, 2)]
+        assert list(files(tmp_path / "HR")) == expected
+
+    def test_all_images_that_are_too_small_are_told(self, tmp_path):
+        write_images(tmp_path / "HR", {"a.png": (3, 16), "b.png": (16, 16), "c.png": (2, 2)})
+        result = run("generate_lr.py", "--input", "HR", "--output", "LR", "--scales", 4, folder=tmp_path)
+        assert result.returncode == 3
+        assert "HR/a.png of 3x16 is too small" in result.stderr and "HR/c.png of 2x2 is too small" in result.stderr
+        assert list(files(tmp_path / "LR")) == ["X4/bx4.png"]
 
     def test_a_damaged_image_is_told_in_one_line(self, tmp_path):
         write_images(tmp_path / "HR", {"a.png": (16, 16)})
@@ -149,34 +128,6 @@ class TestGenerateLr:
         assert 3 <= len([path for path in made if path.suffix == ".png"]) < 40
         assert all(cv2.imread(str(path)).shape == (200, 200, 3) for path in made if path.suffix == ".png")
         assert not [path for path in made if path.suffix == ".tmp"]
-
-
-class TestExtractSubimages:
-    def test_squares_cover_the_image_up_to_its_far_corner(self, tmp_path):
-        write_images(tmp_path / "HR", {"a.png": (20, 26)})
-        names = ("--input", "HR", "--output", "sub", "--crop-size", 12, "--step", 6)
-        assert run("extract_subimages.py", *names, folder=tmp_path).returncode == 0
-        img = cv2.imread(str(tmp_path / "HR" / "a.png"))
-        corners = [(top, left) for top in (0, 6, 8) for left in (0, 6, 12, 14)]
-        assert list(files(tmp_path / "sub")) == [f"a_s{number:03d}.png" for number in range(1, 13)]
-        for number, (top, left) in enumerate(corners, start=1):
-            square = cv2.imread(str(tmp_path / "sub" / f"a_s{number:03d}.png"))
-            np.testing.assert_array_equal(square, img[top : top + 12, left : left + 12])
-
-    def test_pairs_get_one_name_and_a_rerun_does_nothing(self, tmp_path):
-        write_images(tmp_path / "LR", {"ax2.png": (10, 13)})
-        names = ("--input", "LR", "--output", "sub", "--crop-size", 6, "--step", 3, "--strip-suffix", "x2")
-        assert "made 12 squares" in run("extract_subimages.py", *names, folder=tmp_path).stdout
-        assert "a_s012.png" in files(tmp_path / "sub")
-        assert "made 0 squares" in run("extract_subimages.py", *names, folder=tmp_path).stdout
-
-    def test_an_image_too_small_or_without_the_suffix_is_named(self, tmp_path):
-        write_images(tmp_path / "LR", {"a.png": (10, 13)})
-        names = ("--input", "LR", "--output", "sub", "--step", 3)
-        small = run("extract_subimages.py", *names, "--crop-size", 11, folder=tmp_path)
-        assert (small.returncode, "LR/a.png of 10x13 is smaller" in last_line(small)) == (3, True)
-        other = run("extract_subimages.py", *names, "--crop-size", 4, "--strip-suffix", "x2", folder=tmp_path)
-        assert (other.returncode, "does not end in 'x2'" in last_line(other)) == (3, True)
 
 
 class TestCreateLmdb:
@@ -262,7 +213,7 @@ class TestCheckDataset:
         result = run("check_dataset.py", folder=root)
         assert result.returncode == 3
         problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
-        assert len(problems) == 3
+        assert len(problems) == 3, result.stdout
         assert "0001x2.png: the file is truncated" in problems[0]
         assert "0002.png is 24x24" in problems[1] and "is 11x12: not 2 times as large" in problems[1]
         assert "X3 holds no image" in problems[2]
@@ -279,3 +230,34 @@ class TestCheckDataset:
         assert result.stderr.strip() == (
             "error: datasets holds no pairs of HR and LR folders; see datasets/README.md for the layout"
         )
+
+
+def test_the_advice_on_sides_that_are_no_multiple_leads_to_a_dataset_that_trains(tmp_path):
+    """Followed to the letter, as often as there is advice."""
+    write_images(tmp_path / "HR", {"a.png": (49, 53), "b.png": (50, 48), "c.png": (101, 64)})
+    assert run("generate_lr.py", "--input", "HR", "--output", "LR", "--scales", 3, folder=tmp_path).returncode == 0
+    block = {"type": "PairedImageDataset", "scale": 3, "phase": "train", "gt_size": 48, "name": "mine"}
+    roots = {"dataroot_gt": "HR", "dataroot_lq": "LR/X3", "filename_tmpl": "{}x3"}
+    advice = 0
+    while True:
+        given = {**roots, "dataroot_gt": str(tmp_path / roots["dataroot_gt"])}
+        given["dataroot_lq"] = str(tmp_path / roots["dataroot_lq"])
+        dataset = build_dataset({**block, **given})
+        bad = check_images(dataset, DatasetOptions(**block, **given), processes=1)
+        if not bad:
+            break
+        told = report(bad, len(dataset), "mine")
+        found = re.search(
+            r"by: python scripts/data/(generate_lr\.py) (--input .*); then set dataroot_gt: (\S+), dataroot_lq: (\S+),"
+            r" filename_tmpl: '(\S+)'",
+            told,
+        )
+        assert found, told
+        assert run(found[1], *shlex.split(found[2]), folder=tmp_path).returncode == 0
+        roots = {"dataroot_gt": found[3], "dataroot_lq": found[4], "filename_tmpl": found[5]}
+        advice += 1
+        assert advice < 3
+    assert advice == 1
+    assert all(dataset[index]["gt"].shape == (3, 48, 48) for index in range(3))
+    checked = ("--hr", roots["dataroot_gt"], "--lr", roots["dataroot_lq"], "--scale", 3, "--filename-tmpl", "{}x3")
+    assert run("check_dataset.py", *checked, folder=tmp_path).returncode == 0
