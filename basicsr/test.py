@@ -35,6 +35,7 @@ from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, o
 from basicsr.engine.images import check_datasets
 from basicsr.engine.pass_times import warn_if_slow
 from basicsr.engine.probe import check_evaluation, evaluation_images
+from basicsr.engine.run_folders import results_taken
 from basicsr.inference.probing import Trial
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate, image_names
@@ -86,7 +87,10 @@ def test_pipeline(
         loaded = load_test_options(source, overrides=force_yml, root=Path(root))
     first = loaded[0]
     params = first.dist_params
-    with distributed(launcher, first.num_gpu, params.backend, params.port) as place:
+    with (
+        distributed(launcher, first.num_gpu, params.backend, params.port) as place,
+        results_taken(loaded, place) as own_again,
+    ):
         stop = StopRequest()
         stopwatch = Stopwatch(first.report.input, place.device) if first.report.speed and place.is_master else None
         scales = [_Scale(options, place, stop, stopwatch, several=len(loaded) > 1) for options in loaded]
@@ -94,6 +98,7 @@ def test_pipeline(
             scale.check()
         prepare_metrics(first.val.metrics, place.device)
         experiment.prepare_results(loaded, place)
+        own_again()
         with experiment.open_log(first.results_folder, "test", first.name, place) as logger:
             report = _Report(loaded, scales, place, logger)
             for line in unused_in_testing(first):

@@ -35,6 +35,7 @@ from basicsr.engine.images import check_all_images, check_equal_on_all_ranks
 from basicsr.engine.ownership import owned
 from basicsr.engine.peers import Peers, watched
 from basicsr.engine.probe import check_fit
+from basicsr.engine.run_folders import check_training_folders
 from basicsr.engine.run_log import RunLog
 from basicsr.engine.status import RunStatus
 from basicsr.engine.training_run import TrainingRun
@@ -246,6 +247,8 @@ def _train(
         watched(Peers(), status.ended) as others_may_end,
     ):
         resume, remarks = resuming.find_checkpoint(options, place, auto_resume)
+        goes_on = checkpoints.holds(resume)
+        on_master(place, lambda: check_training_folders(options, goes_on))
         status.begin(resume)
         options, recognised = recognise_networks(options)
         if resume is not None:

@@ -144,4 +144,7 @@ def take_lock(file: Path) -> int | None:
     except BlockingIOError:
         os.close(lock)
         return None
+    except OSError as error:
+        os.close(lock)
+        raise DataError(f"cannot lock {file}: {error.strerror}; put its folder on a disk that knows locks") from error
     return lock

@@ -44,6 +44,7 @@ from basicsr.data.teacher_cache import (
     size_of_file,
     write_manifest,
 )
+from basicsr.engine.ownership import LOCK, FolderLock
 from basicsr.engine.stop import Interrupted, Preempted, StopRequest
 from basicsr.engine.teacher_cache import progress
 from basicsr.inference.runner import Runner
@@ -137,15 +138,32 @@ def make_cache(options: Options, how: How, folder: Path | None, say: Callable[[s
     folder = folder or default_folder(stored.roots["gt"], key)
     say(f"{folder}: {len(names):,d} outputs of {key}")
     wanted = [CachedImage(name=name, lq=digest) for name, digest in zip(names, digests, strict=True)]
-    sizes = _output_sizes(stored, options.scale)
+    with FolderLock(folder, "makes a teacher's cache there") as lock:
+        return _complete_cache(folder, lock, options.scale, how, network, key, stored, wanted, say)
+
+
+def _complete_cache(
+    folder: Path,
+    lock: FolderLock,
+    scale: int,
+    how: How,
+    network: torch.nn.Module,
+    key: CacheKey,
+    stored: StoredImages,
+    wanted: Sequence[CachedImage],
+    say: Callable[[str], None],
+) -> Made:
+    """Makes what a cache lacks."""
+    sizes = _output_sizes(stored, scale)
     found = _there_already(folder, key, wanted, sizes)
+    lock.take_inside()
     missing = [number for number, image in enumerate(found) if image is None]
     if missing:
         _check_space(folder, sum(_BYTES * sizes[number][0] * sizes[number][1] for number in missing))
         write_manifest(folder, Manifest(complete=False, key=key, images=tuple(wanted)))
         runner = Runner(
             network,
-            options.scale,
+            scale,
             how.device,
             tile=how.tile,
             tile_overlap=how.tile_overlap,
@@ -237,7 +255,7 @@ def _there_already(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not any(folder.iterdir()):
+        if not any(path.name != LOCK for path in folder.iterdir()):
             return [None] * len(wanted)
     except OSError as error:
         raise CheckpointError(f"cannot write {folder}: {error.strerror}; give another --output") from error

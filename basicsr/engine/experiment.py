@@ -20,6 +20,7 @@ from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.comparison_images import ComparisonImages
 from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.record import write_record
+from basicsr.engine.run_folders import CURVES, RESULTS, RUN, archive
 from basicsr.engine.run_log import RunLog
 from basicsr.engine.sinks import open_sinks
 from basicsr.engine.training_run import TrainingRun
@@ -66,8 +67,8 @@ def _prepare(options: Options, resume: Checkpoint | None, size: int) -> list[str
             " another name"
         )
     if not own:
-        for old in (folder, options.tensorboard_folder):
-            archive(old)
+        archive(folder, RUN)
+        archive(options.tensorboard_folder, CURVES)
     try:
         options.models_folder.mkdir(parents=True, exist_ok=True)
         states.mkdir(exist_ok=True)
@@ -105,7 +106,7 @@ def prepare_results(scales: Sequence[Options], place: Place) -> None:
 
 def _prepare_results(scales: Sequence[Options]) -> None:
     folder = scales[0].results_folder
-    archive(folder)
+    archive(folder, RESULTS, never=RUN)
     try:
         folder.mkdir(parents=True)
         for options in scales:
@@ -118,24 +119,6 @@ def _prepare_results(scales: Sequence[Options]) -> None:
 def _with_versions(options: Options) -> str:
     header = f"# basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}\n"
     return header + resolved_yaml(options)
-
-
-def archive(folder: Path) -> None:
-    """Renames `folder`, if it is there, to NAME_archived_TIME.
-
-    Raises:
-        CheckpointError: it cannot be renamed.
-    """
-    if not folder.exists():
-        return
-    stamped = f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
-    names = (folder.with_name(f"{stamped}{suffix}") for suffix in ("", *(f"_{number}" for number in range(1, 100))))
-    archived = next(name for name in names if not name.exists())
-    try:
-        folder.rename(archived)
-    except OSError as error:
-        raise CheckpointError(f"cannot rename {folder} to {archived.name}: {error}") from error
-    get_root_logger().info(f"{folder} exists: renamed to {archived.name}")
 
 
 @contextmanager

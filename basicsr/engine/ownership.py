@@ -16,6 +16,8 @@ from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.name_lists import printable
 
+LOCK = ".lock"
+"""Name of the lock in a folder."""
 _SECONDS = 0.5  # a process that was killed holds its lock until its last child has gone
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOTTY)
 
@@ -89,8 +91,14 @@ class FolderLock:
         real = Path(os.path.realpath(self._folder))
         found = real.stat()
         if (found.st_dev, found.st_ino) not in self._inside:
-            self._take(real / ".lock")
+            self._take(real / LOCK)
             self._inside.add((found.st_dev, found.st_ino))
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Lets others have the folder."""
@@ -119,7 +127,7 @@ class FolderLock:
                 lock.acquire()
         except Timeout as error:
             owner = _owner_in(Path(lock.lock_file)) or "another process"
-            advice = "wait for it, stop it, or give the run another name"
+            advice = "wait for it, stop it, or give another name"
             if isinstance(lock, SoftFileLock):
                 advice += f"; if it has gone, remove {lock.lock_file}"
             raise CheckpointError(f"{self._folder} is in use: {owner} {self._doing}; {advice}") from error

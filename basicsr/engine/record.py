@@ -6,7 +6,6 @@ import datetime
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import torch
 import basicsr
 from basicsr.data.teacher_cache import MANIFEST
 from basicsr.engine.checkpoint import Checkpoint
+from basicsr.engine.run_folders import texts_in
 from basicsr.utils.atomic_files import sha256_of, write_atomically
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.options_schema import Options, thaw
@@ -74,23 +74,12 @@ def write_record(run: TrainingRun, resume: Checkpoint | None) -> None:
 def _files(options: Options) -> dict[str, Path]:
     found = {}
     for section in _SECTIONS:
-        for option, value in _texts(thaw(getattr(options, section)), section):
+        for option, value in texts_in(thaw(getattr(options, section)), section):
             if option not in _NO_WEIGHTS and not option.endswith(".type") and Path(value).is_file():
                 found[option] = Path(value)
     if options.teacher_cache is not None and (manifest := Path(options.teacher_cache) / MANIFEST).is_file():
         found[TEACHER_CACHE] = manifest
     return found
-
-
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, Mapping):
-        for name, entry in value.items():
-            yield from _texts(entry, f"{key}.{name}")
-    elif isinstance(value, list):
-        for number, entry in enumerate(value):
-            yield from _texts(entry, f"{key}[{number}]")
 
 
 def _digest(file: Path) -> str:

@@ -178,6 +178,7 @@ def _check(
     data = _with_tuples(document.data())
     data["is_train"] = training
     data["root"] = root or Path()
+    data["sources"] = tuple(sorted({position.file for position in document.positions().values()}))
 
     typed = typed_options(data)
     options = typed.options

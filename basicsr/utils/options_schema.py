@@ -52,7 +52,7 @@ MODEL_TYPES = {
     "SRGANModel": "SRModel",
 }
 
-SET_BY_THE_COMMAND = ("root", "skipped")
+SET_BY_THE_COMMAND = ("root", "skipped", "sources")
 
 
 class FrozenMapping(Mapping[str, Any]):
@@ -477,6 +477,7 @@ class Options(Section):
         default=False, description="test.py names datasets and networks that are not there, and goes on without them"
     )
     skipped: tuple[str, ...] = Field(default=(), exclude=True, description="what skip_missing left out")
+    sources: tuple[str, ...] = Field(default=(), exclude=True, description="the options files that were read")
     root: Path = Field(default=Path("."), exclude=True, description="set by the command: parent of experiments/")
 
     @property

@@ -25,7 +25,7 @@ import numpy as np
 
 from basicsr.data.transforms import mod_crop
 from basicsr.engine.command import run_command
-from basicsr.engine.experiment import archive
+from basicsr.engine.run_folders import archive
 from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.img_util import imfrombytes, imwrite
 from basicsr.utils.matlab_functions import imresize_integer
@@ -65,10 +65,11 @@ def ensure_dataset(output: Path, photographs: Path) -> bool:
     """Makes the dataset unless it is there; returns whether there was anything to do.
 
     Args:
-        output: its folder. One that holds something else, or is damaged, is renamed.
+        output: its folder. One that is damaged is renamed; one that holds something else is left alone.
         photographs: folder of the pictures named in TRAINING and VALIDATION.
 
     Raises:
+        OptionsError: the folder holds something else.
         DataError: a photograph is missing or the files cannot be written.
     """
     if _is_intact(output):
@@ -80,7 +81,7 @@ def ensure_dataset(output: Path, photographs: Path) -> bool:
         for path, image in _images(photographs):
             imwrite(image, partial / path)
         (partial / MANIFEST).write_text(json.dumps(_manifest(partial), indent=1), "utf-8")
-        archive(output)
+        archive(output, (MANIFEST, "train", "val"))
         partial.rename(output)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror}") from error

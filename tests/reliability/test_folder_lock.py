@@ -65,7 +65,7 @@ def test_two_paths_of_one_folder_are_one_folder(run, tmp_path, ours, theirs):
     told = from_another_process(tmp_path / theirs)
     assert told == (
         f"{tmp_path / theirs} is in use: process {os.getpid()} on {socket.gethostname()} trains there; wait for it,"
-        " stop it, or give the run another name"
+        " stop it, or give another name"
     )
     assert from_another_process(run.with_name("other")) == ""
     lock.release()
