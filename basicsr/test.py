@@ -30,10 +30,12 @@ from basicsr.archs import build_network
 from basicsr.archs.pretrained import network_for
 from basicsr.data import build_eval_dataset
 from basicsr.engine import experiment
+from basicsr.engine.agreement import joined
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, same_on_all_ranks
+from basicsr.engine.distributed import Launcher, Place, any_rank, on_master
 from basicsr.engine.images import check_datasets
 from basicsr.engine.pass_times import warn_if_slow
+from basicsr.engine.peers import following
 from basicsr.engine.probe import check_evaluation, evaluation_images
 from basicsr.engine.run_folders import results_taken
 from basicsr.inference.probing import Trial
@@ -83,15 +85,16 @@ def test_pipeline(
     Raises:
         UserError: one of its kinds, for anything that the user can mend.
     """
-    with same_on_all_ranks():
-        loaded = load_test_options(source, overrides=force_yml, root=Path(root))
-    first = loaded[0]
-    params = first.dist_params
+
+    def load() -> list[Options]:
+        return load_test_options(source, overrides=force_yml, root=Path(root))
+
     with (
-        distributed(launcher, first.num_gpu, params.backend, params.port) as place,
+        joined(launcher, load, {}) as (loaded, place),
+        following(place.watch),
         results_taken(loaded, place) as own_again,
     ):
-        stop = StopRequest()
+        first, stop = loaded[0], StopRequest()
         stopwatch = Stopwatch(first.report.input, place.device) if first.report.speed and place.is_master else None
         scales = [_Scale(options, place, stop, stopwatch, several=len(loaded) > 1) for options in loaded]
         for scale in scales:

@@ -27,13 +27,14 @@ import torch
 
 from basicsr.data.batch import Batch
 from basicsr.engine import experiment, resuming
+from basicsr.engine.agreement import joined
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, same_on_all_ranks
+from basicsr.engine.distributed import Launcher, Place, any_rank, on_master
 from basicsr.engine.feed import Feed, SkippedImages
 from basicsr.engine.images import check_all_images, check_equal_on_all_ranks
 from basicsr.engine.ownership import owned
-from basicsr.engine.peers import Peers, watched
+from basicsr.engine.peers import following
 from basicsr.engine.probe import check_fit
 from basicsr.engine.run_folders import check_training_folders
 from basicsr.engine.run_log import RunLog
@@ -224,12 +225,14 @@ def train_pipeline(
     Raises:
         UserError: one of its kinds, for anything that the user can mend.
     """
-    with same_on_all_ranks():
-        options = load_options(source, overrides=force_yml, training=True, debug=debug, root=Path(root))
-    params = options.dist_params
+
+    def load() -> list[Options]:
+        return [load_options(source, overrides=force_yml, training=True, debug=debug, root=Path(root))]
+
+    flags = {"--auto_resume": auto_resume, "--allow_config_change": allow_config_change}
     notice = "stopping after this iteration, with a checkpoint; Ctrl+C again stops at once, without"
     # In this order: while the ranks wait for each other there is nothing to save, and a signal ends them at once.
-    with distributed(launcher, options.num_gpu, params.backend, params.port) as place, StopRequest(notice) as stop:
+    with joined(launcher, load, flags) as ((options,), place), StopRequest(notice) as stop:
         return _train(options, place, auto_resume, allow_config_change, stop)
 
 
@@ -244,7 +247,7 @@ def _train(
         owned(folder, place) as own_again,
         status.followed(),
         checkpoints.named_in_failures(),
-        watched(Peers(), status.ended) as others_may_end,
+        following(place.watch, status.ended) as others_may_end,
     ):
         resume, remarks = resuming.find_checkpoint(options, place, auto_resume)
         goes_on = checkpoints.holds(resume)
