@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from basicsr.utils.errors import MachineError, UserError
 Launcher = Literal["none", "pytorch", "slurm"]
 _Result = TypeVar("_Result")
 _NO_START = Start({}, {})
+_groups = itertools.count()  # a program may train several times
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def distributed(
         backend, remark = "gloo", "; ".join(filter(None, (remark, lacking)))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    meeting = Meeting(here, join_timeout)
+    meeting = Meeting(here, join_timeout, str(next(_groups)))
     watch: Watch | None = None
     try:
         facts = {**start.facts, "kind of device": device.type, "dist_params: backend": backend}

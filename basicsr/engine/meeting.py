@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import json
 import os
 import re
@@ -24,7 +23,6 @@ COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 OPTIONS = "options"
 """The fact whose differences are told by key."""
 
-_groups = itertools.count()  # a program may train several times
 _FAILED, _FAILING = "failed", "failing"
 _FAILING_SECONDS = 10.0  # how long others are waited for once a rank has said that it cannot begin
 _LEAVING_SECONDS = 5.0
@@ -141,6 +139,7 @@ class Meeting:
     Args:
         place: of this process.
         seconds: how long to wait for the other ranks.
+        group: tells apart the meetings of one start; all ranks must give the same.
 
     Attributes:
         place: of this process.
@@ -150,12 +149,12 @@ class Meeting:
         MachineError: the address is not known, nobody answers there, or the port is taken.
     """
 
-    def __init__(self, place: RankPlace, seconds: float) -> None:
+    def __init__(self, place: RankPlace, seconds: float, group: str) -> None:
         self.place, self._seconds = place, seconds
         self._end = time.monotonic() + seconds
         by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self._keeps_store = place.rank == 0 and not by_torchrun
-        self._prefix = f"{f'start {restarts()}, ' if by_torchrun else ''}group {next(_groups)}"
+        self._prefix = f"{f'start {restarts()}, ' if by_torchrun else ''}group {group}"
         self._find_address()
         self.store = self.connect(keeps=self._keeps_store)
 
