@@ -30,7 +30,7 @@ from tqdm import tqdm
 from basicsr.engine.cache_making import How, Made, make_cache
 from basicsr.engine.command import run_command
 from basicsr.utils.errors import MachineError, OptionsError
-from basicsr.utils.options import load_options
+from basicsr.utils.options import load_options, no_warning
 from basicsr.utils.options_schema import Options
 from basicsr.utils.sizes import readable
 
@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def load(file: str, overrides: Sequence[str]) -> tuple[Options, str | None]:
     """The options as they are without a cache, and the folder of the cache that they name, if any."""
-    named = load_options(file, overrides=overrides, training=True, paths=False).teacher_cache
+    named = load_options(file, overrides=overrides, training=True, paths=False, warn=no_warning).teacher_cache
     without = [f"{_KEY}=~"] if named is not None else []
     options = load_options(file, overrides=[*overrides, *without], training=True)
     if options.model_type != "KDModel" or options.path.pretrain_network_t is None:

@@ -22,7 +22,7 @@ from PIL import Image
 from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.lmdb_util import read_meta_info
 from basicsr.utils.name_lists import read_lines
-from basicsr.utils.options import load_options, load_test_options
+from basicsr.utils.options import load_options, load_test_options, no_warning
 from basicsr.utils.tensor_files import load_state_dict_only
 from basicsr.utils.weight_files import read_weights
 
@@ -138,8 +138,8 @@ class OptionsReader:
     def read(self, path: Path) -> object:
         """Reads it as the command would, without looking for its data."""
         if path.name == "train.yml":
-            return load_options(path, training=True, paths=False)
-        return load_test_options(path, paths=False)
+            return load_options(path, training=True, paths=False, warn=no_warning)
+        return load_test_options(path, paths=False, warn=no_warning)
 
 
 def _absolute(folder: Path, name: str) -> str:

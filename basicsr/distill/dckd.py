@@ -39,6 +39,7 @@ has it, as here. The paper names no norm for eq. 5; the published code takes abs
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -53,13 +54,14 @@ from basicsr.distill.degradations import Degradation, degrade
 from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
 from basicsr.losses.loss_util import at_least_float32
-from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.components import Conflict, Misfit, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Iterations, Label, Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 EPSILON = 1e-7
+_UPDATE_STEPS = (1000, 2000, 3000)
 
 
 @METHOD_REGISTRY.register()
@@ -112,7 +114,7 @@ class DCKD(Term):
         include_undegraded: bool = False,
         layer_weights: Sequence[Weight] = LAYER_WEIGHTS,
         attenuation: Probability = 0.1,
-        update_steps: Sequence[Iterations] = (1000, 2000, 3000),
+        update_steps: Sequence[Iterations] = _UPDATE_STEPS,
         period: Iterations = 100_000,
         input_range: tuple[Label, Label] = (-1.0, 1.0),
         quotient: Literal["image", "batch"] = "image",
@@ -152,6 +154,22 @@ class DCKD(Term):
             yield "update_steps", "is [], allowed: one or more, each from 1"
         if not input_range[0] < input_range[1]:
             yield "input_range", f"is {list(input_range)}; allowed: the lower and the upper end, as [-1, 1]"
+
+    @staticmethod
+    def misfits(contrastive: bool, update_steps: Sequence[int], period: int, total_iter: int) -> Iterator[Misfit]:
+        """See `basicsr.utils.components.find_misfits`."""
+        if contrastive and update_steps[0] > total_iter:
+            yield Misfit(
+                "update_steps",
+                f"begins with {update_steps[0]}, but total_iter is {total_iter}: the history model stays as it began",
+            )
+        periods = math.ceil(total_iter / period)
+        if contrastive and periods < len(update_steps) and tuple(update_steps) != _UPDATE_STEPS:
+            yield Misfit(
+                "update_steps",
+                f"has {len(update_steps)} entries, but total_iter {total_iter} has {periods} periods of {period}: the"
+                " last ones are not reached",
+            )
 
     def attach(self, networks: NetworkPair) -> None:
         """Copies the student, as the first state of the history model."""

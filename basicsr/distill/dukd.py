@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from basicsr.distill.base import StepContext, Term
 from basicsr.losses.loss_util import idle_conflicts
-from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.components import Conflict, Misfit, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.ranges import Few, Probability, Weight
@@ -126,6 +126,15 @@ class DUKD(Term):
         if not (zoom_in or zoom_out_consistency):
             beside = "zoom_in: false and zoom_out_consistency: false"
             yield from idle_conflicts(DUKD, beside, {"consistency_probability": consistency_probability})
+
+    @staticmethod
+    def misfits(zoom_in: bool, num_patches: int, scale: int) -> Iterator[Misfit]:
+        """See `basicsr.utils.components.find_misfits`."""
+        if scale < 2:
+            yield Misfit("type", f"DUKD needs a scale of 2 or more to zoom, got {scale}; leave the method out", True)
+        elif zoom_in and num_patches > scale**2:
+            message = f"is {num_patches}, but at scale {scale} an HR image has {scale**2} tiles; lower it"
+            yield Misfit("num_patches", message, True)
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Returns `l_zoom_in`, `l_zoom_out` and `l_zoom_out_pix`, those that are on.

@@ -18,7 +18,7 @@ from basicsr.distill.mipkd_masks import MaskKind, mixing_mask
 from basicsr.distill.mipkd_mixers import EncoderKind, LatentSpace, bridge
 from basicsr.distill.networks import NetworkPair, boundaries
 from basicsr.losses.loss_util import at_least_float32, idle_conflicts
-from basicsr.utils.components import Conflict, check_arguments
+from basicsr.utils.components import Conflict, Misfit, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import BelowOne, Features, Few, Iterations, Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
@@ -166,6 +166,12 @@ class MiPKD(Term):
             if given[cause] == value:
                 idle = {name: given[name] for name in names}
                 yield from idle_conflicts(MiPKD, f"{cause}: {str(value).lower()}", idle)
+
+    @staticmethod
+    def misfits(autoencoder_until: int | None, total_iter: int) -> Iterator[Misfit]:
+        """See `basicsr.utils.components.find_misfits`."""
+        if autoencoder_until is not None and autoencoder_until > total_iter:
+            yield Misfit("autoencoder_until", f"is {autoencoder_until}, after the end, as total_iter is {total_iter}")
 
     def attach(self, networks: NetworkPair) -> None:
         """Finds the positions and makes what is trained beside the student.

@@ -122,10 +122,13 @@ def _with_versions(options: Options) -> str:
 
 
 @contextmanager
-def open_log(folder: Path, kind: str, name: str, place: Place, *, goes_on: bool = False) -> Iterator[logging.Logger]:
+def open_log(
+    folder: Path, kind: str, name: str, place: Place, *, goes_on: bool = False, told: Sequence[str] = ()
+) -> Iterator[logging.Logger]:
     """The package's logger: lines to the screen and, on rank 0 within the block, to FOLDER/KIND_NAME_TIME.log.
 
-    With `goes_on` the newest such file is continued, where there is one. All ranks must call.
+    With `goes_on` the newest such file is continued, where there is one. `told` are warnings that the screen has had;
+    the file begins with them. All ranks must call.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -134,13 +137,20 @@ def open_log(folder: Path, kind: str, name: str, place: Place, *, goes_on: bool 
     file = logs[-1] if logs else folder / f"{kind}_{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
     logger = get_root_logger("basicsr", logging.INFO)
     on_master(place, lambda: _add_file(file))
+    opened = [handler for handler in logger.handlers if _writes_to(handler, file)]
+    for line in told:
+        for handler in opened:
+            handler.handle(logger.makeRecord(logger.name, logging.WARNING, "", 0, line, (), None))
     try:
         yield logger
     finally:
-        for handler in list(logger.handlers):
-            if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == file.absolute():
-                logger.removeHandler(handler)
-                handler.close()
+        for handler in opened:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _writes_to(handler: logging.Handler, file: Path) -> bool:
+    return isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == file.absolute()
 
 
 def _add_file(file: Path) -> None:

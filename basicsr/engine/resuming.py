@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,13 @@ import yaml
 
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place, on_master
-from basicsr.engine.meeting import restarts
 from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.record import TEACHER_CACHE, weights_read
 from basicsr.engine.status import launched_by_us
 from basicsr.engine.traces import refuse_new_start
 from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
-from basicsr.utils.options import load_options, resolved_yaml
+from basicsr.utils.options import load_options, no_warning, resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.yaml_loader import document_from_text
 
@@ -52,7 +52,7 @@ def find_checkpoint(options: Options, place: Place, auto_resume: bool) -> tuple[
         CheckpointError: `resume_state` cannot be used, none of the run's checkpoints is intact, or there is none though
             a run was there.
     """
-    restarted = any(gather_objects(restarts() > 0))
+    restarted = any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
     kept: list[Checkpoint] = []
 
     def choose() -> tuple[str | None, list[str]]:
@@ -201,7 +201,7 @@ def _saved_options(resume: Checkpoint) -> dict[str, Any]:
     except OptionsError as error:
         raise CheckpointError(f"{resume.path} cannot be resumed: {error}") from error
     try:
-        return _flat(_plain(load_options(content, training=True, paths=False)))
+        return _flat(_plain(load_options(content, training=True, paths=False, warn=no_warning)))
     except OptionsError:  # of a version that knew other keys
         return _flat(content)
 

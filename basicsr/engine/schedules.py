@@ -15,11 +15,12 @@ from typing import Annotated, Any, Protocol
 
 from annotated_types import Gt, Le
 
-from basicsr.utils.components import Conflict, bind_arguments
+from basicsr.utils.components import Conflict, Misfit, bind_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Iterations, IterationsOrNone, PositiveWeight, SmallOrNone
 from basicsr.utils.registry import nearest
 
+_NEARLY = 0.02  # by which part a schedule may be longer or shorter than the training
 Gamma = Annotated[float, Gt(0), Le(10)]
 
 
@@ -41,6 +42,13 @@ class MultiStepLR:
     def conflicts(milestones: Sequence[int]) -> Iterator[Conflict]:
         """See `basicsr.utils.components.find_problems`."""
         yield from _ascending("milestones", milestones)
+
+    @staticmethod
+    def misfits(milestones: Sequence[int], gamma: float, total_iter: int) -> Iterator[Misfit]:
+        """See `basicsr.utils.components.find_misfits`."""
+        yield from _out_of_reach("milestones", milestones, total_iter, "the rate never changes")
+        if gamma > 1:
+            yield Misfit("gamma", f"is {gamma}, above 1: the rate rises at each milestone")
 
     def rate(self, base: float, done: int) -> float:
         """See the class."""
@@ -72,6 +80,12 @@ class MultiStepRestartLR:
         yield from _ascending("milestones", milestones)
         yield from _ascending("restarts", restarts)
         yield from _equally_many("restarts", restarts, "restart_weights", restart_weights)
+
+    @staticmethod
+    def misfits(milestones: Sequence[int], restarts: Sequence[int], gamma: float, total_iter: int) -> Iterator[Misfit]:
+        """See `basicsr.utils.components.find_misfits`."""
+        yield from MultiStepLR.misfits(milestones, gamma, total_iter)
+        yield from _out_of_reach("restarts", restarts, total_iter, "the schedule never starts again")
 
     def rate(self, base: float, done: int) -> float:
         """See the class."""
@@ -111,6 +125,12 @@ class CosineAnnealingRestartCyclicLR:
         yield from _equally_many("periods", periods, "restart_weights", restart_weights)
         yield from _equally_many("periods", periods, "eta_mins", eta_mins)
 
+    @staticmethod
+    def misfits(periods: Sequence[int], eta_mins: Sequence[float], total_iter: int, lr: float) -> Iterator[Misfit]:
+        """See `basicsr.utils.components.find_misfits`."""
+        yield from _too_long("periods", sum(periods), total_iter)
+        yield from _rising("eta_mins", max(eta_mins), lr)
+
     def rate(self, base: float, done: int) -> float:
         """See the class."""
         done = min(done, self._ends[-1])
@@ -137,12 +157,30 @@ class CosineAnnealingRestartLR(CosineAnnealingRestartCyclicLR):
         """See `basicsr.utils.components.find_problems`."""
         yield from _equally_many("periods", periods, "restart_weights", restart_weights)
 
+    @staticmethod
+    def misfits(periods: Sequence[int], eta_min: float, total_iter: int, lr: float) -> Iterator[Misfit]:  # type: ignore[override]
+        """See `basicsr.utils.components.find_misfits`."""
+        yield from _too_long("periods", sum(periods), total_iter)
+        yield from _rising("eta_min", eta_min, lr)
+
 
 class CosineAnnealingLR(CosineAnnealingRestartLR):
     """A half cosine from the base down to `eta_min` over `T_max` iterations; constant after."""
 
     def __init__(self, *, T_max: Iterations, eta_min: SmallOrNone = 0.0) -> None:
         super().__init__(periods=(T_max,), eta_min=eta_min)
+
+    @staticmethod
+    def misfits(T_max: int, eta_min: float, total_iter: int, lr: float) -> Iterator[Misfit]:  # type: ignore[override]
+        """See `basicsr.utils.components.find_misfits`."""
+        yield from _too_long("T_max", T_max, total_iter)
+        yield from _rising("eta_min", eta_min, lr)
+        if T_max < (1 - _NEARLY) * total_iter:
+            yield Misfit(
+                "T_max",
+                f"is {T_max}, but total_iter is {total_iter}: the last {total_iter - T_max} iterations run at eta_min"
+                f" {eta_min:g}{', which learns nothing' if eta_min == 0 else ''}; give {total_iter}",
+            )
 
 
 SCHEDULES: dict[str, type[Any]] = {
@@ -186,3 +224,26 @@ def _ascending(name: str, values: Sequence[int]) -> Iterator[Conflict]:
 def _equally_many(name: str, values: Sequence[Any], other: str, others: Sequence[Any]) -> Iterator[Conflict]:
     if len(values) != len(others) or not values:
         yield name, f"must have as many entries as {other}, at least one, got {len(values)} and {len(others)}"
+
+
+def _out_of_reach(name: str, values: Sequence[int], total_iter: int, outcome: str) -> Iterator[Misfit]:
+    if not values or values[-1] <= total_iter:  # one at the very end is a way to write that there is none
+        return
+    if values[0] >= total_iter:
+        yield Misfit(name, f"{list(values)} is not reached within total_iter {total_iter}: {outcome}")
+    else:
+        yield Misfit(name, f"{values[-1]} comes after the end, as total_iter is {total_iter}")
+
+
+def _too_long(name: str, length: int, total_iter: int) -> Iterator[Misfit]:
+    if length > (1 + _NEARLY) * total_iter:
+        yield Misfit(
+            name,
+            f"takes {length} iterations, but total_iter is {total_iter}: training ends before the rate has fallen;"
+            f" give {total_iter}",
+        )
+
+
+def _rising(name: str, minimum: float, rate: float) -> Iterator[Misfit]:
+    if minimum > rate:
+        yield Misfit(name, f"is {minimum:g}, above lr {rate:g}: the rate rises instead of falling")

@@ -7,7 +7,7 @@ import inspect
 import typing
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from basicsr.utils.errors import AssertedOptionsError, OptionsError
 from basicsr.utils.registry import nearest
@@ -86,6 +86,36 @@ def _conflicts(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> lis
     if check is None or not set(names := _parameters(check)) <= set(values):  # inherited by another constructor
         return []
     return [Problem(key, message) for key, message in check(**{name: values[name] for name in names})]
+
+
+class Misfit(NamedTuple):
+    """What does not fit the run that a component is part of.
+
+    Attributes:
+        key: of the component's options.
+        message: what is wrong, beginning with a verb.
+        is_mistake: whether the run is surely not what is meant; otherwise it is only warned of.
+    """
+
+    key: str
+    message: str
+    is_mistake: bool = False
+
+
+def find_misfits(factory: Callable[..., Any], given: Mapping[str, Any], run: Mapping[str, Any]) -> list[Misfit]:
+    """Asks a class that has a static method `misfits` whether its options fit the run.
+
+    Args:
+        factory: a class; `misfits` has parameters of its constructor and keys of `run`.
+        given: its options, which are right by themselves.
+        run: `scale`, `total_iter` and `lr`.
+    """
+    check = getattr(factory, "misfits", None)
+    values = {name: given.get(name, parameter.default) for name, parameter in _parameters(factory).items()}
+    values = {**values, **run}
+    if check is None or not set(names := _parameters(check)) <= set(values):
+        return []
+    return list(check(**{name: values[name] for name in names}))
 
 
 def check_arguments(component: type, values: Mapping[str, Any], label: str | None = None) -> None:

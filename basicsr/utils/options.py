@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from basicsr.utils.command_line import gathered
+from basicsr.utils.command_line import parse_arguments as parse_arguments
 from basicsr.utils.components import shown
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options_checks import find_conflicts
 from basicsr.utils.options_components import find_component_problems
 from basicsr.utils.options_normalise import (
@@ -21,6 +23,8 @@ from basicsr.utils.options_normalise import (
 from basicsr.utils.options_paths import check_paths, nothing_left, without_missing
 from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.options_typing import typed_options
+from basicsr.utils.options_warnings import find_doubts
+from basicsr.utils.yaml_entries import lines_of, one_line
 from basicsr.utils.yaml_loader import (
     OVERRIDE_FILE,
     Document,
@@ -34,45 +38,6 @@ from basicsr.utils.yaml_loader import (
 )
 
 
-def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Namespace:
-    """Reads the command line of train.py or test.py, which is BasicSR's.
-
-    Args:
-        argv: arguments without the program's name; those of the process where None.
-        training: whether this is train.py.
-
-    Returns:
-        `opt` (path), `launcher`, `force_yml` (list of `a:b=value`), and in training `auto_resume`,
-        `allow_config_change` and `debug`.
-        `local_rank` is only accepted: launchers pass it on in the environment.
-    """
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        description="Trains a network, with or without a teacher." if training else "Tests networks on benchmarks.",
-    )
-    add = parser.add_argument
-    add("-opt", "--opt", type=str, required=True, metavar="FILE", help="options file (YAML)")
-    add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started the ranks")
-    if training:
-        add("--auto_resume", action="store_true", help="continue from the newest training state, if any")
-        add(
-            "--allow_config_change",
-            action="store_true",
-            help="resume although options or images changed so that it is another experiment",
-        )
-        add("--debug", action="store_true", help="name 'debug_...', log every, evaluate and save each 8th iteration")
-    add("--local_rank", "--local-rank", type=int, default=0, help="accepted and ignored")
-    add(
-        "--force_yml",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set options: train:total_iter=1000 ...",
-    )
-    return parser.parse_args(argv)
-
-
 def load_options(
     source: str | Path | Mapping[str, Any],
     *,
@@ -81,6 +46,7 @@ def load_options(
     debug: bool = False,
     root: Path | None = None,
     paths: bool = True,
+    warn: Callable[[str], None] | None = None,
 ) -> Options:
     """Reads, checks and types the options; touches neither data nor device.
 
@@ -91,6 +57,8 @@ def load_options(
         debug: BasicSR's `--debug`: short intervals, and a name that begins with 'debug_'.
         root: the folder that holds experiments/ and results/; the working directory where None.
         paths: whether the files and folders that will be read must be there.
+        warn: called with a line, FILE:LINE: key: ..., for what is allowed and yet looks like a slip, such as a schedule
+            longer than the training; the log's warnings where None.
 
     Raises:
         OptionsError: one line for each mistake: FILE:LINE: key: what was given, what is allowed.
@@ -101,7 +69,12 @@ def load_options(
         raise OptionsError(_report(problems, source))
     if (finding := nothing_left(options)) is not None:
         raise OptionsError(_report([LocatedProblem(document.position(finding[0]), *finding)], source))
+    _tell(_doubts(document, options), warn)
     return options
+
+
+def no_warning(line: str) -> None:
+    """`warn` of options that were loaded, and warned of, before."""
 
 
 def load_test_options(
@@ -110,11 +83,12 @@ def load_test_options(
     overrides: Sequence[str] = (),
     root: Path | None = None,
     paths: bool = True,
+    warn: Callable[[str], None] | None = None,
 ) -> list[Options]:
     """Reads test.py's options, whose `scale` may be a list: one `Options` for each scale, `{scale}` filled in.
 
     Args:
-        source, overrides, root, paths: as for `load_options`.
+        source, overrides, root, paths, warn: as for `load_options`.
 
     Raises:
         OptionsError: one line for each mistake, over all scales.
@@ -122,7 +96,7 @@ def load_test_options(
     document = _read(source, overrides)
     scales = written_value(document, "scale")
     if not isinstance(scales, list):
-        return [load_options(source, overrides=overrides, training=False, root=root, paths=paths)]
+        return [load_options(source, overrides=overrides, training=False, root=root, paths=paths, warn=warn)]
     values = document.data()["scale"]
     whole = all(type(value) is int and value > 0 for value in values)
     if not values or not whole or len(set(values)) < len(values):
@@ -135,6 +109,7 @@ def load_test_options(
     problems: list[LocatedProblem] = []
     loaded: list[Options] = []
     empty: list[LocatedProblem] = []
+    doubts: list[LocatedProblem] = []
     for value in values:
         document = _read(source, [*overrides, f"scale={value}"])
         found, options = _check(document, False, False, root, paths)
@@ -142,13 +117,24 @@ def load_test_options(
         if options is not None:
             finding = nothing_left(options)
             empty += [LocatedProblem(document.position(finding[0]), *finding)] if finding else []
+            doubts += _doubts(document, options)
             loaded.append(options)
     if problems or len(empty) == len(values):
         raise OptionsError(_report(problems or empty, source))
     if len({options.name for options in loaded}) > 1:
         message = "must be the same for all scales, which share a folder; take {scale} out"
         raise OptionsError(_report([LocatedProblem(document.position(("name",)), ("name",), message)], source))
+    _tell(doubts, warn)
     return loaded
+
+
+def _doubts(document: Document, options: Options) -> list[LocatedProblem]:
+    return [LocatedProblem(document.position(key), key, message) for key, message in find_doubts(options)]
+
+
+def _tell(doubts: list[LocatedProblem], warn: Callable[[str], None] | None) -> None:
+    for line in lines_of(doubts):
+        (warn or get_root_logger().warning)(line)
 
 
 def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Document:
@@ -157,8 +143,10 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> D
     else:
         document = load_yaml(source, keep_going=True)
     position = Position(OVERRIDE_FILE)
-    for override in overrides:
+    for override, split in gathered(overrides):
         try:
+            if split is not None:
+                raise OptionsError(one_line(f"{OVERRIDE_FILE}: '{override}': {split}"))
             document.set(override)
         except OptionsError as error:
             for line in str(error).splitlines():
@@ -237,8 +225,7 @@ def _located(document: Document, data: dict[str, Any], key: KeyPath, message: st
 
 
 def _report(problems: list[LocatedProblem], source: str | Path | Mapping[str, Any]) -> str:
-    ordered = sorted(problems, key=lambda problem: (problem.position.file, problem.position.line or 0))
-    lines = list(dict.fromkeys(str(problem) for problem in ordered))
+    lines = lines_of(problems)
     name = "the options" if isinstance(source, Mapping) else str(source)
     count = "one mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
     return "\n".join([f"{name}: {count}", *lines])

@@ -10,6 +10,7 @@ from typing import Any
 from basicsr.utils.components import shown
 from basicsr.utils.options_components import Finding, constructor_of, is_auto
 from basicsr.utils.options_schema import DatasetOptions, Options, RowOptions
+from basicsr.utils.options_warnings import run_misfits
 from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY
 from basicsr.utils.yaml_entries import KeyPath
 
@@ -37,7 +38,7 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
     """
     checks: list[_Check] = [_names, _scales, _crops, _progressive, _whole_sets, _cached, _metrics, _best, _rows]
     if options.is_train:
-        checks += [_model, _losses, _adversary, _schedule, _training_data]
+        checks += [_model, _losses, _adversary, _schedule, _misfits, _training_data]
     else:
         checks += [_testing, _regions]
     findings = [finding for check in checks for finding in check(options)]
@@ -262,6 +263,18 @@ def _adversary(options: Options) -> Iterator[Finding]:
         return
     if options.network_d is None:
         yield ("network_d",), "is required by train.adversarial_opt: the discriminator"
+    for name in ("net_d_init_iters", "net_d_iters"):
+        if getattr(train, name) > train.total_iter or train.net_d_init_iters == train.total_iter:
+            yield (
+                ("train", name),
+                f"is {getattr(train, name)}, but total_iter is {train.total_iter}: the network never learns",
+            )
+            break
+    side = options.network_d.get("input_size") if options.network_d is not None else None
+    for key, dataset in options.datasets_of("train").items():
+        size = dataset.arguments.get("gt_size")
+        if side is not None and isinstance(size, int) and size != side:
+            yield ("network_d", "input_size"), f"is {side}, but datasets.{key}.gt_size is {size}; make them equal"
     if train.optim_d is None and train.train_adversary:
         yield ("train", "optim_d"), "is required by train.adversarial_opt: the discriminator's optimizer"
 
@@ -278,6 +291,10 @@ def _schedule(options: Options) -> Iterator[Finding]:
             ("train", "scheduler", "periods"),
             f"end after {sum(periods)} iterations, before total_iter {train.total_iter}; make them as long",
         )
+
+
+def _misfits(options: Options) -> Iterator[Finding]:
+    return ((key, message) for key, message, is_mistake in run_misfits(options) if is_mistake)
 
 
 def _progressive(options: Options) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from basicsr.utils.components import shown, unknown_key_message
@@ -26,11 +27,13 @@ from basicsr.utils.options_schema import (
     WandbOptions,
 )
 from basicsr.utils.registry import nearest
+from basicsr.utils.yaml_entries import PAIRS
 from basicsr.utils.yaml_loader import Document, Entry, KeyPath, LocatedProblem, Position
 
 # All control characters but tab and line ends, and halves of surrogate pairs, which UTF-8 cannot hold.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _CONTROL_OR_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SCALE = re.compile(r"[xX](\d+|\{scale\})")
 _DATASET_KEY = re.compile(r"train|(val|test)(_\w+)?")
 _ALIASES = {(): {"discriminator": "network_d"}, ("train",): {"gan_opt": "adversarial_opt"}}
 _NULL_REMOVES = (("datasets",), ("networks",), ("val", "metrics"), ("train", "distill"))
@@ -242,10 +245,28 @@ def _fill_datasets(document: Document) -> list[LocatedProblem]:
                 message = f"is filled in: {value!r} here, got {_shown_entry(own)}; remove it"
                 problems.append(LocatedProblem(own.position, ("datasets", key, name), message))
             entry.value[name] = Entry(value, entry.position)
+        problems += _halves(key, entry.value)
         for name, own in entry.value.items():
             if name.startswith(("dataroot", "meta_info")):
                 _expand_user(own)
     return problems
+
+
+def _halves(key: str, block: dict[str, Entry]) -> Iterator[LocatedProblem]:
+    """What to say of a folder that was replaced where the other one of its pair is still a base's."""
+    for pair in PAIRS:
+        for half, other in (pair, pair[::-1]):
+            entry, kept = block.get(half), block.get(other)
+            if entry is None or entry.replaced is None or kept is None or kept.value is None:
+                continue
+            if _SCALE.sub("", str(entry.value)) == _SCALE.sub("", str(entry.replaced.value)):
+                continue  # the same images at another scale
+            yield LocatedProblem(
+                entry.position,
+                ("datasets", key, half),
+                f"replaces the folder of {entry.replaced.position}, but {other} is still {_shown_entry(kept)} of"
+                f" {kept.position}: their images would be taken for pairs; give both (again where it is meant)",
+            )
 
 
 def _fill_metrics(document: Document) -> None:
@@ -277,6 +298,11 @@ def unknown_key(key: KeyPath) -> str:
         for index, part in enumerate(key)
     )
     allowed = [name for name in _SECTIONS[pattern[:-1]].model_fields if name not in SET_BY_THE_COMMAND]
+    sections = [
+        name for name in ("train", "val", "path", "logger", "report") if key[-1] in _SECTIONS[name,].model_fields
+    ]
+    if len(key) == 1 and sections:
+        return f"unknown key here; it is one of section {sections[0]}, {sections[0]}:{key[0]} for --force_yml"
     return unknown_key_message(str(key[-1]), allowed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ KeyPath = tuple[str | int, ...]
 
 _MAX_NAME = 80
 _MAX_MESSAGE = 4000
+_FEWEST_GROUPED = 3
+_MOST_PLACES = 5
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,49 @@ class LocatedProblem:
         return one_line(f"{self.position}: {key}: {self.message}" if key else f"{self.position}: {self.message}")
 
 
+def lines_of(problems: Iterable[LocatedProblem]) -> list[str]:
+    """The problems as lines, ordered by file and line; what holds for three or more keys is one line with places."""
+    ordered = sorted(problems, key=lambda problem: (problem.position.file, problem.position.line or 0))
+    groups: dict[str, list[LocatedProblem]] = {}
+    for problem in dict.fromkeys(ordered):
+        groups.setdefault(problem.message, []).append(problem)
+    lines: dict[str, None] = {}
+    for problem in ordered:
+        group = groups[problem.message]
+        if len(group) < _FEWEST_GROUPED:
+            lines[str(problem)] = None
+        elif problem is group[0]:
+            lines[one_line(f"{problem}; likewise {_places(group)}")] = None
+    return list(lines)
+
+
+def _places(group: Sequence[LocatedProblem]) -> str:
+    """Where else a problem is, as `7 more: val.metrics.a at base.yml:7, ...`."""
+    first, *others = group
+    shown = []
+    for other in others[:_MOST_PLACES]:
+        where = str(other.position) if other.position.file != first.position.file else f"line {other.position.line}"
+        shown.append(key_text(other.key) + ("" if other.position == first.position else f" ({where})"))
+    return f"{len(others)} more: {', '.join(shown)}{', ...' if len(others) > _MOST_PLACES else ''}"
+
+
 @dataclass
 class Entry:
-    """A value with its position; a mapping holds entries by key, a list holds entries in order."""
+    """A value with its position; a mapping holds entries by key, a list holds entries in order.
+
+    Attributes:
+        value: the value.
+        position: where it was written.
+        replaced: the entry of a base in whose place it stands, where that base's other half of a pair was kept.
+    """
 
     value: Any
     position: Position
+    replaced: Entry | None = None
+
+
+PAIRS = (("dataroot_gt", "dataroot_lq"),)
+"""Keys whose values belong together, so that none of them is replaced alone."""
 
 
 def key_text(key: Sequence[str | int]) -> str:
@@ -81,6 +120,22 @@ def merge_entries(base: Entry, own: Entry) -> Entry:
     if len(types) == 2 and types[0] != types[1]:
         return own
     content = dict(base.value)
+    note_halves(content, own.value)
     for key, entry in own.value.items():
         content[key] = merge_entries(content[key], entry) if key in content else entry
     return Entry(content, own.position)
+
+
+def note_halves(base: dict[str, Entry], own: dict[str, Entry]) -> None:
+    """Notes in the entries of `own` which of them replace one half of a pair in `base` and leave the other.
+
+    Where the other half was itself put beside one that is now replaced, both are new, and its note is taken back.
+    """
+    for pair in PAIRS:
+        for half, other in (pair, pair[::-1]):
+            if not (half in own and half in base and other in base and other not in own):
+                continue
+            if base[other].replaced is not None:
+                base[other] = Entry(base[other].value, base[other].position)
+            elif own[half].value != base[half].value:
+                own[half].replaced = base[half]

@@ -12,6 +12,7 @@ Differences from PyYAML's safe loader, each of which has cost somebody a trainin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from basicsr.utils.yaml_entries import (
     Position,
     key_text,
     merge_entries,
+    note_halves,
     one_line,
     shortened,
 )
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 OVERRIDE_FILE = "--force_yml"
+_CHOSEN_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
 
 
 @dataclass
@@ -94,8 +97,8 @@ class Document:
         position = Position(OVERRIDE_FILE)
         key_part, equals, text = override.partition("=")
         keys = [key.strip() for key in key_part.split(":")]
-        if not equals or not all(keys) or not text.strip():
-            raise _refusal(override, "is not of the form train:total_iter=1000 (~ for nothing)")
+        if not equals or not all(keys) or not text.strip() or text[0] == "=" or key_part[0] in "'\"":
+            raise _refusal(override, f"is not of the form train:total_iter=1000 (~ for nothing){_meant(override)}")
         if BASE_KEY in keys:
             raise _refusal(override, f"{BASE_KEY} is for options files only")
         if len(keys) > MAX_DEPTH:
@@ -107,8 +110,17 @@ class Document:
         entry = self.root
         for depth, key in enumerate(keys):
             if not isinstance(entry.value, dict):
-                raise _refusal(override, f"{key_text(keys[:depth])} is not a mapping")
+                above = ":".join(keys[:depth])
+                is_list = isinstance(entry.value, list)
+                hint = f"is a list, which is given whole: {above}=[...]" if is_list else "is not a mapping"
+                raise _refusal(override, f"{above} {hint}")
+            if (meant := _with_colons(keys, depth, entry.value)) is not None:
+                written = ":".join([*keys[:depth], *meant, *keys[depth + 1 :]])
+                if meant[-1].isdigit():
+                    raise _refusal(override, f"lists are given whole: {written.rpartition(':')[0]}=[...]")
+                raise _refusal(override, f"keys are joined by colons: did you mean {written}={text}")
             if depth == len(keys) - 1:
+                note_halves(entry.value, {key: value})
                 entry.value[key] = value
             else:
                 entry = entry.value.setdefault(key, Entry({}, position))
@@ -167,6 +179,34 @@ def _document(root: Entry, reader: Reader, keep_going: bool) -> Document:
     if reader.refused and not keep_going:
         raise OptionsError("\n".join(str(problem) for problem in reader.refused))
     return Document(root, reader.refused + reader.problems)
+
+
+def _meant(override: str) -> str:
+    """What was probably meant by an override that is not of its form, as a hint; empty where there is no telling."""
+    bare = override.strip().strip("'\"")
+    if bare != override.strip():
+        return f"; take the quotes off: {bare}"
+    key, equals, text = bare.partition("=")
+    if equals and text.startswith("=") and text.strip("= "):
+        return f"; did you mean {key}={text.lstrip('= ')}"
+    key, colon, text = bare.rpartition(":")
+    return f"; did you mean {key}={text.strip()}" if colon and key and text.strip() and not equals else ""
+
+
+def _with_colons(keys: Sequence[str], depth: int, content: Mapping[str, Entry]) -> list[str] | None:
+    """The keys that were joined by mistake in one, as in `train.total_iter`, `train/total_iter`, `milestones[0]`.
+
+    None of a plain key. Where users choose the names, as of networks, a dot is part of them, unless what stands before
+    it is a name that has such a key.
+    """
+    key = keys[depth]
+    parts = [part for part in re.split(r"[./\[\]]", key) if part]
+    if len(parts) < 2 or key in content or (depth > 0 and parts[0] not in content):
+        return None
+    before = content[parts[0]].value if parts[0] in content else None
+    if tuple(keys[:depth]) in _CHOSEN_NAMES and not (isinstance(before, dict) and parts[1] in before):
+        return None
+    return parts
 
 
 def _refusal(override: str, message: str) -> OptionsError:

@@ -19,6 +19,7 @@ from basicsr.utils.yaml_entries import (
     Position,
     key_text,
     merge_entries,
+    note_halves,
     one_line,
     shortened,
 )
@@ -205,7 +206,9 @@ class Reader:
             else:
                 content[name] = Entry(entry.value, at)
         for source in inherited:
-            for name, entry in source.value.items():
+            merged = dict(source.value)
+            note_halves(merged, content)
+            for name, entry in merged.items():
                 content.setdefault(name, entry)
         return self._with_base(Entry(content, text.at(node)), os.path.dirname(text.file), key)
 

@@ -28,7 +28,7 @@ from subprocesses import Programs, StepFailed, Stopped, exclusive
 from basicsr.engine.command import run_command
 from basicsr.engine.precision_choice import choose_for_several, read_choice
 from basicsr.utils.errors import DataError
-from basicsr.utils.options import load_options, resolved_yaml
+from basicsr.utils.options import load_options, no_warning, resolved_yaml
 from basicsr.utils.options_schema import Options
 
 DATA = Path("datasets/quickstart")
@@ -77,7 +77,7 @@ def precision(fresh: bool) -> str:
     kept = read_choice(PRECISION) if not fresh else None
     if kept is None:
         kept = choose_for_several(
-            load_options(OPTIONS / "quickstart_mcadkd.yml", training=True, paths=False), PRECISION
+            load_options(OPTIONS / "quickstart_mcadkd.yml", training=True, paths=False, warn=no_warning), PRECISION
         )
     print(f"{kept.told}; in all trainings", flush=True)
     return kept.amp
@@ -86,7 +86,7 @@ def precision(fresh: bool) -> str:
 def train(file: Path, amp: str, fresh: bool, lock: int) -> Path:
     """Trains what an options file describes, as far as it is not done; returns the path of the weights."""
     change = f"amp={amp}"
-    options = load_options(file, overrides=[change], training=True)
+    options = load_options(file, overrides=[change], training=True, warn=no_warning)
     inputs = [DATA / photographs.MANIFEST]
     if options.path.pretrain_network_t is not None:
         inputs.append(Path(options.path.pretrain_network_t))

@@ -16,7 +16,7 @@ from typing import Any
 from basicsr.engine.precision_choice import Choice
 from basicsr.engine.sinks import flat
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options
+from basicsr.utils.options import load_options, no_warning
 from basicsr.utils.options_schema import MODEL_TYPES, Options, thaw
 from basicsr.utils.precision import Amp
 from basicsr.utils.registry import nearest
@@ -349,7 +349,7 @@ def _give_teacher(content: dict[str, Any], base: Path, method: str, teacher: Pat
 
 def _typed(content: Mapping[str, Any], piece: Path, *, paths: bool) -> Options:
     try:
-        return load_options(content, training=True, paths=paths)
+        return load_options(content, training=True, paths=paths, warn=no_warning)
     except OptionsError as error:
         lines = [line.removeprefix("options: ") for line in str(error).splitlines()[1:]]
         raise OptionsError("\n".join(f"{piece} over the base: {line}" for line in lines)) from None

@@ -106,7 +106,7 @@ def test_no_schedule_is_a_constant_rate():
         ({"type": "CosineAnnealingRestartLR", "periods": (1, 2)}, "got 2 and 1"),
         (
             {"type": "CosineAnnealingRestartCyclicLR", "periods": (1, 2), "restart_weights": (1.0, 1.0)},
-            "periods and eta_mins need equally many entries, got 2 and 1",
+            "periods: must have as many entries as eta_mins, at least one, got 2 and 1",
         ),
     ],
 )

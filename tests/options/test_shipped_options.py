@@ -25,9 +25,14 @@ from option_files.super_resolution import TABLES, methods_of, rows_of
 
 
 def load(file):
+    """The options, which there is nothing to warn of."""
+    doubts = []
     if file.parent.name == "train":
-        return load_options(file, training=True, paths=False)
-    return load_test_options(file, paths=False)[0]
+        options = load_options(file, training=True, paths=False, warn=doubts.append)
+    else:
+        options = load_test_options(file, paths=False, warn=doubts.append)[0]
+    assert doubts == []
+    return options
 
 
 def misspelt(key: str) -> str:

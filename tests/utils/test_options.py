@@ -177,7 +177,7 @@ def test_options_survive_pickling_and_hold_no_part_of_the_input(options):
         ("model_type", "ESRGANModel", "model_type: no model is called 'ESRGANModel'"),
         ("num_gpu", "all", "num_gpu: input should be a valid integer, got 'all' or input should be 'auto'"),
         ("num_gpu", -1, "num_gpu: input should be greater than or equal to 0"),
-        ("amp", "fp32", "amp: input should be 'none', 'bf16' or 'fp16', got 'fp32'"),
+        ("amp", "fp32", "amp: input should be 'auto', 'none', 'bf16' or 'fp16', got 'fp32'"),
         ("channels_last", "yes", "channels_last: input should be a valid boolean, got 'yes'; write true or false"),
         ("manual_seed", 1.5, "manual_seed: input should be a valid integer, got 1.5"),
         ("is_train", False, "is_train: is set by the command; train.py makes it true"),

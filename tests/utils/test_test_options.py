@@ -93,7 +93,7 @@ def test_a_scale_without_any_data_is_left_out_but_not_all_scales(benchmarks):
         OptionsError,
         match="datasets: none of them is there at x4: first: there is no folder",
     ):
-        load_test_options({**benchmarks, "scale": [4, 5]})
+        load_test_options({**benchmarks, "scale": [4, 8]})
     with pytest.raises(OptionsError, match="datasets: none of them is there"):
         load_test_options({**benchmarks, "scale": 4})
 
