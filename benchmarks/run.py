@@ -32,13 +32,13 @@ from basicsr.engine.command import run_command
 from basicsr.utils.errors import DataError, OptionsError, UserError
 from benchmarks.bench import FALLBACK, Bench
 from benchmarks.machine import describe
-from benchmarks.rows import cache, data, gpu, metrics, numbers, ranks, stalls, start, step
+from benchmarks.rows import auto, cache, data, gpu, metrics, numbers, ranks, stalls, start, step
 from benchmarks.table import Detail, Outcome, Report, details_tables, outcomes_table
 from benchmarks.workers import check_reference
 
 ROWS: Mapping[str, Callable[[Bench], Report]] = {
     name: row
-    for module in (step, cache, data, metrics, start, ranks, stalls, gpu, numbers)
+    for module in (step, auto, cache, data, metrics, start, ranks, stalls, gpu, numbers)
     for name, row in module.ROWS.items()
 }
 LONG = ("numbers",)

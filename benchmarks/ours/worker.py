@@ -15,9 +15,18 @@ if __name__ == "__main__":
 from benchmarks.ours.data import Data
 from benchmarks.ours.indexing import Indexing
 from benchmarks.ours.metrics import Metrics, PlainMetrics
+from benchmarks.ours.precisions import Precisions
 from benchmarks.ours.step import Step
 from benchmarks.serving import serve
 
 if __name__ == "__main__":
-    parts = {"step": Step, "data": Data, "indexing": Indexing, "metrics": Metrics, "plain_metrics": PlainMetrics}
-    serve(parts)
+    serve(
+        {
+            "step": Step,
+            "precisions": Precisions,
+            "data": Data,
+            "indexing": Indexing,
+            "metrics": Metrics,
+            "plain_metrics": PlainMetrics,
+        }
+    )
