@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from basicsr.utils.cpu_load import load_now
 from basicsr.utils.hardware import has_units
 from basicsr.utils.misc import wait_for
 from basicsr.utils.precision import Amp, Precision
@@ -37,10 +38,12 @@ class PassTimes:
     Attributes:
         float32: seconds of a pass in float32.
         other: seconds of the same pass in the other precision, as many.
+        load: that other programs took the cores; then seconds are of one thread's work, without its waiting.
     """
 
     float32: tuple[float, ...]
     other: tuple[float, ...]
+    load: str = ""
 
     @property
     def gain(self) -> Spread:
@@ -49,7 +52,8 @@ class PassTimes:
 
     def __str__(self) -> str:
         share = ratios(self.other, self.float32)
-        return f"{share.median:.2f} times as long as float32 ({share.low:.2f} to {share.high:.2f})"
+        how = f"; by one thread's work, as {self.load}" if self.load else ""
+        return f"{share.median:.2f} times as long as float32 ({share.low:.2f} to {share.high:.2f}{how})"
 
 
 def pick(units: bool, times: PassTimes | None) -> tuple[Amp, str]:
@@ -117,6 +121,8 @@ def measure(
 ) -> PassTimes | None:
     """Times passes in two ways, in turn, for two to three seconds; longer only where a small image takes as long.
 
+    Where other programs use the cores, a clock would tell of them: then one thread's time on the processor counts.
+
     Args:
         run: a pass.
         plain: how the first way is.
@@ -128,6 +134,28 @@ def measure(
     Returns:
         The times; None where a network does not take such images.
     """
+    threads = torch.get_num_threads()
+    load = load_now(threads) if device.type == "cpu" else ""
+    if load:
+        torch.set_num_threads(1)  # several wait for each other, and for others' turns
+    try:
+        times = _in_turn(run, plain, other, largest, device, layout, time.process_time if load else time.perf_counter)
+    except Exception:  # whatever a network raises that does not run so: whoever runs it in earnest tells
+        return None
+    finally:
+        torch.set_num_threads(threads)
+    return PassTimes(tuple(times["float32"]), tuple(times["other"]), load)
+
+
+def _in_turn(
+    run: Pass,
+    plain: Modes,
+    other: Modes,
+    largest: tuple[int, int, int],
+    device: torch.device,
+    layout: torch.memory_format,
+    clock: Callable[[], float],
+) -> dict[str, list[float]]:
     began = time.perf_counter()
     number, channels, side = largest
     generator = torch.Generator().manual_seed(0)
@@ -138,26 +166,22 @@ def measure(
 
     def seconds(modes: Modes, batch: torch.Tensor) -> float:
         wait_for(device)
-        start = time.perf_counter()
+        start = clock()
         run(modes, batch)
         wait_for(device)
-        return time.perf_counter() - start
+        return max(clock() - start, 1e-9)
 
     def goes_on(rounds: int) -> bool:
         return time.perf_counter() - began < (_MOST_SECONDS if rounds < _FEW_ROUNDS else _ENOUGH_SECONDS)
 
-    try:
-        small = min(_SMALL_SIDE, side)
-        first = images(1, small)
-        for modes in (other, plain):  # kernels are chosen, memory is taken
-            seconds(modes, first)
-        size = fitting_size(seconds(plain, first) / small**2, number, side, small)
-        batch = images(*size)
-        sides = {"float32": lambda: seconds(plain, batch), "other": lambda: seconds(other, batch)}
-        times = in_turn(sides, _ROUNDS, warm_up=int(size != (1, small)), goes_on=goes_on)
-    except Exception:  # whatever a network raises that does not run so: whoever runs it in earnest tells
-        return None
-    return PassTimes(tuple(times["float32"]), tuple(times["other"]))
+    small = min(_SMALL_SIDE, side)
+    first = images(1, small)
+    for modes in (other, plain):  # kernels are chosen, memory is taken
+        seconds(modes, first)
+    size = fitting_size(seconds(plain, first) / small**2, number, side, small)
+    batch = images(*size)
+    sides = {"float32": lambda: seconds(plain, batch), "other": lambda: seconds(other, batch)}
+    return in_turn(sides, _ROUNDS, warm_up=int(size != (1, small)), goes_on=goes_on)
 
 
 def fitting_size(seconds_a_pixel: float, number: int, side: int, small: int) -> tuple[int, int]:

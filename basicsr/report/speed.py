@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from basicsr.utils.cpu_load import cpu_times, load_between
 from basicsr.utils.hardware import processor
 from basicsr.utils.misc import wait_for
 from basicsr.utils.timing import Spread, in_turn, spread
@@ -25,9 +24,6 @@ _ROUNDS, FEWEST_ROUNDS = 15, 3
 _SAMPLE_SECONDS = 0.01  # of a fast network several passes are timed at once
 _WARM_UP_SIDE = 64
 _WIDEST = 0.15  # the middle half of a network's times, as a share of their median
-_SPARE_CORES = 0.25  # that others may take of ours
-_SHORTEST_LOOK = 0.5  # seconds, below which the kernel's counters are too coarse
-_BUSY = (0, 1, 2, 5, 6, 7)  # of /proc/stat: user, nice, system, irq, softirq, steal
 
 
 @dataclass(frozen=True)
@@ -43,23 +39,6 @@ class Latencies:
     spreads: Mapping[str, Spread] = field(default_factory=dict)
     doubt: str = ""
     remarks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CpuTimes:
-    """What the cores that this process may use have done so far, in seconds of a core.
-
-    Attributes:
-        busy: of all programs.
-        own: of this process.
-        at: when, by a clock.
-        cores: how many there are.
-    """
-
-    busy: float
-    own: float
-    at: float
-    cores: int
 
 
 class Stopwatch:
@@ -139,13 +118,12 @@ class Stopwatch:
         except (RuntimeError, torch.OutOfMemoryError) as error:
             remarks.append(f"networks were not timed: {str(error).splitlines()[0]}; make report: input smaller")
             return Latencies(remarks=tuple(remarks))
-        others = cores_of_others(before, cpu_times())
-        threads = torch.get_num_threads() if self._device.type == "cpu" else 1
         spreads = {name: spread(seconds) for name, seconds in times.items()}
         labelled = {self._labels[name]: found for name, found in spreads.items()}
         rounds = len(next(iter(times.values())))
-        spare = before.cores - threads if before is not None else 0
-        return Latencies(spreads, doubt(labelled, rounds, others, spare), tuple(remarks))
+        threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+        load = load_between(before, cpu_times(), threads)
+        return Latencies(spreads, doubt(labelled, rounds, load), tuple(remarks))
 
     def _expected(self, network: nn.Module, image: torch.Tensor) -> float:
         """About how many seconds a pass of the whole image takes, by one of a smaller one, after one that warms up."""
@@ -162,48 +140,23 @@ class Stopwatch:
         return (time.perf_counter() - start) / passes
 
 
-def doubt(spreads: Mapping[str, Spread], rounds: int, others: float | None, spare: float) -> str:
+def doubt(spreads: Mapping[str, Spread], rounds: int, load: str) -> str:
     """Why times are no figures to quote; empty where they are.
 
     Args:
         spreads: seconds by the name of a network.
         rounds: how often each was timed.
-        others: how many cores other programs took meanwhile, of those that this process may use; None if not known.
-        spare: how many cores this process leaves to others.
+        load: that other programs took the cores meanwhile; empty where they did not.
     """
     reasons = []
     if rounds < FEWEST_ROUNDS:
         reasons.append(f"there was time for {rounds} round{'s' if rounds > 1 else ''} only")
-    if others is not None and others > max(spare, 0) + _SPARE_CORES:
-        reasons.append(f"other programs took {others:.1f} cores meanwhile")
+    reasons += [load] if load else []
     wide = {name: (found.high - found.low) / found.median for name, found in spreads.items()}
     if wide and max(wide.values()) > _WIDEST:
         name = max(wide, key=lambda name: wide[name])
         reasons.append(f"the middle half of the times of {name} spreads over {100 * wide[name]:.0f} %")
     return "; ".join(reasons)
-
-
-def cpu_times() -> CpuTimes | None:
-    """What the cores have done so far, where Linux tells; None elsewhere."""
-    try:
-        cores = os.sched_getaffinity(0)
-        lines = Path("/proc/stat").read_text("ascii").splitlines()
-    except (OSError, AttributeError, ValueError):
-        return None
-    own = time.process_time()
-    ticks = 0
-    for line in lines:
-        name, *counters = line.split()
-        if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cores:
-            ticks += sum(int(counters[index]) for index in _BUSY if index < len(counters))
-    return CpuTimes(ticks / os.sysconf("SC_CLK_TCK"), own, time.perf_counter(), len(cores))
-
-
-def cores_of_others(before: CpuTimes | None, after: CpuTimes | None) -> float | None:
-    """How many cores other programs took in between, on average; None where it was too short, or is not known."""
-    if before is None or after is None or after.at - before.at < _SHORTEST_LOOK or after.busy <= before.busy:
-        return None
-    return max(0.0, (after.busy - before.busy) - (after.own - before.own)) / (after.at - before.at)
 
 
 def architecture(network: nn.Module) -> str:
