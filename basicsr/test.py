@@ -30,11 +30,14 @@ from basicsr.archs import build_network
 from basicsr.archs.pretrained import network_for
 from basicsr.data import build_eval_dataset
 from basicsr.engine import experiment
+from basicsr.engine.agreement import joined, require_equal
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, same_on_all_ranks
-from basicsr.engine.images import check_datasets
+from basicsr.engine.distributed import Launcher, Place, any_rank, on_master
+from basicsr.engine.images import check_datasets, require_equal_images
 from basicsr.engine.pass_times import warn_if_slow
+from basicsr.engine.peers import following
 from basicsr.engine.probe import check_evaluation, evaluation_images
+from basicsr.engine.record import digest_of_file
 from basicsr.engine.run_folders import results_taken
 from basicsr.inference.probing import Trial
 from basicsr.metrics import better_direction, prepare_metrics
@@ -84,17 +87,18 @@ def test_pipeline(
         UserError: one of its kinds, for anything that the user can mend.
     """
     doubts: list[str] = []
-    with same_on_all_ranks():
-        loaded = load_test_options(source, overrides=force_yml, root=Path(root), warn=doubts.append)
-    first = loaded[0]
-    params = first.dist_params
+
+    def load() -> list[Options]:
+        return load_test_options(source, overrides=force_yml, root=Path(root), warn=doubts.append)
+
     with (
-        distributed(launcher, first.num_gpu, params.backend, params.port) as place,
+        joined(launcher, load, {}) as (loaded, place),
+        following(place.watch),
         results_taken(loaded, place) as own_again,
     ):
+        first, stop = loaded[0], StopRequest()
         for doubt in doubts:
             get_root_logger().warning(doubt)
-        stop = StopRequest()
         stopwatch = Stopwatch(first.report.input, place.device) if first.report.speed and place.is_master else None
         scales = [_Scale(options, place, stop, stopwatch, several=len(loaded) > 1) for options in loaded]
         for scale in scales:
@@ -107,7 +111,7 @@ def test_pipeline(
             for line in unused_in_testing(first):
                 logger.warning(line)
             try:
-                with stop:  # a signal ends the evaluation on all ranks together, between images
+                with stop, following(place.watch):  # a signal ends the evaluation on all ranks together, between images
                     for scale in scales:
                         scale.run(report.keep)
                     report.time(stopwatch, stop)
@@ -235,6 +239,8 @@ class _Scale:
             [region for region in regions if region.dataset in names], self._saved(names), scale=self.options.scale
         )
         blocks = self.options.datasets_of("val", "test").values()
+        require_equal(lambda: _files_read(self.options))
+        require_equal_images(self.datasets)
         _, self._remarks = check_datasets([(self.datasets[block.name], block) for block in blocks], self.place)
         for data in self.datasets.values():
             data[0]
@@ -401,6 +407,13 @@ def _networks(options: Options) -> Iterator[_Candidate]:
         network, remark = network_for(block, row.path, param_key=row.param_key, strict=row.strict, scale=options.scale)
         label = f"{label}.network" if row.network is not None else "network_g" if block is not None else label
         yield _Candidate(name, network, label, block, remark, row.path)
+
+
+def _files_read(options: Options) -> dict[str, str]:
+    """Digests of the weights that are tested."""
+    named = {"path.pretrain_network_g": options.path.pretrain_network_g}
+    named |= {f"networks.{name}.path": row.path for name, row in options.networks.items()}
+    return {f"SHA-256 of {option}": digest_of_file(Path(file)) for option, file in named.items() if file is not None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

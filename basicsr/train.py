@@ -27,21 +27,24 @@ import torch
 
 from basicsr.data.batch import Batch
 from basicsr.engine import experiment, resuming
-from basicsr.engine.checkpoint import CheckpointFolder
+from basicsr.engine.agreement import joined, require_equal
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, any_rank, distributed, on_master, same_on_all_ranks
+from basicsr.engine.distributed import Launcher, Place, any_rank, on_master
 from basicsr.engine.feed import Feed, SkippedImages
-from basicsr.engine.images import check_all_images, check_equal_on_all_ranks
+from basicsr.engine.images import check_all_images, require_equal_images
 from basicsr.engine.ownership import owned
-from basicsr.engine.peers import Peers, watched
+from basicsr.engine.peers import following
 from basicsr.engine.probe import check_fit
+from basicsr.engine.record import weights_read
 from basicsr.engine.run_folders import check_training_folders
 from basicsr.engine.run_log import RunLog
 from basicsr.engine.status import RunStatus
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.models import recognise_networks
-from basicsr.utils.dist_util import raise_together, sum_over_ranks
+from basicsr.utils.atomic_files import sha256_of
+from basicsr.utils.dist_util import averages, gather_objects, raise_together
 from basicsr.utils.errors import NonFiniteError, UserError
 from basicsr.utils.host_memory import keep_freed_memory
 from basicsr.utils.logger import get_root_logger
@@ -226,14 +229,16 @@ def train_pipeline(
         UserError: one of its kinds, for anything that the user can mend.
     """
     doubts: list[str] = []
-    with same_on_all_ranks():
-        options = load_options(
-            source, overrides=force_yml, training=True, debug=debug, root=Path(root), warn=doubts.append
-        )
-    params = options.dist_params
+
+    def load() -> list[Options]:
+        return [
+            load_options(source, overrides=force_yml, training=True, debug=debug, root=Path(root), warn=doubts.append)
+        ]
+
+    flags = {"--auto_resume": auto_resume, "--allow_config_change": allow_config_change}
     notice = "stopping after this iteration, with a checkpoint; Ctrl+C again stops at once, without"
     # In this order: while the ranks wait for each other there is nothing to save, and a signal ends them at once.
-    with distributed(launcher, options.num_gpu, params.backend, params.port) as place, StopRequest(notice) as stop:
+    with joined(launcher, load, flags) as ((options,), place), StopRequest(notice) as stop:
         for doubt in doubts:  # at once: it may be the cause of what ends the run before its log is open
             get_root_logger().warning(doubt)
         return _train(options, place, auto_resume, allow_config_change, stop, doubts)
@@ -255,11 +260,12 @@ def _train(
         owned(folder, place) as own_again,
         status.followed(),
         checkpoints.named_in_failures(),
-        watched(Peers(), status.ended) as others_may_end,
+        following(place.watch, status.ended) as others_may_end,
     ):
         resume, remarks = resuming.find_checkpoint(options, place, auto_resume)
         goes_on = checkpoints.holds(resume)
         on_master(place, lambda: check_training_folders(options, goes_on))
+        require_equal(lambda: _files_read(options, resume))
         status.begin(resume)
         options, recognised = recognise_networks(options)
         if resume is not None:
@@ -267,7 +273,7 @@ def _train(
         run = TrainingRun(options, place, resume)  # before anything is written: what does not fit shows here
         if resume is not None:
             remarks += resuming.check_images(resume, run.images, allow_config_change)
-        check_equal_on_all_ranks(run)
+        require_equal_images({"training images": run.loader.dataset, **run.validation})
         fitting = check_fit(run)
         remarks += check_all_images(run, stop)
         remarks += experiment.prepare_training(run, resume)
@@ -291,6 +297,12 @@ def _train(
             logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
         status.update(iteration=run.iteration)
     return TrainingResult(folder, run.iteration, run.best)
+
+
+def _files_read(options: Options, resume: Checkpoint | None) -> dict[str, str]:
+    """Digests of what the weights come from."""
+    state = {} if resume is None else {f"SHA-256 of checkpoint {resume.path}": sha256_of(resume.path)}
+    return {**{f"SHA-256 of {option}": found for option, found in weights_read(options).items()}, **state}
 
 
 def _not_finite_flags(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -364,14 +376,14 @@ def _raise_after_saving(failure: Exception | None, run: TrainingRun | None = Non
 
 
 def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Tensor], waited: float) -> None:
-    """Averages the parts over ranks and logs them; all ranks must call."""
-    stacked = torch.stack([part.float() for part in parts.values()])
-    values = (sum_over_ranks(stacked) / run.place.world_size).tolist()
+    """Averages the parts over ranks and logs them; all ranks must call. A rank may have parts that others have not."""
+    values = torch.stack([part.double() for part in parts.values()]).tolist()
+    of_ranks = gather_objects(dict(zip(parts, values, strict=True)))
 
     def write() -> None:
         if log is not None:
             rates = run.set_learning_rates(run.iteration)
-            log.step(run.iteration, run.epoch, rates, dict(zip(parts, values, strict=True)), waited)
+            log.step(run.iteration, run.epoch, rates, averages(of_ranks), waited)
 
     on_master(run.place, write)
 

@@ -172,6 +172,23 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
     return {"images": len(stored.files[role]), "names": digest.hexdigest(), "pixels": _pixels(stored)}
 
 
+def files_digest(dataset: Any) -> str | None:
+    """SHA-256 of all files' names and sizes of a dataset; None for datasets that name no images."""
+    if (stored := stored_images(dataset)) is None:
+        return None
+    digest = hashlib.sha256()
+    for role, files in stored.files.items():
+        root = stored.roots[role]
+        looked_at = [os.path.join(root, "data.mdb")] if stored.lmdb else files
+        for file in looked_at:
+            try:
+                size = os.stat(file).st_size
+            except OSError:
+                size = -1  # the check of all images says what is wrong with it
+            digest.update(f"{role} {size} {_relative(file, root)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
 def _pixels(stored: StoredImages) -> str | None:
     """SHA-256 of the first, the middle and the last image of each kind, decoded."""
     digest = hashlib.sha256()

@@ -25,7 +25,7 @@ def run_command(main: Callable[[], int]) -> int:
     `docs/reliability.md` lists them.
     Other exceptions are bugs and keep their traceback. Where the reader of the output has gone, as `head` does when it
     has seen enough, the command ends quietly, as one that is killed by SIGPIPE. Where standard output is closed or
-    full, the work is done all the same, and a line and the code of what cannot be written tell that its report is lost.
+    full, the work is done all the same; a line and the code of what cannot be written tell that its report is lost.
     """
     guard_streams()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -39,11 +39,11 @@ def run_command(main: Callable[[], int]) -> int:
         return code
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        if rank == "0" or not error.known_to_all:
+        if not error.told and (rank == "0" or not error.known_to_all):
             prefix = f"[rank {rank}] " if "RANK" in os.environ else ""
             print(f"{prefix}{_label(error)}{error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, rank 0 perhaps before it has spoken
+            time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, perhaps before another has spoken
         if isinstance(error, ForeignError) and error.__cause__ is not None:
             traceback.print_exception(error.__cause__)
         return error.exit_code

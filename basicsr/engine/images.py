@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from basicsr.data.checking import BadImage, check_images, report, stored_images
+from basicsr.data.checking import BadImage, check_images, files_digest, fingerprint, report, stored_images
 from basicsr.data.surroundings import remarks_about
+from basicsr.engine.agreement import require_equal
 from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.stop import StopRequest
 from basicsr.engine.teacher_cache import check_content
@@ -17,19 +18,22 @@ from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.options_schema import DatasetOptions
 
 
-def check_equal_on_all_ranks(run: TrainingRun) -> None:
-    """Compares weights and training images of all ranks, which need not read them from one disk. All must call.
+def require_equal_images(datasets: Mapping[str, Any]) -> None:
+    """Compares the images of all ranks, which need not read them from one disk. All must call.
+
+    Args:
+        datasets: by what the message is to call them.
 
     Raises:
         DataError: they differ; on every rank.
     """
-    first, *others = gather_objects({"weights": run.files, "training images": run.images})
-    for rank, other in enumerate(others, start=1):
-        for what, found in other.items():
-            if found != first[what]:
-                error = DataError(f"rank {rank} reads other {what} than rank 0: {found}, not {first[what]}")
-                error.known_to_all = True
-                raise error
+    require_equal(
+        lambda: {
+            f"{called}: {what}": value
+            for called, dataset in datasets.items()
+            for what, value in {**fingerprint(dataset), "files and their sizes": files_digest(dataset)}.items()
+        }
+    )
 
 
 def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:

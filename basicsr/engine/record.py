@@ -37,7 +37,7 @@ def weights_read(options: Options) -> dict[str, str]:
     Raises:
         CheckpointError: a file cannot be read.
     """
-    return {option: _digest(file) for option, file in _files(options).items()}
+    return {option: digest_of_file(file) for option, file in _files(options).items()}
 
 
 def write_record(run: TrainingRun, resume: Checkpoint | None) -> None:
@@ -82,7 +82,12 @@ def _files(options: Options) -> dict[str, Path]:
     return found
 
 
-def _digest(file: Path) -> str:
+def digest_of_file(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal, remembered while the file is unchanged.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         found = file.stat()
         return _known_digest(file, found.st_size, found.st_mtime_ns)

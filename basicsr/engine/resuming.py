@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place, on_master
+from basicsr.engine.meeting import restarts
 from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.record import TEACHER_CACHE, weights_read
 from basicsr.engine.status import launched_by_us
@@ -52,7 +52,7 @@ def find_checkpoint(options: Options, place: Place, auto_resume: bool) -> tuple[
         CheckpointError: `resume_state` cannot be used, none of the run's checkpoints is intact, or there is none though
             a run was there.
     """
-    restarted = any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
+    restarted = any(gather_objects(restarts() > 0))
     kept: list[Checkpoint] = []
 
     def choose() -> tuple[str | None, list[str]]:

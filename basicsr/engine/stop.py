@@ -107,6 +107,7 @@ class _Begun:
 def quiet_start() -> None:
     """Until the program is ready, lets a signal end it at once and without a traceback; see `guard_streams` too."""
     guard_streams()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages where another rank's store has gone
     for number in STOP_SIGNALS:
         if not is_ignored(number):
             signal.signal(number, _leave)

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from basicsr.archs.spandrel_network import SpandrelNetwork
 from basicsr.data import build_eval_dataset, build_train_loader
 from basicsr.data.checking import fingerprint
+from basicsr.engine.agreement import require_equal, weights_digest
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.ema import Ema
@@ -94,6 +95,7 @@ class TrainingRun:
         self._check_average()
         if resume is not None:
             restore(self, resume)
+        require_equal(self._weights_at_the_start)  # else DistributedDataParallel would make them so without a word
         self.model = self._distribute(bare) if distributed else bare
         self.files = weights_read(options)
         self.loader = build_train_loader(
@@ -124,6 +126,17 @@ class TrainingRun:
                     f"train.ema_decay is 0, and {name} ({type(term).__name__}) follows the moving average of the"
                     " weights; set ema_decay, such as 0.999, or let it follow the student"
                 )
+
+    def _weights_at_the_start(self) -> dict[str, str]:
+        """Digests of all weights."""
+        modules: dict[str, nn.Module | None] = {
+            "network_g": self.network,
+            "network_t": self.teacher.network if self.teacher is not None else None,
+            "network_d": self.adversary.discriminator if self.adversary is not None else None,
+            "the losses": self.terms,
+            "the moving average": self.ema.network if self.ema is not None else None,
+        }
+        return {f"SHA-256 of the weights of {name}": weights_digest(module) for name, module in modules.items()}
 
     def _distribute(self, model: nn.Module) -> DistributedDataParallel:
         has_statistics = any(isinstance(module, _BatchNorm) for module in model.modules())

@@ -19,7 +19,7 @@ from basicsr.inference.runner import Runner
 from basicsr.metrics import calculate_metric
 from basicsr.metrics.metric_util import NoFigureWarning
 from basicsr.metrics.traits import takes_tensors, traits_of
-from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together, sum_over_ranks
+from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together
 from basicsr.utils.errors import DataError, NonFiniteError
 from basicsr.utils.img_util import IMAGE_SUFFIXES
 from basicsr.utils.misc import wait_for
@@ -121,7 +121,7 @@ def evaluate(
         UserError: an image cannot be read or measured, or two have one name, on any rank.
     """
     rank, world_size = get_dist_info()
-    names: dict[int, str] = {}
+    rows: dict[int, tuple[str, list[float]]] = {}
     stopped, failure = False, None
     runner = Runner(
         network,
@@ -137,32 +137,40 @@ def evaluate(
         first = dataset[0]
         if "gt" not in first:
             metrics = {name: block for name, block in metrics.items() if not traits_of(block).needs_reference}
-        table = torch.zeros(len(dataset), len(metrics) + 1, dtype=torch.float64)
-        for index in progress(range(rank, len(dataset), world_size)):
+        count = len(dataset)
+        for index in progress(range(rank, count, world_size)):
             if stopped := should_stop():
                 break
             item = dataset[index] if index > 0 else first
-            names[index] = image_name(item["lq_path"])
-            output, table[index, -1] = _run(runner, item["lq"].unsqueeze(0).to(device))
+            name = image_name(item["lq_path"])
+            output, seconds = _run(runner, item["lq"].unsqueeze(0).to(device))
             if not _all_finite(output):
                 raise NonFiniteError(
                     f"{type(network).__name__} makes values of {item['lq_path']} that are not finite; its weights are"
                     " damaged or its training diverged"
                 )
             compared = _Compared(output, item["gt"].unsqueeze(0) if "gt" in item else None, device)
-            for column, (metric, block) in enumerate(metrics.items()):
-                table[index, column] = _measured(metric, block, compared, item["lq_path"])
+            figures = [_measured(metric, block, compared, item["lq_path"]) for metric, block in metrics.items()]
+            rows[index] = name, [*figures, seconds]
             if save_image is not None:
-                save_image(names[index], compared.arrays["img"])
+                save_image(name, compared.arrays["img"])
     except Exception as error:  # of a dataset of the user's own anything
         failure = error  # raised when the other ranks know, so that they do not wait for this one
     raise_together(failure)
-    if sum_over_ranks(torch.tensor([stopped], dtype=torch.int32, device=device)).item():
+    shares = gather_objects((stopped, count, tuple(metrics), rows))
+    if any(share[0] for share in shares):
         return None
-    table = sum_over_ranks(table.to(device)).cpu()
-    images = {index: name for shard in gather_objects(names) for index, name in shard.items()}
-    ordered = tuple(images[index] for index in range(len(dataset)))
-    return Evaluation(tuple(metrics), ordered, table[:, :-1].numpy(), table[:, -1].numpy())
+    if len({share[1:3] for share in shares}) > 1:
+        differ = DataError(
+            "the ranks evaluate other datasets or by other metrics: "
+            + "; ".join(f"rank {rank} {share[1]} images by {', '.join(share[2])}" for rank, share in enumerate(shares))
+        )
+        differ.known_to_all = True
+        raise differ
+    every = {index: row for share in shares for index, row in share[3].items()}
+    images = tuple(every[index][0] for index in range(count))
+    table = np.array([every[index][1] for index in range(count)], dtype=np.float64).reshape(count, len(metrics) + 1)
+    return Evaluation(tuple(metrics), images, table[:, :-1], table[:, -1])
 
 
 class _Compared:

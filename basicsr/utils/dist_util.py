@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -77,6 +77,15 @@ def gather_objects(value: Any) -> list[Any]:
     gathered = [None] * world_size
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def averages(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The average of each named value over the ranks that have it."""
+    values: dict[str, list[float]] = {}
+    for told in of_ranks:
+        for name, value in told.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def raise_together(failure: Exception | None) -> None:

@@ -11,11 +11,13 @@ class UserError(ValueError):
     Attributes:
         exit_code: what the command returns to the shell.
         known_to_all: whether every rank raises it, so that one is enough to tell it.
+        told: whether another rank tells it, so that this one need not.
         first_hand: False where it may only follow from what went wrong on another rank.
     """
 
     exit_code = 1
     known_to_all = False
+    told = False
     first_hand = True
 
     def extend(self, *, before: str = "", after: str = "") -> None:

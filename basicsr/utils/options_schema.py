@@ -353,6 +353,12 @@ class DistOptions(Section):
 
     backend: Literal["nccl", "gloo"] = Field(default="nccl", description="gloo is taken where there is no GPU")
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(default=None, description="port, for slurm")
+    timeout: Annotated[float, Field(ge=5, le=86400)] = Field(
+        default=60.0, description="seconds without a sign of life from a rank, after which the others end"
+    )
+    join_timeout: Annotated[float, Field(ge=5, le=86400)] = Field(
+        default=120.0, description="seconds that ranks wait for each other at the start"
+    )
 
 
 class Region(Section):

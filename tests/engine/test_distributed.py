@@ -6,7 +6,8 @@ import pytest
 import torch
 from support.training import run_ranks, slurm_task
 
-from basicsr.engine.distributed import any_rank, distributed, first_slurm_host
+from basicsr.engine.distributed import any_rank, distributed
+from basicsr.engine.meeting import first_slurm_host
 from basicsr.utils.errors import MachineError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")

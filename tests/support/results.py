@@ -25,7 +25,7 @@ def row(
     multiply_adds: int | None = None,
     seconds: float | None = None,
 ) -> Row:
-    """A row whose averages of PSNR and SSIM are `figures`, by dataset; its latency spreads a little around `seconds`."""
+    """A row whose averages of PSNR and SSIM are `figures`, by dataset; latency spreads a little around `seconds`."""
     evaluations = {
         dataset: evaluation([psnr - 1, psnr + 1], [ssim - 0.01, ssim + 0.01])
         for dataset, (psnr, ssim) in figures.items()

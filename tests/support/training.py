@@ -24,6 +24,7 @@ from support.images import PSNR, Pairs
 from torch import nn
 
 from basicsr.engine import command
+from basicsr.engine.agreement import require_equal, weights_digest
 from basicsr.engine.distributed import Place, any_rank, distributed
 from basicsr.engine.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
@@ -275,3 +276,34 @@ def evaluate_rank(rank: int, count: int, out: str) -> None:
         evaluation = evaluate(nn.Identity(), Pairs(count), PSNR, place.device)
         assert evaluation is not None
         np.save(f"{out}.{place.rank}", evaluation.values)
+
+
+def told_by_different_ranks(rank: int, options: list[dict[str, Any]], root: str, arguments: dict[str, Any]) -> None:
+    """As `told_by_ranks`, each rank with options of its own."""
+    told_by_ranks(rank, options[rank], root, arguments)
+
+
+def evaluate_different_sets(rank: int, counts: list[int], out: str) -> None:
+    """Evaluates as many images as the rank's entry says, and leaves what came of it in OUT.RANK."""
+    with distributed("pytorch", 0, "gloo") as place:
+        try:
+            evaluate(nn.Identity(), Pairs(counts[rank]), PSNR, place.device)
+        except ValueError as error:
+            Path(f"{out}.{rank}").write_text(str(error))
+
+
+def weights_of_their_own(rank: int, out: str) -> None:
+    """Compares weights that one rank has made from another seed, and leaves what came of it in OUT.RANK."""
+    torch.manual_seed(rank)
+    network = nn.Linear(2, 2)
+    with distributed("pytorch", 0, "gloo"):
+        try:
+            require_equal(lambda: {"same": 1, "weights": weights_digest(network)})
+        except ValueError as error:
+            Path(f"{out}.{rank}").write_text(str(error))
+
+
+def told_in_own_folders(rank: int, options: dict[str, Any], root: str, arguments: dict[str, Any]) -> None:
+    """As `told_by_ranks`, each rank in its own folder ROOT/nodeRANK, as on machines with disks of their own."""
+    os.chdir(f"{root}/node{rank}")
+    told_by_ranks(rank, options, root, arguments)
