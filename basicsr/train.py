@@ -155,7 +155,9 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
     """
     options, total = run.options, run.options.train.total_iter
     options_text = resolved_yaml(options)
-    skipped = SkippedImages(options.experiment_folder, options.datasets["train"].skip_bad_images, run.place)
+    skipped = SkippedImages(
+        options.experiment_folder, options.datasets["train"].skip_bad_images, run.place, run.skipped
+    )
     if any_rank([bool(stop)], run.place.device)[0]:
         raise Preempted(f"preempted before iteration {run.iteration + 1}: nothing to save; go on with --auto_resume")
     stopping = False
@@ -180,9 +182,10 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
             if logging:
                 _log_step(run, log, parts, feed.seconds_waited() / (run.iteration - since))
                 since = run.iteration
-            new = skipped.share() if logging or saving else []
+            due = run.is_due(options.val.val_freq)  # it may end in a checkpoint, which has the list
+            new = skipped.share() if logging or saving or due else []
             failing = failing or skipped.too_many is not None
-            run.validation_due = run.is_due(options.val.val_freq) or last
+            run.validation_due = due or last
             if run.validation_due and not (stopping or failing):
                 try:
                     stopping = not validate(run, folder, log, stop)
@@ -276,6 +279,8 @@ def _train(
         require_equal_images({"training images": run.loader.dataset, **run.validation})
         fitting = check_fit(run)
         remarks += check_all_images(run, stop)
+        if resume is not None:
+            remarks += resuming.check_skipped(resume, run, allow_config_change)
         remarks += experiment.prepare_training(run, resume)
         own_again()
         status.update(state="running")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,18 @@ from basicsr.data.teacher_cache import decode
 from basicsr.utils.errors import DataError
 
 _FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
+
+
+class Skipped(NamedTuple):
+    """A sample that cannot be used.
+
+    Attributes:
+        sample: its index in the dataset.
+        note: 'path: reason' of one of its images.
+    """
+
+    sample: int
+    note: str
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class Batch:
         lq_paths: file or LMDB key of each LR image.
         gt_paths: likewise of the HR images; empty strings where the dataset names none.
         seeds: int64 (B,), always on the CPU: the seed of each sample, from which its random choices derive.
-        skipped: 'path: reason' of each image in whose place another one was taken.
+        skipped: each sample in whose place another one was taken, and why.
         sr_teacher: the teacher's outputs I_T for these images from a cache, float32, shape of `gt`; None without one.
     """
 
@@ -40,7 +52,7 @@ class Batch:
     lq_paths: tuple[str, ...]
     gt_paths: tuple[str, ...]
     seeds: torch.Tensor
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     sr_teacher: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, channels_last: bool = False) -> Batch:
@@ -66,7 +78,7 @@ class Batch:
 def collate(
     samples: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
-    skipped: Sequence[str] = (),
+    skipped: Sequence[Skipped] = (),
     empty: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray] = np.empty,
 ) -> Batch:
     """Stacks samples, dicts with `lq` and optionally `gt`, `sr_teacher`, `lq_path`, `gt_path`, into a batch.

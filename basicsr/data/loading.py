@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from basicsr.data.base import load_sample
-from basicsr.data.batch import Batch, collate
+from basicsr.data.batch import Batch, Skipped, collate
 from basicsr.data.handover import HandedOver, Slots, slots_for
 from basicsr.data.sampling import KeySampler, SampleKey
 from basicsr.data.skipping import load_or_replace
@@ -189,7 +189,7 @@ class _BatchesByKeys(Dataset[Any]):
             self._bad.setdefault(index, []).append(note)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | HandedOver | UserError:
-        skipped: list[str] = []
+        skipped: list[Skipped] = []
         try:
             samples = [self._load(key, skipped) for key in keys]
             seeds, notes = [key.seed for key in keys], tuple(dict.fromkeys(skipped))
@@ -201,7 +201,7 @@ class _BatchesByKeys(Dataset[Any]):
         except UserError as error:
             return error
 
-    def _load(self, key: SampleKey, skipped: list[str]) -> dict[str, Any]:
+    def _load(self, key: SampleKey, skipped: list[Skipped]) -> dict[str, Any]:
         if self._skip_bad_images == 0:
             return load_sample(self._dataset, key, pixels=True)
         sample, notes = load_or_replace(self._dataset, key, self._skip_bad_images, self._bad, pixels=True)

@@ -14,6 +14,7 @@ from typing import Any, cast
 from torch.utils.data import Dataset
 
 from basicsr.data.base import load_sample, sample_name
+from basicsr.data.batch import Skipped
 from basicsr.data.headers import without_name
 from basicsr.data.sampling import SampleKey
 from basicsr.data.storage import StoredImages
@@ -22,7 +23,7 @@ from basicsr.utils.errors import DataError
 
 def load_or_replace(
     dataset: Dataset[Any], key: SampleKey, limit: int, bad: Mapping[int, Sequence[str]], pixels: bool = False
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+) -> tuple[dict[str, Any], tuple[Skipped, ...]]:
     """Loads a sample, or the next one that can be loaded.
 
     Args:
@@ -33,25 +34,25 @@ def load_or_replace(
         pixels: as for `load_sample`.
 
     Returns:
-        The sample, and what was skipped for it, 'path: reason' each.
+        The sample, and what was skipped for it.
 
     Raises:
         DataError: more than `limit` samples in a row cannot be loaded, or none of the dataset can.
     """
     length = len(cast(Sized, dataset))
-    skipped: list[str] = []
+    skipped: list[Skipped] = []
     for step in range(min(length, limit + 1)):
         index = (key.index + step) % length
         if index in bad:
-            skipped += bad[index]
+            skipped += [Skipped(index, note) for note in bad[index]]
             continue
         try:
             return load_sample(dataset, replace(key, index=index), pixels), tuple(skipped)
         except DataError as error:
-            skipped.append(_note(dataset, index, str(error)))
+            skipped.append(Skipped(index, _note(dataset, index, str(error))))
     raise DataError(
         f"{sample_name(dataset, key.index)} and the {min(length, limit + 1) - 1} after it cannot be loaded, and"
-        f" skip_bad_images is {limit}; the first is {skipped[0]}"
+        f" skip_bad_images is {limit}; the first is {skipped[0].note}"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from basicsr.data.batch import Batch
+from basicsr.data.batch import Batch, Skipped
 from basicsr.engine.distributed import Place, on_master
 from basicsr.utils.dist_util import gather_objects
 from basicsr.utils.errors import CheckpointError, DataError
@@ -68,12 +68,13 @@ class SkippedImages:
         folder: experiments/NAME, where `skipped_images.txt` lists them.
         limit: `skip_bad_images`.
         place: where this process stands.
+        known: what the run's state has of them, notes by sample; grows here.
     """
 
-    def __init__(self, folder: Path, limit: int, place: Place) -> None:
-        self._path, self._limit, self._place = folder / SKIPPED, limit, place
-        self._new: set[str] = set()
-        self._skipped: set[str] = set()  # since this start; what was mended before it does not count
+    def __init__(self, folder: Path, limit: int, place: Place, known: dict[int, list[str]]) -> None:
+        self._path, self._limit, self._place, self._known = folder / SKIPPED, limit, place, known
+        self._new: set[Skipped] = set()
+        self._skipped: set[Skipped] = set()  # since this start
         self._listed: set[str] = set(on_master(place, self._read)) if limit else set()
 
     def note(self, batches: Sequence[Batch]) -> None:
@@ -92,11 +93,15 @@ class SkippedImages:
         """
         if not self._limit:
             return []
-        new = sorted({line for lines in gather_objects(sorted(self._new)) for line in lines} - self._skipped)
+        new = sorted({image for images in gather_objects(sorted(self._new)) for image in images} - self._skipped)
         self._new.clear()
         self._skipped.update(new)
-        on_master(self._place, lambda: self._append([line for line in new if line not in self._listed]))
-        return new
+        for image in new:
+            if image.note not in (notes := self._known.setdefault(image.sample, [])):
+                notes.append(image.note)
+        lines = sorted(image.note for image in new)
+        on_master(self._place, lambda: self._append([line for line in lines if line not in self._listed]))
+        return lines
 
     @property
     def too_many(self) -> DataError | None:

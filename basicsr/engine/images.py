@@ -58,6 +58,8 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
     entries += [(run.validation[other.name], other) for other in run.options.datasets_of("val").values()]
     bad, remarks = check_datasets(entries, run.place, stop.at_once)
     run.loader.leave_out((image.index, str(image)) for image in bad)
+    for image in bad:
+        run.skipped.setdefault(image.index, []).append(str(image))
     remarks += [f"{block.name}: left out: {image.path}: {image.reason}" for image in bad]
 
     def compare() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,6 +20,9 @@ from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from basicsr.utils.options import load_options, no_warning, resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.yaml_loader import document_from_text
+
+if TYPE_CHECKING:
+    from basicsr.engine.training_run import TrainingRun
 
 # Options that may change without another course of the training. Which images there are, and what is in the files of
 # weights, is compared by itself, wherever they lie.
@@ -155,6 +158,54 @@ def check_images(resume: Checkpoint, images: Mapping[str, Any], allow: bool) -> 
     lines = [f"training images: {name} {known[name]} -> {images[name]}" for name in differing]
     raise_together(_refusal(resume, lines, allow))
     return [_remark(resume, line) for line in lines]
+
+
+def check_skipped(resume: Checkpoint, run: TrainingRun, allow: bool) -> list[str]:
+    """Leaves out the images that were left out when the checkpoint was saved, also where they can be read by now.
+
+    So the batches are those of a run that was not stopped. All ranks must call.
+
+    Args:
+        resume: the checkpoint.
+        run: whose images were looked at.
+        allow: go on although other images are left out.
+
+    Returns:
+        A line for each image.
+
+    Raises:
+        CheckpointError: the checkpoint names samples that the dataset has not.
+        OptionsError: none may be skipped any more, or images cannot be used that could be then.
+    """
+    saved: dict[int, list[str]] = resume.state.get("skipped", {})
+    known = resume.state.get("images", {})
+    if any(known.get(name, run.images[name]) != run.images[name] for name in ("images", "names")):
+        return []  # other samples, which was told
+    count = run.loader.num_samples
+    if saved and max(saved) >= count:
+        raise CheckpointError(f"{resume.path} cannot be used: it leaves out sample {max(saved)}, there are {count}")
+    lines = []
+    if "skipped" in resume.state and not _looks_closer(resume, run.options):
+        new = sorted(set(run.skipped) - set(saved))
+        lines = [f"training images: cannot be used any more: {note}" for index in new for note in run.skipped[index]]
+    can_skip = run.options.datasets["train"].skip_bad_images > 0
+    if not can_skip:
+        lines += [f"training images: left out until now: {note}" for index in sorted(saved) for note in saved[index]]
+    raise_together(_refusal(resume, lines, allow))
+    remarks = [_remark(resume, line) for line in lines]
+    for index in sorted(set(saved) - set(run.skipped)) if can_skip else ():
+        run.loader.leave_out((index, note) for note in saved[index])
+        run.skipped[index] = list(saved[index])
+        remarks += [f"left out still, as before {resume.path.name}: {note}" for note in saved[index]]
+    return remarks
+
+
+def _looks_closer(resume: Checkpoint, options: Options) -> bool:
+    """Whether images are looked at more closely than when the run began, so that more may be found."""
+    levels = ("none", "headers", "full")
+    before = _saved_options(resume).get("datasets.train.check_images")
+    now = options.datasets["train"].check_images
+    return before not in levels or levels.index(now) > levels.index(before)
 
 
 def _refusal(resume: Checkpoint, changes: list[str], allow: bool) -> OptionsError | None:

@@ -60,6 +60,7 @@ class TrainingRun:
         files: SHA-256 of the files of weights that the options name, by option.
         remarks: what the log should say of the weights that were loaded.
         validation_due: whether the last finished iteration still has to be validated.
+        skipped: samples that training does without, 'path: reason' each.
     """
 
     def __init__(self, options: Options, place: Place, resume: Checkpoint | None) -> None:
@@ -68,6 +69,7 @@ class TrainingRun:
         self.iteration = resume.iteration if resume else 0
         self.best: dict[str, dict[str, dict[str, float]]] = {}
         self.validation_due = False
+        self.skipped: dict[int, list[str]] = {}
         train = options.train
         self.cache = on_master(place, lambda: check_key(options))
         self.precision = choose_precision(options, place, resume.state if resume is not None else None)
@@ -251,6 +253,7 @@ class TrainingRun:
             "world_size": self.place.world_size,
             "images": self.images,
             "files": self.files,
+            "skipped": {index: self.skipped[index] for index in sorted(self.skipped)},
             "precision": self.precision.kept(),
         }
         if self.adversary is not None:

@@ -142,7 +142,7 @@ def test_a_short_value_is_found_before_training_refused_in_it_and_skipped_on_dem
     with pytest.raises(DataError, match=r"cannot read image .*LR\.lmdb \(key '3'\): the file is truncated"):
         batches(dataset, workers)
     found = batches(dataset, workers, skip_bad_images=1)
-    assert {note.split(": ")[0] for batch in found for note in batch.skipped} == {bad.path}
+    assert {note.split(": ")[0] for batch in found for _, note in batch.skipped} == {bad.path}
     replaced = [place for batch in found for place in batch.lq_paths].count("4")
     assert replaced == sum(key.index in (3, 4) for keys in sampler(3) for key in keys)
 

@@ -239,7 +239,7 @@ class TestSkipping:
         found = batches(folders)
         sampler = KeySampler(num_samples=COUNT, batch_size=25, seed=3, total_iterations=22)
         dataset = build_dataset(folders)
-        skipped: set[str] = set()
+        skipped: set[tuple[int, str]] = set()
         for batch, keys in zip((batch.to("cpu") for batch in found), sampler, strict=True):
             for place, key in enumerate(keys):
                 index = key.index
@@ -250,7 +250,7 @@ class TestSkipping:
                 assert batch.gt_paths[place] == expected["gt_path"]
             wanted = {step for key in keys for step in FAULTS if key.index == step}
             wanted |= {61 for key in keys if key.index == 60} | {334 for key in keys if key.index == 333}
-            assert {int(stem(note.split(": ")[0])) for note in batch.skipped} == wanted
+            assert {int(stem(note.split(": ")[0])) for _, note in batch.skipped} == wanted
             skipped |= set(batch.skipped)
         assert len(skipped) == len(FAULTS)
 

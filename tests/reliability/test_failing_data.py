@@ -24,6 +24,9 @@ from support.training import (
 )
 
 from basicsr.data.sampling import KeySampler
+from basicsr.engine.checkpoint import CheckpointFolder
+from basicsr.train import train_pipeline
+from basicsr.utils.errors import OptionsError
 from basicsr.utils.history import read_history
 
 
@@ -207,3 +210,47 @@ def test_an_error_of_a_datasets_own_keeps_its_traceback_and_costs_no_iteration(m
         assert "Traceback" not in first and errors.startswith("1\n")
     assert "ZeroDivisionError" in errors and "Traceback" in errors
     assert [file.name for file in (tmp_path / "experiments/tiny/training_states").glob("*.state")] == ["2.state"]
+
+
+@pytest.mark.parametrize("check", ["none", "headers"])
+def test_an_image_that_is_mended_while_the_run_is_stopped_stays_left_out(mcadkd, tmp_path, check):
+    options = changed(
+        mcadkd, datasets__train__check_images=check, datasets__train__skip_bad_images=2, logger__save_checkpoint_freq=4
+    )
+    image = Path(damage(options, 3)[0])
+    good = image_at(options, 4).read_bytes()
+    expected = finish(options, tmp_path / "whole")
+    begun = changed(options, train__total_iter=4, val__val_freq=4)
+    train_pipeline(begun, root=tmp_path)
+    image.write_bytes(good)
+    code, errors = told(options, tmp_path, auto_resume=True)
+    assert code == 0
+    assert f"WARNING: left out still, as before 4.state: {image}: " in errors
+    found = checkpoint_of(tmp_path / "experiments/tiny", 8)
+    assert differences(expected["g"]["params"], found["g"]["params"]) == []
+    assert list(found["state"]["skipped"].values()) == list(expected["state"]["skipped"].values())
+    old = CheckpointFolder(tmp_path / "experiments/tiny")
+    saved = old.load(old.states / "4.state")
+    without = {key: value for key, value in saved.state.items() if key not in ("skipped", "format", "iteration")}
+    old.save(4, saved.networks, without)  # as versions before saved it: it goes on, and cannot know
+    (old.states / "8.json").unlink()
+    assert train_pipeline(options, root=tmp_path, auto_resume=True).iteration == 8
+
+
+def test_other_images_than_were_skipped_make_another_experiment(mcadkd, tmp_path):
+    options = changed(mcadkd, datasets__train__skip_bad_images=2, train__total_iter=2, val__val_freq=2)
+    first, second = two_apart(options)
+    skipped = damage(options, first)[0]
+    train_pipeline(options, root=tmp_path)
+    longer = changed(options, train__total_iter=3)
+    other = image_at(options, second)
+    whole = other.read_bytes()
+    damage(options, second)
+    with pytest.raises(OptionsError, match=rf"training images: cannot be used any more: {other}: "):
+        train_pipeline(longer, root=tmp_path, auto_resume=True)
+    other.write_bytes(whole)
+    Path(skipped).write_bytes(whole)
+    none = changed(longer, datasets__train__skip_bad_images=0)
+    with pytest.raises(OptionsError, match=rf"training images: left out until now: {skipped}: "):
+        train_pipeline(none, root=tmp_path, auto_resume=True)
+    assert train_pipeline(none, root=tmp_path, auto_resume=True, allow_config_change=True).iteration == 3
