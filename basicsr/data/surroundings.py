@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from basicsr.data.storage import StoredImages
@@ -55,8 +56,12 @@ def some(names: Sequence[str], what: str = "image") -> str:
     return f"{len(names):,d} {what}{'s' if len(names) > 1 else ''} ({shown})"
 
 
-def look_around(folder: str) -> Iterator[str]:
+def look_around(folder: str, *, recursive: bool = False) -> Iterator[str]:
     """Says what a folder has beside the images that are taken from it, and what to do about it.
+
+    Args:
+        folder: the folder.
+        recursive: whether images are taken from the folders below, too; then these are looked at likewise.
 
     Raises:
         DataError: it cannot be read.
@@ -68,12 +73,16 @@ def look_around(folder: str) -> Iterator[str]:
         raise DataError(f"cannot read folder {folder}: {error.strerror}; check the path") from error
     folders = [entry for entry in entries if not _is_image(entry.name) and is_folder(entry)]
     below = {entry.name: count for entry in folders if (count := _count_images(entry.path))}
-    if below:
+    if recursive:
+        for entry in folders:
+            if entry.name in below and not entry.is_symlink():
+                yield from (f"{entry.name}: {sentence}" for sentence in look_around(entry.path, recursive=True))
+    elif below:
         counts = [f"{name}: {count:,d}" for name, count in below.items()]
         yield (
             f"{some(counts, 'folder')} in it, with images, not read; name one of them instead, or bring the images of"
-            f" all into one by: python scripts/data/generate_lr.py --input {folder}/*/ --output NEW_LR --hr-output"
-            " NEW_HR --scales SCALE"
+            f" all into one by: python scripts/data/generate_lr.py --recursive --input {shlex.quote(folder)} --output"
+            " NEW_LR --hr-output NEW_HR --scales SCALE"
         )
     names = [entry.name for entry in entries if entry not in folders]
     others = [name for name in names if _looks_like_image(name)]

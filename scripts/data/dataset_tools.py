@@ -88,10 +88,15 @@ def warn(line: str) -> None:
     print(f"warning: {printable(line)}", file=sys.stderr)
 
 
-def tell_of_folders(folders: Iterable[Path]) -> None:
-    """Warns of what else lies beside the images of folders, and of benchmarks that are not complete."""
+def tell_of_folders(folders: Iterable[Path], *, recursive: bool = False) -> None:
+    """Warns of what else lies beside the images of folders, and of benchmarks that are not complete.
+
+    Args:
+        folders: where images are taken from.
+        recursive: whether the folders below are read, too.
+    """
     for folder in dict.fromkeys(folders):
-        for sentence in look_around(str(folder)):
+        for sentence in look_around(str(folder), recursive=recursive):
             warn(f"{folder}: {sentence}")
         count = sum(1 for _ in scandir(folder, IMAGE_SUFFIXES))
         if count and (difference := other_number(set_name(str(folder)), count)):

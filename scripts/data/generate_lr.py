@@ -8,7 +8,8 @@ times the LR size: where yours are not, `--hr-output` writes them cut to a commo
 train on those. Images that are there already are left as they are, so that an interrupted run goes on where
 it was.
 
-Images in several folders (`--input photographs/*/`) come into one; their names then begin with the folder's.
+`--recursive` also takes the images in folders below; results come into one folder, and their names begin with the
+names of these folders: family/2024/a.jpg gives family_2024_a.png.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ import dataset_tools
 from basicsr.data.data_util import images_by_stem
 from basicsr.data.transforms import mod_crop
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.img_util import imwrite
+from basicsr.utils.img_util import IMAGE_SUFFIXES, imwrite
 from basicsr.utils.matlab_functions import imresize_integer
+from basicsr.utils.misc import scandir
 
 Rounding = Literal["each_pass", "once"]
 
@@ -77,13 +79,14 @@ def make(task: Task) -> Outcome:
 def main() -> int:
     """The command."""
     options = _parse()
-    sources = find_sources(options.input)
+    sources = find_sources(options.input, options.recursive)
     multiple = math.lcm(*options.scales)
     hr: Path | None = options.hr_output
-    if hr is None and len(options.input) > 1:
-        raise OptionsError("--input names several folders: give --hr-output, which brings their HR images into one")
-    if hr is not None and hr.resolve() in {folder.resolve() for folder in options.input}:
-        raise DataError(f"--hr-output must not be a folder of --input, {hr}; name another")
+    if hr is None and options.recursive:
+        raise OptionsError("--recursive needs --hr-output, which brings the HR images of all folders into one")
+    for name, output in (("--output", options.output), ("--hr-output", hr)):
+        if output is not None and _reads_from(options.input, output, options.recursive):
+            raise DataError(f"{name} {output} must not be the folder of --input, nor below it; name another")
     for scale in options.scales:
         cut = multiple if hr is not None else scale
         parameters = {"scale": scale, "hr_multiple": cut, "rounding": options.rounding}
@@ -99,7 +102,7 @@ def main() -> int:
         )
         for stem, source in sources.items()
     ]
-    dataset_tools.tell_of_folders(options.input)
+    dataset_tools.tell_of_folders([options.input], recursive=options.recursive)
     outcomes = list(dataset_tools.in_processes(make, tasks, options.workers, "LR images"))
     if problems := [outcome.problem for outcome in outcomes if outcome.problem is not None]:
         raise DataError("\n".join(problems))
@@ -114,25 +117,35 @@ def main() -> int:
     return 0
 
 
-def find_sources(folders: list[Path]) -> dict[str, Path]:
-    """The images of folders by the names that results get: without ending, and of several folders with theirs before.
+def find_sources(folder: Path, recursive: bool) -> dict[str, Path]:
+    """The images of a folder by the names that results get, without ending; of folders below with theirs before.
 
     Raises:
-        DataError: a folder is missing or empty, or two images would have one name.
+        DataError: the folder is missing or holds no image, or two images would have one name.
     """
+    if not recursive:
+        return {stem: folder / name for stem, name in images_by_stem(str(folder)).items()}
     found: dict[str, Path] = {}
-    for folder in folders:
-        before = f"{folder.resolve().name}_" if len(folders) > 1 else ""
-        for stem, name in images_by_stem(str(folder)).items():
-            other = found.setdefault(before + stem, folder / name)
-            if other != folder / name:
-                raise DataError(f"{other} and {folder / name} would both be called {before + stem}; rename one")
+    for name in scandir(folder, IMAGE_SUFFIXES, recursive=True):
+        stem = "_".join(Path(name).with_suffix("").parts)
+        other = found.setdefault(stem, folder / name)
+        if other != folder / name:
+            raise DataError(f"{other} and {folder / name} would both be called {stem}; rename one")
+    if not found:
+        raise DataError(f"{folder} and the folders below hold no image ({', '.join(IMAGE_SUFFIXES)}); check the path")
     return found
+
+
+def _reads_from(folder: Path, output: Path, recursive: bool) -> bool:
+    """Whether what is written to `output` would be among the input of the next start."""
+    source, target = folder.resolve(), output.resolve()
+    return source == target or (recursive and source in target.parents)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="DIR", help="HR images")
+    parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="HR images")
+    parser.add_argument("--recursive", action="store_true", help="also images in folders below (with --hr-output)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets the folders X2, X3 ...")
     parser.add_argument("--scales", type=dataset_tools.positive, nargs="+", default=[2, 3, 4], metavar="S")
     parser.add_argument("--hr-output", type=Path, metavar="DIR", help="gets the HR images, cut")

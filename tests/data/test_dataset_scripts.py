@@ -85,17 +85,20 @@ class TestGenerateLr:
         assert result.returncode == 3
         assert "LR/X2 holds images that this script did not make, as ax2.png; write to another" in last_line(result)
 
-    def test_folders_in_a_folder_come_into_one(self, tmp_path):
-        for name in ("beach", "city"):
+    def test_images_in_folders_below_come_into_one(self, tmp_path):
+        for name in ("beach", "city/2024"):
             write_images(tmp_path / "photographs" / name, {"IMG_1.png": (25, 31), "IMG_2.png": (24, 24)})
-        folders = ("--input", "photographs/beach", "photographs/city")
-        result = run("generate_lr.py", *folders, "--output", "LR", "--scales", 3, folder=tmp_path)
-        assert (result.returncode, "give --hr-output" in last_line(result)) == (2, True)
-        names = (*folders, "--output", "LR", "--hr-output", "HR", "--scales", 3)
+        (tmp_path / "photographs/city/up").symlink_to(tmp_path / "photographs")
+        names = ("--recursive", "--input", "photographs", "--output", "LR", "--scales", 3)
         result = run("generate_lr.py", *names, folder=tmp_path)
+        assert (result.returncode, "needs --hr-output" in last_line(result)) == (2, True)
+        result = run("generate_lr.py", *names, "--hr-output", "photographs/HR", folder=tmp_path)
+        assert (result.returncode, "nor below it" in last_line(result)) == (3, True)
+        result = run("generate_lr.py", *names, "--hr-output", "HR", folder=tmp_path)
         assert "dataroot_gt: HR, dataroot_lq: LR/X3, filename_tmpl: '{}x3'" in result.stdout, result.stderr
-        expected = [f"{folder}_IMG_{number}.png" for folder in ("beach", "city") for number in (1, 2)]
+        expected = [f"{folder}_IMG_{number}.png" for folder in ("beach", "city_2024") for number in (1, 2)]
         assert list(files(tmp_path / "HR")) == expected
+        assert "not read" not in result.stderr
 
     def test_all_images_that_are_too_small_are_told(self, tmp_path):
         write_images(tmp_path / "HR", {"a.png": (3, 16), "b.png": (16, 16), "c.png": (2, 2)})

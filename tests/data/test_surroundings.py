@@ -90,7 +90,7 @@ class TestWhatLiesBeside:
         assert [Path(path).name for path in paths_from_folder(str(tmp_path))] == ["A.png", "B.JPG", "a.png", "c.Png"]
         told = list(look_around(str(tmp_path)))
         assert "1 folder (beach: 2) in it, with images, not read" in told[0]
-        assert f"generate_lr.py --input {tmp_path}/*/ --output" in told[0]
+        assert f"generate_lr.py --recursive --input {tmp_path} --output" in told[0]
         assert "4 files (0005, d.jfif, e.AVIF, ...) in it not read, because of the ending" in told[1]
         assert "1 hidden file (.b.png) in it not read" in told[2]
         assert "ending only (A.png and a.png)" in told[3]
