@@ -34,7 +34,6 @@ from basicsr.engine.agreement import joined, require_equal
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import Launcher, Place, any_rank, on_master
 from basicsr.engine.images import check_datasets, require_equal_images
-from basicsr.engine.pass_times import warn_if_slow
 from basicsr.engine.peers import following
 from basicsr.engine.probe import check_evaluation, evaluation_images
 from basicsr.engine.record import digest_of_file
@@ -56,6 +55,7 @@ from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import load_test_options, parse_arguments
 from basicsr.utils.options_schema import Options
 from basicsr.utils.options_unused import unused_in_testing
+from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import keep_output_precise
 from basicsr.utils.timing import Spread
 
@@ -290,7 +290,8 @@ class _Scale:
 
     def _warn_if_slow(self, network: nn.Module) -> None:
         """Says where the first network at this scale is slower in the precision asked for than in float32."""
-        if self.place.is_master and not any(row.parameters for row in self._rows):
+        first = not any(row.parameters for row in self._rows) and count_parameters(network) > 0
+        if self.place.is_master and first:
             amp = self.options.val.amp
             for line in warn_if_slow(network.eval(), self.place.device, amp, f"val: amp: {amp}"):
                 self.logger.warning(line)

@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-opt", "--opt", required=True, metavar="FILE", help="training options (YAML)")
     add("--output", metavar="DIR", help="folder of the outputs (default: teacher_cache, else beside the HR images)")
     add("--self_ensemble", action="store_true", help="average over eight flips and rotations: better, 8 times as slow")
-    add("--amp", default="none", choices=("none", "bf16", "fp16"), help="none is float32 (default)")
+    add("--amp", default="none", choices=("none", "bf16", "fp16", "auto"), help="none is float32 (default)")
     add("--tile", type=int, metavar="N", help="side of a tile, LR pixels (default: images whole while memory lasts)")
     add("--tile_overlap", type=int, metavar="N", help="pixels seen around a tile (default: what the network needs)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")

@@ -23,11 +23,14 @@ from basicsr.utils.waiting import sleep_while_waiting
 if __name__ == "__main__":
     sleep_while_waiting()  # before PyTorch is imported
 
+import torch
+
 from basicsr.engine.command import run_command
 from basicsr.export.exporting import ENDINGS, export, load_student
 from basicsr.export.onnx_file import DEFAULT_OPSET, OPSETS
 from basicsr.export.verification import table
 from basicsr.utils.complexity import count_parameters
+from basicsr.utils.pass_times import warn_if_slow
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{arguments.model}: {network.architecture} x{network.scale}, {size}{weights}", flush=True)
     if network.remark:
         print(network.remark, file=sys.stderr, flush=True)
+    if arguments.precision == "fp16":
+        for line in warn_if_slow(network.network, torch.device("cpu"), "fp16", "checking --precision fp16"):
+            print(f"warning: {line}", file=sys.stderr, flush=True)
     exported = export(
         student,
         arguments.output,

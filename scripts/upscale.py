@@ -35,6 +35,7 @@ from basicsr.inference.picture_writing import DEFAULT_QUALITY, FORMATS, OutputEr
 from basicsr.inference.runner import Runner
 from basicsr.inference.upscaling import Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
+from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, keep_output_precise
 
 _LEAST_TILE = 8  # smaller ones are mostly context
@@ -122,9 +123,12 @@ def build_runner(pretrained: Pretrained, arguments: argparse.Namespace, tiles: t
     device = choose_device(arguments.device)
     if arguments.precision != "none":
         keep_output_precise(pretrained.network)
+    network = pretrained.network.to(device)
+    for line in warn_if_slow(network, device, arguments.precision, f"--precision {arguments.precision}"):
+        say(f"warning: {line}", error=True)
     tile = max(_TILE_OF_RESULT // pretrained.scale, 32) if arguments.tile is None else arguments.tile
     return Runner(
-        pretrained.network.to(device),
+        network,
         pretrained.scale,
         device,
         tile=tile or None,

@@ -18,6 +18,7 @@ import basicsr
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr
 from basicsr.test import test_pipeline as run_test
+from basicsr.utils import pass_times
 from basicsr.utils.errors import CheckpointError, DataError, OptionsError
 from basicsr.utils.img_util import tensor2img
 from basicsr.utils.matlab_functions import imresize
@@ -345,3 +346,14 @@ def test_the_command_ends_with_the_tables_and_code_zero(options, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "x2: left out Urban100: there is no folder" in done.stdout + done.stderr
     assert "| x2 " in (tmp_path / "results/both/summary.md").read_text()
+
+
+def test_figures_in_less_than_float32_say_so_and_a_slow_precision_is_warned_of(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(pass_times, "times_of_network", lambda *given: pass_times.PassTimes((1.0,), (7.0,)))
+    monkeypatch.setattr(pass_times, "has_units", lambda *given: False)
+    quick = ["scale=2", "val:amp=bf16", "report:plots=false", "report:html=false", "report:speed=false"]
+    results = run_test(options, force_yml=quick, root=tmp_path)
+    log = next((tmp_path / "results/both").glob("test_both_*.log")).read_text()
+    assert log.count("WARNING: val: amp: bf16 is slow here: it takes 7.00 times as long as float32") == 1
+    assert results.precision == "bf16"
+    assert "ran in bf16 (val: amp), not in float32" in (tmp_path / "results/both/summary.md").read_text()

@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ from basicsr.utils.errors import CheckpointError, DataError, NonFiniteError, Opt
 from basicsr.utils.image_headers import read_header
 from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.options_schema import Options, thaw
+from basicsr.utils.pass_times import faster_precision, warn_if_slow
 from basicsr.utils.ppm_files import encode_ppm, read_ppm_header
 from basicsr.utils.precision import Amp, Precision
 from basicsr.utils.randomness import seed_everything
@@ -61,6 +62,7 @@ from basicsr.utils.sizes import readable
 
 _OWN_DATASET_KEYS = ("name", "phase", "scale")
 _THREADS = 8
+_AUTO: tuple[Amp, ...] = ("bf16", "none")
 _BYTES = 6  # of a pixel: three channels of 16 bits
 _NOTICE = "stopping after this image; Ctrl+C again stops at once"
 Size = tuple[int, int]
@@ -73,14 +75,14 @@ class How:
     Attributes:
         device: on which device.
         self_ensemble: average over the eight flips and rotations.
-        amp: precision; 'none' is float32.
+        amp: precision; 'none' is float32, 'auto' what a cache that is there has, else what is faster.
         tile: largest side of the tiles that images are cut into, LR pixels; None runs them whole while memory lasts.
         tile_overlap: LR pixels that a tile sees beyond each edge; None for what the network needs.
     """
 
     device: torch.device
     self_ensemble: bool = False
-    amp: Amp = "none"
+    amp: Amp | Literal["auto"] = "none"
     tile: int | None = None
     tile_overlap: int | None = None
 
@@ -134,7 +136,12 @@ def make_cache(options: Options, how: How, folder: Path | None, say: Callable[[s
     network, remark = load_teacher(options, how.device)
     for line in filter(None, (*recognised, remark)):
         say(line)
-    key = _key(options, network, how)
+    amp = how.amp if how.amp != "auto" else _chosen(options, network, how, folder or stored.roots["gt"], say)
+    if how.amp != "auto":
+        for line in warn_if_slow(network.eval(), how.device, amp, f"--amp {amp}"):
+            say(f"warning: {line}")
+    how = replace(how, amp=amp)
+    key = _key(options, network, how, amp)
     folder = folder or default_folder(stored.roots["gt"], key)
     say(f"{folder}: {len(names):,d} outputs of {key}")
     wanted = [CachedImage(name=name, lq=digest) for name, digest in zip(names, digests, strict=True)]
@@ -168,7 +175,7 @@ def _complete_cache(
             tile=how.tile,
             tile_overlap=how.tile_overlap,
             self_ensemble=how.self_ensemble,
-            precision=Precision(how.device.type, how.amp),
+            precision=Precision.of(how.device, how.amp),
             report=say,
         )
         _run(folder, runner, stored, wanted, missing, found)
@@ -179,6 +186,27 @@ def _complete_cache(
     values = sum(3 * height * width for height, width in sizes)
     size, clipped = (sum(getattr(image, name) for image in images) for name in ("bytes", "clipped"))
     return Made(folder, key, len(images), len(missing), size, clipped, values)
+
+
+def _chosen(options: Options, network: torch.nn.Module, how: How, place: Path | str, say: Callable[[str], None]) -> Amp:
+    """What `auto` is: the precision of a cache that is begun, so that it is gone on with, else the faster one.
+
+    Args:
+        options: of the run.
+        network: the teacher, on its device.
+        how: how to run it.
+        place: the folder of the cache, or as text the one of the HR images, beside which it lies.
+        say: takes a line on it.
+    """
+    for amp in _AUTO:
+        key = _key(options, network, how, amp)
+        folder = place if isinstance(place, Path) else default_folder(place, key)
+        if (folder / MANIFEST).is_file() and not key_differences(read_manifest(folder).key, key):
+            say(f"amp auto: {amp}, as the cache has it")
+            return amp
+    chosen, why = faster_precision(network.eval(), how.device)
+    say(f"amp auto: {chosen}; {why}")
+    return chosen
 
 
 def default_folder(gt_root: str, key: CacheKey) -> Path:
@@ -209,7 +237,7 @@ def _training_images(options: Options) -> StoredImages:
     return stored
 
 
-def _key(options: Options, network: torch.nn.Module, how: How) -> CacheKey:
+def _key(options: Options, network: torch.nn.Module, how: How, amp: Amp) -> CacheKey:
     path = options.path.pretrain_network_t
     if path is None or options.network_t is None:
         raise OptionsError("path: pretrain_network_t is required: a cache is of a trained teacher")
@@ -226,7 +254,7 @@ def _key(options: Options, network: torch.nn.Module, how: How) -> CacheKey:
         architecture=named,
         scale=options.scale,
         self_ensemble=how.self_ensemble,
-        precision=how.amp,
+        precision=amp,
         tile=how.tile,
         tile_overlap=how.tile_overlap,
     )

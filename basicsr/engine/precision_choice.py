@@ -12,12 +12,21 @@ import torch
 from torch import nn
 
 from basicsr.engine.distributed import Place, on_master
-from basicsr.engine.pass_times import Modes, PassTimes, input_channels, measure, pick, slow_mode
 from basicsr.models import build_networks
 from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, DataError
 from basicsr.utils.hardware import has_units
 from basicsr.utils.options_schema import Options
+from basicsr.utils.pass_times import (
+    Modes,
+    PassTimes,
+    input_channels,
+    measure,
+    pick,
+    pick_on_gpu,
+    slow_mode,
+    warn_if_slow,
+)
 from basicsr.utils.precision import Amp, Precision
 
 STATE = "precision"
@@ -121,7 +130,8 @@ def _choose(options: Options, device: torch.device, kept: Mapping[str, Amp] | No
     if "auto" in asked and kept is None:
         found, why = _pick(options, device)
         modes = _filled(asked, (found, found))
-        return Choice(*modes, told=f"amp auto: {_named(modes)}; {why}")
+        told = f"amp auto: {_named(modes)}; {why}"
+        return Choice(*modes, told=told, warnings=tuple(_about_validation(options, device)))
     modes = _filled(asked, (kept["amp"], kept["amp_teacher"])) if kept is not None else _filled(asked, _PLAIN)
     told = f"amp auto: {_named(modes)}, as in the run so far" if "auto" in asked else ""
     return Choice(*modes, told=told, warnings=_warnings(options, modes, device))
@@ -134,7 +144,7 @@ def _asked(options: Options) -> tuple[str, str]:
 def _pick(options: Options, device: torch.device) -> tuple[Amp, str]:
     units = has_units(device, "bf16")
     if device.type == "cuda":
-        return ("bf16", "the GPU has units for it") if units else ("none", "the GPU has no units for bf16")
+        return pick_on_gpu(units)
     if not units:
         return pick(False, None)
     plain, fast = (_filled(_asked(options), modes) for modes in (_PLAIN, _FAST))
@@ -154,14 +164,28 @@ def _named(modes: Modes) -> str:
 
 def _warnings(options: Options, modes: Modes, device: torch.device) -> tuple[str, ...]:
     """Whether a run in this precision is slower than one in float32."""
+    lines = _about_validation(options, device)
     emulated = [mode for mode in modes if mode != "none" and not (device.type == "cuda" and has_units(device, mode))]
     if not emulated:
-        return ()
+        return tuple(lines)
     asked = " and ".join(f"{key}: {mode}" for key, mode in dict(zip(_KEYS, modes, strict=True)).items())
     if modes[0] == modes[1]:
         asked = f"amp: {modes[0]}"
     units = all(has_units(device, mode) for mode in emulated)
-    return tuple(slow_mode(asked, emulated[0], units, _times(options, _PLAIN, modes, device)))
+    return (*slow_mode(asked, emulated[0], units, _times(options, _PLAIN, modes, device)), *lines)
+
+
+def _about_validation(options: Options, device: torch.device) -> list[str]:
+    """Whether validation in the precision that it asks for is slower than in float32."""
+    amp = options.val.amp
+    if amp == "none" or not options.datasets_of("val"):
+        return []
+    with torch.random.fork_rng(devices=[]):
+        try:
+            network = build_networks(options, device)["g"]
+        except Exception:  # the run, which builds it too, tells what is wrong
+            return []
+        return warn_if_slow(network.eval(), device, amp, f"val: amp: {amp}")
 
 
 def _times(options: Options, plain: Modes, other: Modes, device: torch.device) -> PassTimes | None:

@@ -18,10 +18,14 @@ from support.caching import at_forward, from_cache, make, make_and_die, with_tea
 from support.training import changed, start
 
 from basicsr.archs import build_network
+from basicsr.engine import cache_making
+from basicsr.engine.cache_making import How, make_cache
 from basicsr.engine.command import run_command
 from basicsr.engine.stop import Preempted
 from basicsr.inference.runner import Runner
+from basicsr.utils import pass_times
 from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.options import load_options
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -137,3 +141,31 @@ def test_the_command_makes_the_folder_that_the_options_name(options, tmp_path, m
         assert errors.startswith("error: ") and errors.count("\n") == 1, errors
         assert message in errors
     sys.modules.pop("cache_teacher")
+
+
+def test_auto_takes_what_is_faster_and_goes_on_with_the_precision_that_a_cache_has(options, tmp_path, monkeypatch):
+    said: list[str] = []
+
+    def made(precision: str, folder: Path | None = None):
+        monkeypatch.setattr(cache_making, "faster_precision", lambda *given: (precision, "by given times"))
+        how = How(torch.device("cpu"), amp="auto")
+        return make_cache(load_options(options, training=True), how, folder, said.append)
+
+    first = made("bf16")
+    assert (first.key.precision, first.new) == ("bf16", 7) and first.folder.name.endswith("_bf16")
+    assert "amp auto: bf16; by given times" in said
+    again = made("none")  # another machine, or another day
+    assert (again.key, again.new, again.folder) == (first.key, 0, first.folder)
+    assert "amp auto: bf16, as the cache has it" in said
+    assert made("none", tmp_path / "mine").key.precision == "none"
+    assert made("bf16", tmp_path / "mine").new == 0
+
+
+def test_a_slow_precision_is_warned_of_with_its_factor(options, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(pass_times, "times_of_network", lambda *given: pass_times.PassTimes((1.0,), (7.0,)))
+    monkeypatch.setattr(pass_times, "has_units", lambda *given: False)
+    how = How(torch.device("cpu"), amp="bf16")
+    make_cache(load_options(options, training=True), how, None, said.append)
+    (warning,) = [line for line in said if line.startswith("warning: ")]
+    assert warning.startswith("warning: --amp bf16 is slow here: it takes 7.00 times as long as float32")

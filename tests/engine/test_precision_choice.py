@@ -13,10 +13,11 @@ from support.training import changed, checkpoint_of, differences, finish, run_ra
 
 from basicsr.engine import precision_choice
 from basicsr.engine.distributed import Place, distributed
-from basicsr.engine.pass_times import PassTimes
 from basicsr.engine.precision_choice import Choice, choose_precision, kept_precision, settled
+from basicsr.utils import pass_times
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.options import load_options
+from basicsr.utils.pass_times import PassTimes
 
 HERE = Place(torch.device("cpu"))
 
@@ -83,6 +84,16 @@ def test_a_slow_mode_that_was_asked_for_is_warned_of_with_the_factor(mcadkd, mon
     assert choose_precision(options_of(mcadkd, amp=amp), HERE, None).warnings == ()
     asked = with_times(monkeypatch, False, SEVEN_TIMES)
     assert choose_precision(options_of(mcadkd), HERE, None) == Choice("none", "none") and asked == []
+
+
+def test_a_slow_precision_of_validation_is_warned_of(mcadkd, monkeypatch):
+    monkeypatch.setattr(pass_times, "times_of_network", lambda *given: SEVEN_TIMES)
+    monkeypatch.setattr(pass_times, "has_units", lambda *given: False)
+    for amp in ("none", "auto"):
+        with_times(monkeypatch, False, None)
+        (warning,) = choose_precision(options_of(mcadkd, amp=amp, val__amp="bf16"), HERE, None).warnings
+        assert warning.startswith("val: amp: bf16 is slow here: it takes 7.00 times as long as float32")
+    assert choose_precision(options_of(mcadkd), HERE, None).warnings == ()
 
 
 @pytest.mark.parametrize("kept", ["bf16", {"amp": "bf16"}, {"amp": "auto", "amp_teacher": "none"}, {"amp": 1}])

@@ -21,6 +21,7 @@ from support.processes import start
 
 from basicsr.archs import build_network
 from basicsr.engine.command import run_command
+from basicsr.utils import pass_times
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "scripts/upscale.py")
@@ -65,6 +66,13 @@ def run(upscale, here, capsys):
         return code, printed.out.splitlines(), printed.err.splitlines()
 
     return call
+
+
+def test_a_slow_precision_is_warned_of_with_its_factor(run, monkeypatch):
+    monkeypatch.setattr(pass_times, "times_of_network", lambda *given: pass_times.PassTimes((1.0,), (7.0,)))
+    monkeypatch.setattr(pass_times, "has_units", lambda *given: False)
+    _, _, errors = run("photos/a.png", "--precision", "bf16")
+    assert any("warning: --precision bf16 is slow here: it takes 7.00 times as long" in line for line in errors)
 
 
 def files(folder: Path) -> list[str]:

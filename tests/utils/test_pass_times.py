@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.engine.pass_times import (
+from basicsr.utils.hardware import has_units, processor
+from basicsr.utils.pass_times import (
     PassTimes,
     fitting_size,
     input_channels,
@@ -19,7 +20,6 @@ from basicsr.engine.pass_times import (
     times_of_network,
     warn_if_slow,
 )
-from basicsr.utils.hardware import has_units, processor
 
 CPU = torch.device("cpu")
 

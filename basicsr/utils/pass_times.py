@@ -98,6 +98,24 @@ def warn_if_slow(network: nn.Module, device: torch.device, amp: Amp, asked: str)
     return slow_mode(asked, amp, has_units(device, amp), times) if amp != "none" else []
 
 
+def faster_precision(network: nn.Module, device: torch.device) -> tuple[Amp, str]:
+    """What `auto` chooses for running a network, and why.
+
+    Args:
+        network: on `device`, in eval mode; it stays as it is.
+        device: where it runs.
+    """
+    units = has_units(device, "bf16")
+    if device.type == "cuda":
+        return pick_on_gpu(units)
+    return pick(units, times_of_network(network, device, "bf16") if units else None)
+
+
+def pick_on_gpu(units: bool) -> tuple[Amp, str]:
+    """What `auto` chooses on a GPU, where nothing is measured, and why."""
+    return ("bf16", "the GPU has units for it") if units else ("none", "the GPU has no units for bf16")
+
+
 def times_of_network(network: nn.Module, device: torch.device, amp: Amp) -> PassTimes | None:
     """Times of forward passes of one image in float32 and `amp`; None where it is not worth asking, or cannot be."""
     if amp == "none" or (device.type == "cuda" and has_units(device, amp)):
