@@ -84,7 +84,8 @@ def say(line: str) -> None:
 def tell(made: Made) -> None:
     """What is there now, and how to use it."""
     share = f"{made.clipped:,d} of {made.values:,d} values ({made.clipped / made.values:.2g} of all)"
-    say(f"{made.images:,d} outputs, {made.new:,d} of them new, {readable(made.bytes)}")
+    new = "all made now" if made.new == made.images else f"{made.new:,d} made now, the others were there"
+    say(f"{made.images:,d} outputs, {new if made.new else 'all were there'}, {readable(made.bytes)}")
     say(f"clipped to [-0.5, 1.5]: {share if made.clipped else 'none'}")
     say(f"to train with them, set datasets: train: teacher_cache: {made.folder}")
 

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from basicsr.data.surroundings import look_around, some
+from basicsr.data.surroundings import folders_like_images, look_around, some
 from basicsr.utils.errors import AssertedDataError, DataError, OptionsError
 from basicsr.utils.img_util import IMAGE_SUFFIXES
 from basicsr.utils.lmdb_pages import find_damaged_page
@@ -200,7 +200,7 @@ def _about_partners(lonely: Sequence[str], expected: Mapping[str, str], there: M
 
 def _image_names(folder: str) -> list[str]:
     """The names of a folder's entries that look like images, whether or not they can be read: none must vanish."""
-    names = list(scandir(folder, suffix=IMAGE_SUFFIXES))
+    names = sorted([*scandir(folder, suffix=IMAGE_SUFFIXES), *folders_like_images(folder)])
     if not names:
         others = "; ".join(look_around(folder))
         raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); {others or 'check the path'}")

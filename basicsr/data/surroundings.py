@@ -66,11 +66,7 @@ def look_around(folder: str, *, recursive: bool = False) -> Iterator[str]:
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"cannot read folder {folder}: {error.strerror}; check the path") from error
+    entries = _entries_of(folder)
     folders = [entry for entry in entries if not _is_image(entry.name) and is_folder(entry)]
     below = {entry.name: count for entry in folders if (count := _count_images(entry.path))}
     if recursive:
@@ -137,6 +133,24 @@ def set_name(root: str) -> str:
     """The name of the set whose images a folder holds: the last part of the path that is not HR, LR_bicubic, X2 ..."""
     parts = os.path.abspath(root).removesuffix(".lmdb").split(os.sep)
     return next((part for part in reversed(parts) if not _PARTS.fullmatch(part.lower())), "")
+
+
+def folders_like_images(folder: str) -> list[str]:
+    """Names of folders in a folder that have an image's ending, as one that stands in an image's place.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    entries = (entry for entry in _entries_of(folder) if _is_image(entry.name) and not entry.name.startswith("."))
+    return [entry.name for entry in entries if is_folder(entry)]
+
+
+def _entries_of(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"cannot read folder {folder}: {error.strerror}; check the path") from error
 
 
 def _is_image(name: str) -> bool:

@@ -29,6 +29,7 @@ from basicsr.data.checking import check_images, report, stored_images
 from basicsr.data.digests import digests_of
 from basicsr.data.headers import Place, content_of, opened
 from basicsr.data.storage import StoredImages
+from basicsr.data.surroundings import remarks_about
 from basicsr.data.teacher_cache import (
     MANIFEST,
     CachedImage,
@@ -128,7 +129,7 @@ def make_cache(options: Options, how: How, folder: Path | None, say: Callable[[s
         CheckpointError: there is no room, or it cannot be written.
         Interrupted, Preempted: a signal came; what is done is kept.
     """
-    stored = _training_images(options)
+    stored = _training_images(options, say)
     names = cached_names(stored)
     digests = digests_of(stored.files["lq"], stored.roots["lq"], stored.lmdb, partial(progress, "Reading LR images"))
     seed_everything(options.manual_seed)  # for weights that strict_load_t: false may leave as they are made
@@ -219,8 +220,8 @@ def default_folder(gt_root: str, key: CacheKey) -> Path:
     return root.with_name("_".join(parts))
 
 
-def _training_images(options: Options) -> StoredImages:
-    """The training images, all of which must be sound."""
+def _training_images(options: Options, say: Callable[[str], None]) -> StoredImages:
+    """The training images, all of which must be sound; tells what else lies in their folders."""
     block = next(iter(options.datasets_of("train").values()))
     framework = {name: getattr(block, name) for name in _OWN_DATASET_KEYS}
     dataset: Any = build_dataset({"type": block.type, **block.arguments, **framework})
@@ -234,6 +235,8 @@ def _training_images(options: Options) -> StoredImages:
     checked = block if block.check_images != "none" else block.model_copy(update={"check_images": "headers"})
     if bad := check_images(dataset, checked):
         raise DataError(report(bad, len(dataset), block.name))
+    for remark in remarks_about(block.name, stored, "train"):
+        say(f"warning: {remark}")
     return stored
 
 

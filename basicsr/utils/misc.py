@@ -38,7 +38,7 @@ def scandir(
 
     Args:
         dir_path: the folder.
-        suffix: only entries whose name ends so, in upper or lower case. A folder of such a name is yielded too.
+        suffix: only entries whose name ends so, in upper or lower case.
         recursive: also those in folders below, but not in one that contains this folder, by a link.
         full_path: yield paths that begin with `dir_path`; otherwise paths relative to it.
 
@@ -56,14 +56,15 @@ def _entries(
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"cannot read folder {folder}: {error.strerror}; check the path") from error
-    endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix or ()))
+    endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix or ("",)))
     above = (*above, os.path.realpath(folder)) if recursive else above
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.name.lower().endswith(endings) if endings else not is_folder(entry):
-            yield entry.path if full_path else entry.name
-        elif recursive and is_folder(entry) and os.path.realpath(entry.path) not in above:
+        if not is_folder(entry):
+            if entry.name.lower().endswith(endings):
+                yield entry.path if full_path else entry.name
+        elif recursive and os.path.realpath(entry.path) not in above:
             for below in _entries(entry.path, suffix, recursive, full_path, above):
                 yield below if full_path else os.path.join(entry.name, below)
 

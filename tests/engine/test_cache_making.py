@@ -128,7 +128,7 @@ def test_the_command_makes_the_folder_that_the_options_name(options, tmp_path, m
     file.write_text(json.dumps(from_cache(options, tmp_path / "named", teacher=True)))
     assert run_command(lambda: script.main(["-opt", str(file), "--device", "cpu", "--tile", "16"])) == 0
     out = capfd.readouterr().out
-    assert "7 outputs, 7 of them new" in out and "clipped to [-0.5, 1.5]: none" in out
+    assert "7 outputs, all made now, " in out and "clipped to [-0.5, 1.5]: none" in out
     assert manifest_of(tmp_path / "named")["complete"]
     untrained = ["path:pretrain_network_t=~", "path:allow_random_teacher=true"]
     for arguments, code, message in (

@@ -351,6 +351,24 @@ def test_a_method_that_owns_the_students_weights_is_marked_and_not_held_against_
     assert table.groups[0].lines[0].cells[0][0].text == "0 of 1"
 
 
+def test_the_table_says_how_many_images_and_warns_of_other_numbers(command, bench, copy):
+    plan, records, tables_ = (importlib.import_module(f"study.{name}") for name in ("plan", "records", "tables"))
+    file = with_teacher(bench, copy, "counted")
+    pieces = [str(bench / "pieces/scratch.yml")]
+    planned = plan.plan_study(base=file, name="counted", methods=pieces, seeds=[0, 1])
+
+    def notes(*counts: int) -> list[str]:
+        done = {
+            ("scratch", seed): records.Record("done", values={"Set5": {"psnr": 30.0}}, images={"Set5": count})
+            for seed, count in enumerate(counts)
+        }
+        return list(tables_.means_table(tables_.Findings(planned, done)).notes)
+
+    assert "Images: Set5 5." in notes(5, 5) and not any("WARNING" in note for note in notes(5, 5))
+    assert "WARNING: Set5: 4 images here, Set5 has 5: figures are not its own." in notes(4, 5)
+    assert any("not the same number of images in all runs: 4 for scratch seed 0; 5 for" in note for note in notes(4, 5))
+
+
 def test_a_base_with_losses_lends_them_to_no_method(command, bench, copy, capsys):
     losses = {"pixel_opt": {**PIXEL, "loss_weight": 7.0}, "resp_kd_opt": PIXEL, "net_d_init_iters": 3}
     file = with_teacher(bench, copy, "lossy", model_type="KDModel", train={**base(bench)["train"], **losses})
