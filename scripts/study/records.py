@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,6 +27,7 @@ from basicsr.utils.history import HISTORY, ITERATION, read_history
 from basicsr.utils.options import resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
+from basicsr.utils.timing import spread
 from study.plan import Run, Study
 
 State = Literal["start", "resume", "done"]
@@ -48,6 +48,7 @@ class Record:
         jobs: how many trainings ran at a time.
         values: figures after the last iteration by dataset and metric; empty unless done.
         seconds: per iteration, median over the lines of its log; None unless done.
+        middle: between which seconds the middle half of these lines is; None where that is not known.
         images: how many the figures are averages over, by dataset.
         error: why it failed, in a line.
     """
@@ -60,6 +61,7 @@ class Record:
     jobs: int = 1
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: float | None = None
+    middle: Sequence[float] | None = None
     images: Mapping[str, int] = field(default_factory=dict)
     error: str = ""
 
@@ -202,7 +204,7 @@ def saved_at(options: Options) -> int:
 
 
 def outcome_of(options: Options) -> dict[str, Any] | None:
-    """What a `Record` says of a training that is done: `values`, `seconds` and `images`.
+    """What a `Record` says of a training that is done: `values`, `seconds`, `middle` and `images`.
 
     The first line of the log is left out of the median where there are more: it has what happens once.
 
@@ -226,7 +228,8 @@ def outcome_of(options: Options) -> dict[str, Any] | None:
     images = {}
     with suppress(UserError):  # a set that has gone since says nothing of a training that is done
         images = {block.name: len(build_eval_dataset(block)) for block in options.datasets_of("val").values()}
-    return {"values": values, "seconds": statistics.median(seconds[1:] or seconds), "images": images}
+    took = spread(seconds[1:] or seconds)
+    return {"values": values, "seconds": took.median, "middle": [took.low, took.high], "images": images}
 
 
 def _collect(entry: Mapping[str, Any], options: Options, values: dict[str, dict[str, float]]) -> None:

@@ -19,6 +19,7 @@ from basicsr.data.surroundings import other_number
 from basicsr.metrics import better_direction
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.report.results import Results, Row, ScaleResults
+from basicsr.report.speed import FEWEST_ROUNDS, doubt
 from basicsr.report.table_text import to_markdown, to_markdown_list
 from basicsr.report.tables import (
     DASH,
@@ -36,6 +37,7 @@ from basicsr.report.tables import (
 )
 from basicsr.utils.csv_files import csv_text as text_of
 from basicsr.utils.errors import CheckpointError, OptionsError
+from basicsr.utils.timing import Spread
 from study.plan import Run, Study
 from study.records import Record, weights_of
 
@@ -102,10 +104,14 @@ class Findings:
         others = self.values(self.study.reference, dataset, metric)
         return [own[seed] - others[seed] for seed in self.study.seeds if seed in own and seed in others]
 
-    def seconds(self, method: str) -> float | None:
-        """Seconds per iteration: the median of its runs'."""
-        measured = [record.seconds for record in self.done(method).values() if record.seconds is not None]
-        return statistics.median(measured) if measured else None
+    def seconds(self, method: str) -> Spread | None:
+        """Seconds per iteration: the median of its runs', and between which the middle halves of them all are."""
+        runs = [record for record in self.done(method).values() if record.seconds is not None]
+        if not runs:
+            return None
+        medians = [record.seconds for record in runs if record.seconds is not None]
+        ends = [*medians, *(end for record in runs for end in record.middle or ())]
+        return Spread(statistics.median(medians), min(ends), max(ends))
 
     def owners(self) -> list[str]:
         """Methods that give the student its weights."""
@@ -219,24 +225,44 @@ def _difference(differences: Sequence[float], metric: str) -> Figure:
 
 
 def cost_table(findings: Findings) -> Table:
-    """Measured time of a training step."""
+    """Measured time of a training step, and why it is no figure to quote, where it is none."""
     study = findings.study
-    base = findings.seconds(study.reference)
+    found = {method: findings.seconds(method) for method in study.methods}
+    base = found[study.reference]
     lines = []
-    for method in study.methods:
-        seconds = findings.seconds(method)
-        ratio = f"{seconds / base:.2f}" if seconds is not None and base else DASH
-        shown = significant(seconds) if seconds is not None else DASH
+    for method, seconds in found.items():
+        ratio = f"{seconds.median / base.median:.2f}" if seconds is not None and base is not None else DASH
+        shown = DASH
+        if seconds is not None:
+            median, low, high = map(significant, (seconds.median, seconds.low, seconds.high))
+            shown = f"{median} ({low}{DASH}{high})"
         lines.append(Line(method, ((Figure(shown),), (Figure(ratio),))))
     ways = {(record.jobs, record.threads) for method in study.methods for record in findings.done(method).values()}
     how = " or ".join(f"{jobs} at a time with {threads} thread(s) each" for jobs, threads in sorted(ways))
-    caption = f"{study.name}: seconds per iteration, median over the lines of the log and over seeds"
+    caption = (
+        f"{study.name}: seconds per iteration, median over the lines of the log and over seeds; in brackets between"
+        " which the middle half of the lines is, of all seeds"
+    )
+    measured = {method: seconds for method, seconds in found.items() if seconds is not None}
+    doubt = time_doubt(measured, max((jobs for jobs, _ in ways), default=1))
     return Table(
         "cost",
         f"{caption}; trainings ran {how}." if how else f"{caption}.",
         (Column("Seconds per iteration"), Column(f"Relative to {study.reference}")),
         (Group(study.plain.scale, tuple(lines)),),
+        notes=(f"Times are no figures to quote: {doubt}.",) if doubt else (),
     )
+
+
+def time_doubt(measured: Mapping[str, Spread], jobs: int) -> str:
+    """Why times of trainings, which ran one after the other, are no figures to quote; empty where they are.
+
+    Args:
+        measured: seconds per iteration by method.
+        jobs: how many trainings ran at a time.
+    """
+    load = f"{jobs} trainings ran at a time, and slowed each other down" if jobs > 1 else ""
+    return doubt(measured, FEWEST_ROUNDS, load)
 
 
 def claim_results(study: Study) -> None:

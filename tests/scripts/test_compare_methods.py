@@ -28,6 +28,7 @@ from support.processes import start
 from basicsr.archs import build_network
 from basicsr.engine.command import run_command
 from basicsr.utils.history import read_history
+from basicsr.utils.timing import Spread
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "scripts/compare_methods.py")
@@ -426,3 +427,16 @@ def test_auto_is_chosen_once_for_all_runs_of_a_study(command, bench, tmp_path, m
     file.write_text('{"amp": "bf8"}')
     assert run_command(lambda: command.main([*study(bench, "scratch kd", "0 1", *forced), "--dry-run"])) == 3
     assert "precision.json cannot be read" in capsys.readouterr().err
+
+
+def test_times_are_quoted_where_nothing_slowed_the_trainings_down(command, whole):
+    time_doubt = sys.modules["study.tables"].time_doubt
+    steady = {"scratch": Spread(1.0, 0.97, 1.05), "kd": Spread(2.0, 1.9, 2.1)}
+    assert time_doubt(steady, 1) == time_doubt({}, 1) == ""
+    assert time_doubt(steady, 2) == "2 trainings ran at a time, and slowed each other down"
+    wide = time_doubt({**steady, "fakd": Spread(1.0, 0.8, 1.2)}, 1)
+    assert wide == "the middle half of the times of fakd spreads over 40 %"
+    told = (whole / "results/trial/study.md").read_text().partition("trial: seconds per iteration")[2]
+    assert "Times are no figures to quote: 2 trainings ran at a time" in told
+    for run in json.loads((whole / "results/trial/study.json").read_text())["runs"]:
+        assert run["middle"][0] <= run["seconds"] <= run["middle"][1]
