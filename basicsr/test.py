@@ -107,7 +107,7 @@ def test_pipeline(
         experiment.prepare_results(loaded, place)
         own_again()
         with experiment.open_log(first.results_folder, "test", first.name, place, told=doubts) as logger:
-            report = _Report(loaded, scales, place, logger)
+            report = _Report(scales, place, logger)
             for line in unused_in_testing(first):
                 logger.warning(line)
             try:
@@ -124,10 +124,8 @@ def test_pipeline(
 class _Report:
     """What is written of the figures: tables after each dataset, all else at the end."""
 
-    def __init__(
-        self, loaded: Sequence[Options], scales: Sequence[_Scale], place: Place, logger: logging.Logger
-    ) -> None:
-        self._options, self._scales, self._place, self._logger = loaded[0], scales, place, logger
+    def __init__(self, scales: Sequence[_Scale], place: Place, logger: logging.Logger) -> None:
+        self._options, self._scales, self._place, self._logger = scales[0].options, scales, place, logger
         self._latencies = Latencies()
 
     def results(self, incomplete: str = "") -> Results:
@@ -244,10 +242,16 @@ class _Scale:
         _, self._remarks = check_datasets([(self.datasets[block.name], block) for block in blocks], self.place)
         for data in self.datasets.values():
             data[0]
+        channels: set[int] = set()
         for candidate in _networks(self.options) if self.datasets else ():  # built, its weights loaded, and let go
             trial = Trial(candidate.label, candidate.network, torch.device("cpu"))
             for images in evaluation_images(self.options, self.datasets):
+                channels.add(images.shape[0])
                 self._fitting += check_evaluation(trial, candidate.block, images, self.options)
+        if channels == {1}:  # costs are those of gray images
+            report = self.options.report
+            gray = report.model_copy(update={"input": (1, *report.input[1:])})
+            self.options = self.options.model_copy(update={"report": gray})
 
     def results(self, latencies: Mapping[str, Spread]) -> ScaleResults:
         """What has been measured so far, with the latency of each architecture."""

@@ -32,12 +32,14 @@ from basicsr.archs.pretrained import Pretrained, load_pretrained
 from basicsr.engine.command import run_command
 from basicsr.inference.picture_paths import Job, find_sources, plan
 from basicsr.inference.picture_writing import DEFAULT_QUALITY, FORMATS, OutputError
+from basicsr.inference.probing import Trial
 from basicsr.inference.runner import Runner
 from basicsr.inference.upscaling import Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, keep_output_precise
 
+_TRIED = 48  # pixels a side
 _LEAST_TILE = 8  # smaller ones are mostly context
 _TILE_OF_RESULT = 1024  # pixels a side: tiles of the result, and the features behind them, stay this small
 
@@ -98,10 +100,27 @@ def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
             f"{path} takes images of {height}x{width} pixels only (it has an absolute position embedding);"
             " give another checkpoint"
         )
+    check(pretrained, path)
     say(f"{path}: {pretrained.architecture} x{pretrained.scale} ({pretrained.layout})")
     if pretrained.remark:
         say(pretrained.remark, error=True)
     return pretrained
+
+
+def check(pretrained: Pretrained, path: str) -> None:
+    """Tries the network on a small image; raises CheckpointError where it makes no image `scale` times as large."""
+    shape = pretrained.in_channels, _TRIED, _TRIED
+    outcome = Trial("network", pretrained.network, torch.device("cpu")).outcome(shape)
+    if outcome.made is None:
+        raise CheckpointError(
+            f"{path}: {pretrained.architecture} fails on an image of {_TRIED}x{_TRIED}: {outcome.reason}"
+        )
+    expected = pretrained.out_channels, *(side * pretrained.scale for side in outcome.given[1:])
+    if outcome.made != expected:
+        made, wanted = ("x".join(map(str, entry)) for entry in (outcome.made, expected))
+        raise CheckpointError(
+            f"{path}: {pretrained.architecture} makes {made} of a small image, x{pretrained.scale} is {wanted}"
+        )
 
 
 def choose_device(wanted: str) -> torch.device:

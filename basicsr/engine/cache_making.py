@@ -46,6 +46,7 @@ from basicsr.data.teacher_cache import (
     write_manifest,
 )
 from basicsr.engine.ownership import LOCK, FolderLock
+from basicsr.engine.probe import check_teacher
 from basicsr.engine.stop import Interrupted, Preempted, StopRequest
 from basicsr.engine.teacher_cache import progress
 from basicsr.inference.runner import Runner
@@ -137,6 +138,7 @@ def make_cache(options: Options, how: How, folder: Path | None, say: Callable[[s
     network, remark = load_teacher(options, how.device)
     for line in filter(None, (*recognised, remark)):
         say(line)
+    check_teacher(options, network, how.device)
     amp = how.amp if how.amp != "auto" else _chosen(options, network, how, folder or stored.roots["gt"], say)
     if how.amp != "auto":
         for line in warn_if_slow(network.eval(), how.device, amp, f"--amp {amp}"):
@@ -231,7 +233,9 @@ def _training_images(options: Options, say: Callable[[str], None]) -> StoredImag
             f"datasets: train: {block.type} does not say where its images lie (stored_images); use PairedImageDataset"
         )
     if changed := [name for name in ("color", "mean", "std") if block.arguments.get(name) is not None]:
-        raise OptionsError(f"datasets: train: a teacher's cache has RGB in [0, 1]; remove {changed[0]}")
+        raise OptionsError(
+            f"datasets: train: a teacher's cache has RGB in [0, 1]; remove {changed[0]}, or train without a cache"
+        )
     checked = block if block.check_images != "none" else block.model_copy(update={"check_images": "headers"})
     if bad := check_images(dataset, checked):
         raise DataError(report(bad, len(dataset), block.name))
@@ -384,8 +388,6 @@ def _output(runner: Runner, place: Place, digest: str) -> torch.Tensor:
     except UserError as error:
         error.extend(before=f"{place.name}: ")
         raise
-    if len(output) != 3:
-        raise OptionsError(f"network_t puts out {len(output)} channels, a cache is of colour images; use another")
     if not torch.isfinite(output).all():
         raise NonFiniteError(
             f"{place.name}: network_t puts out numbers that are not finite: its weights are damaged, or the precision"

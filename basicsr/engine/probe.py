@@ -36,6 +36,7 @@ from basicsr.utils.precision import Precision
 _TRIED = 8  # samples, until one can be read; bad images are told by the check of images, which comes next
 _IN_KEYS = ("num_in_ch", "in_chans", "img_channel", "inp_channels", "in_channels", "in_nc", "n_colors")
 _ODD = (67, 61)  # sides of which no network's windows or halvings are a divisor
+_SMALL = 48
 _SIZES = 64  # at most so many different ones of a set are tried
 _OUT_KEYS = ("num_out_ch", "out_channels", "out_nc")
 
@@ -157,7 +158,21 @@ def check_evaluation(
     luma = [name for name, block in options.val.metrics.items() if arguments_of(block).get("test_y_channel")]
     if made[0] != 1 or not luma:
         return []
-    return [f"{images.label} ({images.block.name}) has one channel, which {', '.join(luma)} compare as it is"]
+    return [f"{images.label} ({images.block.name}) has one channel: test_y_channel of {', '.join(luma)} has no effect"]
+
+
+def check_teacher(options: Options, network: nn.Module, device: torch.device) -> None:
+    """Tries a teacher whose outputs for RGB images are to be kept.
+
+    Raises:
+        OptionsError: it does not make RGB images of RGB images, at the options' scale.
+        NonFiniteError: it puts out values that are not finite.
+    """
+    key, block = next(iter(options.datasets_of("train").items()))
+    side, scale = _SMALL, options.scale
+    lq, gt = torch.full((3, side, side), 0.5), torch.full((3, side * scale, side * scale), 0.5)
+    images = Images(f"datasets.{key}", block, lq, gt, None)
+    _check_on_patches(Trial("network_t", network, device), options.network_t, images, [images.shape], scale)
 
 
 def evaluation_images(options: Options, datasets: Mapping[str, Any]) -> Iterator[Images]:

@@ -211,4 +211,4 @@ def test_the_remedies_for_gray_networks_work(mcadkd, tmp_path, color):
     options = changed(mcadkd, network_g=GRAY_EDSR, network_t=GRAY_EDSR, network_d__num_in_ch=1,
                       datasets__train__color=color, datasets__val__color=color)  # fmt: skip
     (remark,) = check_fit(built(options, tmp_path))
-    assert remark == "datasets.val (val) has one channel, which psnr, ssim compare as it is"
+    assert remark == "datasets.val (val) has one channel: test_y_channel of psnr, ssim has no effect"
