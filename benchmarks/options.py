@@ -18,6 +18,8 @@ PAIRS = ("edsr", "rcan", "swinir")
 def shipped_options(file: str, images: Path, batch: int, **changes: Any) -> dict[str, Any]:
     """The options of a file under options/train as plain dicts, without validation, its teacher random.
 
+    Where the file leaves the precision to the machine, it is float32 unless `changes` say otherwise.
+
     Args:
         file: name of the file, without ending.
         images: a folder with HR and LR, whose names are equal.
@@ -31,5 +33,6 @@ def shipped_options(file: str, images: Path, batch: int, **changes: Any) -> dict
     data["datasets"] = {"train": train}
     data["path"] = {"allow_random_teacher": True}
     data["val"] = {}
+    data["amp"] = "none" if data["amp"] == "auto" else data["amp"]
     data.update(changes)
     return data
