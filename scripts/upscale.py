@@ -36,6 +36,7 @@ from basicsr.inference.probing import Trial
 from basicsr.inference.runner import Runner
 from basicsr.inference.upscaling import Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
+from basicsr.utils.name_lists import printable
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, keep_output_precise
 
@@ -171,9 +172,9 @@ def prepare_output(folder: Path) -> None:
 
 
 def say(line: str, *, error: bool = False) -> None:
-    """Prints a line above the progress bar; a name that is no text is printed escaped."""
+    """Prints a line above the progress bar; what no terminal should be sent of a name is printed escaped."""
     file = sys.stderr if error else sys.stdout
-    tqdm.write(os.fsencode(line).decode("utf-8", "backslashreplace"), file=file)
+    tqdm.write(printable(line), file=file)
     file.flush()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from basicsr.utils.errors import DataError
 from basicsr.utils.file_client import FileClient, stored_value
-from basicsr.utils.image_headers import Content, HeaderError, ImageHeader, Source, find_fault, read_header
+from basicsr.utils.image_headers import MOST_PIXELS, Content, HeaderError, ImageHeader, Source, find_fault, read_header
 from basicsr.utils.img_util import find_damage, imfrombytes
 from basicsr.utils.regular_files import open_regular
 
@@ -100,7 +100,7 @@ def content_of(place: Place) -> bytes:
         return bytes(value)
 
 
-def examine(place: Place, decode: bool = False) -> Finding:
+def examine(place: Place, decode: bool = False, most_pixels: int = MOST_PIXELS) -> Finding:
     """What can be said of an image from its header and its end, or with `decode` from all of it.
 
     A whole file is read only where its end does not show whether it is complete: where bytes follow the end of a PNG
@@ -109,12 +109,12 @@ def examine(place: Place, decode: bool = False) -> Finding:
     try:
         with opened(place) as source:
             header = read_header(source)
-            if fault := find_fault(header):
+            if fault := find_fault(header, most_pixels):
                 return Finding(fault)
             ends = _ends_well(source, header)
         if decode:
             return _decoded(place, header)
-        if not ends and (fault := _find_damage(place, header)):
+        if not ends and (fault := _find_damage(place, header, most_pixels)):
             return Finding(fault)
         return Finding(None, header)
     except HeaderError as error:
@@ -150,13 +150,13 @@ def _ends_well(source: Source, header: ImageHeader) -> bool:
     return 0 < header.end <= source.size
 
 
-def _find_damage(place: Place, header: ImageHeader) -> str | None:
+def _find_damage(place: Place, header: ImageHeader, most_pixels: int) -> str | None:
     content = content_of(place)
     if header.format in ("PNG", "JPEG"):
         damage = find_damage(content)
         return damage and f"{damage}; {_AGAIN}"
     try:
-        imfrombytes(content)
+        imfrombytes(content, most_pixels=most_pixels)
     except DataError as error:
         if len(content) < header.end:
             return f"the file is truncated ({len(content):,d} bytes of {header.end:,d}); {_AGAIN}"

@@ -19,6 +19,7 @@ import numpy as np
 
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.file_client import FileClient
+from basicsr.utils.image_headers import is_alone_ppm
 from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.name_lists import printable
 from basicsr.utils.ppm_files import LONGEST_HEADER, PpmHeader, pixels_of, read_ppm_header
@@ -230,7 +231,8 @@ class ImageStorage:
     def _opened_value(self, path: str, key: str, name: str) -> StoredImage:
         view = partial(self._client.view, path, key)
         with view() as value:
-            if header := read_ppm_header(bytes(value[:LONGEST_HEADER]), len(value)):
+            header = read_ppm_header(bytes(value[:LONGEST_HEADER]), len(value))
+            if header and is_alone_ppm(bytes(value[header.end : header.end + 3])):
                 return PpmValue(view, header, name)
             content = bytes(value)
         return DecodedImage(imfrombytes(content, source=name))
@@ -244,10 +246,16 @@ def _opened_ppm(path: str, name: str) -> PpmFile | None:
     """A file whose windows can be read; None where it must be decoded whole, or refused."""
     with suppress(OSError, ValueError), ExitStack() as closing:  # ValueError: a name with a NUL byte
         file = closing.enter_context(open_regular(path))
-        if header := read_ppm_header(file.read(LONGEST_HEADER), os.fstat(file.fileno()).st_size):
+        header = read_ppm_header(file.read(LONGEST_HEADER), os.fstat(file.fileno()).st_size)
+        if header and _is_alone_in(file, header):
             closing.pop_all()
             return PpmFile(file, header, name)
     return None
+
+
+def _is_alone_in(file: FileIO, header: PpmHeader) -> bool:
+    file.seek(header.end)
+    return is_alone_ppm(file.read(3))
 
 
 def name_of(path: str, database: str | None) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from basicsr.engine.stop import Interrupted, Preempted
 from basicsr.engine.streams import guard_streams, output_failure
 from basicsr.utils.errors import CheckpointError, ForeignError, UserError
+from basicsr.utils.name_lists import printable_lines
 
 _GRACE_SECONDS = 5.0
 
@@ -41,7 +42,7 @@ def run_command(main: Callable[[], int]) -> int:
         rank = os.environ.get("RANK", "0")
         if not error.told and (rank == "0" or not error.known_to_all):
             prefix = f"[rank {rank}] " if "RANK" in os.environ else ""
-            print(f"{prefix}{_label(error)}{error}", file=sys.stderr, flush=True)
+            print(f"{prefix}{_label(error)}{printable_lines(str(error))}", file=sys.stderr, flush=True)
         else:
             time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, perhaps before another has spoken
         if isinstance(error, ForeignError) and error.__cause__ is not None:

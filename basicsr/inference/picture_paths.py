@@ -12,6 +12,7 @@ from basicsr.inference.picture_writing import FORMATS
 from basicsr.inference.pictures import PICTURE_SUFFIXES, PictureFile
 from basicsr.utils.errors import DataError
 from basicsr.utils.misc import scandir
+from basicsr.utils.name_lists import printable
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str, s
         place = places[source.path][1]
         if place in read:
             raise DataError(
-                f"the result of {source.path} would overwrite {read[place]}, which is to be read;"
+                f"the result of {printable(source.path)} would overwrite {printable(read[place])}, which is to be read;"
                 " choose another --output folder or --suffix"
             )
         if place in written:
             raise DataError(
-                f"{written[place]} and {source.path} would both become {targets[source.path]};"
-                " run them one by one, each with another --output folder or --suffix"
+                printable(f"{written[place]} and {source.path} would both become {targets[source.path]};")
+                + " run them one by one, each with another --output folder or --suffix"
             )
         written[place] = source.path
     return [Job(source.path, targets[source.path]) for source in kept], len(sources) - len(kept)
@@ -117,17 +118,29 @@ def _is_enlarged(small: str, large: str, scale: int) -> bool:
 
 def _sources_of(given: str, recursive: bool) -> Iterator[Source]:
     if os.path.isdir(given):
-        names = list(scandir(given, suffix=PICTURE_SUFFIXES, recursive=recursive))
+        names = list(_names_below(given, recursive))
         if not names:
             more = "" if recursive else "; --recursive looks into the folders below"
-            raise DataError(f"folder {given} holds no picture ({', '.join(PICTURE_SUFFIXES)}){more}")
+            raise DataError(f"folder {printable(given)} holds no picture ({', '.join(PICTURE_SUFFIXES)}){more}")
         yield from (Source(os.path.join(given, name), name, named=False) for name in names)
     elif os.path.lexists(given):
         yield Source(given, os.path.basename(given), named=True)
     elif glob.has_magic(given):
         yield from _matches(given)
     else:
-        raise DataError(f"{given} does not exist; give files, folders, or patterns in quotes such as 'photos/*.jpg'")
+        raise DataError(
+            f"{printable(given)} does not exist; give files, folders, or patterns in quotes such as 'photos/*.jpg'"
+        )
+
+
+def _names_below(folder: str, recursive: bool) -> Iterator[str]:
+    """What looks like a picture in a folder; folders of such names are folders."""
+    for name in scandir(folder, suffix=PICTURE_SUFFIXES, recursive=recursive):
+        path = os.path.join(folder, name)
+        if not os.path.isdir(path):
+            yield name
+        elif recursive and not os.path.islink(path):
+            yield from (os.path.join(name, below) for below in _names_below(path, recursive))
 
 
 def _matches(pattern: str) -> Iterator[Source]:
@@ -135,7 +148,7 @@ def _matches(pattern: str) -> Iterator[Source]:
     pictures = [path for path in found if path.lower().endswith(PICTURE_SUFFIXES)]
     if not pictures:
         what = f"{len(found)} files, none of them a picture ({', '.join(PICTURE_SUFFIXES)})" if found else "no file"
-        raise DataError(f"pattern '{pattern}' matches {what}")
+        raise DataError(f"pattern '{printable(pattern)}' matches {what}")
     fixed = pattern
     while glob.has_magic(fixed):
         fixed = os.path.dirname(fixed)

@@ -23,6 +23,7 @@ __all__ = [
     "Source",
     "find_fault",
     "find_odd",
+    "is_alone_ppm",
     "read_header",
     "sniff",
 ]
@@ -38,7 +39,6 @@ _DEFLATE_AT_MOST = 1032  # bytes that one compressed byte can stand for
 _LONGEST_LIST = 1 << 16  # chunks or segments before the pixels
 _PNG_TAIL = (1 << 16) + 1024  # bytes at the end where EXIF data may lie
 _BITS = {"PNG": (2, 4, 8, 16), "JPEG": (8,)}
-_PPM_START = re.compile(rb"P[1-6]\s")
 _BMP_MASKS = {0xFF, 0xFF00, 0xFF0000, 0xFF000000}
 # How a JPEG file is coded, by its frame marker; others than these are not read.
 _JPEG_CODED = {0xC0: "", 0xC1: "", 0xC2: ""}
@@ -288,10 +288,15 @@ def _ppm(source: Source) -> ImageHeader:
     # Written as text, each number takes a character at least; whole files are told by decoding.
     whole = at + 1 + height * row if variant >= 4 else 0
     space = "colour" if channels == 3 else "gray"
-    frames = 2 if variant >= 4 and _PPM_START.match(source.read(whole, 3)) else 1
+    frames = 2 if variant >= 4 and not is_alone_ppm(source.read(whole, 3)) else 1
     return ImageHeader(
         "PPM", height, width, channels, bits, space, end=whole, largest=None if bits == 1 else largest, frames=frames
     )
+
+
+def is_alone_ppm(following: bytes) -> bool:
+    """Whether three bytes that follow a PPM picture's pixels begin no other picture."""
+    return re.match(rb"P[1-6]\s", following) is None
 
 
 def _exif_orientation(block: bytes) -> int:

@@ -65,7 +65,7 @@ def imfrombytes(
     """
     assert flag in ("color", "grayscale", "unchanged"), flag
     name = printable(source)
-    header = _checked_header(content, name, most_pixels)
+    header = check_header(content, name, most_pixels)
     try:
         img = decode(content, header, colour=flag == "color")
     except DamageError as error:
@@ -77,7 +77,9 @@ def imfrombytes(
     return to_float32(img) if float32 else img
 
 
-def _checked_header(content: bytes, name: str, most_pixels: int) -> ImageHeader:
+def check_header(content: bytes, source: str, most_pixels: int = MOST_PIXELS) -> ImageHeader:
+    """The header of a whole file, of which nothing is decoded; raises as `imfrombytes` where that shows the reason."""
+    name = printable(source)
     if damage := find_damage(content):
         raise DataError(f"cannot read image {name}: {damage}; {_AGAIN}")
     try:

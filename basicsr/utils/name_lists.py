@@ -76,5 +76,10 @@ def printable(text: str) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """As `printable`, of a text whose lines are meant."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _controls(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

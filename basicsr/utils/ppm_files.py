@@ -1,8 +1,8 @@
 """Binary PPM files (P6): pixels as they are, so that a rectangle of them is read without the rest.
 
 A header such as `P6 480 320 255`, then rows from top to bottom, in each pixel R, G, B; of 16 bits the higher byte
-comes first. Only headers that leave no doubt are taken here: 255 or 65535 as the largest value, no comments, and all
-pixels present. Any other file is `img_util.imfrombytes`'s to read or to refuse.
+comes first. Only files that leave no doubt are taken here: 255 or 65535 as the largest value, no comments, all pixels
+present and no second picture behind them. Any other file is `img_util.imfrombytes`'s to read or to refuse.
 """
 
 from __future__ import annotations

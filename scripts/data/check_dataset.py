@@ -30,8 +30,9 @@ from basicsr.data.data_util import check_template, paired_paths_from_folder
 from basicsr.data.pairing import advice, check_depths
 from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.file_client import FileClient
-from basicsr.utils.image_headers import Content, HeaderError, ImageHeader, find_fault, read_header
-from basicsr.utils.img_util import find_damage, imfrombytes
+from basicsr.utils.image_headers import ImageHeader
+from basicsr.utils.img_util import check_header, imfrombytes
+from basicsr.utils.name_lists import printable
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,7 @@ def header_of(path: Path, decode: bool) -> ImageHeader:
     content = FileClient().get(path)
     if decode:
         imfrombytes(content, source=str(path))
-    if damage := find_damage(content):
-        raise DataError(f"cannot read image {path}: {damage}; copy or download the file again")
-    try:
-        header = read_header(Content(content))
-    except HeaderError as error:
-        raise DataError(f"cannot read image {path}: {error}; copy or download the file again") from error
-    if fault := find_fault(header):
-        raise DataError(f"cannot read image {path}: {fault}")
-    return header
+    return check_header(content, str(path))
 
 
 def check_pair(
@@ -138,7 +131,7 @@ def main() -> int:
         rows.append((str(pairing.hr), str(pairing.lr), str(pairing.scale), str(count), str(bad)))
         problems += lines
     dataset_tools.tell_of_folders(folder for pair in pairings for folder in (pair.hr, pair.lr) if folder.is_dir())
-    print("\n".join([*table(rows), *(f"problem: {problem}" for problem in problems)]))
+    print("\n".join(map(printable, [*table(rows), *(f"problem: {problem}" for problem in problems)])))
     return DataError.exit_code if problems else 0
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from basicsr.data.surroundings import look_around, other_number, set_name
 from basicsr.utils.errors import DataError, MachineError, UserError
 from basicsr.utils.file_client import FileClient
+from basicsr.utils.image_headers import MOST_PIXELS
 from basicsr.utils.img_util import IMAGE_SUFFIXES, imfrombytes
 from basicsr.utils.misc import scandir
 from basicsr.utils.name_lists import printable
@@ -40,7 +41,7 @@ def run(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
@@ -133,9 +134,9 @@ def in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image, (H, W, 3) BGR, uint8 or uint16; raises DataError where it is damaged."""
-    return imfrombytes(FileClient().get(path), source=str(path))
+def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """An image, (H, W, 3) BGR, uint8 or uint16; raises DataError where it is damaged or larger than `most_pixels`."""
+    return imfrombytes(FileClient().get(path), source=str(path), most_pixels=most_pixels)
 
 
 def is_current(outputs: Sequence[Path], source: Path) -> bool:

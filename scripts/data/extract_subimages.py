@@ -34,9 +34,10 @@ import dataset_tools
 import numpy as np
 
 from basicsr.data.data_util import images_by_stem, paired_paths_from_folder
-from basicsr.data.headers import Place, decoded_size, examine, stamp_of
+from basicsr.data.headers import Place, examine, stamp_of
 from basicsr.data.pairing import Size, check_depths, check_whole_pair
 from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.image_headers import MOST_TO_CUT
 from basicsr.utils.img_util import imwrite
 
 _SHOWN = 20
@@ -152,16 +153,12 @@ def area(task: Task, sizes: list[Size]) -> Size:
 def look(task: Task) -> tuple[str | None, int]:
     """What is wrong with a task's images, without decoding them, and how many pixels at most are in no square."""
     try:
-        findings = [examine(Place(str(part.source))) for part in task.parts]
+        findings = [examine(Place(str(part.source)), most_pixels=MOST_TO_CUT) for part in task.parts]
         for part, finding in zip(task.parts, findings, strict=True):
             if finding.header is None:
                 return f"{part.source}: {finding.fault}", 0
         sizes = [finding.header.size for finding in findings if finding.header is not None]
-        try:
-            height, width = area(task, sizes)
-        except DataError:  # how an image is turned depends on notes in it: only decoding tells
-            sizes = [decoded_size(Place(str(part.source))) for part in task.parts]
-            height, width = area(task, sizes)
+        height, width = area(task, sizes)
     except DataError as error:
         return str(error), 0
     return None, max(sizes[0][0] - height, sizes[0][1] - width)
@@ -173,7 +170,7 @@ def cut(task: Task) -> int:
         return 0
     task.done.unlink(missing_ok=True)
     before = task.record(0)
-    images = [dataset_tools.read_image(part.source) for part in task.parts]
+    images = [dataset_tools.read_image(part.source, MOST_TO_CUT) for part in task.parts]
     for part, image in zip(task.parts[1:], images[1:], strict=True):
         check_depths(_bits(images[0]), _bits(image), str(task.parts[0].source), str(part.source))
     height, width = area(task, [(image.shape[0], image.shape[1]) for image in images])

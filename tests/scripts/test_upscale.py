@@ -358,5 +358,5 @@ def test_a_name_that_is_no_text_is_printed_escaped(run, here):
     os.rename("photos/a.png", b"photos/caf\xe9.png")
     code, lines, _ = run("photos")
     assert code == 0
-    assert any(line.startswith("photos/caf\\xe9.png: 16x12 -> 32x24") for line in lines)
+    assert any(line.startswith("photos/caf\\udce9.png: 16x12 -> 32x24") for line in lines)
     assert os.path.exists(b"out/caf\xe9_x2.png")
