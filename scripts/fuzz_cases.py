@@ -298,8 +298,6 @@ class CheckpointsReader:
             b"h\x01",
             b"q\x00",
             b"\x8a\x08" + b"\xff" * 8,
-            b"\x8a\x10" + b"\x7f" * 16,
-            b"r\xff\xff\xff\xff",
             b"cos\nsystem\n",
         ),
         *(

@@ -1,8 +1,8 @@
 """Looks at the pages of an LMDB database before the LMDB library does.
 
-The library maps `data.mdb` into memory and trusts what stands there: of a file cut short a read ends in SIGBUS, of a
-damaged page in SIGSEGV, which no `except` catches and which ends a run without a word. Here the same pages are read
-as plain bytes.
+The library maps `data.mdb` into memory and trusts what stands there. With lmdb 3.0.0, reads of damaged databases ended
+the process with SIGBUS or SIGSEGV, which no `except` catches and which ends a run without a word. Here the same pages
+are read as plain bytes.
 """
 
 from __future__ import annotations

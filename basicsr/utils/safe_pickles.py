@@ -1,11 +1,8 @@
 """A pickle machine that knows plain values and what it is given names for, and nothing else of this process.
 
 Python's unpickler imports and calls what a file names. torch's restricted one (`weights_only`) calls a list of
-functions, but a file of a few kilobytes can still end the process (a key of tuples nested a million deep overflows the
-stack as it is hashed), occupy it for ever (a tuple of the same tuple twice, nested 60 deep, is hashed 2^60 times), or
-have it set aside any amount of memory (a tensor on the device 'meta', a repeated bytearray). This machine reads the
-same instructions and keeps to limits. It is the only one that reads such files here, so what was checked is what is
-loaded.
+functions, but knows no limits of depth, time and memory. This machine reads the same instructions and keeps to limits.
+It is the only one that reads such files here, so what was checked is what is loaded.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class Tensors:
         once = math.prod(length for length, step in zip(size, stride, strict=True) if step)
         if once <= there < count:
             raise Refused(
-                f"a tensor of shape {tuple(size)} in it repeats its numbers, as torch.expand does; save a clone of it"
+                f"it has a tensor of shape {tuple(size)} that repeats its numbers, as torch.expand does; save a clone"
             )
         if count > there:
             raise Refused(

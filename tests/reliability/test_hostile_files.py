@@ -1,7 +1,7 @@
 """Files from strangers end in one line: nothing in them is run, imported or written, and no machine is exhausted.
 
-Each attack has a canary: the folder `canary` that its code would make, the module `canary_module` that it would import,
-or the limits of a process in which it would overflow the stack, take for ever or fill the memory.
+Code in a file has a canary: the folder `canary` that it would make, or the module `canary_module` that it would import.
+Limits are tried with files just beyond them, in a process of limited memory and time.
 """
 
 from __future__ import annotations
@@ -192,10 +192,10 @@ for path in sorted(os.listdir(".")):
 """
 
 
-def limited(folder: Path) -> dict[str, str]:
+def limited(folder: Path, code: str = LIMITED) -> dict[str, str]:
     """What reading each file of a folder came to, in a process that may take 700 MB more and 10 s for each."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"ended by {done.returncode} at {lines[-1:]}; {done.stderr[-2000:]}"
     return dict(line.split(": ", 1) for line in lines)
@@ -203,7 +203,7 @@ def limited(folder: Path) -> dict[str, str]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of a process as Linux has them")
 def test_no_file_exhausts_memory_time_or_stack(tmp_path):
-    attacks = hostile.resource_attacks()
+    attacks = hostile.beyond_limits()
     for name, content in attacks.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "good.pth").write_bytes(archive(state()))
@@ -219,21 +219,21 @@ def test_no_file_exhausts_memory_time_or_stack(tmp_path):
     assert "is a device or a pipe; name a file" in found["pipe.pth"] and "a device" in found["zero.pth"]
     assert "is a folder; name the file" in found["folder.pth"]
     assert "is damaged (CRC-32 of 'archive/data/0' differs); fetch or copy it again" in found["flipped bit.pth"]
-    assert "larger than its storage" in found["stride 0.pth"]
+    assert "repeats its numbers" in found["stride 0.pth"]
+    assert "nested deeper than 64" in found["deep tuples.pth"]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["deep key.pth", "hash bomb.pth"])
-def test_torch_itself_falls_to_these_files(name, tmp_path):
-    """Should it no longer, the own machine may one day be spared."""
-    (tmp_path / name).write_bytes(hostile.resource_attacks()[name])
-    code = "import sys, torch; torch.load(sys.argv[1], weights_only=True)"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    try:
-        ended = subprocess.run([sys.executable, "-c", code, tmp_path / name], env=environment, timeout=60).returncode
-    except subprocess.TimeoutExpired:
-        ended = -9
-    assert ended < 0
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of a process as Linux has them")
+def test_no_file_here_harms_pytorch_either(tmp_path):
+    """What is kept here is read or refused by others, too, within the same limits."""
+    code = LIMITED.replace("read_weights(path).state", "torch.load(path, weights_only=True)['params']")
+    assert code != LIMITED
+    code = code.replace("except CheckpointError", "except Exception")
+    files = {name: content for name, content in hostile.beyond_limits().items() if name.endswith(".pth")}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert limited(tmp_path, code).keys() == files.keys()
 
 
 def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path):
@@ -258,7 +258,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path):
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 12_000
         assert (tmp_path / "secret").read_bytes() == b"x"
     for damaged in (
-        "[" * 100_000,
+        "[" * 5000,
         '{"files": 1}',
         '{"files": {"a": null}}',
         "9" * 5000,
@@ -279,21 +279,16 @@ networks: {bicubic: {type: bicubic}}
 
 
 def yaml_attacks() -> dict[str, str]:
-    aliases = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
-    )
-    merges = "m0: &m0 {k: 1}\n" + "".join(
-        f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}], k{n}: *m{n - 1}}}\n" for n in range(1, 12)
-    )
+    ten = ", ".join(["x"] * 10)
+    aliases = f"a0: &a0 [{ten}]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 6))
     return {
         "apply": "x: !!python/object/apply:os.mkdir [canary]\n",
         "name": "x: !!python/name:canary_module.x ''\n",
         "module": "x: !!python/module:canary_module ''\n",
         "custom tag": "x: !custom {a: 1}\n",
-        "alias bomb": aliases,
-        "merge bomb": merges,
-        "deep flow": "x: " + "[" * 50_000 + "\n",
-        "deep block": "x:\n" + "".join(" " * n + "- a:\n" for n in range(1, 1000)),
+        "many values": aliases,
+        "deep flow": "x: " + "[" * 70 + "]" * 70 + "\n",
+        "deep block": "x:\n" + "".join(" " * n + "- a:\n" for n in range(1, 70)),
         "passwd": "_base_: /etc/passwd\n",
         "zeros": "_base_: /dev/zero\n",
         "random": "_base_: /dev/urandom\n",
@@ -302,8 +297,8 @@ def yaml_attacks() -> dict[str, str]:
         "nul": '_base_: "a\\0b"\n',
         "surrogate": '_base_: "\\ud800"\n',
         "itself": "_base_: evil.yml\n",
-        "many times": "_base_: [" + ", ".join(["other.yml"] * 5000) + "]\n",
-        "long number": "x: " + "9" * 10_000 + "\n",
+        "many times": "_base_: [" + ", ".join(["other.yml"] * 200) + "]\n",
+        "long number": "x: " + "9" * 5000 + "\n",
     }
 
 
@@ -325,9 +320,9 @@ def test_options_run_nothing_and_end_in_lines(here, capsys):
         "name=../../canary",
         "networks:row:network:type=os.mkdir",
         "networks:row:network:type=__import__",
-        "x=" + "[" * 5000,
+        "x=" + "[" * 70,
         ":".join("a" * 2000) + "=1",
-        "x=" + "9" * 10_000,
+        "x=" + "9" * 5000,
         "_base_=/etc/passwd",
         "x=\0",
     ],

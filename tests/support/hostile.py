@@ -1,4 +1,4 @@
-"""Files as an attacker would write them. A fragment of a pickle leaves one object on the machine's stack."""
+"""Files as strangers may write them. A fragment of a pickle leaves one object on the machine's stack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from basicsr.utils.safe_pickles import MAX_DEPTH, MAX_OPERATIONS
+from basicsr.utils.stored_zip import MAX_MEMBERS
+from basicsr.utils.tensor_pickles import MAX_DIMENSIONS
+
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+ROW = struct.pack("<4f", 1, 2, 3, 4)
 VERSION = b"\x80\x02M\xe9\x03."
 
 
@@ -56,7 +61,7 @@ def state(beside: bytes = b"N", weight: bytes = WEIGHT) -> bytes:
     return b"\x80\x02}(" + text("evil") + beside + text("params") + b"}" + text("w") + weight + b"su."
 
 
-def archive(pickled: bytes, *, compression: int = zipfile.ZIP_STORED, row: bytes = bytes(16), **more: bytes) -> bytes:
+def archive(pickled: bytes, *, compression: int = zipfile.ZIP_STORED, row: bytes = ROW, **more: bytes) -> bytes:
     """A ZIP as torch.save writes it."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as file:
@@ -68,7 +73,7 @@ def archive(pickled: bytes, *, compression: int = zipfile.ZIP_STORED, row: bytes
     return buffer.getvalue()
 
 
-def legacy(pickled: bytes, rows: tuple[bytes, ...] = (struct.pack("<q", 4) + bytes(16),), keys: Any = ("0",)) -> bytes:
+def legacy(pickled: bytes, rows: tuple[bytes, ...] = (struct.pack("<q", 4) + ROW,), keys: Any = ("0",)) -> bytes:
     """A file as PyTorch before 1.6 wrote it."""
     about = pickle.dumps({"protocol_version": 1001, "little_endian": True}, 2)
     return MAGIC + VERSION + about + pickled + pickle.dumps(list(keys), 2) + b"".join(rows)
@@ -79,9 +84,9 @@ def safetensors(header: Any, content: bytes = b"") -> bytes:
     return struct.pack("<Q", len(written)) + written + content
 
 
-def nested_tuples(depth: int, *, twice: bool = False) -> bytes:
-    """((((),),),) or, with each inner one put in twice, what has 2^depth parts."""
-    return b")" + (b"q\x07h\x07\x86" if twice else b"\x85") * depth
+def nested_tuples(depth: int) -> bytes:
+    """((((),),),)"""
+    return b")" + b"\x85" * depth
 
 
 def nested_lists(depth: int) -> bytes:
@@ -97,7 +102,7 @@ def zip_directory_of(count: int) -> bytes:
 
 
 def overlapping() -> bytes:
-    """Two entries of the directory that mean the same bytes: a ZIP bomb without compression."""
+    """Two entries of the directory that mean the same bytes."""
     content = bytearray(archive(state()))
     first, last = content.find(b"PK\1\2"), content.rfind(b"PK\1\2")
     begin = struct.unpack("<L", content[first + 42 : first + 46])[0]
@@ -132,84 +137,70 @@ def objects_of_numpy() -> bytes:
     return buffer.getvalue()
 
 
-def resource_attacks() -> dict[str, bytes]:
-    """Files that would occupy a machine, end the process or fill its memory, by name; each is small."""
-    ordered, deep = name_of("collections", "OrderedDict"), 150_000
+def beyond_limits() -> dict[str, bytes]:
+    """Files just beyond what is read, or damaged, by name. Each is small, and PyTorch itself reads or refuses it."""
+    ordered, deep = name_of("collections", "OrderedDict"), MAX_DEPTH + 1
     header = {"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
     sixteen = bytes(16)
-    many = b"".join(b"J" + struct.pack("<i", number) + b"N" for number in range(20_000))
-    big = tensor(numbers(1 << 20, 1 << 20), numbers(0, 0))
+    some = b"".join(b"J" + struct.pack("<i", number) + b"N" for number in range(100))
     repeated = b"0".join(tensor(numbers(4), numbers(1)) for _ in range(20))
-    meta = call(
-        name_of("torch._utils", "_rebuild_meta_tensor_no_storage"),
-        *(name_of("torch", "float32"), numbers(1 << 40), numbers(1), b"\x89"),
-    )
-    colliding = (
-        b"}(" + b"".join(b"\x8a\x10" + ((2**61 - 1) * n).to_bytes(16, "little") + b"N" for n in range(9999)) + b"u"
-    )
+    large_key = b"}" + b"\x8a\x09" + (1 << 64).to_bytes(9, "little") + b"Ns"
     four, one = numbers(4), numbers(1)
-    big_old = tensor(numbers(1 << 20, 1 << 20), numbers(0, 0), of=storage(4, more=b"N"))
     old = {"weight": tensor(four, one, of=storage(4, more=b"N"))}
-    encoded = text("a" * 100_000) + text("latin1") + b"\x86q\x01" + (name_of("_codecs", "encode") + b"h\x01R") * 50_000
-    copied = b"}(" + many + b"u\x85q\x01" + (ordered + b"h\x01R") * 20_000
-    in_a_set = b"]" + nested_tuples(90, twice=True) + b"a"
+    encoded = text("a" * 1000) + text("latin1") + b"\x86q\x01" + (name_of("_codecs", "encode") + b"h\x01R") * 100
+    copied = b"}(" + some + b"u\x85q\x01" + (ordered + b"h\x01R") * 20
     quantised = call(name_of("torch._utils", "_rebuild_qtensor"), storage(), *[b"N"] * 6)
     twice = json.dumps(header).encode()
-    attacks = {
-        "deep key.pth": archive(state(b"}" + nested_tuples(deep) + b"Ns")),
-        "deep key, legacy.pth": legacy(state(b"}" + nested_tuples(deep, twice=True) + b"Ns")),
-        "hash bomb.pth": archive(state(b"}" + nested_tuples(90, twice=True) + b"Ns")),
-        "hash bomb in a set.pth": archive(state(call(name_of("__builtin__", "set"), in_a_set))),
-        "colliding keys.pth": archive(state(colliding)),
+    many_dimensions = [1] * (MAX_DIMENSIONS + 1)
+    files = {
+        "tuple in a key.pth": archive(state(b"}" + nested_tuples(2) + b"Ns")),
+        "tuple in a key, legacy.pth": legacy(state(b"}" + nested_tuples(2) + b"Ns")),
+        "tuple in a set.pth": archive(state(call(name_of("__builtin__", "set"), b"]" + nested_tuples(2) + b"a"))),
+        "large key.pth": archive(state(large_key)),
         "deep lists.pth": archive(state(nested_lists(deep))),
         "deep tuples.pth": archive(state(nested_tuples(deep))),
-        "endless walk.pth": archive(state(nested_tuples(60, twice=True))),
         "a list in itself.pth": archive(state(b"]q\x07h\x07a")),
-        "large memo.pth": archive(state(b"Nr\xff\xff\xff\xff" + b"\x8a\x04abcd" + b"0" * 9)),
-        "long integer.pth": archive(state(b"\x8b\xff\xff\xff\x7f")),
-        "long text.pth": archive(state(b"X\xff\xff\xff\xff")),
-        "long bytes.pth": archive(state(b"\x8e" + struct.pack("<Q", 1 << 60))),
-        "large bytearray.pth": archive(state(call(name_of("builtins", "bytearray"), numbers(1 << 40)[1:-1]))),
+        "long integer.pth": archive(state(b"\x8b" + struct.pack("<i", 256) + bytes(255) + b"\1")),
+        "long text.pth": archive(state(b"X" + struct.pack("<I", 1000))),
+        "long bytes.pth": archive(state(b"\x8e" + struct.pack("<Q", 1000))),
+        "bytearray of a number.pth": archive(state(call(name_of("builtins", "bytearray"), numbers(5)[1:-1]))),
         "copies of a dict.pth": archive(state(b"(" + copied + b"t")),
         "copies of a text.pth": archive(state(b"(" + encoded + b"t")),
-        "stride 0.pth": archive(state(weight=big)),
-        "stride 0, legacy.pth": legacy(state(weight=big_old)),
+        "stride 0.pth": archive(state(weight=tensor(numbers(5), numbers(0)))),
+        "stride 0, legacy.pth": legacy(state(weight=tensor(numbers(5), numbers(0), of=storage(4, more=b"N")))),
         "negative stride.pth": archive(state(weight=tensor(numbers(4), numbers(-1), b"K\x03"))),
         "beyond its storage.pth": archive(state(weight=tensor(numbers(4), numbers(1), b"K\x01"))),
-        "overflowing shape.pth": archive(state(weight=tensor(numbers(1 << 62, 4), numbers(0, 0)))),
-        "thousands of dimensions.pth": archive(state(weight=tensor(numbers(*[1] * 5000), numbers(*[1] * 5000)))),
-        "large storage.pth": archive(state(weight=tensor(numbers(4), numbers(1), of=storage(1 << 40)))),
-        "large storage, legacy.pth": legacy(state(weight=tensor(four, one, of=storage(1 << 40, more=b"N")))),
-        "forged length, legacy.pth": legacy(state(**old), (struct.pack("<q", 1 << 60),)),
-        "other storages, legacy.pth": legacy(state(**old), keys=([["0"]] * 3,)),
+        "many dimensions.pth": archive(state(weight=tensor(numbers(*many_dimensions), numbers(*many_dimensions)))),
+        "large storage.pth": archive(state(weight=tensor(numbers(4), numbers(1), of=storage(5)))),
+        "large storage, legacy.pth": legacy(state(weight=tensor(four, one, of=storage(1 << 10, more=b"N")))),
+        "forged length, legacy.pth": legacy(state(**old), (struct.pack("<q", 5),)),
+        "other storages, legacy.pth": legacy(state(**old), keys=("1",)),
         "one storage, two types.pth": archive(state(repeated, tensor(numbers(2), one, of=storage(2, "LongStorage")))),
-        "device meta.pth": archive(state(weight=meta)),
         "quantised.pth": archive(state(weight=quantised)),
         "sparse.pth": archive(state(weight=call(name_of("torch._utils", "_rebuild_sparse_tensor"), b"N", b")"))),
         "nested.pth": archive(state(weight=call(name_of("torch._utils", "_rebuild_nested_tensor"), *[WEIGHT] * 4))),
         "from numpy.pth": archive(
             state(weight=call(name_of("torch._utils", "_rebuild_device_tensor_from_numpy"), *[b"N"] * 4))
         ),
-        "set_ of a tensor.pth": archive(state(weight=name_of("torch", "Tensor") + b")\x81" + b"(K\x01tb")),
-        "compressed.pth": archive(state(), compression=zipfile.ZIP_DEFLATED, row=bytes(1 << 26)),
-        "compressed pickle.pth": archive(b"N0" * (1 << 25) + state(), compression=zipfile.ZIP_DEFLATED),
+        "compressed.pth": archive(state(), compression=zipfile.ZIP_DEFLATED, row=bytes(1 << 16)),
+        "compressed pickle.pth": archive(b"N0" * 1000 + state(), compression=zipfile.ZIP_DEFLATED),
         "overlapping.pth": overlapping(),
-        "one name for all.pth": zip_directory_of(400_000),
+        "one name for all.pth": zip_directory_of(MAX_MEMBERS + 1),
         "flipped bit.pth": flipped(),
-        "pickle of zeros.pth": archive(b"N0" * 2_000_000 + state()),
-        "gzip.pth": b"\x1f\x8b\x08" + bytes(7) + zlib.compress(bytes(1 << 20)),
+        "many instructions.pth": archive(b"N0" * (MAX_OPERATIONS // 2) + state()),
+        "gzip.pth": b"\x1f\x8b\x08" + bytes(7) + zlib.compress(bytes(1000)),
         "tar.pth": tarred(),
         "numpy.pth": objects_of_numpy(),
         "keras.pth": b"\x89HDF\r\n\x1a\n" + bytes(100),
-        "header of 2^60.safetensors": struct.pack("<Q", 1 << 60) + b"{}",
-        "header of 34 MB.safetensors": safetensors(b"{" + b" " * 34_000_000 + b"}"),
-        "deep header.safetensors": safetensors(b'{"a":' * 100_000),
-        "long number.safetensors": safetensors(b'{"a":' + b"9" * 5_000_000 + b"}"),
+        "header longer than it.safetensors": struct.pack("<Q", 1000) + b"{}",
+        "header of 33 MB.safetensors": safetensors(b"{" + b" " * (32 << 20) + b"}"),
+        "deep header.safetensors": safetensors(b'{"a":' * 5000),
+        "long number.safetensors": safetensors(b'{"a":' + b"9" * 5000 + b"}"),
         "overlapping.safetensors": safetensors({**header, "v": header["w"]}, sixteen),
         "a name twice.safetensors": safetensors(twice[:-1] + b"," + twice[1:], sixteen),
-        "overflowing.safetensors": safetensors({"w": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 0]}}),
+        "too few.safetensors": safetensors({"w": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}}, sixteen),
         "not a number.safetensors": safetensors(b'{"w":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', bytes(4)),
         "negative.safetensors": safetensors({"w": {"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}}, sixteen),
         "a hole.safetensors": safetensors({"w": {**header["w"], "data_offsets": [4, 20]}}, bytes(20)),
     }  # fmt: skip
-    return attacks
+    return files
