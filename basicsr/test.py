@@ -149,6 +149,8 @@ class _Report:
         Raises:
             Interrupted: a signal asked for it, on any rank.
         """
+        if stopwatch is not None:
+            stopwatch.announce(self._logger.info)
         self._latencies = on_master(
             self._place, lambda: stopwatch.measure(lambda: bool(stop)) if stopwatch else Latencies()
         )

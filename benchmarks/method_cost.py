@@ -23,6 +23,7 @@ import torch
 from option_files.super_resolution import methods_of
 
 from basicsr.engine.command import run_command
+from basicsr.utils.cpu_load import cpu_times, load_between
 from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.images import write_pairs
 from benchmarks.options import shipped_options
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     chosen = arguments.methods or methods_of(arguments.network, arguments.scale)
     names = list(dict.fromkeys(["scratch", *chosen]))
+    before = cpu_times()
     with tempfile.TemporaryDirectory() as temporary:
         side = 64 * arguments.scale
         images = write_pairs(Path(temporary), 1, (side, side), arguments.scale)
@@ -68,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         spent = f"{spread(times[name]).median:.3f}"
         lines.append((name, spent, f"{ratio.median:.2f}", f"{ratio.low:.2f} to {ratio.high:.2f}"))
     print(markdown(("method", "s a step", "to scratch", "middle half"), lines, "lrrr"))
+    if load := load_between(before, cpu_times(), torch.get_num_threads()):
+        print(f"No figures to quote: {load}.")
     return 0
 
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from basicsr.engine.command import run_command
+from basicsr.utils.cpu_load import cpu_times, load_between
 from basicsr.utils.errors import DataError, OptionsError, UserError
 from benchmarks.bench import FALLBACK, Bench
 from benchmarks.machine import describe
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     reports: list[Report] = []
-    stopped = False
+    stopped, before = False, cpu_times()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         bench = Bench(
             rounds=1 if arguments.quick else arguments.rounds,
@@ -115,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nThe reference's process while it waits for its turn: {100 * max(bench.idle):.1f} % of a core.")
     print(f"\n{'Quick: small networks and images, no figures to quote. ' if bench.quick else ''}", end="")
     print(f"{bench.rounds} rounds, {bench.threads} threads, {time.monotonic() - started:.0f} s in all.", flush=True)
+    if load := load_between(before, cpu_times(), bench.threads):
+        print(f"No figures to quote: {load}.", flush=True)
     if arguments.json is not None:
         _write(arguments.json, bench, outcomes, details)
     failed = any(outcome.remark.startswith("failed") for outcome in outcomes)

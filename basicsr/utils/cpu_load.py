@@ -18,7 +18,7 @@ class CpuTimes:
 
     Attributes:
         busy: of all programs.
-        own: of this process.
+        own: of this process, and of those that it started and that have ended.
         at: when, by a clock.
         cores: how many there are.
     """
@@ -36,7 +36,8 @@ def cpu_times() -> CpuTimes | None:
         lines = Path("/proc/stat").read_text("ascii").splitlines()
     except (OSError, AttributeError, ValueError):
         return None
-    own = time.process_time()
+    ended = os.times()
+    own = time.process_time() + ended.children_user + ended.children_system
     ticks = 0
     for line in lines:
         name, *counters = line.split()

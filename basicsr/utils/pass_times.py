@@ -81,7 +81,7 @@ def slow_mode(asked: str, amp: Amp, units: bool, times: PassTimes | None) -> lis
     """
     if times is None or times.gain.median * _SLOW > 1:
         return []
-    why = "" if units else f": this {'processor' if amp == 'bf16' else 'device'} has no instructions for {amp}"
+    why = "" if units else f": this device has no instructions for {amp}"
     return [f"{asked} is slow here: it takes {times}{why}; none (float32) is faster"]
 
 

@@ -41,7 +41,7 @@ def test_the_middle_of_the_rounds_counts_not_what_else_the_machine_did_in_one_of
 def test_a_slow_mode_is_told_with_its_factor():
     slow = PassTimes(float32=(1.0, 1.0, 1.0), other=(7.0, 7.5, 8.0))
     assert slow_mode("amp: bf16", "bf16", False, slow) == [
-        "amp: bf16 is slow here: it takes 7.50 times as long as float32 (7.25 to 7.75): this processor has no"
+        "amp: bf16 is slow here: it takes 7.50 times as long as float32 (7.25 to 7.75): this device has no"
         " instructions for bf16; none (float32) is faster"
     ]
     assert slow_mode("val: amp: fp16", "fp16", True, slow)[0].count("no instructions") == 0
