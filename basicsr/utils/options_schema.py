@@ -486,6 +486,13 @@ class Options(Section):
     sources: tuple[str, ...] = Field(default=(), exclude=True, description="the options files that were read")
     root: Path = Field(default=Path("."), exclude=True, description="set by the command: parent of experiments/")
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all keys have equal values, whichever files they were read from."""
+        return isinstance(other, Options) and super().__eq__(other.model_copy(update={"sources": self.sources}))
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.scale))
+
     @property
     def experiment_folder(self) -> Path:
         """Where a training run keeps its log, options, checkpoints and images: experiments/NAME."""
