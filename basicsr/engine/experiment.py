@@ -219,9 +219,10 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         logger.warning(line)
     if run.place.device.type == "cpu" and (remark := _about_threads(torch.get_num_threads(), _cores(), os.environ)):
         logger.warning(remark)
+    left_out = f" ({len(run.skipped)} of them left out)" if run.skipped else ""
     logger.info(
         f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
-        f" {run.loader.num_samples} training images, {options.train.total_iter} iterations"
+        f" {run.loader.num_samples} training images{left_out}, {options.train.total_iter} iterations"
     )
     if resume is not None:
         place = run.loader.epoch_at(run.iteration)

@@ -106,10 +106,11 @@ class SkippedImages:
     @property
     def too_many(self) -> DataError | None:
         """What to say where more images are left out than is allowed."""
-        if len(self._skipped) <= self._limit:
+        count = len({image.sample for image in self._skipped})  # of a pair, both files may be bad
+        if count <= self._limit:
             return None
         return DataError(
-            f"{len(self._skipped)} training images cannot be used, skip_bad_images allows {self._limit}; they are"
+            f"{count} training images cannot be used, skip_bad_images allows {self._limit}; they are"
             f" listed in {self._path}"
         )
 

@@ -106,7 +106,8 @@ def check_datasets(
             failure = error
         raise_together(failure)
         bad = sorted(image for found in gather_objects(mine) for image in found)
-        if len(bad) > (block.skip_bad_images if block.phase == "train" else 0):
+        samples = {image.index for image in bad}
+        if len(samples) > (block.skip_bad_images if block.phase == "train" else 0):
             reports.append(report(bad, len(dataset), block.name))
         elif bad:
             left_out += bad
