@@ -310,8 +310,8 @@ class TestWhatADatasetRaises:
         dataset = Raising(OSError(errno.EIO, "Input/output error"))
         sample, skipped = load_or_replace(dataset, SampleKey(1, 7), 5, {})
         assert float(sample["lq"][0, 0, 0]) == 3
-        assert [note.split(" (")[0] for note in skipped] == ["sample 1 of Raising", "sample 2 of Raising"]
-        assert load_or_replace(dataset, SampleKey(3, 7), 5, {3: ["a: b"]})[1] == ("a: b",)  # around the end
+        assert [note.split(" (")[0] for _, note in skipped] == ["sample 1 of Raising", "sample 2 of Raising"]
+        assert load_or_replace(dataset, SampleKey(3, 7), 5, {3: ["a: b"]})[1] == ((3, "a: b"),)  # around the end
         with pytest.raises(DataError, match="cannot be loaded, and skip_bad_images is 5"):
             load_or_replace(dataset, SampleKey(1, 7), 5, {0: ["a: b"], 3: ["c: d"]})
         with pytest.raises(RuntimeError, match="sample 1"):
