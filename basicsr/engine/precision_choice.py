@@ -23,7 +23,6 @@ from basicsr.utils.pass_times import (
     input_channels,
     measure,
     pick,
-    pick_on_gpu,
     slow_mode,
     warn_if_slow,
 )
@@ -60,8 +59,8 @@ class Choice:
 def choose_precision(options: Options, place: Place, state: Mapping[str, Any] | None) -> Choice:
     """Decides on rank 0 in which precision a run computes; all ranks must call and get the same.
 
-    `auto` goes on as the run began, on whatever machine. A new run takes bf16 where the device has units for it and, on
-    a CPU, a short measurement in the run's memory layout agrees; else float32. The measurement changes neither weights
+    `auto` goes on as the run began, on whatever machine. A new run takes bf16 where the device has units for it and
+    a short measurement in the run's memory layout agrees; else float32. The measurement changes neither weights
     nor random numbers.
 
     Args:
@@ -142,10 +141,7 @@ def _asked(options: Options) -> tuple[str, str]:
 
 
 def _pick(options: Options, device: torch.device) -> tuple[Amp, str]:
-    units = has_units(device, "bf16")
-    if device.type == "cuda":
-        return pick_on_gpu(units)
-    if not units:
+    if not has_units(device, "bf16"):
         return pick(False, None)
     plain, fast = (_filled(_asked(options), modes) for modes in (_PLAIN, _FAST))
     return pick(True, _times(options, plain, fast, device))
@@ -165,14 +161,14 @@ def _named(modes: Modes) -> str:
 def _warnings(options: Options, modes: Modes, device: torch.device) -> tuple[str, ...]:
     """Whether a run in this precision is slower than one in float32."""
     lines = _about_validation(options, device)
-    emulated = [mode for mode in modes if mode != "none" and not (device.type == "cuda" and has_units(device, mode))]
-    if not emulated:
+    reduced = [mode for mode in modes if mode != "none"]
+    if not reduced:
         return tuple(lines)
     asked = " and ".join(f"{key}: {mode}" for key, mode in dict(zip(_KEYS, modes, strict=True)).items())
     if modes[0] == modes[1]:
         asked = f"amp: {modes[0]}"
-    units = all(has_units(device, mode) for mode in emulated)
-    return (*slow_mode(asked, emulated[0], units, _times(options, _PLAIN, modes, device)), *lines)
+    units = all(has_units(device, mode) for mode in reduced)
+    return (*slow_mode(asked, reduced[0], units, _times(options, _PLAIN, modes, device)), *lines)
 
 
 def _about_validation(options: Options, device: torch.device) -> list[str]:

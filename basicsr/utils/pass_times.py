@@ -57,14 +57,14 @@ class PassTimes:
 
 
 def pick(units: bool, times: PassTimes | None) -> tuple[Amp, str]:
-    """What `auto` chooses on a CPU, and why.
+    """What `auto` chooses, and why.
 
     Args:
-        units: whether it computes in bf16 by itself.
+        units: whether the device computes in bf16 by itself.
         times: of passes in float32 and bf16; None where they could not be measured.
     """
     if not units:
-        return "none", "this processor has no instructions for bf16"
+        return "none", "this device has no instructions for bf16"
     if times is None:
         return "none", "bf16 could not be measured"
     return ("bf16" if times.gain.median >= _WORTH else "none"), f"bf16 takes {times}"
@@ -86,7 +86,7 @@ def slow_mode(asked: str, amp: Amp, units: bool, times: PassTimes | None) -> lis
 
 
 def warn_if_slow(network: nn.Module, device: torch.device, amp: Amp, asked: str) -> list[str]:
-    """A line where running a network in `amp` is slower than in float32; a second or two on a CPU.
+    """A line where running a network in `amp` is slower than in float32; a second or two.
 
     Args:
         network: on `device`, in eval mode; it stays as it is.
@@ -106,19 +106,12 @@ def faster_precision(network: nn.Module, device: torch.device) -> tuple[Amp, str
         device: where it runs.
     """
     units = has_units(device, "bf16")
-    if device.type == "cuda":
-        return pick_on_gpu(units)
     return pick(units, times_of_network(network, device, "bf16") if units else None)
 
 
-def pick_on_gpu(units: bool) -> tuple[Amp, str]:
-    """What `auto` chooses on a GPU, where nothing is measured, and why."""
-    return ("bf16", "the GPU has units for it") if units else ("none", "the GPU has no units for bf16")
-
-
 def times_of_network(network: nn.Module, device: torch.device, amp: Amp) -> PassTimes | None:
-    """Times of forward passes of one image in float32 and `amp`; None where it is not worth asking, or cannot be."""
-    if amp == "none" or (device.type == "cuda" and has_units(device, amp)):
+    """Times of forward passes of one image in float32 and `amp`; None where there is nothing to ask, or it cannot be."""
+    if amp == "none":
         return None
 
     @torch.no_grad()
@@ -196,7 +189,9 @@ def _in_turn(
     first = images(1, small)
     for modes in (other, plain):  # kernels are chosen, memory is taken
         seconds(modes, first)
-    size = fitting_size(seconds(plain, first) / small**2, number, side, small)
+    # A GPU takes about as long for a small image as for a batch of large ones: only the whole batch tells there.
+    whole = device.type == "cuda"
+    size = (number, side) if whole else fitting_size(seconds(plain, first) / small**2, number, side, small)
     batch = images(*size)
     sides = {"float32": lambda: seconds(plain, batch), "other": lambda: seconds(other, batch)}
     return in_turn(sides, _ROUNDS, warm_up=int(size != (1, small)), goes_on=goes_on)

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def test_auto_takes_bf16_only_where_units_and_times_agree():
     faster = PassTimes(float32=(4.0, 5.0, 6.0), other=(2.0, 2.0, 2.0))
     assert pick(True, faster) == ("bf16", "bf16 takes 0.40 times as long as float32 (0.37 to 0.45)")
-    assert pick(False, faster) == ("none", "this processor has no instructions for bf16")
+    assert pick(False, faster) == ("none", "this device has no instructions for bf16")
     assert pick(True, None) == ("none", "bf16 could not be measured")
     assert pick(True, PassTimes((1.0, 1.0, 1.0), (1.0, 0.99, 1.0)))[0] == "none"  # no gain to speak of
     assert pick(True, PassTimes((1.0,), (9.0,)))[0] == "none"
