@@ -64,14 +64,15 @@ class RunLog:
         now = time.monotonic()
         if now - self._told >= self._silence:
             self._told, self._silence = now, _LATER_SILENCE
+            pace, left = self._pace(self._done, now)
             self.line(
-                f"[{self._name[:5]}..][iter:{self._done:8,d} of {self._total:,d}] [{self._pace(self._done, now)}]"
+                f"[{self._name[:5]}..][iter:{self._done:8,d} of {self._total:,d}] [eta: {left}, time: {pace:.3f}]"
             )
 
-    def _pace(self, iteration: int, now: float) -> str:
+    def _pace(self, iteration: int, now: float) -> tuple[float, datetime.timedelta]:
+        """Seconds to an iteration so far, and the time that the others will take at this pace."""
         per_iteration = (now - self._started) / max(1, iteration - self._start)
-        left = datetime.timedelta(seconds=int(per_iteration * (self._total - iteration)))
-        return f"eta: {left}, time: {per_iteration:.3f}"
+        return per_iteration, datetime.timedelta(seconds=int(per_iteration * (self._total - iteration)))
 
     def step(
         self,
@@ -91,8 +92,7 @@ class RunLog:
             waited: seconds that an iteration waited for data, on average since the last call.
         """
         now = time.monotonic()
-        per_iteration = (now - self._started) / max(1, iteration - self._start)
-        left = datetime.timedelta(seconds=int(per_iteration * (self._total - iteration)))
+        per_iteration, left = self._pace(iteration, now)
         lr = ", ".join(f"{group} {rate:.3e}" for group, rate in rates.items())
         losses = " ".join(f"{name}: {value:.4e}" for name, value in parts.items())
         self.line(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from basicsr.engine import run_log
 from basicsr.engine.comparison_images import centre, side_by_side
 from basicsr.engine.run_log import RunLog
 
@@ -46,6 +48,22 @@ def test_all_sinks_get_the_same_names(caplog):
     ((name, iteration, image),) = sinks[1].images
     assert (name, iteration, image.max()) == ("images/Set5/baby", 5, 1)
     assert [sink.exit_code for sink in sinks] == [75, 75]
+
+
+def test_how_far_a_run_is_shows_soon_whatever_print_freq(monkeypatch, caplog):
+    """Iterations of 4 seconds of which 25 are printed: the first line after ten seconds, then one each minute."""
+    clock = [0.0]
+    monkeypatch.setattr(run_log, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    caplog.set_level(logging.INFO)
+    log = RunLog(logging.getLogger("test_run_log"), "run", 0, 1000)
+    for iteration in range(1, 46):
+        clock[0] += 4
+        log.tick()
+        if iteration == 25:
+            log.step(iteration, 0, {"student": 0.1}, {"l_total": 1.0}, 0.0)
+    told = [record.message.replace(" ", "") for record in caplog.records]
+    assert told[0] == "[run..][iter:3of1,000][eta:1:06:28,time:4.000]"
+    assert [line.split("iter:")[1].split("of")[0].split(",")[0] for line in told] == ["3", "18", "25", "40"]
 
 
 def test_nothing_is_compared_where_nothing_shows_images():

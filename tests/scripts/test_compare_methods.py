@@ -27,7 +27,10 @@ from support.processes import start
 
 from basicsr.archs import build_network
 from basicsr.engine.command import run_command
+from basicsr.engine.distributed import Place
+from basicsr.engine.status import RunStatus
 from basicsr.utils.history import read_history
+from basicsr.utils.options import load_options
 from basicsr.utils.timing import Spread
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +85,39 @@ def bench(tmp_path_factory) -> Path:
     teacher["train"] = {**teacher["train"], "total_iter": 2, "pixel_opt": PIXEL}
     write(folder / "teacher.yml", {key: value for key, value in teacher.items() if value is not None})
     return folder
+
+
+def test_progress_is_that_of_the_process_that_runs(command, tmp_path, bench):
+    """A status of another process, which an earlier run has left, says nothing of this one."""
+    records = importlib.import_module("study.records")
+    given = {**base(bench), "name": "any", "path": {"experiments_root": str(tmp_path)}, "network_t": None}
+    given["train"]["pixel_opt"] = PIXEL
+    options = load_options(given, training=True)
+    assert records.progress_of(options, 7) == 0
+    options.experiment_folder.mkdir()
+    status = RunStatus(options, Place(torch.device("cpu")))
+    status.begin(None)
+    status.update(state="running", iteration=4)
+    assert (records.progress_of(options, os.getpid()), records.progress_of(options, os.getpid() + 1)) == (4, 0)
+    status.tick(5)
+    assert records.progress_of(options, os.getpid()) == 4, "written every few seconds at most"
+
+
+def test_what_does_not_fit_is_told_before_any_training(command, bench, tmp_path, capsys, monkeypatch):
+    """The second of two methods would have failed after the first was trained."""
+    piece = {"model_type": "SRModel", "network_t": None,
+             "train": {"pixel_opt": PIXEL, "adversarial_opt": {"type": "GANLoss", "gan_type": "vanilla"},
+                       "optim_d": {"type": "Adam", "lr": 1e-3}},
+             "network_d": {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 4}}  # fmt: skip
+    method = write(tmp_path / "judged.yml", piece)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["-opt", str(bench / "base.yml"), "--methods", str(bench / "pieces/scratch.yml"), str(method)]
+    code = run_command(lambda: command.main([*arguments, "--seeds", "0", "--name", "unfit"]))
+    message = capsys.readouterr().err
+    assert (
+        code == 2 and "error: method judged: network_d: VGGStyleDiscriminator takes 128x128 images, got 16x" in message
+    )
+    assert not list((tmp_path / "experiments").rglob("*.pth"))
 
 
 def base(folder: Path) -> dict[str, Any]:
