@@ -1,9 +1,10 @@
 """experiments/NAME/status.json: how a run stands, for schedulers and for those who look after many runs.
 
     {"state": "preempted", "exit_code": 75, "message": "preempted: saved 37.state; go on with --auto_resume",
-     "name": "edsr", "iteration": 37, "total_iter": 1000, "checkpoint": "37.state", "ranks": 2,
+     "name": "edsr", "iteration": 37, "reached": 37, "total_iter": 1000, "checkpoint": "37.state", "ranks": 2,
      "host": "node3", "pid": 4711, "launch": "...", "started": "2025-01-31T09:30:00Z", "updated": "..."}
 
+`iteration` is that of the newest checkpoint or of the end, `reached` what a running process has come to, within seconds.
 `state` is 'starting', 'running', 'finished', 'preempted' (it was asked to stop and has saved), or 'failed'. A process
 that was killed writes nothing more: then it stays 'running', with a `pid` that is not there any more.
 """
@@ -50,6 +51,7 @@ class RunStatus:
             "message": "",
             "name": options.name,
             "iteration": 0,
+            "reached": 0,
             "total_iter": options.train.total_iter,
             "checkpoint": None,
             "ranks": place.world_size,
@@ -82,10 +84,10 @@ class RunStatus:
                     file.truncate()
 
     def tick(self, iteration: int) -> None:
-        """Notes how far the run is, every few seconds at most."""
+        """Notes how far the run is, every few seconds at most; `iteration` stays that of what is saved."""
         if time.monotonic() - self._ticked >= _TICK_SECONDS:
             self._ticked = time.monotonic()
-            self.update(iteration=iteration)
+            self.update(reached=iteration)
 
     def saved(self, iteration: int) -> None:
         """Notes a checkpoint."""

@@ -181,7 +181,7 @@ def progress_of(options: Options, process: int | None = None) -> int:
     logged = _logged(options)
     try:
         status = json.loads((options.experiment_folder / STATUS).read_text("utf-8"))
-        return max(logged, int(status["iteration"])) if status["pid"] == process else logged
+        return max(logged, int(status["reached"])) if status["pid"] == process else logged
     except (OSError, ValueError, KeyError, TypeError):
         return logged
 

@@ -29,6 +29,7 @@ from basicsr.archs import build_network
 from basicsr.engine.command import run_command
 from basicsr.engine.distributed import Place
 from basicsr.engine.status import RunStatus
+from basicsr.engine.traces import refuse_new_start
 from basicsr.utils.history import read_history
 from basicsr.utils.options import load_options
 from basicsr.utils.timing import Spread
@@ -97,10 +98,13 @@ def test_progress_is_that_of_the_process_that_runs(command, tmp_path, bench):
     options.experiment_folder.mkdir()
     status = RunStatus(options, Place(torch.device("cpu")))
     status.begin(None)
-    status.update(state="running", iteration=4)
+    status.update(state="running", reached=4)
     assert (records.progress_of(options, os.getpid()), records.progress_of(options, os.getpid() + 1)) == (4, 0)
     status.tick(5)
     assert records.progress_of(options, os.getpid()) == 4, "written every few seconds at most"
+    (options.experiment_folder / "models").mkdir()
+    (options.experiment_folder / "training_states").mkdir()
+    refuse_new_start(options)  # does not: nothing is saved, a run that is killed now begins anew by itself
 
 
 def test_what_does_not_fit_is_told_before_any_training(command, bench, tmp_path, capsys, monkeypatch):
