@@ -13,10 +13,14 @@ import math
 import cv2
 import numpy as np
 
+from basicsr.data.headers import Place, decoded
+from basicsr.data.storage import StoredImages
+from basicsr.utils.errors import DataError
 from basicsr.utils.matlab_functions import imresize_integer
 
 LEAST_GAIN = 2.0  # dB
 LEAST_CORRELATION = 0.5
+_LOOKED_AT = 8  # pairs, where not all are
 _LEAST_SHIFT = 4  # HR pixels that are looked at in every direction, and the scale where that is more
 _LARGEST_WINDOW = 64  # LR pixels a side
 _SMALLEST_WINDOW = 8
@@ -29,7 +33,7 @@ def find_misalignment(hr: np.ndarray, lr: np.ndarray, scale: int) -> str | None:
     """Says how LR and HR do not belong together; None where they do, or where it cannot be told.
 
     Args:
-        hr: (H, W, 3), uint8 or uint16, H and W at least `scale` times those of `lr`.
+        hr: (H, W, 3), BGR, uint8 or uint16; nothing is said unless H and W are at least `scale` times those of `lr`.
         lr: (h, w, 3), of the same type.
         scale: how many times HR is larger.
     """
@@ -49,6 +53,30 @@ def find_misalignment(hr: np.ndarray, lr: np.ndarray, scale: int) -> str | None:
         f" moved by {down} rows and {right} columns; cut both together (scripts/data/extract_subimages.py --lr-input),"
         " or make LR anew"
     )
+
+
+def looked_at(stored: StoredImages) -> str | None:
+    """Compares a few pairs of a dataset, from the first to the last; says so where one does not belong together.
+
+    Those that cannot be read are passed over, as are datasets without HR images, and at scale 1, where cameras move.
+    """
+    if stored.scale == 1 or not {"gt", "lq"} <= set(stored.files):
+        return None
+    count = len(stored.files["gt"])
+    indices = sorted({round(step * (count - 1) / (_LOOKED_AT - 1)) for step in range(_LOOKED_AT)})
+    faults = [(stored.name("gt", index), fault) for index in indices if (fault := _fault_of(stored, index))]
+    if not faults:
+        return None
+    return f"{len(faults)} of {len(indices)} pairs looked at do not fit, as {faults[0][0]}: {faults[0][1]}"
+
+
+def _fault_of(stored: StoredImages, index: int) -> str | None:
+    hr, lr = (Place(stored.files[role][index], stored.roots[role] if stored.lmdb else None) for role in ("gt", "lq"))
+    try:
+        large, small = decoded(hr), decoded(lr)
+    except DataError:
+        return None
+    return find_misalignment(large, small, stored.scale) if large.dtype == small.dtype else None
 
 
 def _gray(image: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from basicsr.data.alignment import looked_at
 from basicsr.data.checking import BadImage, check_images, files_digest, fingerprint, report, stored_images
 from basicsr.data.surroundings import remarks_about
 from basicsr.engine.agreement import require_equal
@@ -101,6 +102,8 @@ def check_datasets(
                 stored = stored_images(dataset)
                 if place.is_master and stored is not None:
                     remarks += remarks_about(block.name, stored, block.phase)
+                    if block.check_images != "none" and (fault := looked_at(stored)):
+                        remarks.append(f"{block.name}: {fault}; scripts/data/check_dataset.py looks at all pairs")
                 mine = check_images(dataset, block, rank=place.rank, world_size=place.world_size)
         except UserError as error:
             failure = error

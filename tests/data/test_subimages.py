@@ -9,11 +9,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from support.data_scripts import files, last_line, run, write_images
 
+from basicsr.data import build_dataset
 from basicsr.data.alignment import find_misalignment
 from basicsr.data.transforms import mod_crop
+from basicsr.engine.distributed import Place
+from basicsr.engine.images import check_datasets
 from basicsr.utils.matlab_functions import imresize_integer
+from basicsr.utils.options_schema import DatasetOptions
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -254,3 +259,19 @@ class TestPairsOfOtherTools:
         assert "HR/a_s001.png and LR LR/a_s001.png: LR is out of step" in problem
         assert "moved by -1 rows and -1 columns" in problem and "extract_subimages.py --lr-input" in problem
         assert run("check_dataset.py", *arguments, "--no-compare", folder=tmp_path).returncode == 0
+
+    def test_are_told_when_a_run_begins(self, tmp_path):
+        image = picture(0, 101, 101)
+        lr = imresize_integer(mod_crop(image, 2), 0.5)
+        for number, (large, small) in enumerate(((0, 0), (5, 2))):
+            save(tmp_path / f"HR/a_s00{number}.png", image[large : large + 96, large : large + 96])
+            save(tmp_path / f"LR/a_s00{number}.png", lr[small : small + 48, small : small + 48])
+        block = {"name": "mine", "type": "PairedImageDataset", "phase": "train", "scale": 2, "gt_size": 48}
+        block |= {"dataroot_gt": str(tmp_path / "HR"), "dataroot_lq": str(tmp_path / "LR")}
+        _, (told,) = check_datasets([(build_dataset(block), DatasetOptions(**block))], Place(torch.device("cpu")))
+        assert told.startswith(
+            f"mine: 1 of 2 pairs looked at do not fit, as {tmp_path}/HR/a_s001.png: LR is out of step"
+        )
+        assert check_datasets(
+            [(build_dataset(block), DatasetOptions(**block, check_images="none"))], Place(torch.device("cpu"))
+        ) == ([], [])
