@@ -149,8 +149,8 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
 
     Raises:
         Preempted: the run was asked to stop; its state is saved.
-        DataError, MachineError: there are no more batches, or validation failed; the state is saved, but where not
-            even the first iteration was possible.
+        DataError, MachineError, CheckpointError: there are no more batches, validation failed, or figures cannot be
+            written; the state is saved, but where not even the first iteration was possible.
         NonFiniteError: see `train_step`, `validate` and `TrainingRun.save`.
     """
     options, total = run.options, run.options.train.total_iter
@@ -179,20 +179,21 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
             if log is not None:
                 log.tick()
             status.tick(run.iteration)
-            if logging:
-                _log_step(run, log, parts, feed.seconds_waited() / (run.iteration - since))
-                since = run.iteration
             due = run.is_due(options.val.val_freq)  # it may end in a checkpoint, which has the list
-            new = skipped.share() if logging or saving or due else []
-            failing = failing or skipped.too_many is not None
             run.validation_due = due or last
-            if run.validation_due and not (stopping or failing):
-                try:
+            try:
+                if logging:
+                    _log_step(run, log, parts, feed.seconds_waited() / (run.iteration - since))
+                    since = run.iteration
+                new = skipped.share() if logging or saving or due else []
+                failing = failing or skipped.too_many is not None
+                if run.validation_due and not (stopping or failing):
                     stopping = not validate(run, folder, log, stop)
-                except UserError as error:  # all ranks have the same
-                    if not isinstance(error, NonFiniteError):
-                        _save(run, folder, options_text, status)
-                    raise
+            except UserError as error:  # all ranks have the same
+                if not isinstance(error, NonFiniteError):
+                    _save(run, folder, options_text, status)
+                    error.extend(after=f"; saved {run.iteration}.state")
+                raise
             if saving or stopping or failing:
                 _save(run, folder, options_text, status)
             if log is not None:

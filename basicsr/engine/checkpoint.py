@@ -245,7 +245,7 @@ class CheckpointFolder:
             NoSpaceError: it has not.
         """
         folder = self.states.absolute()
-        free = shutil.disk_usage(next(place for place in folder.parents if place.exists())).free
+        free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
         if needed > free:
             raise NoSpaceError(self._no_room(f"a checkpoint in {self.states.parent}", needed, free))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.utils.atomic_files import write_atomically
-from basicsr.utils.errors import CheckpointError
+from basicsr.utils.logger import get_root_logger
+from basicsr.utils.regular_files import read_regular
 
 _LENGTH = struct.Struct("<Q")
 _CHECKSUM = 4
@@ -17,20 +18,22 @@ _CHECKSUM = 4
 def forget(folder: Path, is_void: Callable[[str, int], bool]) -> None:
     """Takes figures out of the event files of a folder, and half of a last one that a killed process left.
 
-    TensorBoard itself would hide them; other readers of the files would find steps twice.
+    TensorBoard itself would hide them; other readers of the files would find steps twice. What is no file, or cannot be
+    read, is left alone, with a warning.
 
     Args:
         folder: tb_logger/NAME; need not be there.
         is_void: whether a figure is to go, by its name and step.
 
     Raises:
-        CheckpointError: a file cannot be read or written.
+        CheckpointError: a file cannot be written.
     """
     for path in sorted(folder.glob("events.out.tfevents.*")):
         try:
-            content = path.read_bytes()
+            content = read_regular(path)
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+            get_root_logger().warning(f"cannot read {path}: {error.strerror}; steps in it may be logged twice")
+            continue
         kept = b"".join(_kept(content, is_void))
         if len(kept) != len(content):
             _replace(path, kept)

@@ -25,7 +25,7 @@ from basicsr.engine.run_log import RunLog
 from basicsr.engine.sinks import open_sinks
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import best_iteration
-from basicsr.utils.atomic_files import write_atomically
+from basicsr.utils.atomic_files import check_writable, write_atomically
 from basicsr.utils.errors import CheckpointError, UserError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import resolved_yaml
@@ -66,18 +66,33 @@ def _prepare(options: Options, resume: Checkpoint | None, size: int) -> list[str
             f"resume_state {resume.path} lies in {folder}, which a run of this name would set aside; give the run"
             " another name"
         )
+    written = [folder, options.models_folder, states]
+    written += [options.visualization_folder] if options.saves_images else []
+    written += [options.tensorboard_folder] if options.logger.use_tb_logger else []
+    for place in written if own else {place.parent for place in written if place.parent not in written}:
+        check_writable(place)  # before anything is renamed
     if not own:
         archive(folder, RUN)
         archive(options.tensorboard_folder, CURVES)
-    try:
-        options.models_folder.mkdir(parents=True, exist_ok=True)
-        states.mkdir(exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
+    for place in written:
+        _make(place)
     content = _with_versions(options).encode()
     write_atomically(folder / f"{options.name}.yml", lambda file: file.write(content))
     remarks = checkpoints.tidy(resume.iteration if resume is not None and own else None)
     return remarks + _forecast(options, resume.iteration if resume is not None else 0, size)
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder that can be written.
+
+    Raises:
+        CheckpointError: that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
+    check_writable(folder)
 
 
 def _forecast(options: Options, iteration: int, size: int) -> list[str]:
@@ -106,9 +121,10 @@ def prepare_results(scales: Sequence[Options], place: Place) -> None:
 
 def _prepare_results(scales: Sequence[Options]) -> None:
     folder = scales[0].results_folder
+    check_writable(folder.parent)
     archive(folder, RESULTS, never=RUN)
+    _make(folder)
     try:
-        folder.mkdir(parents=True)
         for options in scales:
             suffix = f"_x{options.scale}" if len(scales) > 1 else ""
             (folder / f"{options.name}{suffix}.yml").write_text(_with_versions(options), encoding="utf-8")
@@ -133,7 +149,8 @@ def open_log(
     Raises:
         CheckpointError: the file cannot be written.
     """
-    logs = sorted(folder.glob(f"{glob.escape(f'{kind}_{name}_')}*.log")) if goes_on else []
+    found = folder.glob(f"{glob.escape(f'{kind}_{name}_')}*.log") if goes_on else ()
+    logs = sorted(log for log in found if os.path.isfile(log))  # a pipe would be waited for
     file = logs[-1] if logs else folder / f"{kind}_{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
     logger = get_root_logger("basicsr", logging.INFO)
     on_master(place, lambda: _add_file(file))

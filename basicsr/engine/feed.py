@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from basicsr.data.batch import Batch, Skipped
 from basicsr.engine.distributed import Place, on_master
 from basicsr.utils.dist_util import gather_objects
 from basicsr.utils.errors import CheckpointError, DataError
+from basicsr.utils.regular_files import read_regular
 
 SKIPPED = "skipped_images.txt"
 _Item = TypeVar("_Item")
@@ -115,10 +117,12 @@ class SkippedImages:
         )
 
     def _read(self) -> list[str]:
+        if not os.path.lexists(self._path):
+            return []
         try:
-            return self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{self._path} cannot be read ({error}); remove it") from error
+            return read_regular(self._path).decode("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise CheckpointError(f"{self._path} cannot be read ({error.strerror}); remove it") from error
 
     def _append(self, lines: Sequence[str]) -> None:
         try:

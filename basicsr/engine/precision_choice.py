@@ -27,6 +27,7 @@ from basicsr.utils.pass_times import (
     warn_if_slow,
 )
 from basicsr.utils.precision import Amp, Precision
+from basicsr.utils.regular_files import read_regular
 
 STATE = "precision"
 _KEYS = ("amp", "amp_teacher")
@@ -110,7 +111,7 @@ def read_choice(file: Path) -> Choice | None:
         DataError: it is damaged.
     """
     try:
-        content: Any = json.loads(file.read_text("utf-8"))
+        content: Any = json.loads(read_regular(file))
         kept = kept_precision({STATE: content})
         return Choice(kept["amp"], kept["amp_teacher"], str(content["told"])) if kept is not None else None
     except FileNotFoundError:

@@ -19,6 +19,7 @@ from basicsr.engine.run_folders import texts_in
 from basicsr.utils.atomic_files import sha256_of, write_atomically
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.options_schema import Options, thaw
+from basicsr.utils.regular_files import read_regular
 
 if TYPE_CHECKING:
     from basicsr.engine.training_run import TrainingRun
@@ -102,7 +103,7 @@ def _known_digest(file: Path, size: int, changed: int) -> str:
 
 def _earlier(path: Path) -> list[Any]:
     try:
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        starts = json.loads(read_regular(path))["starts"]
         return starts if isinstance(starts, list) else []
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []

@@ -47,7 +47,7 @@ class RunLog:
         self._started = self._last = self._told = time.monotonic()
         self._start = self._last_iteration = self._done = start
         self._silence = _FIRST_SILENCE
-        self._sinks, self._compare = sinks, compare
+        self._sinks, self._compare = list(sinks), compare
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -126,7 +126,7 @@ class RunLog:
         if shown:
             picture = self._compare(dataset, output)
             for sink in shown:
-                sink.image(f"images/{dataset}/{name}", iteration, picture)
+                self._give(sink, lambda sink: sink.image(f"images/{dataset}/{name}", iteration, picture))
 
     def line(self, text: str) -> None:
         """Logs one line above the progress bar."""
@@ -142,14 +142,24 @@ class RunLog:
         """
         self._bar.close()
         failures: list[CheckpointError] = []
-        for sink in self._sinks:
+        for sink in list(self._sinks):
             try:
-                sink.close(exit_code)
+                self._give(sink, lambda sink: sink.close(exit_code))
             except CheckpointError as error:
                 failures.append(error)
         if failures and exit_code == 0:
             raise failures[0]
 
     def _scalars(self, iteration: int, figures: Mapping[str, float]) -> None:
-        for sink in self._sinks if figures else ():
-            sink.scalars(iteration, figures)
+        for sink in list(self._sinks) if figures else ():
+            self._give(sink, lambda sink: sink.scalars(iteration, figures))
+
+    def _give(self, sink: Sink, what: Callable[[Sink], None]) -> None:
+        """Hands something to a sink; goes on without it where it fails and is not needed."""
+        try:
+            what(sink)
+        except CheckpointError as error:
+            if sink.needed:
+                raise
+            self._sinks.remove(sink)
+            self._logger.warning(f"{error}; training goes on without them")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import textwrap
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,10 @@ from basicsr.engine.event_files import forget
 from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, MachineError, UserError
 from basicsr.utils.history import HISTORY, ITERATION, History
+from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import resolved_yaml
 from basicsr.utils.options_schema import Options, thaw
+from basicsr.utils.regular_files import read_regular
 
 _WANDB_FILE = "wandb.json"
 _WANDB_SECONDS = 30  # to reach the server
@@ -27,6 +31,8 @@ class Sink(Protocol):
     """What takes a run's figures. Opened on rank 0, when all that can be wrong with the options was found."""
 
     shows_images: bool
+    needed: bool
+    """Whether training ends where it cannot be written, after saving; otherwise it goes on without, with a warning."""
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Takes figures of an iteration, by their whole names; iterations never decrease."""
@@ -97,8 +103,10 @@ class TensorBoard:
     """
 
     shows_images = True
+    needed = False
 
     def __init__(self, options: Options, start: int, validating: bool = False) -> None:
+        _quiet_writers()
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
@@ -143,6 +151,17 @@ class TensorBoard:
             self._writer.close()
 
 
+def _quiet_writers() -> None:
+    """Keeps TensorBoard's thread from printing a traceback where it cannot write: `_told` has the reason, in a line."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if type(arguments.thread).__name__ != "_AsyncWriterThread" or not isinstance(arguments.exc_value, OSError):
+            before(arguments)
+
+    threading.excepthook = hook
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     try:
@@ -166,6 +185,7 @@ class Wandb:
     """
 
     shows_images = True
+    needed = False
 
     def __init__(self, options: Options, start: int) -> None:
         wandb = _import_wandb()
@@ -236,10 +256,14 @@ def _import_wandb() -> Any:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    if not path.exists():
+    """What is known of the run at W&B; nothing where the file is damaged, which keeps no run from going on."""
+    if not os.path.lexists(path):
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path))
         return {"id": str(content["id"]), "iter": int(content["iter"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged; remove it, and name the run in logger: wandb: resume_id") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        get_root_logger().warning(
+            f"{path} is damaged: a new run begins at W&B; to go on with the old one, name it by wandb: resume_id"
+        )
+        return {}

@@ -28,6 +28,7 @@ from basicsr.engine.stop import Interrupted, Preempted
 from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, UserError
 from basicsr.utils.options_schema import Options
+from basicsr.utils.regular_files import read_regular
 
 STATUS = "status.json"
 _TICK_SECONDS = 5.0
@@ -130,7 +131,7 @@ def launched_by_us(folder: Path) -> bool:
     if not launch() or not os.path.lexists(folder / STATUS):
         return False
     try:
-        return bool(json.loads((folder / STATUS).read_text(encoding="utf-8"))["launch"] == launch())
+        return bool(json.loads(read_regular(folder / STATUS))["launch"] == launch())
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"cannot read {folder / STATUS} ({error}), so whether to go on; remove it and start with --auto_resume, or"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -57,10 +58,10 @@ def read_runs(folders: Sequence[Path]) -> list[RunHistory]:
     names = [folder.resolve().name for folder in folders]
     runs = []
     for folder, name in zip(folders, names, strict=True):
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise DataError(f"there is no folder {folder}; name the folder of a run, such as experiments/NAME")
         path = folder / HISTORY
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise DataError(
                 f"{folder} has no {HISTORY}: no training run's folder, or that of a run from before histories were"
                 " kept, whose figures are in its log only"

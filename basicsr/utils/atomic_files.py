@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,6 +99,31 @@ def stage(path: Path, temporary: Path, write: Callable[[BinaryIO], object]) -> S
             raise
         kind = NoSpaceError if cause.errno in _NO_SPACE else CheckpointError
         raise kind(f"cannot save {path}: {cause.strerror or cause}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Writes a file into a folder, or where that is missing into the next one above, and removes it again.
+
+    Permissions do not tell it: a disk may be read-only, full, or forbid it for another reason.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".try_", suffix=".tmp") as file:
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
+
+
+def free_name(path: Path, word: str) -> Path:
+    """A name beside a file that nothing has: history_damaged.jsonl, history_damaged_2.jsonl, ..."""
+    numbered = (f"{word}_{number}" if number > 1 else word for number in itertools.count(1))
+    names = (path.with_name(f"{path.stem}_{ending}{path.suffix}") for ending in numbered)
+    return next(name for name in names if not os.path.lexists(name))
 
 
 class _Recorder:

@@ -10,19 +10,27 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from basicsr.utils.atomic_files import write_atomically
+from basicsr.utils.atomic_files import free_name, write_atomically
 from basicsr.utils.errors import CheckpointError, DataError
+from basicsr.utils.logger import get_root_logger
+from basicsr.utils.regular_files import read_regular
 
 HISTORY = "history.jsonl"
 ITERATION = "iter"
+_DAMAGED = "damaged"
+_LARGEST = 2**63
 
 
 class History:
     """Appends to the history of a run.
+
+    What is damaged does not keep a run from going on: the file is kept under another name, with a warning, and sound
+    lines are taken over.
 
     Args:
         path: of the file. What a run that was cut off left of later iterations is taken out.
@@ -31,17 +39,17 @@ class History:
 
     Raises:
         CheckpointError: the file cannot be written.
-        DataError: it is damaged.
     """
 
     shows_images = False
+    needed = True
 
     def __init__(self, path: Path, start: int, validating: bool = False) -> None:
-        if path.exists():
-            kept = "".join(_line(entry) for entry in _parsed(path) if _stays(entry, start, validating))
-            write_atomically(path, lambda file: file.write(kept.encode()))
         self._path = path
         try:
+            if os.path.lexists(path):
+                kept = "".join(_line(entry) for entry in _sound(path) if _stays(entry, start, validating))
+                write_atomically(path, lambda file: file.write(kept.encode()))
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
@@ -80,27 +88,54 @@ def read_history(path: Path) -> list[dict[str, float]]:
     Raises:
         DataError: there is no such file, or a line before the last is damaged.
     """
-    return [{name: math.nan if value is None else value for name, value in entry.items()} for entry in _parsed(path)]
-
-
-def _parsed(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        entries, damaged = _parsed(read_regular(path))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    entries = []
+    if damaged:
+        raise DataError(f"{path}, line {damaged[0]} is no line of a history; mend it or take it out")
+    return [{name: math.nan if value is None else value for name, value in entry.items()} for entry in entries]
+
+
+def _sound(path: Path) -> list[dict[str, Any]]:
+    """The sound lines of a history; where others are among them, or it cannot be read, it is renamed."""
+    try:
+        entries, damaged = _parsed(read_regular(path))
+    except OSError as error:
+        entries, reason = [], f"cannot be read ({error.strerror}); a new history begins"
+    else:
+        if not damaged:
+            return entries
+        reason = f"has {len(damaged)} damaged lines, the first is line {damaged[0]}; it goes on without them"
+    aside = free_name(path, _DAMAGED)
+    path.rename(aside)
+    get_root_logger().warning(f"{path} {reason}; what was there is kept as {aside.name}")
+    return entries
+
+
+def _parsed(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """Its lines, but for half of a last one, and the numbers of those that are damaged."""
+    *lines, _ = content.decode("utf-8", errors="replace").split("\n")
+    entries: list[dict[str, Any]] = []
+    damaged: list[int] = []
     for number, line in enumerate(lines, 1):
-        if number == len(lines) and not line.endswith("\n"):
-            break
         try:
             entry = json.loads(line)
-            iteration = entry[ITERATION]
-        except (ValueError, KeyError, TypeError):
-            iteration = None
-        if not isinstance(iteration, int):
-            raise DataError(f"{path}, line {number} is no line of a history; mend it or take it out")
-        entries.append(entry)
-    return entries
+        except (ValueError, RecursionError):
+            entry = None
+        if _is_entry(entry):
+            entries.append(entry)
+        else:
+            damaged.append(number)
+    return entries, damaged
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, Mapping) or type(entry.get(ITERATION)) is not int:
+        return False
+    figures = [value for value in entry.values() if value is not None]
+    numbers = all(type(value) is float or (type(value) is int and abs(value) < _LARGEST) for value in figures)
+    return numbers and entry[ITERATION] >= 0
 
 
 def _stays(entry: Mapping[str, Any], start: int, validating: bool) -> bool:

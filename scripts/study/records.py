@@ -27,6 +27,7 @@ from basicsr.utils.history import HISTORY, ITERATION, read_history
 from basicsr.utils.options import resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
+from basicsr.utils.regular_files import read_regular
 from basicsr.utils.timing import spread
 from study.plan import Run, Study
 
@@ -84,7 +85,7 @@ def read_record(study: Study, run: Run) -> Record | None:
     """
     path = record_file(study, run)
     try:
-        return Record(**json.loads(path.read_text("utf-8")))
+        return Record(**json.loads(read_regular(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
@@ -180,7 +181,7 @@ def progress_of(options: Options, process: int | None = None) -> int:
     """The last iteration that a training has logged or, of the process that runs it, noted in its status."""
     logged = _logged(options)
     try:
-        status = json.loads((options.experiment_folder / STATUS).read_text("utf-8"))
+        status = json.loads(read_regular(options.experiment_folder / STATUS))
         return max(logged, int(status["reached"])) if status["pid"] == process else logged
     except (OSError, ValueError, KeyError, TypeError):
         return logged
@@ -189,6 +190,8 @@ def progress_of(options: Options, process: int | None = None) -> int:
 def _logged(options: Options) -> int:
     path = options.experiment_folder / HISTORY
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return 0
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 8192))
             lines = file.read().split(b"\n")[:-1]  # what follows the last line's end is not complete

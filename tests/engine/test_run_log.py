@@ -11,15 +11,19 @@ import pytest
 from basicsr.engine import run_log
 from basicsr.engine.comparison_images import centre, side_by_side
 from basicsr.engine.run_log import RunLog
+from basicsr.utils.errors import CheckpointError
 
 
 class Recorder:
     """A sink that keeps what it is given."""
 
-    def __init__(self, shows_images):
+    def __init__(self, shows_images, needed=True, failure=None):
+        self.needed, self.failure = needed, failure
         self.shows_images, self.given, self.images, self.exit_code = shows_images, [], [], None
 
     def scalars(self, iteration, values):
+        if self.failure is not None:
+            raise self.failure
         self.given.append((iteration, dict(values)))
 
     def image(self, name, iteration, image):
@@ -64,6 +68,21 @@ def test_how_far_a_run_is_shows_soon_whatever_print_freq(monkeypatch, caplog):
     told = [record.message.replace(" ", "") for record in caplog.records]
     assert told[0] == "[run..][iter:3of1,000][eta:1:06:28,time:4.000]"
     assert [line.split("iter:")[1].split("of")[0].split(",")[0] for line in told] == ["3", "18", "25", "40"]
+
+
+def test_what_is_not_needed_and_cannot_be_written_is_left_out_with_one_warning(caplog):
+    failure = CheckpointError("cannot write TensorBoard's files: No space left on device")
+    broken, sound = Recorder(True, needed=False, failure=failure), Recorder(False)
+    log = RunLog(logging.getLogger("test_run_log"), "run", 0, 10, [broken, sound])
+    for iteration in (1, 2):
+        log.metrics(iteration, {"Set5": {"psnr": 30.0}})
+    log.close(0)
+    assert [iteration for iteration, _ in sound.given] == [1, 2]
+    assert [record.getMessage() for record in caplog.records] == [f"{failure}; training goes on without them"]
+    with pytest.raises(CheckpointError, match="No space left"):
+        RunLog(logging.getLogger("test_run_log"), "run", 0, 10, [Recorder(False, failure=failure)]).metrics(
+            1, {"Set5": {"psnr": 30.0}}
+        )
 
 
 def test_nothing_is_compared_where_nothing_shows_images():

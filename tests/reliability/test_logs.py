@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -94,3 +95,24 @@ def test_the_log_file_goes_on(mcadkd, tmp_path):
     lines = log.read_text().splitlines()
     for number, text in ((1, "End of training after 4"), (1, "Resumed 4.state"), (1, "End of training after 8")):
         assert sum(text in line for line in lines) == number
+
+
+def test_damage_and_pipes_among_a_runs_files_do_not_keep_it_from_going_on(mcadkd, tmp_path):
+    options = changed(mcadkd, train__total_iter=4, val__val_freq=4, logger__print_freq=1, logger__use_tb_logger=True)
+    finish(options, tmp_path)
+    folder, curves = tmp_path / "experiments/tiny", tmp_path / "tb_logger/tiny"
+    history = folder / "history.jsonl"
+    lines = history.read_text().splitlines(keepends=True)
+    history.write_text("".join([*lines[:2], "\x00\x00{\n", *lines[2:]]))
+    for name in ("record.json", "wandb.json"):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+    os.mkfifo(folder / "train_tiny_99991231_235959.log")
+    os.mkfifo(curves / "events.out.tfevents.9999999999.pipe")
+    code, errors = told(changed(options, train__total_iter=6), tmp_path, auto_resume=True)
+    assert code == 0, errors
+    assert "history.jsonl has 1 damaged lines, the first is line 3; it goes on without them" in errors
+    assert "events.out.tfevents.9999999999.pipe: it is no file but a pipe; steps in it may be logged twice" in errors
+    assert "Traceback" not in errors
+    iterations = [entry["iter"] for entry in read_history(history) if "losses/l_pix" in entry]
+    assert iterations == [1, 2, 3, 4, 5, 6]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 
 import pytest
 
@@ -68,3 +70,39 @@ def test_a_history_that_cannot_be_read_or_written_is_told(path, tmp_path):
         read_history(path)
     with pytest.raises(CheckpointError, match=r"cannot write .*No such file"):
         History(tmp_path / "no_folder" / "history.jsonl", 0)
+
+
+DAMAGED = [
+    '{"iter": 1, "a": 0.5}\n{"iter": 2, "a": 0.5\n\x00\x00\x00\n[[\n{"iter": 3, "a": "x"}\n{"iter": 3, "a": 0.25}\n',
+    '{"iter": 1, "a": 0.5}\n{"iter": true}\n{"iter": -1}\n' + "[" * 100_000 + '\n{"iter": 3, "a": 0.25}\n',
+    '{"iter": 1, "a": 0.5}\n{"iter": 2, "a": 1' + "0" * 400 + '}\n{"iter": 3, "a": 0.25}\n{"iter"',
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_run_goes_on_with_the_sound_lines_and_keeps_the_damaged_file(path, content, capsys):
+    path.write_text(content)
+    logger = logging.getLogger("basicsr")
+    before = list(logger.handlers)
+    logger.handlers.clear()
+    try:
+        write(path, 4, start=3)
+    finally:
+        logger.handlers[:] = before
+    assert [(entry["iter"], entry.get("a")) for entry in read_history(path)] == [(1, 0.5), (3, 0.25), (4, None)]
+    assert (path.parent / "history_damaged.jsonl").read_text() == content
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the first is line 2; it goes on without them; what was there is kept as history_damaged.jsonl" in line
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "dead link", "link to itself"])
+def test_what_is_no_file_is_set_aside_and_never_waited_for(path, kind):
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere" if kind == "dead link" else path)
+    write(path, 4, start=3)
+    assert [entry["iter"] for entry in read_history(path)] == [4]
+    assert os.path.lexists(path.parent / "history_damaged.jsonl")
