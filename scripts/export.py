@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{arguments.model}: {network.architecture} x{network.scale}, {size}{weights}", flush=True)
     if network.remark:
         print(network.remark, file=sys.stderr, flush=True)
-    if arguments.precision == "fp16":
+    if arguments.precision == "fp16" and "torch-export" in arguments.formats:  # which computes in it
         for line in warn_if_slow(network.network, torch.device("cpu"), "fp16", "checking --precision fp16"):
             print(f"warning: {line}", file=sys.stderr, flush=True)
     exported = export(

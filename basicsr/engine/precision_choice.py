@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,7 +73,12 @@ def choose_precision(options: Options, place: Place, state: Mapping[str, Any] | 
         CheckpointError: `state` names a precision that there is not.
     """
     kept = kept_precision(state) if state is not None else None
-    return on_master(place, lambda: _choose(options, place.device, kept))
+
+    def choose() -> Choice:
+        choice = _choose(options, place.device, kept)
+        return replace(choice, warnings=(*choice.warnings, *_about_validation(options, place.device)))
+
+    return on_master(place, choose)
 
 
 def kept_precision(state: Mapping[str, Any]) -> dict[str, Amp] | None:
@@ -130,11 +135,15 @@ def _choose(options: Options, device: torch.device, kept: Mapping[str, Amp] | No
     if "auto" in asked and kept is None:
         found, why = _pick(options, device)
         modes = _filled(asked, (found, found))
-        told = f"amp auto: {_named(modes)}; {why}"
-        return Choice(*modes, told=told, warnings=tuple(_about_validation(options, device)))
+        return Choice(*modes, told=f"amp auto: {_named(modes)}; {why}")
     modes = _filled(asked, (kept["amp"], kept["amp_teacher"])) if kept is not None else _filled(asked, _PLAIN)
-    told = f"amp auto: {_named(modes)}, as in the run so far" if "auto" in asked else ""
-    return Choice(*modes, told=told, warnings=_warnings(options, modes, device))
+    warnings = _warnings(options, modes, device)
+    if "auto" not in asked:
+        return Choice(*modes, warnings=warnings)
+    kept_told = tuple(
+        f"{line}; a run keeps its precision, but for amp: none with --allow_config_change" for line in warnings
+    )
+    return Choice(*modes, told=f"amp auto: {_named(modes)}, as in the run so far", warnings=kept_told)
 
 
 def _asked(options: Options) -> tuple[str, str]:
@@ -161,15 +170,14 @@ def _named(modes: Modes) -> str:
 
 def _warnings(options: Options, modes: Modes, device: torch.device) -> tuple[str, ...]:
     """Whether a run in this precision is slower than one in float32."""
-    lines = _about_validation(options, device)
     reduced = [mode for mode in modes if mode != "none"]
     if not reduced:
-        return tuple(lines)
+        return ()
     asked = " and ".join(f"{key}: {mode}" for key, mode in dict(zip(_KEYS, modes, strict=True)).items())
     if modes[0] == modes[1]:
         asked = f"amp: {modes[0]}"
     units = all(has_units(device, mode) for mode in reduced)
-    return (*slow_mode(asked, reduced[0], units, _times(options, _PLAIN, modes, device)), *lines)
+    return tuple(slow_mode(asked, reduced[0], units, _times(options, _PLAIN, modes, device)))
 
 
 def _about_validation(options: Options, device: torch.device) -> list[str]:

@@ -69,6 +69,7 @@ def test_a_run_keeps_its_precision_on_a_machine_that_would_choose_another(mcadkd
     assert choice.kept() == state["precision"]
     assert choice.told == "amp auto: bf16, the teacher float32, as in the run so far"
     (warning,) = choice.warnings
+    assert warning.endswith("a run keeps its precision, but for amp: none with --allow_config_change")
     assert "takes 7.00 times as long as float32" in warning and "no instructions for bf16" in warning
     computed = settled(options, choice.kept())
     assert (computed.amp, computed.amp_teacher, options.amp) == ("bf16", "none", "auto")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +26,7 @@ from basicsr.utils.pass_times import (
 )
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_auto_takes_bf16_only_where_units_and_times_agree():
@@ -117,3 +122,13 @@ def test_units_are_what_the_processor_says(monkeypatch):
     monkeypatch.setattr(hardware, "processor", lambda: ("a processor", frozenset({"avx512_bf16"})))
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert not has_units(CPU, "bf16")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not has_units(CPU, "bf16"), reason="needs a processor with bf16")
+def test_a_processor_without_the_instructions_is_recognised():
+    """oneDNN and PyTorch are told to use AVX2 alone, as on a processor that has no more."""
+    asks = "import torch; from basicsr.utils.hardware import has_units; print(has_units(torch.device('cpu'), 'bf16'))"
+    limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    told = subprocess.run([sys.executable, "-c", asks], env=limited, cwd=ROOT, capture_output=True, text=True)
+    assert told.stdout == "False\n"
