@@ -42,7 +42,7 @@ PIXEL = {"type": "L1Loss", "loss_weight": 1.0}
 PIECES: dict[str, dict[str, Any]] = {
     "scratch": {"model_type": "SRModel", "network_t": None, "train": {"pixel_opt": PIXEL}},
     "kd": {"model_type": "KDModel", "train": {"pixel_opt": PIXEL, "resp_kd_opt": PIXEL}},
-    "diverging": {"train": {"pixel_opt": PIXEL, "optim_g": {"lr": 1e30}}},
+    "diverging": {"train": {"pixel_opt": {**PIXEL, "loss_weight": 1e6}, "optim_g": {"type": "SGD", "lr": 100}}},
     "wider": {"network_g": {"num_feat": 6}, "train": {"pixel_opt": PIXEL}},
     "csd": {"train": {"pixel_opt": PIXEL, "distill": {"csd": {"type": "SharedCSD", "vgg_weights": "random"}}}},
 }

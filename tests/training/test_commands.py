@@ -117,7 +117,8 @@ def test_a_teacher_for_another_network_names_keys_and_shapes(mcadkd, tmp_path, m
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(mcadkd, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    file = write(changed(mcadkd, train__optim_g__lr=1e30, train__adversarial_opt=None, network_d=None), tmp_path)
+    steps = {"train__optim_g": {"type": "SGD", "lr": 100}, "train__pixel_opt": {"type": "L1Loss", "loss_weight": 1e6}}
+    file = write(changed(mcadkd, train__adversarial_opt=None, network_d=None, **steps), tmp_path)
     code, lines = failure(train.main, capsys, "-opt", file)
     assert code == 5
     assert "nothing was updated" in lines[-1] and "iteration" in lines[-1] and "img" in lines[-1]
