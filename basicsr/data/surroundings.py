@@ -47,7 +47,9 @@ _KNOWN_SETS: Mapping[str, tuple[str, int]] = {
     for name in names
 }
 # Folders whose parent, or a folder above that, has the set's name.
-_PARTS = re.compile(r"(hr|gt|gt_?mod\d*|original|lr|lr_?bicubic|lr_?bic(ubic)?_?x?\d*|bicubic|x\d+|image_srf_\d+)")
+_PARTS = re.compile(
+    r"(hr|gt|gt_?mod\d*|original|lr|lr_?bicubic|lr_?bic(ubic)?_?x?\d*|bicubic|x\d+|image_srf_\d+|input|target|lq|hq)"
+)
 
 
 def some(names: Sequence[str], what: str = "image") -> str:
@@ -123,7 +125,7 @@ def remarks_about(dataset: str, stored: StoredImages, phase: str) -> list[str]:
 
 def other_number(name: str, number: int) -> str | None:
     """Says so where a set of this name has another number of images than the known one has; else None."""
-    known = _KNOWN_SETS.get(re.sub(r"[^a-z0-9]", "", name.lower()))
+    known = _KNOWN_SETS.get(re.sub(r"[^a-z0-9]|[ _.-]?x[2-8]\Z", "", name.lower()))
     if known is None or known[1] == number:
         return None
     return f"{number:,d} image{'s' if number != 1 else ''} here, {known[0]} has {known[1]:,d}: figures are not its own"

@@ -52,11 +52,14 @@ def find_pairings(root: Path, scales: list[int] | None) -> list[Pairing]:
     sets += [(folder / "HR", folder / "LR_bicubic") for folder in sorted((root / "benchmark").glob("*"))]
     pairings = []
     for hr, lr in sets:
-        if hr.is_dir():
-            found = sorted(int(folder.name[1:]) for folder in lr.glob("X*") if folder.name[1:].isdigit())
-            for scale in scales or found:
-                exact = hr.name == "DIV2K_train_HR"
-                pairings.append(Pairing(hr, lr / f"X{scale}", scale, f"{{}}x{scale}", exact))
+        if not (hr.is_dir() or lr.is_dir()):
+            continue
+        found = sorted(int(folder.name[1:]) for folder in lr.glob("X*") if folder.name[1:].isdigit())
+        if not hr.is_dir() or not (scales or found):
+            dataset_tools.warn(f"{hr if lr.is_dir() else lr / 'X2'} is not there, so {hr.parent.name} is not checked")
+        for scale in scales or found if hr.is_dir() else ():
+            exact = hr.name == "DIV2K_train_HR"
+            pairings.append(Pairing(hr, lr / f"X{scale}", scale, f"{{}}x{scale}", exact))
     if not pairings:
         raise DataError(f"{root} holds no pairs of HR and LR folders; see datasets/README.md for the layout")
     return pairings

@@ -203,6 +203,15 @@ class TestCheckDataset:
         assert rows[0] == ["HR", "LR", "scale", "pairs", "problems"]
         assert [row[2:] for row in rows[1:]] == [["2", "2", "0"], ["2", "1", "0"], ["3", "1", "0"]]
 
+    def test_sets_of_which_one_half_is_not_there_are_told(self, root):
+        (root / "datasets/benchmark/Set14/HR").mkdir(parents=True)
+        (root / "datasets/benchmark/Urban100/LR_bicubic/X2").mkdir(parents=True)
+        result = run("check_dataset.py", "--no-compare", folder=root)
+        assert result.returncode == 0
+        assert "warning: datasets/benchmark/Set14/LR_bicubic/X2 is not there, so Set14 is not checked" in result.stderr
+        assert "warning: datasets/benchmark/Urban100/HR is not there, so Urban100 is not checked" in result.stderr
+        assert "warning: datasets/benchmark/Set5/HR: 1 image here, Set5 has 5" in result.stderr
+
     def test_scales_asked_for_must_be_there(self, root):
         result = run("check_dataset.py", "--scales", 3, folder=root)
         assert result.returncode == 3

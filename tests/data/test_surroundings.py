@@ -121,7 +121,15 @@ class TestWhatLiesBeside:
 class TestKnownSets:
     @pytest.mark.parametrize(
         ("name", "count"),
-        [("Set5", 5), ("set_14", 14), ("B100", 100), ("BSD100", 100), ("Urban100", 100), ("manga109", 109)]
+        [
+            ("Set5", 5),
+            ("Set5_x2", 5),
+            ("set_14", 14),
+            ("B100", 100),
+            ("BSD100", 100),
+            ("Urban100", 100),
+            ("manga109", 109),
+        ]
         + [("DIV2K_valid_HR", 100), ("DIV2K_train_HR", 800), ("Flickr2K", 2650)],
     )
     def test_have_the_published_number(self, name, count):
@@ -136,6 +144,7 @@ class TestKnownSets:
             ("benchmark/Set5/LR_bicubic/X2", "Set5"),
             ("Set14/GTmod12/", "Set14"),
             ("Set5/image_SRF_4", "Set5"),
+            ("Rain13k/test/Rain100L/target", "Rain100L"),
             ("DIV2K/DIV2K_train_HR_sub", "DIV2K_train_HR_sub"),
             ("DIV2K/Set5.lmdb", "Set5"),
         ],
