@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -167,11 +168,19 @@ def _png_notes(source: Source) -> tuple[int, int, bytes | None]:
             break
         start += 12 + length
     if orientation is None:
-        at = max(source.size - _PNG_TAIL, start)
-        tail = source.read(at, _PNG_TAIL)
-        late = tail.rfind(b"eXIf")
-        orientation = _exif_orientation(tail[late + 4 :]) if late > 0 else 1
+        orientation = _late_orientation(source.read(max(source.size - _PNG_TAIL, start), _PNG_TAIL))
     return orientation, frames + (not begun), transparent
+
+
+def _late_orientation(tail: bytes) -> int:
+    """The orientation that a chunk among a PNG file's last bytes tells."""
+    at = tail.find(b"eXIf", 4)
+    while at >= 0:
+        end = at + 4 + int.from_bytes(tail[at - 4 : at], "big")
+        if zlib.crc32(tail[at:end]) == int.from_bytes(tail[end : end + 4], "big"):
+            return _exif_orientation(tail[at + 4 : end])
+        at = tail.find(b"eXIf", at + 4)
+    return 1
 
 
 def _jpeg(source: Source) -> ImageHeader:

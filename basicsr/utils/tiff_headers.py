@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 from typing import NamedTuple
 
 from basicsr.utils.image_sources import TURNED, HeaderError, ImageHeader, Source
 
-_LONGEST_LIST = 1 << 16  # tags to a directory
-_MOST_PAGES = 1 << 12
-_LONGEST_TEXT = 1 << 20
+_MOST_TAGS = 1 << 12  # to a directory
+_MOST_PAGES = 1 << 10
+_LONGEST_TEXT = 1 << 17
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
@@ -25,7 +25,7 @@ SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION 
 ORIENTATION, SAMPLES, ROWS, PLANAR, PREDICTOR, COLOUR_MAP = 274, 277, 278, 284, 317, 320
 TILE_WIDTH, TILE_HEIGHT, SUB_FILES, EXTRA, FORMAT = 322, 323, 330, 338, 339
 STARTS, LENGTHS = (273, 324), (279, 325)
-_INKS, _PLANES, _DEPTH = 332, 33629, 32997  # which inks; of MetaMorph's stacks; of volumes
+_INKS, _PLANES, _DEPTH, _MICROSCOPE = 332, 33629, 32997, 34412  # inks; planes of MetaMorph's stacks; volumes; LSM
 
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, CMYK = 0, 1, 2, 3, 5
 _COLOUR_SPACES = {
@@ -44,15 +44,32 @@ _OTHER_COMPRESSIONS = {
     **{50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"},
 }
 
+_WANTED = frozenset(
+    {
+        *(SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION, ORIENTATION, SAMPLES, ROWS),
+        *(PLANAR, PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, SUB_FILES, EXTRA, FORMAT, *STARTS, *LENGTHS),
+        *(_INKS, _PLANES, _DEPTH),
+    }
+)
+_OF_OTHERS = frozenset({SUBFILE, WIDTH, HEIGHT})  # of the directories after and below the first
+
 Tags = dict[int, list[int]]
 
 
 class Directory(NamedTuple):
-    """One directory: its whole-number tags, the text that describes the picture, and where the next one is (or 0)."""
+    """One directory.
+
+    Attributes:
+        tags: those that matter here, and are whole numbers.
+        descriptions: the texts that describe the picture.
+        following: where the next directory is, or 0.
+        all_tags: the numbers of all tags, in order.
+    """
 
     tags: Tags
-    description: bytes
+    descriptions: list[bytes]
     following: int
+    all_tags: list[int]
 
     def first(self, tag: int, default: int) -> int:
         """A tag's first number."""
@@ -75,7 +92,8 @@ def read_tiff_header(source: Source) -> ImageHeader:
     if orientation in TURNED:
         width, height = height, width
     space = {MIN_IS_WHITE: "gray", MIN_IS_BLACK: "gray", CMYK: "CMYK"}.get(photometric, "colour")
-    frames = max(sum(not _is_smaller_version(other) for other in pages), _hidden_frames(page))
+    hidden = [_hidden_frames(page, text) for text in page.descriptions]
+    frames = max(sum(not _is_smaller_version(other) for other in pages), len(page.tags.get(_PLANES) or [0]), *hidden)
     header = ImageHeader("TIFF", height, width, channels, bits, space, floating, end)
     return replace(header, orientation=orientation, frames=frames, oddity=oddity)
 
@@ -86,8 +104,14 @@ def orientation_of(tags: Tags) -> int:
     return found if 1 <= found <= 8 else 1
 
 
-def read_directory(source: Source, start: int | None = None) -> Directory:
-    """A directory of a TIFF file, by default the first, or of what is stored in its form, as EXIF data are."""
+def read_directory(source: Source, start: int | None = None, wanted: Set[int] = frozenset({ORIENTATION})) -> Directory:
+    """A directory of a TIFF file, or of what is stored in its form, as EXIF data are.
+
+    Args:
+        source: the file.
+        start: where the directory is; None for the first.
+        wanted: the tags whose values are read.
+    """
     beginning = source.read(0, 16)
     order = {b"II": "<", b"MM": ">"}.get(beginning[:2])
     if order is None:
@@ -98,12 +122,16 @@ def read_directory(source: Source, start: int | None = None) -> Directory:
         (start,) = struct.unpack(order + pointer, beginning[8:16] if big else beginning[4:8])
     length = struct.calcsize(order + counted)
     (count,) = struct.unpack(order + counted, source.read(start, length))
-    size = min(count, _LONGEST_LIST) * struct.calcsize(order + entry)
+    if count > _MOST_TAGS:
+        raise HeaderError(f"the file is damaged (the TIFF announces {count:,d} tags)")
+    size = count * struct.calcsize(order + entry)
     entries = source.read(start + length, size)
     tags: Tags = {}
-    description = b""
+    descriptions: list[bytes] = []
+    all_tags = []
     for tag, kind, number, value in struct.iter_unpack(order + entry, entries):
-        if number > source.size or kind not in _SIZES or tag in tags:
+        all_tags.append(tag)
+        if tag not in wanted or number > source.size or kind not in _SIZES or tag in tags:
             continue
         stored = number * _SIZES[kind]
         if stored > len(value) and (kind in _INTEGERS or tag == DESCRIPTION):
@@ -111,22 +139,22 @@ def read_directory(source: Source, start: int | None = None) -> Directory:
             value = source.read(place, stored if kind in _INTEGERS else min(stored, _LONGEST_TEXT))
         if kind in _INTEGERS:
             tags[tag] = [found for (found,) in struct.iter_unpack(order + _INTEGERS[kind], value[:stored])]
-        elif tag == DESCRIPTION and not description:
-            description = value[:stored]
+        elif tag == DESCRIPTION and len(descriptions) < 2:  # a user's, and the writing program's
+            descriptions.append(value[:stored])
     after = source.read(start + length + size, struct.calcsize(order + pointer))
     following = struct.unpack(order + pointer, after)[0] if len(after) == struct.calcsize(order + pointer) else 0
-    return Directory(tags, description, following)
+    return Directory(tags, descriptions, following, all_tags)
 
 
 def _pages(source: Source) -> Iterator[Directory]:
     """The first directory, and those that follow it as far as they can be read."""
-    page = read_directory(source)
+    page = read_directory(source, None, _WANTED)
     yield page
     seen = {0}
     while page.following not in seen and len(seen) < _MOST_PAGES:
         seen.add(page.following)
         try:
-            page = read_directory(source, page.following)
+            page = read_directory(source, page.following, _OF_OTHERS)
         except (HeaderError, struct.error):
             return
         yield page
@@ -136,15 +164,15 @@ def _is_smaller_version(page: Directory) -> bool:
     return bool(page.first(SUBFILE, 0) & (_REDUCED | _MASK))
 
 
-def _hidden_frames(page: Directory) -> int:
-    """Pictures that lie behind the first without a directory of their own, as the describing text tells."""
-    text = page.description
+def _hidden_frames(page: Directory, text: bytes) -> int:
+    """Pictures that lie behind the first without a directory of their own, as a describing text tells."""
     if text.startswith(b"ImageJ="):
         found = re.search(rb"^images=(\d{1,9})\s*$", text, re.MULTILINE)
         return int(found.group(1)) if found else 1
     if b"<OME" in text[:4096] or b":OME" in text[:4096]:
         sizes = [
-            re.search(rb"<(?:\w+:)?Pixels\b[^>]*\bSize%s=\"(\d{1,9})\"" % axis, text) for axis in (b"Z", b"C", b"T")
+            re.search(rb"<(?:\w+:)?Pixels\b[^>]{0,2000}\bSize%s=\"(\d{1,9})\"" % axis, text)
+            for axis in (b"Z", b"C", b"T")
         ]
         numbers = [int(size.group(1)) if size else 1 for size in sizes]
         return max(math.prod(numbers) // max(page.first(SAMPLES, 1), 1), 1)
@@ -152,7 +180,7 @@ def _hidden_frames(page: Directory) -> int:
         shape = [int(side) for side in found.group(1).split(b",") if side.strip()]
         of_one = page.first(WIDTH, 1) * page.first(HEIGHT, 1) * max(page.first(SAMPLES, 1), 1)
         return max(math.prod(shape) // max(of_one, 1), 1) if b'"truncated": true' in text else 1
-    return len(page.tags.get(_PLANES) or [0])
+    return 1
 
 
 def _find_oddity(source: Source, page: Directory) -> str | None:
@@ -164,7 +192,10 @@ def _find_odd_layout(source: Source, page: Directory) -> str | None:
     compression, predictor = page.first(COMPRESSION, 1), page.first(PREDICTOR, 1)
     if _is_smaller_version(page):
         return "its first picture is a thumbnail or a mask of another one; save the picture alone"
-    if page.first(_DEPTH, 1) != 1:
+    telling = [tag for tag in page.all_tags if tag in _WANTED and tag != DESCRIPTION]
+    if len(set(telling)) < len(telling):
+        return "one of its tags is there twice, and may say two things; save it as PNG"
+    if page.first(_DEPTH, 1) != 1 or _MICROSCOPE in page.all_tags:
         return "it is a volume, allowed are pictures; save its planes one by one"
     bits = page.first(BITS, 1)
     if compression not in _COMPRESSIONS and bits != 1:
@@ -177,8 +208,8 @@ def _find_odd_layout(source: Source, page: Directory) -> str | None:
         return "its bits are stored in reverse order; save it as PNG"
     if page.first(PLANAR, 1) not in (1, 2):
         return f"its channels are stored in an unknown way ({page.first(PLANAR, 1)}); save it as PNG"
-    for start in page.tags.get(SUB_FILES) or []:
-        below = read_directory(source, start)
+    for start in (page.tags.get(SUB_FILES) or [])[:_MOST_PAGES]:
+        below = read_directory(source, start, _OF_OTHERS)
         if below.first(WIDTH, 0) * below.first(HEIGHT, 0) > page.first(WIDTH, 0) * page.first(HEIGHT, 0):
             return "a larger picture than its first lies in a directory below; save that one alone"
     return None

@@ -62,6 +62,11 @@ def tiffs() -> Iterator[Dialect]:
         inverted = np.iinfo(dtype).max - gray
         content = _tiff(inverted, photometric="miniswhite")
         yield Dialect(f"tifffile {bits} MinIsWhite", ".tif", content, as_rgb(gray))
+        for name in ("LZW, predictor, big-endian", "Zstd in tiles", "big-endian", "PackBits", "LZMA"):
+            content = _tiff(
+                planes, photometric="rgb", planarconfig="separate", extrasamples=["unassalpha"], **layouts[name]
+            )
+            yield Dialect(f"tifffile {bits} RGBA in planes, {name}", ".tif", content, as_rgb(rgba))
         for orientation in range(1, 9):
             tag = [(274, "H", 1, orientation, True)]
             content = _tiff(rgb, photometric="rgb", extratags=tag)
@@ -116,6 +121,8 @@ def odd_tiffs() -> Iterator[Dialect]:
         yield Dialect(
             f"tifffile {bits} 2 pages, one directory", ".tif", _tiff(pages, photometric="rgb", truncate=True), None
         )
+        content = _tiff(pages, photometric="rgb", truncate=True, description="two photographs")
+        yield Dialect(f"tifffile {bits} 2 pages, one directory, described", ".tif", content, None)
         yield Dialect(
             f"tifffile {bits} a volume",
             ".tif",

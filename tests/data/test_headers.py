@@ -19,7 +19,7 @@ from basicsr.data.headers import Place, examine
 from basicsr.data.storage import ImageStorage
 from basicsr.utils.errors import DataError
 from basicsr.utils.file_client import FileClient, stored_value
-from basicsr.utils.image_headers import MOST_PIXELS, Content, HeaderError, find_fault, read_header
+from basicsr.utils.image_headers import MOST_PIXELS, MOST_TO_CUT, Content, HeaderError, find_fault, read_header
 from basicsr.utils.img_util import imfrombytes
 
 HEIGHT, WIDTH = 20, 33
@@ -170,7 +170,49 @@ def test_the_limit_itself_is_allowed():
     side = int(MOST_PIXELS**0.5)
     beginning = b"P6 %d %d 255\n"
     assert find_fault(read_header(Content(beginning % (side, side)))) is None
-    assert find_fault(read_header(Content(beginning % (side, side + 1)))) is not None
+    larger, largest = (read_header(Content(beginning % (width, width))) for width in (side + 1, 2 * side))
+    assert str(find_fault(larger)).endswith("cut it into squares by scripts/data/extract_subimages.py")
+    assert find_fault(largest, MOST_TO_CUT) is None  # which cuts it, therefore
+    beyond = read_header(Content(beginning % (2 * side, 2 * side + 1)))
+    assert str(find_fault(beyond, MOST_TO_CUT)).endswith("cut it into squares by an image editor first")
+
+
+def tiff(tags: list[tuple[int, int, int, int]], rest: bytes = b"", following: int = 0) -> bytes:
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + struct.pack("<I", following) + rest
+
+
+PLAIN = [(256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 4)]
+
+
+class Counted(Content):
+    """A source that counts what is asked of it."""
+
+    asked_for = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.asked_for += length
+        return super().read(offset, length)
+
+
+def test_tags_that_would_take_for_ever_are_not_followed():
+    """Tags that share one long list, directories in a ring, and a text that no pattern may search for long."""
+    assert find_fault(read_header(Content(tiff(PLAIN)))) is None
+    many = tiff([*PLAIN, *((40000 + number, 4, 500_000, 8) for number in range(4000))], bytes(2_000_000))
+    ring = tiff(PLAIN, following=8)
+    words = tiff([*PLAIN, (270, 2, 900_000, 8 + 2 + 12 * 8 + 4)], b"<OME" + b"<Pixels " * 112_500)
+    for content in (many, ring, words):  # of which the first took 8 GB of reading, the last hours of searching
+        source = Counted(content)
+        assert read_header(source).size == (2, 2)
+        assert source.asked_for < len(content) + 100_000
+    for content, reason in (
+        (tiff([*PLAIN, (262, 3, 1, 0)]), "one of its tags is there twice"),
+        (tiff([*PLAIN[:-1], (279, 4, 1, 3)]), "strips or tiles are shorter"),
+        (tiff([*PLAIN[:-1], (279, 4, 1, 0)]), "holds 0 of 1 strips"),
+        (tiff([*PLAIN, (278, 3, 1, 1)]), "holds 1 of 2 strips"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            imfrombytes(content)
 
 
 @pytest.mark.parametrize(

@@ -354,6 +354,21 @@ def test_bf16_differs_by_little(run, here):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are text there")
+@pytest.mark.skipif(os.name == "nt", reason="needs names with control characters")
+def test_control_characters_of_names_reach_no_terminal(run, here):
+    """As they do from photographs of strangers: colours, a carriage return, a new line."""
+    whole = (here / "photos/a.png").read_bytes()
+    for name, content in (("\x1b[31mred.png", whole), ("new\nline.png", b"none"), ("back\r.png", whole[:-40])):
+        (here / "photos" / name).write_bytes(content)
+    code, lines, errors = run("photos")
+    assert (code, lines[-1]) == (3, "3 upscaled, 2 failed")
+    assert all(line.isprintable() for line in [*lines, *errors])
+    assert any(line.startswith("photos/\\x1b[31mred.png: 16x12") for line in lines)
+    code, _, errors = run("photos/no\x07.png")
+    assert (code, errors) == (3, [errors[0]])
+    assert errors[0].startswith("error: photos/no\\x07.png does not exist")
+
+
 def test_a_name_that_is_no_text_is_printed_escaped(run, here):
     os.rename("photos/a.png", b"photos/caf\xe9.png")
     code, lines, _ = run("photos")
