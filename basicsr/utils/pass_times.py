@@ -110,7 +110,7 @@ def faster_precision(network: nn.Module, device: torch.device) -> tuple[Amp, str
 
 
 def times_of_network(network: nn.Module, device: torch.device, amp: Amp) -> PassTimes | None:
-    """Times of forward passes of one image in float32 and `amp`; None where there is nothing to ask, or it cannot be."""
+    """Times of forward passes of one image in float32 and `amp`; None for float32, and where it cannot be."""
     if amp == "none":
         return None
 
