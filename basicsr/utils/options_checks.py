@@ -38,7 +38,7 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
     """
     checks: list[_Check] = [_names, _scales, _crops, _progressive, _whole_sets, _cached, _metrics, _best, _rows]
     if options.is_train:
-        checks += [_model, _losses, _adversary, _schedule, _misfits, _training_data]
+        checks += [_model, _losses, _adversary, _learning, _schedule, _misfits, _training_data]
     else:
         checks += [_testing, _regions]
     findings = [finding for check in checks for finding in check(options)]
@@ -263,13 +263,6 @@ def _adversary(options: Options) -> Iterator[Finding]:
         return
     if options.network_d is None:
         yield ("network_d",), "is required by train.adversarial_opt: the discriminator"
-    for name in ("net_d_init_iters", "net_d_iters"):
-        if getattr(train, name) > train.total_iter or train.net_d_init_iters == train.total_iter:
-            yield (
-                ("train", name),
-                f"is {getattr(train, name)}, but total_iter is {train.total_iter}: the network never learns",
-            )
-            break
     side = options.network_d.get("input_size") if options.network_d is not None else None
     for key, dataset in options.datasets_of("train").items():
         size = dataset.arguments.get("gt_size")
@@ -291,6 +284,15 @@ def _schedule(options: Options) -> Iterator[Finding]:
             ("train", "scheduler", "periods"),
             f"end after {sum(periods)} iterations, before total_iter {train.total_iter}; make them as long",
         )
+
+
+def _learning(options: Options) -> Iterator[Finding]:
+    """Iterations that the discriminator learns in alone: there must be others."""
+    train = options.train
+    if train is not None and train.total_iter // train.net_d_iters <= train.net_d_init_iters // train.net_d_iters:
+        name = "net_d_iters" if train.net_d_iters > train.total_iter else "net_d_init_iters"
+        given = getattr(train, name)
+        yield ("train", name), f"is {given}, but total_iter is {train.total_iter}: the network never learns; lower it"
 
 
 def _misfits(options: Options) -> Iterator[Finding]:

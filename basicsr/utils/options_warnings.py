@@ -47,7 +47,9 @@ def run_misfits(options: Options) -> Iterator[tuple[KeyPath, str, bool]]:
     from basicsr.engine.schedules import SCHEDULES
 
     lr = train.optim_g.get("lr")
-    run = {"scale": options.scale, "total_iter": train.total_iter} | ({} if lr is None else {"lr": lr})
+    run: dict[str, Any] = {"scale": options.scale, "total_iter": train.total_iter}
+    if isinstance(lr, (int, float)):
+        run["lr"] = lr
     members: dict[KeyPath, tuple[Callable[..., Any] | None, Mapping[str, Any]]] = {
         ("train", "distill", name): (constructor_of(METHOD_REGISTRY, block), block)
         for name, block in train.distill.items()

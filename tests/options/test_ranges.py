@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
+import random
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,9 @@ from basicsr.engine.optimizers import ARGUMENTS, OPTIMIZERS
 from basicsr.engine.schedules import SCHEDULES
 from basicsr.utils import options_schema
 from basicsr.utils.components import call_style, type_hints, type_mismatch
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.options import load_options, no_warning
+from basicsr.utils.options_schema import thaw
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     DATASET_REGISTRY,
@@ -198,3 +203,90 @@ def test_the_schema_has_the_ranges():
     walk(definitions, "")
     assert loose == []
     assert definitions["TrainOptions"]["properties"]["accumulate"]["maximum"] == 1024
+
+
+def leaves(value: Any, key: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for name, inner in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
+        yield (*key, name)
+        yield from leaves(inner, (*key, name))
+
+
+WRONG = (
+    -1,
+    0,
+    10**9,
+    1e30,
+    math.inf,
+    math.nan,
+    "x",
+    True,
+    None,
+    [],
+    {},
+    [-1],
+    [[1]],
+    {"type": 3},
+    {"a": {"b": 1}},
+    0.5,
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "count"),
+    [
+        ("mcadkd_edsr_x2", 60),
+        *(pytest.param(file, 400, marks=pytest.mark.long) for file in ("dckd_dukd_swinir_x4", "dckd_restormer_gopro")),
+    ],
+)
+def test_any_value_at_any_key_is_taken_or_refused_in_lines(file, count):
+    whole = thaw(load_options(ROOT / f"options/train/{file}.yml", training=True, paths=False))
+    cases = [(key, value) for key in leaves(whole) for value in WRONG]
+    for key, value in random.Random(0).sample(cases, count):
+        changed = copy.deepcopy(whole)
+        holder = changed
+        for part in key[:-1]:
+            holder = holder[part]
+        holder[key[-1]] = copy.deepcopy(value)
+        try:
+            load_options(changed, training=True, paths=False, warn=no_warning)
+        except OptionsError as error:
+            assert all(line.startswith("options: ") for line in str(error).splitlines()[1:])
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("network_g:num_block=1e9", "network_g.num_block: input should be less than or equal to 1000, got 1000000000"),
+        ("network_g:num_feat=0", "network_g.num_feat: input should be greater than or equal to 1, got 0"),
+        ("network_g:rgb_mean=[0.5]", "network_g.rgb_mean: has 1 entries for num_in_ch 3 and num_out_ch 3"),
+        ("network_t:rgb_mean=[114, 111, 103]", "network_t.rgb_mean: input should be less than or equal to 1"),
+        ("train:pixel_opt:loss_weight=-1", "train.pixel_opt.loss_weight: input should be greater than or equal to 0"),
+        ("train:scheduler:gamma=-1", "train.scheduler.gamma: input should be greater than 0, got -1"),
+        ("train:scheduler:gamma=.inf", "train.scheduler.gamma: input should be a finite number, got inf"),
+        ("train:scheduler:milestones=[200, 100]", "train.scheduler.milestones: must ascend, but 100 comes after 200"),
+        ("train:optim_g:lr=.inf", "train.optim_g.lr: input should be a finite number, got inf"),
+        ("train:optim_g:betas=[0.9, 1]", "train.optim_g.betas: input should be less than 1"),
+        ("train:optim_d:maximize=true", "train.optim_d.maximize: input should be False, got True"),
+        ("train:accumulate=1e9", "train.accumulate: input should be less than or equal to 1024, got 1000000000"),
+        ("datasets:train:num_worker_per_gpu=3000", "num_worker_per_gpu: input should be less than or equal to 1024"),
+        ("train:contrastive_opt:embed_dim=250", "train.contrastive_opt.embed_dim: is 250, allowed: multiples of 4"),
+        ("train:adversarial_opt:fake_label_val=1.0", "real_label_val: is 1.0, as is fake_label_val"),
+        ("network_g={type: SwinIR, upscale: 2, num_heads: [6, 6, 6]}", "network_g.depths: has 4 entries and num_h"),
+        ("network_g={type: SwinIR, upscale: 2, embed_dim: 95}", "network_g.embed_dim: 95 is not a multiple"),
+        ("network_g={type: NAFNet, enc_blk_nums: [1]}", "network_g.enc_blk_nums: has 1 entries and dec_blk_nums 0"),
+        ("network_g={type: Restormer, heads: [1, 2, 4, 7]}", "network_g.heads: [1, 2, 4, 7]: 7 do not divide the 384"),
+        ("network_g={type: RCAN, num_in_ch: 3, num_out_ch: 3, upscale: 2, num_group: 900, num_block: 900}",
+         "network_g.num_group: makes 810000 blocks in all, allowed: 2000"),
+        ("train:net_d_iters=1e9", "train.net_d_iters: is 1000000000, but total_iter is 250000: the network"),
+        ("train:net_d_init_iters=250000", "train.net_d_init_iters: is 250000, but total_iter is 250000: the network"),
+        ("network_d={type: VGGStyleDiscriminator, num_in_ch: 3, num_feat: 64, input_size: 128}",
+         "network_d.input_size: is 128, but datasets.train.gt_size is 96; make them equal"),
+    ],
+)  # fmt: skip
+def test_what_is_out_of_range_or_contradicts_itself_is_told_with_its_key_before_anything_is_built(override, told):
+    with pytest.raises(OptionsError) as caught:
+        load_options(ROOT / "options/train/mcadkd_edsr_x2.yml", overrides=[override], training=True, paths=False)
+    lines = str(caught.value).splitlines()[1:]
+    assert any(told in line for line in lines), lines
