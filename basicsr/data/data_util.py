@@ -82,7 +82,8 @@ def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filena
     if lonely:
         raise AssertedDataError(
             f"{gt_folder} has {some([gt_by_stem[stem] for stem in lonely])} without a partner such as"
-            f" {expected[lonely[0]]}.png in {input_folder}; {_about_partners(lonely, expected, input_by_stem)}"
+            f" {printable(expected[lonely[0]])}.png in {input_folder};"
+            f" {_about_partners(lonely, expected, input_by_stem)}"
         )
     unused = sorted(input_by_stem.keys() - set(expected.values()))
     if unused:
@@ -172,7 +173,7 @@ def images_by_stem(folder: str) -> dict[str, str]:
     for name in _image_names(folder):
         stem = os.path.splitext(name)[0]
         if stem in by_stem:
-            raise DataError(f"{folder} has both {by_stem[stem]} and {name}; remove one")
+            raise DataError(f"{folder} has both {printable(f'{by_stem[stem]} and {name}')}; remove one")
         by_stem[stem] = name
     return by_stem
 

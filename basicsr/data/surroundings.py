@@ -70,13 +70,13 @@ def look_around(folder: str, *, recursive: bool = False) -> Iterator[str]:
     """
     entries = _entries_of(folder)
     folders = [entry for entry in entries if not _is_image(entry.name) and is_folder(entry)]
-    below = {entry.name: count for entry in folders if (count := _count_images(entry.path))}
+    below = {entry.name: count for entry in folders if (count := _count_images(entry.path)) != 0}
     if recursive:
         for entry in folders:
             if entry.name in below and not entry.is_symlink():
                 yield from (f"{entry.name}: {sentence}" for sentence in look_around(entry.path, recursive=True))
     elif below:
-        counts = [f"{name}: {count:,d}" for name, count in below.items()]
+        counts = [f"{name}: {'cannot be read' if count is None else f'{count:,d}'}" for name, count in below.items()]
         yield (
             f"{some(counts, 'folder')} in it, with images, not read; name one of them instead, or bring the images of"
             f" all into one by: python scripts/data/generate_lr.py --recursive --input {shlex.quote(folder)} --output"
@@ -164,12 +164,12 @@ def _looks_like_image(name: str) -> bool:
     return not name.startswith(".") and ("." not in name or _LIKE_IMAGE.search(name.lower()) is not None)
 
 
-def _count_images(folder: str) -> int:
-    """Images in a folder and those below it; 0 where it cannot be read."""
+def _count_images(folder: str) -> int | None:
+    """Images in a folder and those below it; None where one cannot be read."""
     try:
         return sum(1 for _, _ in zip(range(_COUNTED_AT_MOST), scandir(folder, IMAGE_SUFFIXES, True), strict=False))
     except DataError:
-        return 0
+        return None
 
 
 def _alike(names: Iterator[str]) -> Iterator[str]:

@@ -168,6 +168,7 @@ def claim_folder(folder: Path, script: str, parameters: Mapping[str, Any]) -> No
         folder.mkdir(parents=True, exist_ok=True)
         known = note.read_text("utf-8") if note.is_file() else None
         if known is None and (there := next(scandir(folder, IMAGE_SUFFIXES), None)):
+            there = printable(there)
             raise DataError(f"{folder} holds images that this script did not make, as {there}; write to another folder")
         if known not in (None, content):
             raise DataError(f"{folder} was made with {known}, not {content}; remove it or write to another folder")

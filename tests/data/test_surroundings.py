@@ -102,6 +102,15 @@ class TestWhatLiesBeside:
         with pytest.raises(DataError, match=r"holds no image .*2 folders \(2019: 1, 2020: 1\) in it, with images"):
             paths_from_folder(str(tmp_path))
 
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+    def test_that_cannot_be_read_is_told(self, tmp_path):
+        image(tmp_path / "closed" / "x.png")
+        (tmp_path / "closed").chmod(0)
+        try:
+            assert "1 folder (closed: cannot be read) in it" in next(look_around(str(tmp_path)))
+        finally:
+            (tmp_path / "closed").chmod(0o755)
+
     def test_of_a_plain_folder_is_nothing(self, tmp_path):
         image(tmp_path / "a.png")
         (tmp_path / "README.txt").write_text("x")
