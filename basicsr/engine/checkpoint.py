@@ -69,6 +69,10 @@ class UnfitCheckpointError(CheckpointError):
     """A checkpoint is as it was written, and holds what no run of ours writes: none before it is taken instead."""
 
 
+class UnreadableFolderError(CheckpointError):
+    """A folder is there and cannot be read, or a link leads nowhere, so that nobody knows what it holds."""
+
+
 class CheckpointFolder:
     """Writes and finds the checkpoints of one run.
 
@@ -397,7 +401,7 @@ def names_in(folder: Path) -> list[str]:
     """The names in a folder; none where it is not there.
 
     Raises:
-        CheckpointError: it is there and cannot be read, or is a link that leads nowhere.
+        UnreadableFolderError: it is there and cannot be read, or is a link that leads nowhere.
     """
     try:
         names = sorted(os.listdir(folder))
@@ -408,9 +412,8 @@ def names_in(folder: Path) -> list[str]:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(folder):
             return []
         what = f"it is a link to {os.readlink(folder)}: " if os.path.islink(folder) else ""
-        raise CheckpointError(
-            f"cannot read {folder} ({what}{error.strerror}); mend that or mount its disk, or begin anew without"
-            " --auto_resume"
+        raise UnreadableFolderError(
+            f"cannot read {folder} ({what}{error.strerror}); mend that, or mount its disk"
         ) from error
 
 

@@ -75,14 +75,13 @@ class FolderLock:
             beside.parent.mkdir(parents=True, exist_ok=True)
             if new_folder:
                 self._held.callback(_remove_if_empty, beside.parent)
-            self._take(beside)
+            self._take(beside, folder.parent)
             self.take_inside()
-        except OSError as error:
+        except BaseException as error:
             self._held.close()
+            if not isinstance(error, OSError):
+                raise
             raise CheckpointError(f"cannot write {folder.parent}: {error.strerror or error}") from error
-        except BaseException:
-            self._held.close()
-            raise
 
     def take_inside(self) -> None:
         """Holds the folder itself, if it is there; to be called again when it was made anew."""
@@ -91,7 +90,7 @@ class FolderLock:
         real = Path(os.path.realpath(self._folder))
         found = real.stat()
         if (found.st_dev, found.st_ino) not in self._inside:
-            self._take(real / LOCK)
+            self._take(real / LOCK, self._folder)
             self._inside.add((found.st_dev, found.st_ino))
 
     def __enter__(self) -> FolderLock:
@@ -104,12 +103,15 @@ class FolderLock:
         """Lets others have the folder."""
         self._held.close()
 
-    def _take(self, file: Path) -> None:
+    def _take(self, file: Path, shown: Path) -> None:
         left = _owner_in(Path(f"{file}.held"))
-        lock = self._acquired(file)
-        if not isinstance(lock, SoftFileLock):
-            file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        elif left is not None:
+        try:
+            lock = self._acquired(file)
+            if not isinstance(lock, SoftFileLock):
+                file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {shown}: {error.strerror or error}") from error
+        if isinstance(lock, SoftFileLock) and left is not None:
             get_root_logger().warning(f"{self._folder}: took over the lock of {left}, which has gone")
         # By its folder's handle: the folder may have been renamed by then.
         handle = os.open(file.parent, os.O_RDONLY)

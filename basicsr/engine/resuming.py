@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, UnreadableFolderError
 from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.meeting import restarts
 from basicsr.engine.precision_choice import kept_precision
@@ -224,10 +224,14 @@ def _remark(resume: Checkpoint, change: str) -> str:
 
 def _choose(options: Options, auto_resume: bool) -> tuple[Checkpoint | None, list[str]]:
     if auto_resume:
-        checkpoint, remarks = CheckpointFolder(options.experiment_folder).latest()
-        if checkpoint is not None:
-            return checkpoint, remarks
-        refuse_new_start(options)
+        try:
+            checkpoint, remarks = CheckpointFolder(options.experiment_folder).latest()
+            if checkpoint is not None:
+                return checkpoint, remarks
+            refuse_new_start(options)
+        except UnreadableFolderError as error:
+            error.extend(after="; to begin anew on purpose, start without --auto_resume")
+            raise
     if options.path.resume_state is not None:
         path = Path(options.path.resume_state).resolve()  # the networks lie beside the file, not beside a link to it
         return _folder_of(path).load(path), []
