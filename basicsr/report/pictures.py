@@ -11,6 +11,7 @@ from torch import Tensor
 from basicsr.metrics.evaluator import EvaluationDataset
 from basicsr.utils.errors import DataError
 from basicsr.utils.img_util import imfrombytes, tensor2img
+from basicsr.utils.regular_files import read_regular
 
 
 class SavedPictures:
@@ -65,7 +66,7 @@ class SavedPictures:
         """
         path = self.path(row, dataset, image)
         try:
-            return imfrombytes(path.read_bytes(), source=str(path))
+            return imfrombytes(read_regular(path), source=str(path))
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}; run the test again") from error
 

@@ -84,7 +84,10 @@ def _three_channels(pixels: np.ndarray) -> np.ndarray:
 
 
 def _by_opencv(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION if colour else cv2.IMREAD_UNCHANGED
+    # Asked for what is stored, OpenCV makes gray of some BMP files in colour.
+    as_colours = colour or (header.format == "BMP" and not header.has_alpha)
+    colours = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = colours if as_colours else cv2.IMREAD_UNCHANGED
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
@@ -93,6 +96,8 @@ def _by_opencv(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
         raise DamageError("it is damaged")
     if colour:
         return pixels
+    if header.channels == 1 and pixels.ndim == 3:
+        return pixels[..., 0]
     if header.channels == 2:  # which OpenCV gives as B, G, R and alpha
         return pixels[..., [0, 3]]
     if header.transparent is not None and pixels.ndim == 2:  # it looks at this for colours only

@@ -233,7 +233,17 @@ def _bmp(source: Source) -> ImageHeader:
     elif len(set(masks)) != len(masks) or not _BMP_MASKS.issuperset(masks):
         oddity = "its channels have other than 8 bits each; save it as PNG"
     whole = pixels + height * ((width * bits + 31) // 32 * 4)
+    if bits <= 8 and _is_gray_palette(source, length, bits):
+        return ImageHeader("BMP", height, width, 1, 8, "gray", end=whole, oddity=oddity)
     return ImageHeader("BMP", height, width, 4 if len(masks) == 4 else 3, 8, "colour", end=whole, oddity=oddity)
+
+
+def _is_gray_palette(source: Source, length: int, bits: int) -> bool:
+    """Whether a BMP file's palette holds grays only, as gray is stored."""
+    used = struct.unpack("<I", source.read(46, 4))[0] if length >= 40 else 0
+    count, size = min(used or 2**bits, 2**bits), 3 if length == 12 else 4
+    table = source.read(14 + length, count * size)
+    return len(table) == count * size and table[0::size] == table[1::size] == table[2::size]
 
 
 def _webp(source: Source) -> ImageHeader:

@@ -238,6 +238,12 @@ def bmps() -> Iterator[Dialect]:
         index = noise(1)[..., 0]
         content = _bmp(index, 8, table=table.tobytes(), top_down=top_down)
         yield Dialect(f"BMP palette, {name}", ".bmp", content, table[index][..., 2::-1])
+    rows = np.ascontiguousarray(bgr[::-1]).tobytes()
+    core = b"BM" + struct.pack("<IHHIIHHHH", 26 + len(rows), 0, 0, 26, 12, WIDTH, HEIGHT, 1, 24) + rows
+    yield Dialect("BMP 24 of OS/2", ".bmp", core, rgb)
+    rows, grays = noise(1)[::-1].tobytes(), np.repeat(np.arange(256, dtype=np.uint8), 3).tobytes()
+    core = b"BM" + struct.pack("<IHHIIHHHH", 794 + len(rows), 0, 0, 794, 12, WIDTH, HEIGHT, 1, 8) + grays + rows
+    yield Dialect("BMP gray of OS/2", ".bmp", core, as_rgb(noise(1)))
     red, green, blue, alpha = 0xFF0000, 0xFF00, 0xFF, 0xFF000000
     for length in (56, 108, 124):
         yield Dialect(
