@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from basicsr.utils.components import shown
-from basicsr.utils.options_components import Finding, constructor_of, is_auto
+from basicsr.utils.options_components import Finding, constructor_of, further_teachers, is_auto
 from basicsr.utils.options_schema import DatasetOptions, Options, RowOptions
 from basicsr.utils.options_warnings import run_misfits
 from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY
@@ -36,7 +36,7 @@ def find_conflicts(options: Options, model_type: Any) -> list[Finding]:
     Returns:
         The key of each mistake and what is wrong there.
     """
-    checks: list[_Check] = [_names, _scales, _crops, _progressive, _whole_sets, _cached, _metrics, _best, _rows]
+    checks: list[_Check] = [_names, _scales, _crops, _progressive, _whole_sets, _cached, _best, _rows]
     if options.is_train:
         checks += [_model, _losses, _adversary, _learning, _schedule, _misfits, _training_data]
     else:
@@ -88,11 +88,15 @@ def _too_long(at: KeyPath, text: str, limit: int) -> Iterator[Finding]:
 
 
 def _scales(options: Options) -> Iterator[Finding]:
-    blocks: dict[tuple[str, ...], Mapping[str, Any] | None] = {
+    blocks: dict[KeyPath, Mapping[str, Any] | None] = {
         ("network_g",): options.network_g,
         ("network_t",): options.network_t,
     }
     blocks.update({("networks", row, "network"): entry.network for row, entry in options.networks.items()})
+    for term, block in options.train.method_blocks.items() if options.train is not None else ():
+        for number, teacher in further_teachers(block):
+            if isinstance(network := teacher.get("network"), Mapping):
+                blocks["train", "distill", term, "teachers", number, "network"] = network
     for key, block in blocks.items():
         for name, value in _upscale(block or {}).items():
             if isinstance(value, int) and value != options.scale:
@@ -364,13 +368,6 @@ def _training_data(options: Options) -> Iterator[Finding]:
             ("val", "metrics"),
             f"is required, as there is datasets.{name}: what to measure (or save_img: true)",
         )
-
-
-def _metrics(options: Options) -> Iterator[Finding]:
-    for name, block in options.val.metrics.items():
-        border = block.get("crop_border")
-        if isinstance(border, int) and border < 0:
-            yield ("val", "metrics", name, "crop_border"), f"must be at least 0, got {border}"
 
 
 def _regions(options: Options) -> Iterator[Finding]:

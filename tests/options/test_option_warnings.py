@@ -170,6 +170,9 @@ def test_terms_say_what_does_not_fit_the_run():
     assert warnings(distilling(a={"type": "DCKD", "update_steps": [10, 20], "period": 100})) == []
     (line,) = warnings(distilling(a={"type": "MiPKD", "autoencoder_until": 1000}))
     assert "autoencoder_until: is 1000, after the end" in line
+    other = {"teachers": [{"network": network(2), "path": "other.pth"}]}
+    with pytest.raises(OptionsError, match=r"distill\.a\.teachers\[0\]\.network\.upscale: is 2, but scale is 3"):
+        warnings(distilling(a={"type": "SeveralTeachers", **other}))
     for change, told in (({"num_patches": 10}, "num_patches: is 10, but at scale 3 an HR image has 9 tiles"),):
         with pytest.raises(OptionsError, match=told):
             warnings(distilling(a={"type": "DUKD", **change}))
