@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from basicsr.data.base import check_patches, load_sample
@@ -121,6 +123,17 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return load_sample(self._dataset, SampleKey(index, seed=index))
+
+    def restored(self, images: Tensor) -> Tensor:
+        """Images (..., C, H, W) in [0, 1] again: the dataset's own, or a network's outputs for them.
+
+        That is x std + mean where the dataset takes off a mean and divides by a deviation, as BasicSR's do.
+        """
+        for name, change in (("std", torch.mul), ("mean", torch.add)):
+            values = getattr(self._dataset, name, None)
+            if isinstance(values, Sequence) and len(values) == images.shape[-3]:
+                images = change(images, torch.tensor(values, dtype=images.dtype).view(-1, 1, 1).to(images.device))
+        return images
 
     def stored_images(self) -> StoredImages | None:
         """Where the images lie, where the dataset says so; else None."""

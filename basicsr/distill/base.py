@@ -166,23 +166,6 @@ class Term(nn.Module):
         """
 
 
-def check_images_for(method: str, network: str, shape: Sequence[int], least: int) -> None:
-    """Raises OptionsError where images (C, H, W) are no use to a network that looks at pictures.
-
-    Args:
-        method: whose network it is.
-        network: its name.
-        shape: of the images, which must be gray or RGB.
-        least: pixels a side that it needs.
-    """
-    channels, *size = shape
-    if channels not in (1, 3) or min(size) < least:
-        raise OptionsError(
-            f"{method}: the {network} needs gray or colour images of {least}x{least} at least, the output has"
-            f" {channels} channels and {size[0]}x{size[1]} pixels; raise gt_size or leave the method out"
-        )
-
-
 def nothing_of(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     """Zero, with all `parameters` in its graph.
 
@@ -208,6 +191,12 @@ class CriterionTerm(Term):
         weight = float(criterion.get("loss_weight", 1.0))
         self.weights = {name: weight, "l_style": weight}
         self.criterion = build_loss({key: value for key, value in criterion.items() if key != "loss_weight"})
+
+    def check_output(self, shape: Sequence[int]) -> None:
+        """As the loss says of itself, where it has a method `check_output`."""
+        check = getattr(self.criterion, "check_output", None)
+        if check is not None:
+            check(shape)
 
     def target(self, context: StepContext) -> torch.Tensor:
         """The image that the student's output is compared with."""

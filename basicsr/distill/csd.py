@@ -33,10 +33,10 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
-from basicsr.distill.base import StepContext, Term, check_images_for
+from basicsr.distill.base import StepContext, Term
 from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
-from basicsr.losses.loss_util import at_least_float32
+from basicsr.losses.loss_util import at_least_float32, check_images_for
 from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Weight

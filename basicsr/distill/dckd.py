@@ -49,11 +49,11 @@ from torch.nn import functional as F
 
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.vqgan_arch import VQGANEncoder, category_log_probabilities
-from basicsr.distill.base import StepContext, Term, check_images_for
+from basicsr.distill.base import StepContext, Term
 from basicsr.distill.degradations import Degradation, degrade
 from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
-from basicsr.losses.loss_util import at_least_float32
+from basicsr.losses.loss_util import at_least_float32, check_images_for
 from basicsr.utils.components import Conflict, Misfit, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Iterations, Label, Probability, Weight

@@ -45,7 +45,8 @@ class ComparisonImages:
 
     def _others(self, dataset: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The columns to the left and to the right of the output."""
-        item = self._run.validation[dataset][0]
+        images = self._run.validation[dataset]
+        item = images[0]
         scale, val = self._run.options.scale, self._run.options.val
         after = {}
         if self._run.teacher is not None:
@@ -57,10 +58,10 @@ class ComparisonImages:
                 tile_overlap=val.tile_overlap,
                 precision=self._run.teacher.precision,
             )
-            after["teacher"] = centre(tensor2img(runner(item["lq"].unsqueeze(0))))
+            after["teacher"] = centre(tensor2img(images.restored(runner(item["lq"].unsqueeze(0)))))
         if "gt" in item:
-            after["HR"] = centre(tensor2img(item["gt"]))
-        return {"LR, bicubic": centre(tensor2img(imresize(item["lq"], scale)))}, after
+            after["HR"] = centre(tensor2img(images.restored(item["gt"])))
+        return {"LR, bicubic": centre(tensor2img(imresize(images.restored(item["lq"]), scale)))}, after
 
 
 def centre(image: np.ndarray) -> np.ndarray:

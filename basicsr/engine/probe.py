@@ -21,7 +21,7 @@ from basicsr.data.batch import in_unit_range
 from basicsr.data.checking import stored_images
 from basicsr.data.headers import Place, opened
 from basicsr.data.sampling import SampleKey
-from basicsr.distill.base import CriterionTerm, Term
+from basicsr.distill.base import Term
 from basicsr.distill.several_teachers import SeveralTeachers
 from basicsr.engine.training_run import TrainingRun
 from basicsr.inference.probing import Outcome, Shape, Trial
@@ -119,10 +119,8 @@ def _check_training(run: TrainingRun, student: Trial, images: Images) -> None:
     if run.adversary is not None:
         _check_discriminator(run, run.adversary, outputs)
     smallest = min(outputs, key=lambda shape: shape[1] * shape[2])
-    for name, term in run.terms.items():
+    for term in run.terms.values():
         cast(Term, term).check_output(smallest)
-        if isinstance(term, CriterionTerm):
-            _check_criterion(name, term, smallest, device)
 
 
 def _check_on_patches(
@@ -263,8 +261,10 @@ def _checked(trial: Trial, network_block: Mapping[str, Any] | None, images: Imag
             f"{trial.name} makes {height}x{width} pixels of {given_height}x{given_width}, scale {scale} needs"
             f" {given_height * scale}x{given_width * scale}: {remedy}"
         )
+    takes = trial.first_channels
+    if images.gt is None and channels != shape[0] and takes not in (None, shape[0]):  # it has spread one channel to all
+        raise _other_channels(trial, network_block, images, takes)
     if images.gt is not None and channels != images.gt.shape[0]:
-        takes = trial.first_channels
         if takes is not None and takes != shape[0]:
             raise _other_channels(trial, network_block, images, takes)
         raise OptionsError(
@@ -341,25 +341,4 @@ def _check_discriminator(run: TrainingRun, adversary: Adversary, outputs: Sequen
         raise OptionsError(
             f"{trial.name} fails on {channels} channels of {height}x{width} pixels, as network_g gives them:"
             f" {outcome.reason}; change datasets.train.gt_size, or network_d"
-        )
-
-
-class _Compares(nn.Module):
-    """A loss as a function of one image, which it compares with itself."""
-
-    def __init__(self, criterion: nn.Module) -> None:
-        super().__init__()
-        self.criterion = criterion
-
-    def forward(self, image: Tensor) -> Any:
-        return self.criterion(image, image)
-
-
-def _check_criterion(name: str, term: CriterionTerm, shape: Shape, device: torch.device) -> None:
-    outcome = Trial(name, _Compares(term.criterion), device).outcome(shape, any_output=True)
-    if outcome.made is None:
-        channels, height, width = outcome.given
-        raise OptionsError(
-            f"train: {type(term.criterion).__name__} ({name}) fails on {channels} channels of {height}x{width} pixels:"
-            f" {outcome.reason}; raise datasets.train.gt_size, or change the loss"
         )

@@ -4,7 +4,7 @@
      "name": "edsr", "iteration": 37, "reached": 37, "total_iter": 1000, "checkpoint": "37.state", "ranks": 2,
      "host": "node3", "pid": 4711, "launch": "...", "started": "2025-01-31T09:30:00Z", "updated": "..."}
 
-`iteration` is that of the newest checkpoint or of the end, `reached` what a running process has come to, within seconds.
+`iteration` is that of the newest checkpoint or of the end, `reached` what a process has come to, within seconds.
 `state` is 'starting', 'running', 'finished', 'preempted' (it was asked to stop and has saved), or 'failed'. A process
 that was killed writes nothing more: then it stays 'running', with a `pid` that is not there any more.
 """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -41,6 +41,23 @@ def idle_conflicts(loss: type, beside: str, given: Mapping[str, object]) -> Iter
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float32 if it is in a shorter format, else as it is: long sums need the digits."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_images_for(method: str, network: str, shape: Sequence[int], least: int) -> None:
+    """Raises OptionsError where images (C, H, W) are no use to a network that looks at pictures.
+
+    Args:
+        method: of the loss or method whose network it is.
+        network: its name.
+        shape: of the images, which must be gray or RGB.
+        least: pixels a side that it needs.
+    """
+    channels, *size = shape
+    if channels not in (1, 3) or min(size) < least:
+        raise OptionsError(
+            f"{method}: the {network} needs gray or colour images of {least}x{least} at least, the output has"
+            f" {channels} channels and {size[0]}x{size[1]} pixels; raise gt_size or leave the method out"
+        )
 
 
 def reduce_loss(loss: torch.Tensor, reduction: str) -> torch.Tensor:

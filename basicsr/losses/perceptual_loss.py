@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
-from basicsr.losses.loss_util import at_least_float32
+from basicsr.losses.loss_util import at_least_float32, check_images_for
 from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.ranges import Weight
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -103,11 +103,16 @@ class PerceptualLoss(nn.Module):
         """The frozen feature extractor."""
         return self._frozen.network
 
+    def check_output(self, shape: Sequence[int]) -> None:
+        """Raises OptionsError where images (C, H, W) are neither gray nor RGB, or too small for the deepest layer."""
+        halvings = sum(isinstance(layer, nn.MaxPool2d) for layer in self.vgg.vgg_net)
+        check_images_for("PerceptualLoss", "VGG", shape, 2**halvings)
+
     def forward(self, x: torch.Tensor, gt: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The perceptual and the style part, None for one whose weight is 0.
 
         Args:
-            x: (B, 3, H, W) RGB in [0, 1] ([-1, 1] with `range_norm`).
+            x: (B, 3, H, W) RGB, or (B, 1, H, W) gray, in [0, 1] ([-1, 1] with `range_norm`).
             gt: of the same shape; no gradients flow to it.
         """
         if not (self.perceptual_weight > 0 or self.style_weight > 0):

@@ -27,7 +27,10 @@ from basicsr.utils.precision import Amp, Precision
 
 
 class EvaluationDataset(Protocol):
-    """Items are dicts with `lq` (3, h, w) in [0, 1], `lq_path`, and `gt` (3, sh, sw) where there is an HR image."""
+    """Items are dicts with `lq` (C, h, w), `lq_path`, and `gt` (C, sh, sw) where there is an HR image.
+
+    Images lie in [0, 1], or are brought there by the dataset's method `restored`, as are the network's outputs.
+    """
 
     def __len__(self) -> int: ...
 
@@ -121,6 +124,7 @@ def evaluate(
         UserError: an image cannot be read or measured, or two have one name, on any rank.
     """
     rank, world_size = get_dist_info()
+    restored: Callable[[torch.Tensor], torch.Tensor] = getattr(dataset, "restored", lambda images: images)
     rows: dict[int, tuple[str, list[float]]] = {}
     stopped, failure = False, None
     runner = Runner(
@@ -149,7 +153,8 @@ def evaluate(
                     f"{type(network).__name__} makes values of {item['lq_path']} that are not finite; its weights are"
                     " damaged or its training diverged"
                 )
-            compared = _Compared(output, item["gt"].unsqueeze(0) if "gt" in item else None, device)
+            output = restored(output)
+            compared = _Compared(output, restored(item["gt"].unsqueeze(0)) if "gt" in item else None, device)
             figures = [_measured(metric, block, compared, item["lq_path"]) for metric, block in metrics.items()]
             rows[index] = name, [*figures, seconds]
             if save_image is not None:

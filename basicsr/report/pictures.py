@@ -51,12 +51,18 @@ class SavedPictures:
 
     def hr(self, dataset: str, image: str) -> np.ndarray | None:
         """The HR image, uint8 (H, W, 3) BGR; None where the dataset has none."""
-        item = self._datasets[dataset][self._names[dataset].index(image)]
-        return _colours(item["gt"]) if "gt" in item else None
+        return self._shown("gt", dataset, image)
 
     def lr(self, dataset: str, image: str) -> np.ndarray:
         """The LR image, uint8 (H, W, 3) BGR."""
-        return _colours(self._datasets[dataset][self._names[dataset].index(image)]["lq"])
+        shown = self._shown("lq", dataset, image)
+        assert shown is not None, "every sample has an LR image"
+        return shown
+
+    def _shown(self, key: str, dataset: str, image: str) -> np.ndarray | None:
+        images = self._datasets[dataset]
+        tensor = images[self._names[dataset].index(image)].get(key)
+        return None if tensor is None else _colours(getattr(images, "restored", lambda given: given)(tensor))
 
     def output(self, row: str, dataset: str, image: str) -> np.ndarray:
         """What the row's network made of the LR image, uint8 (H, W, 3) BGR.

@@ -10,13 +10,16 @@ import pytest
 import torch
 from support.networks import nearest_edsr, save_checkpoint
 
+from basicsr.data import build_eval_dataset
 from basicsr.data.base import TensorConversion, load_sample
 from basicsr.data.batch import collate
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.sampling import SampleKey
 from basicsr.data.single_image_dataset import SingleImageDataset
+from basicsr.metrics.evaluator import evaluate
 from basicsr.test import test_pipeline as run_test
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.options_schema import DatasetOptions
 
 
 def stored(folder: Path, image: np.ndarray, ending: str = "png") -> torch.Tensor:
@@ -69,6 +72,25 @@ def test_mean_and_std_have_one_entry():
     assert TensorConversion("gray", [0.1], [0.5])(image).flatten().tolist() == pytest.approx([0.2] * 4)
     with pytest.raises(OptionsError, match="mean must have 1 entries, one for each channel"):
         TensorConversion("gray", [0.1, 0.1, 0.1], None)
+
+
+@pytest.mark.parametrize("color", [None, "gray"])
+def test_figures_are_of_images_before_mean_and_std(image_pairs, color):
+    """A network that doubles pixels gives the same figures of normalised images, whose outputs are brought back."""
+    gt, lq = image_pairs(count=2)
+    channels = 3 if color is None else 1
+    network, _ = nearest_edsr(channels=channels)
+    network.mean.zero_()
+    found = []
+    for normalised in ({}, {"mean": [0.4] * channels, "std": [0.25] * channels}):
+        data = {"dataroot_gt": str(gt), "dataroot_lq": str(lq), "filename_tmpl": "{}x2", "io_backend": {"type": "disk"}}
+        named = {"type": "PairedImageDataset", "name": "any", "phase": "test", "scale": 2, "color": color}
+        dataset = build_eval_dataset(DatasetOptions(**named, **data, **normalised))
+        metrics = {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
+        evaluation = evaluate(network, dataset, metrics, torch.device("cpu"), scale=2)
+        assert evaluation is not None
+        found.append(evaluation.values)
+    assert found[0] == pytest.approx(found[1], abs=1e-6) and 10 < found[0].min() < 60
 
 
 @pytest.fixture

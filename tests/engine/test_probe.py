@@ -121,8 +121,7 @@ def own(options: dict[str, Any], how: str = "", **changes: Any) -> dict[str, Any
         (
             False,
             {"datasets__train__gt_size": 8, "train__perceptual_opt": VGG},
-            r"^train: PerceptualLoss \(percep\) fails on 3 channels of 8x8 pixels: RuntimeError: .* too small; raise"
-            r" datasets.train.gt_size, or change the loss$",
+            r"^PerceptualLoss: the VGG needs gray or colour images of 16x16 at least, .* 3 channels and 8x8 pixels",
         ),
         (
             True,
@@ -140,6 +139,14 @@ def test_what_does_not_fit_is_refused_with_its_remedy(mcadkd, tmp_path, keeps_te
     with pytest.raises(OptionsError, match=message) as error:
         check_fit(built(changed(options, **changes), tmp_path))
     assert "\n" not in str(error.value) and not (tmp_path / "experiments").exists()
+
+
+def test_one_channel_is_not_spread_to_three_in_silence(mcadkd, tmp_path):
+    """EDSR takes off its mean colour, which makes three channels of one: without HR images nothing else shows it."""
+    images = {"type": "SingleImageDataset", "name": "alone", "dataroot_lq": mcadkd["datasets"]["val"]["dataroot_lq"]}
+    options = without_teacher(mcadkd, datasets__val={**images, "color": "gray"})
+    with pytest.raises(OptionsError, match=r"takes 3 channels, datasets.val gives 1: remove datasets.val.color"):
+        check_fit(built(options, tmp_path))
 
 
 @pytest.mark.parametrize(
