@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from basicsr.engine.meeting import COLLECTIVE_TIMEOUT, Meeting, Start, read_place
-from basicsr.engine.peers import Process, Watch, myself
+from basicsr.engine.peers import Process, Watch, following, myself
 from basicsr.engine.stop import deadly_signals
 from basicsr.utils.dist_util import gather_objects
 from basicsr.utils.errors import MachineError, UserError
@@ -103,7 +103,7 @@ def distributed(
         facts = {**start.facts, "kind of device": device.type, "dist_params: backend": backend}
         processes = [Process(*told) for told in meeting.join(start._replace(facts=facts), myself())]
         watch = Watch(meeting, processes, timeout)
-        with deadly_signals():
+        with deadly_signals(), following(watch):
             dist.init_process_group(
                 backend,
                 timeout=COLLECTIVE_TIMEOUT,

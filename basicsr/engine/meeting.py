@@ -191,7 +191,17 @@ class Meeting:
             OptionsError: ranks would begin something else, on every rank.
             LostRankError: a rank does not come.
         """
+        try:
+            return self._join(mine, process)
+        except RuntimeError as error:
+            raise LostRankError(
+                f"the ranks' store at {self.place.address}, port {self.place.port}, has gone: rank 0 or torchrun ended"
+            ) from error
+
+    def _join(self, mine: Start, process: Sequence[Any]) -> list[Any]:
         failure = self._announce(mine, process)
+        if failure is not None and failure is not mine.failure:
+            raise failure  # the others are of another launch, perhaps
         keys = [f"start/{rank}" for rank in range(self.place.world_size)]
         missing = self._wait(keys)
         told = {rank: json.loads(self.store.get(key)) for rank, key in enumerate(keys) if rank not in missing}
@@ -329,6 +339,8 @@ def difference(name: str, values: Mapping[int, str]) -> str:
 def shown(value: Any) -> str:
     """A value in one line of bounded length."""
     text = " ".join(str(value).split())
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return f"{text[:12]}..."  # of a digest enough
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

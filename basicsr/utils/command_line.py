@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import time
 from collections.abc import Sequence
+from typing import NoReturn
 
+from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import nearest
 
+_GRACE_SECONDS = 5.0
 _BRACKETS = (("[", "]"), ("{", "}"))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong, once where several ranks have the same command line."""
+        if os.environ.get("RANK", "0") == "0":
+            super().error(message)
+        time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, perhaps before rank 0 has spoken
+        self.exit(OptionsError.exit_code)
 
 
 def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Namespace:
@@ -23,7 +37,7 @@ def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Name
         `allow_config_change` and `debug`.
         `local_rank` is only accepted: launchers pass it on in the environment.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         allow_abbrev=False,
         description="Trains a network, with or without a teacher." if training else "Tests networks on benchmarks.",
     )
