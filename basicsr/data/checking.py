@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 from basicsr.data.check_cache import CheckCache, Stamp
-from basicsr.data.headers import Finding, Place, decoded, decoded_size, examine, stamp_of
+from basicsr.data.headers import Finding, Place, decoded, examine, stamp_of
 from basicsr.data.loading import prepare_worker
 from basicsr.data.pairing import check_depths, check_patches_fit, check_whole_pair
 from basicsr.data.storage import StoredImages, name_of
@@ -270,37 +270,13 @@ def _judge(stored: StoredImages, index: int, findings: dict[str, Finding]) -> li
             header, colourful = findings[one].header, findings[other].colourful
             if header is not None and header.space == "gray" and colourful:
                 raise DataError(f"is gray, but {names[other]} is in colour; convert one of them")
-        _check_sizes(stored, index, gt.size, lq.size)
+        _check_fit(stored, index, gt.size, lq.size)
     except DataError as error:
         return [BadImage(index, names["gt"], str(error), tuple(names.values()))]
     return []
 
 
-def _check_sizes(stored: StoredImages, index: int, gt_size: tuple[int, int], lq_size: tuple[int, int]) -> None:
-    """Raises DataError where the sizes do not fit; before that, looks at the pixels if turning one would help.
-
-    For how an image is turned depends on notes in it that decoders read in ways of their own.
-    """
-    try:
-        _apply_rule(stored, index, gt_size, lq_size)
-    except DataError:
-        turned = [(gt_size[::-1], lq_size), (gt_size, lq_size[::-1])]
-        if not any(_fits(stored, index, *sizes) for sizes in turned):
-            raise
-        roots = [stored.roots[role] if stored.lmdb else None for role in ("gt", "lq")]
-        places = [Place(stored.files[role][index], root) for role, root in zip(("gt", "lq"), roots, strict=True)]
-        _apply_rule(stored, index, *map(decoded_size, places))
-
-
-def _fits(stored: StoredImages, index: int, gt_size: tuple[int, int], lq_size: tuple[int, int]) -> bool:
-    try:
-        _apply_rule(stored, index, gt_size, lq_size)
-    except DataError:
-        return False
-    return True
-
-
-def _apply_rule(stored: StoredImages, index: int, gt_size: tuple[int, int], lq_size: tuple[int, int]) -> None:
+def _check_fit(stored: StoredImages, index: int, gt_size: tuple[int, int], lq_size: tuple[int, int]) -> None:
     names = stored.name("gt", index), stored.name("lq", index)
     if stored.exact:
         check_patches_fit(gt_size, lq_size, stored.gt_patch_size, stored.scale, *names)

@@ -130,12 +130,6 @@ def decoded(place: Place) -> np.ndarray:
     return imfrombytes(content_of(place), source=place.name)
 
 
-def decoded_size(place: Place) -> tuple[int, int]:
-    """Height and width as decoding gives them; raises DataError where it fails."""
-    height, width = decoded(place).shape[:2]
-    return height, width
-
-
 def without_name(message: str, source: str) -> str:
     """A message about reading an image without the words that say which."""
     return message.removeprefix(f"cannot read image {source}: ").removeprefix(f"cannot read {source}: ")

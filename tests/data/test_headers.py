@@ -270,6 +270,18 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
                 ImageStorage({"type": "disk"}, {"lq": str(tmp_path)}).open(path, "lq")
 
 
+def test_a_jpeg_that_decodes_with_warnings_is_found_by_a_full_check_alone(tmp_path):
+    small = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    whole = saved(Image.fromarray(cv2.resize(small, (256, 192), interpolation=cv2.INTER_CUBIC)), "JPEG")
+    middle = len(whole) * 2 // 3
+    place = Place(str(tmp_path / "a.jpg"))
+    Path(place.name).write_bytes(whole[:middle] + bytes(40) + whole[middle + 40 :])
+    assert examine(place).fault is None
+    assert str(examine(place, decode=True).fault).startswith("the decoder says 'Corrupt JPEG data: ")
+    Path(place.name).write_bytes(whole)
+    assert examine(place, decode=True).fault is None
+
+
 def test_what_cannot_be_opened_is_a_fault_too(tmp_path):
     assert examine(Place(str(tmp_path / "none.png"))).fault == "No such file or directory; check the path"
     assert examine(Place(str(tmp_path))).fault == "it is no file but a folder; check the path"
