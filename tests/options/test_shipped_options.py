@@ -11,6 +11,7 @@ import pytest
 
 from basicsr.archs import build_network
 from basicsr.distill.contrastive import HybridContrastive
+from basicsr.utils import yaml_entries
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.options import load_options, load_test_options, resolved_yaml
 from basicsr.utils.registry import METHOD_REGISTRY
@@ -131,7 +132,8 @@ def test_shipped_file_begins_with_its_schema_and_what_it_reproduces(shipped):
     assert "Table" in purpose or "no table" in purpose
 
 
-def test_shipped_file_refuses_every_misspelt_key_with_its_line(shipped, tmp_path):
+def test_shipped_file_refuses_every_misspelt_key_with_its_line(shipped, tmp_path, monkeypatch):
+    monkeypatch.setattr(yaml_entries, "_MOST_PLACES", 10**6)  # equal mistakes share a line, which names some of them
     document = load_yaml(shipped)
     file = tmp_path / shipped.parent.name / "misspelt.yml"
     file.parent.mkdir()
@@ -143,7 +145,8 @@ def test_shipped_file_refuses_every_misspelt_key_with_its_line(shipped, tmp_path
             load(file)
         message = str(caught.value)
         for path in paths:
-            assert f"{positions[path]}: {key_text(path)}: unknown key" in message
+            own = f"{positions[path]}: {key_text(path)}: unknown key"
+            assert own in message or f"{key_text(path)} (line {positions[path].line})" in message
 
 
 def test_a_misspelt_key_of_a_shared_piece_is_found_in_the_shared_file(tmp_path):
