@@ -93,8 +93,8 @@ def _scales(options: Options) -> Iterator[Finding]:
         ("network_t",): options.network_t,
     }
     blocks.update({("networks", row, "network"): entry.network for row, entry in options.networks.items()})
-    for term, block in options.train.method_blocks.items() if options.train is not None else ():
-        for number, teacher in further_teachers(block):
+    for term, method in options.train.method_blocks.items() if options.train is not None else ():
+        for number, teacher in further_teachers(method):
             if isinstance(network := teacher.get("network"), Mapping):
                 blocks["train", "distill", term, "teachers", number, "network"] = network
     for key, block in blocks.items():

@@ -143,10 +143,11 @@ def _average(options: Options) -> Iterator[Finding]:
     decay, total = options.train.ema_decay, options.train.total_iter
     left = decay**total
     if left > _EMA_LEFT:
+        remedy = f"take {1 - 5 / total:.4g} or less" if total > 5 else "take 0, for none"
         yield (
             ("train", "ema_decay"),
             f"is {decay:g}: after total_iter {total} the average still holds {left:.0%} of the weights that training"
-            f" began with; take {max(0.0, 1 - 5 / total):.4g} or less",
+            f" began with; {remedy}",
         )
 
 

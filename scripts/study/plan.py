@@ -16,7 +16,7 @@ from typing import Any
 from basicsr.engine.precision_choice import Choice
 from basicsr.engine.sinks import flat
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options, no_warning
+from basicsr.utils.options import load_options
 from basicsr.utils.options_schema import MODEL_TYPES, Options, thaw
 from basicsr.utils.precision import Amp
 from basicsr.utils.registry import nearest
@@ -211,7 +211,9 @@ def plan_study(
         reference = "scratch" if "scratch" in files else next(iter(files))
     if reference not in files:
         raise OptionsError(f"--reference {reference}: is none of the methods; there are: {', '.join(files)}")
-    plain = _plain(base, name, overrides)
+    doubts: list[str] = []
+    plain = _plain(base, name, overrides, doubts)
+    known = {line.partition(": ")[2] for line in doubts}
     if precision is not None:
         plain = plain.model_copy(update=_chosen(thaw(plain), precision))
     pieces = {method: _read_piece(file) for method, file in files.items()}
@@ -225,9 +227,11 @@ def plan_study(
             if precision is not None:
                 content.update(_chosen(content, precision))
             _give_teacher(content, base, method, teacher)
-            options = _typed(content, files[method], paths=teacher_is_there)
+            options, own_doubts = _typed(content, files[method], paths=teacher_is_there)
+            doubts += [f"{method}: {line}" for line in own_doubts if seed == seeds[0] and line not in known]
             runs.append(Run(method, seed, content, options, _options_file(plain, name, method, seed)))
     remarks = [f"{base}: {', '.join(dropped)} not used: a method's own file says it"] if dropped else []
+    remarks += doubts
     remarks += [f"{precision.told}; in all runs"] if precision is not None else []
     own = own_pieces(base)
     of_base = [file for method, file in files.items() if file.parent == own and method in map(str, methods)]
@@ -266,12 +270,12 @@ def _read(file: Path) -> Document:
     return document
 
 
-def _plain(base: Path, name: str, overrides: Sequence[str]) -> Options:
+def _plain(base: Path, name: str, overrides: Sequence[str], doubts: list[str]) -> Options:
     """The base as options of the student alone, whose mistakes are told with the places where they stand."""
     present = _read(base).positions()
     own = [f"{':'.join(key)}={value}" for key, value in METHOD_KEYS.items() if key in present]
     own = [*overrides, *own, "network_t=~", "model_type=SRModel", "train:pixel_opt={type: L1Loss}", f'name="{name}"']
-    options = load_options(base, overrides=own, training=True)
+    options = load_options(base, overrides=own, training=True, warn=doubts.append)
     if not options.datasets_of("val") or not options.val.metrics:
         raise OptionsError(f"{base}: has nothing to compare by: give datasets: val (val_1, ...) and val: metrics")
     return options
@@ -347,9 +351,12 @@ def _give_teacher(content: dict[str, Any], base: Path, method: str, teacher: Pat
         )
 
 
-def _typed(content: Mapping[str, Any], piece: Path, *, paths: bool) -> Options:
+def _typed(content: Mapping[str, Any], piece: Path, *, paths: bool) -> tuple[Options, list[str]]:
+    """The options, and what there is to be warned of."""
+    doubts: list[str] = []
     try:
-        return load_options(content, training=True, paths=paths, warn=no_warning)
+        options = load_options(content, training=True, paths=paths, warn=doubts.append)
+        return options, [line.removeprefix("options: ") for line in doubts]
     except OptionsError as error:
         lines = [line.removeprefix("options: ") for line in str(error).splitlines()[1:]]
         raise OptionsError("\n".join(f"{piece} over the base: {line}" for line in lines)) from None

@@ -442,6 +442,23 @@ def test_the_shipped_bases_fit_every_method_that_needs_no_more(command, name, mo
     assert planned.remarks == ()
 
 
+def test_what_does_not_fit_the_length_of_a_study_is_told_once(command, monkeypatch):
+    plan = importlib.import_module("study.plan")
+    monkeypatch.setattr(plan, "load_options", without_paths(plan.load_options))
+    base = ROOT / "options/compare/quickstart_x2.yml"
+    planned = plan.plan_study(
+        base=base,
+        name="short",
+        methods=["kd", "fakd", "dckd_as_published"],
+        seeds=[0, 1],
+        overrides=["train:scheduler={type: MultiStepLR, milestones: [5000, 9000]}"],
+    )
+    told = [remark for remark in planned.remarks if "total_iter" in remark]
+    assert [line.partition(" ")[0] for line in told] == ["--force_yml:", "dckd_as_published:"]
+    assert "train.scheduler.milestones: [5000, 9000] is not reached within total_iter" in told[0]
+    assert "train.ema_decay: is 0.999" in told[1]
+
+
 def without_paths(load_options):
     """The same, for a machine without the data."""
     return lambda *arguments, **named: load_options(*arguments, **{**named, "paths": False})
