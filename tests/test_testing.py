@@ -327,7 +327,10 @@ def test_luma_alone_is_compared_and_shown(options, tmp_path):
         ({"datasets": {"test": {"name": "Set/5"}}}, "datasets.test.name: is the name of a folder"),
         ({"val": {"metrics": {"psnr/y": {"type": "calculate_psnr"}}}}, "val.metrics.psnr/y: is part of files' names"),
         ({"val": {"suffix": "a/b", "save_img": True}}, "val.suffix: is part of files' names"),
-        ({"val": {"metrics": {"psnr": {"type": "calculate_psnr", "crop_border": -1}}}}, "crop_border: input should be greater than or equal to 0, got -1"),
+        (
+            {"val": {"metrics": {"psnr": {"type": "calculate_psnr", "crop_border": -1}}}},
+            "crop_border: input should be greater than or equal to 0, got -1",
+        ),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options, tmp_path, change, message):

@@ -12,10 +12,12 @@ import torch
 from support.training import changed, checkpoint_of, differences, finish, run_ranks, told
 
 from basicsr.engine import precision_choice
+from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.distributed import Place, distributed
 from basicsr.engine.precision_choice import Choice, choose_precision, kept_precision, settled
+from basicsr.engine.resuming import check_options
 from basicsr.utils import pass_times
-from basicsr.utils.errors import CheckpointError
+from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.options import load_options
 from basicsr.utils.pass_times import PassTimes
 
@@ -139,8 +141,11 @@ def test_auto_goes_on_as_the_run_began_bit_for_bit_and_its_record_says_so(mcadkd
     starts = json.loads((experiment / "record.json").read_text())["starts"]
     assert [start["precision"]["amp"] for start in starts] == ["bf16", "bf16"]
     assert re.search(r"^amp: auto$", (experiment / "tiny.yml").read_text(), re.MULTILINE)
-    code, errors = told(changed(plain, amp="none", train__total_iter=5), tmp_path / "parts", auto_resume=True)
-    assert code == 2 and "  amp: bf16 -> none" in errors.splitlines()
+    resume, _ = CheckpointFolder(experiment).latest()
+    for amp, line in (("none", r"  amp: bf16 -> none$"), ("fp16", r"  amp: bf16 -> fp16$")):
+        with pytest.raises(OptionsError, match=f"(?m){line}"):
+            check_options(resume, options_of(plain, amp=amp), HERE, allow=False)
+    assert check_options(resume, options_of(plain, amp="bf16", amp_teacher="bf16"), HERE, allow=False) == []
 
 
 def choose_as_rank(rank: int, options: dict, out: str) -> None:
