@@ -260,11 +260,19 @@ def _train(
     if place.device.type == "cpu":
         keep_freed_memory()
     checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
+
+    def note(error: UserError) -> None:
+        try:
+            with checkpoints.named_in_failures():
+                raise error
+        except UserError:
+            status.ended(error)
+
     with (
         owned(folder, place) as own_again,
         status.followed(),
         checkpoints.named_in_failures(),
-        following(place.watch, status.ended) as others_may_end,
+        following(place.watch, note) as others_may_end,
     ):
         resume, remarks = resuming.find_checkpoint(options, place, auto_resume)
         goes_on = checkpoints.holds(resume)
@@ -307,7 +315,9 @@ def _train(
 
 def _files_read(options: Options, resume: Checkpoint | None) -> dict[str, str]:
     """Digests of what the weights come from."""
-    state = {} if resume is None else {f"SHA-256 of checkpoint {resume.path}": sha256_of(resume.path)}
+    state = (
+        {} if resume is None else {f"files of checkpoint {resume.path}": sha256_of(resume.path.with_suffix(".json"))}
+    )
     return {**{f"SHA-256 of {option}": found for option, found in weights_read(options).items()}, **state}
 
 
