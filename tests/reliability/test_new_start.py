@@ -153,6 +153,7 @@ def test_where_none_was_saved_it_begins_anew_by_itself(finished, options, tmp_pa
         shutil.rmtree(tmp_path / "experiments")
 
 
+@pytest.mark.long
 def test_the_command_ends_with_code_4_and_goes_on_when_the_disk_is_back(finished, options, tmp_path):
     finished.rename(tmp_path / "experiments")
     states = tmp_path / "experiments/tiny/training_states"
