@@ -15,6 +15,7 @@ import pytest
 from basicsr.engine import ownership
 from basicsr.engine.ownership import FolderLock
 from basicsr.utils.errors import CheckpointError
+from basicsr.utils.logger import get_root_logger
 
 
 def from_another_process(folder: Path, *, then_die: bool = False) -> str:
@@ -124,7 +125,9 @@ def test_where_the_disk_knows_no_locks_their_existence_is_the_lock(run, tmp_path
     assert not list(run.parent.rglob(".*.held"))
     assert from_another_process(run, then_die=True) == ""
     assert (run.parent / ".run.lock.held").exists()
-    FolderLock(run, "trains there").release()
+    with monkeypatch.context() as patch:
+        patch.setattr(get_root_logger(), "handlers", [caplog.handler])
+        FolderLock(run, "trains there").release()
     assert "took over the lock of process" in caplog.text
     (run.parent / ".run.lock.held").write_text("4711\nanother.host\n")  # nobody here can know whether it lives
     told = from_another_process(run)
