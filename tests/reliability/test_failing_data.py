@@ -213,7 +213,7 @@ def test_an_error_of_a_datasets_own_keeps_its_traceback_and_costs_no_iteration(m
 
 
 @pytest.mark.parametrize("check", [pytest.param("none", marks=pytest.mark.long), "headers"])
-def test_an_image_that_is_mended_while_the_run_is_stopped_stays_left_out(mcadkd, tmp_path, check, caplog):
+def test_an_image_that_is_mended_while_the_run_is_stopped_stays_left_out(mcadkd, tmp_path, check):
     options = changed(
         mcadkd, datasets__train__check_images=check, datasets__train__skip_bad_images=2, logger__save_checkpoint_freq=4
     )
@@ -225,7 +225,8 @@ def test_an_image_that_is_mended_while_the_run_is_stopped_stays_left_out(mcadkd,
     train_pipeline(begun, root=tmp_path)
     image.write_bytes(good)
     train_pipeline(options, root=tmp_path, auto_resume=True)
-    assert f"left out still, as before 4.state: {image}: " in caplog.text
+    (log,) = (tmp_path / "experiments/tiny").glob("*.log")
+    assert f"WARNING: left out still, as before 4.state: {image}: " in log.read_text()
     found = checkpoint_of(tmp_path / "experiments/tiny", 8)
     assert differences(expected["g"]["params"], found["g"]["params"]) == []
     assert list(found["state"]["skipped"].values()) == list(expected["state"]["skipped"].values())
