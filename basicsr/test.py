@@ -97,8 +97,6 @@ def test_pipeline(
         results_taken(loaded, place) as own_again,
     ):
         first, stop = loaded[0], StopRequest()
-        for doubt in doubts:
-            get_root_logger().warning(doubt)
         stopwatch = Stopwatch(first.report.input, place.device) if first.report.speed and place.is_master else None
         scales = [_Scale(options, place, stop, stopwatch, several=len(loaded) > 1) for options in loaded]
         for scale in scales:
@@ -106,9 +104,9 @@ def test_pipeline(
         prepare_metrics(first.val.metrics, place.device)
         experiment.prepare_results(loaded, place)
         own_again()
-        with experiment.open_log(first.results_folder, "test", first.name, place, told=doubts) as logger:
+        with experiment.open_log(first.results_folder, "test", first.name, place) as logger:
             report = _Report(scales, place, logger)
-            for line in unused_in_testing(first):
+            for line in (*doubts, *unused_in_testing(first)):
                 logger.warning(line)
             try:
                 with stop, following(place.watch):  # a signal ends the evaluation on all ranks together, between images

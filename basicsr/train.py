@@ -47,7 +47,6 @@ from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.dist_util import averages, gather_objects, raise_together
 from basicsr.utils.errors import NonFiniteError, UserError
 from basicsr.utils.host_memory import keep_freed_memory
-from basicsr.utils.logger import get_root_logger
 from basicsr.utils.options import load_options, parse_arguments, resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
@@ -243,8 +242,6 @@ def train_pipeline(
     notice = "stopping after this iteration, with a checkpoint; Ctrl+C again stops at once, without"
     # In this order: while the ranks wait for each other there is nothing to save, and a signal ends them at once.
     with joined(launcher, load, flags) as ((options,), place), StopRequest(notice) as stop:
-        for doubt in doubts:  # at once: it may be the cause of what ends the run before its log is open
-            get_root_logger().warning(doubt)
         return _train(options, place, auto_resume, allow_config_change, stop, doubts)
 
 
@@ -294,8 +291,8 @@ def _train(
         own_again()
         status.update(state="running")
         goes_on = resume is not None
-        with experiment.open_log(folder, "train", options.name, place, goes_on=goes_on, told=doubts) as logger:
-            for remark in filter(None, (place.remark, *remarks)):
+        with experiment.open_log(folder, "train", options.name, place, goes_on=goes_on) as logger:
+            for remark in filter(None, (place.remark, *doubts, *remarks)):
                 logger.warning(remark)
             for remark in (*recognised, *run.remarks, *fitting):
                 logger.info(remark)

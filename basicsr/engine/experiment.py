@@ -138,13 +138,10 @@ def _with_versions(options: Options) -> str:
 
 
 @contextmanager
-def open_log(
-    folder: Path, kind: str, name: str, place: Place, *, goes_on: bool = False, told: Sequence[str] = ()
-) -> Iterator[logging.Logger]:
+def open_log(folder: Path, kind: str, name: str, place: Place, *, goes_on: bool = False) -> Iterator[logging.Logger]:
     """The package's logger: lines to the screen and, on rank 0 within the block, to FOLDER/KIND_NAME_TIME.log.
 
-    With `goes_on` the newest such file is continued, where there is one. `told` are warnings that the screen has had;
-    the file begins with them. All ranks must call.
+    With `goes_on` the newest such file is continued, where there is one. All ranks must call.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -155,9 +152,6 @@ def open_log(
     logger = get_root_logger("basicsr", logging.INFO)
     on_master(place, lambda: _add_file(file))
     opened = [handler for handler in logger.handlers if _writes_to(handler, file)]
-    for line in told:
-        for handler in opened:
-            handler.handle(logger.makeRecord(logger.name, logging.WARNING, "", 0, line, (), None))
     try:
         yield logger
     finally:

@@ -49,17 +49,23 @@ class LocatedProblem:
 def lines_of(problems: Iterable[LocatedProblem]) -> list[str]:
     """The problems as lines, ordered by file and line; what holds for three or more keys is one line with places."""
     ordered = sorted(problems, key=lambda problem: (problem.position.file, problem.position.line or 0))
-    groups: dict[str, list[LocatedProblem]] = {}
+    groups: dict[tuple[str, str], list[LocatedProblem]] = {}
     for problem in dict.fromkeys(ordered):
-        groups.setdefault(problem.message, []).append(problem)
+        groups.setdefault(_cause(problem), []).append(problem)
     lines: dict[str, None] = {}
     for problem in ordered:
-        group = groups[problem.message]
+        group = groups[_cause(problem)]
         if len(group) < _FEWEST_GROUPED:
             lines[str(problem)] = None
         elif problem is group[0]:
             lines[one_line(f"{problem}; likewise {_places(group)}")] = None
     return list(lines)
+
+
+def _cause(problem: LocatedProblem) -> tuple[str, str]:
+    """What problems of one cause have in common: what is said, and of which key; HR and LR folders are alike."""
+    name = str(problem.key[-1]) if problem.key else ""
+    return problem.message, "dataroot" if name.startswith("dataroot") else name
 
 
 def _places(group: Sequence[LocatedProblem]) -> str:
