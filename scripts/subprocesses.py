@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -134,6 +133,10 @@ def take_lock(file: Path) -> int | None:
     Raises:
         DataError: the file cannot be written.
     """
+    if sys.platform == "win32":
+        raise MachineError("trainings of a study cannot be started on Windows; use WSL")
+    import fcntl
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(file, os.O_CREAT | os.O_WRONLY, 0o644)

@@ -144,12 +144,15 @@ def test_what_nohup_ignores_stays_ignored():
 
 
 def test_every_command_can_be_imported_where_signals_of_unix_are_missing():
-    modules = "basicsr.train, basicsr.test, basicsr.engine.command, subprocesses, cache_teacher, upscale"
+    modules = (
+        "basicsr.train, basicsr.test, basicsr.engine.command, subprocesses, compare_methods, cache_teacher, upscale"
+    )
     code = f"""
 import select, signal, sys
 for name in ("SIGUSR1", "SIGHUP", "SIGXCPU"):
     delattr(signal, name)
 del select.poll
+sys.modules["fcntl"] = None
 sys.path.insert(0, "scripts")
 import {modules}
 with basicsr.train.StopRequest() as stop:
