@@ -63,9 +63,9 @@ def lines_of(problems: Iterable[LocatedProblem]) -> list[str]:
 
 
 def _cause(problem: LocatedProblem) -> tuple[str, str]:
-    """What problems of one cause have in common: what is said, and of which key; HR and LR folders are alike."""
-    name = str(problem.key[-1]) if problem.key else ""
-    return problem.message, "dataroot" if name.startswith("dataroot") else name
+    """What problems of one cause have in common: what is said, and of which key, unless a folder is lacking."""
+    name = str(problem.key[-1]) if problem.key and not problem.message.startswith("lies in ") else ""
+    return problem.message, name
 
 
 def _places(group: Sequence[LocatedProblem]) -> str:

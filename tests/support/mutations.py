@@ -36,8 +36,9 @@ def resolved(file: Path) -> dict[str, Any]:
     if "compare" not in file.parts[len(OPTIONS.parts) :]:
         return thaw(load(file, is_for_training(file)))
     root = load_yaml(file).root
-    if "small" in file.parts:
-        root = merge_entries(load_yaml(OPTIONS / "compare/small_edsr_x2.yml").root, root)
+    bases = {"small": "small_edsr_x2.yml", "quickstart": "quickstart_x2.yml"}
+    if (folder := next((name for name in bases if name in file.parts), None)) is not None:
+        root = merge_entries(load_yaml(OPTIONS / "compare" / bases[folder]).root, root)
     elif "pixel_opt" not in root.value["train"].value:
         root = merge_entries(root, load_yaml(OPTIONS / "methods/kd.yml").root)
     root.value.setdefault("name", Entry(file.stem, Position(str(file))))
