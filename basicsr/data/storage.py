@@ -19,7 +19,7 @@ import numpy as np
 
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.file_client import FileClient
-from basicsr.utils.image_headers import is_alone_ppm
+from basicsr.utils.image_headers import FOLLOWING, is_alone_ppm
 from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.name_lists import printable
 from basicsr.utils.ppm_files import LONGEST_HEADER, PpmHeader, pixels_of, read_ppm_header
@@ -232,7 +232,7 @@ class ImageStorage:
         view = partial(self._client.view, path, key)
         with view() as value:
             header = read_ppm_header(bytes(value[:LONGEST_HEADER]), len(value))
-            if header and is_alone_ppm(bytes(value[header.end : header.end + 3])):
+            if header and is_alone_ppm(bytes(value[header.end : header.end + FOLLOWING])):
                 return PpmValue(view, header, name)
             content = bytes(value)
         return DecodedImage(imfrombytes(content, source=name))
@@ -255,7 +255,7 @@ def _opened_ppm(path: str, name: str) -> PpmFile | None:
 
 def _is_alone_in(file: FileIO, header: PpmHeader) -> bool:
     file.seek(header.end)
-    return is_alone_ppm(file.read(3))
+    return is_alone_ppm(file.read(FOLLOWING))
 
 
 def name_of(path: str, database: str | None) -> str:

@@ -22,6 +22,11 @@ from basicsr.utils.image_headers import ImageHeader
 from basicsr.utils.tiff_headers import CMYK, MIN_IS_WHITE, PALETTE
 
 _COMMENT = re.compile(rb"#[^\n]*")
+# A remark of libjpeg, the marker that it is about, and where in it the value is that should be 1.
+_HARMLESS_REMARKS = (
+    ("unknown JFIF revision", b"JFIF\0", 5),
+    ("Unknown Adobe color transform", b"\xff\xee\0\x0eAdobe", 15),
+)
 
 
 class DamageError(ValueError):
@@ -113,8 +118,20 @@ def _jpeg(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
     try:
         pixels = decode_jpeg(content, "GRAY" if gray else "BGR", strict=True)
     except ValueError as error:
-        raise DamageError(f"the decoder says '{error}'") from error
+        usual = _with_usual_marker(content, str(error))
+        if usual == content:
+            raise DamageError(f"the decoder says '{error}'") from error
+        return _jpeg(usual, header, colour)
     return pixels[..., 0] if gray else pixels
+
+
+def _with_usual_marker(content: bytes, remark: str) -> bytes:
+    """The file with the value that the decoder takes where it remarks on an unknown one, though nothing is damaged."""
+    for words, marker, place in _HARMLESS_REMARKS:
+        at = content.find(marker)
+        if words in remark and at >= 0:
+            return content[: at + place] + b"\1" + content[at + place + 1 :]
+    return content
 
 
 def _ppm(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
@@ -133,9 +150,8 @@ def _ppm(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
             values = np.array(words, dtype=np.bytes_).astype(np.int64)
         except ValueError as error:
             raise DamageError("the file is damaged (something else than numbers among its pixels)") from error
-        if values.size < count or values[:count].min() < 0 or values[:count].max() > largest:
-            raise DamageError("the file is truncated or damaged (numbers are missing or too large)")
-        values = values[:count]
+        if values.size != count or values.min() < 0 or values.max() > largest:
+            raise DamageError("the file is truncated or damaged (numbers are missing, too many or too large)")
     pixels = values.astype(np.uint8 if largest < 256 else np.uint16).reshape(height, width, header.channels)
     return pixels[..., 0] if header.channels == 1 else pixels[..., ::-1]
 

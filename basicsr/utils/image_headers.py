@@ -38,6 +38,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _DEFLATE_AT_MOST = 1032  # bytes that one compressed byte can stand for
 _LONGEST_LIST = 1 << 16  # chunks or segments before the pixels
+FOLLOWING = 16  # bytes behind a PPM file's pixels that are looked at
 _PNG_TAIL = (1 << 16) + 1024  # bytes at the end where EXIF data may lie
 _BITS = {"PNG": (2, 4, 8, 16), "JPEG": (8,)}
 _BMP_MASKS = {0xFF, 0xFF00, 0xFF0000, 0xFF000000}
@@ -307,15 +308,17 @@ def _ppm(source: Source) -> ImageHeader:
     # Written as text, each number takes a character at least; whole files are told by decoding.
     whole = at + 1 + height * row if variant >= 4 else 0
     space = "colour" if channels == 3 else "gray"
-    frames = 2 if variant >= 4 and not is_alone_ppm(source.read(whole, 3)) else 1
+    if variant >= 4 and beginning[at : at + 1].strip():
+        raise HeaderError("the file is damaged (its PPM header ends without a space)")
+    frames = 2 if variant >= 4 and not is_alone_ppm(source.read(whole, FOLLOWING)) else 1
     return ImageHeader(
         "PPM", height, width, channels, bits, space, end=whole, largest=None if bits == 1 else largest, frames=frames
     )
 
 
 def is_alone_ppm(following: bytes) -> bool:
-    """Whether three bytes that follow a PPM picture's pixels begin no other picture."""
-    return re.match(rb"P[1-6]\s", following) is None
+    """Whether the bytes that follow a PPM picture's pixels, `FOLLOWING` of them, begin no other picture."""
+    return re.match(rb"\s*P[1-7]\s", following) is None
 
 
 def _exif_orientation(block: bytes) -> int:

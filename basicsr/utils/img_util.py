@@ -30,7 +30,7 @@ _FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 _AGAIN = "copy or download the file again"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
-_JPEG_END = 0xD9
+_JPEG_END, _JPEG_PROGRESSIVE, _JPEG_SCAN = 0xD9, 0xC2, 0xDA
 # Inside compressed data 0xFF is followed by 0x00 (a stuffed byte) or a restart marker, D0 to D7.
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 
@@ -246,12 +246,33 @@ def _find_png_damage(content: bytes) -> str | None:
 
 def _find_jpeg_damage(content: bytes) -> str | None:
     """Walks the segments to the end marker; what follows it, such as padding, does not matter."""
-    position = 2
+    position, progressive = 2, False
+    missing: dict[int, list[bool]] = {}
     while match := _JPEG_MARKER.search(content, position):
         position = match.end()
-        if content[position - 1] == _JPEG_END:
-            return None
+        marker = content[position - 1]
+        if marker == _JPEG_END:
+            return "the file is truncated (the JPEG's scans end early)" if any(map(any, missing.values())) else None
         if position + 2 > len(content):
             break
-        position += struct.unpack_from(">H", content, position)[0]
+        length = struct.unpack_from(">H", content, position)[0]
+        progressive |= marker == _JPEG_PROGRESSIVE
+        if progressive and marker == _JPEG_SCAN:
+            _note_scan(missing, content[position + 2 : position + length])
+        position += length
     return f"the file is truncated (the JPEG ends after {len(content)} bytes without its end marker)"
+
+
+def _note_scan(missing: dict[int, list[bool]], scan: bytes) -> None:
+    """Notes by component which of its 64 coefficients lack bits after a scan of a progressive JPEG.
+
+    Args:
+        missing: of the scans before.
+        scan: what its header says.
+    """
+    count = scan[0] if scan else 0
+    if len(scan) == 4 + 2 * count:
+        first, last, bits = scan[-3:]
+        for component in scan[1:-3:2]:
+            lacks = missing.setdefault(component, [True] * 64)
+            lacks[first : last + 1] = [bits & 15 > 0] * (min(last, 63) + 1 - min(first, 64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -168,6 +169,17 @@ def jpegs() -> Iterator[Dialect]:
     yield Dialect("JPEG with zeros amid", ".jpg", good[:middle] + bytes(40) + good[middle + 40 :], None, damaged=True)
     yield Dialect("JPEG cut, with an end", ".jpg", good[:middle] + b"\xff\xd9", None, damaged=True)
     yield Dialect("JPEG cut, padded, with an end", ".jpg", good[:middle] + bytes(99) + b"\xff\xd9", None, damaged=True)
+    for transform in (0, 1, 2):  # of colours, as the marker of Adobe's programs tells; libjpeg knows 0 and 1 of these
+        marker = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform])
+        content = good[:2] + marker + good[20:]
+        yield Dialect(f"JPEG of Adobe's, transform {transform}", ".jpg", content, _decoded(content), lossy=True)
+    content = good[:11] + b"\2" + good[12:]
+    yield Dialect("JPEG of JFIF 2", ".jpg", content, _decoded(content), lossy=True)
+    scans = saved(pillow(photo), "JPEG", quality=95, progressive=True)
+    for number in (1, 4, 8):
+        scan = [found.start() for found in re.finditer(b"\xff\xda", scans)][number]
+        content = scans[:scan] + b"\xff\xd9"
+        yield Dialect(f"JPEG cut after scan {number}, with an end", ".jpg", content, None, damaged=True)
 
 
 def webps() -> Iterator[Dialect]:
@@ -306,6 +318,13 @@ def ppms() -> Iterator[Dialect]:
     yield Dialect("PPM 1 bit", ".ppm", b"P4 " + size + b"\n" + bits, None, seen=seen)
     yield Dialect("PPM 1 bit as text", ".ppm", b"P1 " + size + b"\n" + words, None, seen=seen)
     one = b"P6 " + size + b" 255\n" + rgb.tobytes()
-    yield Dialect("PPM of 2 pictures", ".ppm", one + one, None)
+    for name, content in (("", one + one), (" on lines of their own", one + b"\n" + one)):
+        yield Dialect(f"PPM of 2 pictures{name}", ".ppm", content, None)
+    yield Dialect("PPM, remark without a space", ".ppm", one.replace(b" 255\n", b" 255# mine\n"), None)
+    yield Dialect("PPM and the end of a line", ".ppm", one + b"\n", rgb)
+    words = b" ".join(b"%d" % value for value in rgb.reshape(-1))
+    yield Dialect(
+        "PPM as text, numbers left over", ".ppm", b"P3 " + size + b" 255 " + words + b" 1 2 3", None, damaged=True
+    )
     yield Dialect("Pillow PPM", ".ppm", saved(pillow(rgb), "PPM"), rgb)
     yield Dialect("OpenCV PPM", ".ppm", cv2.imencode(".ppm", np.ascontiguousarray(rgb[..., ::-1]))[1].tobytes(), rgb)
