@@ -27,7 +27,7 @@ from basicsr.utils.file_client import FileClient
 from basicsr.utils.image_headers import MOST_PIXELS
 from basicsr.utils.img_util import IMAGE_SUFFIXES, imfrombytes
 from basicsr.utils.misc import scandir
-from basicsr.utils.name_lists import printable
+from basicsr.utils.name_lists import printable, printable_lines
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -41,7 +41,7 @@ def run(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

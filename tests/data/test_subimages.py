@@ -197,7 +197,7 @@ class TestMistakes:
         content = (tmp_path / "HR/b.png").read_bytes()
         (tmp_path / "HR/b.png").write_bytes(content[:-20])
         result = run("extract_subimages.py", *COMMAND, "--crop-size", 48, "--step", 24, folder=tmp_path)
-        assert result.returncode == 3 and "2 of 3 images cannot be cut" in result.stderr
+        assert result.returncode == 3 and "error: 2 of 3 images cannot be cut:\n  HR HR/a.png" in result.stderr
         assert "HR HR/a.png of 60x60 is smaller than 2 times LR LR/X2/ax2.png of 60x60" in result.stderr
         assert "HR/b.png: the file is truncated" in result.stderr
         assert not (tmp_path / "HR_sub").exists()
