@@ -123,7 +123,7 @@ def check_archivable(folder: Path, marks: Sequence[str], never: Sequence[str] = 
 
 
 def archive(folder: Path, marks: Sequence[str], never: Sequence[str] = ()) -> None:
-    """Renames `folder`, if it is there, to NAME_archived_TIME.
+    """Renames `folder` to NAME_archived_TIME, if there is anything in it: it may be a link or where a disk is mounted.
 
     Args:
         folder: may be missing.
@@ -133,9 +133,9 @@ def archive(folder: Path, marks: Sequence[str], never: Sequence[str] = ()) -> No
         OptionsError: it holds something else than it should.
         CheckpointError: it cannot be renamed.
     """
-    if not os.path.lexists(folder):
-        return
     check_archivable(folder, marks, never)
+    if all(name.startswith(".") for name in names_in(folder)):
+        return
     stamped = f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
     names = (folder.with_name(f"{stamped}{suffix}") for suffix in ("", *(f"_{number}" for number in range(1, 100))))
     archived = next(name for name in names if not os.path.lexists(name))

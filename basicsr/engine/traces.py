@@ -48,12 +48,12 @@ def _signs(folder: Path, curves: Path) -> Iterator[str]:
     models = names_in(folder / "models")
     yield from (f"models/{name}" for name in models if is_network(name) or name == "net_g_latest.pth")
     yield from (name for name in names if name.startswith(SUPERSEDED))
-    if RECORD in names:
-        yield from _of_record(folder / RECORD)
     if STATUS in names:
         yield from _of_status(folder / STATUS)
         yield from (f"{name} is not there" for name in ("models", "training_states") if name not in names)
     else:
+        if RECORD in names:
+            yield from _of_record(folder / RECORD)
         yield from (f"{name} is there, {STATUS} is not" for name in _made_while_running(names, models))
 
 
