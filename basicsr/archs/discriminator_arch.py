@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
@@ -111,11 +112,13 @@ class UNetDiscriminatorSN(nn.Module):
 
 
 def _to_few_channels(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """`conv(x)`, of a convolution without padding modes, computed with eight output channels at least.
+    """`conv(x)`, of a convolution without padding modes, computed with eight output channels where gradients follow.
 
     oneDNN's and cuDNN's kernels work in blocks of channels: the gradients of one channel take longer than those of
     eight, of which seven are zeros here.
     """
+    if not torch.is_grad_enabled():
+        return conv(x)
     missing = max(0, 8 - conv.out_channels)
     weight = F.pad(conv.weight, (0, 0, 0, 0, 0, 0, 0, missing))
     bias = None if conv.bias is None else F.pad(conv.bias, (0, missing))

@@ -214,7 +214,7 @@ def _refusal(
 ) -> str:
     name = type(network).__name__
     own = recognised_or_none(expected)
-    advice = "Check the network's options, or set strict_load to false to load what fits"
+    advice = "Check the network's options, or load what fits by path: strict_load_g: false (a teacher: _t)"
     if found is not None and own is not None and found.architecture == own.architecture:
         theirs, ours = _differences(found, own)
         summary = f"checkpoint {path} is for another {name}: it has {theirs}, the options say {ours}"

@@ -6,7 +6,7 @@
 HR images are cut below and right to a multiple of the scale first. Training needs HR images of exactly scale
 times the LR size: where yours are not, `--hr-output` writes them cut to a common multiple of all scales;
 train on those. Images that are there already are left as they are, so that an interrupted run goes on where
-it was.
+it was. Images that cannot be read or are too small are told together at the end.
 
 `--recursive` also takes the images in folders below; results come into one folder, and their names begin with the
 names of these folders: family/2024/a.jpg gives family_2024_a.png.
@@ -62,7 +62,10 @@ def make(task: Task) -> Outcome:
     """Writes an image's outputs."""
     if dataset_tools.is_current(task.outputs, task.source):
         return Outcome(made=False)
-    img = dataset_tools.read_image(task.source)
+    try:
+        img = dataset_tools.read_image(task.source)
+    except DataError as error:
+        return Outcome(made=False, problem=str(error))
     multiple = math.lcm(*task.lr_by_scale)
     height, width = img.shape[:2]
     if min(height, width) < multiple:

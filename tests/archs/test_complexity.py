@@ -46,6 +46,12 @@ def test_figures_are_those_of_table_2(options: dict[str, Any], millions: str, bi
     assert f"{count_multiply_adds(network, (3, 256, 256)) / 1e9:.2f}" == billions
 
 
+def test_the_discriminators_idle_channels_are_not_counted() -> None:
+    with torch.device("meta"):
+        network = build_network({"type": "UNetDiscriminatorSN", "num_in_ch": 3})
+    assert f"{count_multiply_adds(network, (3, 256, 256)) / 1e9:.2f}" == "25.98"
+
+
 class _Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.flatten(2)

@@ -107,14 +107,17 @@ class TestGenerateLr:
         assert "HR/a.png of 3x16 is too small" in result.stderr and "HR/c.png of 2x2 is too small" in result.stderr
         assert list(files(tmp_path / "LR")) == ["X4/bx4.png"]
 
-    def test_a_damaged_image_is_told_in_one_line(self, tmp_path):
-        write_images(tmp_path / "HR", {"a.png": (16, 16)})
-        path = tmp_path / "HR" / "a.png"
-        path.write_bytes(path.read_bytes()[:-30])
-        result = run("generate_lr.py", "--input", "HR", "--output", "LR", folder=tmp_path)
+    def test_all_damaged_images_are_told_in_a_line_each_and_the_others_are_made(self, tmp_path):
+        write_images(tmp_path / "HR", {"a.png": (16, 16), "b.png": (16, 16), "c.png": (16, 16)})
+        for path in (tmp_path / "HR" / "a.png", tmp_path / "HR" / "b.png"):
+            path.write_bytes(path.read_bytes()[:-30])
+        result = run("generate_lr.py", "--input", "HR", "--output", "LR", "--scales", 2, folder=tmp_path)
         assert result.returncode == 3
-        assert last_line(result).startswith("error: cannot read image HR/a.png: the file is truncated")
+        first, second = result.stderr.splitlines()[-2:]
+        assert first.startswith("error: cannot read image HR/a.png: the file is truncated")
+        assert second.startswith("cannot read image HR/b.png: the file is truncated")
         assert "Traceback" not in result.stderr
+        assert list(files(tmp_path / "LR")) == ["X2/cx2.png"]
 
     def test_interrupted_it_leaves_whole_images_and_no_process(self, tmp_path):
         write_images(tmp_path / "HR", {f"{number:03d}.png": (400, 400) for number in range(40)})

@@ -121,6 +121,7 @@ def test_hyperparameters_that_differ_are_named(tmp_path):
     wide = build_network({**EDSR, "num_feat": 12, "num_block": 3})
     summary, *table = refusal(EDSR, {"params": wide.state_dict()}, tmp_path)
     assert "for another EDSR: it has 12 channels, 3 blocks, the options say 8 channels, 2 blocks: " in summary
+    assert summary.endswith("load what fits by path: strict_load_g: false (a teacher: _t)")
     assert len(table) == 1 + 8 + 1 and table[-1].strip() == "and 13 more"
 
 
