@@ -39,6 +39,7 @@ from basicsr.data.pairing import Size, check_depths, check_whole_pair
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.image_headers import MOST_TO_CUT
 from basicsr.utils.img_util import imwrite
+from basicsr.utils.name_lists import printable
 
 _SHOWN = 20
 _LR_NAME = re.compile(r"^x\d+$|(^|[^a-z])(lr|lq)([^a-z]|bic|$)")
@@ -156,11 +157,11 @@ def look(task: Task) -> tuple[str | None, int]:
         findings = [examine(Place(str(part.source)), most_pixels=MOST_TO_CUT) for part in task.parts]
         for part, finding in zip(task.parts, findings, strict=True):
             if finding.header is None:
-                return f"{part.source}: {finding.fault}", 0
+                return printable(f"{part.source}: {finding.fault}"), 0
         sizes = [finding.header.size for finding in findings if finding.header is not None]
         height, width = area(task, sizes)
     except DataError as error:
-        return str(error), 0
+        return printable(str(error)), 0
     return None, max(sizes[0][0] - height, sizes[0][1] - width)
 
 
