@@ -21,7 +21,8 @@ _LONGEST_TEXT = 1 << 17
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
-SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 254, 256, 257, 258, 259, 262, 266, 270
+SUBFILE, OLD_SUBFILE = 254, 255
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = 256, 257, 258, 259, 262, 266, 270
 ORIENTATION, SAMPLES, ROWS, PLANAR, PREDICTOR, COLOUR_MAP = 274, 277, 278, 284, 317, 320
 TILE_WIDTH, TILE_HEIGHT, SUB_FILES, EXTRA, FORMAT = 322, 323, 330, 338, 339
 STARTS, LENGTHS = (273, 324), (279, 325)
@@ -48,10 +49,10 @@ _WANTED = frozenset(
     {
         *(SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION, ORIENTATION, SAMPLES, ROWS),
         *(PLANAR, PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, SUB_FILES, EXTRA, FORMAT, *STARTS, *LENGTHS),
-        *(_INKS, _PLANES, _DEPTH),
+        *(OLD_SUBFILE, _INKS, _PLANES, _DEPTH),
     }
 )
-_OF_OTHERS = frozenset({SUBFILE, WIDTH, HEIGHT})  # of the directories after and below the first
+_OF_OTHERS = frozenset({SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT})  # of the directories after and below the first
 
 Tags = dict[int, list[int]]
 
@@ -161,7 +162,7 @@ def _pages(source: Source) -> Iterator[Directory]:
 
 
 def _is_smaller_version(page: Directory) -> bool:
-    return bool(page.first(SUBFILE, 0) & (_REDUCED | _MASK))
+    return bool(page.first(SUBFILE, 0) & (_REDUCED | _MASK)) or page.first(OLD_SUBFILE, 1) == 2
 
 
 def _hidden_frames(page: Directory, text: bytes) -> int:

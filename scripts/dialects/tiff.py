@@ -156,6 +156,9 @@ def _nested_tiffs() -> Iterator[Dialect]:
             for values, kind in (first, second):
                 writer.write(values, photometric="rgb", subfiletype=kind)
         yield Dialect(f"tifffile a picture {name}", ".tif", file.getvalue(), truth)
+    for kind, truth in ((1, rgb), (2, None)):  # of SubfileType, as older programs write it: a picture, or a smaller one
+        content = _tiff(rgb, photometric="rgb", extratags=[(255, "H", 1, kind, True)])
+        yield Dialect(f"tifffile of old kind {kind}", ".tif", content, truth)
     for name, outer, inner, truth in (("smaller", rgb, rgb[::2, ::2], rgb), ("larger", rgb[::2, ::2], rgb, None)):
         file = io.BytesIO()
         with tifffile.TiffWriter(file) as writer:
