@@ -307,7 +307,8 @@ def _keys(label: str, network_block: Mapping[str, Any] | None, names: Sequence[s
         return f"the channels of {label}, by another file,"
     both = ("in_chans", "img_channel")  # of input and output
     found = [name for name in network_block if name in names] or [names[0]]
-    others = [name for name in network_block if name in (*_IN_KEYS, *_OUT_KEYS, "rgb_mean") and name not in found]
+    others = [name for name in network_block if name in (*_IN_KEYS, *_OUT_KEYS) and name not in found]
+    others += ["the length of rgb_mean"] if "rgb_mean" in network_block else []
     return f"{label}.{found[0]}" + (f" (and {', '.join(others)})" if others and found[0] not in both else "")
 
 

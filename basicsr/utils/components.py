@@ -216,7 +216,7 @@ def unknown_key_message(key: str, allowed: Sequence[str]) -> str:
 
 def describe(expected: str, value: Any) -> str:
     """Turns a validator's sentence into ours: what is allowed, then what was given."""
-    return f"{_uncapitalised(expected)}, got {shown(value)}"
+    return f"{_uncapitalised(expected).replace('valid tuple', 'list')}, got {shown(value)}"
 
 
 def shown(value: Any) -> str:

@@ -239,7 +239,7 @@ class TestOptions:
         [
             ({"mini_batch_sizes": [4, 0, 1]}, "mini_batch_sizes[1]: input should be greater than or equal to 1, got 0"),
             ({"gt_sizes": []}, "gt_sizes: tuple should have at least 1 item"),
-            ({"gt_sizes": "8"}, "gt_sizes: input should be a valid tuple, got '8'"),
+            ({"gt_sizes": "8"}, "gt_sizes: input should be a list, got '8'"),
         ],
     )
     def test_what_are_no_sizes_is_told_first(self, entry, changes, message):

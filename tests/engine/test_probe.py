@@ -74,7 +74,7 @@ def own(options: dict[str, Any], how: str = "", **changes: Any) -> dict[str, Any
             True,
             {"network_g": GRAY_EDSR},
             r"network_g \(EDSR\) takes 1 channel, datasets.train gives 3: set datasets.train.color to gray .* or y"
-            r" \(luma\), or set network_g.num_in_ch \(and num_out_ch, rgb_mean\) to 3$",
+            r" \(luma\), or set network_g.num_in_ch \(and num_out_ch, the length of rgb_mean\) to 3$",
         ),
         (
             True,

@@ -343,7 +343,7 @@ def test_a_mistake_of_each_kind_is_told_in_one_go(tmp_path, monkeypatch):
         "options.yml:19: network_g.upscale: is 3, but scale is 2",
         "options.yml:20: network_t.num_feat: 010 has a leading zero",
         "options.yml:21: path.pretrain_network_t: there is no file nowhere.pth",
-        "options.yml:24: train.optim_g.betas: input should be a valid tuple, got 0.9",
+        "options.yml:24: train.optim_g.betas: input should be a list, got 0.9",
         "options.yml:24: train.optim_g.momentum: unknown key; allowed: lr, betas",
         "options.yml:25: train.scheduler.milestone: unknown key (did you mean 'milestones'?)",
         "options.yml:25: train.scheduler.milestones: is required",
