@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -32,7 +33,7 @@ def calculate_psnr(
     img: Image,
     img2: Image,
     crop_border: Border,
-    input_order: str = "HWC",
+    input_order: Literal["HWC", "CHW"] = "HWC",
     test_y_channel: bool = False,
 ) -> float:
     """PSNR = 10 log10(255^2 / MSE) in dB; infinite for equal images.
@@ -61,7 +62,7 @@ def calculate_ssim(
     img: Image,
     img2: Image,
     crop_border: Border,
-    input_order: str = "HWC",
+    input_order: Literal["HWC", "CHW"] = "HWC",
     test_y_channel: bool = False,
 ) -> float:
     """Mean SSIM over all pixels with a whole window of 11 x 11 (Gaussian, sigma 1.5), and over channels.

@@ -257,8 +257,19 @@ def _replaces_student(block: Mapping[str, Any]) -> bool:
 
 def _losses(options: Options) -> Iterator[Finding]:
     train = options.train
-    if train is not None and not (train.loss_blocks or train.method_blocks or train.adversarial is not None):
+    if train is None:
+        return
+    blocks = [*train.loss_blocks.values(), *train.method_blocks.values()]
+    blocks += [train.adversarial] if train.adversarial is not None else []
+    if not blocks:
         yield ("train",), "has no loss: give pixel_opt, perceptual_opt or another"
+    elif all(_loss_weight(block) == 0 for block in blocks):
+        yield ("train",), "has only losses of loss_weight 0, from which nothing is learned: give one a weight"
+
+
+def _loss_weight(block: Mapping[str, Any]) -> Any:
+    criterion = block.get("criterion")
+    return (criterion if isinstance(criterion, Mapping) else block).get("loss_weight")
 
 
 def _adversary(options: Options) -> Iterator[Finding]:

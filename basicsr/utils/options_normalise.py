@@ -26,6 +26,7 @@ from basicsr.utils.options_schema import (
     ValOptions,
     WandbOptions,
 )
+from basicsr.utils.ranges import LARGEST_SCALE
 from basicsr.utils.registry import nearest
 from basicsr.utils.yaml_entries import PAIRS
 from basicsr.utils.yaml_loader import Document, Entry, KeyPath, LocatedProblem, Position
@@ -277,9 +278,10 @@ def _fill_metrics(document: Document) -> None:
     border = document.root.value.get("crop_border")
     scale = document.root.value.get("scale")
     if border is None or border.value is None:
-        if scale is None or not isinstance(scale.value, int) or isinstance(scale.value, bool):
+        if scale is None:
             return
-        border = Entry(scale.value if scale.value > 1 else 0, scale.position)
+        follows = type(scale.value) is int and 1 < scale.value <= LARGEST_SCALE  # else scale itself is refused, or 1
+        border = Entry(scale.value if follows else 0, scale.position)
     for block in (entry.value for entry in _section(document, ("val", "metrics")).values()):
         content = {key: entry.value for key, entry in block.items()} if isinstance(block, dict) else {}
         if "crop_border" not in content and takes_crop_border(content):

@@ -13,13 +13,14 @@ from basicsr.utils.options_schema import DatasetOptions, Options, thaw
 from basicsr.utils.registry import METHOD_REGISTRY
 from basicsr.utils.yaml_entries import KeyPath
 
-# `x2` of a name: /X2, _x2, {}x2, EDSR_Lx2, 2x_, RealESRGAN_x4plus; not 48x48, box2 or x264.
+# `x2` of a name: /X2, _x2, {}x2, EDSR_Lx2, 2x_, RealESRGAN_x4plus; not 48x48, box2, x264, X4K1000FPS or X2Y.
 _SCALES = re.compile(
-    r"(?:(?<![A-Za-z0-9])[xX]|(?<=[A-Z])x)([23468]|16)(?![0-9xX])|(?<![A-Za-z0-9])([23468]|16)[xX](?![0-9])"
+    r"(?:(?<![A-Za-z0-9])[xX]|(?<=[A-Z])x)([23468]|16)(?![0-9xX]|[A-Z](?![A-Za-z]))|(?<![A-Za-z0-9])([23468]|16)[xX](?![0-9])"
 )
 _NEVER = 10**8  # so many iterations from one event to the next are meant as never
 _EMA_LEFT = 0.05  # of the weights that an average began with
 _BENCHMARKS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109")
+_VALUES = ("color", "mean", "std")  # what a network takes, as a dataset makes it
 _INTERVALS = {
     ("val", "val_freq"): "evaluated",
     ("logger", "save_checkpoint_freq"): "saved",
@@ -34,7 +35,7 @@ def find_doubts(options: Options) -> list[Finding]:
         The key of each and what to say.
     """
     checks: list[Callable[[Options], Iterator[Finding]]] = [_other_scales, _borders, _tiles, _benchmark_names]
-    checks += [_lengths, _average, _stages, _loader_processes] if options.is_train else [_published]
+    checks += [_lengths, _average, _stages, _loader_processes, _other_values] if options.is_train else [_published]
     findings = [finding for check in checks for finding in check(options)]
     return findings + [(key, message) for key, message, is_mistake in run_misfits(options) if not is_mistake]
 
@@ -143,7 +144,8 @@ def _average(options: Options) -> Iterator[Finding]:
     decay, total = options.train.ema_decay, options.train.total_iter
     left = decay**total
     if left > _EMA_LEFT:
-        remedy = f"take {1 - 5 / total:.4g} or less" if total > 5 else "take 0, for none"
+        highest = 1 - float(f"{5 / total:.2g}")  # leaves less than 1% of them
+        remedy = f"take {highest:.10g} or less" if total > 5 else "take 0, for none"
         yield (
             ("train", "ema_decay"),
             f"is {decay:g}: after total_iter {total} the average still holds {left:.0%} of the weights that training"
@@ -161,6 +163,20 @@ def _stages(options: Options) -> Iterator[Finding]:
                 f"has {len(ends)} stages, but total_iter {options.train.total_iter} ends in stage {reached}; the"
                 " others are not reached",
             )
+
+
+def _other_values(options: Options) -> Iterator[Finding]:
+    """Validation sets whose images have other values than those of training."""
+    for trained in options.datasets_of("train").values():
+        for key, dataset in options.datasets_of("val").items():
+            for name in _VALUES:
+                given, other = dataset.arguments.get(name), trained.arguments.get(name)
+                if given != other:
+                    yield (
+                        ("datasets", key, name),
+                        f"is {shown(given)}, but that of training is {shown(other)}: the network is evaluated on"
+                        " values that it has not learned; make them equal",
+                    )
 
 
 def _loader_processes(options: Options) -> Iterator[Finding]:

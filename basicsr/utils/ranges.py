@@ -11,12 +11,13 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, Lt
 
 LARGEST_ITERATION = 10**9
+LARGEST_SCALE = 64
 
 Iterations = Annotated[int, Ge(1), Le(LARGEST_ITERATION)]
 Interval = Annotated[int, Ge(1), Le(10**12)]
 """Iterations from one event to the next; some write a very large number for never."""
 IterationsOrNone = Annotated[int, Ge(0), Le(LARGEST_ITERATION)]
-Scale = Annotated[int, Ge(1), Le(64)]
+Scale = Annotated[int, Ge(1), Le(LARGEST_SCALE)]
 BatchSize = Annotated[int, Ge(1), Le(16384)]
 Side = Annotated[int, Ge(1), Le(16384)]
 """Height or width in pixels."""

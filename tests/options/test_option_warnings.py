@@ -92,7 +92,9 @@ def test_a_text_that_names_another_scale_is_told(override):
     assert line.startswith(f"--force_yml: {key}: ") and "but scale is 3" in line
 
 
-@pytest.mark.parametrize("name", ["f48x48", "box2", "x264", "student_x3_from_x2", "index2", "exp_2020x3", "a_12x"])
+@pytest.mark.parametrize(
+    "name", ["f48x48", "box2", "x264", "student_x3_from_x2", "index2", "exp_2020x3", "a_12x", "X4K1000FPS", "X2Y"]
+)
 def test_what_names_no_scale_or_also_the_right_one_is_not_told(name):
     assert warnings({**training(), "name": name}) == []
 
@@ -128,6 +130,26 @@ def test_weights_of_another_scale_to_start_from_are_usual_where_they_need_not_fi
 def test_a_length_that_is_not_the_runs_is_told(change, told):
     (line,) = warnings(training(**change))
     assert line.startswith(f"options: {told}")
+
+
+def test_a_decay_that_is_advised_leaves_less_than_a_hundredth_and_is_not_warned_of():
+    (line,) = warnings(training(total_iter=100_000, ema_decay=0.99999))
+    assert line.endswith("holds 37% of the weights that training began with; take 0.99995 or less")
+    assert 0.99995**100_000 < 0.01 and warnings(training(total_iter=100_000, ema_decay=0.99995)) == []
+
+
+def test_a_validation_set_of_other_values_than_those_of_training_is_told():
+    options = training()
+    options["datasets"]["train"]["color"], options["datasets"]["val"]["color"] = "gray", "y"
+    (line,) = warnings(options)
+    assert "datasets.val.color: is 'y', but that of training is 'gray'" in line
+    options["datasets"]["val"]["color"] = "gray"
+    assert warnings(options) == []
+    for dataset in ("train", "val"):
+        options["datasets"][dataset].update(mean=[0.5], std=[0.5])
+    assert warnings(options) == []
+    del options["datasets"]["val"]["mean"]
+    assert "datasets.val.mean: is None, but that of training is (0.5,)" in warnings(options)[0]
 
 
 def test_the_share_of_the_first_weights_in_the_average_is_what_ema_leaves():

@@ -405,6 +405,29 @@ def test_training_needs_a_loss(options):
     assert mistakes(options) == ["options: train: has no loss: give pixel_opt, perceptual_opt or another"]
 
 
+@pytest.mark.parametrize("scale", [2.0, "x2", True, 65, -1, []])
+def test_a_wrong_scale_is_one_mistake_though_borders_follow_it(options, scale):
+    options["scale"] = scale
+    del options["val"]["metrics"]["psnr"]["crop_border"]
+    options["network_g"] = {"type": "SwinIR"}
+    assert not [line for line in mistakes(options) if "crop_border" in line]
+
+
+def test_an_order_of_axes_that_there_is_not_is_refused(options):
+    options["val"]["metrics"]["psnr"]["input_order"] = "XYZ"
+    (line,) = mistakes(options)
+    assert "val.metrics.psnr.input_order: input should be 'HWC' or 'CHW', got 'XYZ'" in line
+
+
+def test_losses_that_all_weigh_nothing_are_refused(options):
+    for key in ("pixel_opt", "resp_kd_opt", "contrastive_opt", "adversarial_opt"):
+        options["train"][key]["loss_weight"] = 0
+    (line,) = mistakes(options)
+    assert line.endswith("train: has only losses of loss_weight 0, from which nothing is learned: give one a weight")
+    options["train"]["resp_kd_opt"]["loss_weight"] = 1e-3
+    load(options)
+
+
 @pytest.fixture
 def test_options(options) -> dict[str, Any]:
     """Small valid options for testing."""
