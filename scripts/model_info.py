@@ -33,6 +33,7 @@ from basicsr.archs.pretrained import load_pretrained
 from basicsr.engine.command import run_command
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.name_lists import printable
 from basicsr.utils.options import load_options, load_test_options
 from basicsr.utils.options_components import is_auto
 from basicsr.utils.options_schema import FrozenMapping, Options
@@ -107,25 +108,24 @@ def report(path: str, given_shape: tuple[int, int, int] | None) -> str:
     ]
     items += [("remark", pretrained.remark)] if pretrained.remark else []
     width = max(len(key) for key, _ in items)
-    return "\n".join(f"{key.ljust(width)}  {printable(value)}" for key, value in items)
+    return "\n".join(f"{key.ljust(width)}  {shown(value)}" for key, value in items)
 
 
 def flattened(metadata: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Entries of nested mappings under names such as 'training best Set5 psnr value'."""
     items: list[tuple[str, Any]] = []
     for key, value in metadata.items():
-        name = f"{prefix}{printable(key)}"
+        name = f"{prefix}{shown(key)}"
         items += flattened(value, f"{name} ") if isinstance(value, Mapping) else [(name, value)]
     return items
 
 
-def printable(value: object) -> str:
+def shown(value: object) -> str:
     """A value as text for a terminal: files of others may hold anything."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = ", ".join(map(printable, value)) if isinstance(value, (list, tuple)) else str(value)
-    text = "".join(sign if sign.isprintable() else "?" for sign in text)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    text = ", ".join(map(shown, value)) if isinstance(value, (list, tuple)) else str(value)
+    return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:

@@ -9,7 +9,6 @@ Network and scale are recognised from the checkpoint. docs/upscaling.md tells wh
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from basicsr.inference.picture_writing import DEFAULT_QUALITY, FORMATS, OutputEr
 from basicsr.inference.probing import Trial
 from basicsr.inference.runner import Runner
 from basicsr.inference.upscaling import Upscaler, upscale_file
+from basicsr.utils.atomic_files import check_writable
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.name_lists import printable
 from basicsr.utils.pass_times import warn_if_slow
@@ -167,8 +167,10 @@ def prepare_output(folder: Path) -> None:
     except OSError as error:
         reason = "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
         raise OutputError(f"cannot make the folder --output {folder}: {reason}; choose another") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write into --output {folder}; choose another folder")
+    try:
+        check_writable(folder)
+    except CheckpointError as error:
+        raise OutputError(f"{error}; choose another folder for --output") from error
 
 
 def say(line: str, *, error: bool = False) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from basicsr.utils.name_lists import printable
+
 KeyPath = tuple[str | int, ...]
 
 _MAX_NAME = 80
@@ -108,9 +110,7 @@ def key_text(key: Sequence[str | int]) -> str:
 def one_line(text: str) -> str:
     """The text on one line that any terminal shows: what is not printable becomes an escape; cut where very long."""
     cut = text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
-    if cut.isprintable():
-        return cut
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in cut)
+    return printable(cut)
 
 
 def shortened(text: str, limit: int = _MAX_NAME) -> str:

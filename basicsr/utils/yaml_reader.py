@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import numbers
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.regular_files import open_regular
 from basicsr.utils.yaml_entries import (
     Entry,
     KeyPath,
@@ -261,19 +262,13 @@ def _identity(file: str, asked_at: Position) -> str:
 def _content(file: str, prefix: str) -> bytes:
     """The file's bytes, at most one more than may be; waits for no pipe and reads no device."""
     try:
-        # A pipe that nobody writes to would otherwise be waited for.
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        with open(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise _error(f"{prefix}cannot read the options file {file}: it is a pipe or a device, no file")
+        with io.BufferedReader(open_regular(file)) as stream:
             return stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise _error(f"{prefix}there is no options file {file}") from None
     except OSError as error:
         raise _error(f"{prefix}cannot read the options file {file}: {error.strerror}") from None
-    except ValueError as error:
-        if isinstance(error, OptionsError):
-            raise
+    except ValueError:
         raise _error(f"{prefix}cannot read the options file {file!r}: no file has such a name") from None
 
 

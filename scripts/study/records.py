@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +16,11 @@ import yaml
 
 from basicsr.data import build_eval_dataset
 from basicsr.engine.precision_choice import settled
+from basicsr.engine.record import digest_of_file
 from basicsr.engine.sinks import flat
 from basicsr.engine.status import STATUS
 from basicsr.models import build_model, recognise_networks
 from basicsr.report.tables import write_text
-from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.errors import DataError, OptionsError, UserError
 from basicsr.utils.history import HISTORY, ITERATION, read_history
 from basicsr.utils.options import resolved_yaml
@@ -148,13 +147,7 @@ def teacher_digest(run: Run) -> str | None:
     """SHA-256 of the file of the run's teacher, if it has one."""
     if run.teacher is None or not run.teacher.is_file():
         return None
-    state = run.teacher.stat()
-    return _digest(run.teacher, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache
-def _digest(path: Path, time: int, size: int) -> str:
-    return sha256_of(path)
+    return digest_of_file(run.teacher)
 
 
 def initial_student(options: Options) -> tuple[str, bool]:

@@ -152,7 +152,7 @@ class TestCache:
         [
             b"",
             b"{",
-            b"[" * 100_000,
+            b"[" * 5000,
             b"null",
             b'{"version": 1}',
             b'{"version": 1, "root": "x", "images": {}}',

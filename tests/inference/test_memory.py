@@ -28,7 +28,7 @@ torch.manual_seed(0)
 network = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 3, 3, padding=1)).eval()
 lq = torch.rand(1, 3, 700, 900)
 expected = Runner(network, 1, torch.device("cpu"))(lq)
-for tile in (64, 450):  # oneDNN has its code for all sizes: making it without memory for it, it may crash
+for tile in (64, 450):  # oneDNN makes its code for each size before the limit
     Runner(network, 1, torch.device("cpu"), tile=tile)(lq)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = used + int(sys.argv[1]) * 2**20

@@ -208,9 +208,9 @@ def test_a_base_is_a_file_that_can_be_read(tmp_path):
     (tmp_path / "link.yml").symlink_to("self.yml")
     (tmp_path / "loop").symlink_to("loop")
     for base, told in {
-        "pipe": "it is a pipe or a device, no file",
-        "/dev/zero": "it is a pipe or a device, no file",
-        ".": "Is a directory",
+        "pipe": "it is no file but a pipe",
+        "/dev/zero": "it is no file but a device",
+        ".": "it is no file but a folder",
         "link.yml": "builds on itself through _base_",
         "loop": "Too many levels of symbolic links",
         "x" * 300: "File name too long",

@@ -55,7 +55,7 @@ def test_what_our_training_saved_is_told_with_its_history(model_info, tmp_path):
     # 48 pixels: 9 to 4 channels, three times 4 to 4, 4 to 16; then 4 times as many pixels: 4 to 1.
     adds = 48 * 9 * (4 + 3 * 16 + 64) + 4 * 48 * 9 * 4
     assert told["multiply-adds (G) at 1x8x6"] == f"{adds / 1e9:.2f}"
-    assert told["training name"] == "esc?[31m" and told["training losses"] == "pix, response"
+    assert told["training name"] == "esc\\x1b[31m" and told["training losses"] == "pix, response"
     assert told["training best Set5 psnr value"] == "32.1235" and "remark" not in told
 
 
