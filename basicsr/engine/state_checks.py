@@ -98,6 +98,9 @@ def check_tensors(name: str, given: Any, module: nn.Module) -> None:
         check_weights(given, name, expected)
     except CheckpointError as error:
         raise Misfit(f"its {name}: {str(error).partition(': its ')[2]}") from error
+    for key, wanted in expected.items():
+        if given[key].dtype != wanted.dtype:
+            raise Misfit(f"its {name} have '{key}' of type {_kind(given[key])}, not {_kind(wanted)}")
 
 
 def check_optimizer(name: str, given: Any, optimizer: torch.optim.Optimizer, iteration: int) -> None:

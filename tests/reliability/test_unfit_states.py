@@ -129,6 +129,10 @@ TENSORS: dict[str, tuple[Change, str]] = {
         lambda n, _: set_of(n["g"]["params"], "conv_first.weight", torch.ones(8, 3, 3, 3, dtype=torch.int32)),
         "student's weights: weight 'conv_first.weight' is int32",
     ),
+    "student of half precision": (
+        lambda n, _: set_of(n["g"]["params"], "conv_first.weight", torch.ones(8, 3, 3, 3).half()),
+        "student's weights have 'conv_first.weight' of type float16, not float32",
+    ),
     "student without a weight": (lambda n, _: n["g"]["params"].pop("conv_first.bias"), "have no 'conv_first.bias'"),
     "student with a weight more": (
         lambda n, _: set_of(n["g"]["params"], "more", torch.zeros(1)),
