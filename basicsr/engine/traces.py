@@ -34,7 +34,7 @@ def refuse_new_start(options: Options) -> None:
         shown = printable("; ".join(signs[:_SHOWN]))
         raise CheckpointError(
             f"{folder} has no training state to go on from, but a run was there ({shown}): mount or put back what is"
-            " missing; to begin anew, move it away, or start without --auto_resume, which renames the folder"
+            " missing; to begin anew, move away what is there, or start without --auto_resume, which renames it"
         )
 
 
