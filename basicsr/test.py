@@ -193,7 +193,7 @@ class _Report:
             where = f"marked as incomplete, in {self._options.results_folder}"
         except (UserError, OSError) as second:
             where = f"but cannot be written: {second}"
-        self._logger.warning(f"{figures} averages were finished before the test ended; they are kept, {where}")
+        self._logger.warning(f"averages finished before the test ended: {figures}; they are kept, {where}")
 
 
 def _reason(error: BaseException) -> str:

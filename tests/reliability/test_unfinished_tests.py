@@ -106,7 +106,7 @@ def test_finished_figures_are_kept_and_marked(options, tmp_path, monkeypatch, er
     for name in ("summary.md", "tables.tex", "report.html"):
         text = (folder / name).read_text()
         assert "INCOMPLETE" in text and "the test ended early" in text, name
-    assert "3 averages were finished" in next(folder.glob("*.log")).read_text()
+    assert "averages finished before the test ended: 3;" in next(folder.glob("*.log")).read_text()
 
 
 def test_a_test_that_is_killed_leaves_the_tables_of_what_it_finished(options, tmp_path, monkeypatch):
