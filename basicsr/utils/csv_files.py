@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 _FULL_WIDTH = "\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 _FORMULA = (*"=+-@\t\r\n'", *_FULL_WIDTH)
@@ -40,11 +40,11 @@ def guarded(text: str) -> str:
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
     """The rows of such a file, by the names of its columns, with texts as they were before they were written.
 
     Raises:
         OSError: it cannot be read.
     """
-    with path.open(newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [{name: cell.removeprefix("'") for name, cell in row.items()} for row in csv.DictReader(file)]

@@ -19,7 +19,7 @@ def test_a_formula_becomes_text_and_comes_back_unchanged(name, tmp_path):
         ((cell, value),) = list(csv.reader(file))[1:]
     assert value == "-0.5"
     assert not cell.strip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"))
-    assert read_csv(tmp_path / "a.csv") == [{"image": name, "value": "-0.5"}]
+    assert read_csv(str(tmp_path / "a.csv")) == [{"image": name, "value": "-0.5"}]
 
 
 def test_what_is_no_formula_is_as_it_was():
