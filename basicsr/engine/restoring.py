@@ -9,6 +9,7 @@ import torch
 
 from basicsr.engine.checkpoint import Checkpoint
 from basicsr.engine.optimizers import changed_decay, regrouped
+from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.state_checks import Misfit, check_groups, check_optimizer, check_scaler, check_tensors
 from basicsr.utils.errors import CheckpointError
 
@@ -43,14 +44,26 @@ def _check(run: TrainingRun, checkpoint: Checkpoint) -> None:
         _part(state, name)
     check_tensors("heads' weights", _part(state, "terms"), run.terms)
     check_optimizer("optimizer", _students_optimizer(run, state), run.optimizer, iteration)
-    check_scaler("loss scaler", _part(state, "scalers", "g"), run.scaler)
+    _check_scaler(state, "loss scaler", "g", run.scaler)
     if (adversary := run.adversary) is not None:
         if "network_d" not in ignored:
             check_tensors("discriminator's weights", _part(networks, "d", "params"), adversary.discriminator)
-        check_scaler("discriminator's loss scaler", _part(state, "scalers", "d"), adversary.scaler)
+        _check_scaler(state, "discriminator's loss scaler", "d", adversary.scaler)
         if adversary.optimizer is not None:
             name = "discriminator's optimizer"
             check_optimizer(name, _part(state, "optimizers", "d"), adversary.optimizer, iteration)
+
+
+def _check_scaler(state: dict[str, Any], name: str, key: str, scaler: torch.amp.GradScaler) -> None:
+    given, kept = _part(state, "scalers", key), kept_precision(state)
+    if given != {} or kept is None or kept["amp"] == "fp16":
+        check_scaler(name, given, scaler)
+
+
+def _load_scaler(scaler: torch.amp.GradScaler, saved: dict[str, Any]) -> None:
+    """A run that goes on under fp16 from another precision, which has no scales, begins with new ones."""
+    if saved:
+        scaler.load_state_dict(saved)
 
 
 def _take(run: TrainingRun, checkpoint: Checkpoint) -> None:
@@ -64,11 +77,11 @@ def _take(run: TrainingRun, checkpoint: Checkpoint) -> None:
     saved = _students_optimizer(run, state)
     run.remarks += changed_decay(saved, run.optimizer)
     _load_optimizer(run.optimizer, saved)
-    run.scaler.load_state_dict(state["scalers"]["g"])
+    _load_scaler(run.scaler, state["scalers"]["g"])
     if (adversary := run.adversary) is not None:
         if "network_d" not in ignored:
             adversary.discriminator.load_state_dict(networks["d"]["params"])
-        adversary.scaler.load_state_dict(state["scalers"]["d"])
+        _load_scaler(adversary.scaler, state["scalers"]["d"])
         if adversary.optimizer is not None:
             _load_optimizer(adversary.optimizer, state["optimizers"]["d"])
     run.best = state["best"]

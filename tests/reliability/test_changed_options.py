@@ -66,9 +66,13 @@ def test_more_batches_to_an_iteration_are_refused(begun, tmp_path, line):
     assert (code, errors.splitlines()[:2]) == (2, [f"error: {REFUSAL}", f"  {line}"])
 
 
-def test_allow_config_change_goes_on_and_notes_the_changes(begun, tmp_path):
-    line = "train.optim_g.lr: 0.001 -> 0.002"
-    code, errors = told(changed(begun, **GRAVE[line]), tmp_path, auto_resume=True, allow_config_change=True)
+@pytest.mark.parametrize(
+    "line, changes", [("train.optim_g.lr: 0.001 -> 0.002", {}), ("amp: none -> fp16", {"amp": "fp16"})]
+)
+def test_allow_config_change_goes_on_and_notes_the_changes(begun, tmp_path, line, changes):
+    code, errors = told(
+        changed(begun, **(changes or GRAVE[line])), tmp_path, auto_resume=True, allow_config_change=True
+    )
     assert code == 0
     assert f"WARNING: changed since 4.state was saved: {line}" in errors
     assert "Resumed 4.state at iteration 4" in errors
