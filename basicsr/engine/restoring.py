@@ -84,6 +84,7 @@ def _take(run: TrainingRun, checkpoint: Checkpoint) -> None:
         _load_scaler(adversary.scaler, state["scalers"]["d"])
         if adversary.optimizer is not None:
             _load_optimizer(adversary.optimizer, state["optimizers"]["d"])
+    run.set_learning_rates(checkpoint.iteration)  # it may be saved again before the next iteration sets them
     run.best = state["best"]
     run.validation_due = state["validation_due"]
 

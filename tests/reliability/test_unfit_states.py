@@ -187,7 +187,7 @@ RECORDS: dict[str, tuple[str, Any]] = {
 @pytest.fixture
 def begun(mcadkd, tmp_path) -> dict[str, Any]:
     """Options of a run that has saved 2.state."""
-    options = changed(mcadkd, train__total_iter=2, val__val_freq=2)
+    options = changed(mcadkd, train__total_iter=2, val__val_freq=2, train__scheduler__milestones=[1])
     train_pipeline(options, root=tmp_path)
     return options
 
@@ -208,6 +208,8 @@ def test_tensors_that_do_not_fit_the_run_are_named_and_nothing_is_taken(begun, t
         assert differences(before, run.network.state_dict()) == [] and not run.optimizer.state, name
     restore(run, good)
     assert differences(dict(run.network.state_dict()), dict(good.networks["g"]["params"])) == []
+    rates = [group["lr"] for group in run.optimizer.param_groups]
+    assert rates == [group["lr"] for group in good.state["optimizers"]["g"]["param_groups"]] == [5e-4, 5e-4]
 
 
 def rewritten(folder: CheckpointFolder, name: str, value: Any) -> None:
