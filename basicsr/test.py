@@ -162,7 +162,7 @@ class _Report:
             )
 
     def keep(self) -> None:
-        """Writes the tables of what there is, in case that the test does not come to its end. All ranks must call.
+        """Writes the tables of all finished figures, in case the test ends early. All ranks must call.
 
         Raises:
             CheckpointError: they cannot be written; on every rank.
@@ -181,7 +181,7 @@ class _Report:
         return results
 
     def write_unfinished(self, error: BaseException) -> None:
-        """Writes the tables and the report of what there is, and says why there is no more; raises nothing."""
+        """Writes the tables and the report of all finished figures, and says why the test ended; raises nothing."""
         results = self.results(f"the test ended early: {_reason(error)}.")
         figures = sum(len(row.evaluations) for scale in results.scales for row in scale.rows)
         if not (self._place.is_master and figures):

@@ -101,7 +101,7 @@ def look_around(folder: str, *, recursive: bool = False) -> Iterator[str]:
 
 
 def remarks_about(dataset: str, stored: StoredImages, phase: str) -> list[str]:
-    """What there is to tell of a dataset: what lies beside its images, and another number of them than is known.
+    """Remarks on a dataset: what lies beside its images, and a number of images other than the known one.
 
     Args:
         dataset: its name.

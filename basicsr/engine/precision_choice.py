@@ -70,7 +70,7 @@ def choose_precision(options: Options, place: Place, state: Mapping[str, Any] | 
         state: of the checkpoint to go on from, or None.
 
     Raises:
-        CheckpointError: `state` names a precision that there is not.
+        CheckpointError: `state` names an unknown precision.
     """
     kept = kept_precision(state) if state is not None else None
 

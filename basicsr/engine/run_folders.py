@@ -31,7 +31,7 @@ CURVES = ("events.out.tfevents*",)
 RESULTS = ("metrics.csv", "report.html", "test_*.log", "visualization", "NAME*.yml")
 """NAME is the folder's own."""
 _NOT_READ = ("path.experiments_root", "path.results_root", "path.resume_state")  # the last is looked at by itself
-# Of no account in a run that goes on: it reads these from its checkpoint, or has written them itself.
+# Ignored in a run that goes on: it reads these from its checkpoint, or has written them itself.
 _ONCE = ("path.pretrain_network_g", "path.pretrain_network_d", "the options")
 
 

@@ -227,7 +227,7 @@ def _equally_many(name: str, values: Sequence[Any], other: str, others: Sequence
 
 
 def _out_of_reach(name: str, values: Sequence[int], total_iter: int, outcome: str) -> Iterator[Misfit]:
-    if not values or values[-1] <= total_iter:  # one at the very end is a way to write that there is none
+    if not values or values[-1] <= total_iter:  # one at the very end means none
         return
     if values[0] >= total_iter:
         yield Misfit(name, f"{list(values)} is not reached within total_iter {total_iter}: {outcome}")

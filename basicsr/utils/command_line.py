@@ -74,7 +74,7 @@ def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Name
 
 
 def _unknown(text: str, known: Sequence[str], given: str | None) -> str:
-    """What to say of an argument that there is not."""
+    """The message for an unknown argument."""
     if re.fullmatch(r"[\w.]+(:[\w.]+)*=.*", text):
         return f"unknown argument {text}: write it after --force_yml"
     if not text.startswith("-"):

@@ -1,4 +1,4 @@
-"""Opening files that others name: a pipe in a file's place would be waited for, for ever."""
+"""Opening files by names that users give: a pipe, a device or a folder is refused, not waited for."""
 
 from __future__ import annotations
 

@@ -352,7 +352,7 @@ def _give_teacher(content: dict[str, Any], base: Path, method: str, teacher: Pat
 
 
 def _typed(content: Mapping[str, Any], piece: Path, *, paths: bool) -> tuple[Options, list[str]]:
-    """The options, and what there is to be warned of."""
+    """The options, and the warnings about them."""
     doubts: list[str] = []
     try:
         options = load_options(content, training=True, paths=paths, warn=doubts.append)
