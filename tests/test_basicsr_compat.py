@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from support.registering import registered
 from support.training import without_teacher
 
 from basicsr.archs.discriminator_arch import VGGStyleDiscriminator
@@ -70,7 +72,6 @@ def test_what_the_dict_lacks_is_named(opt):
         PairedImageDataset(opt)
 
 
-@DATASET_REGISTRY.register()
 class Brightened(PairedImageDataset):
     """Derived as from BasicSR's: takes `opt`, adds to what the base gives, draws from global generators."""
 
@@ -85,7 +86,6 @@ class Brightened(PairedImageDataset):
         return sample
 
 
-@DATASET_REGISTRY.register()
 class ReadsForItself(PairedImageDataset):
     """Reads HR images by BasicSR's own means."""
 
@@ -96,6 +96,12 @@ class ReadsForItself(PairedImageDataset):
         image = imfrombytes(self.file_client.get(path, "gt"), float32=True)
         image = image[: self.opt["gt_size"], : self.opt["gt_size"]]
         return {"lq": img2tensor(image[::2, ::2]), "gt": img2tensor(image), "gt_path": path}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _derived_datasets() -> Iterator[None]:
+    with registered(DATASET_REGISTRY, Brightened, ReadsForItself):
+        yield
 
 
 def test_a_derived_class_is_asked_and_repeats_by_its_key(opt):

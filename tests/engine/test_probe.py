@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.registering import registered
 from support.tiny_run import EDSR
 from support.training import changed, without_teacher
 from torch import nn
@@ -31,7 +33,6 @@ IN_GRAY = {"datasets__train__color": "gray", "datasets__val__color": "gray"}
 computed: list[int] = []  # larger sides of images that a network of the user's own was run on, with values
 
 
-@ARCH_REGISTRY.register()
 class UsersOwn(nn.Module):
     """A network as a user may write one, with the faults that `how` names. It changes when it is run."""
 
@@ -57,6 +58,12 @@ class UsersOwn(nn.Module):
         y = F.interpolate(self.norm(self.conv(x)), scale_factor=1 if self.how == "scale 1" else 2)
         y = y + 0 * torch.randn(1, device=x.device)
         return {"a list": [y], "not finite": y / 0, "six channels": torch.cat([y, y], 1)}.get(self.how, y)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _users_own() -> Iterator[None]:
+    with registered(ARCH_REGISTRY, UsersOwn):
+        yield
 
 
 def built(options: dict[str, Any], root) -> TrainingRun:
