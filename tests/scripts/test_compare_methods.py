@@ -269,7 +269,9 @@ def test_stopped_and_killed_it_ends_with_the_same_table(command, bench, copy, tm
         assert process.returncode == code
         assert not list(runs.glob("*kd*/models/net_g_latest.pth"))
         if number == signal.SIGINT:
-            assert errors.strip() == "stopped; to go on where it stopped, give the same command again"
+            *others, last = errors.strip().splitlines()
+            assert last == "stopped; to go on where it stopped, give the same command again"
+            assert all(" WARNING: " in line for line in others)
     capsys.readouterr()
     assert run_command(lambda: command.main(arguments)) == 0
     assert re.search("goes on after|done already", capsys.readouterr().out)
