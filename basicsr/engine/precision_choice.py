@@ -154,7 +154,9 @@ def _pick(options: Options, device: torch.device) -> tuple[Amp, str]:
     if not has_units(device, "bf16"):
         return pick(False, None)
     plain, fast = (_filled(_asked(options), modes) for modes in (_PLAIN, _FAST))
-    return pick(True, _times(options, plain, fast, device))
+    assert options.train is not None
+    heads = set(options.train.method_blocks) - {"response"}
+    return pick(True, _times(options, plain, fast, device), in_part=bool(heads))
 
 
 def _filled(asked: tuple[str, str], modes: Modes) -> Modes:
@@ -228,8 +230,8 @@ class _Step:
         student, teacher = (Precision(self._device.type, mode) for mode in modes)
         with torch.enable_grad(), student.autocast():
             output = self._networks["g"](images)
-            if "d" in self._networks:
-                output = self._networks["d"](output)
+            if "d" in self._networks:  # which judges the output, and a real image
+                output = self._networks["d"](output) + self._networks["d"](output.detach())
         if "t" in self._networks:
             with torch.no_grad(), teacher.autocast():
                 self._networks["t"](images)

@@ -20,10 +20,12 @@ from basicsr.utils.timing import Spread, in_turn, ratios
 
 _PASS_SECONDS = 0.06  # in float32: images are as many and as large as that allows for
 _ENOUGH_SECONDS, _MOST_SECONDS = 2.0, 3.0  # after the first, rounds are added only until there are a few
-_ROUNDS, _FEW_ROUNDS = 9, 3
+_ROUNDS, _FEW_ROUNDS = 25, 3
+_GROWTHS = 3  # of the images, until a pass takes its time
 _SMALL_SIDE = 16
 _MULTIPLE = 8  # of sides: discriminators halve images three times
 _WORTH = 1.02  # a smaller gain is none
+_WORTH_IN_PART = 0.87  # of passes without a method's heads, whose convolutions gain more than what is measured
 _SLOW = 1.1  # times as long as float32: from here on a mode is called slow
 
 Modes = tuple[Amp, Amp]
@@ -56,18 +58,21 @@ class PassTimes:
         return f"{share.median:.2f} times as long as float32 ({share.low:.2f} to {share.high:.2f}{how})"
 
 
-def pick(units: bool, times: PassTimes | None) -> tuple[Amp, str]:
+def pick(units: bool, times: PassTimes | None, in_part: bool = False) -> tuple[Amp, str]:
     """What `auto` chooses, and why.
 
     Args:
         units: whether the device computes in bf16 by itself.
         times: of passes in float32 and bf16; None where they could not be measured.
+        in_part: whether a step also runs heads of methods, which the passes leave out.
     """
     if not units:
         return "none", "this device has no instructions for bf16"
     if times is None:
         return "none", "bf16 could not be measured"
-    return ("bf16" if times.gain.median >= _WORTH else "none"), f"bf16 takes {times}"
+    least = _WORTH_IN_PART if in_part else _WORTH
+    told = f"bf16 takes {times}" + (", the methods' heads left out" if in_part else "")
+    return ("bf16" if times.gain.median >= least else "none"), told
 
 
 def slow_mode(asked: str, amp: Amp, units: bool, times: PassTimes | None) -> list[str]:
@@ -189,10 +194,17 @@ def _in_turn(
     first = images(1, small)
     for modes in (other, plain):  # kernels are chosen, memory is taken
         seconds(modes, first)
-    # A GPU takes about as long for a small image as for a batch of large ones: only the whole batch tells there.
-    whole = device.type == "cuda"
-    size = (number, side) if whole else fitting_size(seconds(plain, first) / small**2, number, side, small)
-    batch = images(*size)
+    size = (1, small)
+    if device.type == "cuda":  # takes about as long for a small image as for a batch: only the whole batch tells
+        size, batch = (number, side), images(number, side)
+    else:
+        batch = first
+        for _ in range(_GROWTHS):  # a pixel of a small image costs more, by what each layer costs in any case
+            larger = fitting_size(seconds(plain, batch) / (size[0] * size[1] ** 2), number, side, small)
+            if larger[0] * larger[1] ** 2 <= size[0] * size[1] ** 2:
+                break
+            size, batch = larger, images(*larger)
+            seconds(plain, batch)
     sides = {"float32": lambda: seconds(plain, batch), "other": lambda: seconds(other, batch)}
     return in_turn(sides, _ROUNDS, warm_up=int(size != (1, small)), goes_on=goes_on)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.training import changed, checkpoint_of, differences, finish, run_ranks, told
+from support.training import changed, checkpoint_of, differences, finish, run_ranks, told, without_teacher
 
 from basicsr.engine import precision_choice
 from basicsr.engine.checkpoint import CheckpointFolder
@@ -46,8 +46,12 @@ def test_auto_takes_what_the_times_say(mcadkd, monkeypatch):
     asked = with_times(monkeypatch, True, TWICE_AS_FAST)
     choice = choose_precision(options, HERE, None)
     assert choice.kept() == {"amp": "bf16", "amp_teacher": "bf16"} and not choice.warnings
-    assert choice.told == "amp auto: bf16; bf16 takes 0.50 times as long as float32 (0.50 to 0.50)"
+    told = "amp auto: bf16; bf16 takes 0.50 times as long as float32 (0.50 to 0.50), the methods' heads left out"
+    assert choice.told == told
     assert asked == [(("none", "none"), ("bf16", "bf16"))]
+    with_times(monkeypatch, True, PassTimes((1.0,), (1.1,)))  # heads gain more than these passes lose
+    assert choose_precision(options, HERE, None).amp == "bf16"
+    assert choose_precision(options_of(without_teacher(mcadkd), amp="auto"), HERE, None).amp == "none"
     with_times(monkeypatch, True, SEVEN_TIMES)
     assert choose_precision(options, HERE, None).kept() == {"amp": "none", "amp_teacher": "none"}
     asked = with_times(monkeypatch, False, TWICE_AS_FAST)
