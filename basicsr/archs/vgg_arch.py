@@ -130,6 +130,11 @@ def layer_names(vgg_type: str) -> list[str]:
     return names
 
 
+def local_weights(vgg_type: str) -> Path | None:
+    """The file that is taken where none is named; None where torchvision's is fetched."""
+    return next(iter(sorted(WEIGHTS_FOLDER.glob(f"{vgg_type}-*.pth"))), None)
+
+
 def _layers(names: list[str], keep: set[str], pooling_stride: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
     channels, previous = 3, ""
@@ -162,8 +167,7 @@ def _fill_at_random(features: nn.Sequential) -> None:
 
 
 def _load(features: nn.Sequential, vgg_type: str, vgg_weights: str | None) -> None:
-    local = sorted(WEIGHTS_FOLDER.glob(f"{vgg_type}-*.pth"))
-    path = Path(vgg_weights) if vgg_weights else local[0] if local else None
+    path = Path(vgg_weights) if vgg_weights else local_weights(vgg_type)
     state = _read(path) if path else _download(vgg_type)
     source = path or f"torchvision's {vgg_type}"
     wanted = features.state_dict()

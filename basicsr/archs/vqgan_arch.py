@@ -251,12 +251,18 @@ class _Encoder(nn.Module):
         return features, self.conv_out(F.silu(self.norm_out(self.mid(x)))) if with_latent else None
 
 
+def local_weights() -> Path | None:
+    """The file that is taken where none is named, if it is there."""
+    return next(
+        iter(sorted(path for path in WEIGHTS_FOLDER.glob(f"{WEIGHTS_NAME}*") if path.suffix in _SUFFIXES)), None
+    )
+
+
 def _path(given: str | None) -> Path:
     if given is not None:
         return Path(given)
-    local = sorted(path for path in WEIGHTS_FOLDER.glob(f"{WEIGHTS_NAME}*") if path.suffix in _SUFFIXES)
-    if local:
-        return local[0]
+    if (local := local_weights()) is not None:
+        return local
     raise CheckpointError(
         f"the VQGAN's weights are not in {WEIGHTS_FOLDER}: download last.ckpt of 'VQGAN ImageNet (f=16), 1024'"
         " (github.com/CompVis/taming-transformers, https://heibox.uni-heidelberg.de/f/140747ba53464f49b476/?dl=1) and"

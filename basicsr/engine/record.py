@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import json
 import platform
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import basicsr
+from basicsr.archs import vgg_arch, vqgan_arch
 from basicsr.data.teacher_cache import MANIFEST
 from basicsr.engine.checkpoint import Checkpoint
 from basicsr.engine.run_folders import texts_in
 from basicsr.utils.atomic_files import sha256_of, write_atomically
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.options_schema import Options, thaw
+from basicsr.utils.options_schema import Options, TrainOptions, thaw
+from basicsr.utils.registry import LOSS_REGISTRY, METHOD_REGISTRY
 from basicsr.utils.regular_files import read_regular
 
 if TYPE_CHECKING:
@@ -33,7 +37,8 @@ _NO_WEIGHTS = ("path.resume_state", "path.experiments_root", "path.results_root"
 def weights_read(options: Options) -> dict[str, str]:
     """SHA-256 of each file of weights that the options name, by the option: teachers', VGG's, those to start from.
 
-    Of a teacher's cache it is that of its list, which has those of the outputs.
+    Where a VGG or VQGAN is not named it is that of the file which is taken by itself, if one is there. Of a teacher's
+    cache it is that of its list, which has those of the outputs.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -78,9 +83,26 @@ def _files(options: Options) -> dict[str, Path]:
         for option, value in texts_in(thaw(getattr(options, section)), section):
             if option not in _NO_WEIGHTS and not option.endswith(".type") and Path(value).is_file():
                 found[option] = Path(value)
+    found.update(_unnamed(options.train))
     if options.teacher_cache is not None and (manifest := Path(options.teacher_cache) / MANIFEST).is_file():
         found[TEACHER_CACHE] = manifest
     return found
+
+
+def _unnamed(train: TrainOptions | None) -> Iterator[tuple[str, Path]]:
+    """Files that losses take where none is named, by the options that would name them."""
+    if train is None:
+        return
+    blocks = {f"train.distill.{name}": (METHOD_REGISTRY, block) for name, block in train.distill.items()}
+    if train.perceptual_opt is not None:
+        blocks["train.perceptual_opt"] = (LOSS_REGISTRY, train.perceptual_opt)
+    for key, (registry, block) in blocks.items():
+        parameters = inspect.signature(registry.get(block["type"])).parameters
+        given = {**{name: parameter.default for name, parameter in parameters.items()}, **block}
+        if given.get("vgg_weights", "") is None and (file := vgg_arch.local_weights(given["vgg_type"])) is not None:
+            yield f"{key}.vgg_weights", file
+        if given.get("vqgan_weights", "") is None and (file := vqgan_arch.local_weights()) is not None:
+            yield f"{key}.vqgan_weights", file
 
 
 def digest_of_file(file: Path) -> str:

@@ -131,6 +131,8 @@ def _changes(resume: Checkpoint, options: Options, place: Place) -> tuple[list[s
         alike = _looks_at_images_alone(options) or (cut_alike and not _looks_at_a_ranks_batch(options))
         (slight if same and alike else grave).append(f"images to an iteration: {old} -> {new}")
     for option in sorted({*known, *files} - {*_FROM_THE_CHECKPOINT}):
+        if option not in known and option not in after:
+            continue  # a file that no option names, which older states do not tell of
         theirs, ours = (digests[option][:12] + "..." if option in digests else "none" for digests in (known, files))
         if option not in ignored and known.get(option) != files.get(option):
             grave.append(f"content of {option}: SHA-256 {theirs} -> {ours}")

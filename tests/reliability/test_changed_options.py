@@ -15,7 +15,12 @@ from support.training import changed, finish, run_ranks, start, told, told_by_ra
 
 from basicsr.archs import build_network
 from basicsr.data.sampling import KeySampler
-from basicsr.engine.checkpoint import CheckpointFolder
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.engine.distributed import Place
+from basicsr.engine.record import weights_read
+from basicsr.engine.resuming import check_options
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.options import load_options, resolved_yaml
 
 REFUSAL = "since 4.state was saved, this has changed and makes it another experiment:"
 
@@ -171,6 +176,32 @@ def test_two_ranks_go_on_with_what_one_began(begun, tmp_path):
     assert first.startswith("0\n"), first
     assert "changed since 4.state was saved: images to an iteration: 2 (1 rank x 2) -> 2 (2 ranks x 1)" in first
     assert (tmp_path / "experiments/tiny/training_states/5.json").exists()
+
+
+def test_weights_that_losses_find_by_themselves_are_compared_too(mcadkd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("vgg16-mine.pth", "vqgan_imagenet_f16_1024.ckpt"):
+        write_weights(tmp_path / "experiments/pretrained_models" / name, name)
+    given = changed(
+        mcadkd,
+        train__perceptual_opt={"type": "PerceptualLoss", "vgg_type": "vgg16", "layer_weights": {"conv1_1": 1.0}},
+        train__distill={"dckd": {"type": "DCKD"}},
+    )
+    options = load_options(given, training=True, root=tmp_path)
+    before = weights_read(options)
+    assert list(before) == ["train.distill.dckd.vqgan_weights", "train.perceptual_opt.vgg_weights"]
+    write_weights(tmp_path / "experiments/pretrained_models/vgg16-mine.pth", "others")
+    state = {"options": resolved_yaml(options), "world_size": 1}
+    place = Place(torch.device("cpu"))
+    with pytest.raises(OptionsError, match=r"\n  content of train\.perceptual_opt\.vgg_weights: SHA-256 \w+\.\.\. -> "):
+        check_options(Checkpoint(4, {}, {**state, "files": before}, Path("4.state")), options, place, False)
+    older = Checkpoint(4, {}, {**state, "files": {}}, Path("4.state"))
+    assert check_options(older, options, place, False) == []
+
+
+def write_weights(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
 
 
 def test_a_checkpoint_of_an_older_version_has_the_defaults_of_options_that_it_did_not_know(options, begun, tmp_path):
