@@ -25,6 +25,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from basicsr.engine.stop import quiet_start
+
+if __name__ == "__main__":
+    quiet_start()  # what is imported below takes seconds
+
 from basicsr.engine.command import run_command
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.lmdb_util import LmdbMaker

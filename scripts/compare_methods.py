@@ -17,10 +17,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 0)]
 
+from basicsr.engine.stop import quiet_start
 from basicsr.utils.waiting import sleep_while_waiting
 
 if __name__ == "__main__":
-    sleep_while_waiting()  # before PyTorch is imported
+    quiet_start()  # what is imported below takes seconds
+    sleep_while_waiting()
 
 import torch
 from study.execution import Trainings, check_fits, load_teacher, say, threads_for, train_teacher, write_options

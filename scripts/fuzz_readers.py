@@ -32,6 +32,11 @@ for folder in (ROOT, str(Path(__file__).resolve().parent)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
+from basicsr.engine.stop import quiet_start
+
+if __name__ == "__main__":
+    quiet_start()  # what is imported below takes seconds
+
 import numpy as np
 from fuzz_cases import READERS, Reader
 

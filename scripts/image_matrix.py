@@ -28,10 +28,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "scripts/data"), str(ROOT / "tests")]
 
+from basicsr.engine.stop import quiet_start
+
+if __name__ == "__main__":
+    quiet_start()  # what is imported below takes seconds
+
 import cv2
 import numpy as np
 from dialects import all_dialects
 from dialects.base import Dialect
+
+from basicsr.engine.command import run_command
 
 EQUAL, TOLD, REFUSED, SILENT, MISSED = "equal", "told", "refused", "SILENT", "MISSED"
 READERS = (
@@ -355,4 +362,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

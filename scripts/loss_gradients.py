@@ -23,10 +23,12 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
+from basicsr.engine.stop import quiet_start
 from basicsr.utils.waiting import sleep_while_waiting
 
 if __name__ == "__main__":
-    sleep_while_waiting()  # before PyTorch is imported
+    quiet_start()  # what is imported below takes seconds
+    sleep_while_waiting()
 
 import torch
 from torch.nn import functional as F

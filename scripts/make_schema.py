@@ -23,9 +23,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from basicsr.engine.stop import quiet_start
+
+if __name__ == "__main__":
+    quiet_start()  # what is imported below takes seconds
+
 from pydantic import ConfigDict, PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
 from pydantic.json_schema import PydanticJsonSchemaWarning
 
+from basicsr.engine.command import run_command
 from basicsr.engine.optimizers import ARGUMENTS, OPTIMIZERS
 from basicsr.engine.schedules import SCHEDULES
 from basicsr.utils.components import call_style, type_hints
@@ -243,4 +249,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

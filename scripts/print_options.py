@@ -17,6 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from basicsr.engine.stop import quiet_start
+
+if __name__ == "__main__":
+    quiet_start()  # what is imported below takes seconds
+
 from basicsr.engine.command import run_command
 from basicsr.utils.options import load_options, load_test_options, resolved_yaml
 from basicsr.utils.yaml_loader import key_text, load_yaml

@@ -24,6 +24,11 @@ from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from basicsr.engine.stop import quiet_start
+
+if __name__ == "__main__":
+    quiet_start()  # what is imported below takes seconds
+
 import cv2
 import numpy as np
 import yaml

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
@@ -104,11 +104,15 @@ class _Begun:
     told = False
 
 
-def quiet_start() -> None:
-    """Until the program is ready, lets a signal end it at once and without a traceback; see `guard_streams` too."""
+def quiet_start(signals: Sequence[signal.Signals] = (signal.SIGINT,)) -> None:
+    """Until the program is ready, lets signals end it at once and without a traceback; see `guard_streams` too.
+
+    Args:
+        signals: those that the program answers itself later on; `run_command` takes Ctrl+C over.
+    """
     guard_streams()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages where another rank's store has gone
-    for number in STOP_SIGNALS:
+    for number in signals:
         if not is_ignored(number):
             signal.signal(number, _leave)
 

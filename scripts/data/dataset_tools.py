@@ -22,30 +22,31 @@ import numpy as np
 from tqdm import tqdm
 
 from basicsr.data.surroundings import look_around, other_number, set_name
-from basicsr.utils.errors import DataError, MachineError, UserError
+from basicsr.engine.command import run_command
+from basicsr.engine.stop import Interrupted
+from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.file_client import FileClient
 from basicsr.utils.image_headers import MOST_PIXELS
 from basicsr.utils.img_util import IMAGE_SUFFIXES, imfrombytes
 from basicsr.utils.misc import scandir
-from basicsr.utils.name_lists import printable, printable_lines
+from basicsr.utils.name_lists import printable
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_INTERRUPTED = 130
 _IN_FLIGHT_PER_WORKER = 4
 
 
 def run(main: Callable[[], int]) -> int:
-    """Runs a script's `main`: a mistake of the user's becomes one line and an exit code, as does Ctrl+C."""
-    try:
-        return main()
-    except UserError as error:
-        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return _INTERRUPTED
+    """Runs a script's `main` as `run_command` does, and says that it can go on after Ctrl+C."""
+
+    def work() -> int:
+        try:
+            return main()
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; run the same command again to go on") from None
+
+    return run_command(work)
 
 
 def add_workers_option(parser: argparse.ArgumentParser) -> None:

@@ -17,10 +17,12 @@ from typing import Literal
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (2, 1)]
 
+from basicsr.engine.stop import quiet_start
 from basicsr.utils.waiting import sleep_while_waiting
 
 if __name__ == "__main__":
-    sleep_while_waiting()  # before PyTorch is imported
+    quiet_start()  # what is imported below takes seconds
+    sleep_while_waiting()
 
 import photographs
 from subprocesses import Programs, StepFailed, Stopped, exclusive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from basicsr.engine import command
 from basicsr.engine.command import run_command
 from basicsr.engine.stop import Preempted
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
+
+ROOT = Path(__file__).parents[2]
 
 
 def raising(error: BaseException):
@@ -82,11 +85,22 @@ sys.exit(run_command(main))
     ],
 )
 def test_streams_that_are_closed_or_full_cost_the_report_and_nothing_else(tmp_path, streams, code, said):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = ["bash", "-c", f'"$0" -c "$1" {streams}', sys.executable, PRINTS]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
     assert (tmp_path / "kept").read_text() == "", "no file has a standard stream's number"
+
+
+def test_every_script_is_quiet_before_it_imports_what_takes_time():
+    scripts = [file for folder in ("scripts", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    commands = [text for file in scripts if re.search(r"exit\(.*run(_command)?\(main\)\)", text := file.read_text())]
+    assert len(commands) > 20
+    for text in commands:
+        before, _, after = text.partition("    quiet_start()")
+        assert after, text
+        for heavy in ("torch", "numpy", "cv2", "basicsr.data", "basicsr.utils.options", "dataset_tools"):
+            assert f"\nimport {heavy}" not in before and f"\nfrom {heavy}" not in before, text
 
 
 def test_another_broken_pipe_is_a_bug_and_keeps_its_traceback():

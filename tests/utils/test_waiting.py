@@ -20,21 +20,27 @@ COMMANDS = (
     "scripts/model_info.py",
     "scripts/quickstart/steps.py",
 )
-TELLS = "import os; os.write(1, os.environ.get('OMP_WAIT_POLICY', 'not set').encode()); os._exit(0)"
+TELLS = """
+import os, signal
+os.write(1, os.environ.get("OMP_WAIT_POLICY", "not set").encode())
+os._exit(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
 
 
 @pytest.fixture(scope="module")
 def in_the_place_of_torch(tmp_path_factory):
-    """A folder of a module `torch` that says how threads would wait, and ends the process."""
+    """A folder of a module `torch` that says how threads would wait, and ends the process: by 0 if Ctrl+C is quiet."""
     folder = tmp_path_factory.mktemp("torch")
     (folder / "torch.py").write_text(TELLS)
     return folder
 
 
-def policy(folder, *arguments: str, **variables: str) -> str:
+def policy(folder, *arguments: str, quiet: bool = True, **variables: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     environment |= {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))), **variables}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True).stdout
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == (not quiet)
+    return done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -45,7 +51,7 @@ def test_a_command_sets_it_before_torch_is_imported(in_the_place_of_torch, comma
 def test_what_the_user_has_set_stays_and_the_library_sets_nothing(in_the_place_of_torch):
     train = str(ROOT / "basicsr/train.py")
     assert policy(in_the_place_of_torch, train, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
-    assert policy(in_the_place_of_torch, "-c", "import basicsr.train") == "not set"
+    assert policy(in_the_place_of_torch, "-c", "import basicsr.train", quiet=False) == "not set"
     environment = {"OMP_WAIT_POLICY": "active", "other": "1"}
     sleep_while_waiting(environment)
     assert environment == {"OMP_WAIT_POLICY": "active", "other": "1"}
