@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from basicsr.archs.pretrained import Pretrained, load_pretrained
 from basicsr.engine.command import run_command
-from basicsr.inference.picture_paths import Job, find_sources, plan
+from basicsr.inference.picture_paths import Job, find_sources, not_taken, plan
 from basicsr.inference.picture_writing import DEFAULT_QUALITY, FORMATS, OutputError
 from basicsr.inference.probing import Trial
 from basicsr.inference.runner import Runner
@@ -214,6 +214,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(arguments.output)
     suffix = arguments.suffix.replace("{scale}", str(pretrained.scale))
     jobs, left_out = plan(sources, output, suffix=suffix, ending=f".{arguments.format}", scale=pretrained.scale)
+    for given in arguments.input:
+        for sentence in not_taken(given, output, recursive=arguments.recursive):
+            say(f"warning: {given}: {sentence}", error=True)
     quality = arguments.quality or DEFAULT_QUALITY
     with tqdm(desc="tiles", unit="", position=1, leave=False, disable=None) as tiles:
         runner = build_runner(pretrained, arguments, tiles)

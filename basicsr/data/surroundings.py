@@ -70,7 +70,7 @@ def look_around(folder: str, *, recursive: bool = False) -> Iterator[str]:
     """
     entries = _entries_of(folder)
     folders = [entry for entry in entries if not _is_image(entry.name) and is_folder(entry)]
-    below = {entry.name: count for entry in folders if (count := _count_images(entry.path)) != 0}
+    below = {entry.name: count for entry in folders if (count := count_images(entry.path)) != 0}
     if recursive:
         for entry in folders:
             if entry.name in below and not entry.is_symlink():
@@ -83,7 +83,7 @@ def look_around(folder: str, *, recursive: bool = False) -> Iterator[str]:
             " NEW_LR --hr-output NEW_HR --scales SCALE"
         )
     names = [entry.name for entry in entries if entry not in folders]
-    others = [name for name in names if _looks_like_image(name)]
+    others = [name for name in names if looks_like_image(name)]
     if others:
         yield (
             f"{some(others, 'file')} in it not read, because of the ending; convert to PNG, or rename what is one of"
@@ -159,12 +159,12 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _looks_like_image(name: str) -> bool:
+def looks_like_image(name: str) -> bool:
     """Whether a file that is not read may be an image: by its ending, or because it has none."""
     return not name.startswith(".") and ("." not in name or _LIKE_IMAGE.search(name.lower()) is not None)
 
 
-def _count_images(folder: str) -> int | None:
+def count_images(folder: str) -> int | None:
     """Images in a folder and those below it; None where one cannot be read."""
     try:
         return sum(1 for _, _ in zip(range(_COUNTED_AT_MOST), scandir(folder, IMAGE_SUFFIXES, True), strict=False))

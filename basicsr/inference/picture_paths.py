@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from basicsr.data.surroundings import count_images, looks_like_image, some
 from basicsr.inference.picture_writing import FORMATS
 from basicsr.inference.pictures import PICTURE_SUFFIXES, PictureFile
 from basicsr.utils.errors import DataError
@@ -57,6 +58,22 @@ def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Sour
         for source in _sources_of(given, recursive):
             sources.setdefault(_place(source.path), source)
     return list(sources.values())
+
+
+def not_taken(given: str, output: Path, *, recursive: bool) -> Iterator[str]:
+    """Says which pictures of a folder that was given `find_sources` leaves out; nothing of results and of files."""
+    if not os.path.isdir(given):
+        return
+    names = sorted(os.listdir(given))
+    folders = [name for name in names if os.path.isdir(os.path.join(given, name))]
+    inputs = [name for name in folders if _place(os.path.join(given, name)) != _place(output)]
+    below = {name: count for name in inputs if (count := count_images(os.path.join(given, name))) != 0}
+    if below and not recursive:
+        counts = [f"{name}: {'cannot be read' if count is None else f'{count:,d}'}" for name, count in below.items()]
+        yield f"{some(counts, 'folder')} in it, with pictures, not read; --recursive takes them"
+    files = (name for name in names if name not in folders and not name.lower().endswith(PICTURE_SUFFIXES))
+    if others := [name for name in files if looks_like_image(name)]:
+        yield f"{some(others, 'file')} in it not read, because of the ending; convert to PNG"
 
 
 def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str, scale: int) -> tuple[list[Job], int]:

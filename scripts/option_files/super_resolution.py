@@ -87,6 +87,25 @@ _DUKD_AS_PUBLISHED = {
 """Lines by which DUKD's settings differ from those for EDSR."""
 
 
+_MCADKD_AS_PUBLISHED = {
+    "edsr": (
+        "  self_ensemble: true         # its figures while training are those of eight flips and rotations",
+        "",
+        "train:",
+        "  scheduler: {type: MultiStepLR, milestones: [250000, 400000, 450000, 475000], gamma: 0.5}",
+        "  total_iter: 5e5",
+        "  optim_g: {lr: 1e-3}",
+    ),
+    "swinir": (
+        "",
+        "train:",
+        "  ema_decay: 0.999",
+        "  scheduler: {type: MultiStepLR, milestones: [250000, 375000, 450000, 475000], gamma: 0.5}",
+        "  total_iter: 5e5",
+    ),
+}
+"""Lines of its public options, which are those of EDSR x2 and of SwinIR x2 and x3. The first follow `val`."""
+
 _LARGE_BATCH = "batch_size_per_gpu: 32    # in all; on four GPUs, 8. MiPKD's and DCKD's papers: 16 in all"
 _BATCH_OF_16 = "batch_size_per_gpu: 16    # in all; on four GPUs, 4"
 """MCAD-KD's batch, which the rows that its tables have take, and that of MiPKD and DCKD."""
@@ -245,16 +264,7 @@ def _extra(network: str, piece: str) -> tuple[str, ...]:
     if piece == "dckd_as_published":
         schedule = "  scheduler: {type: MultiStepLR, milestones: [250000], gamma: 0.1}   # 1e-4 throughout"
         return ("", "train:", schedule)
-    if piece != "mcadkd_as_published":
-        return ()
-    rate = ("  optim_g: {lr: 1e-3}",) if network == "edsr" else ()
-    return (
-        "",
-        "train:",
-        "  scheduler: {type: MultiStepLR, milestones: [250000, 400000, 450000, 475000], gamma: 0.5}",
-        "  total_iter: 5e5",
-        *rate,
-    )
+    return _MCADKD_AS_PUBLISHED[network] if piece == "mcadkd_as_published" else ()
 
 
 _SMALL = "c64b16"
@@ -345,7 +355,7 @@ def _test_file(
     ]
     for label, (run, block) in rows.items():
         lines += [f"  {label}:", f"    network: {{{block}}}", f"    path: {MODELS.format(run)}"]
-        if label == "dckd_as_published":
+        if label == "dckd_as_published" or (network, label) == ("swinir", "mcadkd_as_published"):
             lines.append("    param_key: params_ema")
     last = f"  published: {published}".ljust(30) + "# published figures beside ours; ~ for ours alone"
     return "\n".join([*lines, "", "report:", last, ""])

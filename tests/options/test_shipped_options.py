@@ -217,15 +217,21 @@ def test_as_published_files_set_every_deviation_of_the_public_code(backbone, sca
     published = load(OPTIONS / f"train/mcadkd_as_published_{backbone}_x{scale}.yml")
     paper = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
     train = published.train
-    for name in ("pixel_opt", "resp_kd_opt", "contrastive_opt", "adversarial_opt"):
+    for name in ("pixel_opt", "resp_kd_opt", "adversarial_opt"):
         squared = getattr(paper.train, name)["loss_weight"] ** 2
         assert getattr(train, name)["loss_weight"] == pytest.approx(squared)
     contrastive = train.contrastive_opt
+    assert contrastive["loss_weight"] == paper.train.contrastive_opt["loss_weight"] == 0.05
     assert (contrastive["train_heads"], contrastive["crops"], contrastive["mining"]) == (False, "independent", "all")
     assert (contrastive["denominator"], contrastive["patch_negatives"]) == ("negatives", "batch")
     assert (contrastive["gather_negatives"], contrastive["reduction"]) == (False, "mean")
     assert train.train_adversary is False
-    assert (train.total_iter, train.scheduler["gamma"]) == (500_000, 0.5)
+    second = 400_000 if backbone == "edsr" else 375_000
+    assert train.total_iter == 500_000
+    assert dict(train.scheduler) == {
+        "type": "MultiStepLR", "milestones": (250_000, second, 450_000, 475_000), "gamma": 0.5,
+    }  # fmt: skip
+    assert (train.ema_decay, published.val.self_ensemble) == ((0, True) if backbone == "edsr" else (0.999, False))
     if backbone == "edsr":
         assert (train.optim_g["lr"], published.network_g["res_scale"]) == (1e-3, 0.1)
     assert published.network_t == paper.network_t

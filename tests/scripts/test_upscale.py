@@ -169,6 +169,21 @@ def test_files_folders_and_patterns_mix_and_each_is_done_once(run, here):
     assert files(here / "out") == ["a_x2.png", "b_x2.png", "deep/c_x2.png"]
 
 
+def test_pictures_of_a_folder_that_are_not_taken_are_told(run, here):
+    for below in ("photos/deep/er", "photos/out"):
+        (here / below).mkdir(parents=True)
+        Image.fromarray(noise(5)).save(here / below / "c.png")
+    (here / "photos/live.heic").touch()
+    ending = "warning: photos: 1 file (live.heic) in it not read, because of the ending; convert to PNG"
+    _, lines, errors = run("photos", output="photos/out")
+    assert lines[-1] == "2 upscaled, 0 failed"
+    assert errors == [
+        "warning: photos: 1 folder (deep: 1) in it, with pictures, not read; --recursive takes them", ending
+    ]  # fmt: skip
+    _, lines, errors = run("photos", "--recursive")
+    assert (errors, files(here / "out")[-1]) == ([ending], "out/c_x2.png")
+
+
 def test_broken_files_are_told_and_the_rest_is_done(run, here):
     whole = (here / "photos/a.png").read_bytes()
     (here / "photos/cut.png").write_bytes(whole[:-40])
