@@ -6,6 +6,7 @@ Read from the bottom up: `main` parses, `train_pipeline` assembles a run, `fit` 
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -267,7 +268,7 @@ def _train(
             status.ended(error)
 
     with (
-        owned(folder, place) as own_again,
+        owned(_taken(options), place) as own_again,
         status.followed(),
         checkpoints.named_in_failures(),
         following(place.watch, note) as others_may_end,
@@ -309,6 +310,13 @@ def _train(
             logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
         status.update(iteration=run.iteration)
     return TrainingResult(folder, run.iteration, run.best)
+
+
+def _taken(options: Options) -> list[Path]:
+    """The folders that a run writes in, or renames."""
+    curves = options.tensorboard_folder
+    writes = options.logger.use_tb_logger or os.path.lexists(curves)
+    return [options.experiment_folder, *([curves] if writes else [])]
 
 
 def _files_read(options: Options, resume: Checkpoint | None) -> dict[str, str]:

@@ -128,6 +128,16 @@ def changed_decay(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> li
     ]
 
 
+def without_moments(name: str, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> list[str]:
+    """What the log should say of parameters that go on without moments: they had no gradient yet, or lost them."""
+    if isinstance(optimizer, torch.optim.SGD) and not any(group["momentum"] for group in optimizer.param_groups):
+        return []
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    lacking = sum(number not in state["state"] for number in numbers)
+    told = f"the {name} has no moments for {lacking} of {len(numbers)} parameters: they had no gradient before"
+    return [told] if lacking else []
+
+
 def _fastest(known: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     """One kernel for all weights, where the optimizer has it and the weights are where it works."""
     parameters = [parameter for entry in entries for parameter in entry["params"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -23,27 +23,32 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 
 @contextmanager
-def owned(folder: Path, place: Place, doing: str = "trains there") -> Iterator[Callable[[], None]]:
-    """Within the block, no other process may have `folder`. All ranks must call.
+def owned(folders: Sequence[Path], place: Place, doing: str = "trains there") -> Iterator[Callable[[], None]]:
+    """Within the block, no other process may have `folders`. All ranks must call.
 
     Args:
-        folder: experiments/NAME or another; need not be there.
+        folders: experiments/NAME or others; need not be there.
         place: where this process stands.
-        doing: what is done in it, for the message that others get.
+        doing: what is done in them, for the message that others get.
 
     Yields:
-        What all ranks are to call when the folder was made anew.
+        What all ranks are to call when folders were made anew.
 
     Raises:
         CheckpointError: see `FolderLock`.
     """
-    locks: list[FolderLock] = []
-    on_master(place, lambda: locks.append(FolderLock(folder, doing)))
-    try:
-        yield lambda: on_master(place, lambda: locks[0].take_inside())
-    finally:
-        for lock in locks:
-            lock.release()
+    with ExitStack() as held:
+        locks: list[FolderLock] = []
+
+        def take() -> None:
+            locks.extend(held.enter_context(FolderLock(folder, doing)) for folder in folders)
+
+        def take_again() -> None:
+            for lock in locks:
+                lock.take_inside()
+
+        on_master(place, take)
+        yield lambda: on_master(place, take_again)
 
 
 class FolderLock:

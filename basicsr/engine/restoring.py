@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from basicsr.engine.checkpoint import Checkpoint
-from basicsr.engine.optimizers import changed_decay, regrouped
+from basicsr.engine.optimizers import changed_decay, regrouped, without_moments
 from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.state_checks import Misfit, check_groups, check_optimizer, check_scaler, check_tensors
 from basicsr.utils.errors import CheckpointError
@@ -75,7 +75,7 @@ def _take(run: TrainingRun, checkpoint: Checkpoint) -> None:
             run.ema.network.load_state_dict(networks["g"]["params_ema"])
     run.terms.load_state_dict(state["terms"])
     saved = _students_optimizer(run, state)
-    run.remarks += changed_decay(saved, run.optimizer)
+    run.remarks += changed_decay(saved, run.optimizer) + without_moments("optimizer", saved, run.optimizer)
     _load_optimizer(run.optimizer, saved)
     _load_scaler(run.scaler, state["scalers"]["g"])
     if (adversary := run.adversary) is not None:
@@ -83,7 +83,9 @@ def _take(run: TrainingRun, checkpoint: Checkpoint) -> None:
             adversary.discriminator.load_state_dict(networks["d"]["params"])
         _load_scaler(adversary.scaler, state["scalers"]["d"])
         if adversary.optimizer is not None:
-            _load_optimizer(adversary.optimizer, state["optimizers"]["d"])
+            saved = state["optimizers"]["d"]
+            run.remarks += without_moments("discriminator's optimizer", saved, adversary.optimizer)
+            _load_optimizer(adversary.optimizer, saved)
     run.set_learning_rates(checkpoint.iteration)  # it may be saved again before the next iteration sets them
     run.best = state["best"]
     run.validation_due = state["validation_due"]

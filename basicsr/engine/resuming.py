@@ -14,7 +14,7 @@ from basicsr.engine.meeting import restarts
 from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.record import TEACHER_CACHE, weights_read
 from basicsr.engine.status import launched_by_us
-from basicsr.engine.traces import refuse_new_start
+from basicsr.engine.traces import newer_that_are_gone, refuse_new_start
 from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from basicsr.utils.options import load_options, no_warning, resolved_yaml
@@ -229,7 +229,8 @@ def _choose(options: Options, auto_resume: bool) -> tuple[Checkpoint | None, lis
         try:
             checkpoint, remarks = CheckpointFolder(options.experiment_folder).latest()
             if checkpoint is not None:
-                return checkpoint, remarks
+                gone = newer_that_are_gone(options.experiment_folder, checkpoint.iteration)
+                return checkpoint, [*remarks, *gone]
             refuse_new_start(options)
         except UnreadableFolderError as error:
             error.extend(after="; to begin anew on purpose, start without --auto_resume")

@@ -82,7 +82,7 @@ def results_taken(scales: Sequence[Options], place: Place) -> Iterator[Callable[
         check_archivable(folder, RESULTS, never=RUN)
 
     on_master(place, check)
-    with owned(folder, place, "writes its results there") as own_again:
+    with owned([folder], place, "writes its results there") as own_again:
         yield own_again
 
 

@@ -220,8 +220,8 @@ def _check_values(what: str, key: str, value: Tensor, iteration: int) -> None:
         raise Misfit(f"its {what} with values that are NaN or infinite")
     if key.endswith(_NEVER_NEGATIVE) and bool((value < 0).any()):
         raise Misfit(f"its {what} with values below 0")
-    if key == "step" and not (0 <= float(value) <= iteration and float(value).is_integer()):
-        raise Misfit(f"its {what} {float(value):g}, allowed are whole numbers up to {iteration}")
+    if key == "step" and not (1 <= float(value) <= iteration and float(value).is_integer()):
+        raise Misfit(f"its {what} {float(value):g}, allowed are whole numbers from 1 to {iteration}")
 
 
 def _is_count(value: Any) -> bool:

@@ -8,6 +8,7 @@ files that were removed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,25 @@ def refuse_new_start(options: Options) -> None:
         )
 
 
+def newer_that_are_gone(folder: Path, iteration: int) -> list[str]:
+    """What to say where a run has saved after the checkpoint that it goes on from, and nothing of that is there."""
+    content = _json(folder / STATUS)
+    saved = re.fullmatch(r"([0-9]{1,17})\.state", str(content.get("checkpoint")) if isinstance(content, dict) else "")
+    if saved is None or int(saved[1]) <= iteration:
+        return []
+    if {saved[0], f"{saved[1]}.json"} & set(names_in(folder / "training_states")):
+        return []  # it was looked at
+    return [
+        f"{STATUS} says that {saved[0]} was saved, which is not there; using {iteration}.state;"
+        f" {int(saved[1]) - iteration} iterations redone"
+    ]
+
+
 def _signs(folder: Path, curves: Path) -> Iterator[str]:
     """What shows that a run has saved."""
-    names = [name for name in names_in(folder) if not name.startswith(".")]  # our lock is there
-    if not names:
-        if names_in(curves):
+    names, lines = ([name for name in names_in(at) if not name.startswith(".")] for at in (folder, curves))
+    if not names:  # but for our locks
+        if lines:
             yield f"{curves} has its curves"
         return
     models = names_in(folder / "models")

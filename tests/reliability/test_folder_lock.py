@@ -11,9 +11,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.training import changed
 
 from basicsr.engine import ownership
 from basicsr.engine.ownership import FolderLock
+from basicsr.train import train_pipeline
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import get_root_logger
 
@@ -152,3 +154,18 @@ def test_links_that_lead_nowhere_are_told_and_nothing_is_made(tmp_path):
         with pytest.raises(CheckpointError, match=rf"{tmp_path / link} is a link to .*, which is not there; mount"):
             FolderLock(tmp_path / folder, "trains there")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["experiments", "gone"]
+
+
+def test_curves_that_two_folders_of_experiments_share_belong_to_one_run(mcadkd, tmp_path):
+    curves = tmp_path / "disk/tb_logger"
+    curves.mkdir(parents=True)
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone/tb_logger").symlink_to(curves)
+    with FolderLock(curves / "tiny", "trains there"):
+        for log in ({"use_tb_logger": True}, {"use_tb_logger": False}):
+            with pytest.raises(
+                CheckpointError, match=r"clone/tb_logger/tiny is in use: process \d+ on \S+ trains there"
+            ):
+                train_pipeline(changed(mcadkd, logger=log), root=tmp_path / "clone")
+            (curves / "tiny").mkdir(exist_ok=True)  # it would be renamed
+    assert [path.name for path in (tmp_path / "clone").iterdir()] == ["tb_logger"]

@@ -12,6 +12,7 @@ import pytest
 from support.training import changed, told, without_teacher
 
 from basicsr.engine.status import launched_by_us
+from basicsr.engine.traces import newer_that_are_gone
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import CheckpointError
 
@@ -179,3 +180,16 @@ def test_a_restart_by_torchrun_does_not_guess_whose_run_it_was(tmp_path, monkeyp
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cannot read \S+status.json"):
         launched_by_us(tmp_path)
+
+
+def test_the_newest_states_are_gone_and_an_older_one_is_there(finished, tmp_path):
+    folder, states = finished / "tiny", finished / "tiny/training_states"
+    said = "status.json says that 2.state was saved, which is not there; using 1.state; 1 iterations redone"
+    assert newer_that_are_gone(folder, 1) == [] == newer_that_are_gone(folder, 2)
+    (states / "2.state").unlink()
+    assert newer_that_are_gone(folder, 1) == [], "of what is damaged others tell"
+    (states / "2.json").unlink()
+    assert newer_that_are_gone(folder, 1) == [said]
+    for text in ("[]", '{"checkpoint": 5}', '{"checkpoint": "x.state"}', "{"):
+        (folder / "status.json").write_text(text)
+        assert newer_that_are_gone(folder, 1) == []

@@ -74,7 +74,11 @@ TENSORS: dict[str, tuple[Change, str]] = {
     "steps below 0": (lambda _, s: set_of(moments(s), "step", torch.tensor(-1.0)), "has step -1, allowed"),
     "more steps than iterations": (
         lambda _, s: set_of(moments(s), "step", torch.tensor(3.0)),
-        "has step 3, .* up to 2",
+        "has step 3, .* 1 to 2",
+    ),
+    "moments before the first step": (
+        lambda _, s: set_of(moments(s), "step", torch.tensor(0.0)),
+        "step 0, .* from 1 to 2",
     ),
     "half a step": (lambda _, s: set_of(moments(s), "step", torch.tensor(0.5)), "has step 0.5"),
     "steps that are nan": (lambda _, s: set_of(moments(s), "step", torch.tensor(torch.nan)), "NaN or infinite"),
@@ -206,7 +210,9 @@ def test_tensors_that_do_not_fit_the_run_are_named_and_nothing_is_taken(begun, t
         assert str(caught.value).startswith(f"{good.path} does not fit the options: it"), name
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 700, name
         assert differences(before, run.network.state_dict()) == [] and not run.optimizer.state, name
+    good.state["optimizers"]["g"]["state"].pop(1)
     restore(run, good)
+    assert run.remarks[-1].startswith("the optimizer has no moments for 1 of ")
     assert differences(dict(run.network.state_dict()), dict(good.networks["g"]["params"])) == []
     rates = [group["lr"] for group in run.optimizer.param_groups]
     assert rates == [group["lr"] for group in good.state["optimizers"]["g"]["param_groups"]] == [5e-4, 5e-4]
