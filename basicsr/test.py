@@ -52,7 +52,7 @@ from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.img_util import imwrite
-from basicsr.utils.logger import get_root_logger
+from basicsr.utils.logger import get_root_logger, log_remark
 from basicsr.utils.options import load_test_options, parse_arguments
 from basicsr.utils.options_schema import Options
 from basicsr.utils.options_unused import unused_in_testing
@@ -107,7 +107,7 @@ def test_pipeline(
         own_again()
         with experiment.open_log(first.results_folder, "test", first.name, place) as logger:
             report = _Report(scales, place, logger)
-            for line in (*doubts, *unused_in_testing(first)):
+            for line in filter(None, (place.remark, *doubts, *unused_in_testing(first))):
                 logger.warning(line)
             try:
                 with stop, following(place.watch):  # a signal ends the evaluation on all ranks together, between images
@@ -281,7 +281,7 @@ class _Scale:
             self.logger.info(line)
         for candidate in _networks(self.options) if self.datasets else ():
             if candidate.remark:
-                self.logger.info(candidate.remark)
+                log_remark(self.logger, candidate.remark)
             candidate.network.to(self.place.device)
             if self.options.val.amp != "none":
                 keep_output_precise(candidate.network)

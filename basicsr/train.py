@@ -49,6 +49,7 @@ from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.dist_util import averages, gather_objects, raise_together
 from basicsr.utils.errors import NonFiniteError, UserError
 from basicsr.utils.host_memory import keep_freed_memory
+from basicsr.utils.logger import log_remark
 from basicsr.utils.options import load_options, parse_arguments, resolved_yaml
 from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
@@ -297,7 +298,7 @@ def _train(
             for remark in filter(None, (place.remark, *doubts, *remarks)):
                 logger.warning(remark)
             for remark in (*recognised, *run.remarks, *fitting):
-                logger.info(remark)
+                log_remark(logger, remark)
             experiment.describe(run, logger, resume)
             with experiment.open_run_log(run, logger) as log:
                 try:

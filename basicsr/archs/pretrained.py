@@ -18,7 +18,7 @@ from basicsr.utils.options_components import is_auto
 from basicsr.utils.registry import ARCH_REGISTRY
 from basicsr.utils.weight_checks import check_weights
 from basicsr.utils.weight_files import WeightFile, inner_states, read_weights
-from basicsr.utils.weights import HIDDEN_OPTIONS, load_network, load_state
+from basicsr.utils.weights import HIDDEN_OPTIONS, TwoNetworks, load_network, load_state
 
 # Whose keys are ours.
 _OUR_LAYOUTS = ("BasicSR", "SwinIR's original")
@@ -217,6 +217,8 @@ class _Search:
         try:
             network = build_network(block)
             load_state(network, self._file.state, self._path)
+        except TwoNetworks:
+            raise
         except Exception as error:  # options of unknown origin; constructors stumble over them in any way
             self._reasons.append((str(error) or type(error).__name__).splitlines()[0])
             return None

@@ -108,7 +108,7 @@ class SeveralTeachers(CriterionTerm):
         self._labels = labels
         built = [_frozen(entry, label) for entry, label in zip(entries, labels, strict=True)]
         self.teachers = nn.ModuleList(network for network, _ in built)
-        self.remarks = [f"{label}: {said}" for label, (_, said) in zip(labels, built, strict=True) if said]
+        self.remarks = [type(said)(f"{label}: {said}") for label, (_, said) in zip(labels, built, strict=True) if said]
 
     def target(self, context: StepContext) -> torch.Tensor:
         """The teachers' mean.

@@ -55,6 +55,7 @@ from basicsr.utils.atomic_files import TEMPORARY, NoSpaceError, sha256_of, write
 from basicsr.utils.errors import CheckpointError, DataError, NonFiniteError, OptionsError, UserError
 from basicsr.utils.image_headers import read_header
 from basicsr.utils.img_util import imfrombytes
+from basicsr.utils.logger import Doubt
 from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.pass_times import faster_precision, warn_if_slow
 from basicsr.utils.ppm_files import encode_ppm, read_ppm_header
@@ -137,7 +138,7 @@ def make_cache(options: Options, how: How, folder: Path | None, say: Callable[[s
     options, recognised = recognise_networks(options)
     network, remark = load_teacher(options, how.device)
     for line in filter(None, (*recognised, remark)):
-        say(line)
+        say(f"warning: {line}" if isinstance(line, Doubt) else line)
     check_teacher(options, network, how.device)
     amp = how.amp if how.amp != "auto" else _chosen(options, network, how, folder or stored.roots["gt"], say)
     if how.amp != "auto":

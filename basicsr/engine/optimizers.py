@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le
 from torch import nn
 
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.logger import Doubt
 from basicsr.utils.ranges import BelowOne, Probability, WeightDecay
 from basicsr.utils.registry import nearest
 
@@ -121,8 +122,10 @@ def changed_decay(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> li
     """What the log should say of heads that were saved with another weight decay than they go on with."""
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return [
-        f"the heads' weight decay was {saved['weight_decay']}, and is {group['weight_decay']} from now on"
-        " (train: weight_decay_heads)"
+        Doubt(
+            f"the heads' weight decay was {saved['weight_decay']}, and is {group['weight_decay']} from now on"
+            " (train: weight_decay_heads)"
+        )
         for saved, group in pairs
         if group["name"] == HEADS and saved.get("weight_decay", group["weight_decay"]) != group["weight_decay"]
     ]

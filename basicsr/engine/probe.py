@@ -254,7 +254,9 @@ def _checked(trial: Trial, network_block: Mapping[str, Any] | None, images: Imag
     channels, height, width = outcome.made
     _, given_height, given_width = outcome.given
     if (height, width) != (given_height * scale, given_width * scale):
-        remedy = "set scale to that, or change the network"
+        remedy = f"take a network for scale {scale}"
+        if (height, width) == (given_height * (factor := height // given_height), given_width * factor) and factor:
+            remedy += f", or set scale to {factor}"
         if (network_block or {}).get("type") == "SwinIR":
             remedy = f"give {trial.label} an upsampler ('pixelshuffle', 'pixelshuffledirect'), or set scale to 1"
         raise OptionsError(

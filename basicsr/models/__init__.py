@@ -160,7 +160,8 @@ def _load_network(options: Options, label: str) -> tuple[nn.Module, str | None]:
         strict=getattr(options.path, f"strict_load_{label}"),
         scale=options.scale,
     )
-    return network, remark or f"Loaded network_{label} from {path}"
+    named = type(remark)(f"network_{label}: {remark}") if remark else f"Loaded network_{label} from {path}"
+    return network, named
 
 
 def _placed(network: nn.Module, options: Options, device: torch.device) -> nn.Module:

@@ -11,6 +11,17 @@ from basicsr.utils.dist_util import get_dist_info
 _FORMAT = "%(asctime)s %(levelname)s: %(message)s"
 
 
+class Doubt(str):
+    """A remark that is to be seen: `log_remark` makes a warning of it."""
+
+    __slots__ = ()
+
+
+def log_remark(logger: logging.Logger, remark: str) -> None:
+    """Logs a remark of what was built and loaded: a `Doubt` as a warning, others for information."""
+    logger.log(logging.WARNING if isinstance(remark, Doubt) else logging.INFO, remark)
+
+
 def get_root_logger(
     logger_name: str = "basicsr",
     log_level: int = logging.INFO,

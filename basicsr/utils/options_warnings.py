@@ -107,6 +107,8 @@ def _tiles(options: Options) -> Iterator[Finding]:
     tile, overlap = options.val.tile, options.val.tile_overlap
     if tile is not None and overlap is not None and overlap > tile:
         yield ("val", "tile_overlap"), f"is {overlap}, more than tile {tile}: most pixels are computed many times"
+    elif tile is None and overlap is not None:
+        yield ("val", "tile_overlap"), f"is {overlap}, but there is no val.tile: images are run whole"
 
 
 def _benchmark_names(options: Options) -> Iterator[Finding]:

@@ -85,7 +85,8 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, 
     check_not_all_zero(state, path)
     if not state:
         asked = f" under '{param_key}', a usual key" if param_key else " under a usual key"
-        raise CheckpointError(f"checkpoint {path} holds no tensors{asked} ({', '.join(_STATE_KEYS[:3])}) or at its top")
+        usual = ", ".join(_STATE_KEYS[:3])
+        raise CheckpointError(f"checkpoint {path} holds no tensors{asked} ({usual}) or at its top{_elsewhere(content)}")
     recorded: Any = header.get("network") if header else content.get("network")
     metadata = dict(header)
     if isinstance(content.get("training"), Mapping):
@@ -157,6 +158,24 @@ def _select(
         if isinstance(content.get(outer), Mapping) and _holds_tensors(content[outer].get(key)):
             return f"{outer}.{key}", content[outer][key], f"{path} has its weights under '{outer}', '{key}'"
     return None, content, None
+
+
+def _elsewhere(content: Mapping[Any, Any]) -> str:
+    """Where else in a file there are tensors, and what to do; empty where there are none."""
+    inside = [repr(str(key)) for key, value in content.items() if _holds_tensors(value)]
+    if inside:
+        return f", but under {', '.join(inside)[:_SHOWN]}: give one of these as param_key"
+    deeper = next(
+        (
+            f"{str(outer)!r}, {str(key)!r}"
+            for outer, entry in content.items()
+            if isinstance(entry, Mapping)
+            for key, value in entry.items()
+            if _holds_tensors(value)
+        ),
+        None,
+    )
+    return f", but under {deeper[:_SHOWN]}: save these by themselves" if deeper else ""
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.layouts import Recognised, UnsupportedWeights, described, recognise
+from basicsr.utils.logger import Doubt
 from basicsr.utils.registry import ARCH_REGISTRY
 from basicsr.utils.weight_checks import check_weights
 from basicsr.utils.weight_files import inner_states, read_weights
@@ -20,8 +21,13 @@ HIDDEN_OPTIONS = ("res_scale", "img_range", "rgb_mean")
 """Options of networks that no shape of their weights shows."""
 
 _ROWS = 8
+_NOT_STRICT = "path: strict_load_g: false (or _t, _d; strict: false in a row of networks or a further teacher)"
 # Buffers of SwinIR that follow from its options; files have them for another img_size, or not at all.
 _DERIVED = (".attn_mask", ".attn.relative_position_index")
+
+
+class TwoNetworks(CheckpointError):
+    """A file has two sets of weights, with different values, that a network could take."""
 
 
 def load_network(
@@ -58,10 +64,11 @@ def load_network(
         theirs, ours = contradiction
         line = f"{path} was trained with {theirs}, the options say {ours}"
         if strict:
-            raise CheckpointError(f"checkpoint {line}: take {theirs}, or load it all the same with strict: false")
-        remarks.append(line)
+            raise CheckpointError(f"checkpoint {line}: take {theirs}, or load it all the same with {_NOT_STRICT}")
+        remarks.append(Doubt(line))
     remarks += load_state(network, file.state, path, strict=strict)
-    return "; ".join(remarks) or None
+    kind = Doubt if any(isinstance(remark, Doubt) for remark in remarks) else str
+    return kind("; ".join(remarks)) or None
 
 
 def _contradiction(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -105,8 +112,8 @@ def load_state(
     if misfits:
         loadable = len(expected) - sum(key in expected for key, *_ in misfits)
         if strict or not loadable:
-            raise CheckpointError(_refusal(network, expected, found, misfits, path))
-        remarks.append(f"{path}: loaded what fits {type(network).__name__}; {_counts(misfits)}")
+            raise CheckpointError(_refusal(network, expected, found, misfits, path, loadable))
+        remarks.append(Doubt(f"{path}: loaded what fits {type(network).__name__}; {_counts(misfits)}"))
         unfit = {key for key, *_ in misfits}
         state = {key: value for key, value in state.items() if key not in unfit}
     network.load_state_dict(state, strict=False)
@@ -119,10 +126,10 @@ def _matching(
     """Finds the network's weights inside `state`, and turns them into our layout if they have another."""
     needed = {key for key in expected if not key.endswith(_DERIVED)}
     inners = list(inner_states(state))
-    fitting = [inner for inner in inners if needed <= inner.keys()]
+    fitting = _of_these_shapes(state, expected, needed) or [inner for inner in inners if needed <= inner.keys()]
     for other in fitting[1:]:
         if differing := next((key for key in needed if not torch.equal(other[key], fitting[0][key])), None):
-            raise CheckpointError(
+            raise TwoNetworks(
                 f"checkpoint {path} holds two networks that fit {type(network).__name__}, with different values of"
                 f" '{differing}'; save the one that is meant by itself"
             )
@@ -140,6 +147,18 @@ def _matching(
             return found, found.state, said
     most = max(inners, key=lambda inner: len(needed & inner.keys()))
     return next(filter(None, map(recognised_or_none, inners)), None), most, []
+
+
+def _of_these_shapes(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], needed: set[str]
+) -> list[dict[str, Tensor]]:
+    """What lies under each prefix, such as `model.` and `model_ema.`, that has all that the network needs."""
+    some = max(needed, key=len, default="")
+    prefixes = [key.removesuffix(some) for key in state if f".{key}".endswith(f".{some}")] if some else []
+    inners = ({key[len(at) :]: state[key] for key in state if key.startswith(at)} for at in prefixes)
+    return [
+        inner for inner in inners if all(key in inner and inner[key].shape == expected[key].shape for key in needed)
+    ]
 
 
 def recognised_or_none(state: Mapping[str, Tensor]) -> Recognised | None:
@@ -211,10 +230,13 @@ def _refusal(
     found: Recognised | None,
     misfits: list[_Misfit],
     path: str | os.PathLike[str],
+    loadable: int,
 ) -> str:
     name = type(network).__name__
     own = recognised_or_none(expected)
-    advice = "Check the network's options, or load what fits by path: strict_load_g: false (a teacher: _t)"
+    advice = f"Check the network's options, or load what fits by {_NOT_STRICT}"
+    if not loadable:
+        advice = "None of its weights fits: give another file, or mend the network's options"
     if found is not None and own is not None and found.architecture == own.architecture:
         theirs, ours = _differences(found, own)
         summary = f"checkpoint {path} is for another {name}: it has {theirs}, the options say {ours}"

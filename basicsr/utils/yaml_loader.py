@@ -197,11 +197,11 @@ def _with_colons(keys: Sequence[str], depth: int, content: Mapping[str, Entry]) 
     """The keys that were joined by mistake in one, as in `train.total_iter`, `train/total_iter`, `milestones[0]`.
 
     None of a plain key. Where users choose the names, as of networks, a dot is part of them, unless what stands before
-    it is a name that has such a key.
+    it is a name that has such a key. So it is inside a block, where layers may be named, unless that is a key there.
     """
     key = keys[depth]
     parts = [part for part in re.split(r"[./\[\]]", key) if part]
-    if len(parts) < 2 or key in content or (depth > 0 and parts[0] not in content):
+    if len(parts) < 2 or key in content or (depth > 1 and parts[0] not in content):
         return None
     before = content[parts[0]].value if parts[0] in content else None
     if tuple(keys[:depth]) in _CHOSEN_NAMES and not (isinstance(before, dict) and parts[1] in before):

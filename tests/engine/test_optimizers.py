@@ -11,6 +11,7 @@ from torch import nn
 from basicsr.engine.optimizers import build_optimizer, changed_decay, regrouped
 from basicsr.engine.restoring import _load_optimizer
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.logger import Doubt
 
 
 def trained(steps: int, **options) -> tuple[nn.Linear, torch.optim.Optimizer]:
@@ -115,8 +116,9 @@ def test_a_state_of_one_group_of_all_terms_goes_on_in_two():
         assert len(optimizer.state[parameter]["exp_avg"]) == len(parameter)
     settings = [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
     assert settings == [("student", 0.5), ("heads", 0.0)]
-    assert changed_decay({"param_groups": [{"weight_decay": 0.5}] * 2}, optimizer) == [
+    (said,) = changed_decay({"param_groups": [{"weight_decay": 0.5}] * 2}, optimizer)
+    assert isinstance(said, Doubt) and said == (
         "the heads' weight decay was 0.5, and is 0.0 from now on (train: weight_decay_heads)"
-    ]
+    )
     present = optimizer.state_dict()
     assert regrouped(present, in_order, optimizer) is present

@@ -162,7 +162,10 @@ def test_one_channel_is_not_spread_to_three_in_silence(mcadkd, tmp_path):
         ("raises", r"on 3 channels of 16x16 pixels, as datasets.train has them: KeyError: 'no such\\nlayer'; mend the"),
         ("a list", r"TypeError: forward returned a list; it must return one tensor \(B, C, H, W\)"),
         ("multiples of 8", r"fails on 3 channels of 20x20 pixels, as datasets.val has them: RuntimeError: sizes of"),
-        ("scale 1", r"makes 16x16 pixels of 16x16, scale 2 needs 32x32: set scale to that, or change the network$"),
+        (
+            "scale 1",
+            r"makes 16x16 pixels of 16x16, scale 2 needs 32x32: take a network for scale 2, or set scale to 1$",
+        ),
         ("six channels", r"gives 6 channels, the HR images of datasets.train have 3: set network_g.num_out_ch to 3$"),
     ],
 )

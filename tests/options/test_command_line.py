@@ -26,6 +26,7 @@ def refused(*overrides: str) -> list[str]:
         (["train/total_iter=5"], "keys are joined by colons: did you mean train:total_iter=5"),
         (["datasets:train.gt_size=96"], "keys are joined by colons: did you mean datasets:train:gt_size=96"),
         (["datasets.train:gt_size=96"], "keys are joined by colons: did you mean datasets:train:gt_size=96"),
+        (["train:perceptual_opt.type=X"], "keys are joined by colons: did you mean train:perceptual_opt:type=X"),
         (["train:total_iter", "5"], "holds blanks, which take it apart; write train:total_iter=5"),
         (["train:total_iter", "=", "5"], "holds blanks, which take it apart; write train:total_iter=5"),
         (["train:total_iter=", "5"], "holds blanks, which take it apart; write train:total_iter=5"),

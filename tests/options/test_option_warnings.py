@@ -172,6 +172,7 @@ def test_the_share_of_the_first_weights_in_the_average_is_what_ema_leaves():
         ("val:metrics:psnr:crop_border=2", "val.metrics.psnr.crop_border: is 2, but scale is 3: published figures"),
         ("crop_border=2", "val.metrics.psnr.crop_border: is 2, but scale is 3"),
         ("val={val_freq: 9, tile: 32, tile_overlap: 64, metrics: {a: {type: calculate_psnr}}}", "val.tile_overlap: is"),
+        ("val:tile_overlap=8", "val.tile_overlap: is 8, but there is no val.tile: images are run whole"),
         ("datasets:val:name=Set14", "datasets.val.dataroot_gt: is a folder of Set5, but the dataset is named Set14"),
     ],
 )

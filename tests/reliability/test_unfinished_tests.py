@@ -15,6 +15,10 @@ from basicsr.test import test_pipeline as run_test
 from basicsr.utils.csv_files import read_csv
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.options import load_options
+from basicsr.utils.options_unused import unused_in_testing
+
+EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 2}
+TRAIN = {"name": "a", "type": "PairedImageDataset", "dataroot_gt": "hr", "dataroot_lq": "lr"}
 
 
 @pytest.fixture
@@ -74,12 +78,34 @@ def test_evaluation_never_skips_and_says_so(options):
 
 def test_what_is_accepted_and_not_used_is_told(options, tmp_path):
     options |= {"amp": "bf16", "logger": {"print_freq": 5}, "networks": {"bicubic": {"type": "bicubic"}}}
+    options["num_gpu"] = 99
     options["datasets"]["test_1"] |= {"num_worker_per_gpu": 2, "gt_size": 32, "prefetch_mode": "cuda"}
     run_test(options, root=tmp_path)
     log = next((tmp_path / "results/t").glob("*.log")).read_text()
     for name in ("amp", "logger", *(f"datasets.test_1.{key}" for key in ("num_worker_per_gpu", "gt_size"))):
         assert name in next(line for line in log.splitlines() if "not used in testing" in line)
     assert "amp: bf16 is of training; the networks run in float32" in log
+    assert "WARNING: num_gpu is 99" in log
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"path": {"pretrain_network_g": "a.pth", "strict_load_g": False}},
+            "path.pretrain_network_g, path.strict_load_g",
+        ),
+        ({"path": {"pretrain_network_t": "a.pth", "resume_state": None}}, "path.pretrain_network_t"),
+        ({"network_g": EDSR, "manual_seed": 3}, "manual_seed, network_g"),
+        ({"datasets": {"train": TRAIN}}, "datasets.train"),
+        ({"report": {"plots": False, "crops": 3, "html": False, "images": 0}}, "report.crops"),
+        ({"path": {"results_root": "elsewhere", "resume_state": None}}, None),
+    ],
+)
+def test_what_networks_and_testing_have_no_use_for_is_told(options, given, told):
+    datasets = options["datasets"] | given.pop("datasets", {})
+    loaded = load_options({**options, "datasets": datasets, **given}, training=False, paths=False)
+    assert unused_in_testing(loaded) == ([f"not used in testing: {told}"] if told else [])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import random
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from basicsr.archs import build_network
 from basicsr.archs.pretrained import network_for
 from basicsr.utils.errors import CheckpointError
+from basicsr.utils.logger import Doubt
 from basicsr.utils.weights import load_network
 
 
@@ -59,7 +61,7 @@ def test_another_networks_checkpoint_is_refused_with_keys_and_shapes(tmp_path):
         load_network(target, tmp_path / "net.pth")
     summary, *table = str(caught.value).splitlines()
     assert "is for another network than this Sequential: 1 weight is missing, 1 weight is not the network's" in summary
-    assert ", 3 weights have another shape. Check" in summary
+    assert ", 3 weights have another shape. None of its weights fits: give another file" in summary
     assert [line.split(maxsplit=1) for line in table[1:3]] == [
         ["first.weight", "(6, 3, 3, 3)  (4, 3, 3, 3)"],
         ["first.bias", "(6,)          (4,)"],
@@ -76,8 +78,35 @@ def test_what_fits_is_loaded_where_strict_is_off(tmp_path):
     del state["last.bias"]
     torch.save(state, tmp_path / "net.pth")
     remark = load_network(target, tmp_path / "net.pth", strict=False)
-    assert remark is not None and "loaded what fits Sequential; 1 weight is missing" in remark
+    assert isinstance(remark, Doubt) and "loaded what fits Sequential; 1 weight is missing" in remark
     assert torch.equal(target.first.weight, source.first.weight)
+    averaged = {"params_ema": state}
+    torch.save(averaged, tmp_path / "net.pth")
+    assert isinstance(load_network(target, tmp_path / "net.pth", strict=False), Doubt), "whatever else is remarked"
+
+
+def test_one_of_two_networks_that_fit_is_not_taken_in_silence(tmp_path):
+    source, averaged, larger = network().state_dict(), network().state_dict(), network(6).state_dict()
+
+    def write(**parts: dict[str, torch.Tensor]) -> Path:
+        state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+        torch.save({"state_dict": state}, tmp_path / "net.pth")
+        return tmp_path / "net.pth"
+
+    with pytest.raises(CheckpointError, match="holds two networks that fit Sequential, with different values of"):
+        load_network(network(), write(model=source, model_ema=averaged))
+    target = network()
+    load_network(target, write(student=source, teacher=larger))
+    assert torch.equal(target.first.weight, source["first.weight"])
+
+
+def test_a_file_of_several_networks_says_what_it_has(tmp_path):
+    state, target = network().state_dict(), network()
+    torch.save({"first": state, "second": network().state_dict()}, tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match="but under 'first', 'second': give one of these as param_key"):
+        load_network(target, tmp_path / "net.pth")
+    assert load_network(target, tmp_path / "net.pth", param_key="first") is None
+    assert torch.equal(target.last.bias, state["last.bias"])
 
 
 def test_missing_files_are_named(tmp_path):
@@ -121,7 +150,10 @@ def test_hyperparameters_that_differ_are_named(tmp_path):
     wide = build_network({**EDSR, "num_feat": 12, "num_block": 3})
     summary, *table = refusal(EDSR, {"params": wide.state_dict()}, tmp_path)
     assert "for another EDSR: it has 12 channels, 3 blocks, the options say 8 channels, 2 blocks: " in summary
-    assert summary.endswith("load what fits by path: strict_load_g: false (a teacher: _t)")
+    assert summary.endswith(
+        "load what fits by path: strict_load_g: false (or _t, _d; strict: false in a row of networks or a further"
+        " teacher)"
+    )
     assert len(table) == 1 + 8 + 1 and table[-1].strip() == "and 13 more"
 
 
