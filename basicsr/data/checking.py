@@ -158,18 +158,18 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
 
     Returns:
         `images`, their number; `names`, the SHA-256 of the HR images' names in the order of use, relative to their
-        folder and without ending; `pixels`, that of a few images of each kind, decoded. None for datasets that name no
-        images, and `pixels` where one of the few cannot be read.
+        folder and without ending; `pixels of image 0 (gt)` and so on, that of a few images of each kind, decoded. None
+        for datasets that name no images, and for an image that cannot be read.
     """
     stored = stored_images(dataset)
     if stored is None:
-        return {"images": len(dataset), "names": None, "pixels": None}
+        return {"images": len(dataset), "names": None}
     role = next(iter(stored.files))
     digest = hashlib.sha256()
     for file in stored.files[role]:
         name = file if stored.lmdb else os.path.splitext(_relative(file, stored.roots[role]))[0].replace(os.sep, "/")
         digest.update(name.encode("utf-8", "surrogateescape") + b"\n")
-    return {"images": len(stored.files[role]), "names": digest.hexdigest(), "pixels": _pixels(stored)}
+    return {"images": len(stored.files[role]), "names": digest.hexdigest(), **_pixels(stored)}
 
 
 def files_digest(dataset: Any) -> str | None:
@@ -189,17 +189,19 @@ def files_digest(dataset: Any) -> str | None:
     return digest.hexdigest()
 
 
-def _pixels(stored: StoredImages) -> str | None:
-    """SHA-256 of the first, the middle and the last image of each kind, decoded."""
-    digest = hashlib.sha256()
-    try:
-        for role, files in stored.files.items():
-            for index in sorted({0, len(files) // 2, len(files) - 1}):
+def _pixels(stored: StoredImages) -> dict[str, str | None]:
+    """SHA-256 of the first, the middle and the last image of each kind, decoded; None of one that cannot be read."""
+    digests: dict[str, str | None] = {}
+    for role, files in stored.files.items():
+        for index in sorted({0, len(files) // 2, len(files) - 1}):
+            try:
                 pixels = decoded(Place(files[index], stored.roots[role] if stored.lmdb else None))
-                digest.update(f"{role} {pixels.shape} {pixels.dtype}".encode() + pixels.tobytes())
-    except DataError:
-        return None
-    return digest.hexdigest()
+                content = f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
+                digest = hashlib.sha256(content).hexdigest()
+            except DataError:
+                digest = None
+            digests[f"pixels of image {index} ({role})"] = digest
+    return digests
 
 
 def _findings(
