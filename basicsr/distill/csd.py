@@ -17,6 +17,8 @@ Where the published code is otherwise:
   whatever K. Here they are K images of the whole batch.
 - It gives the VGG images in [0, 255], not normalised; here they are in [0, 1] and normalised, as the VGG was trained.
   `vgg_input: range255` is the published way.
+- Its L1 losses are of such images, too. Beside those of images in [0, 1], as here, its weight of 200 is 255 times as
+  strong: its balance is 200 / 255.
 """
 
 from __future__ import annotations

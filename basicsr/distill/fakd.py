@@ -30,6 +30,9 @@ class FAKD(FeatureTerm):
     As published, three positions of the trunk, and 0.5 L1(I_S, I_GT) + 0.5 L1(I_S, I_T) + 10 L_AD. The paper's equation
     and its code sum over the positions: `reduction: sum` does so, which makes the term as many times as large.
 
+    Its pixel losses are of images in [0, 255]: beside those of images in [0, 1], as here, the weight of 10 is 255 times
+    as strong, and 10 / 255 is its authors' balance.
+
     Where we differ from public code: a re-implementation in wide use makes a new tensor of the positions' losses before
     it adds them, which cuts them off from the student. Its feature term is logged and trains nothing; ours does.
 
