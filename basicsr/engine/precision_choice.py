@@ -18,9 +18,11 @@ from basicsr.utils.errors import CheckpointError, DataError
 from basicsr.utils.hardware import has_units
 from basicsr.utils.options_schema import Options
 from basicsr.utils.pass_times import (
+    NOT_SLOW,
     Modes,
     PassTimes,
     input_channels,
+    least_gain,
     measure,
     pick,
     slow_mode,
@@ -155,8 +157,8 @@ def _pick(options: Options, device: torch.device) -> tuple[Amp, str]:
         return pick(False, None)
     plain, fast = (_filled(_asked(options), modes) for modes in (_PLAIN, _FAST))
     assert options.train is not None
-    heads = set(options.train.method_blocks) - {"response"}
-    return pick(True, _times(options, plain, fast, device), in_part=bool(heads))
+    in_part = bool(set(options.train.method_blocks) - {"response"})  # heads are left out
+    return pick(True, _times(options, plain, fast, device, least_gain(in_part)), in_part)
 
 
 def _filled(asked: tuple[str, str], modes: Modes) -> Modes:
@@ -179,7 +181,7 @@ def _warnings(options: Options, modes: Modes, device: torch.device) -> tuple[str
     if modes[0] == modes[1]:
         asked = f"amp: {modes[0]}"
     units = all(has_units(device, mode) for mode in reduced)
-    return tuple(slow_mode(asked, reduced[0], units, _times(options, _PLAIN, modes, device)))
+    return tuple(slow_mode(asked, reduced[0], units, _times(options, _PLAIN, modes, device, NOT_SLOW)))
 
 
 def _about_validation(options: Options, device: torch.device) -> list[str]:
@@ -195,7 +197,7 @@ def _about_validation(options: Options, device: torch.device) -> list[str]:
         return warn_if_slow(network.eval(), device, amp, f"val: amp: {amp}")
 
 
-def _times(options: Options, plain: Modes, other: Modes, device: torch.device) -> PassTimes | None:
+def _times(options: Options, plain: Modes, other: Modes, device: torch.device, decides: float) -> PassTimes | None:
     """Of passes like a training step's, by networks that are built for it."""
     block = options.datasets["train"]
     size = block.arguments.get("gt_size")
@@ -207,9 +209,9 @@ def _times(options: Options, plain: Modes, other: Modes, device: torch.device) -
         except Exception:  # the run, which builds them too, tells what is wrong
             return None
         largest = (block.batch_size_per_gpu, input_channels(networks["g"]), side)
-        times = measure(_Step(networks, device), plain, other, largest, device, layout)
+        times = measure(_Step(networks, device), plain, other, largest, device, decides, layout)
         if times is None and networks.pop("d", None) is not None:  # some take images of one size only
-            times = measure(_Step(networks, device), plain, other, largest, device, layout)
+            times = measure(_Step(networks, device), plain, other, largest, device, decides, layout)
     return times
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from basicsr.utils.cpu_load import cpu_times, load_between
 from basicsr.utils.hardware import processor
 from basicsr.utils.misc import wait_for
-from basicsr.utils.timing import Spread, in_turn, spread
+from basicsr.utils.timing import Measured, Spread, in_turn, spread
 
 MOST_SECONDS = 120.0  # for all networks together; only a pass that has begun is waited for
 _SECONDS_EACH = 5.0  # what is enough for a network
@@ -106,8 +106,9 @@ class Stopwatch:
         enough = time.perf_counter() + min(_SECONDS_EACH * len(sides), MOST_SECONDS)
         started = time.perf_counter()
 
-        def goes_on(rounds: int) -> bool:
+        def goes_on(measured: Measured) -> bool:
             now = time.perf_counter()
+            rounds = len(next(iter(measured.values())))
             next_ends = now + (now - started) / rounds
             return not should_stop() and next_ends < (end if rounds < FEWEST_ROUNDS else min(enough, end))
 

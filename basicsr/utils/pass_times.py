@@ -16,17 +16,19 @@ from basicsr.utils.cpu_load import load_now
 from basicsr.utils.hardware import has_units
 from basicsr.utils.misc import wait_for
 from basicsr.utils.precision import Amp, Precision
-from basicsr.utils.timing import Spread, in_turn, ratios
+from basicsr.utils.timing import Measured, Spread, in_turn, ratios
 
 _PASS_SECONDS = 0.06  # in float32: images are as many and as large as that allows for
 _ENOUGH_SECONDS, _MOST_SECONDS = 2.0, 3.0  # after the first, rounds are added only until there are a few
 _ROUNDS, _FEW_ROUNDS = 25, 3
+_SURE_ROUNDS, _SURE = 5, 1.1  # after so many, rounds end once their middle half is clear of what decides
 _GROWTHS = 3  # of the images, until a pass takes its time
 _SMALL_SIDE = 16
 _MULTIPLE = 8  # of sides: discriminators halve images three times
 _WORTH = 1.02  # a smaller gain is none
 _WORTH_IN_PART = 0.87  # of passes without a method's heads, whose convolutions gain more than what is measured
-_SLOW = 1.1  # times as long as float32: from here on a mode is called slow
+NOT_SLOW = 1 / 1.1
+"""A mode with a smaller gain is called slow."""
 
 Modes = tuple[Amp, Amp]
 """Precision of the student and of the teacher; of a network by itself the first."""
@@ -58,6 +60,11 @@ class PassTimes:
         return f"{share.median:.2f} times as long as float32 ({share.low:.2f} to {share.high:.2f}{how})"
 
 
+def least_gain(in_part: bool = False) -> float:
+    """The gain from which on `auto` takes bf16; `in_part` as in `pick`."""
+    return _WORTH_IN_PART if in_part else _WORTH
+
+
 def pick(units: bool, times: PassTimes | None, in_part: bool = False) -> tuple[Amp, str]:
     """What `auto` chooses, and why.
 
@@ -70,9 +77,8 @@ def pick(units: bool, times: PassTimes | None, in_part: bool = False) -> tuple[A
         return "none", "this device has no instructions for bf16"
     if times is None:
         return "none", "bf16 could not be measured"
-    least = _WORTH_IN_PART if in_part else _WORTH
     told = f"bf16 takes {times}" + (", the methods' heads left out" if in_part else "")
-    return ("bf16" if times.gain.median >= least else "none"), told
+    return ("bf16" if times.gain.median >= least_gain(in_part) else "none"), told
 
 
 def slow_mode(asked: str, amp: Amp, units: bool, times: PassTimes | None) -> list[str]:
@@ -84,7 +90,7 @@ def slow_mode(asked: str, amp: Amp, units: bool, times: PassTimes | None) -> lis
         units: whether the device computes in it by itself.
         times: of passes in float32 and in it; None where they could not be measured.
     """
-    if times is None or times.gain.median * _SLOW > 1:
+    if times is None or times.gain.median > NOT_SLOW:
         return []
     why = "" if units else f": this device has no instructions for {amp}"
     return [f"{asked} is slow here: it takes {times}{why}; none (float32) is faster"]
@@ -99,7 +105,7 @@ def warn_if_slow(network: nn.Module, device: torch.device, amp: Amp, asked: str)
         amp: the precision that was asked for.
         asked: what asks for it, such as '--amp bf16'.
     """
-    times = times_of_network(network, device, amp)
+    times = times_of_network(network, device, amp, NOT_SLOW)
     return slow_mode(asked, amp, has_units(device, amp), times) if amp != "none" else []
 
 
@@ -111,11 +117,14 @@ def faster_precision(network: nn.Module, device: torch.device) -> tuple[Amp, str
         device: where it runs.
     """
     units = has_units(device, "bf16")
-    return pick(units, times_of_network(network, device, "bf16") if units else None)
+    return pick(units, times_of_network(network, device, "bf16", least_gain()) if units else None)
 
 
-def times_of_network(network: nn.Module, device: torch.device, amp: Amp) -> PassTimes | None:
-    """Times of forward passes of one image in float32 and `amp`; None for float32, and where it cannot be."""
+def times_of_network(network: nn.Module, device: torch.device, amp: Amp, decides: float) -> PassTimes | None:
+    """Times of forward passes of one image in float32 and `amp`; None for float32, and where it cannot be.
+
+    `decides` as in `measure`.
+    """
     if amp == "none":
         return None
 
@@ -124,7 +133,7 @@ def times_of_network(network: nn.Module, device: torch.device, amp: Amp) -> Pass
         with Precision(device.type, modes[0]).autocast():
             network(images)
 
-    return measure(run, ("none", "none"), (amp, amp), (1, input_channels(network), 4 * _SMALL_SIDE), device)
+    return measure(run, ("none", "none"), (amp, amp), (1, input_channels(network), 4 * _SMALL_SIDE), device, decides)
 
 
 def measure(
@@ -133,9 +142,12 @@ def measure(
     other: Modes,
     largest: tuple[int, int, int],
     device: torch.device,
+    decides: float,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> PassTimes | None:
-    """Times passes in two ways, in turn, for two to three seconds; longer only where a small image takes as long.
+    """Times passes in two ways, in turn, until the answer is clear, for two to three seconds at most.
+
+    Only where a small image takes longer than that, it takes longer.
 
     Where other programs use the cores, a clock would tell of them: then one thread's time on the processor counts.
 
@@ -145,6 +157,7 @@ def measure(
         other: how the second is.
         largest: how many images, their channels and their side, at most.
         device: where they lie.
+        decides: the gain at which the answer changes; rounds end where those so far are clear of it.
         layout: how they lie in memory.
 
     Returns:
@@ -155,7 +168,8 @@ def measure(
     if load:
         torch.set_num_threads(1)  # several wait for each other, and for others' turns
     try:
-        times = _in_turn(run, plain, other, largest, device, layout, time.process_time if load else time.perf_counter)
+        clock = time.process_time if load else time.perf_counter
+        times = _in_turn(run, plain, other, largest, device, decides, layout, clock)
     except Exception:  # whatever a network raises that does not run so: whoever runs it in earnest tells
         return None
     finally:
@@ -169,6 +183,7 @@ def _in_turn(
     other: Modes,
     largest: tuple[int, int, int],
     device: torch.device,
+    decides: float,
     layout: torch.memory_format,
     clock: Callable[[], float],
 ) -> dict[str, list[float]]:
@@ -187,7 +202,10 @@ def _in_turn(
         wait_for(device)
         return max(clock() - start, 1e-9)
 
-    def goes_on(rounds: int) -> bool:
+    def goes_on(measured: Measured) -> bool:
+        rounds = len(measured["other"])
+        if rounds >= _SURE_ROUNDS and is_clear(ratios(measured["float32"], measured["other"]), decides):
+            return False
         return time.perf_counter() - began < (_MOST_SECONDS if rounds < _FEW_ROUNDS else _ENOUGH_SECONDS)
 
     small = min(_SMALL_SIDE, side)
@@ -207,6 +225,11 @@ def _in_turn(
             seconds(plain, batch)
     sides = {"float32": lambda: seconds(plain, batch), "other": lambda: seconds(other, batch)}
     return in_turn(sides, _ROUNDS, warm_up=int(size != (1, small)), goes_on=goes_on)
+
+
+def is_clear(gain: Spread, decides: float) -> bool:
+    """Whether the middle half of the rounds is a good way above or below the gain that decides."""
+    return gain.low > decides * _SURE or gain.high * _SURE < decides
 
 
 def fitting_size(seconds_a_pixel: float, number: int, side: int, small: int) -> tuple[int, int]:

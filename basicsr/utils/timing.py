@@ -45,8 +45,14 @@ def ratios(first: Sequence[float], second: Sequence[float]) -> Spread:
     return spread([one / other for one, other in zip(first, second, strict=True)])
 
 
+Measured = Mapping[str, Sequence[float]]
+
+
 def in_turn(
-    sides: Mapping[str, Side], rounds: int, warm_up: int = 1, goes_on: Callable[[int], bool] = lambda done: True
+    sides: Mapping[str, Side],
+    rounds: int,
+    warm_up: int = 1,
+    goes_on: Callable[[Measured], bool] = lambda measured: True,
 ) -> dict[str, list[float]]:
     """Runs every side once a round, every other round in reverse order, so that none always comes first.
 
@@ -54,7 +60,7 @@ def in_turn(
         sides: by name, what gives a measurement each time it is called.
         rounds: how many are counted at most, at least 1.
         warm_up: rounds before those.
-        goes_on: asked after each counted round but the last, with their number, whether there is to be another.
+        goes_on: asked after each counted round but the last, with what was measured, whether there is to be another.
 
     Returns:
         By name, a measurement for each round.
@@ -65,6 +71,6 @@ def in_turn(
             value = sides[name]()
             if count >= 0:
                 measured[name].append(value)
-        if 0 <= count < rounds - 1 and not goes_on(count + 1):
+        if 0 <= count < rounds - 1 and not goes_on(measured):
             break
     return measured

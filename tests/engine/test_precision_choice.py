@@ -33,7 +33,7 @@ def with_times(monkeypatch, units: bool, times: PassTimes | None) -> list[tuple]
     asked: list[tuple] = []
     monkeypatch.setattr(precision_choice, "has_units", lambda device, amp: units)
     monkeypatch.setattr(
-        precision_choice, "_times", lambda options, plain, other, device: asked.append((plain, other)) or times
+        precision_choice, "_times", lambda options, plain, other, *_: asked.append((plain, other)) or times
     )
     return asked
 
@@ -122,7 +122,7 @@ def test_passes_of_the_run_s_networks_leave_weights_and_random_numbers_alone(mca
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision_choice, "build_networks", remembered)
-        times = precision_choice._times(options, ("none", "none"), ("bf16", "bf16"), HERE.device)
+        times = precision_choice._times(options, ("none", "none"), ("bf16", "bf16"), HERE.device, 1.0)
     assert times is not None and len(times.float32) == len(times.other) >= 1
     assert torch.equal(state, torch.get_rng_state())
     ((networks, before),) = built

@@ -17,24 +17,23 @@ OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
 FILES = sorted(OPTIONS.glob("*.yml"))
 RESTORED = ("_gopro", "_rain13k")
 ONE_SCALE = [file for file in FILES if not file.stem.endswith(("_x3", "_x4")) or "c64b16" in file.stem]
+OTHER_SCALES = [file for file in FILES if file not in ONE_SCALE]
 
 
 def reduced_file(file: Path, image_pairs) -> dict[str, Any]:
     return reduced(load_options(file, training=True, paths=False), image_pairs)
 
 
-def of_several_scales() -> list[Any]:
-    """The files that are not in ONE_SCALE, which has x2; other readings of a row are stepped further only at length."""
-    readings = ("mcadkd_equations", "dckd_as_published")
-    return [
-        pytest.param(file, marks=pytest.mark.long if file.stem.startswith(readings) else (), id=file.stem)
-        for file in FILES
-        if file not in ONE_SCALE
-    ]
+@pytest.mark.parametrize("file", OTHER_SCALES, ids=lambda file: file.stem)
+def test_a_file_of_another_scale_is_built_and_trains(file, image_pairs, tmp_path):
+    options = reduced_file(file, image_pairs)
+    finish(options, tmp_path)
+    check_student(options, tmp_path / "experiments" / options["name"])
 
 
-@pytest.mark.parametrize("file", of_several_scales())
-def test_shipped_file_trains_and_resumes_bitwise(file, image_pairs, tmp_path):
+@pytest.mark.long
+@pytest.mark.parametrize("file", OTHER_SCALES, ids=lambda file: file.stem)
+def test_a_file_of_another_scale_resumes_bitwise(file, image_pairs, tmp_path):
     trains_and_resumes(reduced_file(file, image_pairs), tmp_path)
 
 
@@ -61,12 +60,27 @@ def test_a_killed_run_of_a_shipped_file_ends_as_one_that_was_not(file, image_pai
     check_student(options, states.parent)
 
 
-@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.long)])
-def test_files_of_one_scale_train_and_resume_bitwise_on_two_ranks(part, image_pairs, tmp_path):
-    runs = [reduced_file(file, image_pairs) for file in ONE_SCALE[part::2]]
-    if part == 0:
-        runs.append(with_two_networks(image_pairs))
-    train_and_resume_on_two_ranks(runs, tmp_path)
+def of_distinct_kinds(image_pairs) -> list[dict[str, Any]]:
+    """Of the files of one scale those with a network, a dataset, a method or a set of losses that none before has."""
+    chosen: list[dict[str, Any]] = []
+    seen: set[Any] = set()
+    for file in ONE_SCALE:
+        options = reduced_file(file, image_pairs)
+        train, dataset = options["train"], options["datasets"]["train"]
+        kinds = {
+            ("network", options["network_g"]["type"]),
+            ("dataset", dataset["type"], "gt_sizes" in dataset),
+            ("losses", frozenset(key for key, value in train.items() if value)),
+            *(("method", method["type"]) for method in train.get("distill", {}).values()),
+        }
+        if kinds - seen:
+            seen |= kinds
+            chosen.append(options)
+    return chosen
+
+
+def test_files_of_each_kind_train_and_resume_bitwise_on_two_ranks(image_pairs, tmp_path):
+    train_and_resume_on_two_ranks([*of_distinct_kinds(image_pairs), with_two_networks(image_pairs)], tmp_path)
 
 
 @pytest.mark.long

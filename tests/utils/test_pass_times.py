@@ -18,12 +18,14 @@ from basicsr.utils.pass_times import (
     PassTimes,
     fitting_size,
     input_channels,
+    is_clear,
     measure,
     pick,
     slow_mode,
     times_of_network,
     warn_if_slow,
 )
+from basicsr.utils.timing import ratios
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +60,15 @@ def test_a_slow_mode_is_told_with_its_factor():
     assert slow_mode("amp: bf16", "bf16", False, None) == []
 
 
+def test_rounds_end_where_their_middle_half_is_clear_of_what_decides():
+    def clear(*gains: float) -> bool:
+        return is_clear(ratios(gains, [1.0] * len(gains)), decides=1.0)
+
+    assert clear(1.2, 1.2, 1.2, 9.0, 0.1) and clear(0.8, 0.8, 0.8, 9.0, 0.1)
+    assert not clear(1.05, 1.2, 1.3, 1.05, 1.05) and not clear(0.8, 0.8, 0.95, 0.95, 0.95)
+    assert not clear(0.5, 0.5, 1.0, 2.0, 2.0)
+
+
 def test_a_pass_has_as_many_and_as_large_images_as_its_time_allows_for():
     assert fitting_size(0.06 / (3.5 * 48 * 48), 8, 48, 16) == (3, 48)
     assert fitting_size(1e-9, 8, 48, 16) == (8, 48)
@@ -73,7 +84,7 @@ def test_both_ways_are_run_in_turn_on_the_same_images_in_the_run_s_layout():
         assert images.is_contiguous(memory_format=torch.channels_last)
         seen.append((modes, tuple(images.shape)))
 
-    times = measure(run, ("none", "none"), ("bf16", "none"), (4, 2, 24), CPU, torch.channels_last)
+    times = measure(run, ("none", "none"), ("bf16", "none"), (4, 2, 24), CPU, 0.5, torch.channels_last)
     assert 1 <= len(times.float32) == len(times.other) <= 25 and min(times.float32 + times.other) > 0
     assert {shape for _, shape in seen[:2]} == {(1, 2, 16, 16)}
     counted = len(times.float32) * 2
@@ -86,7 +97,7 @@ def test_both_ways_are_run_in_turn_on_the_same_images_in_the_run_s_layout():
 def test_measuring_changes_no_weights_no_statistics_and_no_random_numbers():
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5)).eval()
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    times = times_of_network(network, CPU, "bf16")
+    times = times_of_network(network, CPU, "bf16", 1.0)
     assert times is not None and len(times.float32) >= 1
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
@@ -94,8 +105,8 @@ def test_measuring_changes_no_weights_no_statistics_and_no_random_numbers():
 
 
 def test_a_network_that_does_not_run_is_not_measured_and_float32_is_not_either():
-    assert times_of_network(nn.Linear(5, 5), CPU, "bf16") is None
-    assert times_of_network(nn.Conv2d(3, 3, 1), CPU, "none") is None
+    assert times_of_network(nn.Linear(5, 5), CPU, "bf16", 1.0) is None
+    assert times_of_network(nn.Conv2d(3, 3, 1), CPU, "none", 1.0) is None
     assert warn_if_slow(nn.Linear(5, 5), CPU, "fp16", "--amp fp16") == []
 
 
