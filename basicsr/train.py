@@ -168,7 +168,7 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
         if not stopping:
             _save(run, folder, options_text, status)
     since = run.iteration
-    with closing(Feed(run.loader if not stopping else ())) as feed:
+    with closing(Feed(run.loader.until(lambda: bool(stop)) if not stopping else ())) as feed:
         feed.fill()
         _raise_after_saving(feed.failure)
         for batches in feed:

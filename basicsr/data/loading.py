@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import math
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ from basicsr.utils.stop_signals import STOP_SIGNALS
 
 _PR_SET_PDEATHSIG = 1
 _LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes of a worker's freed memory
-_WORKERS_TRACEBACK = "in DataLoader worker process"
+_WORKERS_TRACEBACK, _NOT_YET = "in DataLoader worker process", "DataLoader timed out"
+_ASK_SECONDS = 1.0  # how often, while workers are waited for, it is asked whether to go on
 
 
 class EpochPlace(NamedTuple):
@@ -43,6 +45,10 @@ class EpochPlace(NamedTuple):
     number: int
     iteration: int
     iterations: int
+
+
+class NoMoreAsked(Exception):
+    """The run is to end, and the next batch was not there yet."""
 
 
 class TrainLoader:
@@ -95,6 +101,7 @@ class TrainLoader:
             worker_init_fn=partial(prepare_worker, parent=os.getpid()),
             multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
             generator=torch.Generator(),
+            timeout=_ASK_SECONDS if num_workers else 0,
             prefetch_factor=max(prefetch, 2) if num_workers else None,
         )
 
@@ -148,19 +155,33 @@ class TrainLoader:
         return len(self._sampler) // self._accumulate
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
+        return self.until(lambda: False)
+
+    def until(self, stopping: Callable[[], bool]) -> Iterator[tuple[Batch, ...]]:
+        """Yields the batches, and waits for none once `stopping` says so.
+
+        Raises:
+            NoMoreAsked: it says so, and workers do not give the next batch: a disk or a worker may stand still.
+        """
         slots = slots_for(self._loader.num_workers, self._slots_each)
+        others = set(multiprocessing.active_children())
         with _child_signals_kept(), self._batches.filling(slots):
             batches = iter(self._loader)
-        take = _next_from_workers if self._loader.num_workers else _next_in_process
+        workers = set(multiprocessing.active_children()) - others
+        take = partial(_next_from_workers, stopping=stopping) if self._loader.num_workers else _next_in_process
         try:
             for _ in range(len(self)):
                 yield tuple([take(batches) for _ in range(self._accumulate)])
+        except NoMoreAsked:
+            _kill(workers)  # they do not hear of the end
+            raise
         except Exception as error:
             _release(error)
             raise
         finally:
             # Ends the workers now. Left to the garbage collector, each would be waited for five seconds.
             del batches, slots
+            _kill(workers)  # else one that stands still would be waited for when Python ends
 
 
 class _BatchesByKeys(Dataset[Any]):
@@ -213,19 +234,29 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _next_from_workers(batches: Iterator[Batch | UserError]) -> Batch:
-    try:
-        return _next_in_process(batches)
-    except (RuntimeError, OSError, EOFError) as error:
-        # What the dataset raised carries the worker's traceback. Anything else comes from the connection to
-        # the workers; which error it is depends on when a worker was killed.
-        if _WORKERS_TRACEBACK in str(error):
-            raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MachineError(
-            f"a data worker was lost ({reason[:200]}); where memory ran out, lower num_worker_per_gpu or "
-            "batch_size_per_gpu"
-        ) from error
+def _next_from_workers(batches: Iterator[Batch | UserError], stopping: Callable[[], bool]) -> Batch:
+    while True:
+        try:
+            return _next_in_process(batches)
+        except (RuntimeError, OSError, EOFError) as error:
+            # What the dataset raised carries the worker's traceback. Anything else comes from the connection to
+            # the workers; which error it is depends on when a worker was killed.
+            if _WORKERS_TRACEBACK in str(error):
+                raise
+            if _NOT_YET not in str(error):
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise MachineError(
+                    f"a data worker was lost ({reason[:200]}); where memory ran out, lower num_worker_per_gpu or "
+                    "batch_size_per_gpu"
+                ) from error
+        if stopping():
+            raise NoMoreAsked
+
+
+def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _next_in_process(batches: Iterator[Batch | UserError]) -> Batch:
@@ -240,7 +271,7 @@ def _child_signals_kept() -> Iterator[None]:
     """Undoes the handler by which torch raises a killed worker's error wherever the program happens to be.
 
     That may be in the middle of a step or of saving. Without it, the next batch asked for raises the error,
-    within five seconds.
+    within a second or two.
     """
     settable = sys.platform != "win32" and threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if settable else None

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from basicsr.data.batch import Batch, Skipped
+from basicsr.data.loading import NoMoreAsked
 from basicsr.engine.distributed import Place, on_master
+from basicsr.engine.stop import Preempted
 from basicsr.utils.dist_util import gather_objects
 from basicsr.utils.errors import CheckpointError, DataError
 from basicsr.utils.regular_files import read_regular
@@ -56,6 +58,9 @@ class Feed(Generic[_Item]):
         asked = time.monotonic()
         try:
             return next(self._source, None)
+        except NoMoreAsked:
+            self.failure = Preempted("preempted while it waited for data; go on with --auto_resume")
+            return None
         except Exception as error:  # of a dataset of the user's own anything; it is raised when all is saved
             self.failure = error
             return None

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from basicsr.data import build_eval_dataset, build_train_loader, building
+from basicsr.data import build_eval_dataset, build_train_loader, building, loading
 from basicsr.data.batch import Batch, collate
+from basicsr.engine.feed import Feed
+from basicsr.engine.stop import Preempted
 from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.randomness import preserved_global_state
 from basicsr.utils.registry import Registry
@@ -296,6 +298,19 @@ class TestWorkers:
         while any(map(is_alive, workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(map(is_alive, workers))
+
+    def test_that_stand_still_hold_up_no_run_that_is_to_stop(self, arguments, monkeypatch):
+        monkeypatch.setattr(loading, "_ASK_SECONDS", 0.1)
+        before, asked = set(multiprocessing.active_children()), []
+        place = {"seed": 0, "rank": 0, "world_size": 1, "start_iteration": 0, "total_iterations": 100}
+        loader = build_train_loader(Settings(arguments, num_worker_per_gpu=1), accumulate=1, pin_memory=False, **place)
+        feed = Feed(loader.until(lambda: asked.append(1) or len(asked) > 1))
+        feed.fill()
+        (worker,) = set(multiprocessing.active_children()) - before
+        os.kill(worker.pid, signal.SIGSTOP)
+        given = list(feed)
+        assert 1 <= len(given) < 100 and len(asked) == 2, "what was loaded before is trained on"
+        assert isinstance(feed.failure, Preempted) and not worker.is_alive()
 
     def test_leave_signals_at_the_terminal_to_their_parent(self, running):
         process, workers = running

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.training import (
@@ -77,9 +78,10 @@ def test_a_bad_first_batch_ends_the_run_before_it_begins(mcadkd, tmp_path):
     assert "saved" not in errors.splitlines()[-1]
 
 
-def test_a_worker_killed_for_want_of_memory_costs_no_iteration(mcadkd, tmp_path):
+def endless_run_with_a_worker(options: dict, tmp_path: Path) -> tuple[dict, Any, list[int]]:
+    """A run that has done four iterations: its options, its process and that of its worker."""
     options = changed(
-        mcadkd,
+        options,
         train__total_iter=100_000,
         val__val_freq=100_000,
         logger__save_checkpoint_freq=100_000,
@@ -92,16 +94,40 @@ def test_a_worker_killed_for_want_of_memory_costs_no_iteration(mcadkd, tmp_path)
         time.sleep(0.01)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     assert children
-    for child in children:
-        os.kill(int(child), signal.SIGKILL)
-    process.join()
-    assert process.exitcode == 6
-    line = (tmp_path / "errors").read_text().splitlines()[-1]
-    assert line.startswith("error: a data worker was lost")
+    return options, process, [int(child) for child in children]
+
+
+def assert_saved_and_goes_on(options: dict, tmp_path: Path, line: str) -> None:
+    """`line` ends with the checkpoint, from which the run ends as one that was not stopped."""
     (state,) = (tmp_path / "experiments/tiny/training_states").glob("*.state")
     assert line.endswith(f"; saved {state.name}")
     done = changed(options, train__total_iter=int(state.stem) + 2, logger__print_freq=2)
     assert differences(finish(done, tmp_path / "whole"), finish(done, tmp_path)) == []
+
+
+def test_a_worker_killed_for_want_of_memory_costs_no_iteration(mcadkd, tmp_path):
+    options, process, children = endless_run_with_a_worker(mcadkd, tmp_path)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == 6
+    line = (tmp_path / "errors").read_text().splitlines()[-1]
+    assert line.startswith("error: a data worker was lost")
+    assert_saved_and_goes_on(options, tmp_path, line)
+
+
+@pytest.mark.long
+def test_a_run_whose_worker_stands_still_saves_when_it_is_asked_to_stop(mcadkd, tmp_path):
+    options, process, children = endless_run_with_a_worker(mcadkd, tmp_path)
+    for child in children:
+        os.kill(child, signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 75
+    line = (tmp_path / "errors").read_text().splitlines()[-1]
+    assert line.startswith("preempted while it waited for data; go on with --auto_resume")
+    assert_saved_and_goes_on(options, tmp_path, line)
 
 
 def damage(options: dict, *positions: int) -> list[str]:
