@@ -48,6 +48,13 @@ _JPEG_FRAMES = {
     **_JPEG_CODED,
     **{0xC3: "without loss", 0xC5: "by differences", 0xC6: "by differences", 0xC7: "by differences"},
     **dict.fromkeys((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF), "arithmetically"),
+    0xF7: "as JPEG-LS",
+}
+# How a JPEG file's three components may be sampled, across x down: all that libjpeg-turbo's simple interface takes.
+_JPEG_SAMPLINGS = {
+    *((luma, "1x1", "1x1") for luma in ("1x1", "2x1", "1x2", "2x2", "4x1", "1x4")),
+    *((same, same, same) for same in ("2x1", "1x2", "3x1", "1x3")),
+    *(("2x2", chroma, chroma) for chroma in ("2x1", "1x2")),
 }
 
 
@@ -209,9 +216,17 @@ def _jpeg(source: Source) -> ImageHeader:
             space = {1: "gray", 3: "colour", 4: "CMYK"}.get(channels, "other")
             coded = _JPEG_FRAMES[marker[1]]
             oddity = f"its pixels are coded {coded}, which is not read; save it again" if coded else None
+            oddity = oddity or _find_odd_sampling(source.read(start + 10, 3 * channels))
             header = ImageHeader("JPEG", height, width, channels, bits, space, oddity=oddity)
         start += 2 + max(length, 2)
     raise HeaderError("the file is truncated or damaged (the JPEG has no frame header)")
+
+
+def _find_odd_sampling(components: bytes) -> str | None:
+    factors = tuple(f"{entry >> 4}x{entry & 15}" for entry in components[1::3])
+    if len(factors) != 3 or factors in _JPEG_SAMPLINGS:
+        return None
+    return f"its channels are sampled {', '.join(factors)} (across x down), which is not read; save it as PNG"
 
 
 def _bmp(source: Source) -> ImageHeader:

@@ -80,14 +80,14 @@ def imfrombytes(
 def check_header(content: bytes, source: str, most_pixels: int = MOST_PIXELS) -> ImageHeader:
     """The header of a whole file, of which nothing is decoded; raises as `imfrombytes` where that shows the reason."""
     name = printable(source)
-    if damage := find_damage(content):
-        raise DataError(f"cannot read image {name}: {damage}; {_AGAIN}")
     try:
         header = read_header(Content(content))
     except HeaderError as error:
-        raise DataError(f"cannot read image {name}: {error}; {_AGAIN}") from error
+        raise DataError(f"cannot read image {name}: {find_damage(content) or error}; {_AGAIN}") from error
     if fault := find_fault(header, most_pixels):
         raise DataError(f"cannot read image {name}: {fault}")
+    if damage := find_damage(content):
+        raise DataError(f"cannot read image {name}: {damage}; {_AGAIN}")
     return header
 
 

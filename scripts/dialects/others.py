@@ -173,6 +173,12 @@ def jpegs() -> Iterator[Dialect]:
         marker = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform])
         content = good[:2] + marker + good[20:]
         yield Dialect(f"JPEG of Adobe's, transform {transform}", ".jpg", content, _decoded(content), lossy=True)
+    for factors in (((2, 2), (1, 2), (1, 2)), ((3, 1), (3, 1), (3, 1))):
+        content = _sampled_jpeg(*factors)
+        yield Dialect(f"JPEG sampled {factors}", ".jpg", content, _decoded(content), lossy=True)
+    for factors in (((1, 1), (2, 1), (2, 1)), ((4, 2), (1, 1), (1, 1)), ((2, 1), (1, 2), (1, 1))):
+        yield Dialect(f"JPEG sampled {factors}", ".jpg", _sampled_jpeg(*factors), None)
+    yield Dialect("imagecodecs JPEG-LS", ".jpg", bytes(imagecodecs.jpegls_encode(photo)), None)
     content = good[:11] + b"\2" + good[12:]
     yield Dialect("JPEG of JFIF 2", ".jpg", content, _decoded(content), lossy=True)
     scans = saved(pillow(photo), "JPEG", quality=95, progressive=True)
@@ -180,6 +186,19 @@ def jpegs() -> Iterator[Dialect]:
         scan = [found.start() for found in re.finditer(b"\xff\xda", scans)][number]
         content = scans[:scan] + b"\xff\xd9"
         yield Dialect(f"JPEG cut after scan {number}, with an end", ".jpg", content, None, damaged=True)
+
+
+def _sampled_jpeg(*factors: tuple[int, int]) -> bytes:
+    """A JPEG file by hand, gray all over, whose three components are sampled so, across and down."""
+    good = saved(pillow(np.full((HEIGHT, WIDTH, 3), 128, np.uint8)), "JPEG", subsampling=0)
+    header = bytearray(good[: good.index(b"\xff\xda") + 14])
+    for number, (across, down) in enumerate(factors):
+        header[good.index(b"\xff\xc0") + 11 + 3 * number] = across << 4 | down
+    across, down = (8 * max(factor[axis] for factor in factors) for axis in (0, 1))
+    luma, *chroma = (across * down for across, down in factors)
+    bits = ("001010" * luma + "0000" * sum(chroma)) * (-(-WIDTH // across) * -(-HEIGHT // down))
+    bits += "1" * (-len(bits) % 8)
+    return bytes(header) + int(bits, 2).to_bytes(len(bits) // 8, "big") + b"\xff\xd9"
 
 
 def webps() -> Iterator[Dialect]:
