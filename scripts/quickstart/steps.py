@@ -57,7 +57,7 @@ def state_of(options: Options, inputs: Iterable[Path]) -> State:
         inputs: files that it is made from.
     """
     kept = options.experiment_folder / f"{options.name}.yml"
-    if not kept.is_file() or kept.read_text("utf-8").partition("\n")[2] != resolved_yaml(options):
+    if not kept.is_file() or kept.read_text("utf-8", "replace").partition("\n")[2] != resolved_yaml(options):
         return "start"
     if not _is_newer(kept, inputs):
         return "start"

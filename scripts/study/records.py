@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from pydantic import TypeAdapter
 
 from basicsr.data import build_eval_dataset
 from basicsr.engine.precision_choice import settled
@@ -84,7 +85,7 @@ def read_record(study: Study, run: Run) -> Record | None:
     """
     path = record_file(study, run)
     try:
-        return Record(**json.loads(read_regular(path)))
+        return TypeAdapter(Record).validate_python(json.loads(read_regular(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
@@ -108,10 +109,16 @@ def state_of(study: Study, run: Run) -> tuple[State, Record | None]:
     An unfinished run goes on if options and teacher are those that it was started with, else starts anew.
 
     Raises:
-        OptionsError: it is finished, with other options or another teacher than now.
+        OptionsError: it is finished, with other options or another teacher than now, or its folder has gone.
+        DataError: its record or its options are damaged.
     """
     record = read_record(study, run)
     kept = kept_options(run.options)
+    if record is not None and record.status == "done" and kept is None:
+        raise OptionsError(
+            f"{run.label} of study {study.name} is finished, but {run.options.experiment_folder} is not there: mount or"
+            f" put back what is missing; to train it anew remove {record_file(study, run)}"
+        )
     if record is None or kept is None:
         return "start", record
     finished = record.status == "done" and weights_of(run.options).is_file()
@@ -129,13 +136,25 @@ def state_of(study: Study, run: Run) -> tuple[State, Record | None]:
 def kept_options(options: Options) -> str | None:
     """The options in the folder of a training, without the line of versions; None where it was never started."""
     kept = options.experiment_folder / f"{options.name}.yml"
-    return kept.read_text("utf-8").partition("\n")[2] if kept.is_file() else None
+    try:
+        return kept.read_text("utf-8").partition("\n")[2] if kept.is_file() else None
+    except (OSError, UnicodeError) as error:
+        raise _damaged(kept) from error
+
+
+def _damaged(file: Path) -> DataError:
+    return DataError(
+        f"{file} cannot be read, and says how its run was trained; put it back, or move its folder away to train anew"
+    )
 
 
 def _changes(kept: str, options: Options) -> list[str]:
     if kept == resolved_yaml(options):
         return []
-    before, after = (flat(yaml.safe_load(text)) for text in (kept, resolved_yaml(options)))
+    try:
+        before, after = (flat(yaml.safe_load(text)) for text in (kept, resolved_yaml(options)))
+    except (yaml.YAMLError, AttributeError) as error:
+        raise _damaged(options.experiment_folder / f"{options.name}.yml") from error
     return [
         f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
         for key in sorted({*before, *after})

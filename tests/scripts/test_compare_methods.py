@@ -343,6 +343,30 @@ def test_other_options_or_another_teacher_are_refused_for_finished_runs(command,
     assert (copy / "results/trial/study.json").read_bytes() == before
 
 
+def test_finished_runs_whose_files_are_gone_or_damaged_are_not_trained_again(command, bench, copy, capsys):
+    arguments = study(bench, "scratch kd", "0 1", "--teacher-opt", str(bench / "teacher.yml"), "--dry-run")
+    runs = copy / "experiments/studies/trial"
+    kept, record = runs / "trial_kd_seed1/trial_kd_seed1.yml", runs / "records/kd_seed1.json"
+    for file, content, said in (
+        (record, b'{"status": "done", "values": 5}', f"{record.relative_to(copy)} cannot be read; remove it"),
+        (kept, b"# versions\n\xff", "trial_kd_seed1.yml cannot be read, and says how its run was trained"),
+        (kept, b"# versions\n{: [", "trial_kd_seed1.yml cannot be read, and says how its run was trained"),
+    ):
+        before = file.read_bytes()
+        file.write_bytes(content)
+        code, line = failure(command, capsys, arguments)
+        assert code == 3 and said in line
+        file.write_bytes(before)
+    kept.parent.rename(copy / "elsewhere")
+    code, line = failure(command, capsys, arguments)
+    assert (
+        code == 2
+        and "seed 1 kd of study trial is finished, but experiments/studies/trial/trial_kd_seed1 is not" in line
+    )
+    record.unlink()
+    assert command.main(arguments) == 0 and "[4/4] seed 1 kd: would start" in capsys.readouterr().out
+
+
 def failure(command, capsys, arguments: list[str]) -> tuple[int, str]:
     """Exit code and the one line on standard error."""
     code = run_command(lambda: command.main(arguments))
