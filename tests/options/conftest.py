@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 SHIPPED = sorted([*OPTIONS.glob("train/*.yml"), *OPTIONS.glob("test/*.yml")])
 
 
 def pytest_generate_tests(metafunc):
-    """Runs a test that asks for `shipped` once for every shipped file."""
+    """Runs a test that asks for `shipped` once for every shipped file.
+
+    One that asks for `shipped_with_new_keys` sees the files of x3 and x4, which have the keys of x2, only at length.
+    """
     if "shipped" in metafunc.fixturenames:
-        metafunc.parametrize("shipped", SHIPPED, ids=[f"{file.parent.name}/{file.stem}" for file in SHIPPED])
+        metafunc.parametrize("shipped", map(_named, SHIPPED))
+    if "shipped_with_new_keys" in metafunc.fixturenames:
+        repeats = [file for file in SHIPPED if file.stem.endswith(("_x3", "_x4"))]
+        metafunc.parametrize(
+            "shipped_with_new_keys", [_named(file, [pytest.mark.long] * (file in repeats)) for file in SHIPPED]
+        )
+
+
+def _named(file: Path, marks: Any = ()) -> Any:
+    return pytest.param(file, marks=marks, id=f"{file.parent.name}/{file.stem}")

@@ -132,10 +132,10 @@ def test_shipped_file_begins_with_its_schema_and_what_it_reproduces(shipped):
     assert "Table" in purpose or "no table" in purpose
 
 
-def test_shipped_file_refuses_every_misspelt_key_with_its_line(shipped, tmp_path, monkeypatch):
+def test_shipped_file_refuses_every_misspelt_key_with_its_line(shipped_with_new_keys, tmp_path, monkeypatch):
     monkeypatch.setattr(yaml_entries, "_MOST_PLACES", 10**6)  # equal mistakes share a line, which names some of them
-    document = load_yaml(shipped)
-    file = tmp_path / shipped.parent.name / "misspelt.yml"
+    document = load_yaml(shipped_with_new_keys)
+    file = tmp_path / shipped_with_new_keys.parent.name / "misspelt.yml"
     file.parent.mkdir()
     for group in groups_of_keys(document):
         content, paths = with_misspelt_keys(document.data(), group)
