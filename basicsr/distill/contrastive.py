@@ -14,6 +14,7 @@ from torch import nn
 from basicsr.archs import build_network
 from basicsr.archs.arch_util import in_colour
 from basicsr.distill.base import StepContext, Term
+from basicsr.losses.loss_util import idle_conflicts
 from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
@@ -175,8 +176,10 @@ class HybridContrastive(Term):
         self.requires_grad_(train_heads)
 
     @staticmethod
-    def conflicts(mode: str, embed_dim: int) -> Iterator[Conflict]:
+    def conflicts(mode: str, embed_dim: int, mining: str, num_negatives: int | None) -> Iterator[Conflict]:
         """See `basicsr.utils.components.find_problems`."""
+        if mining == "all":
+            yield from idle_conflicts(HybridContrastive, "mining: all", {"num_negatives": num_negatives})
         multiple = 2 if mode == "image" else 4
         if embed_dim % multiple:
             yield "embed_dim", f"is {embed_dim}, allowed: multiples of {multiple}, as the heads' layers halve it"

@@ -217,3 +217,5 @@ def test_mistakes_are_named():
         term(patch_size=48)(context())
     with pytest.raises(OptionsError, match="tau: input should be less than or equal to 1, got 5"):
         term(tau=5.0)
+    with pytest.raises(OptionsError, match="num_negatives: is 3, without effect beside mining: all; leave num_neg"):
+        term(mining="all", num_negatives=3)
