@@ -91,6 +91,8 @@ class Document:
     def set(self, override: str) -> None:
         """Sets one key from `a:b:c=value`, the value read as YAML; mappings on the way are made if missing.
 
+        What begins with `{}` or `{scale}` is text, such as `{}x2`, quotes or not; `{}` alone is so for `filename_tmpl`.
+
         Raises:
             OptionsError: the text is not of that form, or the key leads through what is not a mapping.
         """
@@ -104,7 +106,8 @@ class Document:
         if len(keys) > MAX_DEPTH:
             raise _refusal(override, f"is nested deeper than {MAX_DEPTH} levels")
         reader = Reader()
-        value = reader.read_text(text, tuple(keys), position)
+        is_template = text.startswith(("{}", "{scale}")) and (text.strip() != "{}" or keys[-1] == "filename_tmpl")
+        value = Entry(text.strip(), position) if is_template else reader.read_text(text, tuple(keys), position)
         if reader.refused:
             raise OptionsError("\n".join(str(problem) for problem in reader.refused))
         entry = self.root

@@ -254,6 +254,19 @@ def test_overrides_set_one_key_and_are_read_as_yaml(read):
     assert str(document.position(("train", "total_iter"))) == "--force_yml"
 
 
+def test_templates_of_names_need_no_quotes(read):
+    document = read("a: 1\n")
+    written = {
+        "filename_tmpl={}": "{}",
+        "filename_tmpl={}x2": "{}x2",
+        "crop_border={scale}": "{scale}",
+        "distill={}": {},
+    }
+    for text, value in written.items():
+        document.set(text)
+        assert document.data()[text.partition("=")[0]] == value
+
+
 @pytest.mark.parametrize(
     "override", ["name", "=3", "a::b=3", "name=", "name:x=3", "_base_=x.yml", "a=[1", "a=!!python/none x", "a=*x"]
 )
