@@ -107,7 +107,8 @@ class Document:
             raise _refusal(override, f"is nested deeper than {MAX_DEPTH} levels")
         reader = Reader()
         is_template = text.startswith(("{}", "{scale}")) and (text.strip() != "{}" or keys[-1] == "filename_tmpl")
-        value = Entry(text.strip(), position) if is_template else reader.read_text(text, tuple(keys), position)
+        quoted = "'" + text.strip().replace("'", "''") + "'"
+        value = reader.read_text(quoted if is_template else text, tuple(keys), position)
         if reader.refused:
             raise OptionsError("\n".join(str(problem) for problem in reader.refused))
         entry = self.root
