@@ -6,7 +6,8 @@
 HR images are cut below and right to a multiple of the scale first. Training needs HR images of exactly scale
 times the LR size: where yours are not, `--hr-output` writes them cut to a common multiple of all scales;
 train on those. Images that are there already are left as they are, so that an interrupted run goes on where
-it was. Images that cannot be read or are too small are told together at the end.
+it was; those of files that have changed since are made again. Several folders may go into one, but for files of
+one name. Images that cannot be read or are too small are told together at the end.
 
 `--recursive` also takes the images in folders below; results come into one folder, and their names begin with the
 names of these folders: family/2024/a.jpg gives family_2024_a.png.
@@ -15,6 +16,8 @@ names of these folders: family/2024/a.jpg gives family_2024_a.png.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import math
 import sys
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ if __name__ == "__main__":
 import dataset_tools
 
 from basicsr.data.data_util import images_by_stem
+from basicsr.data.headers import stamp_of
 from basicsr.data.transforms import mod_crop
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.img_util import IMAGE_SUFFIXES, imwrite
@@ -48,6 +52,7 @@ class Task:
     lr_by_scale: dict[int, Path]
     cropped: Path | None
     rounding: Rounding
+    changed: bool
 
     @property
     def outputs(self) -> list[Path]:
@@ -63,9 +68,51 @@ class Outcome(NamedTuple):
     problem: str | None = None
 
 
+class Sources:
+    """A hidden file in the output folder that says of which file each image was made, a line each, the last one counts.
+
+    Args:
+        folder: the output folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / ".generate_lr_sources.jsonl"
+        self._known: dict[str, tuple[str, list[int]]] = {}
+        for line in self._file.read_text("utf-8").splitlines() if self._file.is_file() else ():
+            with contextlib.suppress(ValueError, TypeError):  # a line that a kill cut off
+                stem, path, stamp = json.loads(line)
+                self._known[stem] = path, stamp
+
+    def changed(self, stem: str, source: Path) -> bool:
+        """Whether the images of this name were made of something else than the source as it is now.
+
+        Raises:
+            DataError: of another file, which is still there.
+        """
+        path, stamp = self._known.get(stem, ("", None))
+        if stamp is None or stamp == list(stamp_of(source) or ()):
+            return False
+        if path != str(source.resolve()) and Path(path).exists():
+            raise DataError(
+                f"{source} would be called {stem}, as what was made of {path} before; rename one, or give another"
+                " --output and --hr-output"
+            )
+        return True
+
+    def note(self, stem: str, source: Path) -> None:
+        """Notes of which file the images of this name are made."""
+        line = (str(source.resolve()), list(stamp_of(source) or ()))
+        if self._known.get(stem) != line:
+            try:
+                with self._file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([stem, *line]) + "\n")
+            except OSError as error:
+                raise DataError(f"cannot write {self._file}: {error.strerror}") from error
+
+
 def make(task: Task) -> Outcome:
     """Writes an image's outputs."""
-    if dataset_tools.is_current(task.outputs, task.source):
+    if not task.changed and dataset_tools.is_current(task.outputs, task.source):
         return Outcome(made=False)
     try:
         img = dataset_tools.read_image(task.source)
@@ -95,6 +142,8 @@ def main() -> int:
     for name, output in (("--output", options.output), ("--hr-output", hr)):
         if output is not None and _reads_from(options.input, output, options.recursive):
             raise DataError(f"{name} {output} must not be the folder of --input, nor below it; name another")
+    noted = Sources(options.output)
+    changed = {stem: noted.changed(stem, source) for stem, source in sources.items()}
     for scale in options.scales:
         cut = multiple if hr is not None else scale
         parameters = {"scale": scale, "hr_multiple": cut, "rounding": options.rounding}
@@ -107,11 +156,18 @@ def main() -> int:
             lr_by_scale={scale: options.output / f"X{scale}" / f"{stem}x{scale}.png" for scale in options.scales},
             cropped=hr / f"{stem}.png" if hr is not None else None,
             rounding=options.rounding,
+            changed=changed[stem],
         )
         for stem, source in sources.items()
     ]
     dataset_tools.tell_of_folders([options.input], recursive=options.recursive)
-    outcomes = list(dataset_tools.in_processes(make, tasks, options.workers, "LR images"))
+    outcomes = []
+    for stem, outcome in zip(
+        sources, dataset_tools.in_processes(make, tasks, options.workers, "LR images"), strict=True
+    ):
+        outcomes.append(outcome)
+        if outcome.problem is None:
+            noted.note(stem, sources[stem])
     if problems := [outcome.problem for outcome in outcomes if outcome.problem is not None]:
         raise DataError("\n".join(problems))
     made = sum(outcome.made for outcome in outcomes)

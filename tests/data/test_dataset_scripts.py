@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -57,6 +58,24 @@ class TestGenerateLr:
                 f"{{}}x{scale}",
             )
             assert run("check_dataset.py", *checked, folder=tmp_path).returncode == 0
+
+    def test_another_file_of_a_name_is_never_taken_for_the_one_before(self, tmp_path):
+        write_images(tmp_path / "HR", {"a.png": (16, 16), "b.png": (16, 16)})
+        write_images(tmp_path / "other", {"b.png": (20, 24), "c.png": (16, 16)})
+        for path in (tmp_path / "HR/b.png", tmp_path / "other/b.png"):
+            os.utime(path, (1, 1))  # as photographs keep the time when they were taken
+        names = ("--output", "LR", "--scales", 2)
+        assert run("generate_lr.py", "--input", "HR", *names, folder=tmp_path).returncode == 0
+        result = run("generate_lr.py", "--input", "other", *names, folder=tmp_path)
+        made_of = str((tmp_path / "HR/b.png").resolve())
+        assert result.returncode == 3
+        assert f"other/b.png would be called b, as what was made of {made_of} before; rename one" in last_line(result)
+        (tmp_path / "other/b.png").replace(tmp_path / "HR/b.png")
+        assert "made 1 of 2 images" in run("generate_lr.py", "--input", "HR", *names, folder=tmp_path).stdout
+        assert cv2.imread(str(tmp_path / "LR/X2/bx2.png")).shape == (10, 12, 3)
+        (tmp_path / "HR").rename(tmp_path / "moved")
+        assert "all 2 images" in run("generate_lr.py", "--input", "moved", *names, folder=tmp_path).stdout
+        assert "made 1 image" in run("generate_lr.py", "--input", "other", *names, folder=tmp_path).stdout
 
     def test_a_rerun_does_what_is_left_and_no_more(self, tmp_path):
         write_images(tmp_path / "HR", {"a.png": (16, 16), "b.png": (16, 16)})
