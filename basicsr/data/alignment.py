@@ -20,6 +20,7 @@ from basicsr.utils.matlab_functions import imresize_integer
 
 LEAST_GAIN = 2.0  # dB
 LEAST_CORRELATION = 0.5
+EQUAL = "LR is equal to HR, so there is nothing to learn; check which folders are paired"
 _LOOKED_AT = 8  # pairs, where not all are
 _LEAST_SHIFT = 4  # HR pixels that are looked at in every direction, and the scale where that is more
 _LARGEST_WINDOW = 64  # LR pixels a side
@@ -58,14 +59,15 @@ def find_misalignment(hr: np.ndarray, lr: np.ndarray, scale: int) -> str | None:
 def looked_at(stored: StoredImages) -> str | None:
     """Compares a few pairs of a dataset, from the first to the last; says so where one does not belong together.
 
-    Those that cannot be read are passed over, as are datasets without HR images, and at scale 1, where cameras move.
+    Those that cannot be read are passed over, as are datasets without HR images. At scale 1, where cameras move and
+    some images may need no change, it is told only where all are equal.
     """
-    if stored.scale == 1 or not {"gt", "lq"} <= set(stored.files):
+    if not {"gt", "lq"} <= set(stored.files):
         return None
     count = len(stored.files["gt"])
     indices = sorted({round(step * (count - 1) / (_LOOKED_AT - 1)) for step in range(_LOOKED_AT)})
     faults = [(stored.name("gt", index), fault) for index in indices if (fault := _fault_of(stored, index))]
-    if not faults:
+    if not faults or (stored.scale == 1 and len(faults) < len(indices)):
         return None
     return f"{len(faults)} of {len(indices)} pairs looked at do not fit, as {faults[0][0]}: {faults[0][1]}"
 
@@ -76,6 +78,8 @@ def _fault_of(stored: StoredImages, index: int) -> str | None:
         large, small = decoded(hr), decoded(lr)
     except DataError:
         return None
+    if stored.scale == 1:
+        return EQUAL if np.array_equal(large, small) else None
     return find_misalignment(large, small, stored.scale) if large.dtype == small.dtype else None
 
 

@@ -22,7 +22,7 @@ from basicsr.utils.image_headers import ImageHeader
 from basicsr.utils.name_lists import printable
 
 # Changes whenever another verdict on the same file becomes possible.
-VERSION = 3
+VERSION = 4
 
 _LARGEST_FILE = 1 << 29
 _LONGEST_FAULT = 500

@@ -28,8 +28,9 @@ if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
 import dataset_tools
+import numpy as np
 
-from basicsr.data.alignment import find_misalignment
+from basicsr.data.alignment import EQUAL, find_misalignment
 from basicsr.data.checking import told_once
 from basicsr.data.data_util import check_template, paired_paths_from_folder
 from basicsr.data.pairing import advice, check_depths
@@ -99,6 +100,8 @@ def check_pair(
             f"HR {names[0]} is {large[0]}x{large[1]}, LR {names[1]} is {small[0]}x{small[1]}: not {pairing.scale} times"
             f" as large; {advice(large, small, pairing.scale, names[0])}"
         ), names
+    if images and pairing.scale == 1 and np.array_equal(images[0], images[1]):
+        return f"HR {names[0]} and LR {names[1]}: {EQUAL}", names
     if images and (fault := find_misalignment(images[0], images[1], pairing.scale)):
         return f"HR {names[0]} and LR {names[1]}: {fault}", names
     return None

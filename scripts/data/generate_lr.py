@@ -134,6 +134,8 @@ def make(task: Task) -> Outcome:
 def main() -> int:
     """The command."""
     options = _parse()
+    if 1 in options.scales:
+        raise OptionsError("--scales 1 would make copies; inputs at scale 1, such as blurred ones, come with their set")
     sources = find_sources(options.input, options.recursive)
     multiple = math.lcm(*options.scales)
     hr: Path | None = options.hr_output

@@ -275,3 +275,24 @@ class TestPairsOfOtherTools:
         assert check_datasets(
             [(build_dataset(block), DatasetOptions(**block, check_images="none"))], Place(torch.device("cpu"))
         ) == ([], [])
+
+    def test_that_are_one_picture_twice_are_told(self, tmp_path):
+        for name in ("a", "b"):
+            save(tmp_path / f"HR/{name}.png", picture(0, 48, 48))
+        block = {"name": "mine", "type": "PairedImageDataset", "phase": "test", "scale": 1}
+        block |= {"dataroot_gt": str(tmp_path / "HR"), "dataroot_lq": str(tmp_path / "HR")}
+
+        def remarks():
+            return check_datasets([(build_dataset(block), DatasetOptions(**block))], Place(torch.device("cpu")))[1]
+
+        (told,) = remarks()
+        assert "2 of 2 pairs looked at do not fit" in told and "LR is equal to HR" in told
+        save(tmp_path / "LR/a.png", picture(0, 48, 48))
+        save(tmp_path / "LR/b.png", picture(0, 48, 48) // 2)
+        block["dataroot_lq"] = str(tmp_path / "LR")
+        assert remarks() == []  # as where a set has images without rain
+        result = run("check_dataset.py", "--hr", "HR", "--lr", "LR", "--scale", 1, folder=tmp_path)
+        assert result.returncode == 3
+        assert result.stdout.count("problem: ") == 1 and "HR/a.png and LR LR/a.png: LR is equal" in result.stdout
+        result = run("generate_lr.py", "--input", "HR", "--output", "X", "--scales", 1, folder=tmp_path)
+        assert result.returncode != 0 and "--scales 1 would make copies" in result.stderr
