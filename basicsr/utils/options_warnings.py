@@ -35,7 +35,11 @@ def find_doubts(options: Options) -> list[Finding]:
         The key of each and what to say.
     """
     checks: list[Callable[[Options], Iterator[Finding]]] = [_other_scales, _borders, _tiles, _benchmark_names]
-    checks += [_lengths, _average, _stages, _loader_processes, _other_values] if options.is_train else [_published]
+    checks += (
+        [_lengths, _average, _stages, _loader_processes, _lone_images, _other_values]
+        if options.is_train
+        else [_published]
+    )
     findings = [finding for check in checks for finding in check(options)]
     return findings + [(key, message) for key, message, is_mistake in run_misfits(options) if not is_mistake]
 
@@ -81,6 +85,21 @@ def _other_scales(options: Options) -> Iterator[Finding]:
                 f"{shown(text)} says {named}, but scale is {options.scale}; if it was copied from there, change it"
                 " ({scale} stands for the scale)",
             )
+
+
+def _lone_images(options: Options) -> Iterator[Finding]:
+    """An image-level contrast over batches of one image."""
+    assert options.train is not None
+    block, train = options.train.contrastive_opt, options.datasets["train"]
+    several = any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    if block is None or block.get("type") == "patch" or (several and block.get("gather_negatives", True)):
+        return
+    if 1 in (train.batch_size_per_gpu, *(train.mini_batch_sizes or ())):
+        yield (
+            ("datasets", "train", "batch_size_per_gpu"),
+            "is 1: the contrast of whole images has no other image, and l_img is 0; raise it, or set"
+            " train.contrastive_opt.type: patch",
+        )
 
 
 def _texts(value: Any, key: KeyPath) -> Iterator[tuple[KeyPath, str]]:

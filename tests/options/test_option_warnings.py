@@ -93,6 +93,17 @@ def test_a_text_that_names_another_scale_is_told(override):
     assert line.startswith(f"--force_yml: {key}: ") and "but scale is 3" in line
 
 
+def test_an_image_level_contrast_over_single_images_is_told(monkeypatch):
+    file = Path(__file__).resolve().parents[2] / "options/train/mcadkd_edsr_x2.yml"
+    single = "datasets:train:batch_size_per_gpu=1"
+    (line,) = warnings(file, overrides=[single])
+    assert line.startswith("--force_yml: datasets.train.batch_size_per_gpu: is 1: the contrast of whole images")
+    assert warnings(file) == warnings(file, overrides=[single, "train:contrastive_opt:type=patch"]) == []
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert warnings(file, overrides=[single]) == []
+    assert len(warnings(file, overrides=[single, "train:contrastive_opt:gather_negatives=false"])) == 1
+
+
 @pytest.mark.parametrize(
     "name", ["f48x48", "box2", "x264", "student_x3_from_x2", "index2", "exp_2020x3", "a_12x", "X4K1000FPS", "X2Y"]
 )
