@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,7 +39,7 @@ class LmdbMaker:
         ending: of the names to note there, '.png' or '.ppm'.
 
     Raises:
-        DataError: the path does not end in `.lmdb` or exists already.
+        DataError: the path does not end in `.lmdb`, exists already or cannot be written.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class LmdbMaker:
         self.path = Path(lmdb_path)
         if self.path.suffix != ".lmdb":
             raise DataError(f"the name of an LMDB database must end in .lmdb, got {self.path}")
-        if self.path.exists():
+        if os.path.lexists(self.path):
             raise DataError(f"{self.path} exists already; remove it to create it anew")
         try:
             import lmdb
@@ -61,10 +63,12 @@ class LmdbMaker:
         self.compress_level = compress_level
         self.ending = ending
         self._partial = self.path.with_name(f".{self.path.name}.partial")
+        self._failures = OSError, lmdb.Error
         shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        self._environment = lmdb.open(str(self._partial), map_size=map_size)
-        self._transaction = self._environment.begin(write=True)
+        with self._told():
+            self._partial.mkdir(parents=True)
+            self._environment = lmdb.open(str(self._partial), map_size=map_size)
+            self._transaction = self._environment.begin(write=True)
         self._lines: list[str] = []
         self._bytes = 0
 
@@ -77,26 +81,42 @@ class LmdbMaker:
             img_shape: height, width, channels.
 
         Raises:
-            DataError: the key is too long or has been written before.
+            DataError: the key is too long or has been written before, or the disk is full.
         """
         encoded = key.encode("utf-8")
         if len(encoded) > _LONGEST_KEY:
             raise DataError(f"the name '{key[:40]}...' is longer than {_LONGEST_KEY} bytes, LMDB's limit; rename it")
-        if not self._transaction.put(encoded, img_byte, overwrite=False):
+        with self._told():
+            new = self._transaction.put(encoded, img_byte, overwrite=False)
+        if not new:
             raise DataError(f"two images are called '{key}'; rename one")
         height, width, channels = img_shape
         self._lines.append(f"{key}{self.ending} ({height},{width},{channels}) {self.compress_level}\n")
         self._bytes += len(img_byte)
         if len(self._lines) % self.batch == 0 or self._bytes >= _AT_ONCE:
-            self._transaction.commit()
-            self._transaction, self._bytes = self._environment.begin(write=True), 0
+            with self._told():
+                self._transaction.commit()
+                self._transaction, self._bytes = self._environment.begin(write=True), 0
 
     def close(self) -> None:
-        """Completes the database and gives it its name."""
-        self._transaction.commit()
-        self._environment.close()
-        (self._partial / "meta_info.txt").write_text("".join(self._lines), encoding="utf-8")
-        os.replace(self._partial, self.path)
+        """Completes the database and gives it its name; raises DataError where that is not possible."""
+        try:
+            with self._told():
+                self._transaction.commit()
+                self._environment.close()
+                (self._partial / "meta_info.txt").write_text("".join(self._lines), encoding="utf-8")
+                os.replace(self._partial, self.path)
+        except DataError:
+            self.discard()
+            raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except self._failures as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"cannot write {self.path}: {reason}; make room, or give another path") from error
 
     def discard(self) -> None:
         """Removes what was written."""

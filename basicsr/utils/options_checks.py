@@ -164,7 +164,7 @@ def _rows(options: Options) -> Iterator[Finding]:
     for row, entry in options.networks.items():
         at = ("networks", row)
         if not _NAME.match(row):
-            yield at, "names a row and a folder: letters, digits, . _ + = , @ - and spaces"
+            yield at, "names a row and a folder: a letter, digit or _, then these, . + = , @ - and spaces"
         yield from _too_long(at, row, _MAX_NAME_BYTES)
         if entry.type == "bicubic":
             for name in RowOptions.model_fields:

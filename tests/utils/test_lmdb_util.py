@@ -49,6 +49,18 @@ def test_an_existing_database_is_never_written_to(tmp_path):
         LmdbMaker(tmp_path / "a")
 
 
+def test_a_disk_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"^cannot write .*/file/a\.lmdb: Not a directory; "):
+        LmdbMaker(tmp_path / "file/a.lmdb")
+    with (
+        pytest.raises(DataError, match=r"^cannot write .*a\.lmdb: .*MDB_MAP_FULL"),
+        LmdbMaker(tmp_path / "a.lmdb", map_size=1 << 16) as maker,
+    ):
+        maker.put(bytes(1 << 17), "large", (1, 1, 3))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file"]
+
+
 def test_a_key_twice_or_too_long_is_refused(tmp_path):
     for key, message in (("a", "two images are called 'a'"), ("x" * 600, "longer than 511 bytes")):
         with pytest.raises(DataError, match=message), LmdbMaker(tmp_path / "a.lmdb") as maker:
