@@ -26,6 +26,7 @@ from basicsr.data.storage import ImageStorage, StoredImage, StoredImages
 from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import DataError
 from basicsr.utils.name_lists import leaves_folder, printable
+from basicsr.utils.regular_files import read_regular
 
 FORMAT: Literal[1] = 1
 MANIFEST = "cache.json"
@@ -216,7 +217,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         if path.stat().st_size > _LARGEST_MANIFEST:
             raise DataError(f"{path} is too large for the list of a teacher's cache; {again}")
-        content = path.read_bytes()
+        content = read_regular(path)
     except FileNotFoundError as error:
         raise DataError(f"{folder} is no teacher's cache: it has no {MANIFEST}; {again}") from error
     except (OSError, ValueError) as error:

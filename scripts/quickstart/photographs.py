@@ -30,10 +30,11 @@ import numpy as np
 
 from basicsr.data.transforms import mod_crop
 from basicsr.engine.command import run_command
-from basicsr.engine.run_folders import archive
+from basicsr.engine.run_folders import archive, check_archivable
 from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.img_util import imfrombytes, imwrite
 from basicsr.utils.matlab_functions import imresize_integer
+from basicsr.utils.regular_files import read_regular
 
 SCALE = 2
 # The two motorcycles are a stereo pair, nearly one picture: they must stay on one side.
@@ -79,6 +80,7 @@ def ensure_dataset(output: Path, photographs: Path) -> bool:
     """
     if _is_intact(output):
         return False
+    check_archivable(output, (MANIFEST,))
     partial = output.with_name(f"{output.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -86,7 +88,7 @@ def ensure_dataset(output: Path, photographs: Path) -> bool:
         for path, image in _images(photographs):
             imwrite(image, partial / path)
         (partial / MANIFEST).write_text(json.dumps(_manifest(partial), indent=1), "utf-8")
-        archive(output, (MANIFEST, "train", "val"))
+        archive(output, (MANIFEST,))
         partial.rename(output)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror}") from error
@@ -140,7 +142,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _is_intact(folder: Path) -> bool:
     try:
-        noted = json.loads((folder / MANIFEST).read_text("utf-8"))
+        noted = json.loads(read_regular(folder / MANIFEST))
     except (OSError, ValueError):
         return False
     return bool(noted == json.loads(json.dumps(_manifest(folder))))

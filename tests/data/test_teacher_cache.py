@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import math
 from pathlib import Path
 
@@ -165,6 +166,9 @@ def test_lists_of_unknown_origin_are_refused_in_a_line(tmp_path):
         assert "\n" not in str(caught.value) and "scripts/cache_teacher.py" in str(caught.value)
     path.unlink()
     with pytest.raises(DataError, match=r"is no teacher's cache: it has no cache\.json"):
+        read_manifest(tmp_path)
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"cache\.json: it is no file but a pipe; check the path"):
         read_manifest(tmp_path)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from basicsr.utils.errors import DataError
+from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.matlab_functions import imresize_integer
 from basicsr.utils.options import load_options, resolved_yaml
@@ -113,6 +113,14 @@ def test_a_damaged_dataset_is_made_anew_and_the_old_one_kept(photographs, data, 
     assert digests(folder) == digests(data)
     (kept,) = tmp_path.glob("quickstart_archived_*")
     assert (kept / "val/HR/chelsea.png").read_bytes() == b"no image"
+
+
+def test_a_dataset_of_the_users_own_is_left_alone(photographs, tmp_path):
+    (tmp_path / "mine/train").mkdir(parents=True)
+    (tmp_path / "mine/train/a.png").write_text("a photograph")
+    with pytest.raises(OptionsError, match=r"mine is there and holds something else \(train\), so it is not renamed"):
+        photographs.ensure_dataset(tmp_path / "mine", photographs.photographs_folder())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
 def test_missing_photographs_are_told_in_one_line(photographs, tmp_path):
