@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,7 +239,9 @@ def _choose(options: Options, auto_resume: bool) -> tuple[Checkpoint | None, lis
             error.extend(after="; to begin anew on purpose, start without --auto_resume")
             raise
     if options.path.resume_state is not None:
-        path = Path(options.path.resume_state).resolve()  # the networks lie beside the file, not beside a link to it
+        path = Path(
+            os.path.realpath(options.path.resume_state)
+        )  # the networks lie beside the file, not beside a link to it
         return _folder_of(path).load(path), []
     return None, []
 

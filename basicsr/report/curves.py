@@ -55,7 +55,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunHistory]:
     Raises:
         DataError: a folder has no history, or one without figures.
     """
-    names = [folder.resolve().name for folder in folders]
+    names = [os.path.basename(os.path.realpath(folder)) for folder in folders]
     runs = []
     for folder, name in zip(folders, names, strict=True):
         if not os.path.isdir(folder):

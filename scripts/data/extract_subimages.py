@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -253,12 +254,12 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
 
 def check_folders(tasks: list[Task]) -> None:
     """Raises DataError where squares would lie among the images that are cut, or those of two kinds in one folder."""
-    inputs = {part.source.parent.resolve() for part in tasks[0].parts}
+    inputs = {os.path.realpath(part.source.parent) for part in tasks[0].parts}
     outputs = [part.output for part in tasks[0].parts]
     for number, output in enumerate(outputs):
-        if output.resolve() in inputs:
+        if os.path.realpath(output) in inputs:
             raise DataError(f"{output} holds images that are to be cut; name another folder for the squares")
-        if output.resolve() in {other.resolve() for other in outputs[:number]}:
+        if os.path.realpath(output) in {os.path.realpath(other) for other in outputs[:number]}:
             raise DataError(f"{output} would get squares of HR and LR images; name another folder for one of them")
 
 

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +205,7 @@ def find_sources(folder: Path, recursive: bool) -> dict[str, Path]:
 
 def _reads_from(folder: Path, output: Path, recursive: bool) -> bool:
     """Whether what is written to `output` would be among the input of the next start."""
-    source, target = folder.resolve(), output.resolve()
+    source, target = (Path(os.path.realpath(path)) for path in (folder, output))
     return source == target or (recursive and source in target.parents)
 
 

@@ -193,3 +193,10 @@ def test_the_newest_states_are_gone_and_an_older_one_is_there(finished, tmp_path
     for text in ("[]", '{"checkpoint": 5}', '{"checkpoint": "x.state"}', "{"):
         (folder / "status.json").write_text(text)
         assert newer_that_are_gone(folder, 1) == []
+
+
+def test_a_state_that_is_a_link_to_itself_is_not_there(options, tmp_path):
+    loop = tmp_path / "2.state"
+    loop.symlink_to(loop)
+    with pytest.raises(CheckpointError, match=r"resume_state \S+2\.state does not exist; saved states: none"):
+        train_pipeline(changed(options, path={"resume_state": str(loop)}), root=tmp_path)
