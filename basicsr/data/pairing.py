@@ -76,9 +76,10 @@ def advice(gt_size: Size, lq_size: Size, scale: int, gt_path: str | None) -> str
 
 
 def _is_cut_of(gt_size: Size, lq_size: Size, scale: int) -> bool:
-    """Whether LR may be made from HR at this scale, pixels that fill no multiple being left over at most."""
+    """Whether LR may be made from HR at this scale: pixels that fill no multiple are left over at most, or make one
+    more, as where MATLAB's `imresize` rounds up."""
     rests = (large - small * scale for large, small in zip(gt_size, lq_size, strict=True))
-    return all(0 <= rest < max(MOST_CUT_OFF, scale) for rest in rests)
+    return all(-scale < rest < max(MOST_CUT_OFF, scale) for rest in rests)
 
 
 def check_depths(gt_bits: int, lq_bits: int, gt_path: str, lq_path: str) -> None:

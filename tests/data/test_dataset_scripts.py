@@ -17,6 +17,7 @@ from support.processes import start
 
 from basicsr.data import build_dataset
 from basicsr.data.checking import check_images, report
+from basicsr.data.pairing import advice
 from basicsr.utils import FileClient, imfrombytes
 from basicsr.utils.lmdb_util import read_meta_info
 from basicsr.utils.matlab_functions import imresize_integer
@@ -264,6 +265,12 @@ class TestCheckDataset:
         assert result.stderr.strip() == (
             "error: datasets holds no pairs of HR and LR folders; see datasets/README.md for the layout"
         )
+
+
+def test_lr_images_whose_sides_are_rounded_up_get_the_same_advice_and_other_scales_are_named():
+    for scale, size in ((3, (17, 18)), (4, (13, 14)), (2, (25, 27))):  # of 49x53, as MATLAB makes them
+        assert f"--hr-output NEW_HR --scales {scale};" in advice((49, 53), size, scale, "HR/a.png")
+    assert advice((48, 48), (24, 24), 3, "HR/a.png").startswith("the LR image is of scale 2; check scale")
 
 
 def test_the_advice_on_sides_that_are_no_multiple_leads_to_a_dataset_that_trains(tmp_path):
