@@ -92,6 +92,7 @@ def inputs_of(options: Options) -> Iterator[tuple[str, Path]]:
         named = option.rpartition(".")[2] not in ("name", "type") and option not in _NOT_READ
         if named and os.path.exists(text):
             yield option, Path(text)
+            yield from ((option, folder) for folder in _linked_folders(text))
     for file in options.sources:
         if os.path.isfile(file):
             yield "the options", Path(file)
@@ -99,6 +100,16 @@ def inputs_of(options: Options) -> Iterator[tuple[str, Path]]:
     yield "weights of losses", WEIGHTS_FOLDER
     yield "weights of losses", options.root / WEIGHTS_FOLDER
     yield "notes about images", cache_folder()
+
+
+def _linked_folders(root: str) -> set[Path]:
+    """The folders that links in a folder, as its images may be, lead to."""
+    try:
+        with os.scandir(root) as entries:
+            links = [os.readlink(entry.path) for entry in entries if entry.is_symlink()]
+    except OSError:  # it is no folder, or whoever reads it tells
+        return set()
+    return {Path(root, folder) for folder in {os.path.dirname(link) for link in links}}
 
 
 def check_archivable(folder: Path, marks: Sequence[str], never: Sequence[str] = ()) -> None:

@@ -42,6 +42,13 @@ def moved_data(options: dict[str, Any], run: Path) -> dict[str, Any]:
     return changed(options, datasets__train__dataroot_gt=str(run / "models/HR"))
 
 
+def linked_data(options: dict[str, Any], run: Path) -> dict[str, Any]:
+    moved = Path(moved_data(options, run)["datasets"]["train"]["dataroot_gt"])
+    for file in moved.iterdir():
+        linked(run.parents[1] / "links" / file.name, file)
+    return changed(options, datasets__train__dataroot_gt=str(run.parents[1] / "links"))
+
+
 def named_in_a_list(options: dict[str, Any], run: Path) -> dict[str, Any]:
     names = sorted(path.name for path in Path(options["datasets"]["train"]["dataroot_gt"]).iterdir())
     (run / "models").mkdir(parents=True)
@@ -73,6 +80,7 @@ READ: dict[str, tuple[Callable[[dict[str, Any], Path], dict[str, Any]], str]] = 
         "path.pretrain_network_g",
     ),
     "HR images": (moved_data, "datasets.train.dataroot_gt"),
+    "HR images, by links": (linked_data, "datasets.train.dataroot_gt"),
     "a list of names": (named_in_a_list, "datasets.train.meta_info_file"),
 }
 
