@@ -159,11 +159,15 @@ def _find_damage(place: Place, header: ImageHeader, most_pixels: int) -> str | N
 
 
 def _decoded(place: Place, header: ImageHeader) -> Finding:
-    pixels = imfrombytes(content_of(place))
+    return Finding(None, header, is_colourful(imfrombytes(content_of(place))))
+
+
+def is_colourful(pixels: np.ndarray) -> bool:
+    """Whether colours, (H, W, 3) uint8 or uint16, are more than gray."""
     if pixels.dtype != np.uint8:
         pixels = (pixels >> 8).astype(np.uint8)
     spread = pixels.max(axis=2).astype(np.int16) - pixels.min(axis=2)
-    return Finding(None, header, bool(spread.mean() > _COLOURFUL * 255))
+    return bool(spread.mean() > _COLOURFUL * 255)
 
 
 def stamp_of(path: str | Path) -> tuple[int, int] | None:

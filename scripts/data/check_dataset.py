@@ -33,6 +33,7 @@ import numpy as np
 from basicsr.data.alignment import EQUAL, find_misalignment
 from basicsr.data.checking import told_once
 from basicsr.data.data_util import check_template, paired_paths_from_folder
+from basicsr.data.headers import is_colourful
 from basicsr.data.pairing import advice, check_depths
 from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.file_client import FileClient
@@ -100,6 +101,9 @@ def check_pair(
             f"HR {names[0]} is {large[0]}x{large[1]}, LR {names[1]} is {small[0]}x{small[1]}: not {pairing.scale} times"
             f" as large; {advice(large, small, pairing.scale, names[0])}"
         ), names
+    for header, other, pixels in zip((hr, lr), (1, 0), images[::-1], strict=False):
+        if header.space == "gray" and is_colourful(pixels):
+            return f"{names[1 - other]} is gray, but {names[other]} is in colour; convert one of them", names
     if images and pairing.scale == 1 and np.array_equal(images[0], images[1]):
         return f"HR {names[0]} and LR {names[1]}: {EQUAL}", names
     if images and (fault := find_misalignment(images[0], images[1], pairing.scale)):

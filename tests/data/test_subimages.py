@@ -296,3 +296,12 @@ class TestPairsOfOtherTools:
         assert result.stdout.count("problem: ") == 1 and "HR/a.png and LR LR/a.png: LR is equal" in result.stdout
         result = run("generate_lr.py", "--input", "HR", "--output", "X", "--scales", 1, folder=tmp_path)
         assert result.returncode != 0 and "--scales 1 would make copies" in result.stderr
+
+    @pytest.mark.parametrize("scale", [1, 2])
+    def test_of_gray_and_colour_are_problems_to_check_dataset(self, tmp_path, scale):
+        image = picture(0, 96, 96)
+        save(tmp_path / "HR/a.png", cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
+        save(tmp_path / "LR/a.png", image if scale == 1 else imresize_integer(image, 0.5))
+        result = run("check_dataset.py", "--hr", "HR", "--lr", "LR", "--scale", scale, folder=tmp_path)
+        assert result.returncode == 3
+        assert "problem: HR/a.png is gray, but LR/a.png is in colour" in result.stdout
