@@ -240,7 +240,7 @@ class CheckpointFolder:
 
     def holds(self, checkpoint: Checkpoint | None) -> bool:
         """Whether a checkpoint is one of this folder's, by whatever path it was read."""
-        return checkpoint is not None and checkpoint.path.parent.resolve() == self.states.resolve()
+        return checkpoint is not None and os.path.realpath(checkpoint.path.parent) == os.path.realpath(self.states)
 
     def check_space(self, needed: int) -> None:
         """Looks whether a checkpoint of `needed` bytes has room.

@@ -61,7 +61,7 @@ def _prepare(options: Options, resume: Checkpoint | None, size: int) -> list[str
     checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
     checkpoints.check_space(size)
     own = checkpoints.holds(resume)
-    if resume is not None and not own and folder.resolve() in resume.path.resolve().parents:
+    if resume is not None and not own and Path(os.path.realpath(folder)) in Path(os.path.realpath(resume.path)).parents:
         raise CheckpointError(
             f"resume_state {resume.path} lies in {folder}, which a run of this name would set aside; give the run"
             " another name"

@@ -239,9 +239,8 @@ def _choose(options: Options, auto_resume: bool) -> tuple[Checkpoint | None, lis
             error.extend(after="; to begin anew on purpose, start without --auto_resume")
             raise
     if options.path.resume_state is not None:
-        path = Path(
-            os.path.realpath(options.path.resume_state)
-        )  # the networks lie beside the file, not beside a link to it
+        # The networks lie beside the file, not beside a link to it.
+        path = Path(os.path.realpath(options.path.resume_state))
         return _folder_of(path).load(path), []
     return None, []
 

@@ -141,8 +141,11 @@ def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
 
 
 def is_current(outputs: Sequence[Path], source: Path) -> bool:
-    """Whether all outputs exist and none is older than what it is made from."""
-    made = source.stat().st_mtime
+    """Whether all outputs exist and none is older than what it is made from, which must be there."""
+    try:
+        made = source.stat().st_mtime
+    except OSError:  # reading it tells
+        return False
     return all(output.is_file() and output.stat().st_mtime >= made for output in outputs)
 
 

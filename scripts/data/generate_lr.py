@@ -93,7 +93,7 @@ class Sources:
         path, stamp = self._known.get(stem, ("", None))
         if stamp is None or stamp == list(stamp_of(source) or ()):
             return False
-        if path != str(source.resolve()) and Path(path).exists():
+        if path != os.path.realpath(source) and Path(path).exists():
             raise DataError(
                 f"{source} would be called {stem}, as what was made of {path} before; rename one, or give another"
                 " --output and --hr-output"
@@ -102,7 +102,7 @@ class Sources:
 
     def note(self, stem: str, source: Path) -> None:
         """Notes of which file the images of this name are made."""
-        line = (str(source.resolve()), list(stamp_of(source) or ()))
+        line = (os.path.realpath(source), list(stamp_of(source) or ()))
         if self._known.get(stem) != line:
             try:
                 with self._file.open("a", encoding="utf-8") as file:

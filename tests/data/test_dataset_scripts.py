@@ -139,6 +139,17 @@ class TestGenerateLr:
         assert "Traceback" not in result.stderr
         assert list(files(tmp_path / "LR")) == ["X2/cx2.png"]
 
+    def test_links_in_circles_and_dead_ones_are_told_in_a_line_each(self, tmp_path):
+        write_images(tmp_path / "hr", {"a.png": (24, 24)})
+        for link, target in (("hr/b", "b"), ("hr/c", "gone"), ("out", "out")):
+            (tmp_path / f"{link}.png").symlink_to(f"{target}.png")
+        result = run("generate_lr.py", "--input", "hr", "--output", "lr", "--scales", "2", folder=tmp_path)
+        assert result.returncode == 3 and list(files(tmp_path / "lr")) == ["X2/ax2.png"]
+        told = [line for line in result.stderr.splitlines() if "cannot read hr/" in line]
+        assert [line.split("cannot read ")[1][:8] for line in told] == ["hr/b.png", "hr/c.png"]
+        result = run("generate_lr.py", "--input", "hr", "--output", "out.png", "--scales", "2", folder=tmp_path)
+        assert result.returncode == 3 and last_line(result).startswith("error: cannot write to out.png/X2: ")
+
     def test_interrupted_it_leaves_whole_images_and_no_process(self, tmp_path):
         write_images(tmp_path / "HR", {f"{number:03d}.png": (400, 400) for number in range(40)})
         names = ("--input", "HR", "--output", "LR", "--scales", "2", "--workers", "2")

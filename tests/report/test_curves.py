@@ -13,7 +13,7 @@ from PIL import Image
 
 from basicsr.engine.command import run_command
 from basicsr.report.curves import RunHistory, choose_keys, curves_figure, read_runs, smoothed
-from basicsr.utils.errors import OptionsError
+from basicsr.utils.errors import DataError, OptionsError
 
 
 def write_run(root: Path, name: str, psnr: float, losses: str = "l_pix") -> Path:
@@ -133,3 +133,9 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_written(main, folders, tmp
     assert sorted(tmp_path.rglob("*")) == before
     Path(empty, "history.jsonl").write_text("")
     assert "holds no figures yet" in refused(empty)
+
+
+def test_a_link_to_itself_is_no_run(tmp_path):
+    (tmp_path / "run").symlink_to("run")
+    with pytest.raises(DataError, match=r"^there is no folder .*run; "):
+        read_runs([tmp_path / "run"])
