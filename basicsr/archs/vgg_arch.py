@@ -16,7 +16,7 @@ from basicsr.archs.arch_util import in_colour
 from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.tensor_files import load_tensors
-from basicsr.utils.weight_checks import check_weights
+from basicsr.utils.weight_checks import check_not_all_zero, check_weights
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")
 RANDOM_WEIGHTS = "random"
@@ -186,6 +186,7 @@ def _load(features: nn.Sequential, vgg_type: str, vgg_weights: str | None) -> No
             )
         check_weights({f"features.{key}": value}, source, {f"features.{key}": expected})
         weights[key] = value.to(expected.dtype)
+    check_not_all_zero(weights, source)
     features.load_state_dict(weights, assign=True)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from basicsr.archs.arch_util import in_colour
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.tensor_files import load_state_dict_only
-from basicsr.utils.weight_checks import check_weights
+from basicsr.utils.weight_checks import check_not_all_zero, check_weights
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")
 WEIGHTS_NAME = "vqgan_imagenet_f16_1024"
@@ -320,6 +320,7 @@ def _load(network: VQGANEncoder, state: Mapping[str, Tensor], path: Path) -> Non
     if sum(value.numel() for value in wanted.values()) > path.stat().st_size:
         raise CheckpointError(_refusal(path, "it has fewer bytes than its weights have numbers"))
     check_weights(state, path, wanted)
+    check_not_all_zero(state, path)
     network.load_state_dict({key: state[key].float().contiguous() for key in wanted}, assign=True)
 
 

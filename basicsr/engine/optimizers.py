@@ -34,10 +34,8 @@ ARGUMENTS: dict[str, Any] = {
     "t0": Annotated[float, Ge(0), Le(1e9)],
     "etas": tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Ge(1), Le(100)]],
     "step_sizes": tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1e6)]],
-    "maximize": Literal[False],
-    **dict.fromkeys(
-        ("amsgrad", "nesterov", "centered", "capturable", "differentiable", "decoupled_weight_decay"), bool
-    ),
+    **dict.fromkeys(("maximize", "capturable", "differentiable"), Literal[False]),  # of other training loops
+    **dict.fromkeys(("amsgrad", "nesterov", "centered", "decoupled_weight_decay"), bool),
     **dict.fromkeys(("foreach", "fused"), bool | None),
 }
 """Types and ranges of the optimizers' arguments, by name."""
@@ -86,7 +84,7 @@ def build_optimizer(
             entries.append({"params": trained, "name": group})
             if group == HEADS and "weight_decay" in known:
                 entries[-1]["weight_decay"] = weight_decay_heads
-    if not {"fused", "foreach", "differentiable", "capturable"} & set(arguments):
+    if not {"fused", "foreach"} & set(arguments):
         arguments |= _fastest(known, entries)
     optimizer = OPTIMIZERS[name](entries, **arguments)
     for entry in optimizer.param_groups:

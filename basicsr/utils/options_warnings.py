@@ -35,11 +35,8 @@ def find_doubts(options: Options) -> list[Finding]:
         The key of each and what to say.
     """
     checks: list[Callable[[Options], Iterator[Finding]]] = [_other_scales, _borders, _tiles, _benchmark_names]
-    checks += (
-        [_lengths, _average, _stages, _loader_processes, _lone_images, _other_values]
-        if options.is_train
-        else [_published]
-    )
+    training = [_lengths, _average, _stages, _loader_processes, _lone_images, _other_values, _left_over]
+    checks += training if options.is_train else [_published]
     findings = [finding for check in checks for finding in check(options)]
     return findings + [(key, message) for key, message, is_mistake in run_misfits(options) if not is_mistake]
 
@@ -198,6 +195,21 @@ def _other_values(options: Options) -> Iterator[Finding]:
                         f"is {shown(given)}, but that of training is {shown(other)}: the network is evaluated on"
                         " values that it has not learned; make them equal",
                     )
+
+
+def _left_over(options: Options) -> Iterator[Finding]:
+    """Parts of a loss or a model that the run does not have."""
+    path, train = options.path, options.train
+    of_adversary: dict[KeyPath, Any] = {
+        ("network_d",): options.network_d,
+        ("train", "optim_d"): train.optim_d,
+        ("path", "pretrain_network_d"): path.pretrain_network_d,
+    }
+    for key, given in of_adversary.items() if train.adversarial is None else ():
+        if given is not None:
+            yield key, "is not used, as there is no train.adversarial_opt (gan_opt); give it, or remove this"
+    if options.model_type != "KDModel" and path.pretrain_network_t is not None:
+        yield ("path", "pretrain_network_t"), f"is not used, as model_type is {options.model_type}; remove it"
 
 
 def _loader_processes(options: Options) -> Iterator[Finding]:

@@ -234,6 +234,10 @@ def without(state: dict[str, torch.Tensor], *beginnings: str) -> dict[str, torch
             lambda state: {**state, "quantize.embedding.weight": torch.zeros(7, 11)},
             r"quantize\.embedding\.weight is \(7, 11\), .* \(7, 10\)|quant_conv",
         ),
+        (
+            lambda state: {key: torch.zeros_like(value) for key, value in state.items()},
+            "all its weights are 0; fetch or copy it again",
+        ),
         (lambda state: {"params": torch.zeros(3)}, r"holds no tensors that begin with encoder\. or quant_conv\. or"),
     ],
 )

@@ -167,6 +167,13 @@ def test_weights_of_another_vgg_are_refused(vgg11_file: Path) -> None:
         random_loss(vgg_weights=str(vgg11_file))
 
 
+def test_weights_of_zeros_are_refused(vgg11_file: Path, tmp_path: Path) -> None:
+    state = torch.load(vgg11_file, weights_only=True)
+    torch.save({key: torch.zeros_like(value) for key, value in state.items()}, tmp_path / "vgg11.pth")
+    with pytest.raises(CheckpointError, match="all its weights are 0"):
+        PerceptualLoss(layer_weights={"conv1_1": 1.0}, vgg_type="vgg11", vgg_weights=str(tmp_path / "vgg11.pth"))
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"absent/vgg19\.pth does not exist"):
         random_loss(vgg_weights="absent/vgg19.pth")

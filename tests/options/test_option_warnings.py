@@ -184,6 +184,9 @@ def test_the_share_of_the_first_weights_in_the_average_is_what_ema_leaves():
         ("crop_border=2", "val.metrics.psnr.crop_border: is 2, but scale is 3"),
         ("val={val_freq: 9, tile: 32, tile_overlap: 64, metrics: {a: {type: calculate_psnr}}}", "val.tile_overlap: is"),
         ("val:tile_overlap=8", "val.tile_overlap: is 8, but there is no val.tile: images are run whole"),
+        ("network_d={type: UNetDiscriminatorSN, num_in_ch: 3}", "network_d: is not used, as there is no train.advers"),
+        ("train:optim_d={type: Adam}", "train.optim_d: is not used, as there is no train.adversarial_opt"),
+        ("path={pretrain_network_t: t.pth}", "path.pretrain_network_t: is not used, as model_type is SRModel"),
         ("datasets:val:name=Set14", "datasets.val.dataroot_gt: is a folder of Set5, but the dataset is named Set14"),
     ],
 )

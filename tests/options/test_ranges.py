@@ -269,6 +269,7 @@ def test_any_value_at_any_key_is_taken_or_refused_in_lines(file, count):
         ("train:optim_g:lr=.inf", "train.optim_g.lr: input should be a finite number, got inf"),
         ("train:optim_g:betas=[0.9, 1]", "train.optim_g.betas: input should be less than 1"),
         ("train:optim_d:maximize=true", "train.optim_d.maximize: input should be False, got True"),
+        ("train:optim_g:capturable=true", "train.optim_g.capturable: input should be False, got True"),
         ("train:accumulate=1e9", "train.accumulate: input should be less than or equal to 1024, got 1000000000"),
         ("datasets:train:num_worker_per_gpu=3000", "num_worker_per_gpu: input should be less than or equal to 1024"),
         ("train:contrastive_opt:embed_dim=250", "train.contrastive_opt.embed_dim: is 250, allowed: multiples of 4"),
