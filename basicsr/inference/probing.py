@@ -19,6 +19,7 @@ Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 
 _CHANNELS = (1, 3, 4)
+_QUICK = 5e7  # parameters times pixels: what runs in no more time than the meta device takes for many small layers
 _STEP = 64  # sides are shortened by multiples of it, so that networks in need of multiples show the same
 
 
@@ -44,7 +45,8 @@ class Outcome:
 class Trial:
     """A network that is tried; weights, buffers, modes and random generators stay as they are.
 
-    Shapes are tried on the meta device, where nothing is computed. What cannot run there, or fails there, is run.
+    Shapes are tried on the meta device, where nothing is computed. What cannot run there, or fails there, is run, and
+    so is what takes next to no time.
 
     Args:
         label: how the options call it, such as 'network_g'.
@@ -76,7 +78,8 @@ class Trial:
             shape: of the image.
             any_output: the output need not be an image, as that of a discriminator.
         """
-        made = self._made_on_meta(shape, any_output)
+        quick = self._is_quick(shape)
+        made = None if quick else self._made_on_meta(shape, any_output)
         if made is not None:
             return Outcome(shape, made)
         shorter = shape if any_output else _shortened(shape)
@@ -115,6 +118,10 @@ class Trial:
             return _checked_shape(self._run(_noise(shape)), any_output) is not None
         except Exception:  # whatever a network's code raises
             return False
+
+    def _is_quick(self, shape: Shape) -> bool:
+        parameters = sum(parameter.numel() for parameter in self._network.parameters())
+        return shape == _shortened(shape) and 0 < parameters * shape[1] * shape[2] < _QUICK
 
     def _made_on_meta(self, shape: Shape, any_output: bool) -> Shape | None:
         if self._meta is None:

@@ -274,6 +274,7 @@ def _plain(base: Path, name: str, overrides: Sequence[str], doubts: list[str]) -
     """The base as options of the student alone, whose mistakes are told with the places where they stand."""
     present = _read(base).positions()
     own = [f"{':'.join(key)}={value}" for key, value in METHOD_KEYS.items() if key in present]
+    own += ["path:pretrain_network_t=~"] if ("path", "pretrain_network_t") in present else []
     own = [*overrides, *own, "network_t=~", "model_type=SRModel", "train:pixel_opt={type: L1Loss}", f'name="{name}"']
     options = load_options(base, overrides=own, training=True, warn=doubts.append)
     if not options.datasets_of("val") or not options.val.metrics:

@@ -17,7 +17,7 @@ def pytest_generate_tests(metafunc):
     One that asks for `shipped_with_new_keys` sees the files of x3 and x4, which have the keys of x2, only at length.
     """
     if "shipped" in metafunc.fixturenames:
-        metafunc.parametrize("shipped", map(_named, SHIPPED))
+        metafunc.parametrize("shipped", [_named(file) for file in SHIPPED])
     if "shipped_with_new_keys" in metafunc.fixturenames:
         repeats = [file for file in SHIPPED if file.stem.endswith(("_x3", "_x4"))]
         metafunc.parametrize(
