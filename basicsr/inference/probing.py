@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 
 _CHANNELS = (1, 3, 4)
-_QUICK = 5e7  # parameters times pixels: what runs in no more time than the meta device takes for many small layers
+_QUICK = 1e9  # parameters times pixels: run in no more time than the meta device takes for a network of many layers
 _STEP = 64  # sides are shortened by multiples of it, so that networks in need of multiples show the same
 
 
