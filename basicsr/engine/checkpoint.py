@@ -308,6 +308,7 @@ class CheckpointFolder:
                 )
             candidates = [file for file in (root / name, _temporary(root / name)) if os.path.isfile(file)]
             if not candidates:
+                names_in((root / name).parent)  # a file is missing only where its folder can be read
                 raise _damaged(path, f"is not complete ({name} is missing)", self._advice())
             where = "" if root / name == path else f" of {name}"
             try:

@@ -65,6 +65,10 @@ LOST: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: (empty(run / "training_states"), relink(run / "models", "/nowhere")),
         r"models \(it is a link to /nowhere",
     ),
+    "models alone: a dangling link": (
+        lambda run: relink(run / "models", "/nowhere"),
+        r"models \(it is a link to /nowhere",
+    ),
     "only weights are left": (lambda run: only(run, "models"), "models/net_g_2.pth"),
     "only the last weights are left": (
         lambda run: (only(run, "models"), [file.unlink() for file in (run / "models").glob("net_?_[0-9]*.pth")]),
