@@ -1,4 +1,7 @@
-"""Every shipped training file builds, trains and resumes at reduced size, on one rank and on two, killed or not."""
+"""Every shipped training file is built and trains at reduced size; those that repeat no other are killed and resumed.
+
+One file of each kind trains and resumes on two ranks. At length all files resume, on one rank and on two.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,6 @@ from basicsr.utils.yaml_loader import load_yaml
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
 FILES = sorted(OPTIONS.glob("*.yml"))
-
-
 READ_OTHERWISE = ("mcadkd_equations", "mcadkd_as_published", "dckd_as_published")
 READ_OTHERWISE_FIRST = ("mcadkd_equations_edsr_x2", "mcadkd_as_published_edsr_x2", "dckd_as_published_rcan_x2")
 
