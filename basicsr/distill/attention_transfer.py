@@ -34,6 +34,8 @@ class AttentionTransfer(FeatureTerm):
         loss_weight: weight of L_AT.
     """
 
+    batch_scope = "image"
+
     def __init__(
         self,
         *,

@@ -22,8 +22,10 @@ from torch import nn
 
 from basicsr.distill.networks import NetworkPair
 from basicsr.losses import build_loss
+from basicsr.losses.loss_util import BatchScope, batch_scope_of
 from basicsr.utils import randomness
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import LOSS_REGISTRY
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ class Term(nn.Module):
             where the output alone is enough; only then may it come from a cache, without the teacher.
         replaces_student: whether the student is run with weights that the term trains in its place, see
             `student_weights`; such a term is shown the networks, and told of updates, before the others.
+        batch_scope: which images the term compares, as `losses.loss_util.BatchScope` says, or a static method that
+            tells it from the term's options. The default is the strictest: a run goes on with another number of ranks
+            only where no term minds.
         needs_average: whether the moving average of the student's weights is followed (`after_average`), so that the
             options must keep one.
         runs_student_parts: whether parts of the student are run by themselves, with the weights that they hold.
@@ -115,6 +120,7 @@ class Term(nn.Module):
     beyond_output: ClassVar[str] = "the teacher itself, as its class does not say otherwise (beyond_output)"
     replaces_student: ClassVar[bool] = False
     runs_student_parts: ClassVar[bool] = False
+    batch_scope: ClassVar[Any] = "one rank"
     needs_average: bool = False
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
@@ -175,6 +181,11 @@ def nothing_of(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.stack([parameter.sum() for parameter in parameters]).sum() * 0.0
 
 
+def criterion_scope(block: Mapping[str, Any]) -> BatchScope:
+    """The batch scope of the registered loss that a block names by `type`."""
+    return batch_scope_of(LOSS_REGISTRY.get(block["type"]), block)
+
+
 class CriterionTerm(Term):
     """A registered loss between the student's output and a target image.
 
@@ -216,6 +227,7 @@ class Reconstruction(CriterionTerm):
 
     needs_teacher = False
     beyond_output = ""
+    batch_scope = staticmethod(criterion_scope)
 
     def target(self, context: StepContext) -> torch.Tensor:
         """I_GT."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 from basicsr.archs import build_network
 from basicsr.archs.arch_util import in_colour
 from basicsr.distill.base import StepContext, Term
-from basicsr.losses.loss_util import idle_conflicts
+from basicsr.losses.loss_util import BatchScope, idle_conflicts
 from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
@@ -138,6 +138,11 @@ class HybridContrastive(Term):
     """
 
     beyond_output = ""
+
+    @staticmethod
+    def batch_scope(options: Mapping[str, Any]) -> BatchScope:
+        """Negatives come from the batches of all ranks, or of one."""
+        return "all ranks" if options.get("gather_negatives", True) else "one rank"
 
     def __init__(
         self,

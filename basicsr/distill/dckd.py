@@ -99,6 +99,7 @@ class DCKD(Term):
         CheckpointError: the VQGAN's weights cannot be had.
     """
 
+    batch_scope = "image"
     beyond_output = ""
     history: nn.Module | None
 

@@ -78,6 +78,7 @@ class DUKD(Term):
             its default.
     """
 
+    batch_scope = "image"
     beyond_output = "the teacher on other images"
 
     def __init__(

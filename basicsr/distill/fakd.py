@@ -51,6 +51,8 @@ class FAKD(FeatureTerm):
         OptionsError: `reduction` is neither.
     """
 
+    batch_scope = "image"
+
     def __init__(
         self,
         *,

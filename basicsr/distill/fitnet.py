@@ -39,6 +39,8 @@ class FitNet(FeatureTerm):
         loss_weight: weight of L_hint.
     """
 
+    batch_scope = "image"
+
     def __init__(
         self,
         *,

@@ -29,6 +29,7 @@ class LabelConsistency(Term):
         OptionsError: an option is out of its range.
     """
 
+    batch_scope = "image"
     beyond_output = "the teacher on other images"
 
     def __init__(self, *, probability: Probability = 0.5, loss_weight: Weight = 1.0) -> None:

@@ -98,6 +98,7 @@ class MiPKD(Term):
             no effect beside another.
     """
 
+    batch_scope = "image"
     beyond_output = "the teacher's features and stages"
     runs_student_parts = True
 

@@ -47,6 +47,8 @@ class RKD(FeatureTerm):
         angle_weight: weight of L_angle.
     """
 
+    batch_scope = "all ranks"
+
     def __init__(
         self,
         *,

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from basicsr.distill.base import CriterionTerm, StepContext
+from basicsr.distill.base import CriterionTerm, StepContext, criterion_scope
+from basicsr.losses.loss_util import BatchScope
 from basicsr.utils.registry import METHOD_REGISTRY
 
 
@@ -20,6 +21,11 @@ class ResponseDistillation(CriterionTerm):
     """
 
     beyond_output = ""
+
+    @staticmethod
+    def batch_scope(options: Mapping[str, Any]) -> BatchScope:
+        """That of the criterion."""
+        return criterion_scope(options.get("criterion") or {"type": "L1Loss"})
 
     def __init__(self, *, criterion: Mapping[str, Any] | None = None) -> None:
         super().__init__("l_resp", criterion or {"type": "L1Loss"})

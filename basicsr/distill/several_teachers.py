@@ -12,8 +12,8 @@ from torch import nn
 from basicsr.archs import build_network
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.pretrained import network_for
-from basicsr.distill.base import CriterionTerm, StepContext
-from basicsr.losses.loss_util import at_least_float32
+from basicsr.distill.base import CriterionTerm, StepContext, criterion_scope
+from basicsr.losses.loss_util import BatchScope, at_least_float32
 from basicsr.utils.components import bind_arguments, check_arguments
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.options_components import is_auto
@@ -88,6 +88,11 @@ class SeveralTeachers(CriterionTerm):
     """
 
     beyond_output = ""
+
+    @staticmethod
+    def batch_scope(options: Mapping[str, Any]) -> BatchScope:
+        """That of the criterion."""
+        return criterion_scope(options.get("criterion") or {"type": "L1Loss"})
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from basicsr.distill.base import criterion_scope
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, UnreadableFolderError
 from basicsr.engine.distributed import Place, on_master
 from basicsr.engine.meeting import restarts
@@ -16,10 +17,12 @@ from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.record import TEACHER_CACHE, weights_read
 from basicsr.engine.status import launched_by_us
 from basicsr.engine.traces import newer_that_are_gone, refuse_new_start
+from basicsr.losses.loss_util import BatchScope, batch_scope_of
 from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from basicsr.utils.options import load_options, no_warning, resolved_yaml
 from basicsr.utils.options_schema import Options
+from basicsr.utils.registry import METHOD_REGISTRY
 from basicsr.utils.yaml_loader import document_from_text
 
 if TYPE_CHECKING:
@@ -39,9 +42,6 @@ _WITHOUT_EFFECT = (
 )
 # Of no account in a run that goes on: its checkpoint has these networks.
 _FROM_THE_CHECKPOINT = ("path.pretrain_network_g", "path.pretrain_network_d")
-# Methods that look at each image by itself, so that it does not matter to them how a batch is cut into several.
-_BY_IMAGE = ("ResponseDistillation",)
-_BY_RANK = ("CSD", "SharedCSD")
 # Of no account where both runs have the teacher's outputs from a cache, which are compared.
 _OF_THE_TEACHER = ("network_t", "path.pretrain_network_t", "path.param_key_t")
 _BATCH = ("datasets.train.batch_size_per_gpu", "datasets.train.mini_batch_sizes", "train.accumulate")
@@ -129,7 +129,8 @@ def _changes(resume: Checkpoint, options: Options, place: Place) -> tuple[list[s
     if old != new:
         same = _images(before, state.get("world_size", 1)) == _images(after, place.world_size)
         cut_alike = before.get("train.accumulate", 1) == after.get("train.accumulate", 1)
-        alike = _looks_at_images_alone(options) or (cut_alike and not _looks_at_a_ranks_batch(options))
+        scopes = _batch_scopes(options)
+        alike = scopes <= {"image"} or (cut_alike and "one rank" not in scopes)
         (slight if same and alike else grave).append(f"images to an iteration: {old} -> {new}")
     for option in sorted({*known, *files} - {*_FROM_THE_CHECKPOINT}):
         if option not in known and option not in after:
@@ -290,15 +291,12 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return {name: found for part, entry in inner for name, found in _flat(entry, part).items()}
 
 
-def _looks_at_images_alone(options: Options) -> bool:
-    methods = options.train.method_blocks.values()
-    return options.train.adversarial is None and all(block.get("type") in _BY_IMAGE for block in methods)
-
-
-def _looks_at_a_ranks_batch(options: Options) -> bool:
-    """Whether images are compared with others of the same rank's only."""
-    methods = options.train.method_blocks.values()
-    return any(block.get("type") in _BY_RANK or block.get("gather_negatives") is False for block in methods)
+def _batch_scopes(options: Options) -> set[BatchScope]:
+    """Which images the losses compare. A discriminator's batch normalisation sees one batch of all ranks at a time."""
+    train = options.train
+    scopes = {criterion_scope(block) for block in train.loss_blocks.values()}
+    scopes |= {batch_scope_of(METHOD_REGISTRY.get(block["type"]), block) for block in train.method_blocks.values()}
+    return scopes | ({"all ranks"} if train.adversarial is not None else set())
 
 
 def _per_stage(options: Mapping[str, Any]) -> list[int]:

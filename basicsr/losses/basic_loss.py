@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from basicsr.losses.loss_util import Reduction, at_least_float32, weighted_loss
+from basicsr.losses.loss_util import Reduction, at_least_float32, scope_of_reduction, weighted_loss
 from basicsr.utils.components import check_arguments
 from basicsr.utils.ranges import Small, Weight
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -58,6 +58,8 @@ class L1Loss(nn.Module):
         OptionsError: `reduction` is none of these.
     """
 
+    batch_scope = staticmethod(scope_of_reduction)
+
     def __init__(self, *, loss_weight: Weight = 1.0, reduction: Reduction = "mean") -> None:
         check_arguments(L1Loss, locals())
         super().__init__()
@@ -80,6 +82,8 @@ class MSELoss(nn.Module):
     Raises:
         OptionsError: `reduction` is none of these.
     """
+
+    batch_scope = staticmethod(scope_of_reduction)
 
     def __init__(self, *, loss_weight: Weight = 1.0, reduction: Reduction = "mean") -> None:
         check_arguments(MSELoss, locals())
@@ -108,6 +112,8 @@ class CharbonnierLoss(nn.Module):
         OptionsError: `reduction` is none of these, or `eps` is not positive.
     """
 
+    batch_scope = staticmethod(scope_of_reduction)
+
     def __init__(self, *, loss_weight: Weight = 1.0, reduction: Reduction = "mean", eps: Small = 1e-12) -> None:
         check_arguments(CharbonnierLoss, locals())
         super().__init__()
@@ -131,6 +137,8 @@ class WeightedTVLoss(nn.Module):
     Raises:
         OptionsError: `reduction` is neither.
     """
+
+    batch_scope = staticmethod(scope_of_reduction)
 
     def __init__(self, *, loss_weight: Weight = 1.0, reduction: Literal["mean", "sum"] = "mean") -> None:
         check_arguments(WeightedTVLoss, locals())

@@ -16,6 +16,30 @@ from basicsr.utils.components import Conflict
 from basicsr.utils.errors import AssertedDataError, OptionsError
 
 Reduction = Literal["none", "mean", "sum"]
+BatchScope = Literal["image", "all ranks", "one rank"]
+"""Which images a loss compares: each image only with its own target, images of all ranks, or images of one rank.
+
+'image': the loss of a batch is the mean of its images' losses. 'all ranks': the iteration's images may be divided among
+ranks in any way. 'one rank': the loss depends on which images come to a rank together.
+"""
+
+
+def batch_scope_of(component: object, options: Mapping[str, Any]) -> BatchScope:
+    """The `batch_scope` that a loss or method declares; 'one rank', the strictest, where it declares none.
+
+    Args:
+        component: the registered class or function. Its `batch_scope` is a `BatchScope`, or a static method that
+            returns one for the options.
+        options: of the loss or method, without defaults.
+    """
+    declared = getattr(component, "batch_scope", "one rank")
+    scope: BatchScope = declared(options) if callable(declared) else declared
+    return scope
+
+
+def scope_of_reduction(options: Mapping[str, Any]) -> BatchScope:
+    """The scope of a reduction over the batch: ranks average gradients, so a sum depends on the number of ranks."""
+    return "image" if options.get("reduction", "mean") == "mean" else "one rank"
 
 
 def check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
-from basicsr.losses.loss_util import at_least_float32, check_images_for
+from basicsr.losses.loss_util import BatchScope, at_least_float32, check_images_for
 from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.ranges import Weight
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -64,6 +64,11 @@ class PerceptualLoss(nn.Module):
         OptionsError: an option is none of these.
         CheckpointError: the VGG's weights cannot be had.
     """
+
+    @staticmethod
+    def batch_scope(options: Mapping[str, Any]) -> BatchScope:
+        """A Frobenius norm is taken over the whole batch."""
+        return "one rank" if options.get("criterion") == "fro" else "image"
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
 from basicsr.data.batch import Batch
 from basicsr.distill.base import Reconstruction, Term
+from basicsr.losses.loss_util import batch_scope_of
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.registry import METHOD_REGISTRY
 
@@ -108,6 +110,21 @@ def test_the_gradient_is_the_slope(name):
     # slope is about as large as the gradient, against which a difference is held.
     steepest = sum(p.grad.square().sum() for p in parameters).sqrt().item()
     assert ((at(1e-7) - at(-1e-7)) / 2e-7).item() == pytest.approx(slope.item(), abs=1e-3 * steepest)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if batch_scope_of(METHOD_REGISTRY.get(name), {}) == "image"])
+def test_a_method_that_declares_to_compare_no_images_gives_the_mean_of_its_parts_over_a_divided_batch(name):
+    model = build(name, dtype=torch.float64)
+    whole = images(dtype=torch.float64)
+    halves = [replace(whole, **{key: cut(value, i) for key, value in vars(whole).items()}) for i in (0, 2)]
+    parts = [model(half, 1).parts for half in halves]
+    for part, value in model(whole, 1).parts.items():
+        assert value.item() == pytest.approx((parts[0][part] + parts[1][part]).item() / 2, rel=1e-9), part
+
+
+def cut(value: Any, start: int) -> Any:
+    """Two entries of what has one for each image."""
+    return value[start : start + 2] if isinstance(value, (torch.Tensor, list, tuple)) else value
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from basicsr.losses import build_loss
+from basicsr.losses.loss_util import batch_scope_of
 from basicsr.utils.registry import LOSS_REGISTRY
 
 OPTIONS: dict[str, Any] = {"layer_weights": {"relu1_1": 1.0, "conv2_1": 0.5}, "vgg_weights": "random"}
@@ -39,6 +40,12 @@ def case_name(options: dict[str, Any]) -> str:
 
 
 CASES = cases()
+BY_IMAGE = [
+    options
+    for case in CASES
+    for options in (case, *({**case, "criterion": kind} for kind in ("l2", "fro") if case["type"] == "PerceptualLoss"))
+    if batch_scope_of(LOSS_REGISTRY.get(options["type"]), options) == "image"
+]
 every_loss = pytest.mark.parametrize("options", CASES, ids=case_name)
 
 
@@ -75,6 +82,14 @@ def test_it_is_a_finite_number_with_a_gradient_for_the_prediction(options: dict[
     assert pred.grad is not None
     assert pred.grad.isfinite().all()
     assert pred.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("options", BY_IMAGE, ids=case_name)
+def test_a_loss_that_declares_to_compare_no_images_is_the_mean_over_them(options: dict[str, Any]) -> None:
+    loss = build_loss(options).double()
+    pred, target = example()
+    alone = [evaluate(loss, pred[i : i + 1], target[i : i + 1]).item() for i in range(len(pred))]
+    assert evaluate(loss, pred, target).item() == pytest.approx(sum(alone) / len(alone), rel=1e-12)
 
 
 @every_loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,16 +12,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from support.registering import registered
 from support.training import changed, finish, run_ranks, start, told, told_by_ranks, train
+from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.data.sampling import KeySampler
+from basicsr.distill.base import StepContext, Term
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.distributed import Place
 from basicsr.engine.record import weights_read
 from basicsr.engine.resuming import check_options
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.options import load_options, resolved_yaml
+from basicsr.utils.registry import LOSS_REGISTRY, METHOD_REGISTRY
 
 REFUSAL = "since 4.state was saved, this has changed and makes it another experiment:"
 
@@ -176,6 +181,61 @@ def test_two_ranks_go_on_with_what_one_began(begun, tmp_path):
     assert first.startswith("0\n"), first
     assert "changed since 4.state was saved: images to an iteration: 2 (1 rank x 2) -> 2 (2 ranks x 1)" in first
     assert (tmp_path / "experiments/tiny/training_states/5.json").exists()
+
+
+class UndeclaredLoss(nn.Module):
+    """A loss as users write it, which says nothing of batches."""
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (output - target).std()
+
+
+class UndeclaredMethod(Term):
+    """A method as the guide shows it, which says nothing of batches."""
+
+    weights = {"l_own": 1.0}
+
+    def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
+        return {"l_own": (context.sr - context.teacher_output).std()}
+
+
+UNFIT_FOR_OTHER_RANKS = {
+    "a loss without a declaration": {"train__pixel_opt__type": "UndeclaredLoss"},
+    "a sum over the batch": {"train__pixel_opt__reduction": "sum"},
+    "the criterion of a method": {
+        "train__distill": {"own": {"type": "ResponseDistillation", "criterion": {"type": "UndeclaredLoss"}}}
+    },
+    "a method without a declaration": {"train__distill": {"own": {"type": "UndeclaredMethod"}}},
+    "negatives of one rank": {"train__contrastive_opt__gather_negatives": False},
+    "CSD": {"train__distill": {"own": {"type": "CSD", "vgg_weights": "random"}}},
+}
+FIT_FOR_OTHER_RANKS = {
+    "MCAD-KD": {},
+    "FAKD": {"train__distill": {"own": {"type": "FAKD"}}},
+    "a criterion that is a mean": {
+        "train__distill": {"own": {"type": "ResponseDistillation", "criterion": {"type": "MSELoss"}}}
+    },
+}
+
+
+@pytest.mark.parametrize("changes", [*UNFIT_FOR_OTHER_RANKS.values(), *FIT_FOR_OTHER_RANKS.values()])
+def test_another_number_of_ranks_is_refused_unless_every_loss_declares_that_it_does_not_mind(mcadkd, tmp_path, changes):
+    with registered(LOSS_REGISTRY, UndeclaredLoss), registered(METHOD_REGISTRY, UndeclaredMethod):
+        options = load_options(changed(mcadkd, **changes), training=True, root=tmp_path)
+        before = load_options(
+            changed(mcadkd, **changes, datasets__train__batch_size_per_gpu=1), training=True, root=tmp_path
+        )
+        resume = Checkpoint(4, {}, {"options": resolved_yaml(before), "world_size": 2}, Path("4.state"))
+        place = Place(torch.device("cpu"))
+        line = "images to an iteration: 2 (2 ranks x 1) -> 2 (1 rank x 2)"
+        if changes in UNFIT_FOR_OTHER_RANKS.values():
+            with pytest.raises(OptionsError, match=re.escape(line)):
+                check_options(resume, options, place, False)
+        else:
+            assert check_options(resume, options, place, False) == [f"changed since 4.state was saved: {line}"]
 
 
 def test_weights_that_losses_find_by_themselves_are_compared_too(mcadkd, tmp_path, monkeypatch):
