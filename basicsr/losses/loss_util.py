@@ -32,7 +32,7 @@ def batch_scope_of(component: object, options: Mapping[str, Any]) -> BatchScope:
             returns one for the options.
         options: of the loss or method, without defaults.
     """
-    declared = getattr(component, "batch_scope", "one rank")
+    declared: Any = getattr(component, "batch_scope", "one rank")
     scope: BatchScope = declared(options) if callable(declared) else declared
     return scope
 
