@@ -4,4 +4,8 @@ Importing the package defines names and nothing else; networks, datasets, losses
 their registries on first use.
 """
 
+from basicsr.utils.aliases import install
+
 __version__ = "0.1.0"
+
+install()

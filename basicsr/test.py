@@ -15,7 +15,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file: import the package it lies in, whatever else is installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr.engine.stop import Interrupted, StopRequest, quiet_start
+from basicsr.engine.process.stop import Interrupted, StopRequest, quiet_start
 from basicsr.utils.stop_signals import STOP_SIGNALS
 from basicsr.utils.waiting import sleep_while_waiting
 
@@ -28,17 +28,21 @@ from torch import nn
 from tqdm import tqdm
 
 from basicsr.archs import build_network
-from basicsr.archs.pretrained import network_for
+from basicsr.config.load import load_test_options, parse_arguments
+from basicsr.config.schema import Options
+from basicsr.config.unused import unused_in_testing
 from basicsr.data import build_eval_dataset
-from basicsr.engine import experiment
-from basicsr.engine.agreement import joined, require_equal
-from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, any_rank, on_master
-from basicsr.engine.images import check_datasets, require_equal_images
-from basicsr.engine.peers import following
+from basicsr.engine import run_folder as experiment
 from basicsr.engine.probe import check_evaluation, evaluation_images
-from basicsr.engine.record import digest_of_file
+from basicsr.engine.process.agreement import joined, require_equal
+from basicsr.engine.process.command import run_command
+from basicsr.engine.process.distributed import Launcher, Place, any_rank, on_master
+from basicsr.engine.process.rank_watchdog import following
+from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.run_folders import results_taken
+from basicsr.engine.startup_checks import check_datasets, require_equal_images
+from basicsr.files.atomic_files import sha256_of
+from basicsr.files.images import imwrite
 from basicsr.inference.probing import Trial
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate, image_names
@@ -48,17 +52,13 @@ from basicsr.report.results import Results, Row, ScaleResults
 from basicsr.report.speed import Latencies, Stopwatch, device_name
 from basicsr.report.tables import decimals_of, format_figure, metric_label
 from basicsr.report.writing import write_files, write_tables
-from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, UserError
-from basicsr.utils.img_util import imwrite
 from basicsr.utils.logger import get_root_logger, log_remark
-from basicsr.utils.options import load_test_options, parse_arguments
-from basicsr.utils.options_schema import Options
-from basicsr.utils.options_unused import unused_in_testing
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import keep_output_precise
 from basicsr.utils.timing import Spread
+from basicsr.weights.recognise import network_for
 
 _INTERRUPTED = "interrupted: the results are incomplete; start again"
 

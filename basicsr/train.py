@@ -17,7 +17,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file: import the package it lies in, whatever else is installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr.engine.stop import Preempted, StopRequest, quiet_start
+from basicsr.engine.process.stop import Preempted, StopRequest, quiet_start
 from basicsr.utils.stop_signals import STOP_SIGNALS
 from basicsr.utils.waiting import sleep_while_waiting
 
@@ -27,31 +27,32 @@ if __name__ == "__main__":
 
 import torch
 
+from basicsr.config.load import load_options, parse_arguments, resolved_yaml
+from basicsr.config.schema import Options
 from basicsr.data.batch import Batch
-from basicsr.engine import experiment, resuming
-from basicsr.engine.agreement import joined, require_equal
+from basicsr.engine import resuming
+from basicsr.engine import run_folder as experiment
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Launcher, Place, any_rank, on_master
-from basicsr.engine.feed import Feed, SkippedImages
-from basicsr.engine.images import check_all_images, require_equal_images
-from basicsr.engine.ownership import owned
-from basicsr.engine.peers import following
+from basicsr.engine.logs.run_log import RunLog
+from basicsr.engine.prefetch import Feed, SkippedImages
 from basicsr.engine.probe import check_fit
-from basicsr.engine.record import weights_read
+from basicsr.engine.process.agreement import joined, require_equal
+from basicsr.engine.process.command import run_command
+from basicsr.engine.process.distributed import Launcher, Place, any_rank, on_master
+from basicsr.engine.process.rank_watchdog import following
+from basicsr.engine.process.run_lock import owned
+from basicsr.engine.provenance import weights_read
 from basicsr.engine.run_folders import check_training_folders
-from basicsr.engine.run_log import RunLog
+from basicsr.engine.startup_checks import check_all_images, require_equal_images
 from basicsr.engine.status import RunStatus
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
+from basicsr.files.atomic_files import sha256_of
 from basicsr.models import recognise_networks
-from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.dist_util import averages, gather_objects, raise_together
 from basicsr.utils.errors import NonFiniteError, UserError
 from basicsr.utils.host_memory import keep_freed_memory
 from basicsr.utils.logger import log_remark
-from basicsr.utils.options import load_options, parse_arguments, resolved_yaml
-from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
 
 _SMALLEST_SCALE = 1.0  # of fp16's losses; gradients that overflow even so do not for want of range

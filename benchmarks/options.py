@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from basicsr.utils.options import load_options
-from basicsr.utils.options_schema import thaw
+from basicsr.config.load import load_options
+from basicsr.config.schema import thaw
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN: Mapping[str, Any] = {"amp": "none", "channels_last": False}

@@ -28,12 +28,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
 from basicsr.utils.cpu_load import cpu_times, load_between
 from basicsr.utils.errors import DataError, OptionsError, UserError
 from benchmarks.bench import FALLBACK, Bench

@@ -19,7 +19,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 from basicsr.utils.waiting import sleep_while_waiting
 
 if __name__ == "__main__":
@@ -29,11 +29,11 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from basicsr.engine.cache_making import How, Made, make_cache
-from basicsr.engine.command import run_command
+from basicsr.config.load import load_options, no_warning
+from basicsr.config.schema import Options
+from basicsr.engine.process.command import run_command
+from basicsr.engine.teacher_cache.making import How, Made, make_cache
 from basicsr.utils.errors import MachineError, OptionsError
-from basicsr.utils.options import load_options, no_warning
-from basicsr.utils.options_schema import Options
 from basicsr.utils.sizes import readable
 
 _LEAST_TILE = 8  # smaller ones are mostly context

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 0)]
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 from basicsr.utils.waiting import sleep_while_waiting
 
 if __name__ == "__main__":
@@ -31,10 +31,10 @@ from study.records import Record, State, state_of, weights_of
 from study.tables import claim_results, write_files
 from subprocesses import Stopped, exclusive
 
-from basicsr.engine.command import run_command
+from basicsr.config.schema import Options
 from basicsr.engine.precision_choice import Choice, choose_for_several, read_choice
+from basicsr.engine.process.command import run_command
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options_schema import Options
 
 _DRY = {"start": "would start", "resume": "would go on", "done": "done already"}
 

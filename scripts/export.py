@@ -18,7 +18,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 from basicsr.utils.waiting import sleep_while_waiting
 
 if __name__ == "__main__":
@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import torch
 
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
 from basicsr.export.exporting import ENDINGS, export, load_student
 from basicsr.export.onnx_file import DEFAULT_OPSET, OPSETS
 from basicsr.export.verification import table

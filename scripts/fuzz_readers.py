@@ -32,7 +32,7 @@ for folder in (ROOT, str(Path(__file__).resolve().parent)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -40,7 +40,7 @@ if __name__ == "__main__":
 import numpy as np
 from fuzz_cases import READERS, Reader
 
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
 from basicsr.utils.errors import OptionsError, UserError
 
 SECONDS_A_CASE: float = 10  # of the processor; four times as many by the clock, for what waits

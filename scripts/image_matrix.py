@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "scripts/data"), str(ROOT / "tests")]
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -38,7 +38,7 @@ import numpy as np
 from dialects import all_dialects
 from dialects.base import Dialect
 
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
 
 EQUAL, TOLD, REFUSED, SILENT, MISSED = "equal", "told", "refused", "SILENT", "MISSED"
 READERS = (
@@ -119,10 +119,10 @@ class Matrix:
 
     def start_and_train(self) -> None:
         """The check of headers before a run, and samples as train.py and test.py load them."""
+        from basicsr.config.schema import DatasetOptions
         from basicsr.data import build_dataset
-        from basicsr.data.checking import check_images
+        from basicsr.data.checks.checking import check_images
         from basicsr.utils.errors import DataError
-        from basicsr.utils.options_schema import DatasetOptions
 
         folder = str(self.folder / "all")
         block: dict[str, Any] = {"type": "PairedImageDataset", "dataroot_gt": folder, "dataroot_lq": folder}

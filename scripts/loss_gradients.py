@@ -23,7 +23,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 from basicsr.utils.waiting import sleep_while_waiting
 
 if __name__ == "__main__":
@@ -33,16 +33,16 @@ if __name__ == "__main__":
 import torch
 from torch.nn import functional as F
 
+from basicsr.config.load import load_options
+from basicsr.config.schema import Options
 from basicsr.data import build_train_loader
 from basicsr.data.batch import Batch
 from basicsr.distill.base import Term
-from basicsr.engine.command import run_command
-from basicsr.engine.distributed import distributed
+from basicsr.engine.process.command import run_command
+from basicsr.engine.process.distributed import distributed
 from basicsr.engine.resuming import find_checkpoint
 from basicsr.engine.training_run import TrainingRun
 from basicsr.utils.errors import NonFiniteError, OptionsError
-from basicsr.utils.options import load_options
-from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
 
 IN_FLOAT32 = ("amp=none", "amp_teacher=none")

@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -31,11 +31,10 @@ if __name__ == "__main__":
 from pydantic import ConfigDict, PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
 from pydantic.json_schema import PydanticJsonSchemaWarning
 
-from basicsr.engine.command import run_command
-from basicsr.engine.optimizers import ARGUMENTS, OPTIMIZERS
-from basicsr.engine.schedules import SCHEDULES
-from basicsr.utils.components import call_style, type_hints
-from basicsr.utils.options_schema import SET_BY_THE_COMMAND, Options
+from basicsr.config.schema import SET_BY_THE_COMMAND, Options
+from basicsr.engine.process.command import run_command
+from basicsr.optim.optimizers import ARGUMENTS, OPTIMIZERS
+from basicsr.optim.schedules import SCHEDULES
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     DATASET_REGISTRY,
@@ -44,6 +43,7 @@ from basicsr.utils.registry import (
     METRIC_REGISTRY,
     Registry,
 )
+from basicsr.utils.signatures import call_style, type_hints
 
 SCHEMA_FILE = Path(__file__).resolve().parents[1] / "options" / "schema.json"
 Schema = dict[str, Any]

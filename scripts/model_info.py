@@ -21,7 +21,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 from basicsr.utils.waiting import sleep_while_waiting
 
 if __name__ == "__main__":
@@ -31,15 +31,15 @@ if __name__ == "__main__":
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.archs.pretrained import load_pretrained
-from basicsr.engine.command import run_command
+from basicsr.config.component_blocks import is_auto
+from basicsr.config.load import load_options, load_test_options
+from basicsr.config.schema import FrozenMapping, Options
+from basicsr.config.yaml_files import load_yaml
+from basicsr.engine.process.command import run_command
+from basicsr.files.name_lists import printable
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.name_lists import printable
-from basicsr.utils.options import load_options, load_test_options
-from basicsr.utils.options_components import is_auto
-from basicsr.utils.options_schema import FrozenMapping, Options
-from basicsr.utils.yaml_loader import load_yaml
+from basicsr.weights.recognise import load_pretrained
 
 _LONGEST = 400
 

@@ -18,12 +18,12 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
 from basicsr.report.curves import choose_keys, curves_figure, read_runs
 from basicsr.report.plots import write_figure
 from basicsr.utils.errors import CheckpointError, OptionsError

@@ -19,7 +19,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 from basicsr.utils.waiting import sleep_while_waiting
 
 if __name__ == "__main__":
@@ -29,18 +29,18 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from basicsr.archs.pretrained import Pretrained, load_pretrained
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
+from basicsr.files.atomic_files import check_writable
+from basicsr.files.name_lists import printable
 from basicsr.inference.picture_paths import Job, find_sources, not_taken, plan
 from basicsr.inference.picture_writing import DEFAULT_QUALITY, FORMATS, OutputError
 from basicsr.inference.probing import Trial
 from basicsr.inference.runner import Runner
 from basicsr.inference.upscaling import Upscaler, upscale_file
-from basicsr.utils.atomic_files import check_writable
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
-from basicsr.utils.name_lists import printable
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, keep_output_precise
+from basicsr.weights.recognise import Pretrained, load_pretrained
 
 _TRIED = 48  # pixels a side
 _LEAST_TILE = 8  # smaller ones are mostly context

@@ -14,19 +14,19 @@ from support.registering import registered
 from support.training import without_teacher
 
 from basicsr.archs.discriminator_arch import VGGStyleDiscriminator
+from basicsr.config.load import load_options
 from basicsr.data import build_dataset
 from basicsr.data.base import load_sample
 from basicsr.data.data_util import paired_paths_from_folder
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.sampling import SampleKey
 from basicsr.data.single_image_dataset import SingleImageDataset
-from basicsr.engine.distributed import Place
+from basicsr.engine.process.distributed import Place
 from basicsr.engine.training_run import TrainingRun
 from basicsr.losses.basic_loss import L1Loss
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import FileClient, imfrombytes, img2tensor
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options
 from basicsr.utils.registry import DATASET_REGISTRY
 
 

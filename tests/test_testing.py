@@ -16,14 +16,14 @@ import torch
 
 import basicsr
 from basicsr.archs import build_network
+from basicsr.config.load import load_options
+from basicsr.config.yaml_files import dump_yaml, load_yaml
+from basicsr.files.images import tensor2img
 from basicsr.metrics import calculate_psnr
 from basicsr.test import test_pipeline as run_test
 from basicsr.utils import pass_times
 from basicsr.utils.errors import CheckpointError, DataError, OptionsError
-from basicsr.utils.img_util import tensor2img
 from basicsr.utils.matlab_functions import imresize
-from basicsr.utils.options import load_options
-from basicsr.utils.yaml_loader import dump_yaml, load_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = (2, 3)

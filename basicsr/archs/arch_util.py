@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.utils.components import Conflict
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.signatures import Conflict
 
 MOST_BLOCKS = 2000
 

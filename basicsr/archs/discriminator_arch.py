@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import spectral_norm
 
-from basicsr.utils.components import check_arguments
 from basicsr.utils.errors import AssertedDataError, DataError
 from basicsr.utils.ranges import Features, ImageChannels
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.signatures import check_arguments
 
 
 @ARCH_REGISTRY.register()

@@ -7,10 +7,10 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
-from basicsr.utils.components import check_arguments
 from basicsr.utils.errors import DataError
 from basicsr.utils.ranges import Features, ImageChannels, Levels
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.signatures import check_arguments
 
 
 @ARCH_REGISTRY.register()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.ranges import Features, ImageChannels
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.signatures import Conflict, check_arguments
 
 
 class _ProjectionHead(nn.Module):
@@ -55,7 +55,7 @@ class ImageProjectionHead(_ProjectionHead):
 
     @staticmethod
     def conflicts(embed_dim: int) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         if embed_dim % 2:
             yield "embed_dim", f"{embed_dim} is not supported: give a multiple of 2"
 
@@ -78,7 +78,7 @@ class PatchProjectionHead(_ProjectionHead):
 
     @staticmethod
     def conflicts(embed_dim: int) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         if embed_dim % 4:
             yield "embed_dim", f"{embed_dim} is not supported: give a multiple of 4"
 

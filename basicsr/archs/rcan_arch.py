@@ -16,9 +16,9 @@ from basicsr.archs.arch_util import (
     upscale_conflicts,
 )
 from basicsr.archs.staged import StagedNetwork
-from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.ranges import Blocks, Colour, Factor, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.signatures import Conflict, check_arguments
 
 
 class ChannelAttention(nn.Module):
@@ -141,7 +141,7 @@ class RCAN(StagedNetwork):
         num_in_ch: int,
         num_out_ch: int,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         yield from upscale_conflicts(upscale)
         yield from mean_conflicts(rgb_mean, num_in_ch, num_out_ch)
         if squeeze_factor > num_feat:

@@ -19,7 +19,6 @@ from basicsr.archs.swin_util import (
     residual_convolution,
     shifted_window_mask,
 )
-from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.errors import DataError
 from basicsr.utils.ranges import (
     BelowOne,
@@ -35,6 +34,7 @@ from basicsr.utils.ranges import (
     Window,
 )
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.signatures import Conflict, check_arguments
 
 
 class ChannelNorm(nn.Module):
@@ -187,7 +187,7 @@ class SwinIR(StagedNetwork):
         upscale: int,
         upsampler: str | None,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         if len(depths) != len(num_heads) or not depths:
             yield "depths", f"has {len(depths)} entries and num_heads {len(num_heads)}: give one per group in each"
         if uneven := [heads for heads in num_heads if embed_dim % heads]:

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from basicsr.archs.arch_util import in_colour
-from basicsr.utils.atomic_files import sha256_of
+from basicsr.files.atomic_files import sha256_of
+from basicsr.files.torch_files import load_tensors
+from basicsr.files.weight_checks import check_not_all_zero, check_weights
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.tensor_files import load_tensors
-from basicsr.utils.weight_checks import check_not_all_zero, check_weights
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")
 RANDOM_WEIGHTS = "random"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from basicsr.data.teacher_cache import decode
+from basicsr.data.teacher_outputs import decode
 from basicsr.utils.errors import DataError
 
 _FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}

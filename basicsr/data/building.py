@@ -16,7 +16,7 @@ from basicsr.data.storage import StoredImages
 from basicsr.utils.registry import DATASET_REGISTRY
 
 if TYPE_CHECKING:
-    from basicsr.utils.options_schema import DatasetOptions
+    from basicsr.config.schema import DatasetOptions
 
 _FRAMEWORK_KEYS = (
     "name",

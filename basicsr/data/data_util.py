@@ -17,13 +17,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from basicsr.data.surroundings import folders_like_images, look_around, some
+from basicsr.data.checks.surroundings import folders_like_images, look_around, some
+from basicsr.files.images import IMAGE_SUFFIXES
+from basicsr.files.lmdb_databases import read_meta_info
+from basicsr.files.lmdb_pages import find_damaged_page
+from basicsr.files.name_lists import leaves_folder, printable, read_lines
 from basicsr.utils.errors import AssertedDataError, DataError, OptionsError
-from basicsr.utils.img_util import IMAGE_SUFFIXES
-from basicsr.utils.lmdb_pages import find_damaged_page
-from basicsr.utils.lmdb_util import read_meta_info
 from basicsr.utils.misc import scandir
-from basicsr.utils.name_lists import leaves_folder, printable, read_lines
 
 _WITH_SHAPE = re.compile(r"(?P<name>.*\S) +\([0-9]+, ?[0-9]+(, ?[0-9]+)?\)( .*)?")
 

@@ -15,10 +15,10 @@ from basicsr.data.data_util import (
 )
 from basicsr.data.pairing import check_depths, check_whole_pair
 from basicsr.data.storage import ImageStorage, StoredImage, StoredImages, Window, backend_type, check_roots
-from basicsr.data.teacher_cache import StoredOutputs, decode
+from basicsr.data.teacher_outputs import StoredOutputs, decode
 from basicsr.data.transforms import choose_crop, draw_coins, turned
+from basicsr.files.images import img2tensor
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.img_util import img2tensor
 from basicsr.utils.ranges import Colour, Deviation, Scale, Side
 from basicsr.utils.registry import DATASET_REGISTRY
 

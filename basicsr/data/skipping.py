@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from basicsr.data.base import load_sample, sample_name
 from basicsr.data.batch import Skipped
-from basicsr.data.headers import without_name
+from basicsr.data.checks.inspection import without_name
 from basicsr.data.sampling import SampleKey
 from basicsr.data.storage import StoredImages
 from basicsr.utils.errors import DataError

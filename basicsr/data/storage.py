@@ -17,13 +17,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from basicsr.files.file_client import FileClient
+from basicsr.files.image_headers import FOLLOWING, is_alone_ppm
+from basicsr.files.images import imfrombytes
+from basicsr.files.name_lists import printable
+from basicsr.files.ppm_files import LONGEST_HEADER, PpmHeader, pixels_of, read_ppm_header
+from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.file_client import FileClient
-from basicsr.utils.image_headers import FOLLOWING, is_alone_ppm
-from basicsr.utils.img_util import imfrombytes
-from basicsr.utils.name_lists import printable
-from basicsr.utils.ppm_files import LONGEST_HEADER, PpmHeader, pixels_of, read_ppm_header
-from basicsr.utils.regular_files import open_regular
 
 
 @dataclass(frozen=True)

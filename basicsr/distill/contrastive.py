@@ -15,11 +15,11 @@ from basicsr.archs import build_network
 from basicsr.archs.arch_util import in_colour
 from basicsr.distill.base import StepContext, Term
 from basicsr.losses.loss_util import BatchScope, idle_conflicts
-from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Features, Few, Many, Side, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.signatures import Conflict, check_arguments
 
 TAU_RANGE = (0.01, 1.0)
 Tau = Annotated[float, Ge(TAU_RANGE[0]), Le(TAU_RANGE[1])]
@@ -182,7 +182,7 @@ class HybridContrastive(Term):
 
     @staticmethod
     def conflicts(mode: str, embed_dim: int, mining: str, num_negatives: int | None) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         if mining == "all":
             yield from idle_conflicts(HybridContrastive, "mining: all", {"num_negatives": num_negatives})
         multiple = 2 if mode == "image" else 4

@@ -39,10 +39,10 @@ from basicsr.distill.base import StepContext, Term
 from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
 from basicsr.losses.loss_util import at_least_float32, check_images_for
-from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Weight
 from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.signatures import Conflict, check_arguments
 
 LAYER_WEIGHTS = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0}
 EPSILON = 1e-7
@@ -107,7 +107,7 @@ class CSD(Term):
 
     @staticmethod
     def conflicts(layer_weights: Mapping[str, float] | None) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         if layer_weights is not None and not any(layer_weights.values()):
             yield "layer_weights", "names no layer with a weight above 0; give one, or leave it out"
 

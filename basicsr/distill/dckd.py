@@ -54,10 +54,10 @@ from basicsr.distill.degradations import Degradation, degrade
 from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
 from basicsr.losses.loss_util import at_least_float32, check_images_for
-from basicsr.utils.components import Conflict, Misfit, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Iterations, Label, Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.signatures import Conflict, Misfit, check_arguments
 
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 EPSILON = 1e-7
@@ -148,7 +148,7 @@ class DCKD(Term):
     def conflicts(
         contrastive: bool, distribution: bool, update_steps: Sequence[int], input_range: tuple[float, float]
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         if not (contrastive or distribution):
             yield "contrastive", "is false, as is distribution; turn one on, or leave the method out"
         if not update_steps:
@@ -158,7 +158,7 @@ class DCKD(Term):
 
     @staticmethod
     def misfits(contrastive: bool, update_steps: Sequence[int], period: int, total_iter: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.components.find_misfits`."""
+        """See `basicsr.utils.signatures.find_misfits`."""
         if contrastive and update_steps[0] > total_iter:
             yield Misfit(
                 "update_steps",

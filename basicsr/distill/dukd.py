@@ -36,11 +36,11 @@ from torch.nn import functional as F
 
 from basicsr.distill.base import StepContext, Term
 from basicsr.losses.loss_util import idle_conflicts
-from basicsr.utils.components import Conflict, Misfit, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.ranges import Few, Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.signatures import Conflict, Misfit, check_arguments
 
 PIXEL_WEIGHT = 5.0
 """The published weight of both losses against true images."""
@@ -116,7 +116,7 @@ class DUKD(Term):
         zoom_out_consistency: bool,
         pixel_weight: float | None,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         if not (zoom_in or zoom_out):
             yield "zoom_in", "is false, as is zoom_out; turn one on, or leave the method out"
         if not zoom_out:
@@ -130,7 +130,7 @@ class DUKD(Term):
 
     @staticmethod
     def misfits(zoom_in: bool, num_patches: int, scale: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.components.find_misfits`."""
+        """See `basicsr.utils.signatures.find_misfits`."""
         if scale < 2:
             yield Misfit("type", f"DUKD needs a scale of 2 or more to zoom, got {scale}; leave the method out", True)
         elif zoom_in and num_patches > scale**2:

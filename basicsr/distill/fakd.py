@@ -10,9 +10,9 @@ from torch.autograd.function import once_differentiable
 
 from basicsr.distill.base import StepContext
 from basicsr.distill.features import FeatureTerm
-from basicsr.utils.components import check_arguments
 from basicsr.utils.ranges import Few, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.signatures import check_arguments
 
 _ENTRIES_AT_ONCE = 2**24
 """Entries of affinity matrices in memory at a time (64 MiB in float32), but at least one image's matrix."""

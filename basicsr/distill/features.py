@@ -9,9 +9,9 @@ import torch
 from basicsr.distill.base import StepContext, Term
 from basicsr.distill.networks import NetworkPair
 from basicsr.losses.loss_util import at_least_float32
-from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Few
+from basicsr.utils.signatures import Conflict, check_arguments
 
 
 class FeatureTerm(Term):
@@ -43,7 +43,7 @@ class FeatureTerm(Term):
 
     @staticmethod
     def conflicts(student_taps: Sequence[str] | None, teacher_taps: Sequence[str] | None) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         given = [taps for taps in (student_taps, teacher_taps) if taps is not None]
         if any(len(taps) != len(given[0]) or not taps for taps in given):
             counts = " and ".join(str(len(taps)) for taps in given)

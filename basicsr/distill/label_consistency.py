@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from basicsr.distill.base import StepContext, Term
 from basicsr.distill.dukd import OPERATIONS, applied, undone
-from basicsr.utils.components import check_arguments
 from basicsr.utils.ranges import Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.signatures import check_arguments
 
 
 @METHOD_REGISTRY.register()

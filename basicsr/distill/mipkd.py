@@ -18,10 +18,10 @@ from basicsr.distill.mipkd_masks import MaskKind, mixing_mask
 from basicsr.distill.mipkd_mixers import EncoderKind, LatentSpace, bridge
 from basicsr.distill.networks import NetworkPair, boundaries
 from basicsr.losses.loss_util import at_least_float32, idle_conflicts
-from basicsr.utils.components import Conflict, Misfit, check_arguments
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import BelowOne, Features, Few, Iterations, Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.signatures import Conflict, Misfit, check_arguments
 
 Route = Literal["student", "teacher"]
 
@@ -155,7 +155,7 @@ class MiPKD(Term):
         ground_truth_share: float,
         coins: str,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         given = dict(locals())
         if not (feature_mixer or block_mixer):
             yield "feature_mixer", "is false, as is block_mixer; set one to true"
@@ -170,7 +170,7 @@ class MiPKD(Term):
 
     @staticmethod
     def misfits(autoencoder_until: int | None, total_iter: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.components.find_misfits`."""
+        """See `basicsr.utils.signatures.find_misfits`."""
         if autoencoder_until is not None and autoencoder_until > total_iter:
             yield Misfit("autoencoder_until", f"is {autoencoder_until}, after the end, as total_iter is {total_iter}")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from basicsr.archs.feature_hooks import FeatureTaps
 from basicsr.archs.staged import StagedNetwork
-from basicsr.archs.taps import FeatureTaps
 from basicsr.utils.errors import OptionsError
 
 

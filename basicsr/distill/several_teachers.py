@@ -11,15 +11,15 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.archs.frozen import Frozen
-from basicsr.archs.pretrained import network_for
+from basicsr.config.component_blocks import is_auto
 from basicsr.distill.base import CriterionTerm, StepContext, criterion_scope
 from basicsr.losses.loss_util import BatchScope, at_least_float32
-from basicsr.utils.components import bind_arguments, check_arguments
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.options_components import is_auto
 from basicsr.utils.precision import keep_output_precise
 from basicsr.utils.ranges import PositiveWeight
 from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.signatures import bind_arguments, check_arguments
+from basicsr.weights.recognise import network_for
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from basicsr.engine.distributed import Place, on_master
+from basicsr.config.schema import Options
+from basicsr.engine.process.distributed import Place, on_master
+from basicsr.files.atomic_files import write_atomically
+from basicsr.files.regular_files import read_regular
 from basicsr.models import build_networks
-from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, DataError
 from basicsr.utils.hardware import has_units
-from basicsr.utils.options_schema import Options
 from basicsr.utils.pass_times import (
     NOT_SLOW,
     Modes,
@@ -29,7 +30,6 @@ from basicsr.utils.pass_times import (
     warn_if_slow,
 )
 from basicsr.utils.precision import Amp, Precision
-from basicsr.utils.regular_files import read_regular
 
 STATE = "precision"
 _KEYS = ("amp", "amp_teacher")

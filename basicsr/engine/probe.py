@@ -16,21 +16,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from basicsr.config.schema import DatasetOptions, Options
 from basicsr.data.base import load_sample
 from basicsr.data.batch import in_unit_range
-from basicsr.data.checking import stored_images
-from basicsr.data.headers import Place, opened
+from basicsr.data.checks.checking import stored_images
+from basicsr.data.checks.inspection import Place, opened
 from basicsr.data.sampling import SampleKey
 from basicsr.distill.base import Term
 from basicsr.distill.several_teachers import SeveralTeachers
 from basicsr.engine.training_run import TrainingRun
+from basicsr.files.image_headers import HeaderError, read_header
 from basicsr.inference.probing import Outcome, Shape, Trial
 from basicsr.metrics.traits import arguments_of
 from basicsr.models.adversary import Adversary
 from basicsr.utils.dist_util import raise_together
 from basicsr.utils.errors import DataError, NonFiniteError, OptionsError, UserError
-from basicsr.utils.image_headers import HeaderError, read_header
-from basicsr.utils.options_schema import DatasetOptions, Options
 from basicsr.utils.precision import Precision
 
 _TRIED = 8  # samples, until one can be read; bad images are told by the check of images, which comes next

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from basicsr.engine.checkpoint import Checkpoint
-from basicsr.engine.optimizers import changed_decay, regrouped, without_moments
 from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.state_checks import Misfit, check_groups, check_optimizer, check_scaler, check_tensors
+from basicsr.optim.optimizers import changed_decay, regrouped, without_moments
 from basicsr.utils.errors import CheckpointError
 
 if TYPE_CHECKING:

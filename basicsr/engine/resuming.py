@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from basicsr.config.load import load_options, no_warning, resolved_yaml
+from basicsr.config.schema import Options
+from basicsr.config.yaml_files import document_from_text
 from basicsr.distill.base import criterion_scope
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, UnreadableFolderError
-from basicsr.engine.distributed import Place, on_master
-from basicsr.engine.meeting import restarts
 from basicsr.engine.precision_choice import kept_precision
-from basicsr.engine.record import TEACHER_CACHE, weights_read
+from basicsr.engine.process.distributed import Place, on_master
+from basicsr.engine.process.meeting import restarts
+from basicsr.engine.provenance import TEACHER_CACHE, weights_read
 from basicsr.engine.status import launched_by_us
 from basicsr.engine.traces import newer_that_are_gone, refuse_new_start
 from basicsr.losses.loss_util import BatchScope, batch_scope_of
 from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
-from basicsr.utils.options import load_options, no_warning, resolved_yaml
-from basicsr.utils.options_schema import Options
 from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.yaml_loader import document_from_text
 
 if TYPE_CHECKING:
     from basicsr.engine.training_run import TrainingRun

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.archs.vgg_arch import WEIGHTS_FOLDER
-from basicsr.data.check_cache import cache_folder
+from basicsr.config.schema import Options, thaw
+from basicsr.data.checks.notes import cache_folder
 from basicsr.engine.checkpoint import names_in
-from basicsr.engine.distributed import Place, on_master
-from basicsr.engine.ownership import owned
+from basicsr.engine.process.distributed import Place, on_master
+from basicsr.engine.process.run_lock import owned
+from basicsr.files.name_lists import printable
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.logger import get_root_logger
-from basicsr.utils.name_lists import printable
-from basicsr.utils.options_schema import Options, thaw
 
 RUN = ("training_states", "models", "status.json", "record.json", "train_*.log")
 """What shows that a folder is a training run's; BasicSR's have some of it, too."""

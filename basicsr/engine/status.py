@@ -21,14 +21,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from basicsr.config.schema import Options
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.distributed import Place
-from basicsr.engine.peers import LostRanks, started
-from basicsr.engine.stop import Interrupted, Preempted
-from basicsr.utils.atomic_files import write_atomically
+from basicsr.engine.process.distributed import Place
+from basicsr.engine.process.rank_watchdog import LostRanks, started
+from basicsr.engine.process.stop import Interrupted, Preempted
+from basicsr.files.atomic_files import write_atomically
+from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import CheckpointError, UserError
-from basicsr.utils.options_schema import Options
-from basicsr.utils.regular_files import read_regular
 
 STATUS = "status.json"
 _TICK_SECONDS = 5.0

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from basicsr.config.schema import Options
 from basicsr.engine.checkpoint import SUPERSEDED, is_network, names_in
-from basicsr.engine.record import RECORD
+from basicsr.engine.provenance import RECORD
 from basicsr.engine.status import STATUS
+from basicsr.files.name_lists import printable
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.name_lists import printable
-from basicsr.utils.options_schema import Options
 
 _SHOWN = 3
 

@@ -14,27 +14,27 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from basicsr.archs.spandrel_network import SpandrelNetwork
+from basicsr.config.schema import Options, thaw
 from basicsr.data import build_eval_dataset, build_train_loader
-from basicsr.data.checking import fingerprint
-from basicsr.engine.agreement import require_equal, weights_digest
+from basicsr.data.checks.checking import fingerprint
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.distributed import Place, on_master
-from basicsr.engine.ema import Ema
-from basicsr.engine.optimizers import HEADS, build_optimizer
+from basicsr.engine.logs.metric_writers import check_packages
 from basicsr.engine.precision_choice import choose_precision, settled
-from basicsr.engine.record import weights_read
+from basicsr.engine.process.agreement import require_equal, weights_digest
+from basicsr.engine.process.distributed import Place, on_master
+from basicsr.engine.provenance import weights_read
 from basicsr.engine.restoring import restore
-from basicsr.engine.schedules import build_schedule, warmed_up
-from basicsr.engine.sinks import check_packages
-from basicsr.engine.teacher_cache import check_key
+from basicsr.engine.teacher_cache.matching import check_key
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.models import build_adversary, build_model, recognise_networks
+from basicsr.optim.ema import Ema
+from basicsr.optim.optimizers import HEADS, build_optimizer
+from basicsr.optim.schedules import build_schedule, warmed_up
 from basicsr.utils.errors import NonFiniteError, OptionsError
-from basicsr.utils.options_schema import Options, thaw
 from basicsr.utils.randomness import seed_everything
 from basicsr.utils.sizes import size_of
+from basicsr.weights.spandrel_network import SpandrelNetwork
 
 
 class TrainingRun:

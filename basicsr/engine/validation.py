@@ -11,13 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from basicsr.engine.checkpoint import CheckpointFolder
-from basicsr.engine.distributed import on_master
-from basicsr.engine.run_log import RunLog
-from basicsr.engine.stop import StopRequest
+from basicsr.engine.logs.run_log import RunLog
+from basicsr.engine.process.distributed import on_master
+from basicsr.engine.process.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
+from basicsr.files.images import imwrite
 from basicsr.metrics.evaluator import Evaluation, SaveImage, evaluate
 from basicsr.utils.errors import UserError
-from basicsr.utils.img_util import imwrite
 
 
 def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: StopRequest) -> bool:

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 import basicsr
-from basicsr.archs.pretrained import Pretrained, load_pretrained
 from basicsr.export import onnx_file
 from basicsr.export.placing import all_or_none, saving
 from basicsr.export.spandrel_layout import for_spandrel, spandrel_runner
 from basicsr.export.tracing import Precision, quiet, smallest_side, trace, traceable
 from basicsr.export.verification import TOLERANCES, Check, Example, compare, examples, require
-from basicsr.utils.atomic_files import sha256_of
+from basicsr.files.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, OptionsError
+from basicsr.weights.recognise import Pretrained, load_pretrained
 
 Layout = Literal["ours", "spandrel"]
 ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from basicsr.archs import build_network
-from basicsr.utils.layouts import UnsupportedWeights, recognise
 from basicsr.utils.torchvision_import import import_torchvision
+from basicsr.weights.layouts import UnsupportedWeights, recognise
 
 
 def register(registry: Any = None) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from basicsr.export.tracing import first_line, quiet
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.layouts import recognise, to_edsr_pytorch, to_original_rcan
-from basicsr.utils.mean_shift import UnsupportedWeights
 from basicsr.utils.torchvision_import import import_torchvision
+from basicsr.weights.layouts import recognise, to_edsr_pytorch, to_original_rcan
+from basicsr.weights.mean_shift import UnsupportedWeights
 
 State = dict[str, Tensor]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from basicsr.data.surroundings import count_images, looks_like_image, some
+from basicsr.data.checks.surroundings import count_images, looks_like_image, some
+from basicsr.files.name_lists import printable
 from basicsr.inference.picture_writing import FORMATS
 from basicsr.inference.pictures import PICTURE_SUFFIXES, PictureFile
 from basicsr.utils.errors import DataError
 from basicsr.utils.misc import scandir
-from basicsr.utils.name_lists import printable
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from basicsr.files.atomic_files import write_atomically
 from basicsr.inference.pictures import Picture, exif_bytes
-from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, DataError
 from basicsr.utils.misc import sizeof_fmt
 

@@ -1,6 +1,6 @@
 """Pictures as people keep them: files of many kinds, read with all they carry.
 
-Training and evaluation read three channels of pixels and nothing else (`utils/img_util.py`). Here the same decoder's
+Training and evaluation read three channels of pixels and nothing else (`files/images.py`). Here the same decoder's
 gray stays gray, and transparency, 16 bits, colour profile, resolution and EXIF data are kept. What is read here only,
 because it is no exact image but shown as one, is Pillow's: GIF, the first frame of an animation, CMYK, one bit.
 """
@@ -20,12 +20,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from basicsr.files.image_decoding import decode, upright
+from basicsr.files.image_headers import MOST_TO_CUT, Content, HeaderError, ImageHeader, find_fault, read_header, sniff
+from basicsr.files.images import IMAGE_SUFFIXES, find_damage
+from basicsr.files.name_lists import printable
+from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import DataError, UserError
-from basicsr.utils.image_decoding import decode, upright
-from basicsr.utils.image_headers import MOST_TO_CUT, Content, HeaderError, ImageHeader, find_fault, read_header, sniff
-from basicsr.utils.img_util import IMAGE_SUFFIXES, find_damage
-from basicsr.utils.name_lists import printable
-from basicsr.utils.regular_files import read_regular
 
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from basicsr.files.images import tensor2img
 from basicsr.inference.context import measure_context, multiple_of
 from basicsr.inference.memory import free_caches, is_out_of_memory
 from basicsr.inference.pooling import ImageMeans, Means, PoolingOverImage
 from basicsr.inference.self_ensemble import AS_IT_IS, EIGHT_VIEWS, View
 from basicsr.inference.tiling import Region, cut_into_cores, with_context
 from basicsr.utils.errors import MachineError, NonFiniteError, OptionsError
-from basicsr.utils.img_util import tensor2img
 from basicsr.utils.precision import Precision
 
 SMALLEST_TILE = 32

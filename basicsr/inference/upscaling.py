@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basicsr.files.images import to_float32
 from basicsr.inference.picture_paths import Job
 from basicsr.inference.picture_writing import Format, check_fits, encode, suited, write
 from basicsr.inference.pictures import Picture, PictureFile
 from basicsr.utils.errors import DataError, UserError
-from basicsr.utils.img_util import to_float32
 from basicsr.utils.misc import sizeof_fmt
 
 Run = Callable[[Tensor, Any], np.ndarray]

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from basicsr.utils.components import Conflict
 from basicsr.utils.errors import AssertedDataError, OptionsError
+from basicsr.utils.signatures import Conflict
 
 Reduction = Literal["none", "mean", "sum"]
 BatchScope = Literal["image", "all ranks", "one rank"]

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
 from basicsr.losses.loss_util import BatchScope, at_least_float32, check_images_for
-from basicsr.utils.components import Conflict, check_arguments
 from basicsr.utils.ranges import Weight
 from basicsr.utils.registry import LOSS_REGISTRY
+from basicsr.utils.signatures import Conflict, check_arguments
 
 Criterion = Literal["l1", "l2", "fro"]
 
@@ -99,7 +99,7 @@ class PerceptualLoss(nn.Module):
 
     @staticmethod
     def conflicts(layer_weights: Mapping[str, float]) -> Iterator[Conflict]:
-        """See `basicsr.utils.components.find_problems`."""
+        """See `basicsr.utils.signatures.find_problems`."""
         if not any(layer_weights.values()):
             yield "layer_weights", "names no layer with a weight above 0, such as {conv5_4: 1.0}"
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from basicsr.files.images import IMAGE_SUFFIXES
 from basicsr.inference.runner import Runner
 from basicsr.metrics import calculate_metric
 from basicsr.metrics.metric_util import NoFigureWarning
 from basicsr.metrics.traits import takes_tensors, traits_of
 from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together
 from basicsr.utils.errors import DataError, NonFiniteError
-from basicsr.utils.img_util import IMAGE_SUFFIXES
 from basicsr.utils.misc import wait_for
 from basicsr.utils.precision import Amp, Precision
 

@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from basicsr.config.schema import Options
     from basicsr.models.adversary import Adversary
     from basicsr.models.sr_model import SRModel
-    from basicsr.utils.options_schema import Options
 
 
 def recognise_networks(options: Options) -> tuple[Options, list[str]]:
@@ -25,9 +25,9 @@ def recognise_networks(options: Options) -> tuple[Options, list[str]]:
     Raises:
         CheckpointError: a file holds no network that is recognised, or one for another scale.
     """
-    from basicsr.archs.pretrained import check_scale, load_pretrained
-    from basicsr.utils.options_components import is_auto
-    from basicsr.utils.options_schema import FrozenMapping
+    from basicsr.config.component_blocks import is_auto
+    from basicsr.config.schema import FrozenMapping
+    from basicsr.weights.recognise import check_scale, load_pretrained
 
     update: dict[str, FrozenMapping] = {}
     remarks: list[str] = []
@@ -99,7 +99,7 @@ def build_networks(options: Options, device: torch.device) -> dict[str, nn.Modul
         OptionsError, CheckpointError: a block or the file of a recognised network does not fit.
     """
     from basicsr.archs import build_network
-    from basicsr.utils.options_components import is_auto
+    from basicsr.config.component_blocks import is_auto
 
     labels = ["g"]
     labels += ["t"] if options.model_type == "KDModel" and options.teacher_cache is None else []
@@ -146,7 +146,7 @@ def build_adversary(options: Options, device: torch.device, distributed: bool) -
 def _load_network(options: Options, label: str) -> tuple[nn.Module, str | None]:
     """Builds network_LABEL and loads its weights, if any are named; also says what the log should tell of them."""
     from basicsr.archs import build_network
-    from basicsr.archs.pretrained import network_for
+    from basicsr.weights.recognise import network_for
 
     block = getattr(options, f"network_{label}")
     assert block is not None, "the options' checks see to it that the networks needed are there"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from basicsr.archs.taps import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureTaps
 from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.precision import Precision
 

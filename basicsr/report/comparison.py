@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from basicsr.config.schema import Region
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 from basicsr.report.regions import choose_regions, compared_rows, image_name, images_that_differ
 from basicsr.report.results import Pictures, ScaleResults
 from basicsr.utils.errors import DataError
-from basicsr.utils.options_schema import Region
 
 INK, FAINT, PAPER, ACCENT = (32, 32, 36), (96, 96, 102), (255, 255, 255), (228, 62, 40)
 _SEARCHED = 4  # images in which to look for each region that is wanted

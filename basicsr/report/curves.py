@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from basicsr.files.run_history import HISTORY, ITERATION, read_history
 from basicsr.report.plots import COLOURS, MARKERS, plot_style
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.history import HISTORY, ITERATION, read_history
 from basicsr.utils.registry import nearest
 
 if TYPE_CHECKING:

@@ -25,12 +25,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from basicsr.files.atomic_files import write_atomically
+from basicsr.files.images import imfrombytes
 from basicsr.report.regions import compared_rows, images_that_differ, most_different_square, square_size, without_scale
 from basicsr.report.results import Pictures, Results, Row, ScaleResults
 from basicsr.report.tables import Table, decimals_of, format_figure, gaps, is_ranked, metric_label, weights_used
-from basicsr.utils.atomic_files import write_atomically
 from basicsr.utils.errors import DataError
-from basicsr.utils.img_util import imfrombytes
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from basicsr.files.images import imfrombytes, tensor2img
+from basicsr.files.regular_files import read_regular
 from basicsr.metrics.evaluator import EvaluationDataset
 from basicsr.utils.errors import DataError
-from basicsr.utils.img_util import imfrombytes, tensor2img
-from basicsr.utils.regular_files import read_regular
 
 
 class SavedPictures:

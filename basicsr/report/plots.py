@@ -16,11 +16,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from basicsr.config.published import PUBLISHED_COST_INPUT, PublishedCost, PublishedRow, published_cost
+from basicsr.files.atomic_files import write_atomically
 from basicsr.report.labels import LABEL_SIZE, Box, Entry, place_labels, text_size
-from basicsr.report.published import PUBLISHED_COST_INPUT, PublishedCost, PublishedRow, published_cost
 from basicsr.report.results import Results, Row, ScaleResults
 from basicsr.report.tables import decimals_of, metric_label
-from basicsr.utils.atomic_files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,12 +15,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from basicsr.config.schema import Region
+from basicsr.config.yaml_files import dump_yaml
 from basicsr.metrics.metric_util import to_y_channel
 from basicsr.report.results import Pictures, Row, ScaleResults
 from basicsr.report.tables import write_text
 from basicsr.utils.errors import DataError
-from basicsr.utils.options_schema import Region
-from basicsr.utils.yaml_loader import dump_yaml
 
 _SIZES = (128, 96, 64, 48)  # divide a cell of 384 pixels
 _LEAST = 8

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from basicsr.report.published import PublishedRow, published_rows
+from basicsr.config.published import PublishedRow, published_rows
+from basicsr.files.atomic_files import write_atomically
+from basicsr.files.csv_files import Number, csv_text
 from basicsr.report.results import Results, Row, ScaleResults
-from basicsr.utils.atomic_files import write_atomically
-from basicsr.utils.csv_files import Number, csv_text
 
 DASH = "\N{EN DASH}"
 _LEFT_OUT = "They are left out of tables.tex and plots; measure again on a machine that does nothing else."

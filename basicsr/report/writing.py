@@ -9,15 +9,15 @@ from pathlib import Path
 import cv2
 
 import basicsr
+from basicsr.config.published import published_rows
+from basicsr.config.schema import ReportOptions
+from basicsr.files.images import imwrite
 from basicsr.report.comparison import compare_scale
 from basicsr.report.plots import cost_figure, figure_svg, write_figure
-from basicsr.report.published import published_rows
 from basicsr.report.regions import write_regions
 from basicsr.report.results import Pictures, Results
 from basicsr.report.table_text import to_latex, to_markdown, to_markdown_list
 from basicsr.report.tables import Table, cost_table, quality_table, weights_used, write_csv, write_text
-from basicsr.utils.img_util import imwrite
-from basicsr.utils.options_schema import ReportOptions
 
 
 def write_files(

@@ -113,7 +113,7 @@ class Registry:
         Raises:
             OptionsError: `type` is missing or unknown, or a key does not fit the constructor.
         """
-        from basicsr.utils.components import bind_arguments, call_style
+        from basicsr.utils.signatures import bind_arguments, call_style
 
         if "type" not in options:
             raise OptionsError(f"a {self.kind} needs a 'type'; there are: {', '.join(self.names())}")

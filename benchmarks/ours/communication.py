@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from basicsr.engine.distributed import distributed
+from basicsr.config.load import load_options
+from basicsr.engine.process.distributed import distributed
 from basicsr.engine.training_run import TrainingRun
 from basicsr.train import train_step
-from basicsr.utils.options import load_options
 
 STEPS, WARM_UP = 5, 2
 

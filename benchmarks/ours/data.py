@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from basicsr.config.load import load_options
 from basicsr.data import build_train_loader
 from basicsr.data.batch import Batch
-from basicsr.utils.options import load_options
 
 
 class Data:

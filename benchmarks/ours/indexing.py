@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from basicsr.config.load import load_options
 from basicsr.data import build_train_loader
 from basicsr.data.base import load_sample
-from basicsr.data.checking import check_images, fingerprint
+from basicsr.data.checks.checking import check_images, fingerprint
 from basicsr.data.sampling import SampleKey
-from basicsr.utils.options import load_options
 from benchmarks.serving import memory
 
 

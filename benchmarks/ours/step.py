@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from basicsr.config.load import load_options
 from basicsr.data.batch import Batch
 from basicsr.distill.contrastive import HybridContrastive, crop_positions
-from basicsr.engine.distributed import distributed
+from basicsr.engine.process.distributed import distributed
 from basicsr.engine.training_run import TrainingRun
 from basicsr.train import train_step
 from basicsr.utils import randomness
 from basicsr.utils.host_memory import keep_freed_memory
-from basicsr.utils.options import load_options
 from benchmarks.serving import memory
 
 

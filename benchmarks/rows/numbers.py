@@ -8,8 +8,8 @@ from typing import Any
 
 import cv2
 
+from basicsr.files.images import imfrombytes
 from basicsr.utils.errors import DataError
-from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.matlab_functions import imresize_integer
 from basicsr.utils.timing import Spread
 from benchmarks.bench import Bench

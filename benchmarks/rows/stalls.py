@@ -16,8 +16,8 @@ from benchmarks.training import train, write_options
 # What the loop does beside its step: the part, and the function that does it.
 PARTS = {
     "logging": ("train.py", "_log_step"),
-    "moving average": ("engine/ema.py", "update"),
-    "waiting for data": ("engine/feed.py", "_take"),
+    "moving average": ("optim/ema.py", "update"),
+    "waiting for data": ("engine/prefetch.py", "_take"),
     "validation": ("engine/validation.py", "validate"),
     "checkpoints": ("train.py", "_save"),
 }

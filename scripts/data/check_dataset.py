@@ -6,7 +6,7 @@
 
 Files are read, their checksums or end marks compared, and both images of a pair decoded and held against each other:
 an LR image that fits at least 2 dB better where it is shifted is out of step, one that does not correlate with the HR
-image shows something else (basicsr/data/alignment.py). `--no-compare` leaves that out, and is fast. HR images for
+image shows something else (basicsr/data/checks/alignment.py). `--no-compare` leaves that out, and is fast. HR images for
 training must be exactly scale times the LR size; in benchmarks up to scale - 1 pixels may be left over, as the HR image
 is cut in testing. The exit code is 3 where anything is wrong; warnings tell of what else lies in the folders.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -30,16 +30,16 @@ if __name__ == "__main__":
 import dataset_tools
 import numpy as np
 
-from basicsr.data.alignment import EQUAL, find_misalignment
-from basicsr.data.checking import told_once
+from basicsr.data.checks.alignment import EQUAL, find_misalignment
+from basicsr.data.checks.checking import told_once
+from basicsr.data.checks.inspection import is_colourful
 from basicsr.data.data_util import check_template, paired_paths_from_folder
-from basicsr.data.headers import is_colourful
 from basicsr.data.pairing import advice, check_depths
+from basicsr.files.file_client import FileClient
+from basicsr.files.image_headers import ImageHeader
+from basicsr.files.images import check_header, imfrombytes
+from basicsr.files.name_lists import printable
 from basicsr.utils.errors import DataError, UserError
-from basicsr.utils.file_client import FileClient
-from basicsr.utils.image_headers import ImageHeader
-from basicsr.utils.img_util import check_header, imfrombytes
-from basicsr.utils.name_lists import printable
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -31,10 +31,10 @@ if __name__ == "__main__":
 import dataset_tools
 
 from basicsr.data.data_util import images_by_stem
+from basicsr.files.file_client import stored_value
+from basicsr.files.lmdb_databases import LmdbMaker, encode_png, read_meta_info
+from basicsr.files.ppm_files import encode_ppm
 from basicsr.utils.errors import DataError
-from basicsr.utils.file_client import stored_value
-from basicsr.utils.lmdb_util import LmdbMaker, encode_png, read_meta_info
-from basicsr.utils.ppm_files import encode_ppm
 
 
 def encode(path: Path, compression: int | None) -> tuple[bytes, tuple[int, int, int]]:

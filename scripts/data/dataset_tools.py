@@ -21,15 +21,15 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basicsr.data.surroundings import look_around, other_number, set_name
-from basicsr.engine.command import run_command
-from basicsr.engine.stop import Interrupted
+from basicsr.data.checks.surroundings import look_around, other_number, set_name
+from basicsr.engine.process.command import run_command
+from basicsr.engine.process.stop import Interrupted
+from basicsr.files.file_client import FileClient
+from basicsr.files.image_headers import MOST_PIXELS
+from basicsr.files.images import IMAGE_SUFFIXES, imfrombytes
+from basicsr.files.name_lists import printable
 from basicsr.utils.errors import DataError, MachineError
-from basicsr.utils.file_client import FileClient
-from basicsr.utils.image_headers import MOST_PIXELS
-from basicsr.utils.img_util import IMAGE_SUFFIXES, imfrombytes
 from basicsr.utils.misc import scandir
-from basicsr.utils.name_lists import printable
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

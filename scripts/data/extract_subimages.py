@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -39,13 +39,13 @@ import cv2
 import dataset_tools
 import numpy as np
 
+from basicsr.data.checks.inspection import Place, examine, stamp_of
 from basicsr.data.data_util import images_by_stem, paired_paths_from_folder
-from basicsr.data.headers import Place, examine, stamp_of
 from basicsr.data.pairing import Size, check_depths, check_whole_pair
+from basicsr.files.image_headers import MOST_TO_CUT
+from basicsr.files.images import imwrite
+from basicsr.files.name_lists import printable
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.image_headers import MOST_TO_CUT
-from basicsr.utils.img_util import imwrite
-from basicsr.utils.name_lists import printable
 
 _SHOWN = 20
 _LR_NAME = re.compile(r"^x\d+$|(^|[^a-z])(lr|lq)([^a-z]|bic|$)")

@@ -27,18 +27,18 @@ from typing import Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
 import dataset_tools
 
+from basicsr.data.checks.inspection import stamp_of
 from basicsr.data.data_util import images_by_stem
-from basicsr.data.headers import stamp_of
 from basicsr.data.transforms import mod_crop
+from basicsr.files.images import IMAGE_SUFFIXES, imwrite
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.img_util import IMAGE_SUFFIXES, imwrite
 from basicsr.utils.matlab_functions import imresize_integer
 from basicsr.utils.misc import scandir
 

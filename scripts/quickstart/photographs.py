@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -29,12 +29,12 @@ if __name__ == "__main__":
 import numpy as np
 
 from basicsr.data.transforms import mod_crop
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
 from basicsr.engine.run_folders import archive, check_archivable
+from basicsr.files.images import imfrombytes, imwrite
+from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import DataError, MachineError
-from basicsr.utils.img_util import imfrombytes, imwrite
 from basicsr.utils.matlab_functions import imresize_integer
-from basicsr.utils.regular_files import read_regular
 
 SCALE = 2
 # The two motorcycles are a stereo pair, nearly one picture: they must stay on one side.

@@ -17,7 +17,7 @@ from typing import Literal
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (2, 1)]
 
-from basicsr.engine.stop import quiet_start
+from basicsr.engine.process.stop import quiet_start
 from basicsr.utils.waiting import sleep_while_waiting
 
 if __name__ == "__main__":
@@ -27,11 +27,11 @@ if __name__ == "__main__":
 import photographs
 from subprocesses import Programs, StepFailed, Stopped, exclusive
 
-from basicsr.engine.command import run_command
+from basicsr.config.load import load_options, no_warning, resolved_yaml
+from basicsr.config.schema import Options
 from basicsr.engine.precision_choice import choose_for_several, read_choice
+from basicsr.engine.process.command import run_command
 from basicsr.utils.errors import DataError
-from basicsr.utils.options import load_options, no_warning, resolved_yaml
-from basicsr.utils.options_schema import Options
 
 DATA = Path("datasets/quickstart")
 RESULTS = Path("results/quickstart")

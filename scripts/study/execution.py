@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from subprocesses import ENVIRONMENT, Programs, StepFailed, Stopped, exclusive, take_lock
 
-from basicsr.engine.distributed import Place
+from basicsr.config.load import load_options, resolved_yaml
+from basicsr.config.schema import Options
+from basicsr.config.yaml_files import dump_yaml
 from basicsr.engine.probe import check_fit
+from basicsr.engine.process.distributed import Place
 from basicsr.engine.training_run import TrainingRun
 from basicsr.report.tables import write_text
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
-from basicsr.utils.options import load_options, resolved_yaml
-from basicsr.utils.options_schema import Options
-from basicsr.utils.yaml_loader import dump_yaml
 from study.plan import Run, Study, studies_folder
 from study.records import (
     Record,

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basicsr.config.load import load_options
+from basicsr.config.schema import MODEL_TYPES, Options, thaw
+from basicsr.config.yaml_files import OVERRIDE_FILE, Document, key_text, load_yaml, merge_entries
+from basicsr.engine.logs.metric_writers import flat
 from basicsr.engine.precision_choice import Choice
-from basicsr.engine.sinks import flat
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options
-from basicsr.utils.options_schema import MODEL_TYPES, Options, thaw
 from basicsr.utils.precision import Amp
 from basicsr.utils.registry import nearest
-from basicsr.utils.yaml_loader import OVERRIDE_FILE, Document, key_text, load_yaml, merge_entries
 
 METHODS = Path(__file__).resolve().parents[2] / "options/methods"
 

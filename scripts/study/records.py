@@ -15,19 +15,19 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
+from basicsr.config.load import resolved_yaml
+from basicsr.config.schema import Options
 from basicsr.data import build_eval_dataset
+from basicsr.engine.logs.metric_writers import flat
 from basicsr.engine.precision_choice import settled
-from basicsr.engine.record import digest_of_file
-from basicsr.engine.sinks import flat
+from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.status import STATUS
+from basicsr.files.regular_files import read_regular
+from basicsr.files.run_history import HISTORY, ITERATION, read_history
 from basicsr.models import build_model, recognise_networks
 from basicsr.report.tables import write_text
 from basicsr.utils.errors import DataError, OptionsError, UserError
-from basicsr.utils.history import HISTORY, ITERATION, read_history
-from basicsr.utils.options import resolved_yaml
-from basicsr.utils.options_schema import Options
 from basicsr.utils.randomness import seed_everything
-from basicsr.utils.regular_files import read_regular
 from basicsr.utils.timing import spread
 from study.plan import Run, Study
 

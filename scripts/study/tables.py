@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 import basicsr
-from basicsr.data.surroundings import other_number
+from basicsr.data.checks.surroundings import other_number
+from basicsr.files.csv_files import csv_text as text_of
 from basicsr.metrics import better_direction
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.report.results import Results, Row, ScaleResults
@@ -35,7 +36,6 @@ from basicsr.report.tables import (
     significant,
     write_text,
 )
-from basicsr.utils.csv_files import csv_text as text_of
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.timing import Spread
 from study.plan import Run, Study

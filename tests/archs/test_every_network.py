@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.archs import build_network
-from basicsr.utils.components import find_problems
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.signatures import find_problems
 
 TINY: dict[str, Any] = {
     "num_in_ch": 3,

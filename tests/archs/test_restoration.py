@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from basicsr.archs import build_network
 from basicsr.archs.nafnet_arch import NAFBlock
-from basicsr.archs.pretrained import load_pretrained
 from basicsr.archs.restormer_arch import Attention, ChannelScale, FeedForward, TransformerBlock
 from basicsr.archs.swin_util import pad_to_multiple
 from basicsr.utils.complexity import count_parameters
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.layouts import recognise
 from basicsr.utils.torchvision_import import import_torchvision
+from basicsr.weights.layouts import recognise
+from basicsr.weights.recognise import load_pretrained
 
 CHEAP = settings(max_examples=15, deadline=None, derandomize=True)
 NAFNET: dict[str, Any] = {"type": "NAFNet", "width": 8, "middle_blk_num": 2}

@@ -15,13 +15,13 @@ import torch
 from support.data_scripts import SCRIPTS, files, last_line, run, write_images
 from support.processes import start
 
+from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
-from basicsr.data.checking import check_images, report
+from basicsr.data.checks.checking import check_images, report
 from basicsr.data.pairing import advice
+from basicsr.files.lmdb_databases import read_meta_info
 from basicsr.utils import FileClient, imfrombytes
-from basicsr.utils.lmdb_util import read_meta_info
 from basicsr.utils.matlab_functions import imresize_integer
-from basicsr.utils.options_schema import DatasetOptions
 
 
 @pytest.mark.parametrize("script", ["generate_lr.py", "extract_subimages.py", "create_lmdb.py", "check_dataset.py"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.networks import nearest_edsr, save_checkpoint
 
+from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_eval_dataset
 from basicsr.data.base import TensorConversion, load_sample
 from basicsr.data.batch import collate
@@ -19,7 +20,6 @@ from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.metrics.evaluator import evaluate
 from basicsr.test import test_pipeline as run_test
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options_schema import DatasetOptions
 
 
 def stored(folder: Path, image: np.ndarray, ending: str = "png") -> torch.Tensor:

@@ -14,14 +14,14 @@ import torch
 from basicsr.data import handover, loading
 from basicsr.data.base import load_sample
 from basicsr.data.batch import Batch, collate, in_unit_range
-from basicsr.data.checking import check_images
+from basicsr.data.checks.checking import check_images
 from basicsr.data.handover import Slots
 from basicsr.data.loading import TrainLoader
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.sampling import KeySampler
+from basicsr.files.lmdb_databases import LmdbMaker
+from basicsr.files.ppm_files import encode_ppm
 from basicsr.utils.errors import DataError
-from basicsr.utils.lmdb_util import LmdbMaker
-from basicsr.utils.ppm_files import encode_ppm
 
 COUNT, SCALE, SIDE = 9, 2, 16
 

@@ -17,8 +17,8 @@ import torch
 
 from basicsr.data import build_eval_dataset, build_train_loader, building, loading
 from basicsr.data.batch import Batch, collate
-from basicsr.engine.feed import Feed
-from basicsr.engine.stop import Preempted
+from basicsr.engine.prefetch import Feed
+from basicsr.engine.process.stop import Preempted
 from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.randomness import preserved_global_state
 from basicsr.utils.registry import Registry

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from basicsr.data import build_dataset
+from basicsr.files.lmdb_databases import LmdbMaker, encode_png
 from basicsr.utils.color_util import bgr2ycbcr
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.lmdb_util import LmdbMaker, encode_png
 from basicsr.utils.randomness import generator
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from basicsr.config.load import load_options
 from basicsr.data import build_dataset, build_train_loader
 from basicsr.data.base import ImageDataset, load_sample
 from basicsr.data.sampling import KeySampler, SampleKey, Stage, Stages
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.options import load_options
 from basicsr.utils.randomness import generator, sample_seed
 from basicsr.utils.registry import Registry
 

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from basicsr.data.headers import Place, examine
+from basicsr.data.checks.inspection import Place, examine
 from basicsr.data.storage import DecodedImage, ImageStorage, PpmFile, PpmImage, PpmValue, Window
+from basicsr.files.images import imfrombytes
+from basicsr.files.lmdb_databases import LmdbMaker, encode_png
+from basicsr.files.ppm_files import encode_ppm
 from basicsr.utils.errors import DataError
-from basicsr.utils.img_util import imfrombytes
-from basicsr.utils.lmdb_util import LmdbMaker, encode_png
-from basicsr.utils.ppm_files import encode_ppm
 
 HEIGHT, WIDTH = 13, 7
 WINDOWS = [

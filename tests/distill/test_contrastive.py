@@ -10,10 +10,10 @@ import pytest
 import torch
 from support.distillation import context
 
+from basicsr.config.load import load_options
 from basicsr.distill.base import StepContext
 from basicsr.distill.contrastive import HybridContrastive, crop_patches, crop_positions, info_nce
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options
 from basicsr.utils.registry import METHOD_REGISTRY
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"

@@ -18,7 +18,7 @@ from basicsr.archs.vgg_arch import VGGFeatureExtractor
 from basicsr.distill.base import StepContext
 from basicsr.distill.csd import CSD, SharedCSD
 from basicsr.distill.networks import NetworkPair, NetworkView
-from basicsr.engine.ema import Ema
+from basicsr.optim.ema import Ema
 from basicsr.utils.errors import OptionsError
 
 WEIGHTS = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0}

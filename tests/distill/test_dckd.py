@@ -14,6 +14,7 @@ from support.distillation import STUDENT, TEACHER, batch, context, kd_model, tra
 from torch import nn
 
 from basicsr.archs.vqgan_arch import VQGANEncoder
+from basicsr.config.load import load_options
 from basicsr.data.batch import Batch
 from basicsr.distill.csd import SharedCSD
 from basicsr.distill.dckd import DCKD
@@ -21,7 +22,6 @@ from basicsr.distill.degradations import degrade
 from basicsr.distill.networks import NetworkPair, NetworkView
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options
 from basicsr.utils.randomness import generator
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"

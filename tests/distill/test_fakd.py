@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
-from basicsr.archs.taps import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureTaps
 from basicsr.distill import fakd
 from basicsr.distill.fakd import FAKD, affinity_distance
 from basicsr.utils.errors import OptionsError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
-from basicsr.archs.taps import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureTaps
 from basicsr.distill.base import Reconstruction
 from basicsr.distill.fitnet import FitNet
 from basicsr.utils.errors import OptionsError

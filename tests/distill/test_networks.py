@@ -11,7 +11,7 @@ from support.distillation import context
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.archs.taps import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureTaps
 from basicsr.distill.features import FeatureTerm
 from basicsr.distill.networks import NetworkPair, NetworkView, boundaries
 from basicsr.utils.errors import OptionsError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
-from basicsr.archs.taps import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureTaps
 from basicsr.distill.relational import RKD, cosines, mean_huber, relative_distances
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import METHOD_REGISTRY

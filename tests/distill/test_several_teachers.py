@@ -11,10 +11,10 @@ import torch
 from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
 from basicsr.archs import build_network
+from basicsr.config.schema import FrozenMapping
 from basicsr.distill.response import ResponseDistillation
 from basicsr.distill.several_teachers import SeveralTeachers
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.options_schema import FrozenMapping
 from basicsr.utils.registry import METHOD_REGISTRY
 
 RCAN = {

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from basicsr.engine.checkpoint import CheckpointFolder
-from basicsr.utils.atomic_files import write_atomically
+from basicsr.files.atomic_files import write_atomically
+from basicsr.files.torch_files import load_tensors
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.tensor_files import load_tensors
 
 
 def save(folder: CheckpointFolder, iteration: int) -> None:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from support.training import changed, checkpoint_of, differences, finish, run_ranks, told, without_teacher
 
+from basicsr.config.load import load_options
 from basicsr.engine import precision_choice
 from basicsr.engine.checkpoint import CheckpointFolder
-from basicsr.engine.distributed import Place, distributed
 from basicsr.engine.precision_choice import Choice, choose_precision, kept_precision, settled
+from basicsr.engine.process.distributed import Place, distributed
 from basicsr.engine.resuming import check_options
 from basicsr.utils import pass_times
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.options import load_options
 from basicsr.utils.pass_times import PassTimes
 
 HERE = Place(torch.device("cpu"))

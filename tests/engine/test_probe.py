@@ -16,12 +16,12 @@ from support.training import changed, without_teacher
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr.engine.distributed import Place
+from basicsr.config.load import load_options
 from basicsr.engine.probe import check_fit
+from basicsr.engine.process.distributed import Place
 from basicsr.engine.training_run import TrainingRun
 from basicsr.inference.probing import Trial
 from basicsr.utils.errors import NonFiniteError, OptionsError
-from basicsr.utils.options import load_options
 from basicsr.utils.registry import ARCH_REGISTRY
 
 CPU = torch.device("cpu")

@@ -17,13 +17,13 @@ import torch
 from safetensors import safe_open
 from support.students import TRAINING, save_student, student
 
-from basicsr.archs.pretrained import load_pretrained
 from basicsr.export import exporting, onnx_file
 from basicsr.export.exporting import ENDINGS, Exported, export, load_student
 from basicsr.export.verification import SIZES as SIZES_OF_CHECKS
 from basicsr.export.verification import TOLERANCES, require, sizes_for
-from basicsr.utils.atomic_files import sha256_of
+from basicsr.files.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
+from basicsr.weights.recognise import load_pretrained
 
 ARCHITECTURES = ("EDSR", "RCAN", "SwinIR")
 

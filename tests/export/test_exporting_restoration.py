@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from basicsr.archs import build_network
 from basicsr.archs.nafnet_arch import NAFNet
-from basicsr.archs.pretrained import load_pretrained
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.archs.swin_util import pad_to_multiple
 from basicsr.export.exporting import Exported, export, load_student
@@ -23,6 +22,7 @@ from basicsr.export.spandrel_layout import spandrel_runner
 from basicsr.export.tracing import AnySize, Named, smallest_side, traceable
 from basicsr.export.verification import TOLERANCES
 from basicsr.utils.errors import CheckpointError
+from basicsr.weights.recognise import load_pretrained
 
 # Few blocks, as tracing takes its time for each; Restormer's norms without a mean are the ones of its own making.
 BLOCKS: dict[str, dict[str, Any]] = {

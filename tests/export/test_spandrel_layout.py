@@ -7,13 +7,13 @@ import torch
 from support.students import save_student, student
 
 from basicsr.archs import build_network
-from basicsr.archs.pretrained import load_pretrained
 from basicsr.export.exporting import export, load_student
 from basicsr.export.spandrel_edsr import register
 from basicsr.export.spandrel_layout import for_spandrel
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.layouts import recognise
 from basicsr.utils.torchvision_import import import_torchvision
+from basicsr.weights.layouts import recognise
+from basicsr.weights.recognise import load_pretrained
 
 import_torchvision()
 spandrel = pytest.importorskip("spandrel")

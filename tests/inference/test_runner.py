@@ -12,10 +12,10 @@ from support.networks import nearest_edsr
 from torch import nn
 
 from basicsr.archs import build_network
+from basicsr.files.images import tensor2img
 from basicsr.inference.runner import Runner
 from basicsr.inference.self_ensemble import self_ensemble
 from basicsr.utils.errors import NonFiniteError, OptionsError
-from basicsr.utils.img_util import tensor2img
 from basicsr.utils.precision import Precision
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ from support.images import PSNR, Pairs
 from support.training import evaluate_rank, run_ranks
 from torch import nn
 
+from basicsr.files.images import tensor2img
 from basicsr.metrics.evaluator import evaluate, image_name
 from basicsr.utils.errors import DataError, NonFiniteError
-from basicsr.utils.img_util import tensor2img
 
 
 def test_figures_are_those_worked_out_by_hand():

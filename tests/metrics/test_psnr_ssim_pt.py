@@ -10,9 +10,9 @@ import pytest
 import skimage.data
 import torch
 
+from basicsr.files.images import tensor2img
 from basicsr.metrics import calculate_metric, calculate_psnr, calculate_psnr_pt, calculate_ssim, calculate_ssim_pt
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.img_util import tensor2img
 
 PAIRS: list[Any] = [
     pytest.param((calculate_psnr, calculate_psnr_pt, 1e-6), id="psnr"),  # dB; asked for are 1e-3

@@ -25,16 +25,16 @@ from PIL import Image
 from basicsr.data import build_dataset
 from basicsr.data.base import load_sample
 from basicsr.data.batch import Batch
-from basicsr.data.checking import check_images, report
+from basicsr.data.checks.checking import check_images, report
+from basicsr.data.checks.inspection import Place, examine
 from basicsr.data.data_util import paths_from_meta_info_file
-from basicsr.data.headers import Place, examine
 from basicsr.data.loading import TrainLoader
 from basicsr.data.sampling import KeySampler, SampleKey
+from basicsr.files.file_client import FileClient
+from basicsr.files.images import imfrombytes
+from basicsr.files.lmdb_databases import read_meta_info
 from basicsr.metrics.evaluator import image_name
 from basicsr.utils.errors import DataError
-from basicsr.utils.file_client import FileClient
-from basicsr.utils.img_util import imfrombytes
-from basicsr.utils.lmdb_util import read_meta_info
 
 COUNT = 500
 HR, LR = 16, 8

@@ -17,14 +17,14 @@ from support.training import changed, finish, run_ranks, start, told, told_by_ra
 from torch import nn
 
 from basicsr.archs import build_network
+from basicsr.config.load import load_options, resolved_yaml
 from basicsr.data.sampling import KeySampler
 from basicsr.distill.base import StepContext, Term
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.distributed import Place
-from basicsr.engine.record import weights_read
+from basicsr.engine.process.distributed import Place
+from basicsr.engine.provenance import weights_read
 from basicsr.engine.resuming import check_options
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options, resolved_yaml
 from basicsr.utils.registry import LOSS_REGISTRY, METHOD_REGISTRY
 
 REFUSAL = "since 4.state was saved, this has changed and makes it another experiment:"

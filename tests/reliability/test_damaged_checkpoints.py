@@ -17,7 +17,7 @@ from support.training import changed, checkpoint_of, differences, finish, start,
 
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.resuming import _choose
-from basicsr.utils import atomic_files
+from basicsr.files import atomic_files
 from basicsr.utils.errors import CheckpointError
 
 CONTENT = {5: 1.0, 10: 2.0}

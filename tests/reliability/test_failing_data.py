@@ -26,9 +26,9 @@ from support.training import (
 
 from basicsr.data.sampling import KeySampler
 from basicsr.engine.checkpoint import CheckpointFolder
+from basicsr.files.run_history import read_history
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.history import read_history
 
 
 def image_at(options: dict, position: int) -> Path:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from support.training import changed
 
-from basicsr.engine import ownership
-from basicsr.engine.ownership import FolderLock
+from basicsr.engine.process import run_lock as ownership
+from basicsr.engine.process.run_lock import FolderLock
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import get_root_logger

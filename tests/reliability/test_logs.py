@@ -12,7 +12,7 @@ import torch
 from support.training import changed, finish, run_ranks, start, told, train, train_rank_all
 
 from basicsr.engine.checkpoint import CheckpointFolder
-from basicsr.utils.history import read_history
+from basicsr.files.run_history import read_history
 
 
 def events(folder: Path) -> Counter:

@@ -39,9 +39,9 @@ from support.mutations import (
     write,
 )
 
+from basicsr.config.load import load_options
+from basicsr.config.yaml_files import KeyPath, key_text, load_yaml
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options
-from basicsr.utils.yaml_loader import KeyPath, key_text, load_yaml
 
 # What is given in the place of each value: other types, and texts that look like them.
 FEW_WRONG = ("seven", 7, True, None, ["seven"], {"seven": 7})

@@ -22,10 +22,10 @@ from support.training import (
     weights_of_their_own,
 )
 
-from basicsr.engine import meeting
-from basicsr.engine.heartbeats import Heartbeats, MainThread
-from basicsr.engine.meeting import Meeting, RankPlace, Start, read_place
-from basicsr.engine.peers import myself
+from basicsr.engine.process import meeting
+from basicsr.engine.process.heartbeats import Heartbeats, MainThread
+from basicsr.engine.process.meeting import Meeting, RankPlace, Start, read_place
+from basicsr.engine.process.rank_watchdog import myself
 from basicsr.utils.errors import DataError, LostRankError, MachineError, UserError
 
 SOUND = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

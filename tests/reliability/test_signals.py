@@ -20,8 +20,8 @@ from support.jobs import ROOT, Job, status_of, torchrun, write_options
 from support.kills import PHASES, act_in_phase, live
 from support.training import changed, checkpoint_of, differences, free_port, start
 
-from basicsr.engine.command import run_command
-from basicsr.engine.stop import StopRequest
+from basicsr.engine.process.command import run_command
+from basicsr.engine.process.stop import StopRequest
 from basicsr.train import main
 
 PREEMPTED = 75
@@ -144,9 +144,7 @@ def test_what_nohup_ignores_stays_ignored():
 
 
 def test_every_command_can_be_imported_where_signals_of_unix_are_missing():
-    modules = (
-        "basicsr.train, basicsr.test, basicsr.engine.command, subprocesses, compare_methods, cache_teacher, upscale"
-    )
+    modules = "basicsr.train, basicsr.test, basicsr.engine.process.command, subprocesses, compare_methods, cache_teacher, upscale"
     code = f"""
 import select, signal, sys
 for name in ("SIGUSR1", "SIGHUP", "SIGXCPU"):

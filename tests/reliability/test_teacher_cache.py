@@ -26,6 +26,7 @@ from support.training import (
 )
 
 from basicsr.archs import build_network
+from basicsr.config.load import load_options
 from basicsr.data.building import build_dataset
 from basicsr.distill.base import Reconstruction, Term
 from basicsr.distill.contrastive import HybridContrastive
@@ -36,10 +37,9 @@ from basicsr.distill.fitnet import FitNet
 from basicsr.distill.mipkd import MiPKD
 from basicsr.distill.response import ResponseDistillation
 from basicsr.distill.several_teachers import SeveralTeachers
-from basicsr.engine.teacher_cache import check_content, check_key
+from basicsr.engine.teacher_cache.matching import check_content, check_key
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.options import load_options
 from basicsr.utils.precision import Precision
 
 OTHER = {"network": {**STUDENT, "num_feat": 10}, "allow_random": True}

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import basicsr.test as testing
+from basicsr.config.load import load_options
+from basicsr.config.unused import unused_in_testing
+from basicsr.files.csv_files import read_csv
 from basicsr.test import test_pipeline as run_test
-from basicsr.utils.csv_files import read_csv
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.options import load_options
-from basicsr.utils.options_unused import unused_in_testing
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 2}
 TRAIN = {"name": "a", "type": "PairedImageDataset", "dataroot_gt": "hr", "dataroot_lq": "lr"}

@@ -13,16 +13,16 @@ import torch
 from support.training import changed, checkpoint_of, differences, told
 from torch import nn
 
+from basicsr.config.load import load_options
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.distributed import distributed
-from basicsr.engine.optimizers import OPTIMIZERS, build_optimizer
+from basicsr.engine.process.distributed import distributed
 from basicsr.engine.restoring import restore
 from basicsr.engine.state_checks import Misfit, check_optimizer, check_scaler
 from basicsr.engine.training_run import TrainingRun
+from basicsr.files.atomic_files import sha256_of
+from basicsr.optim.optimizers import OPTIMIZERS, build_optimizer
 from basicsr.train import train_pipeline
-from basicsr.utils.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.options import load_options
 
 Change = Callable[[dict[str, Any], dict[str, Any]], Any]
 

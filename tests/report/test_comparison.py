@@ -7,10 +7,10 @@ import pytest
 from support.pictures import Memory, contains, places_of
 from support.results import evaluation
 
+from basicsr.config.schema import Region
 from basicsr.report.comparison import ACCENT, compare_scale, draw_comparison, figures_text
 from basicsr.report.results import Row, ScaleResults
 from basicsr.utils.errors import DataError
-from basicsr.utils.options_schema import Region
 
 NAMES = ["bicubic", "student", "distilled", "teacher"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
 from basicsr.report.curves import RunHistory, choose_keys, curves_figure, read_runs, smoothed
 from basicsr.utils.errors import DataError, OptionsError
 

@@ -15,11 +15,11 @@ import pytest
 from support.pictures import Memory
 from support.results import results, row
 
+from basicsr.files.images import imfrombytes
 from basicsr.report.html import HR, LR, lossless, svg_element, write_report
 from basicsr.report.results import Results, ScaleResults
 from basicsr.report.tables import cost_table, quality_table
 from basicsr.utils.errors import CheckpointError, DataError
-from basicsr.utils.img_util import imfrombytes
 
 MALICIOUS = """<script>alert(1)</script> & "quotes' </script>"""
 ROWS = (("bicubic", 0, 33.7), ("student", 1000, 34.5), ("distilled", 1000, 35.0))

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from support.results import results, row
 
+from basicsr.config.published import published_rows
 from basicsr.report.labels import cheapest_places
 from basicsr.report.plots import cost_figure, figure_svg, write_figure
-from basicsr.report.published import published_rows
 from basicsr.report.results import ScaleResults
 from basicsr.utils.errors import CheckpointError
 

@@ -7,6 +7,8 @@ import pytest
 from support.pictures import Memory
 from support.results import evaluation
 
+from basicsr.config.schema import Region
+from basicsr.config.yaml_files import load_yaml
 from basicsr.report.regions import (
     choose_regions,
     image_name,
@@ -18,8 +20,6 @@ from basicsr.report.regions import (
 )
 from basicsr.report.results import Row, ScaleResults
 from basicsr.utils.errors import DataError
-from basicsr.utils.options_schema import Region
-from basicsr.utils.yaml_loader import load_yaml
 
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -26,12 +26,12 @@ import yaml
 from support.processes import start
 
 from basicsr.archs import build_network
-from basicsr.engine.command import run_command
-from basicsr.engine.distributed import Place
+from basicsr.config.load import load_options
+from basicsr.engine.process.command import run_command
+from basicsr.engine.process.distributed import Place
 from basicsr.engine.status import RunStatus
 from basicsr.engine.traces import refuse_new_start
-from basicsr.utils.history import read_history
-from basicsr.utils.options import load_options
+from basicsr.files.run_history import read_history
 from basicsr.utils.timing import Spread
 
 ROOT = Path(__file__).resolve().parents[2]

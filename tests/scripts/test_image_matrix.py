@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from basicsr.data.headers import Place, examine
+from basicsr.data.checks.inspection import Place, examine
+from basicsr.files.image_headers import Content, read_header
+from basicsr.files.images import imfrombytes
 from basicsr.inference.pictures import PictureFile
 from basicsr.utils.errors import DataError
-from basicsr.utils.image_headers import Content, read_header
-from basicsr.utils.img_util import imfrombytes
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 

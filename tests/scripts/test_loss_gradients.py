@@ -15,9 +15,9 @@ from support.shipped import reduced
 from support.training import changed, finish
 
 from basicsr.archs import build_network
+from basicsr.config.load import load_options
 from basicsr.data import build_train_loader
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ import yaml
 from support import published
 
 from basicsr.archs import build_network
-from basicsr.engine.command import run_command
-from basicsr.utils.yaml_loader import load_yaml
+from basicsr.config.yaml_files import load_yaml
+from basicsr.engine.process.command import run_command
 
 SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
 EDSR = {"type": "EDSR", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 4, "num_block": 1, "upscale": 2, "rgb_mean": [0.5]}

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from basicsr.config.load import load_options, resolved_yaml
+from basicsr.files.images import imfrombytes
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.matlab_functions import imresize_integer
-from basicsr.utils.options import load_options, resolved_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = str(ROOT / "scripts/quickstart")

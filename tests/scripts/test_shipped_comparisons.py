@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.shipped import reduced, trains_and_resumes
 
-from basicsr.utils.options import load_options
+from basicsr.config.load import load_options
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARE = ROOT / "options/compare"

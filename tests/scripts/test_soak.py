@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
 
 SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
 GROWING = """

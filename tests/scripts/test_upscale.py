@@ -20,7 +20,7 @@ from support.networks import nearest_edsr, save_checkpoint
 from support.processes import start
 
 from basicsr.archs import build_network
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
 from basicsr.utils import pass_times
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from basicsr.archs import build_network
-from basicsr.engine.cache_making import How, Made, make_cache
-from basicsr.utils.options import load_options
+from basicsr.config.load import load_options
+from basicsr.engine.teacher_cache.making import How, Made, make_cache
 
 
 def with_teacher(options: dict[str, Any], folder: Path, seed: int = 5) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from basicsr.utils.safe_pickles import MAX_DEPTH, MAX_OPERATIONS
-from basicsr.utils.stored_zip import MAX_MEMBERS
-from basicsr.utils.tensor_pickles import MAX_DIMENSIONS
+from basicsr.files.safe_pickles import MAX_DEPTH, MAX_OPERATIONS
+from basicsr.files.stored_zip import MAX_MEMBERS
+from basicsr.files.tensor_pickles import MAX_DIMENSIONS
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ROW = struct.pack("<4f", 1, 2, 3, 4)

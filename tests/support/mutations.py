@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from basicsr.utils.options import load_options, load_test_options
-from basicsr.utils.options_schema import Options, thaw
-from basicsr.utils.yaml_loader import Document, Entry, KeyPath, Position, load_yaml, merge_entries
+from basicsr.config.load import load_options, load_test_options
+from basicsr.config.schema import Options, thaw
+from basicsr.config.yaml_files import Document, Entry, KeyPath, Position, load_yaml, merge_entries
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 SCHEMA = json.loads((OPTIONS / "schema.json").read_text("utf-8"))

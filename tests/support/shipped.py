@@ -9,7 +9,7 @@ import torch
 from support.training import changed, differences, finish
 
 from basicsr.archs import build_network
-from basicsr.utils.options_schema import Options, thaw
+from basicsr.config.schema import Options, thaw
 
 SMALL = {"num_feat": 8, "num_block": 2, "num_group": 2, "squeeze_factor": 4, "embed_dim": 8}
 SMALL_RESTORERS = {

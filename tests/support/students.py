@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.utils.yaml_loader import load_yaml
+from basicsr.config.yaml_files import load_yaml
 
 _SMALLER: dict[str, dict[str, Any]] = {
     "EDSR": {"num_feat": 8, "num_block": 2},

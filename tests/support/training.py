@@ -23,16 +23,16 @@ import torch
 from support.images import PSNR, Pairs
 from torch import nn
 
-from basicsr.engine import command
-from basicsr.engine.agreement import require_equal, weights_digest
-from basicsr.engine.distributed import Place, any_rank, distributed
-from basicsr.engine.stop import StopRequest
+from basicsr.config.load import load_options
+from basicsr.config.schema import Options
+from basicsr.engine.process import command
+from basicsr.engine.process.agreement import require_equal, weights_digest
+from basicsr.engine.process.distributed import Place, any_rank, distributed
+from basicsr.engine.process.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
 from basicsr.metrics.evaluator import evaluate
 from basicsr.train import train_pipeline, train_step
 from basicsr.utils.dist_util import sum_over_ranks
-from basicsr.utils.options import load_options
-from basicsr.utils.options_schema import Options
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # Optimizers import torch._dynamo when the first one is made.

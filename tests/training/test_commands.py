@@ -14,7 +14,7 @@ import yaml
 from support.training import changed, free_port
 
 from basicsr import test, train
-from basicsr.engine.command import run_command
+from basicsr.engine.process.command import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "basicsr/train.py")

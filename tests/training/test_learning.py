@@ -9,9 +9,9 @@ import torch
 from support.shipped import reduced
 from support.training import changed, checkpoint_of, without_teacher
 
+from basicsr.config.load import load_options
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options import load_options
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 

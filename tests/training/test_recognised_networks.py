@@ -9,9 +9,9 @@ from support import published
 from support.training import changed, differences, finish, without_teacher
 
 from basicsr import test, train
-from basicsr.archs.pretrained import load_pretrained
-from basicsr.engine.command import run_command
-from basicsr.utils.layouts import recognise
+from basicsr.engine.process.command import run_command
+from basicsr.weights.layouts import recognise
+from basicsr.weights.recognise import load_pretrained
 
 AUTO = {"type": "auto"}
 # The discriminator and the contrastive loss have nothing to do with where the teacher comes from.

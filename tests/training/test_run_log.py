@@ -16,15 +16,15 @@ import pytest
 import torch
 from support.training import changed, start, train, without_teacher
 
-from basicsr.engine.distributed import Place
+from basicsr.config.load import load_options
+from basicsr.engine.process.distributed import Place
 from basicsr.engine.training_run import TrainingRun
+from basicsr.files.images import imfrombytes
+from basicsr.files.run_history import read_history
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import MachineError
-from basicsr.utils.history import read_history
-from basicsr.utils.img_util import imfrombytes
 from basicsr.utils.matlab_functions import imresize
-from basicsr.utils.options import load_options
 
 
 def timeless(experiment: Path) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ from support.training import (
     without_teacher,
 )
 
-from basicsr.engine.stop import Preempted
+from basicsr.engine.process.stop import Preempted
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.metrics.evaluator import Evaluation
@@ -118,8 +118,8 @@ def test_the_best_is_the_highest_or_the_lowest_as_the_metric_says(mcadkd, tmp_pa
 
 
 def _assembled(options, tmp_path) -> TrainingRun:
-    from basicsr.engine.distributed import distributed
-    from basicsr.utils.options import load_options
+    from basicsr.config.load import load_options
+    from basicsr.engine.process.distributed import distributed
 
     loaded = load_options(options, training=True, root=tmp_path)
     with distributed("none", 0, "gloo") as place:

@@ -13,8 +13,8 @@ import pytest
 from support.shipped import check_student, reduced, trains_and_resumes
 from support.training import changed, checkpoint_of, differences, finish, run_ranks, start, train, train_rank_all
 
-from basicsr.utils.options import load_options
-from basicsr.utils.yaml_loader import load_yaml
+from basicsr.config.load import load_options
+from basicsr.config.yaml_files import load_yaml
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
 FILES = sorted(OPTIONS.glob("*.yml"))

@@ -7,11 +7,11 @@ import torch
 from support.training import changed, without_teacher
 
 from basicsr.archs import build_network
+from basicsr.config.load import load_options
 from basicsr.data import build_eval_dataset
 from basicsr.metrics.evaluator import evaluate
 from basicsr.train import train_pipeline
-from basicsr.utils.options import load_options
-from basicsr.utils.weights import load_network
+from basicsr.weights.loading import load_network
 
 
 def test_validation_uses_self_ensemble_and_tiles(mcadkd, tmp_path):

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import pytest
 
-from basicsr.utils.components import Problem, bind_arguments, find_problems, type_mismatch
+from basicsr.config.schema import FrozenMapping
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.options_schema import FrozenMapping
 from basicsr.utils.registry import Registry, nearest
+from basicsr.utils.signatures import Problem, bind_arguments, find_problems, type_mismatch
 
 
 class Blur:

@@ -1,0 +1,545 @@
+"""The options as typed, frozen objects: which keys there are, of what type, and what they mean.
+
+Sections are pydantic models: strict types, no unknown keys, nothing assignable. Blocks that name a component
+by `type` (networks, losses, methods, metrics, optimizers, schedulers, datasets) are `FrozenMapping`s, whose
+keys `options_components` holds against the component's constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import core_schema
+
+from basicsr.utils.ranges import (
+    LARGEST_ITERATION,
+    BatchSize,
+    BelowOne,
+    Border,
+    Few,
+    FewOrNone,
+    ImageChannels,
+    Interval,
+    Iterations,
+    IterationsOrNone,
+    Position,
+    PositiveWeight,
+    Scale,
+    Side,
+    WeightDecay,
+)
+from basicsr.utils.registry import nearest
+from basicsr.utils.signatures import shown
+
+MODEL_TYPES = {
+    "KDModel": "KDModel",
+    "MCADKD": "KDModel",
+    "MCADKDModel": "KDModel",
+    "SRModel": "SRModel",
+    "SwinIRModel": "SRModel",
+    "SRGANModel": "SRModel",
+}
+
+SET_BY_THE_COMMAND = ("root", "skipped", "sources")
+
+
+class FrozenMapping(Mapping[str, Any]):
+    """A mapping that cannot be changed, nor can what it holds: mappings are frozen, lists become tuples."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: Mapping[str, Any] = {}) -> None:
+        self._content = {key: freeze(value) for key, value in content.items()}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._content.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._content)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenMapping, (self._content,)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(_block)
+
+
+def freeze(value: Any) -> Any:
+    """Mappings as `FrozenMapping`, lists as tuples, all the way down."""
+    if isinstance(value, FrozenMapping):
+        return value
+    if isinstance(value, Mapping):
+        return FrozenMapping(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(freeze(entry) for entry in value)
+    return value
+
+
+def thaw(value: Any) -> Any:
+    """The mutable form: dicts and lists all the way down; sections become dicts without what was left out."""
+    if isinstance(value, Section):
+        return value.to_data()
+    if isinstance(value, Mapping):
+        return {key: thaw(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [thaw(entry) for entry in value]
+    return value
+
+
+def _block(value: Any) -> FrozenMapping:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be a mapping such as {{type: ...}}, got {shown(value)}")
+    return FrozenMapping(value)
+
+
+def _model_type(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value in MODEL_TYPES:
+        return MODEL_TYPES[value]
+    near = nearest(value, list(MODEL_TYPES))
+    raise ValueError(f"no model is called '{value}'{near}; there are: {', '.join(MODEL_TYPES)}")
+
+
+NetworkBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "network"})]
+LossBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "loss"})]
+MethodBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "method"})]
+MetricBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "metric"})]
+OptimizerBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "optimizer"})]
+SchedulerBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "scheduler"})]
+ContrastiveBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "contrastive"})]
+
+_ABSENT: Any = None
+Precision = Literal["none", "bf16", "fp16"]
+TrainingPrecision = Literal["auto", "none", "bf16", "fp16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: strict, frozen, no unknown keys; lists become tuples before they come here."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain dicts and lists from which an equal section can be made, without what is null by default."""
+        data = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if not field.exclude and not (value is None and field.default is None):
+                data[name] = thaw(value)
+        return data
+
+
+class DatasetOptions(Section):
+    """One entry of `datasets`: what the loader needs, and in `arguments` what the dataset's class takes."""
+
+    type: str = Field(description="class of the dataset, such as PairedImageDataset")
+    name: str = Field(min_length=1, description="name in logs, tables and result folders")
+    phase: Literal["train", "val", "test"] = Field(exclude=True, description="filled in from the entry's key")
+    scale: Scale = Field(exclude=True, description="filled in from the top-level scale")
+    batch_size_per_gpu: BatchSize = Field(default=1, description="images per iteration and process")
+    num_worker_per_gpu: FewOrNone = Field(default=0, description="loader processes per training process")
+    dataset_enlarge_ratio: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=1, description="how many passes count as one epoch in the log"
+    )
+    prefetch_mode: Literal["cpu", "cuda"] | None = Field(
+        default=None, description="accepted as BasicSR's files have it"
+    )
+    num_prefetch_queue: Few = Field(default=1, description="batches that each worker prepares ahead")
+    pin_memory: bool = Field(default=True, description="page-locked batches, for faster copies to the GPU")
+    persistent_workers: bool = Field(default=True, description="workers live through the whole run")
+    use_shuffle: bool = Field(default=True, description="whether training sees the images in random order")
+    check_images: Literal["none", "headers", "full"] = Field(
+        default="headers",
+        description="what to read of every image before training or testing begins; full decodes them",
+    )
+    skip_bad_images: IterationsOrNone = Field(
+        default=0,
+        description="how many images that cannot be used training may do without; 0 stops at the first; evaluation does"
+        " without none",
+    )
+    gt_sizes: Annotated[tuple[Side, ...], Field(min_length=1)] | None = Field(
+        default=None, description="progressive training: side of the HR patches, stage by stage; gt_size is the largest"
+    )
+    mini_batch_sizes: Annotated[tuple[BatchSize, ...], Field(min_length=1)] | None = Field(
+        default=None, description="of each stage: images to a batch of one process; batch_size_per_gpu is the first"
+    )
+    iters: Annotated[tuple[Iterations, ...], Field(min_length=1)] | None = Field(
+        default=None, description="of each stage: iterations; together at least train: total_iter"
+    )
+    arguments: Annotated[FrozenMapping, WithJsonSchema({"type": "object"})] = Field(
+        default=FrozenMapping(), description="keys for the dataset's own class (written beside the others)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_arguments(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        own = {key: value for key, value in data.items() if key in cls.model_fields and key != "arguments"}
+        return {**own, "arguments": {key: value for key, value in data.items() if key not in own}}
+
+    def to_data(self) -> dict[str, Any]:
+        """As it was written: the class's arguments beside the loader's keys."""
+        data = super().to_data()
+        arguments = data.pop("arguments")
+        return {**data, **arguments}
+
+
+class PathOptions(Section):
+    """`path`: pretrained weights, what to resume, where results go."""
+
+    pretrain_network_g: str | None = Field(default=None, description="weights that the network starts from")
+    pretrain_network_t: str | None = Field(default=None, description="the teacher's weights")
+    pretrain_network_d: str | None = Field(default=None, description="weights that the discriminator starts from")
+    strict_load_g: bool = Field(default=True, description="refuse weights whose names differ from the network's")
+    strict_load_t: bool = Field(default=True, description="likewise for the teacher")
+    strict_load_d: bool = Field(default=True, description="likewise for the discriminator")
+    param_key_g: str | None = Field(default="params", description="key of the weights in the file; ~ if it is flat")
+    param_key_t: str | None = Field(default="params", description="likewise for the teacher")
+    param_key_d: str | None = Field(default="params", description="likewise for the discriminator")
+    resume_state: str | None = Field(default=None, description="training state to continue from")
+    ignore_resume_networks: tuple[Literal["network_g", "network_d"], ...] = Field(
+        default=(), description="networks that keep their pretrain_ path when a run is resumed"
+    )
+    allow_random_teacher: bool = Field(default=False, description="train without the teacher's weights (for tests)")
+    experiments_root: str | None = Field(default=None, description="folder of all experiments; default: experiments")
+    results_root: str | None = Field(default=None, description="folder of all test results; default: results")
+
+
+class TrainOptions(Section):
+    """`train`: losses, distillation terms, optimizers and schedule."""
+
+    total_iter: Iterations = Field(description="iterations in all")
+    warmup_iter: Annotated[int, Field(ge=-1, le=LARGEST_ITERATION)] = Field(
+        default=-1, description="iterations of rising learning rate; -1 for none"
+    )
+    ema_decay: BelowOne = Field(default=0.0, description="decay of the averaged weights; 0 for none")
+    accumulate: Few = Field(default=1, description="batches whose gradients are averaged in one iteration")
+    grad_clip: PositiveWeight | None = Field(default=None, description="largest gradient norm; ~ for no limit")
+    optim_g: OptimizerBlock = Field(description="optimizer of the trained network (and of the terms' heads)")
+    weight_decay_heads: WeightDecay = Field(
+        default=0.0, description="weight decay of the terms' heads and temperatures"
+    )
+    optim_d: OptimizerBlock | None = Field(default=None, description="optimizer of the discriminator")
+    scheduler: SchedulerBlock | None = Field(default=None, description="learning rates; ~ for a constant rate")
+    pixel_opt: LossBlock | None = Field(default=None, description="loss between output and HR image")
+    perceptual_opt: LossBlock | None = Field(default=None, description="perceptual loss between output and HR image")
+    resp_kd_opt: LossBlock | None = Field(default=None, description="loss between the student's and teacher's outputs")
+    contrastive_opt: ContrastiveBlock | None = Field(default=None, description="MCAD-KD's contrastive loss")
+    adversarial_opt: LossBlock | None = Field(default=None, description="GAN loss (gan_opt in BasicSR's files)")
+    distill: Annotated[Mapping[str, MethodBlock], AfterValidator(FrozenMapping)] = Field(
+        default=FrozenMapping(), description="further distillation terms, by a name of your choice"
+    )
+    train_adversary: bool = Field(default=True, description="whether the discriminator learns")
+    net_d_iters: Iterations = Field(default=1, description="the network is updated every so many iterations")
+    net_d_init_iters: IterationsOrNone = Field(default=0, description="iterations that train the discriminator only")
+
+    @property
+    def method_blocks(self) -> dict[str, FrozenMapping]:
+        """The distillation terms by name, as `METHOD_REGISTRY.build` takes them."""
+        blocks: dict[str, FrozenMapping] = {}
+        if self.resp_kd_opt is not None:
+            blocks["response"] = FrozenMapping({"type": "ResponseDistillation", "criterion": self.resp_kd_opt})
+        if self.contrastive_opt is not None:
+            blocks["contrastive"] = contrastive_block(self.contrastive_opt)
+        return {**blocks, **self.distill}
+
+    @property
+    def loss_blocks(self) -> dict[str, FrozenMapping]:
+        """The losses against the HR image by name, as `LOSS_REGISTRY.build` takes them."""
+        blocks = {"pix": self.pixel_opt, "percep": self.perceptual_opt}
+        return {name: block for name, block in blocks.items() if block is not None}
+
+    @property
+    def adversarial(self) -> FrozenMapping | None:
+        """The GAN loss, if any."""
+        return self.adversarial_opt
+
+
+def contrastive_block(options: Mapping[str, Any]) -> FrozenMapping:
+    """`contrastive_opt`, whose `type` says image, patch or hybrid, as a block of the method registry."""
+    arguments = {key: value for key, value in options.items() if key != "type"}
+    mode = {"mode": options["type"]} if "type" in options else {}
+    return FrozenMapping({"type": "HybridContrastive", **mode, **arguments})
+
+
+class BestOptions(Section):
+    """`val.best`: which result decides which checkpoint is kept as the best."""
+
+    dataset: str = Field(description="name of a validation dataset")
+    metric: str = Field(description="name of one of val.metrics")
+
+
+class ValOptions(Section):
+    """`val`: when to evaluate, by which metrics, and what to keep."""
+
+    val_freq: Interval = Field(default=5000, description="iterations between evaluations")
+    save_img: bool | None = Field(
+        default=None,
+        description="save the output images; where left out, test.py does if its report shows any, training does not",
+    )
+    suffix: str | None = Field(default=None, description="ends the saved images' names; ~ for the experiment's name")
+    pbar: bool = Field(default=False, description="show progress")
+    self_ensemble: bool = Field(default=False, description="average over the eight flips and rotations (x8)")
+    tile: Annotated[int, Field(ge=16, le=16384)] | None = Field(
+        default=None, description="side of the tiles that images are cut into, LR pixels; ~ runs them whole"
+    )
+    tile_overlap: Border | None = Field(
+        default=None, description="LR pixels that a tile sees beyond each edge; ~ for what the network needs"
+    )
+    amp: Precision = Field(
+        default="none", description="precision of the networks; tables are of none (float32), or say otherwise"
+    )
+    metrics: Annotated[Mapping[str, MetricBlock], AfterValidator(FrozenMapping)] = Field(
+        default=FrozenMapping(),
+        description="metrics by a name of your choice; `better: higher|lower` overrules the metric's own direction",
+    )
+    best: BestOptions | None = Field(
+        default=None, description="what decides which weights are net_g_best.pth; ~ for the first dataset and metric"
+    )
+
+
+class WandbOptions(Section):
+    """`logger.wandb`, as BasicSR's files have it."""
+
+    project: str | None = Field(default=None, description="project at Weights & Biases; ~ does not log there")
+    resume_id: str | None = Field(default=None, description="id of the run to go on with; ~ finds or makes one")
+    mode: Literal["online", "offline"] = Field(default="online", description="offline keeps the run on disk")
+
+
+class LoggerOptions(Section):
+    """`logger`: how often to log and save."""
+
+    print_freq: Interval = Field(default=100, description="iterations between lines in the log")
+    save_checkpoint_freq: Interval = Field(default=5000, description="iterations between checkpoints")
+    use_tb_logger: bool = Field(default=False, description="write TensorBoard files")
+    keep_checkpoints: Annotated[int, Field(ge=2, le=LARGEST_ITERATION)] | None = Field(
+        default=None, description="how many of the newest checkpoints to keep, at least 2; ~ keeps all"
+    )
+    wandb: WandbOptions | None = Field(default=None, description="log to Weights & Biases")
+
+
+class DistOptions(Section):
+    """`dist_params`: how the processes of a distributed run talk."""
+
+    backend: Literal["nccl", "gloo"] = Field(default="nccl", description="gloo is taken where there is no GPU")
+    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(default=None, description="port, for slurm")
+    timeout: Annotated[float, Field(ge=5, le=86400)] = Field(
+        default=60.0, description="seconds without a sign of life from a rank, after which the others end"
+    )
+    join_timeout: Annotated[float, Field(ge=5, le=86400)] = Field(
+        default=120.0, description="seconds that ranks wait for each other at the start"
+    )
+
+
+class Region(Section):
+    """One entry of `report: regions`: a square of an HR image to look at."""
+
+    dataset: str = Field(description="name of a dataset")
+    image: str = Field(description="name of the image, as in metrics.csv")
+    x: Position = Field(description="left edge, HR pixels")
+    y: Position = Field(description="upper edge, HR pixels")
+    size: Annotated[int, Field(ge=8, le=16384)] = Field(default=48, description="side, HR pixels")
+
+
+Published = Literal[
+    "EDSR",
+    "EDSR ablations",
+    "EDSR c64b16",
+    "RCAN",
+    "RCAN ablations",
+    "RCAN c32b5g5 ablations",
+    "SwinIR",
+    "SwinIR ablations",
+    "SwinIR-light",
+    "NAFNet",
+    "Restormer",
+    "MT-RNN",
+    "DMPHN",
+    "MPRNet",
+    "SPAIR",
+]
+"""What report/published.csv has figures of."""
+
+
+class ReportOptions(Section):
+    """`report`: what test.py makes of its figures, beside metrics.csv and summary.md."""
+
+    html: bool = Field(default=True, description="write report.html, one file that opens without a network")
+    images: IterationsOrNone = Field(
+        default=20, description="images in report.html of each dataset and scale: those that differ most"
+    )
+    plots: bool = Field(default=True, description="draw PSNR against cost, and the visual comparison")
+    crops: FewOrNone = Field(default=4, description="rows of the visual comparison of each scale")
+    regions: tuple[Region, ...] = Field(
+        default=(), description="rows of the visual comparison; where left out, where the networks differ most"
+    )
+    published: Published | None = Field(
+        default=None, description="backbone, or its ablations, whose published figures stand beside ours"
+    )
+    speed: bool = Field(default=True, description="measure how fast the networks run, for Table 2")
+    input: tuple[ImageChannels, Side, Side] = Field(
+        default=(3, 256, 256), description="channels, height and width of the input that Table 2 is about"
+    )
+
+
+class RowOptions(Section):
+    """One entry of `networks`: a row of the test table."""
+
+    type: Literal["bicubic"] | None = Field(default=None, description="bicubic: upscale without a network")
+    network: NetworkBlock | None = Field(
+        default=None,
+        description="the network; network_g if left out; recognised from the file where there is neither, or by"
+        " {type: auto}",
+    )
+    path: str | None = Field(default=None, description="its weights")
+    param_key: str | None = Field(default="params", description="key of the weights in the file; ~ if it is flat")
+    strict: bool = Field(default=True, description="refuse weights whose names differ from the network's")
+
+    def to_data(self) -> dict[str, Any]:
+        """As it was written: a bicubic row has no other keys."""
+        return {"type": "bicubic"} if self.type == "bicubic" else super().to_data()
+
+
+class Options(Section):
+    """A whole options file."""
+
+    name: str = Field(description="the experiment's name and the name of its folder")
+    model_type: Annotated[Literal["KDModel", "SRModel"], BeforeValidator(_model_type)] = Field(
+        default="SRModel",
+        description="KDModel (MCADKD, MCADKDModel) trains a student with a teacher; SRModel (SwinIRModel,"
+        " SRGANModel) trains a network",
+        json_schema_extra={"enum": list(MODEL_TYPES)},
+    )
+    scale: Scale = Field(
+        description="upscaling factor, also put in the place of {scale} in any value; for test.py also a list"
+    )
+    num_gpu: FewOrNone | Literal["auto"] = Field(
+        default="auto",
+        description="0: the CPU; auto: a GPU for each process where there are GPUs; n: likewise, and a line in the"
+        " log where there are fewer than n processes or no GPU",
+    )
+    manual_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="seed of everything random")
+    amp: TrainingPrecision = Field(
+        default="none",
+        description="mixed precision: none (float32), bf16, fp16; auto: bf16 where the device has units for it and is"
+        " faster with it, else none",
+    )
+    amp_teacher: TrainingPrecision | None = Field(
+        default=None, description="the teacher's precision; ~ for that of amp"
+    )
+    channels_last: bool = Field(default=False, description="memory layout that suits convolutions")
+    find_unused_parameters: bool = Field(default=False, description="for networks that skip parameters, under DDP")
+    crop_border: Border | None = Field(
+        default=None,
+        description="crop_border of the metrics that do not set it themselves; ~ for the scale, 0 at scale 1",
+    )
+    datasets: Annotated[Mapping[str, DatasetOptions], AfterValidator(FrozenMapping)] = Field(
+        default=FrozenMapping(), description="train, val, val_1, val_2..., test, test_1..."
+    )
+    network_g: NetworkBlock | None = Field(default=None, description="the network to train or test: the student")
+    network_t: NetworkBlock | None = Field(default=None, description="the teacher, frozen")
+    network_d: NetworkBlock | None = Field(default=None, description="the discriminator")
+    networks: Annotated[Mapping[str, RowOptions], AfterValidator(FrozenMapping)] = Field(
+        default=FrozenMapping(), description="for test.py: any number of networks, a row of the table each"
+    )
+    path: PathOptions = Field(default=PathOptions(), description="weights and folders")
+    train: TrainOptions = Field(default=_ABSENT, validate_default=False, description="how to train; None in testing")
+    val: ValOptions = Field(default=ValOptions(), description="how to evaluate")
+    report: ReportOptions = Field(default=ReportOptions(), description="for test.py: plots, comparison, HTML report")
+    logger: LoggerOptions = Field(default=LoggerOptions(), description="what to log and save, how often")
+    dist_params: DistOptions = Field(default=DistOptions(), description="distributed training")
+    is_train: bool = Field(default=True, exclude=True, description="set by the command, train.py or test.py")
+    skip_missing: bool = Field(
+        default=False, description="test.py names datasets and networks that are not there, and goes on without them"
+    )
+    skipped: tuple[str, ...] = Field(default=(), exclude=True, description="what skip_missing left out")
+    sources: tuple[str, ...] = Field(default=(), exclude=True, description="the options files that were read")
+    root: Path = Field(default=Path("."), exclude=True, description="set by the command: parent of experiments/")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all keys have equal values, whichever files they were read from."""
+        return isinstance(other, Options) and super().__eq__(other.model_copy(update={"sources": self.sources}))
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.scale))
+
+    @property
+    def experiment_folder(self) -> Path:
+        """Where a training run keeps its log, options, checkpoints and images: experiments/NAME."""
+        return self._run_folder(self.path.experiments_root, "experiments")
+
+    @property
+    def models_folder(self) -> Path:
+        """Exported networks of a training run."""
+        return self.experiment_folder / "models"
+
+    @property
+    def training_states_folder(self) -> Path:
+        """Training states, from which a run resumes."""
+        return self.experiment_folder / "training_states"
+
+    @property
+    def results_folder(self) -> Path:
+        """Where a test keeps its tables and log: results/NAME."""
+        return self._run_folder(self.path.results_root, "results")
+
+    @property
+    def saves_images(self) -> bool:
+        """Whether output images are saved: as `val: save_img` says, else where test.py's report shows any."""
+        if self.val.save_img is not None:
+            return self.val.save_img
+        report = self.report
+        return not self.is_train and bool((report.html and report.images) or (report.plots and report.crops))
+
+    @property
+    def visualization_folder(self) -> Path:
+        """Where images go that are saved in evaluations."""
+        return (self.experiment_folder if self.is_train else self.results_folder) / "visualization"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """Where TensorBoard files go: tb_logger/NAME; with `path: experiments_root` tb_logger is in that folder."""
+        return self.root / (self.path.experiments_root or "") / "tb_logger" / self.name
+
+    @property
+    def teacher_cache(self) -> str | None:
+        """Folder of the teacher's outputs that training reads in the teacher's place, if any."""
+        folders = [dataset.arguments.get("teacher_cache") for dataset in self.datasets_of("train").values()]
+        return folders[0] if folders and isinstance(folders[0], str) else None
+
+    def datasets_of(self, *phases: str) -> dict[str, DatasetOptions]:
+        """The datasets whose phase is one of `phases`, by their key, in the file's order."""
+        return {key: dataset for key, dataset in self.datasets.items() if dataset.phase in phases}
+
+    def _run_folder(self, configured: str | None, default: str) -> Path:
+        return self.root / (configured or default) / self.name

@@ -1,0 +1,163 @@
+"""YAML's scalars as options files mean them, for reading and for writing, on PyYAML's scanner and parser."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from basicsr.config.yaml_entries import shortened
+
+MAX_DEPTH = 64
+MAX_WRITTEN = 5_000
+
+TAG = "tag:yaml.org,2002:"
+CORE_TAGS = {TAG + name for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*|[1-9][0-9]{0,2}(_[0-9]{3})+)\Z")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)\Z")
+_NAN = re.compile(r"\.(nan|NaN|NAN)\Z")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_OTHER_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's scanner, parser and composer with YAML 1.2's plain scalars and limits on nesting and number."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def __init__(self, text: str, written: int = 0) -> None:
+        super().__init__(text)
+        self.depth = 0
+        self.written = written
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """PyYAML's, within the limits."""
+        self.depth += 1
+        self.written += 1
+        mark = self.peek_event().start_mark
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"is nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
+        if self.written > MAX_WRITTEN:
+            problem = f"more than {MAX_WRITTEN} keys and values; is it an options file?"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+class Lines:
+    """From a place in a text to its line as editors count lines, which end with LF, CR LF or CR and nothing else.
+
+    PyYAML also begins a line after U+0085, U+2028 and U+2029.
+    """
+
+    def __init__(self, text: str) -> None:
+        unusual = _OTHER_LINE_ENDS.search(text) is not None
+        self._ends = [match.end() for match in _LINE_END.finditer(text)] if unusual else None
+
+    def of(self, mark: Any) -> int:
+        """The line of one of PyYAML's marks, counted from 1."""
+        line: int = mark.line if self._ends is None else bisect_right(self._ends, mark.index)
+        return line + 1
+
+
+def line_of(text: str, index: int) -> int:
+    """The line, counted from 1, of the character at `index`."""
+    return 1 + sum(1 for _ in _LINE_END.finditer(text, 0, index))
+
+
+def scalar_value(node: yaml.ScalarNode) -> tuple[Any, str | None]:
+    """The value of a scalar, and what is wrong with the way it is written."""
+    text: str = node.value
+    kind = node.tag.removeprefix(TAG)
+    if kind in ("str", "merge"):
+        bare_none = text == "None" and node.style is None
+        return text, "None is text in YAML; write ~ for nothing, or quote it" if bare_none else None
+    if kind == "null":
+        return None, None if text in ("", "~") or text.lower() == "null" else "!!null takes ~ or nothing"
+    if kind == "bool":
+        return text.lower() == "true", None if text.lower() in ("true", "false") else "!!bool takes true or false"
+    if kind not in ("int", "float"):
+        return text, f"!!{kind} is for lists or mappings; write the value plainly"
+    if _LEADING_ZERO.match(text):
+        bare = shortened(text.lstrip("+-0_") or "0")
+        return text, f"{shortened(text)} has a leading zero: write {bare} for the number, '{shortened(text)}' for text"
+    return _number(text, kind)
+
+
+def _number(text: str, kind: str) -> tuple[Any, str | None]:
+    shown = shortened(text)
+    if _INFINITE.match(text):
+        return (-math.inf if text.startswith("-") else math.inf), None
+    if _NAN.match(text):
+        return text, ".nan is not a number to compute with; write a number, or ~ for nothing"
+    if _INT.match(text):
+        digits = text.replace("_", "")
+        whole = int(digits) if len(digits) < 30 else None
+        if kind == "int" and (whole is None or not fits_64_bits(whole)):
+            return text, f"{shown} is too large for a whole number, which has 64 bits; quote it if it is text"
+        if whole is not None and (kind == "int" or _is_exact(whole)):
+            return whole, None
+        text = digits
+    if not _FLOAT.match(text) or kind == "int":
+        return text, f"'{shown}' is not a number that !!{kind} can hold"
+    number = float(text)
+    if math.isinf(number):
+        return text, f"{shown} is too large for a number"
+    is_whole = "e" in text.lower() and number.is_integer() and _is_exact(number)
+    return int(number) if is_whole else number, None
+
+
+def fits_64_bits(number: int) -> bool:
+    """Whether a whole number is one that torch and numpy can hold."""
+    return -(2**63) <= number < 2**63
+
+
+def _is_exact(number: float) -> bool:
+    return abs(number) < 2**53
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Plain dicts, lists and scalars as YAML that `load_yaml` reads back equal."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+
+
+def _add_resolvers() -> None:
+    digits = "-+0123456789."
+    for tag, pattern, first in (
+        ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+        ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+        ("int", rf"^({_INT.pattern}|{_LEADING_ZERO.pattern})", list(digits)),
+        ("float", rf"^({_FLOAT.pattern}|{_INFINITE.pattern}|{_NAN.pattern})", list(digits)),
+        ("merge", r"^<<$", ["<"]),
+    ):
+        Loader.add_implicit_resolver(TAG + tag, re.compile(pattern), first)
+
+
+_add_resolvers()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes all text that PyYAML or `Loader` would read as something else."""
+
+    yaml_implicit_resolvers = {
+        first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *resolvers]
+        for first, resolvers in {**yaml.SafeDumper.yaml_implicit_resolvers, **Loader.yaml_implicit_resolvers}.items()
+    }
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """PyYAML would read line ends other than LF, written as they are, as LF or as a space."""
+    style = '"' if "\r" in text or _OTHER_LINE_ENDS.search(text) else None
+    return dumper.represent_scalar(TAG + "str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_implicit_resolver(TAG + "null", re.compile("^None$"), ["N"])

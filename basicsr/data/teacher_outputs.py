@@ -1,0 +1,326 @@
+"""A teacher's outputs for the training images, kept as files: how they are coded, named and listed.
+
+A cache is a folder with a 16-bit PPM file for each HR image, of its size and by its name, and `cache.json`, which says
+whose outputs they are and of which LR images. A value x is stored as
+
+    v = round((clip(x, -1/2, 3/2) + 1/2) / 2 * 65535),    x ~ v / 65535 * 2 - 1/2,
+
+so in steps of 3.1e-5, of which an 8-bit level has 128. The range is wider than that of images because the outputs of
+networks are: they swing beyond black and white at edges. PPM is not compressed, so that training reads no more of a
+file than a patch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from basicsr.data.storage import ImageStorage, StoredImage, StoredImages
+from basicsr.files.atomic_files import write_atomically
+from basicsr.files.name_lists import leaves_folder, printable
+from basicsr.files.regular_files import read_regular
+from basicsr.utils.errors import DataError
+
+FORMAT: Literal[1] = 1
+MANIFEST = "cache.json"
+COMMAND = "python scripts/cache_teacher.py -opt FILE"
+LOWEST, HIGHEST = -0.5, 1.5
+STEP = (HIGHEST - LOWEST) / 65535
+
+_LARGEST_MANIFEST = 1 << 30
+_DIGITS = 12  # of a SHA-256, in messages
+_ROWS = 64
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class CacheKey(_Record):
+    """Whose outputs they are: what must be equal for two caches of the same images to hold the same.
+
+    Attributes:
+        teacher: SHA-256 of the file with the teacher's weights.
+        param_key: which state dict of that file.
+        strict: whether the file had to hold every weight.
+        network: the teacher's options, resolved; {type: auto} where it is spandrel's.
+        architecture: its name.
+        scale: upscaling factor.
+        self_ensemble: whether outputs are averages over the eight flips and rotations.
+        precision: 'none' (float32), 'bf16' or 'fp16'.
+        tile: side of the tiles that images were cut into, LR pixels; None where they were whole while memory lasted.
+        tile_overlap: pixels seen around a tile; None for what the network needs.
+    """
+
+    teacher: str
+    param_key: str | None
+    strict: bool
+    network: dict[str, Any]
+    architecture: str
+    scale: int
+    self_ensemble: bool
+    precision: str
+    tile: int | None = None
+    tile_overlap: int | None = None
+
+    def __str__(self) -> str:
+        precision = "float32" if self.precision == "none" else self.precision
+        times = ", self-ensemble" if self.self_ensemble else ""
+        return f"{self.architecture} x{self.scale} (SHA-256 {shortened(self.teacher)}, {precision}{times})"
+
+
+class CachedImage(_Record):
+    """One image; what is said of the output is missing while there is none.
+
+    Attributes:
+        name: of the HR image, below its folder and without ending; with the ending .ppm, of the file.
+        lq: SHA-256 of the LR image's file, or of its value in LMDB.
+        size: height and width of the output.
+        bytes: of the output's file.
+        sha256: of that file.
+        clipped: how many values are stored as the smallest or the largest that can be.
+    """
+
+    name: str
+    lq: str
+    size: tuple[int, int] | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    clipped: int | None = None
+
+
+class Manifest(_Record):
+    """Content of `cache.json`.
+
+    Attributes:
+        format: of the cache.
+        complete: False while it is being made.
+        key: whose outputs they are.
+        range: of values, (-0.5, 1.5).
+        images: in the dataset's order.
+    """
+
+    format: Literal[1] = FORMAT
+    complete: bool
+    key: CacheKey
+    range: tuple[float, float] = (LOWEST, HIGHEST)
+    images: tuple[CachedImage, ...] = Field(min_length=1)
+
+
+def encode(image: torch.Tensor) -> np.ndarray:
+    """The codes of an output.
+
+    Args:
+        image: float32 (3, H, W), RGB, finite.
+
+    Returns:
+        uint16 (H, W, 3), BGR.
+    """
+    codes = np.empty((*image.shape[1:], 3), np.uint16)
+    for top in range(0, len(codes), _ROWS):  # float64 of all at once would be large
+        wide = image[:, top : top + _ROWS].clamp(LOWEST, HIGHEST).double()
+        rows = ((wide - LOWEST) / (HIGHEST - LOWEST) * 65535).round()
+        codes[top : top + _ROWS] = rows.flip(0).permute(1, 2, 0).numpy()
+    return codes
+
+
+def decode(codes: torch.Tensor) -> torch.Tensor:
+    """The outputs, float32, from codes of any type that has 0 to 65535."""
+    return codes.to(torch.float32) * STEP + LOWEST
+
+
+def count_clipped(codes: np.ndarray) -> int:
+    """How many codes are the smallest or the largest that can be; that many values, about, were beyond the range."""
+    return int(np.count_nonzero(codes == 0) + np.count_nonzero(codes == 65535))
+
+
+def cached_name(path: str, root: str | None) -> str:
+    """What the output for an HR image is called: its path below `root` without ending, or its key in LMDB as it is.
+
+    Args:
+        path: of the HR image, or its key.
+        root: folder of the HR images that the path begins with; None for LMDB.
+    """
+    if root is None:
+        return path
+    relative = path[len(root) :].lstrip("/\\") if path.startswith(root) else path
+    return os.path.splitext(relative)[0].replace(os.sep, "/")
+
+
+def cached_file(folder: str | Path, name: str) -> str:
+    """Path of the output called `name`."""
+    return os.path.join(folder, f"{name}.ppm")
+
+
+def cached_names(stored: StoredImages) -> list[str]:
+    """The names of all outputs of a dataset, in its order.
+
+    Raises:
+        DataError: two would be one, or one would not lie in the folder.
+    """
+    root = None if stored.lmdb else stored.roots["gt"]
+    names = [cached_name(path, root) for path in stored.files["gt"]]
+    seen: dict[str, str] = {}
+    for name, path in zip(names, stored.files["gt"], strict=True):
+        if leaves_folder(name) or not _is_text(name):
+            raise DataError(f"{printable(path)} cannot name a file of a teacher's cache; rename the image")
+        if name in seen:
+            raise DataError(f"{printable(f'{seen[name]} and {path}')} differ in their endings only; rename one")
+        seen[name] = path
+    return names
+
+
+class StoredOutputs:
+    """The outputs in a cache, opened by the HR images that they are for.
+
+    Args:
+        folder: the cache.
+        gt_root: folder of the HR images; None for LMDB.
+    """
+
+    def __init__(self, folder: str, gt_root: str | None) -> None:
+        self._folder, self._gt_root = folder, gt_root
+        self._storage = ImageStorage({"type": "disk"}, {"sr_teacher": folder})
+
+    def open(self, gt_path: str, size: tuple[int, int]) -> StoredImage:
+        """The output for an HR image of that height and width, whose pixels are codes.
+
+        Raises:
+            DataError: there is none, or it is not of this size.
+        """
+        path = cached_file(self._folder, cached_name(gt_path, self._gt_root))
+        output = self._storage.open(path, "sr_teacher")
+        if (output.size, output.depth) != (size, 16):
+            found, wanted = (" x ".join(map(str, entry)) for entry in (output.size, size))
+            raise DataError(
+                f"cannot read image {path}: it is {found} of {output.depth} bits, the HR image's output would be"
+                f" {wanted} of 16; make it by {COMMAND} --output {self._folder}"
+            )
+        return output
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Reads `cache.json`, of unknown origin.
+
+    Raises:
+        DataError: it is missing, damaged, or of another format.
+    """
+    path = Path(folder) / MANIFEST
+    again = f"make it by {COMMAND} --output ANOTHER_FOLDER"
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise DataError(f"{path} is too large for the list of a teacher's cache; {again}")
+        content = read_regular(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} is no teacher's cache: it has no {MANIFEST}; {again}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"cannot read {path}: {reason}; check the path") from error
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        found = _format_of(content)
+        if found != FORMAT:
+            raise DataError(
+                f"{folder} is a teacher's cache of format {found}, this version reads {FORMAT}; {again}"
+            ) from error
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "the beginning"
+        raise DataError(f"{path} is damaged (at {printable(where[:80])}); {again}") from error
+    if manifest.range != (LOWEST, HIGHEST) or any(leaves_folder(image.name) for image in manifest.images):
+        raise DataError(f"{path} is damaged (range or names); {again}")
+    if manifest.complete and any(
+        None in (image.size, image.bytes, image.sha256, image.clipped) for image in manifest.images
+    ):
+        raise DataError(f"{path} is damaged (it says nothing of some outputs); {again}")
+    return manifest
+
+
+def _format_of(content: bytes) -> str | int | None:
+    try:
+        found = json.loads(content)["format"]
+        return found if isinstance(found, int) else printable(str(found)[:20])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return FORMAT  # so it is damaged otherwise
+
+
+def write_manifest(folder: str | Path, manifest: Manifest) -> None:
+    """Writes `cache.json`, an image to a line; raises CheckpointError where that is not possible."""
+    head = manifest.model_dump(mode="json", exclude={"images"})
+
+    def write(file: BinaryIO) -> None:
+        file.write((json.dumps(head, indent=1)[:-2] + ',\n "images": [').encode())
+        for number, image in enumerate(manifest.images):
+            file.write(f"{',' if number else ''}\n  {image.model_dump_json(exclude_none=True)}".encode())
+        file.write(b"\n ]\n}\n")
+
+    write_atomically(Path(folder) / MANIFEST, write)
+
+
+def key_differences(cached: CacheKey, wanted: CacheKey) -> list[str]:
+    """What differs between two keys, such as "scale 2 instead of 4"."""
+    found = []
+    for name in CacheKey.model_fields:
+        theirs, ours = getattr(cached, name), getattr(wanted, name)
+        if theirs != ours and name != "architecture":
+            label = "SHA-256 of the teacher's weights" if name == "teacher" else name
+            shown = [shortened(value) if name == "teacher" else value for value in (theirs, ours)]
+            found.append(f"{label} {shown[0]} instead of {shown[1]}")
+    return found
+
+
+def image_difference(cached: Sequence[CachedImage], names: Sequence[str], digests: Sequence[str]) -> str | None:
+    """The first way in which a cache's images are not those of a dataset, in words; None where they are the same."""
+    theirs = [image.name for image in cached]
+    if len(theirs) != len(names):
+        lacking = next(iter(sorted(set(names) - set(theirs))), None) or next(iter(sorted(set(theirs) - set(names))))
+        where = "the dataset" if lacking in theirs else "it"
+        return f"it is of {len(theirs)} images, the dataset has {len(names)}; {printable(lacking)} is not in {where}"
+    for number, (other, own) in enumerate(zip(theirs, names, strict=True)):
+        if other != own:
+            return f"image {number} is {printable(other)} in it and {printable(own)} in the dataset"
+    changed = [image.name for image, digest in zip(cached, digests, strict=True) if image.lq != digest]
+    if changed:
+        return f"the LR image of {printable(changed[0])} is another than it was then{_and_more(changed)}"
+    return None
+
+
+def output_fault(folder: str | Path, images: Sequence[CachedImage]) -> str | None:
+    """Which output is missing or has another length than it was written with, in words; None where all are there."""
+    bad = [image for image in images if size_of_file(cached_file(folder, image.name)) != image.bytes]
+    if not bad:
+        return None
+    found = size_of_file(cached_file(folder, bad[0].name))
+    what = "is missing" if found is None else f"has {found:,d} bytes instead of {bad[0].bytes or 0:,d}"
+    return f"{printable(bad[0].name)}.ppm {what}{_and_more([image.name for image in bad])}"
+
+
+def size_of_file(path: str | Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return None
+
+
+def shortened(digest: str) -> str:
+    """The beginning of a digest, for messages."""
+    return f"{printable(digest[:_DIGITS])}..."
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1:,d} more)" if len(names) > 1 else ""

@@ -1,0 +1,1 @@
+"""What a run logs: lines, metrics, images."""

@@ -1,0 +1,269 @@
+"""Where a run's figures go: TensorBoard, Weights & Biases, the history. All get the same names."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import textwrap
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from basicsr.config.load import resolved_yaml
+from basicsr.config.schema import Options, thaw
+from basicsr.engine.logs.event_files import forget
+from basicsr.files.atomic_files import write_atomically
+from basicsr.files.regular_files import read_regular
+from basicsr.files.run_history import HISTORY, ITERATION, History
+from basicsr.utils.errors import CheckpointError, MachineError, UserError
+from basicsr.utils.logger import get_root_logger
+
+_WANDB_FILE = "wandb.json"
+_WANDB_SECONDS = 30  # to reach the server
+
+
+class Sink(Protocol):
+    """What takes a run's figures. Opened on rank 0, when all that can be wrong with the options was found."""
+
+    shows_images: bool
+    needed: bool
+    """Whether training ends where it cannot be written, after saving; otherwise it goes on without, with a warning."""
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Takes figures of an iteration, by their whole names; iterations never decrease."""
+        ...
+
+    def image(self, name: str, iteration: int, image: np.ndarray) -> None:
+        """Takes an image, uint8 (H, W, 3) BGR."""
+        ...
+
+    def close(self, exit_code: int) -> None:
+        """Writes what is pending; 0 says that the run came to its end."""
+        ...
+
+
+def check_packages(options: Options) -> None:
+    """Looks whether what `logger` asks for is installed.
+
+    Raises:
+        MachineError: it is not.
+    """
+    if _wants_wandb(options):
+        _import_wandb()
+
+
+def open_sinks(options: Options, start: int, validating: bool = False) -> list[Sink]:
+    """Opens what `logger` asks for, and the history.
+
+    Args:
+        options: of the run; its folder is there.
+        start: number of iterations already done. What a run that was cut off has left of later ones is taken out.
+        validating: whether the last of them is still to be validated; then that goes too.
+
+    Raises:
+        MachineError: Weights & Biases is not installed or cannot be reached.
+        CheckpointError, DataError: the history cannot be written, or is damaged.
+    """
+    sinks: list[Sink] = []
+    try:
+        sinks.append(History(options.experiment_folder / HISTORY, start, validating))
+        if _wants_wandb(options):
+            sinks.append(Wandb(options, start))
+        if options.logger.use_tb_logger:
+            sinks.append(TensorBoard(options, start, validating))
+    except UserError:
+        for sink in sinks:
+            sink.close(1)
+        raise
+    return sinks
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by their whole names, such as `train.optim_g.lr`."""
+    result: dict[str, Any] = {}
+    for key, value in options.items():
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return result
+
+
+class TensorBoard:
+    """TensorBoard's files in tb_logger/NAME, with the options as text and as hyperparameters.
+
+    Args:
+        options: of the run.
+        start, validating: as for `open_sinks`.
+
+    Raises:
+        CheckpointError: the files cannot be written.
+    """
+
+    shows_images = True
+    needed = False
+
+    def __init__(self, options: Options, start: int, validating: bool = False) -> None:
+        _quiet_writers()
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        again = ("options/", "_hparams_", *(("metrics/", "images/") if validating else ()))
+        forget(
+            options.tensorboard_folder,
+            lambda name, step: step > start or (step == start and name.startswith(again)),
+        )
+        with _told():
+            self._writer = SummaryWriter(str(options.tensorboard_folder), purge_step=start + 1 if start else None)
+        code_block = textwrap.indent(resolved_yaml(options), "    ")  # in Markdown
+        self._writer.add_text("options", code_block, start)
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in flat(thaw(options)).items()
+        }
+        # `add_hparams` would open a run of its own. Without the experiment's summary (the first of the three)
+        # TensorBoard puts the table together from all runs that it finds.
+        _, session, _ = hparams(plain, {})
+        events = self._writer.file_writer
+        assert events is not None, "it is opened with the writer"
+        events.add_summary(session, start)
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Adds a point to each curve.
+
+        Raises:
+            CheckpointError: the files cannot be written.
+        """
+        with _told():
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, iteration)
+
+    def image(self, name: str, iteration: int, image: np.ndarray) -> None:
+        """Adds an image, uint8 (H, W, 3) BGR; raises as `scalars`."""
+        with _told():
+            self._writer.add_image(name, image[..., ::-1], iteration, dataformats="HWC")
+
+    def close(self, exit_code: int) -> None:
+        """Writes what is pending; raises as `scalars`."""
+        with _told():
+            self._writer.close()
+
+
+def _quiet_writers() -> None:
+    """Keeps TensorBoard's thread from printing a traceback where it cannot write: `_told` has the reason, in a line."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if type(arguments.thread).__name__ != "_AsyncWriterThread" or not isinstance(arguments.exc_value, OSError):
+            before(arguments)
+
+    threading.excepthook = hook
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot write TensorBoard's files: {error.strerror or error}") from error
+
+
+class Wandb:
+    """A run at Weights & Biases, the same one when training is resumed; its files are in experiments/NAME/wandb.
+
+    W&B takes no figures of steps that it has passed. Iterations that are repeated after a resume from an older
+    checkpoint are therefore left out: they give the same figures. Their curves are drawn over `iter`.
+
+    Args:
+        options: of the run.
+        start: number of iterations already done.
+
+    Raises:
+        MachineError: the package is not installed, nobody is logged in, or the server cannot be reached.
+    """
+
+    shows_images = True
+    needed = False
+
+    def __init__(self, options: Options, start: int) -> None:
+        wandb = _import_wandb()
+        asked = options.logger.wandb
+        assert asked is not None
+        self._wandb, self._start = wandb, start
+        self._file = options.experiment_folder / _WANDB_FILE
+        known = _read_state(self._file)
+        self._id = asked.resume_id or known.get("id") or secrets.token_hex(4)
+        try:
+            self._run = wandb.init(
+                project=asked.project,
+                name=options.name,
+                id=self._id,
+                resume="allow",
+                mode="offline" if asked.mode == "offline" else None,  # None heeds WANDB_MODE, else it is online
+                dir=str(options.experiment_folder),
+                config=thaw(options),
+                allow_val_change=True,  # options may change when a run is resumed
+                settings=wandb.Settings(console="off", quiet=True, init_timeout=_WANDB_SECONDS),
+            )
+        except Exception as error:  # wandb's errors have no common base in all its versions
+            reason = " ".join(str(error).split())[:200].rstrip(". ")
+            raise MachineError(
+                f"Weights & Biases cannot be used: {reason}; log in by `wandb login`, or write logger: wandb: mode:"
+                " offline, and `wandb sync` later"
+            ) from error
+        self._run.define_metric("*", step_metric=ITERATION)
+        self._passed = max(known["iter"] if known.get("id") == self._id else 0, self._run.step - 1)
+        self._remember(self._passed)
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Adds a point to each curve."""
+        self._log(iteration, values)
+        if iteration > self._passed:
+            self._remember(iteration)
+
+    def image(self, name: str, iteration: int, image: np.ndarray) -> None:
+        """Adds an image, uint8 (H, W, 3) BGR."""
+        self._log(iteration, {name: self._wandb.Image(np.ascontiguousarray(image[..., ::-1]))})
+
+    def close(self, exit_code: int) -> None:
+        """Sends what is pending and ends the run, as failed if `exit_code` is not 0."""
+        self._run.finish(exit_code=exit_code)
+
+    def _log(self, iteration: int, values: Mapping[str, Any]) -> None:
+        if self._start < iteration < self._passed:
+            return
+        self._run.log({ITERATION: iteration, **values}, step=max(iteration, self._passed + 1))
+
+    def _remember(self, iteration: int) -> None:
+        content = json.dumps({"id": self._id, "iter": iteration}).encode()
+        write_atomically(self._file, lambda file: file.write(content))
+
+
+def _wants_wandb(options: Options) -> bool:
+    return options.logger.wandb is not None and options.logger.wandb.project is not None
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise MachineError(
+            f"logger: wandb needs the package wandb ({error}); install it: pip install -e .[wandb]"
+        ) from error
+    return wandb
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """What is known of the run at W&B; nothing where the file is damaged, which keeps no run from going on."""
+    if not os.path.lexists(path):
+        return {}
+    try:
+        content = json.loads(read_regular(path))
+        return {"id": str(content["id"]), "iter": int(content["iter"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        get_root_logger().warning(
+            f"{path} is damaged: a new run begins at W&B; to go on with the old one, name it by wandb: resume_id"
+        )
+        return {}

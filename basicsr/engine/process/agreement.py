@@ -1,0 +1,131 @@
+"""What all ranks of a run must have in common, and joining those that have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import basicsr
+from basicsr.config.schema import DistOptions, Options, thaw
+from basicsr.engine.logs.metric_writers import flat
+from basicsr.engine.process.distributed import Launcher, Place, distributed
+from basicsr.engine.process.meeting import OPTIONS, Start, difference, shown
+from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together
+from basicsr.utils.errors import DataError, UserError
+
+_PACKAGE = Path(basicsr.__file__).parent
+
+
+@contextmanager
+def joined(
+    launcher: Launcher, load: Callable[[], Sequence[Options]], flags: Mapping[str, Any]
+) -> Iterator[tuple[Sequence[Options], Place]]:
+    """Loads the options and joins the ranks, if all of them begin the same; see `distributed`.
+
+    Args:
+        launcher: who started the ranks.
+        load: reads the options, one for each scale.
+        flags: further values of the command line.
+
+    Raises:
+        UserError: the options cannot be read on some rank, or differ; on every rank.
+    """
+    options: Sequence[Options] = ()
+    failure: UserError | None = None
+    try:
+        options = load()
+    except UserError as error:
+        failure = error
+    params = options[0].dist_params if options else DistOptions()
+    with distributed(
+        launcher,
+        options[0].num_gpu if options else 0,
+        params.backend,
+        params.port,
+        timeout=params.timeout,
+        join_timeout=params.join_timeout,
+        start=_start(options, flags, failure) if launcher != "none" else Start({}, {}, failure),
+    ) as place:
+        yield options, place
+
+
+def _start(options: Sequence[Options], flags: Mapping[str, Any], failure: UserError | None) -> Start:
+    several = len(options) > 1
+    named: dict[str, Any] = {}
+    for one in options:
+        named |= flat(thaw(one), f"x{one.scale}: " if several else "")
+    facts = {
+        "basicsr": basicsr.__version__,
+        "PyTorch": torch.__version__,
+        "code of basicsr (SHA-256 of its files)": _code()[:12],
+        **{name: str(value) for name, value in flags.items()},
+        OPTIONS: digest_of(json.dumps(named, default=str)),
+    }
+    return Start(facts, named, failure)
+
+
+def _code() -> str:
+    """SHA-256 of the package's Python files and their names."""
+    parts: list[str | bytes] = []
+    for file in sorted(_PACKAGE.rglob("*.py")):
+        parts += [file.relative_to(_PACKAGE).as_posix(), file.read_bytes()]
+    return digest_of(*parts)
+
+
+def digest_of(*parts: str | bytes) -> str:
+    """SHA-256 of texts and bytes, each with its length before it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        digest.update(f"{len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def weights_digest(module: nn.Module | None) -> str:
+    """SHA-256 of a module's names, types, shapes and values; '' for None."""
+    if module is None:
+        return ""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def require_equal(compute: Callable[[], Mapping[str, Any]]) -> None:
+    """Sees to it that what `compute` gives is the same on all ranks. All must call; one rank computes nothing.
+
+    Args:
+        compute: gives plain values by what they are of.
+
+    Raises:
+        DataError: they differ; names the first difference of each value, on every rank.
+        UserError: what `compute` raised, on every rank.
+    """
+    if get_dist_info()[1] == 1:
+        return
+    values: Mapping[str, Any] = {}
+    failure: UserError | None = None
+    try:
+        values = flat(compute())
+    except UserError as error:
+        failure = error
+    raise_together(failure)
+    gathered = dict(enumerate(gather_objects(values)))
+    lines = []
+    for name in {name: None for told in gathered.values() for name in told}:
+        of_ranks = {rank: shown(told.get(name, "none")) for rank, told in gathered.items()}
+        if len(set(of_ranks.values())) > 1:
+            lines.append(difference(name, of_ranks))
+    if lines:
+        told = "\n  ".join(("the ranks do not work on the same:", *lines))
+        disagreement = DataError(f"{told}\ngive all of them the same files")
+        disagreement.known_to_all = True
+        raise disagreement

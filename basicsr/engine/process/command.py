@@ -1,0 +1,86 @@
+"""How a command ends: with one line and an exit code of its own for each kind of failure."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from basicsr.engine.process.stop import Interrupted, Preempted
+from basicsr.engine.process.streams import guard_streams, output_failure
+from basicsr.files.name_lists import printable_lines
+from basicsr.utils.errors import CheckpointError, ForeignError, UserError
+
+_GRACE_SECONDS = 5.0
+
+
+def run_command(main: Callable[[], int]) -> int:
+    """Runs `main`; prints a user's mistake as a line without a traceback and returns the exit code.
+
+    The codes are those of `basicsr.utils.errors`, 75 for a run that was asked to stop and has saved, 130 for Ctrl+C;
+    `docs/reliability.md` lists them.
+    Other exceptions are bugs and keep their traceback. Where the reader of the output has gone, as `head` does when it
+    has seen enough, the command ends quietly, as one that is killed by SIGPIPE. Where standard output is closed or
+    full, the work is done all the same; a line and the code of what cannot be written tell that its report is lost.
+    """
+    guard_streams()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the place of `quiet_start`
+    warn_of_published_package()
+    try:
+        code = main()
+        if (failure := output_failure()) is not None:
+            print(f"error: cannot write standard output: {failure.strerror}", file=sys.stderr, flush=True)
+            return code or CheckpointError.exit_code
+        return code
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        if not error.told and (rank == "0" or not error.known_to_all):
+            prefix = f"[rank {rank}] " if "RANK" in os.environ else ""
+            print(f"{prefix}{_label(error)}{printable_lines(str(error))}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, perhaps before another has spoken
+        if isinstance(error, ForeignError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)  # what is left to write goes nowhere
+        return 141
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more; other pipes, as to workers, break by mistake."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def warn_of_published_package() -> None:
+    """Says so where PyPI's `basicsr` is installed too: `import basicsr` elsewhere may then mean either."""
+    try:
+        version = importlib.metadata.version("basicsr")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    print(
+        f"warning: the published basicsr {version} is installed in this environment under the same import name;"
+        " remove it by `pip uninstall basicsr`",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _label(error: UserError) -> str:
+    return "" if isinstance(error, (Preempted, Interrupted)) else "error: "

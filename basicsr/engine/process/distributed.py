@@ -1,0 +1,189 @@
+"""Processes and devices: from the launcher's variables to a process group and this rank's device."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from basicsr.engine.process.meeting import COLLECTIVE_TIMEOUT, Meeting, Start, read_place
+from basicsr.engine.process.rank_watchdog import Process, Watch, following, myself
+from basicsr.engine.process.stop import deadly_signals
+from basicsr.utils.dist_util import gather_objects
+from basicsr.utils.errors import MachineError, UserError
+
+Launcher = Literal["none", "pytorch", "slurm"]
+_Result = TypeVar("_Result")
+_NO_START = Start({}, {})
+_groups = itertools.count()  # a program may train several times
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands.
+
+    Attributes:
+        device: the device that it computes on.
+        rank: its number, from 0.
+        world_size: how many processes there are.
+        remark: what was chosen other than asked for, in one line; empty if nothing.
+        watch: of the other ranks; None where there are none.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    remark: str = ""
+    watch: Watch | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_master(self) -> bool:
+        """Whether this process writes files and logs."""
+        return self.rank == 0
+
+
+@contextmanager
+def distributed(
+    launcher: Launcher,
+    num_gpu: int | str,
+    backend: str,
+    port: int | None = None,
+    *,
+    timeout: float = 60.0,
+    join_timeout: float = 120.0,
+    start: Start = _NO_START,
+) -> Iterator[Place]:
+    """Joins the process group for the duration of a run.
+
+    Args:
+        launcher: 'none' for a single process, 'pytorch' under torchrun, 'slurm' under srun.
+        num_gpu: 'auto', 0 for the CPU, or the number of GPUs the user counts on.
+        backend: 'nccl' or 'gloo'; nccl falls back to gloo where there is no GPU, with a remark.
+        port: of rank 0, for slurm where MASTER_PORT is not set.
+        timeout: seconds after which a rank without a sign of life is given up.
+        join_timeout: seconds to wait for the other ranks.
+        start: what this rank begins, to be compared with the others.
+
+    Raises:
+        MachineError: the launcher's variables are missing or wrong, the ranks do not find each other, or there are
+            fewer GPUs than local ranks.
+        UserError: a rank cannot start, or would begin something else; on every rank.
+    """
+    if launcher == "none":
+        _refuse_torchrun()
+        if start.failure is not None:
+            raise start.failure
+        device, remark = _choose_device(num_gpu, 0, 1)
+        yield Place(device, remark=remark)
+        return
+    here = read_place(launcher, port)
+    device, remark = torch.device("cpu"), ""
+    if start.failure is None:
+        # srun may give each task a GPU of its own, and show it that one only
+        local = 0 if launcher == "slurm" and torch.cuda.device_count() == 1 else here.local_rank
+        try:
+            device, remark = _choose_device(num_gpu, local, here.world_size)
+        except MachineError as error:
+            start = start._replace(failure=error)
+    if backend == "nccl" and device.type == "cpu":
+        lacking = "dist_params: backend nccl needs GPUs: using gloo"
+        backend, remark = "gloo", "; ".join(filter(None, (remark, lacking)))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    meeting = Meeting(here, join_timeout, str(next(_groups)))
+    watch: Watch | None = None
+    try:
+        facts = {**start.facts, "kind of device": device.type, "dist_params: backend": backend}
+        processes = [Process(*told) for told in meeting.join(start._replace(facts=facts), myself())]
+        watch = Watch(meeting, processes, timeout)
+        with deadly_signals(), following(watch):
+            dist.init_process_group(
+                backend,
+                timeout=COLLECTIVE_TIMEOUT,
+                store=meeting.store,
+                rank=here.rank,
+                world_size=here.world_size,
+            )
+        yield Place(device, here.rank, here.world_size, remark, watch)
+        # DistributedDataParallel must not outlive the group: as its last owner it would wait, with Python's lock held,
+        # for gloo's thread, which may wait for that lock. For the same reason a failed run, whose traceback still holds
+        # the model, leaves the group to the end of the process.
+        gc.collect()
+        dist.destroy_process_group()
+    except BaseException as error:
+        (watch or meeting).leave(error)
+        raise
+    watch.leave()
+
+
+def _refuse_torchrun() -> None:
+    """Refuses several processes of torchrun that know nothing of each other."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        error = MachineError("started by torchrun with several processes but --launcher none: add --launcher pytorch")
+        error.known_to_all = True
+        raise error
+
+
+def _choose_device(num_gpu: int | str, local_rank: int, world_size: int) -> tuple[torch.device, str]:
+    available = torch.cuda.device_count()
+    if num_gpu == 0:
+        return torch.device("cpu"), ""
+    if available == 0:
+        remark = "" if num_gpu == "auto" else f"num_gpu is {num_gpu} but there is no GPU: using the CPU"
+        return torch.device("cpu"), remark
+    if local_rank >= available:
+        raise MachineError(
+            f"local rank {local_rank} has no GPU of its own: this machine has {available}; lower --nproc_per_node,"
+            " or set num_gpu: 0 for the CPU"
+        )
+    remark = ""
+    if isinstance(num_gpu, int) and num_gpu > world_size:
+        remark = (
+            f"num_gpu is {num_gpu} but {world_size} process(es) were started: using {world_size};"
+            f" for more, torchrun --nproc_per_node={num_gpu} ... --launcher pytorch"
+        )
+    return torch.device("cuda", local_rank), remark
+
+
+def any_rank(flags: Sequence[bool] | torch.Tensor, device: torch.device) -> list[bool]:
+    """Which of `flags` are set on any rank. All ranks get the same answer; one small collective and one wait.
+
+    Args:
+        flags: as many on all ranks; a tensor, bool (N,), is not waited for before.
+        device: this rank's.
+    """
+    flags = torch.as_tensor(flags, dtype=torch.bool, device=device)
+    if dist.is_available() and dist.is_initialized():
+        flags = flags.int()
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def on_master(place: Place, action: Callable[[], _Result]) -> _Result:
+    """Runs `action` on rank 0 and returns on every rank what it gave. All ranks must call.
+
+    Args:
+        place: where this process stands.
+        action: gives plain values.
+
+    Raises:
+        UserError: what `action` raised, on every rank.
+    """
+    outcome: _Result | UserError | None = None
+    if place.is_master:
+        try:
+            outcome = action()
+        except UserError as error:
+            outcome = error
+    outcome = gather_objects(outcome)[0]
+    if isinstance(outcome, UserError):
+        outcome.known_to_all = True
+        raise outcome
+    return outcome

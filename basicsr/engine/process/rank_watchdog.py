@@ -1,0 +1,229 @@
+"""Noticing that another rank has ended, stands still or waits in vain: which one it was, and not to wait for it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+from basicsr.engine.process.heartbeats import Heartbeats, MainThread
+from basicsr.engine.process.meeting import Meeting, Told
+from basicsr.engine.process.stop import Interrupted, Preempted
+from basicsr.utils.errors import LostRankError, UserError
+
+UNKNOWN = "unknown"
+_POLL_SECONDS = 1.0
+_STOPPED = (Preempted.exit_code, Interrupted.exit_code)
+_GRACE_SECONDS = 10.0  # within which a rank ends by itself when it finds another one gone
+_LOST = re.compile(r"gloo|nccl|by peer", re.IGNORECASE)
+_RESUME = "this one cannot go on without; resume with --auto_resume"
+_NOT_LOST = "in DataLoader worker process"  # whatever the traceback of a data worker says
+
+
+class Process(NamedTuple):
+    """Which process a rank is; `space` is where its number means something, `started` tells it from a later one."""
+
+    host: str
+    space: str
+    pid: int
+    started: str
+
+
+class LostRanks(LostRankError):
+    """Ranks have ended, or give no sign of life.
+
+    Attributes:
+        master: whether rank 0 is among them.
+    """
+
+    master = False
+
+
+class Watch:
+    """Sees to it that this rank ends where another one does, even where a collective would wait for it for long.
+
+    Where torchrun itself has been killed, the run is asked to stop, as by SIGTERM.
+
+    Args:
+        meeting: of the ranks, which have come.
+        processes: of the ranks, in their order.
+        seconds: after which a rank without a sign of life is given up.
+    """
+
+    def __init__(self, meeting: Meeting, processes: Sequence[Process], seconds: float) -> None:
+        self._meeting, self._processes, self._seconds = meeting, processes, seconds
+        self._rank = meeting.place.rank
+        mine = processes[self._rank]
+        self._near = {rank: one for rank, one in enumerate(processes) if rank != self._rank and one.space == mine.space}
+        self._main = MainThread()
+        self._beats = Heartbeats(meeting, seconds, self._main) if len(processes) > 1 else None
+        self._note: Callable[[UserError], None] = lambda error: None
+        self._store_is_there, self._held_up, self._passes = True, 0.0, 0
+        self._over, self._others_may_end = threading.Event(), threading.Event()
+        threading.Thread(target=self._watch, name="watch of ranks", daemon=True).start()
+
+    @contextmanager
+    def following(self, note: Callable[[UserError], None]) -> Iterator[threading.Event]:
+        """See the function `following`."""
+        self._note = note
+        try:
+            yield self._others_may_end
+        except (Preempted, Interrupted, KeyboardInterrupt) as error:
+            told = self._told()  # torchrun stops all when one has ended
+            if told is not None and told.exit_code not in _STOPPED:
+                raise told from error
+            raise
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and (not _LOST.search(str(error)) or _NOT_LOST in str(error)):
+                raise
+            gone = self._gone_by_now()
+            if (told := self._told()) is not None:
+                raise told from error
+            reason = " ".join(str(error).split()).split(". ")[0][:200]
+            raise self._lost(gone, "ended", f" ({reason})") from error
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Ends the watch; the other ranks are told that this one has ended as it should, or why not."""
+        self._meeting.leave(error)  # watched: a store that does not answer would hold it up
+        self._over.set()
+        if self._beats is not None:
+            self._beats.close()
+        self._main.close()
+
+    def _watch(self) -> None:
+        found_since: float | None = None
+        launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        while not self._over.wait(_POLL_SECONDS):
+            if launcher is not None and os.getppid() != launcher:
+                launcher, self._store_is_there = None, False  # it goes with torchrun
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self._others_may_end.is_set():
+                continue
+            if (silence := self._silence()) is not None:
+                self._end(silence)
+            error = self._told_already() or self._loss()
+            found_since = None if error is None else found_since or time.monotonic()
+            if error is not None and found_since is not None and time.monotonic() - found_since > _GRACE_SECONDS:
+                self._end(error)
+
+    def _end(self, error: UserError) -> None:
+        self._note(error)
+        if not error.told:
+            print(f"[rank {self._rank}] error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+
+    def _silence(self) -> LostRanks | None:
+        """What to say where ranks live but do not answer."""
+        beats = self._beats
+        if beats is None or not self._store_is_there:
+            return None
+        self._held_up = 0.0 if beats.passes != self._passes else self._held_up + _POLL_SECONDS
+        self._passes = beats.passes
+        silent = beats.silent or ([0] if self._rank != 0 and self._held_up >= beats.limit() else [])
+        if silent:
+            return self._lost(silent, f"gave no sign of life for {beats.limit():g} s")
+        return LostRanks(f"asked to stop, but the ranks wait for each other; {_RESUME}") if beats.stuck else None
+
+    def _loss(self) -> LostRanks | None:
+        gone = self._gone()
+        return self._lost(gone, "ended") if gone else None
+
+    def _gone(self) -> list[int]:
+        """Ranks of this machine whose processes have ended otherwise than they should."""
+        gone = [rank for rank, one in self._near.items() if started(one.pid) not in (one.started, UNKNOWN)]
+        if self._beats is None:
+            return gone
+        self._beats.suspects = gone
+        return [rank for rank in gone if rank not in self._beats.left]
+
+    def _gone_by_now(self) -> list[int]:
+        """Who has ended; the connection may be closed a moment before the process is gone."""
+        for _ in range(20):
+            if gone := self._gone():
+                return gone
+            time.sleep(0.1)
+        return []
+
+    def _told_already(self) -> UserError | None:
+        told = self._beats.told if self._beats is not None else None
+        return _as_told(told) if told is not None else None
+
+    def _told(self) -> UserError | None:
+        """What another rank ended with; asks the store where it answers."""
+        if (error := self._told_already()) is None and self._store_is_there and self._held_up <= _POLL_SECONDS:
+            with suppress(RuntimeError):
+                told = self._meeting.failure()
+                return _as_told(told) if told is not None else None
+        return error
+
+    def _lost(self, ranks: Sequence[int], what: str, reason: str = "") -> LostRanks:
+        named = [(rank, self._processes[rank]) for rank in ranks]
+        who = " and ".join(f"rank {rank} (process {one.pid} on {one.host})" for rank, one in named)
+        error = LostRanks(f"{f'{who} {what}' if who else 'another rank ended or cannot be reached'}; {_RESUME}{reason}")
+        error.master = 0 in ranks
+        return error
+
+
+@contextmanager
+def following(watch: Watch | None, note: Callable[[UserError], None] = lambda error: None) -> Iterator[threading.Event]:
+    """Within the block, an error that only follows from another rank's is replaced by that.
+
+    Args:
+        watch: of the ranks; None where there is one process.
+        note: called with the error where the process has to end at once.
+
+    Yields:
+        What to set when other ranks may end before this one.
+
+    Raises:
+        UserError: what ended another rank, which says so itself.
+        LostRankError: a collective failed because another rank cannot be reached.
+    """
+    if watch is None:
+        yield threading.Event()
+        return
+    with watch.following(note) as others_may_end:
+        yield others_may_end
+
+
+def myself() -> Process:
+    """This process."""
+    pid = os.getpid()
+    return Process(socket.gethostname(), _space(), pid, started(pid))
+
+
+def _as_told(told: Told) -> UserError:
+    error = UserError(f"[rank {told.rank}] {told.message}")
+    error.exit_code = told.exit_code
+    error.known_to_all, error.told = True, told.exit_code not in _STOPPED  # nobody tells of a rank that was stopped
+    return error
+
+
+def _space() -> str:
+    """What processes share that see each other under the same numbers; of its own where there is no way to know."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{socket.gethostname()} {os.getpid()}"
+
+
+def started(pid: int) -> str:
+    """When a process started, in the kernel's count; '' where there is none, or it has ended and nobody has looked."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    except OSError:  # such as too many open files
+        return UNKNOWN
+    return "" if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,146 @@
+"""Stopping on a signal: between iterations, after a checkpoint. Imports nothing heavy, to be ready early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
+
+from basicsr.engine.process.streams import guard_streams
+from basicsr.utils.errors import UserError
+from basicsr.utils.stop_signals import STOP_SIGNALS, is_ignored
+
+NOTHING_TO_SAVE = "stopped before it began: nothing to save"
+
+
+class Preempted(UserError):
+    """The run was asked to stop; it has saved its state and can be resumed."""
+
+    exit_code = 75
+    known_to_all = True
+
+
+class Interrupted(UserError):
+    """A command without a state to save was asked to stop."""
+
+    exit_code = 130
+
+
+class StopRequest:
+    """Notes the signals of `STOP_SIGNALS` within a `with` block; those that are ignored stay so.
+
+    A second SIGINT interrupts at once, but for processes under torchrun or srun: these hand on what may have reached
+    the process itself too.
+
+    Args:
+        notice: what Ctrl+C is answered with, on standard error; nothing if empty.
+    """
+
+    def __init__(self, notice: str = "") -> None:
+        self.signal: signal.Signals | None = None
+        self._notice = notice
+        self._previous: dict[signal.Signals, object] = {}
+        self._at_once = False
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def __enter__(self) -> StopRequest:
+        _Begun.told = True
+        for number in STOP_SIGNALS:
+            if is_ignored(number):
+                continue
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:
+                break  # signals can be caught in the main thread only; elsewhere they keep their meaning
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+        self._previous = {}
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block, which must have nothing to save, a signal ends the run by an exception.
+
+        Raises:
+            Preempted: a signal came, within the block or before it.
+            KeyboardInterrupt: the signal was SIGINT.
+        """
+        self._at_once = True
+        try:
+            self._end_if_asked()
+            yield
+        finally:
+            self._at_once = False
+
+    def _end_if_asked(self) -> None:
+        if self.signal is signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise Preempted(NOTHING_TO_SAVE)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
+        if self.signal is signal.SIGINT and number == signal.SIGINT and not launched:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and self.signal is None and self._notice and not launched:
+            _write(f"\n{self._notice}\n")
+        self.signal = signal.Signals(number)
+        if self._at_once:
+            self._end_if_asked()
+
+
+class _Begun:
+    """Whether the program has come so far that "stopped before it began" would be wrong."""
+
+    told = False
+
+
+def quiet_start(signals: Sequence[signal.Signals] = (signal.SIGINT,)) -> None:
+    """Until the program is ready, lets signals end it at once and without a traceback; see `guard_streams` too.
+
+    Args:
+        signals: those that the program answers itself later on; `run_command` takes Ctrl+C over.
+    """
+    guard_streams()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages where another rank's store has gone
+    for number in signals:
+        if not is_ignored(number):
+            signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    interrupted = number == signal.SIGINT
+    if os.environ.get("RANK", "0") == "0" and not _Begun.told:  # of several ranks one is enough
+        _write("interrupted\n" if interrupted else f"{NOTHING_TO_SAVE}\n")
+    os._exit(Interrupted.exit_code if interrupted else Preempted.exit_code)
+
+
+def _write(text: str) -> None:
+    """To standard error, which may be a terminal that is gone; `print` could be in the middle of something."""
+    with suppress(OSError):
+        os.write(2, text.encode())
+
+
+@contextmanager
+def deadly_signals() -> Iterator[None]:
+    """Within the block, a signal ends the process even while it waits in code that is not Python's."""
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        kept = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
+            if kept[number] is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

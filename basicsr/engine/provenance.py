@@ -1,0 +1,131 @@
+"""experiments/NAME/record.json: what a run was made from, so that its result can be traced to files and versions."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import basicsr
+from basicsr.archs import vgg_arch, vqgan_arch
+from basicsr.config.schema import Options, TrainOptions, thaw
+from basicsr.data.teacher_outputs import MANIFEST
+from basicsr.engine.checkpoint import Checkpoint
+from basicsr.engine.run_folders import texts_in
+from basicsr.files.atomic_files import sha256_of, write_atomically
+from basicsr.files.regular_files import read_regular
+from basicsr.utils.errors import CheckpointError
+from basicsr.utils.registry import LOSS_REGISTRY, METHOD_REGISTRY
+
+if TYPE_CHECKING:
+    from basicsr.engine.training_run import TrainingRun
+
+RECORD = "record.json"
+_SECTIONS = ("path", "train", "network_g", "network_t", "network_d")
+TEACHER_CACHE = "datasets.train.teacher_cache"
+_NO_WEIGHTS = ("path.resume_state", "path.experiments_root", "path.results_root")
+
+
+def weights_read(options: Options) -> dict[str, str]:
+    """SHA-256 of each file of weights that the options name, by the option: teachers', VGG's, those to start from.
+
+    Where a VGG or VQGAN is not named it is that of the file which is taken by itself, if one is there. Of a teacher's
+    cache it is that of its list, which has those of the outputs.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    return {option: digest_of_file(file) for option, file in _files(options).items()}
+
+
+def write_record(run: TrainingRun, resume: Checkpoint | None) -> None:
+    """Writes the record of a new run, or adds to it that the run goes on; on rank 0.
+
+    Args:
+        run: its folder is there.
+        resume: the checkpoint that the run goes on from.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    options = run.options
+    path = options.experiment_folder / RECORD
+    start: dict[str, Any] = {
+        "at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "iteration": resume.iteration if resume is not None else 0,
+        "command": sys.argv,
+        "versions": {"basicsr": basicsr.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "host": platform.node(),
+        "device": str(run.place.device),
+        "ranks": run.place.world_size,
+        "precision": {**run.precision.kept(), "chosen": run.precision.told or "by the options"},
+        "images": run.images,
+        "weights": {
+            option: {"file": str(file), "sha256": run.files[option]} for option, file in _files(options).items()
+        },
+    }
+    starts = [*(_earlier(path) if resume is not None else []), start]
+    content = json.dumps({"name": options.name, "starts": starts}, indent=1).encode()
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _files(options: Options) -> dict[str, Path]:
+    found = {}
+    for section in _SECTIONS:
+        for option, value in texts_in(thaw(getattr(options, section)), section):
+            if option not in _NO_WEIGHTS and not option.endswith(".type") and Path(value).is_file():
+                found[option] = Path(value)
+    found.update(_unnamed(options.train))
+    if options.teacher_cache is not None and (manifest := Path(options.teacher_cache) / MANIFEST).is_file():
+        found[TEACHER_CACHE] = manifest
+    return found
+
+
+def _unnamed(train: TrainOptions | None) -> Iterator[tuple[str, Path]]:
+    """Files that losses take where none is named, by the options that would name them."""
+    if train is None:
+        return
+    blocks = {f"train.distill.{name}": (METHOD_REGISTRY, block) for name, block in train.distill.items()}
+    if train.perceptual_opt is not None:
+        blocks["train.perceptual_opt"] = (LOSS_REGISTRY, train.perceptual_opt)
+    for key, (registry, block) in blocks.items():
+        parameters = inspect.signature(registry.get(block["type"])).parameters
+        given = {**{name: parameter.default for name, parameter in parameters.items()}, **block}
+        if given.get("vgg_weights", "") is None and (file := vgg_arch.local_weights(given["vgg_type"])) is not None:
+            yield f"{key}.vgg_weights", file
+        if given.get("vqgan_weights", "") is None and (file := vqgan_arch.local_weights()) is not None:
+            yield f"{key}.vqgan_weights", file
+
+
+def digest_of_file(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal, remembered while the file is unchanged.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        found = file.stat()
+        return _known_digest(file, found.st_size, found.st_mtime_ns)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=32)
+def _known_digest(file: Path, size: int, changed: int) -> str:
+    return sha256_of(file)
+
+
+def _earlier(path: Path) -> list[Any]:
+    try:
+        starts = json.loads(read_regular(path))["starts"]
+        return starts if isinstance(starts, list) else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []

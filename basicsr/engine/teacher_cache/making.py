@@ -1,0 +1,429 @@
+"""Makes a teacher's cache: runs it once over the training images and keeps what it puts out.
+
+A file for each image, written whole or not at all, then `cache.json`, by which the cache is complete. What is broken
+off goes on where it was: the key and the digests of all LR images are written first, and are compared then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from basicsr.config.schema import Options, thaw
+from basicsr.data.base import TensorConversion
+from basicsr.data.building import build_dataset
+from basicsr.data.checks.checking import check_images, report, stored_images
+from basicsr.data.checks.digests import digests_of
+from basicsr.data.checks.inspection import Place, content_of, opened
+from basicsr.data.checks.surroundings import remarks_about
+from basicsr.data.storage import StoredImages
+from basicsr.data.teacher_outputs import (
+    MANIFEST,
+    CachedImage,
+    CacheKey,
+    Manifest,
+    cached_file,
+    cached_names,
+    count_clipped,
+    encode,
+    image_difference,
+    key_differences,
+    read_manifest,
+    size_of_file,
+    write_manifest,
+)
+from basicsr.engine.probe import check_teacher
+from basicsr.engine.process.run_lock import LOCK, FolderLock
+from basicsr.engine.process.stop import Interrupted, Preempted, StopRequest
+from basicsr.engine.teacher_cache.matching import progress
+from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, sha256_of, write_atomically
+from basicsr.files.image_headers import read_header
+from basicsr.files.images import imfrombytes
+from basicsr.files.ppm_files import encode_ppm, read_ppm_header
+from basicsr.inference.runner import Runner
+from basicsr.models import load_teacher, recognise_networks
+from basicsr.utils.errors import CheckpointError, DataError, NonFiniteError, OptionsError, UserError
+from basicsr.utils.logger import Doubt
+from basicsr.utils.pass_times import faster_precision, warn_if_slow
+from basicsr.utils.precision import Amp, Precision
+from basicsr.utils.randomness import seed_everything
+from basicsr.utils.sizes import readable
+from basicsr.weights.spandrel_network import SpandrelNetwork
+
+_OWN_DATASET_KEYS = ("name", "phase", "scale")
+_THREADS = 8
+_AUTO: tuple[Amp, ...] = ("bf16", "none")
+_BYTES = 6  # of a pixel: three channels of 16 bits
+_NOTICE = "stopping after this image; Ctrl+C again stops at once"
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class How:
+    """How the teacher is run.
+
+    Attributes:
+        device: on which device.
+        self_ensemble: average over the eight flips and rotations.
+        amp: precision; 'none' is float32, 'auto' what a cache that is there has, else what is faster.
+        tile: largest side of the tiles that images are cut into, LR pixels; None runs them whole while memory lasts.
+        tile_overlap: LR pixels that a tile sees beyond each edge; None for what the network needs.
+    """
+
+    device: torch.device
+    self_ensemble: bool = False
+    amp: Amp | Literal["auto"] = "none"
+    tile: int | None = None
+    tile_overlap: int | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made.
+
+    Attributes:
+        folder: the cache.
+        key: whose outputs they are.
+        images: how many there are in all.
+        new: how many of them were made now.
+        bytes: of all files.
+        clipped: how many of the values are the smallest or the largest that can be stored.
+        values: how many there are.
+    """
+
+    folder: Path
+    key: CacheKey
+    images: int
+    new: int
+    bytes: int
+    clipped: int
+    values: int
+
+
+def make_cache(options: Options, how: How, folder: Path | None, say: Callable[[str], None]) -> Made:
+    """Runs the teacher of training options over their training images.
+
+    Args:
+        options: of a run with a teacher, without `teacher_cache`.
+        how: how to run it.
+        folder: of the cache; None for one beside the HR images, which has their name, the teacher's and its digest's.
+        say: takes lines on what is done.
+
+    Returns:
+        What is there now.
+
+    Raises:
+        OptionsError: the options have no trained teacher, or change the images' colours.
+        DataError: images cannot be used, or `folder` holds something else or another cache.
+        CheckpointError: there is no room, or it cannot be written.
+        Interrupted, Preempted: a signal came; what is done is kept.
+    """
+    stored = _training_images(options, say)
+    names = cached_names(stored)
+    digests = digests_of(stored.files["lq"], stored.roots["lq"], stored.lmdb, partial(progress, "Reading LR images"))
+    seed_everything(options.manual_seed)  # for weights that strict_load_t: false may leave as they are made
+    options, recognised = recognise_networks(options)
+    network, remark = load_teacher(options, how.device)
+    for line in filter(None, (*recognised, remark)):
+        say(f"warning: {line}" if isinstance(line, Doubt) else line)
+    check_teacher(options, network, how.device)
+    amp = how.amp if how.amp != "auto" else _chosen(options, network, how, folder or stored.roots["gt"], say)
+    if how.amp != "auto":
+        for line in warn_if_slow(network.eval(), how.device, amp, f"--amp {amp}"):
+            say(f"warning: {line}")
+    how = replace(how, amp=amp)
+    key = _key(options, network, how, amp)
+    folder = folder or default_folder(stored.roots["gt"], key)
+    say(f"{folder}: {len(names):,d} outputs of {key}")
+    wanted = [CachedImage(name=name, lq=digest) for name, digest in zip(names, digests, strict=True)]
+    with FolderLock(folder, "makes a teacher's cache there") as lock:
+        return _complete_cache(folder, lock, options.scale, how, network, key, stored, wanted, say)
+
+
+def _complete_cache(
+    folder: Path,
+    lock: FolderLock,
+    scale: int,
+    how: How,
+    network: torch.nn.Module,
+    key: CacheKey,
+    stored: StoredImages,
+    wanted: Sequence[CachedImage],
+    say: Callable[[str], None],
+) -> Made:
+    """Makes what a cache lacks."""
+    sizes = _output_sizes(stored, scale)
+    found = _there_already(folder, key, wanted, sizes)
+    lock.take_inside()
+    missing = [number for number, image in enumerate(found) if image is None]
+    if missing:
+        _check_space(folder, sum(_BYTES * sizes[number][0] * sizes[number][1] for number in missing))
+        write_manifest(folder, Manifest(complete=False, key=key, images=tuple(wanted)))
+        runner = Runner(
+            network,
+            scale,
+            how.device,
+            tile=how.tile,
+            tile_overlap=how.tile_overlap,
+            self_ensemble=how.self_ensemble,
+            precision=Precision.of(how.device, how.amp),
+            report=say,
+        )
+        _run(folder, runner, stored, wanted, missing, found)
+    images = tuple(image for image in found if image is not None)
+    if missing or not read_manifest(folder).complete:
+        write_manifest(folder, Manifest(complete=True, key=key, images=images))
+        _remove_unfinished(folder)
+    values = sum(3 * height * width for height, width in sizes)
+    size, clipped = (sum(getattr(image, name) for image in images) for name in ("bytes", "clipped"))
+    return Made(folder, key, len(images), len(missing), size, clipped, values)
+
+
+def _chosen(options: Options, network: torch.nn.Module, how: How, place: Path | str, say: Callable[[str], None]) -> Amp:
+    """What `auto` is: the precision of a cache that is begun, so that it is gone on with, else the faster one.
+
+    Args:
+        options: of the run.
+        network: the teacher, on its device.
+        how: how to run it.
+        place: the folder of the cache, or as text the one of the HR images, beside which it lies.
+        say: takes a line on it.
+    """
+    for amp in _AUTO:
+        key = _key(options, network, how, amp)
+        folder = place if isinstance(place, Path) else default_folder(place, key)
+        if (folder / MANIFEST).is_file() and not key_differences(read_manifest(folder).key, key):
+            say(f"amp auto: {amp}, as the cache has it")
+            return amp
+    chosen, why = faster_precision(network.eval(), how.device)
+    say(f"amp auto: {chosen}; {why}")
+    return chosen
+
+
+def default_folder(gt_root: str, key: CacheKey) -> Path:
+    """Beside the HR images, such as DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble."""
+    root = Path(gt_root)
+    architecture = re.sub(r"[^\w.-]+", "-", key.architecture)
+    parts = [root.name.removesuffix(".lmdb"), architecture, f"x{key.scale}", key.teacher[:8]]
+    parts += ["self_ensemble"] if key.self_ensemble else []
+    parts += [key.precision] if key.precision != "none" else []
+    return root.with_name("_".join(parts))
+
+
+def _training_images(options: Options, say: Callable[[str], None]) -> StoredImages:
+    """The training images, all of which must be sound; tells what else lies in their folders."""
+    block = next(iter(options.datasets_of("train").values()))
+    framework = {name: getattr(block, name) for name in _OWN_DATASET_KEYS}
+    dataset: Any = build_dataset({"type": block.type, **block.arguments, **framework})
+    stored = stored_images(dataset)
+    if stored is None or set(stored.files) != {"gt", "lq"}:
+        raise OptionsError(
+            f"datasets: train: {block.type} does not say where its images lie (stored_images); use PairedImageDataset"
+        )
+    if changed := [name for name in ("color", "mean", "std") if block.arguments.get(name) is not None]:
+        raise OptionsError(
+            f"datasets: train: a teacher's cache has RGB in [0, 1]; remove {changed[0]}, or train without a cache"
+        )
+    checked = block if block.check_images != "none" else block.model_copy(update={"check_images": "headers"})
+    if bad := check_images(dataset, checked):
+        raise DataError(report(bad, len(dataset), block.name))
+    for remark in remarks_about(block.name, stored, "train"):
+        say(f"warning: {remark}")
+    return stored
+
+
+def _key(options: Options, network: torch.nn.Module, how: How, amp: Amp) -> CacheKey:
+    path = options.path.pretrain_network_t
+    if path is None or options.network_t is None:
+        raise OptionsError("path: pretrain_network_t is required: a cache is of a trained teacher")
+    try:
+        digest = sha256_of(Path(path))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    named = network.architecture if isinstance(network, SpandrelNetwork) else options.network_t["type"]
+    return CacheKey(
+        teacher=digest,
+        param_key=options.path.param_key_t,
+        strict=options.path.strict_load_t,
+        network=thaw(options.network_t),
+        architecture=named,
+        scale=options.scale,
+        self_ensemble=how.self_ensemble,
+        precision=amp,
+        tile=how.tile,
+        tile_overlap=how.tile_overlap,
+    )
+
+
+def _output_sizes(stored: StoredImages, scale: int) -> list[Size]:
+    """Height and width of each output, by the LR images' headers."""
+
+    def size(path: str) -> Size:
+        with opened(Place(path, stored.roots["lq"] if stored.lmdb else None)) as source:
+            height, width = read_header(source).size
+        return height * scale, width * scale
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(size, stored.files["lq"]))
+
+
+def _there_already(
+    folder: Path, key: CacheKey, wanted: Sequence[CachedImage], sizes: Sequence[Size]
+) -> list[CachedImage | None]:
+    """What a folder has of the cache, image by image; makes the folder where there is none.
+
+    Raises:
+        DataError: it holds something else.
+        CheckpointError: it cannot be made or read.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(path.name != LOCK for path in folder.iterdir()):
+            return [None] * len(wanted)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror}; give another --output") from error
+    if not (folder / MANIFEST).exists():
+        raise DataError(f"{folder} is not empty and no teacher's cache; give another --output")
+    known = read_manifest(folder)
+    differing = key_differences(known.key, key)
+    other = image_difference(known.images, [image.name for image in wanted], [image.lq for image in wanted])
+    if other and not differing:
+        differing = [other]
+    if differing:
+        raise DataError(
+            f"{folder} is another cache: {'; '.join(differing)}; remove it if it is of no use any more, or give another"
+            " --output"
+        )
+    if known.complete:
+        return [image if _length(folder, image) == image.bytes else None for image in known.images]
+    found = (_described(folder, image, size) for image, size in zip(wanted, sizes, strict=True))
+    return list(progress("Looking at what is there", iter(found), len(wanted)))
+
+
+def _length(folder: Path, image: CachedImage) -> int | None:
+    return size_of_file(cached_file(folder, image.name))
+
+
+def _described(folder: Path, image: CachedImage, size: Size) -> CachedImage | None:
+    """What is to be said of an output that a broken-off run left; None where there is none, or no whole one."""
+    if _length(folder, image) is None:
+        return None
+    content = Path(cached_file(folder, image.name)).read_bytes()
+    header = read_ppm_header(content, len(content))
+    if header is None or (header.height, header.width, header.depth) != (*size, 16) or header.end != len(content):
+        return None
+    codes = np.frombuffer(content, np.uint16, offset=header.start)  # the ends are the same in either byte order
+    digest = hashlib.sha256(content).hexdigest()
+    return _complete(image, size, len(content), digest, count_clipped(codes))
+
+
+def _complete(image: CachedImage, size: Size, length: int, digest: str, clipped: int) -> CachedImage:
+    return CachedImage(name=image.name, lq=image.lq, size=size, bytes=length, sha256=digest, clipped=clipped)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise NoSpaceError(
+            f"{folder} needs {readable(needed)} more, {readable(free)} are free; give another --output, or free space"
+        )
+
+
+def _run(
+    folder: Path,
+    runner: Runner,
+    stored: StoredImages,
+    wanted: Sequence[CachedImage],
+    missing: Sequence[int],
+    found: list[CachedImage | None],
+) -> None:
+    """Makes the outputs whose numbers are `missing`, and notes them in `found`; one is written while the next is made.
+
+    Raises:
+        Interrupted, Preempted: a signal came.
+    """
+    pending: list[tuple[int, Future[CachedImage]]] = []
+
+    def written() -> None:
+        for number, future in pending:
+            found[number] = future.result()
+        pending.clear()
+
+    bar = tqdm(missing, "Teacher", total=len(wanted), initial=len(wanted) - len(missing), unit="image", disable=None)
+    with StopRequest(_NOTICE) as stop, ThreadPoolExecutor(1) as writer, bar:
+        for number in bar:
+            if stop:
+                break
+            place = Place(stored.files["lq"][number], stored.roots["lq"] if stored.lmdb else None)
+            output = _output(runner, place, wanted[number].lq)
+            written()
+            pending.append((number, writer.submit(_write, folder, wanted[number], output)))
+        written()
+    done = sum(image is not None for image in found)
+    if done < len(found):
+        kind = Interrupted if stop.signal is not None and stop.signal.name == "SIGINT" else Preempted
+        raise kind(f"stopped: {done:,d} of {len(found):,d} outputs are there; the same command goes on")
+
+
+def _output(runner: Runner, place: Place, digest: str) -> torch.Tensor:
+    """I_T of an image, float32 (3, sH, sW)."""
+    content = content_of(place)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(f"{place.name} was changed while the cache was made; start again")
+    pixels = imfrombytes(content, source=place.name)
+    try:
+        output = runner(TensorConversion(None, None, None)(pixels).unsqueeze(0))[0]
+    except UserError as error:
+        error.extend(before=f"{place.name}: ")
+        raise
+    if not torch.isfinite(output).all():
+        raise NonFiniteError(
+            f"{place.name}: network_t puts out numbers that are not finite: its weights are damaged, or the precision"
+            " is too low for it; use --amp none"
+        )
+    return output
+
+
+def _write(folder: Path, image: CachedImage, output: torch.Tensor) -> CachedImage:
+    codes = encode(output)
+    content = encode_ppm(codes)
+    path = Path(cached_file(folder, image.name))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path.parent}: {error.strerror}") from error
+    digest, length = write_atomically(path, lambda file: file.write(content))
+    height, width = codes.shape[:2]
+    return _complete(image, (height, width), length, digest, count_clipped(codes))
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what processes that are gone were writing."""
+    for path in folder.rglob(TEMPORARY):
+        process = path.name.split(".")[-2]
+        if process.isdigit() and not _runs(int(process)):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

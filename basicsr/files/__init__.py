@@ -1,0 +1,1 @@
+"""Bytes on disk: images, lists, databases, checkpoints; written whole or not at all, read with bounds."""

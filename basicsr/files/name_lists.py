@@ -1,0 +1,85 @@
+"""Reading lists of names that others wrote: `meta_info_file`s, and the `meta_info.txt` of LMDB databases.
+
+Such files come with datasets from strangers. Their names become paths that are read and names of files that are
+written, so anything but a plain name below the dataset's folder is refused, in one line.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import unicodedata
+from pathlib import PurePosixPath, PureWindowsPath
+
+from basicsr.files.regular_files import open_regular
+from basicsr.utils.errors import DataError
+
+_LARGEST_FILE = 1 << 28  # bytes; 5 million names of 50 bytes
+_LONGEST_LINE = 4096
+
+
+def read_lines(path: str | os.PathLike[str], what: str) -> list[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not blank, with their numbers from 1, without blanks at their ends.
+
+    Args:
+        path: the file.
+        what: what to call it in errors, such as 'meta_info_file'; may be empty.
+
+    Raises:
+        DataError: it cannot be read, is larger than 256 MiB, not UTF-8, or has a line of more than 4096 characters
+            or with control characters.
+    """
+    name = f"{what} {os.fspath(path)}".strip()
+    try:
+        with io.BufferedReader(open_regular(path)) as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"cannot read {name}: {reason}; check the path") from error
+    if len(content) > _LARGEST_FILE:
+        raise DataError(f"{name} is larger than {_LARGEST_FILE >> 20} MiB, too large for a list of images; split it")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is no text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+    lines = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip(" \t\r")
+        if len(line) > _LONGEST_LINE:
+            raise DataError(
+                f"line {number} of {name} is longer than {_LONGEST_LINE} characters; it is no list of images"
+            )
+        if not line.isprintable() and any(_controls(character) for character in line):
+            raise DataError(f"line {number} of {name} has control characters: {printable(line[:80])}; rename the image")
+        if line:
+            lines.append((number, line))
+    return lines
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a relative name could lead out of its folder, or name the folder itself, on this system or another.
+
+    So it is for absolute names, drives of Windows, any part `..`, and names that begin with a dot at their end, which
+    listings of folders leave out as hidden and of which nothing may be left without the ending.
+    """
+    parts = name.replace("\\", "/").split("/")
+    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
+    return bool(absolute) or ".." in parts or parts[-1][:1] in ("", ".")
+
+
+def printable(text: str) -> str:
+    """The text in one line that any terminal can show: what cannot be printed is escaped as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, of a text whose lines are meant."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _controls(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

@@ -1,0 +1,86 @@
+"""Binary PPM files (P6): pixels as they are, so that a rectangle of them is read without the rest.
+
+A header such as `P6 480 320 255`, then rows from top to bottom, in each pixel R, G, B; of 16 bits the higher byte
+comes first. Only files that leave no doubt are taken here: 255 or 65535 as the largest value, no comments, all pixels
+present and no second picture behind them. Any other file is `img_util.imfrombytes`'s to read or to refuse.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from basicsr.files.image_headers import MOST_PIXELS
+
+# More than any header that is taken.
+LONGEST_HEADER = 64
+
+_HEADER = re.compile(rb"P6[ \t-\r]{1,9}([0-9]{1,9})[ \t-\r]{1,9}([0-9]{1,9})[ \t-\r]{1,9}(255|65535)[ \t-\r]")
+
+
+class PpmHeader(NamedTuple):
+    """Where a PPM file has its pixels.
+
+    Attributes:
+        height: of the image.
+        width: likewise.
+        depth: bits to a channel, 8 or 16.
+        start: bytes before the first pixel.
+    """
+
+    height: int
+    width: int
+    depth: int
+    start: int
+
+    @property
+    def row(self) -> int:
+        """Bytes to a row."""
+        return self.width * 3 * self.depth // 8
+
+    @property
+    def end(self) -> int:
+        """Bytes up to the end of the last row."""
+        return self.start + self.height * self.row
+
+
+def read_ppm_header(beginning: bytes, size: int) -> PpmHeader | None:
+    """The header of a file whose pixels can be read from their places; None for any other.
+
+    Args:
+        beginning: the first `LONGEST_HEADER` bytes, or all where there are fewer.
+        size: bytes of the whole file.
+    """
+    found = _HEADER.match(beginning)
+    if found is None:
+        return None
+    width, height, largest = map(int, found.groups())
+    header = PpmHeader(height, width, 8 if largest == 255 else 16, found.end())
+    return header if 0 < height * width <= MOST_PIXELS and header.end <= size else None
+
+
+def pixels_of(rows: bytes | memoryview, header: PpmHeader, left: int, width: int) -> np.ndarray:
+    """A copy of some columns of rows that were read.
+
+    Args:
+        rows: the bytes of whole rows.
+        header: of their file.
+        left: first column.
+        width: how many, fewer at the right edge.
+
+    Returns:
+        (H, W, 3), BGR, uint8 or uint16: a view of a contiguous RGB array, with the channels in reverse.
+    """
+    stored = np.dtype(np.uint8) if header.depth == 8 else np.dtype(">u2")
+    pixels = np.frombuffer(rows, stored).reshape(-1, header.width, 3)[:, left : left + width]
+    return pixels.astype(stored.newbyteorder("="), order="C")[..., ::-1]
+
+
+def encode_ppm(img: np.ndarray) -> bytes:
+    """An image, (H, W, 3) BGR, uint8 or uint16, as the bytes of a PPM file."""
+    height, width, channels = img.shape
+    assert channels == 3 and img.dtype in (np.uint8, np.uint16), "a PPM file holds 3 channels of 8 or 16 bits"
+    largest = np.iinfo(img.dtype).max
+    return b"P6\n%d %d\n%d\n" % (width, height, largest) + img[..., ::-1].astype(img.dtype.newbyteorder(">")).tobytes()

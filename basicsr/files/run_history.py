@@ -1,0 +1,147 @@
+"""A run's figures as text: experiments/NAME/history.jsonl, a JSON object a line.
+
+    {"iter": 100, "losses/l_pix": 0.0312, "lr/student": 0.0002, "time/iteration": 0.21, "time/data": 0.001}
+    {"iter": 5000, "metrics/Set5/psnr": 37.91, "metrics/Set5/ssim": 0.9601}
+
+A figure that is not finite is null. A process that is killed may leave half of a last line, which readers leave out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from basicsr.files.atomic_files import free_name, write_atomically
+from basicsr.files.regular_files import read_regular
+from basicsr.utils.errors import CheckpointError, DataError
+from basicsr.utils.logger import get_root_logger
+
+HISTORY = "history.jsonl"
+ITERATION = "iter"
+_DAMAGED = "damaged"
+_LARGEST = 2**63
+
+
+class History:
+    """Appends to the history of a run.
+
+    What is damaged does not keep a run from going on: the file is kept under another name, with a warning, and sound
+    lines are taken over.
+
+    Args:
+        path: of the file. What a run that was cut off left of later iterations is taken out.
+        start: number of iterations already done.
+        validating: whether the last of them is still to be validated; then its metrics are taken out too.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+
+    shows_images = False
+    needed = True
+
+    def __init__(self, path: Path, start: int, validating: bool = False) -> None:
+        self._path = path
+        try:
+            if os.path.lexists(path):
+                kept = "".join(_line(entry) for entry in _sound(path) if _stays(entry, start, validating))
+                write_atomically(path, lambda file: file.write(kept.encode()))
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Appends a line and hands it to the operating system, where it outlives this process.
+
+        Raises:
+            CheckpointError: the disk is full, or another reason.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        try:
+            self._file.write(_line({ITERATION: iteration, **finite}))
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from error
+
+    def image(self, name: str, iteration: int, image: Any) -> None:
+        """Text holds no images."""
+
+    def close(self, exit_code: int) -> None:
+        """Closes the file.
+
+        Raises:
+            CheckpointError: what it was given last cannot be written.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The lines of a history: figures by name, and the iteration as `iter`; NaN where a figure was not finite.
+
+    Raises:
+        DataError: there is no such file, or a line before the last is damaged.
+    """
+    try:
+        entries, damaged = _parsed(read_regular(path))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if damaged:
+        raise DataError(f"{path}, line {damaged[0]} is no line of a history; mend it or take it out")
+    return [{name: math.nan if value is None else value for name, value in entry.items()} for entry in entries]
+
+
+def _sound(path: Path) -> list[dict[str, Any]]:
+    """The sound lines of a history; where others are among them, or it cannot be read, it is renamed."""
+    try:
+        entries, damaged = _parsed(read_regular(path))
+    except OSError as error:
+        entries, reason = [], f"cannot be read ({error.strerror}); a new history begins"
+    else:
+        if not damaged:
+            return entries
+        reason = f"has {len(damaged)} damaged lines, the first is line {damaged[0]}; it goes on without them"
+    aside = free_name(path, _DAMAGED)
+    path.rename(aside)
+    get_root_logger().warning(f"{path} {reason}; what was there is kept as {aside.name}")
+    return entries
+
+
+def _parsed(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """Its lines, but for half of a last one, and the numbers of those that are damaged."""
+    *lines, _ = content.decode("utf-8", errors="replace").split("\n")
+    entries: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if _is_entry(entry):
+            entries.append(entry)
+        else:
+            damaged.append(number)
+    return entries, damaged
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, Mapping) or type(entry.get(ITERATION)) is not int:
+        return False
+    figures = [value for value in entry.values() if value is not None]
+    numbers = all(type(value) is float or (type(value) is int and abs(value) < _LARGEST) for value in figures)
+    return numbers and entry[ITERATION] >= 0
+
+
+def _stays(entry: Mapping[str, Any], start: int, validating: bool) -> bool:
+    again = validating and entry[ITERATION] == start and any(name.startswith("metrics/") for name in entry)
+    return bool(entry[ITERATION] <= start) and not again
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry) + "\n"

@@ -1,0 +1,296 @@
+"""Networks from weights alone: which one a file holds is recognised from its keys and shapes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from basicsr.archs import build_network
+from basicsr.config.component_blocks import is_auto
+from basicsr.files.weight_checks import check_weights
+from basicsr.utils.errors import CheckpointError
+from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.weights.layouts import Recognised, UnsupportedWeights, recognise
+from basicsr.weights.loading import HIDDEN_OPTIONS, TwoNetworks, load_network, load_state
+from basicsr.weights.state_dicts import WeightFile, inner_states, read_weights
+
+# Whose keys are ours.
+_OUR_LAYOUTS = ("BasicSR", "SwinIR's original")
+_HIDDEN = ("type", *HIDDEN_OPTIONS)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network with its weights, and what is known of it.
+
+    Attributes:
+        network: in eval mode, float32, on the CPU; maps (B, C, H, W) in [0, 1] to (B, C, sH, sW), any H and W but where
+            `only_size` says otherwise.
+        block: options from which `build_network` builds it; None where it is spandrel's own module.
+        architecture: 'EDSR', 'RCAN', 'SwinIR'..., or spandrel's name for it.
+        layout: whose keys the file has: 'ours', 'BasicSR', 'EDSR-PyTorch', "RCAN's original", 'spandrel'...
+        scale: factor of enlargement.
+        in_channels: colours of the input.
+        out_channels: colours of the output.
+        weights: the name under which the weights lie in the file, such as 'params_ema'; None at its top.
+        metadata: `training` as our training writes it, and what a safetensors header says; {} if nothing.
+        remark: what was taken for granted, in one line, or None.
+    """
+
+    network: nn.Module
+    block: Mapping[str, Any] | None
+    architecture: str
+    layout: str
+    scale: int
+    in_channels: int
+    out_channels: int
+    weights: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    remark: str | None = None
+
+    @property
+    def only_size(self) -> tuple[int, int] | None:
+        """The one height and width that a SwinIR with an absolute position embedding takes; None for all others."""
+        embedded = getattr(self.network, "absolute_pos_embed", None) is not None
+        return getattr(self.network, "resolution", None) if embedded else None
+
+
+def load_pretrained(
+    path: str | os.PathLike[str], *, param_key: str | None = None, only_this: bool = False
+) -> Pretrained:
+    """Builds and loads the network that a file holds, recognised from the file alone.
+
+    In this order: by the options that our training writes beside the weights; by the keys and shapes of our own
+    networks in any published layout; by spandrel. `docs/pretrained.md` says what is recognised.
+
+    Args:
+        path: file of torch.save or safetensors.
+        param_key: which of several state dicts to take; None prefers `params_ema`, then `params`.
+        only_this: refuse a file without `param_key` instead of taking others of its weights.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds no network that is recognised.
+    """
+    search = _Search(path, read_weights(path, param_key, only_this=only_this))
+    pretrained = search.by_options() or search.by_shapes() or search.by_spandrel()
+    if pretrained is None:
+        raise CheckpointError(search.failure())
+    return pretrained
+
+
+def network_for(
+    block: Mapping[str, Any] | None,
+    path: str | os.PathLike[str],
+    *,
+    param_key: str | None = "params",
+    strict: bool = True,
+    scale: int | None = None,
+) -> tuple[nn.Module, str | None]:
+    """Builds the network that `block` describes and loads its weights.
+
+    Args:
+        block: options of the network; None or {type: auto} recognises it from the file.
+        path: file with the weights.
+        param_key: as for `load_network`.
+        strict: likewise; means nothing to a network that is recognised.
+        scale: what a recognised network's scale must be; None takes any.
+
+    Returns:
+        The network, in eval mode where it was recognised, and a remark in one line or None.
+
+    Raises:
+        OptionsError: `block` does not fit its network's constructor.
+        CheckpointError: the file cannot be read, does not fit, is not recognised, or is for another scale.
+    """
+    if block is None or is_auto(block):
+        pretrained = load_pretrained(path, param_key=param_key)
+        if scale is not None:
+            check_scale(pretrained, scale, path)
+        return pretrained.network, pretrained.remark
+    network = build_network(block)
+    return network, load_network(network, path, param_key=param_key, strict=strict, options=block)
+
+
+def check_scale(pretrained: Pretrained, scale: int, path: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError where the network that a file holds is not for `scale`."""
+    if pretrained.scale != scale:
+        raise CheckpointError(
+            f"checkpoint {path} has the wrong scale: it is {pretrained.architecture} for x{pretrained.scale}, the"
+            f" options' scale is {scale}; give the file for x{scale}, or set scale to {pretrained.scale}"
+        )
+
+
+class _Search:
+    """Ways to find out which network a file holds; each notes in `reasons` why it did not.
+
+    Args:
+        path: for messages.
+        file: content of the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], file: WeightFile) -> None:
+        self._path, self._file = path, file
+        self._states = list(inner_states(file.state))
+        self._doubt: str | None = None
+        self._reasons: list[str] = []
+        self._found = next(filter(None, map(self._recognised, self._states)), None)
+
+    def by_options(self) -> Pretrained | None:
+        """By the options beside the weights: data of unknown origin, so nothing larger than the weights is built."""
+        recorded, found = self._file.network, self._found
+        if recorded is None or recorded["type"] not in ARCH_REGISTRY:
+            return None
+        block = _constructor_options(recorded)
+        fits = _agree(block, found) if found is not None else _bounded(block, self._file.state)
+        scale = found.scale if found is not None else recorded.get("scale")
+        pretrained = None
+        if fits and isinstance(scale, int) and scale >= 1:
+            layout = found.layout if found is not None and found.layout not in _OUR_LAYOUTS else "ours"
+            pretrained = self._built(block, layout, scale, None)
+        if pretrained is None:
+            self._doubt = f"{self._path}: the options in it ({recorded['type']}) do not fit its weights, so left aside"
+        return pretrained
+
+    def by_shapes(self) -> Pretrained | None:
+        """By keys and shapes, as one of our networks."""
+        found = self._found
+        if found is None:
+            return None
+        layout = "" if found.layout in _OUR_LAYOUTS else f" (layout: {found.layout})"
+        notes = "".join(f"; {note}" for note in found.notes)
+        assumed = f"; not in the weights, taken as published: {', '.join(found.assumed)}" if found.assumed else ""
+        remark = f"{self._path}: recognised {found}{layout}{notes}{assumed}"
+        return self._built(found.options, found.layout, found.scale, remark)
+
+    def by_spandrel(self) -> Pretrained | None:
+        """By keys and shapes, as one of spandrel's networks."""
+        from basicsr.weights.spandrel_network import NotRecognised, SpandrelNetwork
+
+        for state in self._states:
+            try:
+                network = SpandrelNetwork(state)
+            except NotRecognised as error:
+                self._reasons.append(str(error))
+                continue
+            check_weights(state, self._path, network.model.state_dict())
+            name, scale = network.architecture, network.scale
+            remark = f"{self._path}: recognised {name}, x{scale}, by spandrel; its modules lie under 'model.'"
+            return Pretrained(
+                network=network.eval(),
+                block=None,
+                architecture=name,
+                layout="spandrel",
+                scale=scale,
+                in_channels=network.in_channels,
+                out_channels=network.out_channels,
+                weights=self._file.key,
+                metadata=self._file.metadata,
+                remark=self._with_doubts(remark),
+            )
+        return None
+
+    def failure(self) -> str:
+        """What to say where none of the ways led anywhere."""
+        keys = list(self._file.state)
+        if Path(self._path).name.startswith("net_d"):
+            return f"checkpoint {self._path} is a discriminator by its name; give the network, net_g_*.pth"
+        return (
+            f"checkpoint {self._path} holds no network that is recognised ({'; '.join(dict.fromkeys(self._reasons))});"
+            f" its {len(keys)} weights begin with {', '.join(keys[:3])}. Write its network into the options;"
+            " docs/pretrained.md says what is recognised"
+        )
+
+    def _recognised(self, state: Mapping[str, Tensor]) -> Recognised | None:
+        try:
+            return recognise(state)
+        except UnsupportedWeights as error:
+            self._reasons.append(str(error))
+            return None
+
+    def _built(self, block: Mapping[str, Any], layout: str, scale: int, remark: str | None) -> Pretrained | None:
+        try:
+            network = build_network(block)
+            load_state(network, self._file.state, self._path)
+        except TwoNetworks:
+            raise
+        except Exception as error:  # options of unknown origin; constructors stumble over them in any way
+            self._reasons.append((str(error) or type(error).__name__).splitlines()[0])
+            return None
+        in_channels, out_channels = _channels(network, {**(self._found.options if self._found else {}), **block})
+        return Pretrained(
+            network=network.eval(),
+            block=dict(block),
+            architecture=str(block["type"]),
+            layout=layout,
+            scale=scale,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            weights=self._file.key,
+            metadata=self._file.metadata,
+            remark=self._with_doubts(remark),
+        )
+
+    def _with_doubts(self, remark: str | None) -> str | None:
+        return "; ".join(filter(None, (self._file.remark, self._doubt, remark))) or None
+
+
+def _channels(network: nn.Module, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Colours of the input and the output: as the options name them, else those of the outermost convolutions."""
+    outer = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    first, last = (outer[0].in_channels, outer[-1].out_channels) if outer else (3, 3)
+    both = options.get("in_chans")
+    return options.get("num_in_ch", both or first), options.get("num_out_ch", both or last)
+
+
+def _constructor_options(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's options out of what our training records, which names the scale as well."""
+    parameters = inspect.signature(ARCH_REGISTRY.get(recorded["type"])).parameters
+    return {key: value for key, value in recorded.items() if key != "scale" or "scale" in parameters}
+
+
+def _agree(block: Mapping[str, Any], found: Recognised) -> bool:
+    """Whether options say of a network what its shapes show."""
+    if block["type"] != found.architecture:
+        return False
+    parameters = inspect.signature(ARCH_REGISTRY.get(found.architecture)).parameters
+    given = {key: block.get(key, parameters[key].default) for key in found.options if key not in _HIDDEN}
+    try:
+        return _comparable(given) == _comparable(found.options)
+    except (TypeError, ValueError, ArithmeticError):
+        return False
+
+
+def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without what shapes do not show, and equal where they make equal networks."""
+    values = {key: options[key] for key in options if key not in _HIDDEN}
+    for key, value in values.items():
+        values[key] = tuple(value) if isinstance(value, list) else value
+    if "squeeze_factor" in values:
+        values["squeeze_factor"] = values["num_feat"] // values["squeeze_factor"]
+    if "ffn_expansion_factor" in values:
+        # Shapes show the hidden width of each of the four levels, which many factors give.
+        factor = float(values["dim"]) * float(values["ffn_expansion_factor"])
+        values["ffn_expansion_factor"] = [int(factor * 2**level) for level in range(4)]
+    if "mlp_ratio" in values:
+        values["mlp_ratio"] = int(values["embed_dim"] * values["mlp_ratio"])
+        values["upscale"] = values["upscale"] if values["upsampler"] else 1
+        values["upsampler"] = values["upsampler"] or ""
+        size = values["img_size"]
+        values["img_size"] = size[0] if isinstance(size, tuple) and len(set(size)) == 1 else size
+    return values
+
+
+def _bounded(value: Any, state: Mapping[str, Tensor]) -> bool:
+    """Whether no number in the options exceeds all sizes in the file; for networks whose shapes we cannot read."""
+    limit = max(255, len(state), *(side for tensor in state.values() for side in tensor.shape))
+    if isinstance(value, Mapping):
+        return all(_bounded(entry, state) for entry in value.values())
+    if isinstance(value, (list, tuple)):
+        return len(value) <= limit and all(_bounded(entry, state) for entry in value)
+    return not isinstance(value, (int, float)) or abs(value) <= limit
