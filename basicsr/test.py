@@ -36,7 +36,7 @@ from basicsr.engine import run_folder as experiment
 from basicsr.engine.probe import check_evaluation, evaluation_images
 from basicsr.engine.process.agreement import joined, require_equal
 from basicsr.engine.process.command import run_command
-from basicsr.engine.process.distributed import Launcher, Place, any_rank, on_master
+from basicsr.engine.process.distributed import Launcher, RankInfo, any_rank, on_master
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.run_folders import results_taken
@@ -93,24 +93,29 @@ def test_pipeline(
         return load_test_options(source, overrides=force_yml, root=Path(root), warn=doubts.append)
 
     with (
-        joined(launcher, load, {}) as (loaded, place),
-        following(place.watch),
-        results_taken(loaded, place) as own_again,
+        joined(launcher, load, {}) as (loaded, rank_info),
+        following(rank_info.watch),
+        results_taken(loaded, rank_info) as own_again,
     ):
         first, stop = loaded[0], StopRequest()
-        stopwatch = Stopwatch(first.report.input, place.device) if first.report.speed and place.is_master else None
-        scales = [_Scale(options, place, stop, stopwatch, several=len(loaded) > 1) for options in loaded]
+        stopwatch = (
+            Stopwatch(first.report.input, rank_info.device) if first.report.speed and rank_info.is_master else None
+        )
+        scales = [_Scale(options, rank_info, stop, stopwatch, several=len(loaded) > 1) for options in loaded]
         for scale in scales:
             scale.check()
-        prepare_metrics(first.val.metrics, place.device)
-        experiment.prepare_results(loaded, place)
+        prepare_metrics(first.val.metrics, rank_info.device)
+        experiment.prepare_results(loaded, rank_info)
         own_again()
-        with experiment.open_log(first.results_folder, "test", first.name, place) as logger:
-            report = _Report(scales, place, logger)
-            for line in filter(None, (place.remark, *doubts, *unused_in_testing(first))):
+        with experiment.open_log(first.results_folder, "test", first.name, rank_info) as logger:
+            report = _Report(scales, rank_info, logger)
+            for line in filter(None, (rank_info.remark, *doubts, *unused_in_testing(first))):
                 logger.warning(line)
             try:
-                with stop, following(place.watch):  # a signal ends the evaluation on all ranks together, between images
+                with (
+                    stop,
+                    following(rank_info.watch),
+                ):  # a signal ends the evaluation on all ranks together, between images
                     for scale in scales:
                         scale.run(report.keep)
                     report.time(stopwatch, stop)
@@ -123,8 +128,8 @@ def test_pipeline(
 class _Report:
     """What is written of the figures: tables after each dataset, all else at the end."""
 
-    def __init__(self, scales: Sequence[_Scale], place: Place, logger: logging.Logger) -> None:
-        self._options, self._scales, self._place, self._logger = scales[0].options, scales, place, logger
+    def __init__(self, scales: Sequence[_Scale], rank_info: RankInfo, logger: logging.Logger) -> None:
+        self._options, self._scales, self._place, self._logger = scales[0].options, scales, rank_info, logger
         self._latencies = Latencies()
 
     def results(self, incomplete: str = "") -> Results:
@@ -205,9 +210,9 @@ class _Scale:
     """The test of all networks at one scale."""
 
     def __init__(
-        self, options: Options, place: Place, stop: StopRequest, stopwatch: Stopwatch | None, *, several: bool
+        self, options: Options, rank_info: RankInfo, stop: StopRequest, stopwatch: Stopwatch | None, *, several: bool
     ) -> None:
-        self.options, self.place, self.stop, self._stopwatch = options, place, stop, stopwatch
+        self.options, self.rank_info, self.stop, self._stopwatch = options, rank_info, stop, stopwatch
         self.logger = get_root_logger()
         self.datasets: dict[str, EvaluationDataset] = {
             block.name: build_eval_dataset(block) for block in options.datasets_of("val", "test").values()
@@ -240,7 +245,7 @@ class _Scale:
         blocks = self.options.datasets_of("val", "test").values()
         require_equal(lambda: _files_read(self.options))
         require_equal_images(self.datasets)
-        _, self._remarks = check_datasets([(self.datasets[block.name], block) for block in blocks], self.place)
+        _, self._remarks = check_datasets([(self.datasets[block.name], block) for block in blocks], self.rank_info)
         for data in self.datasets.values():
             data[0]
         channels: set[int] = set()
@@ -282,12 +287,12 @@ class _Scale:
         for candidate in _networks(self.options) if self.datasets else ():
             if candidate.remark:
                 log_remark(self.logger, candidate.remark)
-            candidate.network.to(self.place.device)
+            candidate.network.to(self.rank_info.device)
             if self.options.val.amp != "none":
                 keep_output_precise(candidate.network)
                 self._warn_if_slow(candidate.network)
             self._measure(candidate, keep)
-            if any_rank([bool(self.stop)], self.place.device)[0]:
+            if any_rank([bool(self.stop)], self.rank_info.device)[0]:
                 raise Interrupted(_INTERRUPTED)
         if self._rows and self.options.saves_images:
             names = {dataset: evaluation.images for dataset, evaluation in self._rows[0].evaluations.items()}
@@ -296,9 +301,9 @@ class _Scale:
     def _warn_if_slow(self, network: nn.Module) -> None:
         """Says where the first network at this scale is slower in the precision asked for than in float32."""
         first = not any(row.parameters for row in self._rows) and count_parameters(network) > 0
-        if self.place.is_master and first:
+        if self.rank_info.is_master and first:
             amp = self.options.val.amp
-            for line in warn_if_slow(network.eval(), self.place.device, amp, f"val: amp: {amp}"):
+            for line in warn_if_slow(network.eval(), self.rank_info.device, amp, f"val: amp: {amp}"):
                 self.logger.warning(line)
 
     def _measure(self, candidate: _Candidate, keep: Callable[[], None]) -> None:
@@ -316,7 +321,7 @@ class _Scale:
             what = f"x{self.options.scale} {candidate.name}, {name} ({len(evaluation.images)} images)"
             self.logger.info(f"{what}: {figures or 'nothing was measured'}")
             keep()
-        if row.parameters and self.place.is_master:
+        if row.parameters and self.rank_info.is_master:
             try:
                 self._rows[-1] = replace(row, multiply_adds=count_multiply_adds(network, report.input))
                 if self._stopwatch is not None:
@@ -332,7 +337,7 @@ class _Scale:
             candidate.network,
             dataset,
             val.metrics,
-            self.place.device,
+            self.rank_info.device,
             scale=self.options.scale,
             self_ensemble=val.self_ensemble,
             tile=val.tile,
@@ -344,7 +349,7 @@ class _Scale:
                 indices,
                 desc=f"x{self.options.scale} {candidate.name}, {name}",
                 unit="image",
-                disable=not (self.place.is_master and sys.stderr.isatty()),
+                disable=not (self.rank_info.is_master and sys.stderr.isatty()),
             ),
         )
         if evaluation is None:

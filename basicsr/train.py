@@ -34,14 +34,14 @@ from basicsr.engine import resuming
 from basicsr.engine import run_folder as experiment
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.logs.run_log import RunLog
-from basicsr.engine.prefetch import Feed, SkippedImages
+from basicsr.engine.prefetch import PrefetchedBatches, SkippedImages
 from basicsr.engine.probe import check_fit
 from basicsr.engine.process.agreement import joined, require_equal
 from basicsr.engine.process.command import run_command
-from basicsr.engine.process.distributed import Launcher, Place, any_rank, on_master
+from basicsr.engine.process.distributed import Launcher, RankInfo, any_rank, on_master
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.process.run_lock import owned
-from basicsr.engine.provenance import weights_read
+from basicsr.engine.provenance import input_digests
 from basicsr.engine.run_folders import check_training_folders
 from basicsr.engine.startup_checks import check_all_images, require_equal_images
 from basicsr.engine.status import RunStatus
@@ -91,7 +91,7 @@ def train_step(
     """
     iteration = run.iteration + 1
     train, adversary = run.options.train, run.adversary
-    seed_everything(run.options.manual_seed, iteration, run.place.rank)
+    seed_everything(run.options.manual_seed, iteration, run.rank_info.rank)
     run.set_learning_rates(iteration)
     student_learns = iteration > train.net_d_init_iters and iteration % train.net_d_iters == 0
     run.model.train()
@@ -106,7 +106,7 @@ def train_step(
 
     broken, gradients = _not_finite_flags(run, parts)
     notes = torch.tensor(list(notices()), dtype=torch.bool)
-    told = any_rank(torch.cat([broken, notes.to(broken.device)]), run.place.device)
+    told = any_rank(torch.cat([broken, notes.to(broken.device)]), run.rank_info.device)
     if _must_end(run, *told[:2]):
         raise_together(_not_finite(iteration, parts, gradients, batches) if broken.any() else None)
     if student_learns:
@@ -159,9 +159,9 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
     options, total = run.options, run.options.train.total_iter
     options_text = resolved_yaml(options)
     skipped = SkippedImages(
-        options.experiment_folder, options.datasets["train"].skip_bad_images, run.place, run.skipped
+        options.experiment_folder, options.datasets["train"].skip_bad_images, run.rank_info, run.skipped
     )
-    if any_rank([bool(stop)], run.place.device)[0]:
+    if any_rank([bool(stop)], run.rank_info.device)[0]:
         raise Preempted(f"preempted before iteration {run.iteration + 1}: nothing to save; go on with --auto_resume")
     stopping = False
     if run.validation_due:  # what was cut off is made up for, and noted as done
@@ -169,11 +169,11 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
         if not stopping:
             _save(run, folder, options_text, status)
     since = run.iteration
-    with closing(Feed(run.loader.until(lambda: bool(stop)) if not stopping else ())) as feed:
+    with closing(PrefetchedBatches(run.loader.until(lambda: bool(stop)) if not stopping else ())) as feed:
         feed.fill()
         _raise_after_saving(feed.failure)
         for batches in feed:
-            placed = [batch.to(run.place.device, options.channels_last) for batch in batches]
+            placed = [batch.to(run.rank_info.device, options.channels_last) for batch in batches]
             parts, (stopping, failing) = train_step(run, placed, lambda: (bool(stop), feed.failure is not None))
             skipped.note(batches)
             last = run.iteration == total
@@ -208,7 +208,7 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
                 break
     if stopping and (run.iteration < total or run.validation_due):
         raise Preempted(f"preempted: saved {run.iteration}.state; go on with --auto_resume")
-    on_master(run.place, lambda: folder.save_named("latest", run.student_weights()))
+    on_master(run.rank_info, lambda: folder.save_named("latest", run.student_weights()))
 
 
 def train_pipeline(
@@ -245,20 +245,20 @@ def train_pipeline(
     flags = {"--auto_resume": auto_resume, "--allow_config_change": allow_config_change}
     notice = "stopping after this iteration, with a checkpoint; Ctrl+C again stops at once, without"
     # In this order: while the ranks wait for each other there is nothing to save, and a signal ends them at once.
-    with joined(launcher, load, flags) as ((options,), place), StopRequest(notice) as stop:
-        return _train(options, place, auto_resume, allow_config_change, stop, doubts)
+    with joined(launcher, load, flags) as ((options,), rank_info), StopRequest(notice) as stop:
+        return _train(options, rank_info, auto_resume, allow_config_change, stop, doubts)
 
 
 def _train(
     options: Options,
-    place: Place,
+    rank_info: RankInfo,
     auto_resume: bool,
     allow_config_change: bool,
     stop: StopRequest,
     doubts: Sequence[str],
 ) -> TrainingResult:
-    folder, status = options.experiment_folder, RunStatus(options, place)
-    if place.device.type == "cpu":
+    folder, status = options.experiment_folder, RunStatus(options, rank_info)
+    if rank_info.device.type == "cpu":
         keep_freed_memory()
     checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
 
@@ -270,20 +270,20 @@ def _train(
             status.ended(error)
 
     with (
-        owned(_taken(options), place) as own_again,
+        owned(_taken(options), rank_info) as own_again,
         status.followed(),
         checkpoints.named_in_failures(),
-        following(place.watch, note) as others_may_end,
+        following(rank_info.watch, note) as others_may_end,
     ):
-        resume, remarks = resuming.find_checkpoint(options, place, auto_resume)
+        resume, remarks = resuming.find_checkpoint(options, rank_info, auto_resume)
         goes_on = checkpoints.holds(resume)
-        on_master(place, lambda: check_training_folders(options, goes_on))
+        on_master(rank_info, lambda: check_training_folders(options, goes_on))
         require_equal(lambda: _files_read(options, resume))
         status.begin(resume)
         options, recognised = recognise_networks(options)
         if resume is not None:
-            remarks += resuming.check_options(resume, options, place, allow_config_change)
-        run = TrainingRun(options, place, resume)  # before anything is written: what does not fit shows here
+            remarks += resuming.check_options(resume, options, rank_info, allow_config_change)
+        run = TrainingRun(options, rank_info, resume)  # before anything is written: what does not fit shows here
         if resume is not None:
             remarks += resuming.check_images(resume, run.images, allow_config_change)
         require_equal_images({"training images": run.loader.dataset, **run.validation})
@@ -295,8 +295,8 @@ def _train(
         own_again()
         status.update(state="running")
         goes_on = resume is not None
-        with experiment.open_log(folder, "train", options.name, place, goes_on=goes_on) as logger:
-            for remark in filter(None, (place.remark, *doubts, *remarks)):
+        with experiment.open_log(folder, "train", options.name, rank_info, goes_on=goes_on) as logger:
+            for remark in filter(None, (rank_info.remark, *doubts, *remarks)):
                 logger.warning(remark)
             for remark in (*recognised, *run.remarks, *fitting):
                 log_remark(logger, remark)
@@ -326,7 +326,7 @@ def _files_read(options: Options, resume: Checkpoint | None) -> dict[str, str]:
     state = (
         {} if resume is None else {f"files of checkpoint {resume.path}": sha256_of(resume.path.with_suffix(".json"))}
     )
-    return {**{f"SHA-256 of {option}": found for option, found in weights_read(options).items()}, **state}
+    return {**{f"SHA-256 of {option}": found for option, found in input_digests(options).items()}, **state}
 
 
 def _not_finite_flags(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -340,7 +340,7 @@ def _not_finite_flags(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tu
     norm = torch.nn.utils.get_total_norm(gradients)
     others = run.adversary.gradients() if run.adversary is not None else []
     losses = [parts["l_total"], *(part for name, part in parts.items() if name.startswith("l_d_"))]
-    norms = [norm.to(run.place.device), torch.nn.utils.get_total_norm(others).to(run.place.device)]
+    norms = [norm.to(run.rank_info.device), torch.nn.utils.get_total_norm(others).to(run.rank_info.device)]
     flags = [~torch.isfinite(torch.stack([value.float() for value in values])).all() for values in (losses, norms)]
     return torch.stack(flags), norm
 
@@ -380,7 +380,7 @@ def _not_finite(
 
 def _save(run: TrainingRun, folder: CheckpointFolder, options_text: str, status: RunStatus) -> None:
     """Saves on rank 0; where that fails, every rank ends. All ranks must call."""
-    on_master(run.place, lambda: run.save(folder, options_text))
+    on_master(run.rank_info, lambda: run.save(folder, options_text))
     status.saved(run.iteration)
 
 
@@ -409,7 +409,7 @@ def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Te
             rates = run.set_learning_rates(run.iteration)
             log.step(run.iteration, run.epoch, rates, averages(of_ranks), waited)
 
-    on_master(run.place, write)
+    on_master(run.rank_info, write)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,7 +37,7 @@ from basicsr.config.load import load_options
 from basicsr.config.schema import Options
 from basicsr.data import build_train_loader
 from basicsr.data.batch import Batch
-from basicsr.distill.base import Term
+from basicsr.distill.base import LossTerm
 from basicsr.engine.process.command import run_command
 from basicsr.engine.process.distributed import distributed
 from basicsr.engine.resuming import find_checkpoint
@@ -94,12 +94,12 @@ def measure(options: Options, batches: int) -> dict[str, Pull]:
             in its place.
     """
     params = options.dist_params
-    with distributed("none", options.num_gpu, params.backend, params.port) as place:
-        checkpoint, _ = find_checkpoint(options, place, False)
-        run = TrainingRun(options, place, checkpoint)
-        for remark in filter(None, (place.remark, *run.remarks)):
+    with distributed("none", options.num_gpu, params.backend, params.port) as rank_info:
+        checkpoint, _ = find_checkpoint(options, rank_info, False)
+        run = TrainingRun(options, rank_info, checkpoint)
+        for remark in filter(None, (rank_info.remark, *run.remarks)):
             print(remark, file=sys.stderr)
-        owners = [type(term).__name__ for term in run.terms.children() if cast(Term, term).replaces_student]
+        owners = [type(term).__name__ for term in run.terms.children() if cast(LossTerm, term).replaces_student]
         if owners:
             raise OptionsError(
                 f"{owners[0]} trains the student's weights in its place, among others: there is no gradient of the"
@@ -118,12 +118,12 @@ def measure(options: Options, batches: int) -> dict[str, Pull]:
         pulls: dict[str, Pull] = {}
         run.model.train()
         for number, (batch,) in enumerate(loader):
-            _add_batch(pulls, run, batch.to(place.device, options.channels_last), run.iteration + 1 + number)
+            _add_batch(pulls, run, batch.to(rank_info.device, options.channels_last), run.iteration + 1 + number)
         return pulls
 
 
 def _add_batch(pulls: dict[str, Pull], run: TrainingRun, batch: Batch, iteration: int) -> None:
-    seed_everything(run.options.manual_seed, iteration, run.place.rank)
+    seed_everything(run.options.manual_seed, iteration, run.rank_info.rank)
     output = run.model(batch, iteration)
     values, weighted = dict(output.parts), dict(output.weighted)
     if run.adversary is not None:

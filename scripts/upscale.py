@@ -35,7 +35,7 @@ from basicsr.files.name_lists import printable
 from basicsr.inference.picture_paths import Job, find_sources, not_taken, plan
 from basicsr.inference.picture_writing import DEFAULT_QUALITY, FORMATS, OutputError
 from basicsr.inference.probing import Trial
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.inference.upscaling import Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.pass_times import warn_if_slow
@@ -133,7 +133,7 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def build_runner(pretrained: Pretrained, arguments: argparse.Namespace, tiles: tqdm) -> Runner:
+def build_runner(pretrained: Pretrained, arguments: argparse.Namespace, tiles: tqdm) -> ImageRunner:
     """The network on its device, run as the command line asks for; `tiles` shows how far it is with a picture."""
 
     def progress(done: int, total: int) -> None:
@@ -149,7 +149,7 @@ def build_runner(pretrained: Pretrained, arguments: argparse.Namespace, tiles: t
     for line in warn_if_slow(network, device, arguments.precision, f"--precision {arguments.precision}"):
         say(f"warning: {line}", error=True)
     tile = max(_TILE_OF_RESULT // pretrained.scale, 32) if arguments.tile is None else arguments.tile
-    return Runner(
+    return ImageRunner(
         network,
         pretrained.scale,
         device,

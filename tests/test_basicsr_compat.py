@@ -21,7 +21,7 @@ from basicsr.data.data_util import paired_paths_from_folder
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.sampling import SampleKey
 from basicsr.data.single_image_dataset import SingleImageDataset
-from basicsr.engine.process.distributed import Place
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.training_run import TrainingRun
 from basicsr.losses.basic_loss import L1Loss
 from basicsr.metrics import calculate_psnr, calculate_ssim
@@ -118,7 +118,7 @@ def test_a_derived_class_is_asked_and_repeats_by_its_key(opt):
 def test_derived_classes_train(mcadkd, tmp_path):
     for name, own in (("Brightened", {"datasets__train__strength": 0.5}), ("ReadsForItself", {})):
         options = without_teacher(mcadkd, datasets__train__type=name, **own)
-        run = TrainingRun(load_options(options, training=True, root=tmp_path), Place(torch.device("cpu")), None)
+        run = TrainingRun(load_options(options, training=True, root=tmp_path), RankInfo(torch.device("cpu")), None)
         batch = next(iter(run.loader))[0].to("cpu")
         assert batch.gt is not None and batch.gt.shape == (2, 3, 32, 32) and batch.lq.shape == (2, 3, 16, 16)
     image = cv2.imread(batch.gt_paths[0])[:32, :32, ::-1].astype(np.float32) / np.float32(255)

@@ -228,7 +228,7 @@ def _distillation(options: Options) -> Iterator[Finding]:
 def _outputs_suffice(options: Options) -> Iterator[Finding]:
     """Of a run that has the teacher's outputs, but not the teacher."""
     for name, block in options.train.method_blocks.items() if options.train is not None else ():
-        uses = getattr(constructor_of(METHOD_REGISTRY, block), "beyond_output", "")
+        uses = getattr(constructor_of(METHOD_REGISTRY, block), "teacher_needs", "")
         if uses:
             yield (
                 ("train", "distill", name),

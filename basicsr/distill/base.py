@@ -95,12 +95,12 @@ class StepContext:
         return torch.stack(drawn)
 
 
-class Term(nn.Module):
+class LossTerm(nn.Module):
     """One contribution to the student's loss.
 
     Attributes:
         needs_teacher: whether the teacher's output or features are read.
-        beyond_output: what of the teacher is used beside its output, in words such as "the teacher's features". Empty
+        teacher_needs: what of the teacher is used beside its output, in words such as "the teacher's features". Empty
             where the output alone is enough; only then may it come from a cache, without the teacher.
         replaces_student: whether the student is run with weights that the term trains in its place, see
             `student_weights`; such a term is shown the networks, and told of updates, before the others.
@@ -117,7 +117,7 @@ class Term(nn.Module):
     """
 
     needs_teacher: ClassVar[bool] = True
-    beyond_output: ClassVar[str] = "the teacher itself, as its class does not say otherwise (beyond_output)"
+    teacher_needs: ClassVar[str] = "the teacher itself, as its class does not say otherwise (teacher_needs)"
     replaces_student: ClassVar[bool] = False
     runs_student_parts: ClassVar[bool] = False
     batch_scope: ClassVar[Any] = "one rank"
@@ -186,7 +186,7 @@ def criterion_scope(block: Mapping[str, Any]) -> BatchScope:
     return batch_scope_of(LOSS_REGISTRY.get(block["type"]), block)
 
 
-class CriterionTerm(Term):
+class CriterionTerm(LossTerm):
     """A registered loss between the student's output and a target image.
 
     Args:
@@ -226,7 +226,7 @@ class Reconstruction(CriterionTerm):
     """A loss against the HR image, such as L_rec = L1(I_S, I_GT)."""
 
     needs_teacher = False
-    beyond_output = ""
+    teacher_needs = ""
     batch_scope = staticmethod(criterion_scope)
 
     def target(self, context: StepContext) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.archs.arch_util import in_colour
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import LossTerm, StepContext
 from basicsr.losses.loss_util import BatchScope, idle_conflicts
 from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
@@ -107,7 +107,7 @@ def _windows(images: torch.Tensor, positions: np.ndarray, size: int) -> torch.Te
 
 
 @METHOD_REGISTRY.register()
-class HybridContrastive(Term):
+class HybridContrastive(LossTerm):
     """L_cont = lambda_img L_img + lambda_patch L_patch (eq. 7d), in embedding spaces learned with the student.
 
     L_img (eq. 2) is InfoNCE over the batch: the student's embedding of an image is the query, the teacher's of the
@@ -137,7 +137,7 @@ class HybridContrastive(Term):
         embed_dim: d, the embedding's dimension.
     """
 
-    beyond_output = ""
+    teacher_needs = ""
 
     @staticmethod
     def batch_scope(options: Mapping[str, Any]) -> BatchScope:

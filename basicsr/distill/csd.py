@@ -35,7 +35,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import LossTerm, StepContext
 from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
 from basicsr.losses.loss_util import at_least_float32, check_images_for
@@ -56,7 +56,7 @@ _EQUAL = {"upscale_factor": "upscale", "res_scale": "res_scale", "img_range": "i
 
 
 @METHOD_REGISTRY.register()
-class CSD(Term):
+class CSD(LossTerm):
     """L_csd between the student and a frozen teacher, networks of any kind.
 
     The negatives of a step are the same for all images of a process's batch: `num_negatives` of its LR images, drawn
@@ -80,7 +80,7 @@ class CSD(Term):
         CheckpointError: the VGG's weights cannot be had.
     """
 
-    beyond_output = ""
+    teacher_needs = ""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class CSD(Term):
         return {"l_csd": self._contrast(context, context.teacher_output)}
 
     def check_output(self, shape: Sequence[int]) -> None:
-        """See `Term`."""
+        """See `LossTerm`."""
         check_images_for(type(self).__name__, "VGG", shape, VGG_SMALLEST)
 
     def _contrast(self, context: StepContext, teacher: torch.Tensor) -> torch.Tensor:
@@ -183,7 +183,7 @@ class SharedCSD(CSD):
     """
 
     needs_teacher = False
-    beyond_output = "the teacher's weights"
+    teacher_needs = "the teacher's weights"
     replaces_student = True
     wide: nn.Module
 

@@ -49,7 +49,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.vqgan_arch import VQGANEncoder, category_log_probabilities
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import LossTerm, StepContext
 from basicsr.distill.degradations import Degradation, degrade
 from basicsr.distill.distances import Others, summed_distances
 from basicsr.distill.networks import NetworkPair
@@ -65,7 +65,7 @@ _UPDATE_STEPS = (1000, 2000, 3000)
 
 
 @METHOD_REGISTRY.register()
-class DCKD(Term):
+class DCKD(LossTerm):
     """L_dcl and L_ce; see the file's head for the equations. For any two networks, at any scale, 1 among them.
 
     The history model is a copy of the student as it is before training. It is saved in the training state, is no part
@@ -100,7 +100,7 @@ class DCKD(Term):
     """
 
     batch_scope = "image"
-    beyond_output = ""
+    teacher_needs = ""
     history: nn.Module | None
 
     def __init__(
@@ -226,7 +226,7 @@ class DCKD(Term):
         return parts
 
     def check_output(self, shape: Sequence[int]) -> None:
-        """See `Term`."""
+        """See `LossTerm`."""
         check_images_for("DCKD", "VQGAN", shape, self.vqgan.network.factor)
 
     def _encoded(

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import LossTerm, StepContext
 from basicsr.losses.loss_util import idle_conflicts
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
@@ -56,7 +56,7 @@ OPERATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 
 
 @METHOD_REGISTRY.register()
-class DUKD(Term):
+class DUKD(LossTerm):
     """Distillation on zoomed images under label consistency; see the file's head for the equations.
 
     Every draw derives from the sample's seed. Transpositions are left out where LR patches are not square. Where sides
@@ -79,7 +79,7 @@ class DUKD(Term):
     """
 
     batch_scope = "image"
-    beyond_output = "the teacher on other images"
+    teacher_needs = "the teacher on other images"
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import LossTerm, StepContext
 from basicsr.distill.networks import NetworkPair
 from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import OptionsError
@@ -14,7 +14,7 @@ from basicsr.utils.ranges import Few
 from basicsr.utils.signatures import Conflict, check_arguments
 
 
-class FeatureTerm(Term):
+class FeatureTerm(LossTerm):
     """Compares feature maps of the student with feature maps of the teacher, position by position.
 
     Args:
@@ -26,7 +26,7 @@ class FeatureTerm(Term):
         OptionsError: `positions` is below 1, or the two lists are not of one length.
     """
 
-    beyond_output = "the teacher's features"
+    teacher_needs = "the teacher's features"
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import LossTerm, StepContext
 from basicsr.distill.dukd import OPERATIONS, applied, undone
 from basicsr.utils.ranges import Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
@@ -14,7 +14,7 @@ from basicsr.utils.signatures import check_arguments
 
 
 @METHOD_REGISTRY.register()
-class LabelConsistency(Term):
+class LabelConsistency(LossTerm):
     """L1(I_S, A^-1(T(A(I_LR)))), as the public code of DCKD has it beside its paper's losses.
 
     A is DUKD's label consistency: colour inversion, flips and transposition, each with the same probability, drawn for
@@ -30,7 +30,7 @@ class LabelConsistency(Term):
     """
 
     batch_scope = "image"
-    beyond_output = "the teacher on other images"
+    teacher_needs = "the teacher on other images"
 
     def __init__(self, *, probability: Probability = 0.5, loss_weight: Weight = 1.0) -> None:
         check_arguments(LabelConsistency, locals())

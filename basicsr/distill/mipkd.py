@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from basicsr.archs.staged import StagedNetwork
-from basicsr.distill.base import StepContext, Term, nothing_of
+from basicsr.distill.base import LossTerm, StepContext, nothing_of
 from basicsr.distill.mipkd_masks import MaskKind, mixing_mask
 from basicsr.distill.mipkd_mixers import EncoderKind, LatentSpace, bridge
 from basicsr.distill.networks import NetworkPair, boundaries
@@ -37,7 +37,7 @@ WITHOUT_EFFECT: dict[tuple[str, object], tuple[str, ...]] = {
 
 
 @METHOD_REGISTRY.register()
-class MiPKD(Term):
+class MiPKD(LossTerm):
     """Mixes the student's features with the teacher's, and the student's blocks with the teacher's.
 
     At each of K positions, which cut the bodies of both networks into even parts:
@@ -99,7 +99,7 @@ class MiPKD(Term):
     """
 
     batch_scope = "image"
-    beyond_output = "the teacher's features and stages"
+    teacher_needs = "the teacher's features and stages"
     runs_student_parts = True
 
     def __init__(

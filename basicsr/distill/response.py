@@ -20,7 +20,7 @@ class ResponseDistillation(CriterionTerm):
         criterion: options of a registered loss; `{type: L1Loss}` where left out. Its `loss_weight` is the part's.
     """
 
-    beyond_output = ""
+    teacher_needs = ""
 
     @staticmethod
     def batch_scope(options: Mapping[str, Any]) -> BatchScope:

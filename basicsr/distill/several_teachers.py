@@ -87,7 +87,7 @@ class SeveralTeachers(CriterionTerm):
         CheckpointError: a teacher's file cannot be read or does not fit.
     """
 
-    beyond_output = ""
+    teacher_needs = ""
 
     @staticmethod
     def batch_scope(options: Mapping[str, Any]) -> BatchScope:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from basicsr.config.schema import Options
-from basicsr.engine.process.distributed import Place, on_master
+from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.regular_files import read_regular
 from basicsr.models import build_networks
@@ -59,7 +59,7 @@ class Choice:
         return {"amp": self.amp, "amp_teacher": self.amp_teacher}
 
 
-def choose_precision(options: Options, place: Place, state: Mapping[str, Any] | None) -> Choice:
+def choose_precision(options: Options, rank_info: RankInfo, state: Mapping[str, Any] | None) -> Choice:
     """Decides on rank 0 in which precision a run computes; all ranks must call and get the same.
 
     `auto` goes on as the run began, on whatever machine. A new run takes bf16 where the device has units for it and
@@ -68,7 +68,7 @@ def choose_precision(options: Options, place: Place, state: Mapping[str, Any] | 
 
     Args:
         options: the whole options.
-        place: where this process stands.
+        rank_info: where this process stands.
         state: of the checkpoint to go on from, or None.
 
     Raises:
@@ -77,10 +77,10 @@ def choose_precision(options: Options, place: Place, state: Mapping[str, Any] | 
     kept = kept_precision(state) if state is not None else None
 
     def choose() -> Choice:
-        choice = _choose(options, place.device, kept)
-        return replace(choice, warnings=(*choice.warnings, *_about_validation(options, place.device)))
+        choice = _choose(options, rank_info.device, kept)
+        return replace(choice, warnings=(*choice.warnings, *_about_validation(options, rank_info.device)))
 
-    return on_master(place, choose)
+    return on_master(rank_info, choose)
 
 
 def kept_precision(state: Mapping[str, Any]) -> dict[str, Amp] | None:
@@ -104,7 +104,7 @@ def choose_for_several(options: Options, file: Path) -> Choice:
         CheckpointError: the file cannot be written.
     """
     device = torch.device("cuda" if options.num_gpu != 0 and torch.cuda.is_available() else "cpu")
-    choice = choose_precision(options, Place(device), None)
+    choice = choose_precision(options, RankInfo(device), None)
     content = json.dumps({**choice.kept(), "told": choice.told}, indent=1).encode() + b"\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda out: out.write(content))

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from basicsr.data.batch import Batch, Skipped
 from basicsr.data.loading import NoMoreAsked
-from basicsr.engine.process.distributed import Place, on_master
+from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.stop import Preempted
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.dist_util import gather_objects
@@ -20,7 +20,7 @@ SKIPPED = "skipped_images.txt"
 _Item = TypeVar("_Item")
 
 
-class Feed(Generic[_Item]):
+class PrefetchedBatches(Generic[_Item]):
     """Loads the next iteration's batches before it hands out the present one's.
 
     Whatever goes wrong in loading is kept in `failure`, and the batches end with those that were loaded before.
@@ -74,15 +74,15 @@ class SkippedImages:
     Args:
         folder: experiments/NAME, where `skipped_images.txt` lists them.
         limit: `skip_bad_images`.
-        place: where this process stands.
+        rank_info: where this process stands.
         known: what the run's state has of them, notes by sample; grows here.
     """
 
-    def __init__(self, folder: Path, limit: int, place: Place, known: dict[int, list[str]]) -> None:
-        self._path, self._limit, self._place, self._known = folder / SKIPPED, limit, place, known
+    def __init__(self, folder: Path, limit: int, rank_info: RankInfo, known: dict[int, list[str]]) -> None:
+        self._path, self._limit, self._place, self._known = folder / SKIPPED, limit, rank_info, known
         self._new: set[Skipped] = set()
         self._skipped: set[Skipped] = set()  # since this start
-        self._listed: set[str] = set(on_master(place, self._read)) if limit else set()
+        self._listed: set[str] = set(on_master(rank_info, self._read)) if limit else set()
 
     def note(self, batches: Sequence[Batch]) -> None:
         """Notes what the batches of an iteration should have held."""

@@ -20,9 +20,9 @@ from basicsr.config.schema import DatasetOptions, Options
 from basicsr.data.base import load_sample
 from basicsr.data.batch import in_unit_range
 from basicsr.data.checks.checking import stored_images
-from basicsr.data.checks.inspection import Place, opened
+from basicsr.data.checks.inspection import ImageLocation, opened
 from basicsr.data.sampling import SampleKey
-from basicsr.distill.base import Term
+from basicsr.distill.base import LossTerm
 from basicsr.distill.several_teachers import SeveralTeachers
 from basicsr.engine.training_run import TrainingRun
 from basicsr.files.image_headers import HeaderError, read_header
@@ -91,7 +91,7 @@ def check_fit(run: TrainingRun) -> list[str]:
 
 
 def _check(run: TrainingRun) -> list[str]:
-    options, device = run.options, run.place.device
+    options, device = run.options, run.rank_info.device
     student = Trial("network_g", run.network, device, Precision(device.type, run.precision.kept()["amp"]))
     key, block = next(iter(options.datasets_of("train").items()))
     images = _images(f"datasets.{key}", block, run.loader.dataset)
@@ -104,7 +104,7 @@ def _check(run: TrainingRun) -> list[str]:
 
 
 def _check_training(run: TrainingRun, student: Trial, images: Images) -> None:
-    options, device = run.options, run.place.device
+    options, device = run.options, run.rank_info.device
     _check_pair(images, options.scale)
     sides = [side // options.scale for side in images.block.gt_sizes or ()]
     shapes: list[Shape] = [(images.shape[0], side, side) for side in sides] or [images.shape]
@@ -120,7 +120,7 @@ def _check_training(run: TrainingRun, student: Trial, images: Images) -> None:
         _check_discriminator(run, run.adversary, outputs)
     smallest = min(outputs, key=lambda shape: shape[1] * shape[2])
     for term in run.terms.values():
-        cast(Term, term).check_output(smallest)
+        cast(LossTerm, term).check_output(smallest)
 
 
 def _check_on_patches(
@@ -225,7 +225,9 @@ def _lr_sizes(dataset: Any) -> list[tuple[int, int]]:
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
     for path in stored.files["lq"] if stored is not None else ():
         with suppress(HeaderError, DataError, OSError):  # told by the check of images
-            with opened(Place(path, stored.roots["lq"] if stored is not None and stored.lmdb else None)) as source:
+            with opened(
+                ImageLocation(path, stored.roots["lq"] if stored is not None and stored.lmdb else None)
+            ) as source:
                 height, width = read_header(source).size
             sizes.setdefault((height % 64, width % 64), (height, width))
     return list(sizes.values())[:_SIZES]
@@ -327,7 +329,7 @@ def _check_values(trial: Trial, network_block: Mapping[str, Any] | None, images:
 
 
 def _check_discriminator(run: TrainingRun, adversary: Adversary, outputs: Sequence[Shape]) -> None:
-    options, device = run.options, run.place.device
+    options, device = run.options, run.rank_info.device
     trial = Trial("network_d", adversary.discriminator, device, Precision(device.type, run.precision.kept()["amp"]))
     for shape in outputs:
         outcome = trial.outcome(shape, any_output=True)

@@ -34,7 +34,7 @@ TEACHER_CACHE = "datasets.train.teacher_cache"
 _NO_WEIGHTS = ("path.resume_state", "path.experiments_root", "path.results_root")
 
 
-def weights_read(options: Options) -> dict[str, str]:
+def input_digests(options: Options) -> dict[str, str]:
     """SHA-256 of each file of weights that the options name, by the option: teachers', VGG's, those to start from.
 
     Where a VGG or VQGAN is not named it is that of the file which is taken by itself, if one is there. Of a teacher's
@@ -64,8 +64,8 @@ def write_record(run: TrainingRun, resume: Checkpoint | None) -> None:
         "command": sys.argv,
         "versions": {"basicsr": basicsr.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "host": platform.node(),
-        "device": str(run.place.device),
-        "ranks": run.place.world_size,
+        "device": str(run.rank_info.device),
+        "ranks": run.rank_info.world_size,
         "precision": {**run.precision.kept(), "chosen": run.precision.told or "by the options"},
         "images": run.images,
         "weights": {

@@ -15,9 +15,9 @@ from basicsr.config.yaml_files import document_from_text
 from basicsr.distill.base import criterion_scope
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, UnreadableFolderError
 from basicsr.engine.precision_choice import kept_precision
-from basicsr.engine.process.distributed import Place, on_master
+from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.meeting import restarts
-from basicsr.engine.provenance import TEACHER_CACHE, weights_read
+from basicsr.engine.provenance import TEACHER_CACHE, input_digests
 from basicsr.engine.status import launched_by_us
 from basicsr.engine.traces import newer_that_are_gone, refuse_new_start
 from basicsr.losses.loss_util import BatchScope, batch_scope_of
@@ -47,7 +47,7 @@ _OF_THE_TEACHER = ("network_t", "path.pretrain_network_t", "path.param_key_t")
 _BATCH = ("datasets.train.batch_size_per_gpu", "datasets.train.mini_batch_sizes", "train.accumulate")
 
 
-def find_checkpoint(options: Options, place: Place, auto_resume: bool) -> tuple[Checkpoint | None, list[str]]:
+def find_checkpoint(options: Options, rank_info: RankInfo, auto_resume: bool) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to continue from, and remarks: `--auto_resume`'s newest one, else `path: resume_state`.
 
     Rank 0 chooses. Processes that torchrun has started anew go on with what they had begun, asked or not.
@@ -66,11 +66,11 @@ def find_checkpoint(options: Options, place: Place, auto_resume: bool) -> tuple[
         kept.append(checkpoint)
         return str(checkpoint.path), remarks
 
-    path, remarks = on_master(place, choose)
+    path, remarks = on_master(rank_info, choose)
     if path is None:
         return None, remarks
     failure: UserError | None = None
-    if not place.is_master:
+    if not rank_info.is_master:
         try:
             kept.append(_folder_of(Path(path)).load(Path(path)))
         except CheckpointError as error:
@@ -84,13 +84,13 @@ def find_checkpoint(options: Options, place: Place, auto_resume: bool) -> tuple[
     return kept[0], remarks
 
 
-def check_options(resume: Checkpoint, options: Options, place: Place, allow: bool) -> list[str]:
+def check_options(resume: Checkpoint, options: Options, rank_info: RankInfo, allow: bool) -> list[str]:
     """Compares the options of a run, and the files of weights that they name, with those of the run that was saved.
 
     Args:
         resume: the checkpoint.
         options: of the run that goes on.
-        place: where this process stands.
+        rank_info: where this process stands.
         allow: go on although the course of the training changes.
 
     Returns:
@@ -100,7 +100,7 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
         OptionsError: there are differences that change the course of the training; lists them.
     """
     try:
-        grave, slight = _changes(resume, options, place)
+        grave, slight = _changes(resume, options, rank_info)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -109,11 +109,11 @@ def check_options(resume: Checkpoint, options: Options, place: Place, allow: boo
     return [_remark(resume, line) for line in (*grave, *slight)]
 
 
-def _changes(resume: Checkpoint, options: Options, place: Place) -> tuple[list[str], list[str]]:
+def _changes(resume: Checkpoint, options: Options, rank_info: RankInfo) -> tuple[list[str], list[str]]:
     """What changes the course of the training, and what does not."""
     state = resume.state
     before, after = _saved_options(resume), _flat(_plain(options))
-    files = weights_read(options)
+    files = input_digests(options)
     known = state.get("files", files)
     ignored = _OF_THE_TEACHER if TEACHER_CACHE in known and TEACHER_CACHE in files else ()
     grave: list[str] = []
@@ -125,9 +125,9 @@ def _changes(resume: Checkpoint, options: Options, place: Place) -> tuple[list[s
             line = f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
             harmless = key.startswith(_WITHOUT_EFFECT) or key in files or key in known
             (slight if harmless else grave).append(line)
-    old, new = _batches(before, state.get("world_size", 1)), _batches(after, place.world_size)
+    old, new = _batches(before, state.get("world_size", 1)), _batches(after, rank_info.world_size)
     if old != new:
-        same = _images(before, state.get("world_size", 1)) == _images(after, place.world_size)
+        same = _images(before, state.get("world_size", 1)) == _images(after, rank_info.world_size)
         cut_alike = before.get("train.accumulate", 1) == after.get("train.accumulate", 1)
         scopes = _batch_scopes(options)
         alike = scopes <= {"image"} or (cut_alike and "one rank" not in scopes)

@@ -20,9 +20,9 @@ from basicsr.config.load import resolved_yaml
 from basicsr.config.schema import Options
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.logs.comparison_images import ComparisonImages
-from basicsr.engine.logs.metric_writers import open_sinks
+from basicsr.engine.logs.metric_writers import open_metric_writers
 from basicsr.engine.logs.run_log import RunLog
-from basicsr.engine.process.distributed import Place, on_master
+from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.provenance import write_record
 from basicsr.engine.run_folders import CURVES, RESULTS, RUN, archive
 from basicsr.engine.training_run import TrainingRun
@@ -53,7 +53,7 @@ def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
         write_record(run, resume)
         return remarks
 
-    return on_master(run.place, prepare)
+    return on_master(run.rank_info, prepare)
 
 
 def _prepare(options: Options, resume: Checkpoint | None, size: int) -> list[str]:
@@ -69,13 +69,13 @@ def _prepare(options: Options, resume: Checkpoint | None, size: int) -> list[str
     written = [folder, options.models_folder, states]
     written += [options.visualization_folder] if options.saves_images else []
     written += [options.tensorboard_folder] if options.logger.use_tb_logger else []
-    for place in written if own else {place.parent for place in written if place.parent not in written}:
-        check_writable(place)  # before anything is renamed
+    for path in written if own else {path.parent for path in written if path.parent not in written}:
+        check_writable(path)  # before anything is renamed
     if not own:
         archive(folder, RUN)
         archive(options.tensorboard_folder, CURVES)
-    for place in written:
-        _make(place)
+    for path in written:
+        _make(path)
     content = _with_versions(options).encode()
     write_atomically(folder / f"{options.name}.yml", lambda file: file.write(content))
     remarks = checkpoints.tidy(resume.iteration if resume is not None and own else None)
@@ -108,7 +108,7 @@ def _forecast(options: Options, iteration: int, size: int) -> list[str]:
     ]
 
 
-def prepare_results(scales: Sequence[Options], place: Place) -> None:
+def prepare_results(scales: Sequence[Options], rank_info: RankInfo) -> None:
     """Makes the folder of a test's results and keeps each scale's options there, on rank 0.
 
     The folder of an earlier test of the name is renamed.
@@ -116,7 +116,7 @@ def prepare_results(scales: Sequence[Options], place: Place) -> None:
     Raises:
         CheckpointError: a folder cannot be renamed or written.
     """
-    on_master(place, lambda: _prepare_results(scales))
+    on_master(rank_info, lambda: _prepare_results(scales))
 
 
 def _prepare_results(scales: Sequence[Options]) -> None:
@@ -138,7 +138,9 @@ def _with_versions(options: Options) -> str:
 
 
 @contextmanager
-def open_log(folder: Path, kind: str, name: str, place: Place, *, goes_on: bool = False) -> Iterator[logging.Logger]:
+def open_log(
+    folder: Path, kind: str, name: str, rank_info: RankInfo, *, goes_on: bool = False
+) -> Iterator[logging.Logger]:
     """The package's logger: lines to the screen and, on rank 0 within the block, to FOLDER/KIND_NAME_TIME.log.
 
     With `goes_on` the newest such file is continued, where there is one. All ranks must call.
@@ -150,7 +152,7 @@ def open_log(folder: Path, kind: str, name: str, place: Place, *, goes_on: bool 
     logs = sorted(log for log in found if os.path.isfile(log))  # a pipe would be waited for
     file = logs[-1] if logs else folder / f"{kind}_{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
     logger = get_root_logger("basicsr", logging.INFO)
-    on_master(place, lambda: _add_file(file))
+    on_master(rank_info, lambda: _add_file(file))
     opened = [handler for handler in logger.handlers if _writes_to(handler, file)]
     try:
         yield logger
@@ -181,11 +183,11 @@ def open_run_log(run: TrainingRun, logger: logging.Logger) -> Iterator[RunLog | 
     options, opened = run.options, []
 
     def opens() -> None:
-        sinks = open_sinks(options, run.iteration, run.validation_due)
+        sinks = open_metric_writers(options, run.iteration, run.validation_due)
         images = ComparisonImages(run)
         opened.append(RunLog(logger, options.name, run.iteration, options.train.total_iter, sinks, images))
 
-    on_master(run.place, opens)
+    on_master(run.rank_info, opens)
     log = opened[0] if opened else None
     exit_code = 1
     try:
@@ -222,13 +224,13 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
     options = run.options
     logger.info(
         f"basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()};"
-        f" {run.place.device}, {run.place.world_size} rank(s), amp {run.precision.amp}"
+        f" {run.rank_info.device}, {run.rank_info.world_size} rank(s), amp {run.precision.amp}"
     )
     if run.precision.told:
         logger.info(run.precision.told)
     for line in run.precision.warnings:
         logger.warning(line)
-    if run.place.device.type == "cpu" and (remark := _about_threads(torch.get_num_threads(), _cores(), os.environ)):
+    if run.rank_info.device.type == "cpu" and (remark := _about_threads(torch.get_num_threads(), _cores(), os.environ)):
         logger.warning(remark)
     left_out = f" ({len(run.skipped)} of them left out)" if run.skipped else ""
     logger.info(
@@ -236,8 +238,8 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         f" {run.loader.num_samples} training images{left_out}, {options.train.total_iter} iterations"
     )
     if resume is not None:
-        place = run.loader.epoch_at(run.iteration)
+        epoch = run.loader.epoch_at(run.iteration)
         logger.info(
-            f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {place.number},"
-            f" batch {place.iteration}/{place.iterations})"
+            f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {epoch.number},"
+            f" batch {epoch.iteration}/{epoch.iterations})"
         )

@@ -19,7 +19,7 @@ from basicsr.archs.vgg_arch import WEIGHTS_FOLDER
 from basicsr.config.schema import Options, thaw
 from basicsr.data.checks.notes import cache_folder
 from basicsr.engine.checkpoint import names_in
-from basicsr.engine.process.distributed import Place, on_master
+from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.run_lock import owned
 from basicsr.files.name_lists import printable
 from basicsr.utils.errors import CheckpointError, OptionsError
@@ -60,12 +60,12 @@ def check_training_folders(options: Options, goes_on: bool) -> None:
 
 
 @contextmanager
-def results_taken(scales: Sequence[Options], place: Place) -> Iterator[Callable[[], None]]:
+def results_taken(scales: Sequence[Options], rank_info: RankInfo) -> Iterator[Callable[[], None]]:
     """Within the block, results/NAME is this test's. All ranks must call.
 
     Args:
         scales: the options of each scale, which share the folder.
-        place: where this process stands.
+        rank_info: where this process stands.
 
     Yields:
         What all ranks are to call when the folder was made anew.
@@ -81,8 +81,8 @@ def results_taken(scales: Sequence[Options], place: Place) -> Iterator[Callable[
             _refuse_inputs(options, folder, ())
         check_archivable(folder, RESULTS, never=RUN)
 
-    on_master(place, check)
-    with owned([folder], place, "writes its results there") as own_again:
+    on_master(rank_info, check)
+    with owned([folder], rank_info, "writes its results there") as own_again:
         yield own_again
 
 

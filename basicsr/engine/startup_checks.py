@@ -11,7 +11,7 @@ from basicsr.data.checks.alignment import looked_at
 from basicsr.data.checks.checking import BadImage, check_images, files_digest, fingerprint, report, stored_images
 from basicsr.data.checks.surroundings import remarks_about
 from basicsr.engine.process.agreement import require_equal
-from basicsr.engine.process.distributed import Place, on_master
+from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.stop import StopRequest
 from basicsr.engine.teacher_cache.matching import check_content
 from basicsr.engine.training_run import TrainingRun
@@ -57,7 +57,7 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
     block = run.options.datasets["train"]
     entries = [(run.loader.dataset, block)]
     entries += [(run.validation[other.name], other) for other in run.options.datasets_of("val").values()]
-    bad, remarks = check_datasets(entries, run.place, stop.at_once)
+    bad, remarks = check_datasets(entries, run.rank_info, stop.at_once)
     run.loader.leave_out((image.index, str(image)) for image in bad)
     for image in bad:
         run.skipped.setdefault(image.index, []).append(str(image))
@@ -67,13 +67,13 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
         with stop.at_once():
             check_content(run.options, run.loader.dataset)
 
-    on_master(run.place, compare)
+    on_master(run.rank_info, compare)
     return remarks
 
 
 def check_datasets(
     entries: Sequence[tuple[Any, DatasetOptions]],
-    place: Place,
+    rank_info: RankInfo,
     guard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[list[BadImage], list[str]]:
     """Looks at the images of datasets as `check_images` of each says, and at what else lies in their folders.
@@ -82,7 +82,7 @@ def check_datasets(
 
     Args:
         entries: each dataset and its options.
-        place: this rank.
+        rank_info: this rank.
         guard: the context to look in; ranks do not wait for each other within it.
 
     Returns:
@@ -100,11 +100,11 @@ def check_datasets(
         try:
             with guard():
                 stored = stored_images(dataset)
-                if place.is_master and stored is not None:
+                if rank_info.is_master and stored is not None:
                     remarks += remarks_about(block.name, stored, block.phase)
                     if block.check_images != "none" and (fault := looked_at(stored)):
                         remarks.append(f"{block.name}: {fault}; scripts/data/check_dataset.py looks at all pairs")
-                mine = check_images(dataset, block, rank=place.rank, world_size=place.world_size)
+                mine = check_images(dataset, block, rank=rank_info.rank, world_size=rank_info.world_size)
         except UserError as error:
             failure = error
         raise_together(failure)

@@ -23,7 +23,7 @@ from typing import Any
 
 from basicsr.config.schema import Options
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.process.distributed import Place
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.process.rank_watchdog import LostRanks, started
 from basicsr.engine.process.stop import Interrupted, Preempted
 from basicsr.files.atomic_files import write_atomically
@@ -39,12 +39,12 @@ class RunStatus:
 
     Args:
         options: of the run.
-        place: where this process stands.
+        rank_info: where this process stands.
     """
 
-    def __init__(self, options: Options, place: Place) -> None:
+    def __init__(self, options: Options, rank_info: RankInfo) -> None:
         self._path = options.experiment_folder / STATUS
-        self._writes, self._begun = place.is_master, False
+        self._writes, self._begun = rank_info.is_master, False
         self._ticked = time.monotonic()
         self._content: dict[str, Any] = {
             "state": "starting",
@@ -55,7 +55,7 @@ class RunStatus:
             "reached": 0,
             "total_iter": options.train.total_iter,
             "checkpoint": None,
-            "ranks": place.world_size,
+            "ranks": rank_info.world_size,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "launch": launch(),

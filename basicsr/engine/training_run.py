@@ -21,8 +21,8 @@ from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.logs.metric_writers import check_packages
 from basicsr.engine.precision_choice import choose_precision, settled
 from basicsr.engine.process.agreement import require_equal, weights_digest
-from basicsr.engine.process.distributed import Place, on_master
-from basicsr.engine.provenance import weights_read
+from basicsr.engine.process.distributed import RankInfo, on_master
+from basicsr.engine.provenance import input_digests
 from basicsr.engine.restoring import restore
 from basicsr.engine.teacher_cache.matching import check_key
 from basicsr.metrics import better_direction, prepare_metrics
@@ -42,7 +42,7 @@ class TrainingRun:
 
     Args:
         options: the whole options.
-        place: device and rank.
+        rank_info: device and rank.
         resume: the checkpoint to continue, or None.
 
     Attributes:
@@ -63,28 +63,28 @@ class TrainingRun:
         skipped: samples that training does without, 'path: reason' each.
     """
 
-    def __init__(self, options: Options, place: Place, resume: Checkpoint | None) -> None:
+    def __init__(self, options: Options, rank_info: RankInfo, resume: Checkpoint | None) -> None:
         options, self.remarks = recognise_networks(options)
-        self.options, self.place = options, place
+        self.options, self.rank_info = options, rank_info
         self.iteration = resume.iteration if resume else 0
         self.best: dict[str, dict[str, dict[str, float]]] = {}
         self.validation_due = False
         self.skipped: dict[int, list[str]] = {}
         train = options.train
-        self.cache = on_master(place, lambda: check_key(options))
-        self.precision = choose_precision(options, place, resume.state if resume is not None else None)
+        self.cache = on_master(rank_info, lambda: check_key(options))
+        self.precision = choose_precision(options, rank_info, resume.state if resume is not None else None)
         computed = settled(options, self.precision.kept())
         check_packages(options)
-        prepare_metrics(options.val.metrics, place.device)
+        prepare_metrics(options.val.metrics, rank_info.device)
         seed_everything(options.manual_seed)
-        bare, remarks = build_model(computed, place.device)
+        bare, remarks = build_model(computed, rank_info.device)
         self.remarks += remarks
         self.network: nn.Module = bare.network
         self.terms, self.teacher = bare.terms, bare.teacher
         self.remarks += self._about_cache()
         self._bare = bare
-        distributed = place.world_size > 1
-        self.adversary, more = build_adversary(computed, place.device, distributed)
+        distributed = rank_info.world_size > 1
+        self.adversary, more = build_adversary(computed, rank_info.device, distributed)
         self.remarks += more
         self.optimizer = build_optimizer(train.optim_g, self._parameter_groups(), train.weight_decay_heads)
         self.scaler = bare.precision.scaler()
@@ -99,16 +99,16 @@ class TrainingRun:
             restore(self, resume)
         require_equal(self._weights_at_the_start)  # else DistributedDataParallel would make them so without a word
         self.model = self._distribute(bare) if distributed else bare
-        self.files = weights_read(options)
+        self.files = input_digests(options)
         self.loader = build_train_loader(
             options.datasets["train"],
             seed=options.manual_seed,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=rank_info.rank,
+            world_size=rank_info.world_size,
             start_iteration=self.iteration,
             total_iterations=train.total_iter,
             accumulate=train.accumulate,
-            pin_memory=place.device.type == "cuda",
+            pin_memory=rank_info.device.type == "cuda",
         )
         self.images = fingerprint(self.loader.dataset)
         self.validation = {block.name: build_eval_dataset(block) for block in options.datasets_of("val").values()}
@@ -146,7 +146,7 @@ class TrainingRun:
         # PyTorch 2.13 renamed the argument.
         synchronise_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         arguments: dict[str, Any] = {
-            "device_ids": [self.place.device] if self.place.device.type == "cuda" else None,
+            "device_ids": [self.rank_info.device] if self.rank_info.device.type == "cuda" else None,
             "find_unused_parameters": self.options.find_unused_parameters,
             "gradient_as_bucket_view": True,
             synchronise_buffers: has_statistics,
@@ -250,7 +250,7 @@ class TrainingRun:
             "best": self.best,
             "validation_due": self.validation_due,
             "options": options_text,
-            "world_size": self.place.world_size,
+            "world_size": self.rank_info.world_size,
             "images": self.images,
             "files": self.files,
             "skipped": {index: self.skipped[index] for index in sorted(self.skipped)},
@@ -302,7 +302,7 @@ class TrainingRun:
             if isinstance(value, torch.Tensor)
         ]
         for name, tensors in values.items():
-            finite = [torch.isfinite(tensor).all().to(self.place.device) for tensor in tensors]
+            finite = [torch.isfinite(tensor).all().to(self.rank_info.device) for tensor in tensors]
             if finite and not torch.stack(finite).all():
                 raise NonFiniteError(
                     f"iteration {self.iteration}: {name} has values that are not finite after this update; it is not"

@@ -34,14 +34,14 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
         DataError: an image cannot be read or measured.
     """
     val = run.options.val
-    shown = val.pbar and run.place.is_master and sys.stderr.isatty()
+    shown = val.pbar and run.rank_info.is_master and sys.stderr.isatty()
     evaluations: dict[str, Evaluation] = {}
     for name, dataset in run.validation.items():
         evaluation = evaluate(
             run.evaluated_network,
             dataset,
             val.metrics,
-            run.place.device,
+            run.rank_info.device,
             scale=run.options.scale,
             self_ensemble=val.self_ensemble,
             tile=val.tile,
@@ -88,7 +88,7 @@ def _note(
             folder.save_named("best", run.student_weights())
 
     try:
-        on_master(run.place, write)
+        on_master(run.rank_info, write)
     except UserError:
         run.best = before  # the validation stays due, and is to find the best once more
         raise

@@ -32,7 +32,7 @@ _SETTLED = {"none": 1e-5, "fp16": 2e-3, "bf16": 8e-3}
 _SAMPLED = 8  # of outputs, every 8th pixel of every 8th row is remembered from pass to pass
 
 
-class Runner:
+class ImageRunner:
     """How a network is run on images, one at a time.
 
     In tiles, results are those of the whole image within 1e-3, in float32. A tile is written by its core alone; around

@@ -19,7 +19,7 @@ from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.misc import sizeof_fmt
 
 Run = Callable[[Tensor, Any], np.ndarray]
-"""As `Runner.to_array`: (1, C, h, w) in [0, 1] and the type wanted to (sh, sw, C) of that type."""
+"""As `ImageRunner.to_array`: (1, C, h, w) in [0, 1] and the type wanted to (sh, sw, C) of that type."""
 
 
 class Upscaler:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from basicsr.files.images import IMAGE_SUFFIXES
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.metrics import calculate_metric
 from basicsr.metrics.metric_util import NoFigureWarning
 from basicsr.metrics.traits import takes_tensors, traits_of
@@ -127,7 +127,7 @@ def evaluate(
     restored: Callable[[torch.Tensor], torch.Tensor] = getattr(dataset, "restored", lambda images: images)
     rows: dict[int, tuple[str, list[float]]] = {}
     stopped, failure = False, None
-    runner = Runner(
+    runner = ImageRunner(
         network,
         scale,
         device,
@@ -230,7 +230,7 @@ def _measured(metric: str, block: Mapping[str, Any], compared: _Compared, path: 
         raise DataError(f"metric {metric} of {path}: {error}") from error
 
 
-def _run(runner: Runner, lq: torch.Tensor) -> tuple[torch.Tensor, float]:
+def _run(runner: ImageRunner, lq: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The network's output on the CPU, and the seconds it took until it was there."""
     wait_for(lq.device)
     start = time.perf_counter()

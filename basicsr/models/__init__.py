@@ -55,7 +55,7 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
     Raises:
         OptionsError, CheckpointError: a block or a checkpoint does not fit.
     """
-    from basicsr.distill.base import Reconstruction, Term
+    from basicsr.distill.base import LossTerm, Reconstruction
     from basicsr.models.kd_model import KDModel
     from basicsr.models.sr_model import SRModel
     from basicsr.utils.precision import Precision
@@ -63,7 +63,7 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
 
     network, loaded = _load_network(options, "g")
     remarks = [loaded]
-    terms: dict[str, Term] = {
+    terms: dict[str, LossTerm] = {
         name: Reconstruction(f"l_{name}", block) for name, block in options.train.loss_blocks.items()
     }
     precision = Precision.of(device, options.amp)

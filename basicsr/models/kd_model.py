@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from basicsr.data.batch import Batch
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import LossTerm, StepContext
 from basicsr.distill.networks import NetworkPair, NetworkView
 from basicsr.models.sr_model import SRModel
 from basicsr.models.teacher import NotThere, Teacher
@@ -38,7 +38,7 @@ class KDModel(SRModel):
         self,
         student: nn.Module,
         teacher: nn.Module | None,
-        terms: Mapping[str, Term],
+        terms: Mapping[str, LossTerm],
         precision: Precision,
         teacher_precision: Precision,
         scale: int,
@@ -98,18 +98,18 @@ def _stored_output(batch: Batch, sr: torch.Tensor) -> torch.Tensor:
     return batch.sr_teacher
 
 
-def _check_outputs_suffice(terms: Mapping[str, Term]) -> None:
+def _check_outputs_suffice(terms: Mapping[str, LossTerm]) -> None:
     """Raises OptionsError where a term needs more of the teacher than its outputs."""
     for name, term in terms.items():
-        if term.beyond_output or term.teacher_taps:
-            uses = term.beyond_output or "the teacher's features"
+        if term.teacher_needs or term.teacher_taps:
+            uses = term.teacher_needs or "the teacher's features"
             raise OptionsError(
                 f"{name} ({type(term).__name__}) uses {uses}, and teacher_cache has outputs only; remove teacher_cache,"
                 " or the term"
             )
 
 
-def _check_together(terms: Mapping[str, Term]) -> None:
+def _check_together(terms: Mapping[str, LossTerm]) -> None:
     """Raises OptionsError where one term rules another out."""
     owners = [name for name, term in terms.items() if term.replaces_student]
     if len(owners) > 1:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from basicsr.data.batch import Batch
-from basicsr.distill.base import StepContext, Term, nothing_of
+from basicsr.distill.base import LossTerm, StepContext, nothing_of
 from basicsr.losses.loss_util import at_least_float32
 from basicsr.models.teacher import Teacher
 from basicsr.utils.errors import OptionsError
@@ -50,7 +50,7 @@ class SRModel(nn.Module):
     teacher: Teacher | None = None
 
     def __init__(
-        self, network: nn.Module, terms: Mapping[str, Term], precision: Precision, scale: int, seed: int = 0
+        self, network: nn.Module, terms: Mapping[str, LossTerm], precision: Precision, scale: int, seed: int = 0
     ) -> None:
         super().__init__()
         self.network = network
@@ -111,16 +111,16 @@ class SRModel(nn.Module):
         for _, term in self._named_terms():
             term.after_average(average, iteration)
 
-    def _owner_first(self) -> list[Term]:
+    def _owner_first(self) -> list[LossTerm]:
         return sorted((term for _, term in self._named_terms()), key=lambda term: not term.replaces_student)
 
-    def _named_terms(self) -> Iterator[tuple[str, Term]]:
+    def _named_terms(self) -> Iterator[tuple[str, LossTerm]]:
         for key, term in self.terms.items():
-            assert isinstance(term, Term)
+            assert isinstance(term, LossTerm)
             yield key, term
 
 
-def _checked(term: Term, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _checked(term: LossTerm, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What a term returned, held against what the contract says of it.
 
     Raises:

@@ -11,11 +11,11 @@ from basicsr.utils.precision import Precision
 
 
 class NotThere(nn.Module):
-    """Stands for a teacher of which there are but the outputs; whoever runs it has not said so in `beyond_output`."""
+    """Stands for a teacher of which there are but the outputs; whoever runs it has not said so in `teacher_needs`."""
 
     def forward(self, lq: torch.Tensor) -> torch.Tensor:
         """Raises AssertionError."""
-        raise AssertionError("the teacher's outputs come from a cache; a term that runs it must say so: beyond_output")
+        raise AssertionError("the teacher's outputs come from a cache; a term that runs it must say so: teacher_needs")
 
 
 class Teacher:

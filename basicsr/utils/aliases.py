@@ -1,4 +1,4 @@
-"""BasicSR's import paths for what lies elsewhere here: one table, so that code written for BasicSR finds its imports."""
+"""BasicSR's import paths of modules that lie elsewhere here, in one table: code written for BasicSR runs unchanged."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ class Meter:
 def measure(options: Path) -> dict[str, float]:
     """Runs a few steps and returns what they sent, each figure for one step."""
     loaded = load_options(options, training=True)
-    with distributed("pytorch", loaded.num_gpu, "gloo", None) as place:
-        run = TrainingRun(loaded, place, None)
+    with distributed("pytorch", loaded.num_gpu, "gloo", None) as rank_info:
+        run = TrainingRun(loaded, rank_info, None)
         batches = iter(run.loader)
         plain = [_timed(run, batches) for _ in range(WARM_UP + STEPS)][WARM_UP:]
         meter = Meter()
@@ -88,7 +88,7 @@ def measure(options: Path) -> dict[str, float]:
 
 
 def _timed(run: TrainingRun, batches: Any) -> float:
-    placed = [batch.to(run.place.device, run.options.channels_last) for batch in next(batches)]
+    placed = [batch.to(run.rank_info.device, run.options.channels_last) for batch in next(batches)]
     dist.barrier()
     started = time.perf_counter()
     train_step(run, placed)

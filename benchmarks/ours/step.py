@@ -44,10 +44,10 @@ class Step:
             keep_freed_memory()
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self._stack = ExitStack()
-        place = self._stack.enter_context(distributed("none", options["num_gpu"], "gloo", None))
+        rank_info = self._stack.enter_context(distributed("none", options["num_gpu"], "gloo", None))
         loaded = load_options(options, training=True)
         self.memory_before = memory()["now"]
-        self.training = TrainingRun(loaded, place, None)
+        self.training = TrainingRun(loaded, rank_info, None)
         self._batches = iter(self.training.loader)
         self._layout = loaded.channels_last
 
@@ -101,11 +101,11 @@ class Step:
         return train_step(self.training, self._placed(batches))[0]
 
     def _placed(self, batches: Sequence[Batch]) -> list[Batch]:
-        return [batch.to(self.training.place.device, self._layout) for batch in batches]
+        return [batch.to(self.training.rank_info.device, self._layout) for batch in batches]
 
     def _contrast(self) -> HybridContrastive:
         return next(term for term in self.training.terms.values() if isinstance(term, HybridContrastive))
 
     def _wait(self) -> None:
-        if self.training.place.device.type == "cuda":
+        if self.training.rank_info.device.type == "cuda":
             torch.cuda.synchronize()

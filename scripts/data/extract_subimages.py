@@ -39,7 +39,7 @@ import cv2
 import dataset_tools
 import numpy as np
 
-from basicsr.data.checks.inspection import Place, examine, stamp_of
+from basicsr.data.checks.inspection import ImageLocation, examine, stamp_of
 from basicsr.data.data_util import images_by_stem, paired_paths_from_folder
 from basicsr.data.pairing import Size, check_depths, check_whole_pair
 from basicsr.files.image_headers import MOST_TO_CUT
@@ -160,7 +160,7 @@ def area(task: Task, sizes: list[Size]) -> Size:
 def look(task: Task) -> tuple[str | None, int]:
     """What is wrong with a task's images, without decoding them, and how many pixels at most are in no square."""
     try:
-        findings = [examine(Place(str(part.source)), most_pixels=MOST_TO_CUT) for part in task.parts]
+        findings = [examine(ImageLocation(str(part.source)), most_pixels=MOST_TO_CUT) for part in task.parts]
         for part, finding in zip(task.parts, findings, strict=True):
             if finding.header is None:
                 return printable(f"{part.source}: {finding.fault}"), 0

@@ -20,7 +20,7 @@ from basicsr.config.load import load_options, resolved_yaml
 from basicsr.config.schema import Options
 from basicsr.config.yaml_files import dump_yaml
 from basicsr.engine.probe import check_fit
-from basicsr.engine.process.distributed import Place
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.training_run import TrainingRun
 from basicsr.report.tables import write_text
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
@@ -236,7 +236,7 @@ def check_fits(study: Study) -> None:
         if state_of(study, run)[0] == "done":
             continue
         try:
-            built = TrainingRun(run.options, Place(torch.device("cpu")), None)
+            built = TrainingRun(run.options, RankInfo(torch.device("cpu")), None)
         except UserError:
             continue
         try:

@@ -17,7 +17,7 @@ import torch
 
 from basicsr.data import build_eval_dataset, build_train_loader, building, loading
 from basicsr.data.batch import Batch, collate
-from basicsr.engine.prefetch import Feed
+from basicsr.engine.prefetch import PrefetchedBatches
 from basicsr.engine.process.stop import Preempted
 from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.randomness import preserved_global_state
@@ -304,7 +304,7 @@ class TestWorkers:
         before, asked = set(multiprocessing.active_children()), []
         place = {"seed": 0, "rank": 0, "world_size": 1, "start_iteration": 0, "total_iterations": 100}
         loader = build_train_loader(Settings(arguments, num_worker_per_gpu=1), accumulate=1, pin_memory=False, **place)
-        feed = Feed(loader.until(lambda: asked.append(1) or len(asked) > 1))
+        feed = PrefetchedBatches(loader.until(lambda: asked.append(1) or len(asked) > 1))
         feed.fill()
         (worker,) = set(multiprocessing.active_children()) - before
         os.kill(worker.pid, signal.SIGSTOP)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from basicsr.data.checks.inspection import Place, examine
+from basicsr.data.checks.inspection import ImageLocation, examine
 from basicsr.data.storage import DecodedImage, ImageStorage, PpmFile, PpmImage, PpmValue, Window
 from basicsr.files.images import imfrombytes
 from basicsr.files.lmdb_databases import LmdbMaker, encode_png
@@ -144,7 +144,7 @@ def test_damaged_and_hostile_files_are_refused_in_one_line_before_training_and_i
     with pytest.raises(DataError, match=rf"^cannot read image .*: {reason}") as caught:
         storage.open(path, "gt")
     assert "\n" not in str(caught.value)
-    fault = examine(Place(path, str(tmp_path / "a.lmdb") if kind is PpmValue else None)).fault
+    fault = examine(ImageLocation(path, str(tmp_path / "a.lmdb") if kind is PpmValue else None)).fault
     assert fault is not None and fault in str(caught.value)
 
 

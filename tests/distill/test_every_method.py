@@ -15,7 +15,7 @@ import torch
 from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
 from basicsr.data.batch import Batch
-from basicsr.distill.base import Reconstruction, Term
+from basicsr.distill.base import LossTerm, Reconstruction
 from basicsr.losses.loss_util import batch_scope_of
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.registry import METHOD_REGISTRY
@@ -41,7 +41,7 @@ def build(name: str, teacher: dict[str, Any] = OF_ONE_DEPTH, **options: Any) -> 
     return kd_model(terms, teacher=teacher, **options)
 
 
-def method(name: str) -> Term:
+def method(name: str) -> LossTerm:
     parameters = inspect.signature(METHOD_REGISTRY.get(name)).parameters
     return METHOD_REGISTRY.build(
         {"type": name, **{key: value for key, value in ARGUMENTS.items() if key in parameters}}

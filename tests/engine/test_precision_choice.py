@@ -15,13 +15,13 @@ from basicsr.config.load import load_options
 from basicsr.engine import precision_choice
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.precision_choice import Choice, choose_precision, kept_precision, settled
-from basicsr.engine.process.distributed import Place, distributed
+from basicsr.engine.process.distributed import RankInfo, distributed
 from basicsr.engine.resuming import check_options
 from basicsr.utils import pass_times
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.pass_times import PassTimes
 
-HERE = Place(torch.device("cpu"))
+HERE = RankInfo(torch.device("cpu"))
 
 
 def options_of(mcadkd, **changes):
@@ -156,8 +156,8 @@ def choose_as_rank(rank: int, options: dict, out: str) -> None:
     """Chooses where rank 0's machine would take bf16 and rank 1's float32; leaves OUT.RANK."""
     precision_choice.has_units = lambda device, amp: rank == 0
     precision_choice._times = lambda *arguments: TWICE_AS_FAST
-    with distributed("pytorch", 0, "gloo") as place:
-        choice = choose_precision(load_options(options, training=True), place, None)
+    with distributed("pytorch", 0, "gloo") as rank_info:
+        choice = choose_precision(load_options(options, training=True), rank_info, None)
     Path(f"{out}.{rank}").write_text(repr(choice))
 
 

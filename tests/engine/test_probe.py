@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from basicsr.config.load import load_options
 from basicsr.engine.probe import check_fit
-from basicsr.engine.process.distributed import Place
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.training_run import TrainingRun
 from basicsr.inference.probing import Trial
 from basicsr.utils.errors import NonFiniteError, OptionsError
@@ -67,7 +67,7 @@ def _users_own() -> Iterator[None]:
 
 
 def built(options: dict[str, Any], root) -> TrainingRun:
-    return TrainingRun(load_options(options, training=True, root=root), Place(CPU), None)
+    return TrainingRun(load_options(options, training=True, root=root), RankInfo(CPU), None)
 
 
 def own(options: dict[str, Any], how: str = "", **changes: Any) -> dict[str, Any]:

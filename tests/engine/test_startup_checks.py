@@ -12,11 +12,11 @@ from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
 from basicsr.data.batch import Batch, Skipped
 from basicsr.engine.prefetch import SkippedImages
-from basicsr.engine.process.distributed import Place
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.startup_checks import check_datasets
 from basicsr.utils.errors import DataError
 
-PLACE = Place(torch.device("cpu"))
+PLACE = RankInfo(torch.device("cpu"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.swin_util import pad_to_multiple
 from basicsr.inference.context import measure_context, multiple_of
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 
 CPU = torch.device("cpu")
 
@@ -66,7 +66,7 @@ def test_steps_that_a_network_does_not_tell_are_found(side):
     context = measure(network)
     assert context.error < 1e-6 and context.multiple % side == 0
     lq = torch.rand(1, 3, 177, 261, generator=torch.Generator().manual_seed(0))
-    tiled = Runner(network, 1, CPU, tile=70)(lq)
+    tiled = ImageRunner(network, 1, CPU, tile=70)(lq)
     assert (tiled - network(lq)).abs().max() < 1e-5
 
 
@@ -74,7 +74,7 @@ def test_a_network_that_sees_the_whole_image_otherwise_than_by_means_is_told_to_
     lines: list[str] = []
     network = nn.Sequential(nn.InstanceNorm2d(3), nn.Sigmoid())
     ramp = torch.linspace(0, 1, 96).expand(1, 3, 96, 96)
-    Runner(network, 1, CPU, tile=48, report=lines.append)(ramp)
+    ImageRunner(network, 1, CPU, tile=48, report=lines.append)(ramp)
     assert len(lines) == 1
     assert (
         lines[0].startswith("Sequential sees further than the") and "differ from those of the whole image" in lines[0]
@@ -106,7 +106,7 @@ class Faint(nn.Module):
 def test_the_whole_images_influence_is_told_unless_it_is_negligible(strength, told):
     """Other images show more of it than the probe may: 0.0008 there was 0.006 in a picture."""
     lines: list[str] = []
-    Runner(Faint(strength), 1, CPU, tile=48, report=lines.append)(torch.rand(1, 3, 60, 60))
+    ImageRunner(Faint(strength), 1, CPU, tile=48, report=lines.append)(torch.rand(1, 3, 60, 60))
     assert [line.startswith("Faint sees further than the") for line in lines] == [True] * told
 
 
@@ -124,7 +124,7 @@ def test_the_overlap_is_measured_once_and_only_for_tiles():
     network = averaging(2)
     runs: list[torch.Size] = []
     network.register_forward_hook(lambda module, inputs, output: runs.append(inputs[0].shape[-2:]))
-    runner = Runner(network, 1, CPU, tile=40)
+    runner = ImageRunner(network, 1, CPU, tile=40)
     runner(torch.rand(1, 3, 30, 40))
     assert runs == [(30, 40)]
     runner(torch.rand(1, 3, 40, 80))

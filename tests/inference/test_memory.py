@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from basicsr.inference.memory import is_out_of_memory
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.utils.errors import MachineError
 
 CPU = torch.device("cpu")
@@ -21,19 +21,19 @@ LIMITED = """
 import resource, sys
 import torch
 from torch import nn
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
 network = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 3, 3, padding=1)).eval()
 lq = torch.rand(1, 3, 700, 900)
-expected = Runner(network, 1, torch.device("cpu"))(lq)
+expected = ImageRunner(network, 1, torch.device("cpu"))(lq)
 for tile in (64, 450):  # oneDNN makes its code for each size before the limit
-    Runner(network, 1, torch.device("cpu"), tile=tile)(lq)
+    ImageRunner(network, 1, torch.device("cpu"), tile=tile)(lq)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = used + int(sys.argv[1]) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-result = Runner(network, 1, torch.device("cpu"), report=print)(lq)
+result = ImageRunner(network, 1, torch.device("cpu"), report=print)(lq)
 print("difference below 1e-6:", bool((result - expected).abs().max() < 1e-6))
 """
 
@@ -83,7 +83,7 @@ def image(height: int, width: int) -> torch.Tensor:
 def test_tiles_are_halved_until_they_fit_and_stay_so(error):
     lines: list[str] = []
     network, lq = Small(64 * 64, error), image(200, 300)
-    runner = Runner(network, 2, CPU, tile=256, tile_overlap=0, report=lines.append)
+    runner = ImageRunner(network, 2, CPU, tile=256, tile_overlap=0, report=lines.append)
     assert torch.equal(runner(lq), network_free(lq))
     assert lines == [
         "out of memory with tiles of 256: going on with tiles of 128",
@@ -105,7 +105,7 @@ def test_what_is_done_is_not_done_again():
 
     network, lq = Shrinking(0), image(128, 128)
     lines: list[str] = []
-    runner = Runner(network, 2, CPU, tile=64, tile_overlap=0, report=lines.append)
+    runner = ImageRunner(network, 2, CPU, tile=64, tile_overlap=0, report=lines.append)
     assert torch.equal(runner(lq), network_free(lq))
     assert network.sizes == [(64, 64)] * 4 + [(32, 32)] * 4
     assert lines == ["out of memory with tiles of 64: going on with tiles of 32"]
@@ -117,14 +117,14 @@ def test_averages_over_the_image_survive_smaller_tiles():
             return super().forward(x * x.mean((2, 3), keepdim=True))
 
     lq = image(100, 90)
-    tiled = Runner(Gated(48 * 48), 2, CPU, tile=64, tile_overlap=0, report=lambda line: None)(lq)
+    tiled = ImageRunner(Gated(48 * 48), 2, CPU, tile=64, tile_overlap=0, report=lambda line: None)(lq)
     assert (tiled - network_free(lq * lq.mean((2, 3), keepdim=True))).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("tile", [None, 16, 40])
 def test_the_smallest_tile_is_the_end(tile):
     with pytest.raises(MachineError) as caught:
-        Runner(Small(0), 2, CPU, tile=tile, tile_overlap=0, report=lambda line: None)(image(50, 60))
+        ImageRunner(Small(0), 2, CPU, tile=tile, tile_overlap=0, report=lambda line: None)(image(50, 60))
     assert str(caught.value).startswith(f"out of memory on cpu with tiles of {16 if tile == 16 else 32}, and smaller")
     assert "\n" not in str(caught.value)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from basicsr.archs import build_network
 from basicsr.archs.swin_util import pad_to_multiple
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 
 CPU = torch.device("cpu")
 POOLINGS = {
@@ -55,7 +55,7 @@ class Extended(nn.Module):
 @pytest.mark.parametrize("name", POOLINGS)
 def test_the_mean_is_the_whole_images_however_it_is_written(name):
     network, lq = Gate(POOLINGS[name]), image()
-    tiled = Runner(network, 1, CPU, tile=16, tile_overlap=4)(lq)
+    tiled = ImageRunner(network, 1, CPU, tile=16, tile_overlap=4)(lq)
     # Sums in float64 against PyTorch's in float32.
     assert (tiled - lq * lq.mean((2, 3), keepdim=True)).abs().max() < 1e-6
 
@@ -67,20 +67,20 @@ def test_features_smaller_or_larger_than_the_tile_are_averaged_over_its_core():
         (nn.Upsample(scale_factor=3), nn.AvgPool2d(3), 1),
     ):
         network = Gate(POOLINGS["module"], before, after)
-        tiled = Runner(network, 1, CPU, tile=16, tile_overlap=4, multiple=multiple)(lq)
+        tiled = ImageRunner(network, 1, CPU, tile=16, tile_overlap=4, multiple=multiple)(lq)
         assert (tiled - network(lq)).abs().max() < 1e-6
 
 
 def test_what_a_network_extends_the_image_by_counts_as_in_the_whole_image():
     network, lq = Gate(POOLINGS["module"], Extended()), image(37, 53)
     assert (network(lq) - lq * lq.mean((2, 3), keepdim=True)).abs().max() > 1e-3
-    tiled = Runner(network, 1, CPU, tile=16, tile_overlap=4, multiple=8)(lq)
+    tiled = ImageRunner(network, 1, CPU, tile=16, tile_overlap=4, multiple=8)(lq)
     assert (tiled - network(lq)).abs().max() < 1e-6
 
 
 def test_a_network_may_extend_to_less_than_the_multiple_of_tiles():
     network, lq = Gate(POOLINGS["module"], Extended(8)), image(90, 133)
-    tiled = Runner(network, 1, CPU, tile=64, tile_overlap=4, multiple=64)(lq)
+    tiled = ImageRunner(network, 1, CPU, tile=64, tile_overlap=4, multiple=64)(lq)
     assert (tiled - network(lq)).abs().max() < 1e-6
 
 
@@ -90,7 +90,7 @@ def test_features_of_a_network_that_extends_and_then_halves_are_told_from_other_
     before = nn.Sequential(Extended(16), nn.PixelUnshuffle(16))
     network, lq = Gate(POOLINGS["module"], before, nn.PixelShuffle(16)), image(*size)
     lines: list[str] = []
-    tiled = Runner(network, 1, CPU, tile=32, report=lines.append)(lq)
+    tiled = ImageRunner(network, 1, CPU, tile=32, report=lines.append)(lq)
     assert (tiled - network(lq)).abs().max() < 1e-5
     assert not lines
 
@@ -119,7 +119,7 @@ class Halving(nn.Module):
 @pytest.mark.parametrize("network", [Cropping(), RowByRow(), Halving()], ids=lambda network: type(network).__name__)
 def test_means_that_cannot_be_gathered_are_told_and_stop_nothing(network):
     lines: list[str] = []
-    runner = Runner(network, 1, CPU, tile=20, tile_overlap=0, report=lines.append)
+    runner = ImageRunner(network, 1, CPU, tile=20, tile_overlap=0, report=lines.append)
     for _ in range(2):
         assert runner(image(45, 40)).isfinite().all()
     assert len(lines) == 1
@@ -131,7 +131,9 @@ def test_every_view_of_a_self_ensemble_has_means_of_its_own():
     torch.manual_seed(0)
     nn.init.normal_(before.weight)
     network, lq = Gate(POOLINGS["module"], before, nn.Sequential(before, nn.Tanh())), image(30, 40)
-    whole, tiled = (Runner(network, 1, CPU, tile=tile, tile_overlap=4, self_ensemble=True)(lq) for tile in (None, 16))
+    whole, tiled = (
+        ImageRunner(network, 1, CPU, tile=tile, tile_overlap=4, self_ensemble=True)(lq) for tile in (None, 16)
+    )
     assert (tiled - whole).abs().max() < 1e-5
 
 
@@ -139,7 +141,7 @@ def test_one_pooling_takes_three_passes():
     """The first pass gathers, the second is right, the third says so."""
     network, runs = Gate(POOLINGS["module"]), []
     network.register_forward_hook(lambda *_: runs.append(1))
-    Runner(network, 1, CPU, tile=20, tile_overlap=0)(image(40, 40))
+    ImageRunner(network, 1, CPU, tile=20, tile_overlap=0)(image(40, 40))
     assert len(runs) == 3 * 4
 
 
@@ -155,7 +157,7 @@ def test_channel_attention_of_each_tile_alone_would_be_wrong():
         whole = network(lq)
         alone = network(lq[..., :36, :36])[..., :40, :40]
     assert (alone - whole[..., :40, :40]).abs().max() > 1e-3
-    tiled = Runner(network, 2, CPU, tile=20, tile_overlap=16)(lq)
+    tiled = ImageRunner(network, 2, CPU, tile=20, tile_overlap=16)(lq)
     assert (tiled - whole).abs().max() < 1e-4
 
 
@@ -168,6 +170,6 @@ def test_passes_that_do_not_settle_are_told():
             return x * x.mean((2, 3), keepdim=True) * self.runs
 
     lines: list[str] = []
-    Runner(Unstable(), 1, CPU, tile=20, tile_overlap=0, report=lines.append)(image(40, 40))
+    ImageRunner(Unstable(), 1, CPU, tile=20, tile_overlap=0, report=lines.append)(image(40, 40))
     assert len(lines) == 1
     assert lines[0].startswith("Unstable averages over the whole image, and after 10 passes its output still changed")

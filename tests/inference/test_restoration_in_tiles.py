@@ -8,7 +8,7 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.inference.context import multiple_of
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.inference.tiling import Region, with_context
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def picture(height: int, width: int) -> torch.Tensor:
 def difference(network: nn.Module, lq: torch.Tensor, **options) -> tuple[float, list[str]]:
     """Between tiles and the whole, and the lines that were reported."""
     lines: list[str] = []
-    tiled = Runner(network, 1, CPU, report=lines.append, **options)(lq)
+    tiled = ImageRunner(network, 1, CPU, report=lines.append, **options)(lq)
     return (tiled - network(lq)).abs().max().item(), lines
 
 
@@ -60,8 +60,8 @@ def test_nafnet_equals_the_whole(size, overlap):
 def test_nafnet_equals_the_whole_on_its_eight_views():
     network, lq = built(NAFNET), picture(50, 90)
     with torch.no_grad():
-        whole = Runner(network, 1, CPU, self_ensemble=True)(lq)
-        tiled = Runner(network, 1, CPU, self_ensemble=True, tile=48)(lq)
+        whole = ImageRunner(network, 1, CPU, self_ensemble=True)(lq)
+        tiled = ImageRunner(network, 1, CPU, self_ensemble=True, tile=48)(lq)
     assert (tiled - whole).abs().max() < 1e-3
 
 

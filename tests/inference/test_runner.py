@@ -13,7 +13,7 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.files.images import tensor2img
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.inference.self_ensemble import self_ensemble
 from basicsr.utils.errors import NonFiniteError, OptionsError
 from basicsr.utils.precision import Precision
@@ -63,7 +63,7 @@ def picture(height: int, width: int, channels: int = 3) -> torch.Tensor:
 @torch.no_grad()
 def assert_tiled_equals_whole(network: nn.Module, lq: torch.Tensor, **options) -> None:
     lines: list[str] = []
-    whole, tiled = network(lq), Runner(network, 2, CPU, report=lines.append, **options)(lq)
+    whole, tiled = network(lq), ImageRunner(network, 2, CPU, report=lines.append, **options)(lq)
     assert not lines
     assert tiled.dtype == torch.float32 and tiled.shape == whole.shape
     assert (tiled - whole).abs().max() < 1e-3
@@ -94,7 +94,7 @@ def test_self_ensemble_in_tiles_equals_that_of_the_whole(name):
     network, lq = small(name), picture(37, 53)
     with torch.no_grad():
         expected = self_ensemble(network)(lq)
-    whole, tiled = (Runner(network, 2, CPU, tile=tile, self_ensemble=True)(lq) for tile in (None, 30))
+    whole, tiled = (ImageRunner(network, 2, CPU, tile=tile, self_ensemble=True)(lq) for tile in (None, 30))
     assert (whole - expected).abs().max() < 1e-6
     assert (tiled - expected).abs().max() < 1e-3
 
@@ -106,7 +106,7 @@ def test_images_smaller_than_a_tile_are_run_whole_and_once(name):
         expected = network(lq)
     runs: list[int] = []
     network.register_forward_hook(lambda *_: runs.append(1))
-    assert torch.equal(Runner(network, 2, CPU, tile=31)(lq), expected)
+    assert torch.equal(ImageRunner(network, 2, CPU, tile=31)(lq), expected)
     assert len(runs) == 1
 
 
@@ -116,7 +116,7 @@ def test_windows_must_fall_where_they_do_in_the_whole_image():
         whole = network(lq)
     for overlap in (20, 27):
         aligned, astray = (
-            Runner(network, 2, CPU, tile=21, tile_overlap=overlap, multiple=multiple)(lq) for multiple in (None, 1)
+            ImageRunner(network, 2, CPU, tile=21, tile_overlap=overlap, multiple=multiple)(lq) for multiple in (None, 1)
         )
         assert (aligned - whole).abs().max() < 1e-4
         assert (astray - whole).abs().max() > 1e-3
@@ -127,11 +127,11 @@ def test_without_overlap_only_what_looks_at_neighbours_differs():
     torch.manual_seed(0)
     pointwise = nn.Conv2d(3, 3, 1)
     with torch.no_grad():
-        assert (Runner(pointwise, 1, CPU, tile=16, tile_overlap=0)(lq) - pointwise(lq)).abs().max() < 1e-6
+        assert (ImageRunner(pointwise, 1, CPU, tile=16, tile_overlap=0)(lq) - pointwise(lq)).abs().max() < 1e-6
     for name in SMALL:
         network = small(name)
         with torch.no_grad():
-            apart = (Runner(network, 2, CPU, tile=16, tile_overlap=0)(lq) - network(lq)).abs().amax((0, 1))
+            apart = (ImageRunner(network, 2, CPU, tile=16, tile_overlap=0)(lq) - network(lq)).abs().amax((0, 1))
         assert apart.shape == (50, 66)
         # Cores of 12 and 13 rows, of 11 columns: seams lie between them.
         assert apart[22:26].max() > 1e-3 and apart[:, 20:24].max() > 1e-3
@@ -141,10 +141,10 @@ def test_without_overlap_only_what_looks_at_neighbours_differs():
 def test_tiled_equals_whole_in_bf16_as_far_as_bf16_goes(name):
     network, lq = small(name), picture(37, 53)
     precision = Precision("cpu", "bf16")
-    whole, tiled = (Runner(network, 2, CPU, tile=tile, precision=precision)(lq) for tile in (None, 24))
+    whole, tiled = (ImageRunner(network, 2, CPU, tile=tile, precision=precision)(lq) for tile in (None, 24))
     assert tiled.dtype == torch.float32
     # bf16 has 8 significant bits: 1/256 of values up to 1, and more where features are larger than the image.
-    exact = Runner(network, 2, CPU)(lq)
+    exact = ImageRunner(network, 2, CPU)(lq)
     assert (tiled - whole).abs().max() < max(2 * (whole - exact).abs().max(), 1 / 128)
 
 
@@ -156,7 +156,7 @@ def test_arrays_are_rounded_and_clipped_in_the_networks_order_of_colours(dtype, 
     lq = picture(23, 35, channels) * 1.2 - 0.1
     full = np.iinfo(dtype).max
     expected = (lq[0].clamp(0, 1).double() * full).round().numpy().transpose(1, 2, 0).repeat(3, 0).repeat(3, 1)
-    array = Runner(network, 3, CPU, tile=tile).to_array(lq, dtype)
+    array = ImageRunner(network, 3, CPU, tile=tile).to_array(lq, dtype)
     assert array.dtype == dtype and array.shape == (69, 105, channels)
     # The network subtracts and adds its mean colour in float32, which may turn a half.
     assert np.abs(array.astype(int) - expected).max() <= 1 and (array != expected).mean() < 0.02
@@ -166,7 +166,7 @@ def test_a_network_without_pooling_runs_once_on_each_tile():
     network = small("EDSR")
     runs: list[torch.Size] = []
     network.register_forward_hook(lambda module, inputs, output: runs.append(inputs[0].shape))
-    Runner(network, 2, CPU, tile=20, tile_overlap=4)(picture(40, 60))
+    ImageRunner(network, 2, CPU, tile=20, tile_overlap=4)(picture(40, 60))
     assert runs == [(1, 3, 24, 24), (1, 3, 24, 28), (1, 3, 24, 24)] * 2
 
 
@@ -193,7 +193,7 @@ def test_an_interrupted_network_is_left_as_it_was(error):
     network, lq = Failing(error), picture(20, 30)
     network.train()
     network.inner[1].eval()
-    runner = Runner(network, 2, CPU, tile=10, tile_overlap=0)
+    runner = ImageRunner(network, 2, CPU, tile=10, tile_overlap=0)
     with pytest.raises(type(error)):
         runner(lq)
     assert network.runs == 3
@@ -207,22 +207,22 @@ def test_an_interrupted_network_is_left_as_it_was(error):
 
 def test_gradients_are_not_kept():
     network = small("EDSR")
-    assert not Runner(network, 2, CPU)(picture(16, 16)).requires_grad
+    assert not ImageRunner(network, 2, CPU)(picture(16, 16)).requires_grad
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_another_scale_than_the_networks_is_refused():
     with pytest.raises(OptionsError, match=r"EDSR makes 48x32 pixels of 24x16, which is not scale 4: give its own"):
-        Runner(small("EDSR"), 4, CPU)(picture(16, 24))
+        ImageRunner(small("EDSR"), 4, CPU)(picture(16, 24))
 
 
 def test_another_scale_than_the_networks_is_refused_in_tiles():
     with pytest.raises(OptionsError, match=r"EDSR makes \d+x\d+ pixels of \d+x\d+, which is not scale 4: give its own"):
-        Runner(small("EDSR"), 4, CPU, tile=32)(picture(80, 80))
+        ImageRunner(small("EDSR"), 4, CPU, tile=32)(picture(80, 80))
 
 
 def test_output_that_is_not_finite_makes_no_picture():
     network = small("EDSR")
     network.conv_last.bias.data[0] = torch.nan
     with pytest.raises(NonFiniteError, match="EDSR puts out numbers that are not finite"):
-        Runner(network, 2, CPU).to_array(picture(16, 16), np.uint8)
+        ImageRunner(network, 2, CPU).to_array(picture(16, 16), np.uint8)

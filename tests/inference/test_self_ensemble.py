@@ -7,7 +7,7 @@ import torch
 from support.networks import nearest_edsr
 from torch import nn
 
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.inference.self_ensemble import EIGHT_VIEWS, self_ensemble
 from basicsr.inference.tiling import Region
 
@@ -52,7 +52,7 @@ def test_it_is_the_mean_over_flips_and_rotations_written_out(tile):
                 seen = torch.rot90(lq.flip(-1) if flipped else lq, turns, (-2, -1))
                 output = torch.rot90(network(seen), -turns, (-2, -1)).double()
                 expected += (output.flip(-1) if flipped else output) / 8
-    result = Runner(network, 1, CPU, self_ensemble=True, tile=tile)(lq)
+    result = ImageRunner(network, 1, CPU, self_ensemble=True, tile=tile)(lq)
     # float32 rounds at 6e-8 of values up to 1, eight times.
     assert result.dtype == torch.float32
     assert (result - expected).abs().max() < 5e-7
@@ -62,13 +62,13 @@ def test_it_is_the_mean_over_flips_and_rotations_written_out(tile):
 
 def test_a_network_that_commutes_with_flips_and_rotations_is_unchanged():
     network, _ = nearest_edsr(scale=2)
-    once, averaged = (Runner(network, 2, CPU, self_ensemble=chosen)(image()) for chosen in (False, True))
+    once, averaged = (ImageRunner(network, 2, CPU, self_ensemble=chosen)(image()) for chosen in (False, True))
     assert (once - averaged).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("tile", [None, 6])
 def test_turning_the_image_turns_the_result(tile):
-    runner, lq = Runner(convolution(), 1, CPU, self_ensemble=True, tile=tile), image()
+    runner, lq = ImageRunner(convolution(), 1, CPU, self_ensemble=True, tile=tile), image()
     result = runner(lq)
     for view in EIGHT_VIEWS:
         assert (runner(view.of(lq)) - view.of(result)).abs().max() < 1e-6

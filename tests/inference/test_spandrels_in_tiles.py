@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.utils.torchvision_import import import_torchvision
 from basicsr.weights.spandrel_network import SpandrelNetwork
 
@@ -37,7 +37,7 @@ def picture(height: int, width: int) -> torch.Tensor:
 def difference(network: SpandrelNetwork, lq: torch.Tensor, **options) -> tuple[float, list[str]]:
     """Between tiles and the whole, and the lines that were reported."""
     lines: list[str] = []
-    tiled = Runner(network, network.scale, torch.device("cpu"), report=lines.append, **options)(lq)
+    tiled = ImageRunner(network, network.scale, torch.device("cpu"), report=lines.append, **options)(lq)
     return (tiled - network(lq)).abs().max().item(), lines
 
 

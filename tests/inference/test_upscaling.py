@@ -12,7 +12,7 @@ from support.networks import nearest_edsr
 
 from basicsr.inference.picture_paths import Job, find_sources, plan
 from basicsr.inference.pictures import Picture
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.inference.upscaling import Upscaler, fill_hidden
 from basicsr.utils.errors import DataError
 
@@ -28,7 +28,7 @@ def repeated(array: np.ndarray, scale: int) -> np.ndarray:
 
 def upscaler(scale: int = 2, channels: int = 3, **options) -> Upscaler:
     network, _ = nearest_edsr(scale, channels)
-    return Upscaler(Runner(network, scale, torch.device("cpu"), **options).to_array, scale, channels)
+    return Upscaler(ImageRunner(network, scale, torch.device("cpu"), **options).to_array, scale, channels)
 
 
 class TestPixels:

@@ -8,7 +8,7 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.data.batch import Batch
-from basicsr.distill.base import Reconstruction, StepContext, Term
+from basicsr.distill.base import LossTerm, Reconstruction, StepContext
 from basicsr.distill.contrastive import HybridContrastive
 from basicsr.distill.response import ResponseDistillation
 from basicsr.models.kd_model import KDModel
@@ -18,7 +18,7 @@ from basicsr.utils.precision import Precision
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
 
 
-def model(amp: str = "none", **extra: Term) -> KDModel:
+def model(amp: str = "none", **extra: LossTerm) -> KDModel:
     torch.manual_seed(0)
     terms = {
         "pix": Reconstruction("l_pix", {"type": "L1Loss", "loss_weight": 3.0}),
@@ -83,7 +83,7 @@ def test_bf16_agrees_with_float32_within_its_precision():
     assert half.sr.dtype == half.total.dtype == torch.float32
 
 
-class Features(Term):
+class Features(LossTerm):
     """Compares two tapped features by their means."""
 
     student_taps = ("body.0",)
@@ -117,7 +117,7 @@ def test_a_teacher_of_another_scale_is_refused():
         kd(batch(), 1)
 
 
-class Owner(Term):
+class Owner(LossTerm):
     """Trains the student's weights in its place."""
 
     replaces_student = True
@@ -183,7 +183,7 @@ def test_terms_that_rule_each_other_out_are_refused():
     ],
 )
 def test_a_term_that_breaks_its_contract_is_told(returned, message):
-    class Returns(Term):
+    class Returns(LossTerm):
         weights = {"l_mine": 1.0}
 
         def forward(self, context):

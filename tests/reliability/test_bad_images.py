@@ -26,7 +26,7 @@ from basicsr.data import build_dataset
 from basicsr.data.base import load_sample
 from basicsr.data.batch import Batch
 from basicsr.data.checks.checking import check_images, report
-from basicsr.data.checks.inspection import Place, examine
+from basicsr.data.checks.inspection import ImageLocation, examine
 from basicsr.data.data_util import paths_from_meta_info_file
 from basicsr.data.loading import TrainLoader
 from basicsr.data.sampling import KeySampler, SampleKey
@@ -238,13 +238,13 @@ class TestSkipping:
         dataset = build_dataset(folders)
         skipped: set[tuple[int, str]] = set()
         for batch, keys in zip((batch.to("cpu") for batch in found), sampler, strict=True):
-            for place, key in enumerate(keys):
+            for location, key in enumerate(keys):
                 index = key.index
                 while index in FAULTS:
                     index = (index + 1) % COUNT
                 expected = load_sample(dataset, SampleKey(index, key.seed))
-                assert torch.equal(batch.gt[place], expected["gt"])
-                assert batch.gt_paths[place] == expected["gt_path"]
+                assert torch.equal(batch.gt[location], expected["gt"])
+                assert batch.gt_paths[location] == expected["gt_path"]
             wanted = {step for key in keys for step in FAULTS if key.index == step}
             wanted |= {61 for key in keys if key.index == 60} | {334 for key in keys if key.index == 333}
             assert {int(stem(note.split(": ")[0])) for _, note in batch.skipped} == wanted
@@ -355,7 +355,7 @@ PIXELS = {name: cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 def read_or_refuse(content: bytes, path: Path) -> np.ndarray | None:
     """The pixels, or None where they were refused; neither check nor reading may do anything else."""
     path.write_bytes(content)
-    finding = examine(Place(str(path)))
+    finding = examine(ImageLocation(str(path)))
     assert finding.fault is None or "\n" not in finding.fault
     try:
         pixels = imfrombytes(content)
@@ -381,8 +381,8 @@ class TestAnyBytes:
     def test_changed_anywhere_give_an_image_or_an_error(self, tmp_path, name, data):
         content = bytearray(WHOLE[name])
         near = st.integers(0, min(len(content), 80) - 1) | st.integers(0, len(content) - 1)
-        for place, value in data.draw(st.lists(st.tuples(near, st.integers(0, 255)), min_size=1, max_size=6)):
-            content[place] = value
+        for location, value in data.draw(st.lists(st.tuples(near, st.integers(0, 255)), min_size=1, max_size=6)):
+            content[location] = value
         pixels = read_or_refuse(bytes(content), tmp_path / "a")
         if pixels is not None:
             assert pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype in (np.uint8, np.uint16)

@@ -19,10 +19,10 @@ from torch import nn
 from basicsr.archs import build_network
 from basicsr.config.load import load_options, resolved_yaml
 from basicsr.data.sampling import KeySampler
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import LossTerm, StepContext
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.process.distributed import Place
-from basicsr.engine.provenance import weights_read
+from basicsr.engine.process.distributed import RankInfo
+from basicsr.engine.provenance import input_digests
 from basicsr.engine.resuming import check_options
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import LOSS_REGISTRY, METHOD_REGISTRY
@@ -193,7 +193,7 @@ class UndeclaredLoss(nn.Module):
         return (output - target).std()
 
 
-class UndeclaredMethod(Term):
+class UndeclaredMethod(LossTerm):
     """A method as the guide shows it, which says nothing of batches."""
 
     weights = {"l_own": 1.0}
@@ -229,13 +229,13 @@ def test_another_number_of_ranks_is_refused_unless_every_loss_declares_that_it_d
             changed(mcadkd, **changes, datasets__train__batch_size_per_gpu=1), training=True, root=tmp_path
         )
         resume = Checkpoint(4, {}, {"options": resolved_yaml(before), "world_size": 2}, Path("4.state"))
-        place = Place(torch.device("cpu"))
+        rank_info = RankInfo(torch.device("cpu"))
         line = "images to an iteration: 2 (2 ranks x 1) -> 2 (1 rank x 2)"
         if changes in UNFIT_FOR_OTHER_RANKS.values():
             with pytest.raises(OptionsError, match=re.escape(line)):
-                check_options(resume, options, place, False)
+                check_options(resume, options, rank_info, False)
         else:
-            assert check_options(resume, options, place, False) == [f"changed since 4.state was saved: {line}"]
+            assert check_options(resume, options, rank_info, False) == [f"changed since 4.state was saved: {line}"]
 
 
 def test_weights_that_losses_find_by_themselves_are_compared_too(mcadkd, tmp_path, monkeypatch):
@@ -248,15 +248,15 @@ def test_weights_that_losses_find_by_themselves_are_compared_too(mcadkd, tmp_pat
         train__distill={"dckd": {"type": "DCKD"}},
     )
     options = load_options(given, training=True, root=tmp_path)
-    before = weights_read(options)
+    before = input_digests(options)
     assert list(before) == ["train.distill.dckd.vqgan_weights", "train.perceptual_opt.vgg_weights"]
     write_weights(tmp_path / "experiments/pretrained_models/vgg16-mine.pth", "others")
     state = {"options": resolved_yaml(options), "world_size": 1}
-    place = Place(torch.device("cpu"))
+    rank_info = RankInfo(torch.device("cpu"))
     with pytest.raises(OptionsError, match=r"\n  content of train\.perceptual_opt\.vgg_weights: SHA-256 \w+\.\.\. -> "):
-        check_options(Checkpoint(4, {}, {**state, "files": before}, Path("4.state")), options, place, False)
+        check_options(Checkpoint(4, {}, {**state, "files": before}, Path("4.state")), options, rank_info, False)
     older = Checkpoint(4, {}, {**state, "files": {}}, Path("4.state"))
-    assert check_options(older, options, place, False) == []
+    assert check_options(older, options, rank_info, False) == []
 
 
 def write_weights(path: Path, content: str) -> None:

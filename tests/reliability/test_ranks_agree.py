@@ -24,7 +24,7 @@ from support.training import (
 
 from basicsr.engine.process import meeting
 from basicsr.engine.process.heartbeats import Heartbeats, MainThread
-from basicsr.engine.process.meeting import Meeting, RankPlace, Start, read_place
+from basicsr.engine.process.meeting import LaunchedRank, Meeting, Start, read_launched_rank
 from basicsr.engine.process.rank_watchdog import myself
 from basicsr.utils.errors import DataError, LostRankError, MachineError, UserError
 
@@ -111,16 +111,16 @@ def test_a_launchers_variables_out_of_range_are_named(monkeypatch, changes, told
     for name, value in {**SOUND, **changes}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(MachineError) as caught:
-        read_place("pytorch", None)
+        read_launched_rank("pytorch", None)
     assert str(caught.value).startswith((told, f"--launcher pytorch: {told}")) and len(str(caught.value)) < 6000
 
 
 def test_an_address_that_is_not_known_and_a_port_without_an_answer_are_told_in_bounded_time(monkeypatch):
     monkeypatch.setattr(meeting, "_NAME_SECONDS", 0.0)
     with pytest.raises(MachineError, match=r"MASTER_ADDR is 'no-such-host\.invalid': no machine of this name is known"):
-        Meeting(RankPlace(1, 1, 2, "no-such-host.invalid", 29500), 60, "")
+        Meeting(LaunchedRank(1, 1, 2, "no-such-host.invalid", 29500), 60, "")
     with pytest.raises(MachineError, match=r"nobody answered at MASTER_ADDR 127\.0\.0\.1, MASTER_PORT \d+, for 0\.2 s"):
-        Meeting(RankPlace(1, 1, 2, "127.0.0.1", free_port()), 0.2, "")
+        Meeting(LaunchedRank(1, 1, 2, "127.0.0.1", free_port()), 0.2, "")
 
 
 class Ranks:
@@ -137,7 +137,7 @@ class Ranks:
             thread.join()
 
     def _meet(self, rank: int, start: Start) -> None:
-        place = RankPlace(rank, rank, self._size, "127.0.0.1", self._port)
+        place = LaunchedRank(rank, rank, self._size, "127.0.0.1", self._port)
         made = self.meetings[rank] = Meeting(place, self._seconds, "test")
         try:
             self.came[rank] = made.join(start, myself())

@@ -28,7 +28,7 @@ from support.training import (
 from basicsr.archs import build_network
 from basicsr.config.load import load_options
 from basicsr.data.building import build_dataset
-from basicsr.distill.base import Reconstruction, Term
+from basicsr.distill.base import LossTerm, Reconstruction
 from basicsr.distill.contrastive import HybridContrastive
 from basicsr.distill.csd import CSD
 from basicsr.distill.dckd import DCKD
@@ -45,7 +45,7 @@ from basicsr.utils.precision import Precision
 OTHER = {"network": {**STUDENT, "num_feat": 10}, "allow_random": True}
 
 
-def suited_terms() -> dict[str, Term]:
+def suited_terms() -> dict[str, LossTerm]:
     torch.manual_seed(2)
     return {
         "pix": Reconstruction("l_pix", {"type": "L1Loss"}),
@@ -85,7 +85,7 @@ def test_losses_and_gradients_are_those_of_the_teacher_whose_outputs_they_are():
         (FitNet, "the teacher's features"),
         (MiPKD, "the teacher's features and stages"),
         (DUKD, "the teacher on other images"),
-        (Term, "the teacher itself, as its class does not say otherwise"),
+        (LossTerm, "the teacher itself, as its class does not say otherwise"),
     ],
 )
 def test_terms_that_use_more_than_the_outputs_are_refused(term, uses):

@@ -10,7 +10,7 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.data.batch import Batch
-from basicsr.distill.base import StepContext, Term
+from basicsr.distill.base import LossTerm, StepContext
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.precision import Precision
 
@@ -27,7 +27,7 @@ TEACHER = {**STUDENT, "num_feat": 12, "num_block": 3}
 
 
 def kd_model(
-    terms: dict[str, Term],
+    terms: dict[str, LossTerm],
     *,
     student: dict[str, Any] = STUDENT,
     teacher: dict[str, Any] = TEACHER,

@@ -27,7 +27,7 @@ from basicsr.config.load import load_options
 from basicsr.config.schema import Options
 from basicsr.engine.process import command
 from basicsr.engine.process.agreement import require_equal, weights_digest
-from basicsr.engine.process.distributed import Place, any_rank, distributed
+from basicsr.engine.process.distributed import RankInfo, any_rank, distributed
 from basicsr.engine.process.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
 from basicsr.metrics.evaluator import evaluate
@@ -237,17 +237,17 @@ def finish(options: dict[str, Any], root: Path) -> dict[str, Any]:
 def record_steps(rank: int, options: dict[str, Any], launcher: str, iterations: int, out: str) -> None:
     """Takes `iterations` steps and saves OUT.RANK: losses averaged over ranks at each step, and all weights."""
     loaded = load_options(options, training=True, root=Path(out).parent)
-    with StopRequest() as stop, distributed(launcher, 0, "gloo") as place:
-        torch.save(_steps(loaded, place, stop, iterations), f"{out}.{rank}")
+    with StopRequest() as stop, distributed(launcher, 0, "gloo") as rank_info:
+        torch.save(_steps(loaded, rank_info, stop, iterations), f"{out}.{rank}")
 
 
-def _steps(options: Options, place: Place, stop: StopRequest, iterations: int) -> dict[str, Any]:
-    run = TrainingRun(options, place, None)
+def _steps(options: Options, rank_info: RankInfo, stop: StopRequest, iterations: int) -> dict[str, Any]:
+    run = TrainingRun(options, rank_info, None)
     history = []
     for _, batches in zip(range(iterations), run.loader, strict=False):
-        parts, _ = train_step(run, [batch.to(place.device) for batch in batches])
+        parts, _ = train_step(run, [batch.to(rank_info.device) for batch in batches])
         stacked = torch.stack([part.double() for part in parts.values()])
-        history.append(dict(zip(parts, (sum_over_ranks(stacked) / place.world_size).tolist(), strict=True)))
+        history.append(dict(zip(parts, (sum_over_ranks(stacked) / rank_info.world_size).tolist(), strict=True)))
     weights = {
         "student": run.network.state_dict(),
         "heads": run.terms.state_dict(),
@@ -265,17 +265,17 @@ def slurm_task(rank: int, folder: str) -> None:
     os.environ.update(
         SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), SLURM_NTASKS=world_size, SLURM_NODELIST="localhost"
     )
-    with distributed("slurm", 0, "gloo") as place:
-        flags = any_rank([place.rank == 1, False], place.device)
-        (Path(folder) / f"{place.rank} of {place.world_size}: {flags}").touch()
+    with distributed("slurm", 0, "gloo") as rank_info:
+        flags = any_rank([rank_info.rank == 1, False], rank_info.device)
+        (Path(folder) / f"{rank_info.rank} of {rank_info.world_size}: {flags}").touch()
 
 
 def evaluate_rank(rank: int, count: int, out: str) -> None:
     """Evaluates the metric tests' images as one of several ranks and saves the figures as OUT.RANK.npy."""
-    with distributed("pytorch", 0, "gloo") as place:
-        evaluation = evaluate(nn.Identity(), Pairs(count), PSNR, place.device)
+    with distributed("pytorch", 0, "gloo") as rank_info:
+        evaluation = evaluate(nn.Identity(), Pairs(count), PSNR, rank_info.device)
         assert evaluation is not None
-        np.save(f"{out}.{place.rank}", evaluation.values)
+        np.save(f"{out}.{rank_info.rank}", evaluation.values)
 
 
 def told_by_different_ranks(rank: int, options: list[dict[str, Any]], root: str, arguments: dict[str, Any]) -> None:
@@ -285,9 +285,9 @@ def told_by_different_ranks(rank: int, options: list[dict[str, Any]], root: str,
 
 def evaluate_different_sets(rank: int, counts: list[int], out: str) -> None:
     """Evaluates as many images as the rank's entry says, and leaves what came of it in OUT.RANK."""
-    with distributed("pytorch", 0, "gloo") as place:
+    with distributed("pytorch", 0, "gloo") as rank_info:
         try:
-            evaluate(nn.Identity(), Pairs(counts[rank]), PSNR, place.device)
+            evaluate(nn.Identity(), Pairs(counts[rank]), PSNR, rank_info.device)
         except ValueError as error:
             Path(f"{out}.{rank}").write_text(str(error))
 

@@ -17,7 +17,7 @@ import torch
 from support.training import changed, start, train, without_teacher
 
 from basicsr.config.load import load_options
-from basicsr.engine.process.distributed import Place
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.training_run import TrainingRun
 from basicsr.files.images import imfrombytes
 from basicsr.files.run_history import read_history
@@ -136,8 +136,8 @@ def test_a_lower_figure_is_the_better_one_where_the_metric_says_so(mcadkd, tmp_p
     metrics = {"niqe": {"type": "calculate_niqe", "better": "lower"}, "lpips": {"type": "calculate_lpips"}}
     monkeypatch.setattr("basicsr.engine.training_run.prepare_metrics", lambda *_: None)  # pyiqa may be absent
     options = load_options(changed(without_teacher(mcadkd), val__metrics=metrics), training=True, root=tmp_path)
-    place = Place(device=torch.device("cpu"), rank=0, world_size=1, remark="")
-    training = TrainingRun(options, place, None)
+    rank_info = RankInfo(device=torch.device("cpu"), rank=0, world_size=1, remark="")
+    training = TrainingRun(options, rank_info, None)
 
     def note(*values: float) -> list[str]:
         table = np.array([values])

@@ -1,4 +1,4 @@
-"""BasicSR's import paths: each gives the module that took its place, and what BasicSR 1.4.2 defines there and we have."""
+"""BasicSR's import paths: each gives the module that took its place."""
 
 from __future__ import annotations
 

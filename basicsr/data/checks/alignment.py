@@ -13,7 +13,7 @@ import math
 import cv2
 import numpy as np
 
-from basicsr.data.checks.inspection import Place, decoded
+from basicsr.data.checks.inspection import ImageLocation, decoded
 from basicsr.data.storage import StoredImages
 from basicsr.utils.errors import DataError
 from basicsr.utils.matlab_functions import imresize_integer
@@ -73,7 +73,9 @@ def looked_at(stored: StoredImages) -> str | None:
 
 
 def _fault_of(stored: StoredImages, index: int) -> str | None:
-    hr, lr = (Place(stored.files[role][index], stored.roots[role] if stored.lmdb else None) for role in ("gt", "lq"))
+    hr, lr = (
+        ImageLocation(stored.files[role][index], stored.roots[role] if stored.lmdb else None) for role in ("gt", "lq")
+    )
     try:
         large, small = decoded(hr), decoded(lr)
     except DataError:

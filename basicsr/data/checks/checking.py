@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from basicsr.data.checks.inspection import Finding, Place, decoded, examine, stamp_of
+from basicsr.data.checks.inspection import Finding, ImageLocation, decoded, examine, stamp_of
 from basicsr.data.checks.notes import CheckCache, Stamp
 from basicsr.data.loading import prepare_worker
 from basicsr.data.pairing import check_depths, check_patches_fit, check_whole_pair
@@ -195,7 +195,7 @@ def _pixels(stored: StoredImages) -> dict[str, str | None]:
     for role, files in stored.files.items():
         for index in sorted({0, len(files) // 2, len(files) - 1}):
             try:
-                pixels = decoded(Place(files[index], stored.roots[role] if stored.lmdb else None))
+                pixels = decoded(ImageLocation(files[index], stored.roots[role] if stored.lmdb else None))
                 content = f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
                 digest = hashlib.sha256(content).hexdigest()
             except DataError:
@@ -215,8 +215,8 @@ def _findings(
 ) -> list[Finding]:
     """What is found about one role's images of the samples, from the cache or by looking."""
     root, files = stored.roots[role], stored.files[role]
-    places = [Place(files[index], root if stored.lmdb else None) for index in indices]
-    names = [place.name if stored.lmdb else _relative(place.name, root) for place in places]
+    places = [ImageLocation(files[index], root if stored.lmdb else None) for index in indices]
+    names = [location.name if stored.lmdb else _relative(location.name, root) for location in places]
     with _Threads() as pool:
         stamps = _stamps(pool, root, places, stored.lmdb)
         known = [
@@ -286,18 +286,18 @@ def _check_fit(stored: StoredImages, index: int, gt_size: tuple[int, int], lq_si
         check_whole_pair(gt_size, lq_size, stored.scale, *names)
 
 
-def _stamps(pool: Executor, root: str, places: Sequence[Place], lmdb: bool) -> list[Stamp | None]:
+def _stamps(pool: Executor, root: str, places: Sequence[ImageLocation], lmdb: bool) -> list[Stamp | None]:
     if lmdb:
         return [stamp_of(os.path.join(root, "data.mdb"))] * len(places)
     return list(_in_tasks(pool, _stamps_of, places))
 
 
-def _stamps_of(places: Sequence[Place]) -> list[Stamp | None]:
-    return [stamp_of(place.name) for place in places]
+def _stamps_of(places: Sequence[ImageLocation]) -> list[Stamp | None]:
+    return [stamp_of(location.name) for location in places]
 
 
-def _examine_all(places: Sequence[Place], decode: bool = False) -> list[Finding]:
-    return [examine(place, decode) for place in places]
+def _examine_all(places: Sequence[ImageLocation], decode: bool = False) -> list[Finding]:
+    return [examine(location, decode) for location in places]
 
 
 def _in_tasks(
@@ -312,7 +312,7 @@ def _in_tasks(
 
 
 def _decode(
-    places: Sequence[Place], processes: int, bar: Callable[[Iterator[Any], int], Iterator[Any]]
+    places: Sequence[ImageLocation], processes: int, bar: Callable[[Iterator[Any], int], Iterator[Any]]
 ) -> list[Finding]:
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     prepare = partial(prepare_worker, 0, os.getpid())

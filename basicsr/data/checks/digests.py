@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from basicsr.data.checks.inspection import Place, opened, stamp_of
+from basicsr.data.checks.inspection import ImageLocation, opened, stamp_of
 from basicsr.data.checks.notes import cache_folder
 from basicsr.files.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, DataError
@@ -47,7 +47,7 @@ def digests_of(files: Sequence[str], root: str, lmdb: bool, bar: Bar = lambda it
     stamps = [whole if lmdb else stamp_of(file) for file in files]
     found = [_known(known.get(file), stamp) for file, stamp in zip(files, stamps, strict=True)]
     waiting = [number for number, digest in enumerate(found) if digest is None]
-    places = [Place(files[number], root if lmdb else None) for number in waiting]
+    places = [ImageLocation(files[number], root if lmdb else None) for number in waiting]
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
             fresh = list(bar(_in_order(pool, places), len(places)))
@@ -64,20 +64,20 @@ def digests_of(files: Sequence[str], root: str, lmdb: bool, bar: Bar = lambda it
     return digests
 
 
-def _in_order(pool: ThreadPoolExecutor, places: Sequence[Place]) -> Iterator[str]:
+def _in_order(pool: ThreadPoolExecutor, places: Sequence[ImageLocation]) -> Iterator[str]:
     tasks = [places[start : start + _TO_A_TASK] for start in range(0, len(places), _TO_A_TASK)]
-    for digests in pool.map(lambda task: [_digest(place) for place in task], tasks):
+    for digests in pool.map(lambda task: [_digest(location) for location in task], tasks):
         yield from digests
 
 
-def _digest(place: Place) -> str:
+def _digest(location: ImageLocation) -> str:
     digest = hashlib.sha256()
     try:
-        with opened(place) as source:
+        with opened(location) as source:
             for start in range(0, source.size, _BLOCK):
                 digest.update(source.read(start, min(_BLOCK, source.size - start)))
     except OSError as error:
-        raise DataError(f"cannot read {place.name}: {error.strerror}; check the path") from error
+        raise DataError(f"cannot read {location.name}: {error.strerror}; check the path") from error
     return digest.hexdigest()
 
 

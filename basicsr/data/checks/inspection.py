@@ -24,7 +24,7 @@ _JPEG_END = b"\xff\xd9"
 _COLOURFUL = 8 / 255
 
 
-class Place(NamedTuple):
+class ImageLocation(NamedTuple):
     """Where an image lies: a file, or a key of an LMDB database."""
 
     name: str
@@ -74,47 +74,47 @@ class File:
 
 
 @contextmanager
-def opened(place: Place) -> Iterator[Source]:
+def opened(location: ImageLocation) -> Iterator[Source]:
     """The image as a source, for the length of the block.
 
     Raises:
         OSError: the file cannot be opened.
         DataError: the database or the key cannot.
     """
-    if place.database is not None:
-        with stored_value(place.database, place.name) as value:
+    if location.database is not None:
+        with stored_value(location.database, location.name) as value:
             yield Content(value)
         return
-    file = File(place.name)
+    file = File(location.name)
     try:
         yield file
     finally:
         file.close()
 
 
-def content_of(place: Place) -> bytes:
+def content_of(location: ImageLocation) -> bytes:
     """All bytes of an image; raises DataError where they cannot be read."""
-    if place.database is None:
-        return FileClient().get(place.name)
-    with stored_value(place.database, place.name) as value:
+    if location.database is None:
+        return FileClient().get(location.name)
+    with stored_value(location.database, location.name) as value:
         return bytes(value)
 
 
-def examine(place: Place, decode: bool = False, most_pixels: int = MOST_PIXELS) -> Finding:
+def examine(location: ImageLocation, decode: bool = False, most_pixels: int = MOST_PIXELS) -> Finding:
     """What can be said of an image from its header and its end, or with `decode` from all of it.
 
     A whole file is read only where its end does not show whether it is complete: where bytes follow the end of a PNG
     or JPEG file, or pixels are stored in a way that tells no length.
     """
     try:
-        with opened(place) as source:
+        with opened(location) as source:
             header = read_header(source)
             if fault := find_fault(header, most_pixels):
                 return Finding(fault)
             ends = _ends_well(source, header)
         if decode:
-            return _decoded(place, header)
-        if not ends and (fault := _find_damage(place, header, most_pixels)):
+            return _decoded(location, header)
+        if not ends and (fault := _find_damage(location, header, most_pixels)):
             return Finding(fault)
         return Finding(None, header)
     except HeaderError as error:
@@ -125,9 +125,9 @@ def examine(place: Place, decode: bool = False, most_pixels: int = MOST_PIXELS) 
         return Finding(without_name(str(error), "image"))
 
 
-def decoded(place: Place) -> np.ndarray:
+def decoded(location: ImageLocation) -> np.ndarray:
     """The pixels, (H, W, 3) BGR; raises DataError where decoding fails."""
-    return imfrombytes(content_of(place), source=place.name)
+    return imfrombytes(content_of(location), source=location.name)
 
 
 def without_name(message: str, source: str) -> str:
@@ -144,8 +144,8 @@ def _ends_well(source: Source, header: ImageHeader) -> bool:
     return 0 < header.end <= source.size
 
 
-def _find_damage(place: Place, header: ImageHeader, most_pixels: int) -> str | None:
-    content = content_of(place)
+def _find_damage(location: ImageLocation, header: ImageHeader, most_pixels: int) -> str | None:
+    content = content_of(location)
     if header.format in ("PNG", "JPEG"):
         damage = find_damage(content)
         return damage and f"{damage}; {_AGAIN}"
@@ -158,8 +158,8 @@ def _find_damage(place: Place, header: ImageHeader, most_pixels: int) -> str | N
     return None
 
 
-def _decoded(place: Place, header: ImageHeader) -> Finding:
-    return Finding(None, header, is_colourful(imfrombytes(content_of(place))))
+def _decoded(location: ImageLocation, header: ImageHeader) -> Finding:
+    return Finding(None, header, is_colourful(imfrombytes(content_of(location))))
 
 
 def is_colourful(pixels: np.ndarray) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from basicsr.engine.training_run import TrainingRun
 from basicsr.files.images import tensor2img
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.utils.matlab_functions import imresize
 
 _LARGEST = 512  # pixels a side that are shown of an image
@@ -50,10 +50,10 @@ class ComparisonImages:
         scale, val = self._run.options.scale, self._run.options.val
         after = {}
         if self._run.teacher is not None:
-            runner = Runner(
+            runner = ImageRunner(
                 self._run.teacher.network,
                 scale,
-                self._run.place.device,
+                self._run.rank_info.device,
                 tile=val.tile,
                 tile_overlap=val.tile_overlap,
                 precision=self._run.teacher.precision,

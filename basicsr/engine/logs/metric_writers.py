@@ -27,7 +27,7 @@ _WANDB_FILE = "wandb.json"
 _WANDB_SECONDS = 30  # to reach the server
 
 
-class Sink(Protocol):
+class MetricWriter(Protocol):
     """What takes a run's figures. Opened on rank 0, when all that can be wrong with the options was found."""
 
     shows_images: bool
@@ -57,7 +57,7 @@ def check_packages(options: Options) -> None:
         _import_wandb()
 
 
-def open_sinks(options: Options, start: int, validating: bool = False) -> list[Sink]:
+def open_metric_writers(options: Options, start: int, validating: bool = False) -> list[MetricWriter]:
     """Opens what `logger` asks for, and the history.
 
     Args:
@@ -69,7 +69,7 @@ def open_sinks(options: Options, start: int, validating: bool = False) -> list[S
         MachineError: Weights & Biases is not installed or cannot be reached.
         CheckpointError, DataError: the history cannot be written, or is damaged.
     """
-    sinks: list[Sink] = []
+    sinks: list[MetricWriter] = []
     try:
         sinks.append(History(options.experiment_folder / HISTORY, start, validating))
         if _wants_wandb(options):
@@ -96,7 +96,7 @@ class TensorBoard:
 
     Args:
         options: of the run.
-        start, validating: as for `open_sinks`.
+        start, validating: as for `open_metric_writers`.
 
     Raises:
         CheckpointError: the files cannot be written.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from basicsr.engine.logs.metric_writers import Sink
+from basicsr.engine.logs.metric_writers import MetricWriter
 from basicsr.utils.errors import CheckpointError
 
 _FIRST_SILENCE, _LATER_SILENCE = 10.0, 60.0  # seconds
@@ -40,7 +40,7 @@ class RunLog:
         name: str,
         start: int,
         total: int,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence[MetricWriter] = (),
         compare: Callable[[str, np.ndarray], np.ndarray] = lambda dataset, output: output,
     ) -> None:
         self._logger, self._name, self._total = logger, name, total
@@ -154,7 +154,7 @@ class RunLog:
         for sink in list(self._sinks) if figures else ():
             self._give(sink, lambda sink: sink.scalars(iteration, figures))
 
-    def _give(self, sink: Sink, what: Callable[[Sink], None]) -> None:
+    def _give(self, sink: MetricWriter, what: Callable[[MetricWriter], None]) -> None:
         """Hands something to a sink; goes on without it where it fails and is not needed."""
         try:
             what(sink)

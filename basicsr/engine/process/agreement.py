@@ -15,7 +15,7 @@ from torch import nn
 import basicsr
 from basicsr.config.schema import DistOptions, Options, thaw
 from basicsr.engine.logs.metric_writers import flat
-from basicsr.engine.process.distributed import Launcher, Place, distributed
+from basicsr.engine.process.distributed import Launcher, RankInfo, distributed
 from basicsr.engine.process.meeting import OPTIONS, Start, difference, shown
 from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together
 from basicsr.utils.errors import DataError, UserError
@@ -26,7 +26,7 @@ _PACKAGE = Path(basicsr.__file__).parent
 @contextmanager
 def joined(
     launcher: Launcher, load: Callable[[], Sequence[Options]], flags: Mapping[str, Any]
-) -> Iterator[tuple[Sequence[Options], Place]]:
+) -> Iterator[tuple[Sequence[Options], RankInfo]]:
     """Loads the options and joins the ranks, if all of them begin the same; see `distributed`.
 
     Args:
@@ -52,8 +52,8 @@ def joined(
         timeout=params.timeout,
         join_timeout=params.join_timeout,
         start=_start(options, flags, failure) if launcher != "none" else Start({}, {}, failure),
-    ) as place:
-        yield options, place
+    ) as rank_info:
+        yield options, rank_info
 
 
 def _start(options: Sequence[Options], flags: Mapping[str, Any], failure: UserError | None) -> Start:

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 
-from basicsr.engine.process.meeting import COLLECTIVE_TIMEOUT, Meeting, Start, read_place
+from basicsr.engine.process.meeting import COLLECTIVE_TIMEOUT, Meeting, Start, read_launched_rank
 from basicsr.engine.process.rank_watchdog import Process, Watch, following, myself
 from basicsr.engine.process.stop import deadly_signals
 from basicsr.utils.dist_util import gather_objects
@@ -26,7 +26,7 @@ _groups = itertools.count()  # a program may train several times
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Where this process stands.
 
     Attributes:
@@ -59,7 +59,7 @@ def distributed(
     timeout: float = 60.0,
     join_timeout: float = 120.0,
     start: Start = _NO_START,
-) -> Iterator[Place]:
+) -> Iterator[RankInfo]:
     """Joins the process group for the duration of a run.
 
     Args:
@@ -81,9 +81,9 @@ def distributed(
         if start.failure is not None:
             raise start.failure
         device, remark = _choose_device(num_gpu, 0, 1)
-        yield Place(device, remark=remark)
+        yield RankInfo(device, remark=remark)
         return
-    here = read_place(launcher, port)
+    here = read_launched_rank(launcher, port)
     device, remark = torch.device("cpu"), ""
     if start.failure is None:
         # srun may give each task a GPU of its own, and show it that one only
@@ -111,7 +111,7 @@ def distributed(
                 rank=here.rank,
                 world_size=here.world_size,
             )
-        yield Place(device, here.rank, here.world_size, remark, watch)
+        yield RankInfo(device, here.rank, here.world_size, remark, watch)
         # DistributedDataParallel must not outlive the group: as its last owner it would wait, with Python's lock held,
         # for gloo's thread, which may wait for that lock. For the same reason a failed run, whose traceback still holds
         # the model, leaves the group to the end of the process.
@@ -166,18 +166,18 @@ def any_rank(flags: Sequence[bool] | torch.Tensor, device: torch.device) -> list
     return [bool(flag) for flag in flags.tolist()]
 
 
-def on_master(place: Place, action: Callable[[], _Result]) -> _Result:
+def on_master(rank_info: RankInfo, action: Callable[[], _Result]) -> _Result:
     """Runs `action` on rank 0 and returns on every rank what it gave. All ranks must call.
 
     Args:
-        place: where this process stands.
+        rank_info: where this process stands.
         action: gives plain values.
 
     Raises:
         UserError: what `action` raised, on every rank.
     """
     outcome: _Result | UserError | None = None
-    if place.is_master:
+    if rank_info.is_master:
         try:
             outcome = action()
         except UserError as error:

@@ -34,7 +34,7 @@ _MOST_RANKS = 1_000_000
 _SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
 
-class RankPlace(NamedTuple):
+class LaunchedRank(NamedTuple):
     """What the launcher says of this process, and where rank 0 is to be found."""
 
     rank: int
@@ -66,7 +66,7 @@ class Told(NamedTuple):
     message: str
 
 
-def read_place(launcher: str, port: int | None) -> RankPlace:
+def read_launched_rank(launcher: str, port: int | None) -> LaunchedRank:
     """Reads the variables of torchrun, or those of srun, and tells what is wrong with them.
 
     Args:
@@ -86,7 +86,7 @@ def read_place(launcher: str, port: int | None) -> RankPlace:
         )
     world_size = _number("WORLD_SIZE", 1, _MOST_RANKS)
     rank, local_rank = (_number(name, 0, world_size - 1) for name in ("RANK", "LOCAL_RANK"))
-    return RankPlace(rank, local_rank, world_size, os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, 65535))
+    return LaunchedRank(rank, local_rank, world_size, os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, 65535))
 
 
 def restarts() -> int:
@@ -137,23 +137,23 @@ class Meeting:
     rank 0 does.
 
     Args:
-        place: of this process.
+        launched: of this process.
         seconds: how long to wait for the other ranks.
         group: tells apart the meetings of one start; all ranks must give the same.
 
     Attributes:
-        place: of this process.
+        launched: of this process.
         store: in which all keys are this start's.
 
     Raises:
         MachineError: the address is not known, nobody answers there, or the port is taken.
     """
 
-    def __init__(self, place: RankPlace, seconds: float, group: str) -> None:
-        self.place, self._seconds = place, seconds
+    def __init__(self, launched: LaunchedRank, seconds: float, group: str) -> None:
+        self.launched, self._seconds = launched, seconds
         self._end = time.monotonic() + seconds
         by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        self._keeps_store = place.rank == 0 and not by_torchrun
+        self._keeps_store = launched.rank == 0 and not by_torchrun
         self._prefix = f"{f'start {restarts()}, ' if by_torchrun else ''}group {group}"
         self._find_address()
         self.store = self.connect(keeps=self._keeps_store)
@@ -165,7 +165,7 @@ class Meeting:
             MachineError: that is not possible.
         """
         left = datetime.timedelta(seconds=max(1.0, self._end - time.monotonic()))
-        address, port = self.place.address, self.place.port
+        address, port = self.launched.address, self.launched.port
         try:
             store = dist.TCPStore(
                 address, port, is_master=keeps, timeout=left, wait_for_workers=False, multi_tenant=keeps
@@ -195,21 +195,21 @@ class Meeting:
             return self._join(mine, process)
         except RuntimeError as error:
             raise LostRankError(
-                f"the ranks' store at {self.place.address}, port {self.place.port}, has gone: rank 0 or torchrun ended"
+                f"the ranks' store at {self.launched.address}, port {self.launched.port}, has gone: rank 0 or torchrun ended"
             ) from error
 
     def _join(self, mine: Start, process: Sequence[Any]) -> list[Any]:
         failure = self._announce(mine, process)
         if failure is not None and failure is not mine.failure:
             raise failure  # the others are of another launch, perhaps
-        keys = [f"start/{rank}" for rank in range(self.place.world_size)]
+        keys = [f"start/{rank}" for rank in range(self.launched.world_size)]
         missing = self._wait(keys)
         told = {rank: json.loads(self.store.get(key)) for rank, key in enumerate(keys) if rank not in missing}
         error = _failure_of({rank: said["failure"] for rank, said in told.items()}) or failure
         error = error or self._disagreement({rank: said["facts"] for rank, said in told.items()})
         if error is None and missing:
             error = LostRankError(
-                f"{_ranks(missing)} of {self.place.world_size} (WORLD_SIZE) did not come within {self._seconds:g} s;"
+                f"{_ranks(missing)} of {self.launched.world_size} (WORLD_SIZE) did not come within {self._seconds:g} s;"
                 " start all of them, or raise dist_params: join_timeout"
             )
         if error is not None:
@@ -222,7 +222,7 @@ class Meeting:
         """What ended another rank, as far as it has said so; by another connection to the store if one is given."""
         store = store or self.store
         said = json.loads(store.get(_FAILED)) if store.check([_FAILED]) else None
-        return None if said is None or said[0] == self.place.rank else Told(*said)
+        return None if said is None or said[0] == self.launched.rank else Told(*said)
 
     def leave(self, error: BaseException | None = None) -> None:
         """Says that this rank needs the store no more, and why it ends; the keeper waits a little for the others.
@@ -231,17 +231,17 @@ class Meeting:
         """
         with suppress(RuntimeError):  # the store may be gone
             if error is not None and (isinstance(error, Preempted) or not getattr(error, "known_to_all", False)):
-                told = json.dumps([self.place.rank, *_account(error)])
+                told = json.dumps([self.launched.rank, *_account(error)])
                 rank, _, message = json.loads(self.store.compare_set(_FAILED, "", told))
-                if isinstance(error, UserError) and rank != self.place.rank and message == str(error):
+                if isinstance(error, UserError) and rank != self.launched.rank and message == str(error):
                     error.told = not error.known_to_all
-            self.store.set(f"left/{self.place.rank}", "")
+            self.store.set(f"left/{self.launched.rank}", "")
             if self._keeps_store:
-                self._wait([f"left/{rank}" for rank in range(self.place.world_size)], _LEAVING_SECONDS)
+                self._wait([f"left/{rank}" for rank in range(self.launched.world_size)], _LEAVING_SECONDS)
 
     def _find_address(self) -> None:
         """Asks for the address by Python's means, which a signal interrupts and which say nothing of themselves."""
-        address, port = self.place.address, self.place.port
+        address, port = self.launched.address, self.launched.port
         name_end = min(self._end, time.monotonic() + _NAME_SECONDS)
         while True:
             try:
@@ -263,14 +263,14 @@ class Meeting:
 
     def _unreachable(self) -> MachineError:
         return MachineError(
-            f"nobody answered at MASTER_ADDR {self.place.address}, MASTER_PORT {self.place.port}, for"
+            f"nobody answered at MASTER_ADDR {self.launched.address}, MASTER_PORT {self.launched.port}, for"
             f" {self._seconds:g} s; see that rank 0 runs there and no firewall is between, or raise dist_params:"
             " join_timeout"
         )
 
     def _announce(self, mine: Start, process: Sequence[Any]) -> UserError | None:
         """Writes down what this rank begins; why it cannot begin, if so."""
-        rank, size, failure = self.place.rank, str(self.place.world_size), mine.failure
+        rank, size, failure = self.launched.rank, str(self.launched.world_size), mine.failure
         first = self.store.compare_set("WORLD_SIZE", "", size).decode()
         if self.store.add(f"count/{rank}", 1) > 1:
             failure = MachineError(f"RANK {rank} is given to two processes; give each its own, as torchrun does")
@@ -289,7 +289,7 @@ class Meeting:
     def _wait(self, keys: Sequence[str], seconds: float | None = None) -> list[int]:
         """Waits until all keys are there; the numbers of those that are not in the end."""
         began = time.monotonic()
-        end, said = self._end if seconds is None else began + seconds, seconds is not None or self.place.rank != 0
+        end, said = self._end if seconds is None else began + seconds, seconds is not None or self.launched.rank != 0
         while not self.store.check(list(keys)):
             now = time.monotonic()
             if seconds is None and self.store.check([_FAILING]):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from basicsr.engine.process.distributed import Place, on_master
+from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.files.name_lists import printable
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import get_root_logger
@@ -23,12 +23,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 
 @contextmanager
-def owned(folders: Sequence[Path], place: Place, doing: str = "trains there") -> Iterator[Callable[[], None]]:
+def owned(folders: Sequence[Path], rank_info: RankInfo, doing: str = "trains there") -> Iterator[Callable[[], None]]:
     """Within the block, no other process may have `folders`. All ranks must call.
 
     Args:
         folders: experiments/NAME or others; need not be there.
-        place: where this process stands.
+        rank_info: where this process stands.
         doing: what is done in them, for the message that others get.
 
     Yields:
@@ -47,8 +47,8 @@ def owned(folders: Sequence[Path], place: Place, doing: str = "trains there") ->
             for lock in locks:
                 lock.take_inside()
 
-        on_master(place, take)
-        yield lambda: on_master(place, take_again)
+        on_master(rank_info, take)
+        yield lambda: on_master(rank_info, take_again)
 
 
 class FolderLock:

@@ -27,7 +27,7 @@ from basicsr.data.base import TensorConversion
 from basicsr.data.building import build_dataset
 from basicsr.data.checks.checking import check_images, report, stored_images
 from basicsr.data.checks.digests import digests_of
-from basicsr.data.checks.inspection import Place, content_of, opened
+from basicsr.data.checks.inspection import ImageLocation, content_of, opened
 from basicsr.data.checks.surroundings import remarks_about
 from basicsr.data.storage import StoredImages
 from basicsr.data.teacher_outputs import (
@@ -53,7 +53,7 @@ from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, sha256_of, write
 from basicsr.files.image_headers import read_header
 from basicsr.files.images import imfrombytes
 from basicsr.files.ppm_files import encode_ppm, read_ppm_header
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.models import load_teacher, recognise_networks
 from basicsr.utils.errors import CheckpointError, DataError, NonFiniteError, OptionsError, UserError
 from basicsr.utils.logger import Doubt
@@ -172,7 +172,7 @@ def _complete_cache(
     if missing:
         _check_space(folder, sum(_BYTES * sizes[number][0] * sizes[number][1] for number in missing))
         write_manifest(folder, Manifest(complete=False, key=key, images=tuple(wanted)))
-        runner = Runner(
+        runner = ImageRunner(
             network,
             scale,
             how.device,
@@ -192,19 +192,21 @@ def _complete_cache(
     return Made(folder, key, len(images), len(missing), size, clipped, values)
 
 
-def _chosen(options: Options, network: torch.nn.Module, how: How, place: Path | str, say: Callable[[str], None]) -> Amp:
+def _chosen(
+    options: Options, network: torch.nn.Module, how: How, location: Path | str, say: Callable[[str], None]
+) -> Amp:
     """What `auto` is: the precision of a cache that is begun, so that it is gone on with, else the faster one.
 
     Args:
         options: of the run.
         network: the teacher, on its device.
         how: how to run it.
-        place: the folder of the cache, or as text the one of the HR images, beside which it lies.
+        location: the folder of the cache, or as text the one of the HR images, beside which it lies.
         say: takes a line on it.
     """
     for amp in _AUTO:
         key = _key(options, network, how, amp)
-        folder = place if isinstance(place, Path) else default_folder(place, key)
+        folder = location if isinstance(location, Path) else default_folder(location, key)
         if (folder / MANIFEST).is_file() and not key_differences(read_manifest(folder).key, key):
             say(f"amp auto: {amp}, as the cache has it")
             return amp
@@ -272,7 +274,7 @@ def _output_sizes(stored: StoredImages, scale: int) -> list[Size]:
     """Height and width of each output, by the LR images' headers."""
 
     def size(path: str) -> Size:
-        with opened(Place(path, stored.roots["lq"] if stored.lmdb else None)) as source:
+        with opened(ImageLocation(path, stored.roots["lq"] if stored.lmdb else None)) as source:
             height, width = read_header(source).size
         return height * scale, width * scale
 
@@ -344,7 +346,7 @@ def _check_space(folder: Path, needed: int) -> None:
 
 def _run(
     folder: Path,
-    runner: Runner,
+    runner: ImageRunner,
     stored: StoredImages,
     wanted: Sequence[CachedImage],
     missing: Sequence[int],
@@ -367,8 +369,8 @@ def _run(
         for number in bar:
             if stop:
                 break
-            place = Place(stored.files["lq"][number], stored.roots["lq"] if stored.lmdb else None)
-            output = _output(runner, place, wanted[number].lq)
+            location = ImageLocation(stored.files["lq"][number], stored.roots["lq"] if stored.lmdb else None)
+            output = _output(runner, location, wanted[number].lq)
             written()
             pending.append((number, writer.submit(_write, folder, wanted[number], output)))
         written()
@@ -378,21 +380,21 @@ def _run(
         raise kind(f"stopped: {done:,d} of {len(found):,d} outputs are there; the same command goes on")
 
 
-def _output(runner: Runner, place: Place, digest: str) -> torch.Tensor:
+def _output(runner: ImageRunner, location: ImageLocation, digest: str) -> torch.Tensor:
     """I_T of an image, float32 (3, sH, sW)."""
-    content = content_of(place)
+    content = content_of(location)
     if hashlib.sha256(content).hexdigest() != digest:
-        raise DataError(f"{place.name} was changed while the cache was made; start again")
-    pixels = imfrombytes(content, source=place.name)
+        raise DataError(f"{location.name} was changed while the cache was made; start again")
+    pixels = imfrombytes(content, source=location.name)
     try:
         output = runner(TensorConversion(None, None, None)(pixels).unsqueeze(0))[0]
     except UserError as error:
-        error.extend(before=f"{place.name}: ")
+        error.extend(before=f"{location.name}: ")
         raise
     if not torch.isfinite(output).all():
         raise NonFiniteError(
-            f"{place.name}: network_t puts out numbers that are not finite: its weights are damaged, or the precision"
-            " is too low for it; use --amp none"
+            f"{location.name}: network_t puts out numbers that are not finite: its weights are damaged, or the"
+            " precision is too low for it; use --amp none"
         )
     return output
 

@@ -26,7 +26,7 @@ from basicsr.data.teacher_outputs import (
     read_manifest,
     shortened,
 )
-from basicsr.engine.provenance import weights_read
+from basicsr.engine.provenance import input_digests
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -64,7 +64,7 @@ def check_key(options: Options) -> CacheKey | None:
 
 
 def _difference_in_weights(options: Options, key: CacheKey) -> str | None:
-    digest = weights_read(options)[_TEACHER]
+    digest = input_digests(options)[_TEACHER]
     if key.teacher != digest:
         return f"SHA-256 of its weights is {shortened(key.teacher)}, that of {_TEACHER} {shortened(digest)}"
     if key.param_key != options.path.param_key_t:

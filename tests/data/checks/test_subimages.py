@@ -16,7 +16,7 @@ from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
 from basicsr.data.checks.alignment import find_misalignment
 from basicsr.data.transforms import mod_crop
-from basicsr.engine.process.distributed import Place
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.startup_checks import check_datasets
 from basicsr.utils.matlab_functions import imresize_integer
 
@@ -268,12 +268,12 @@ class TestPairsOfOtherTools:
             save(tmp_path / f"LR/a_s00{number}.png", lr[small : small + 48, small : small + 48])
         block = {"name": "mine", "type": "PairedImageDataset", "phase": "train", "scale": 2, "gt_size": 48}
         block |= {"dataroot_gt": str(tmp_path / "HR"), "dataroot_lq": str(tmp_path / "LR")}
-        _, (told,) = check_datasets([(build_dataset(block), DatasetOptions(**block))], Place(torch.device("cpu")))
+        _, (told,) = check_datasets([(build_dataset(block), DatasetOptions(**block))], RankInfo(torch.device("cpu")))
         assert told.startswith(
             f"mine: 1 of 2 pairs looked at do not fit, as {tmp_path}/HR/a_s001.png: LR is out of step"
         )
         assert check_datasets(
-            [(build_dataset(block), DatasetOptions(**block, check_images="none"))], Place(torch.device("cpu"))
+            [(build_dataset(block), DatasetOptions(**block, check_images="none"))], RankInfo(torch.device("cpu"))
         ) == ([], [])
 
     def test_that_are_one_picture_twice_are_told(self, tmp_path):
@@ -283,7 +283,7 @@ class TestPairsOfOtherTools:
         block |= {"dataroot_gt": str(tmp_path / "HR"), "dataroot_lq": str(tmp_path / "HR")}
 
         def remarks():
-            return check_datasets([(build_dataset(block), DatasetOptions(**block))], Place(torch.device("cpu")))[1]
+            return check_datasets([(build_dataset(block), DatasetOptions(**block))], RankInfo(torch.device("cpu")))[1]
 
         (told,) = remarks()
         assert "2 of 2 pairs looked at do not fit" in told and "LR is equal to HR" in told

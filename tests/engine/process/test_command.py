@@ -109,7 +109,9 @@ def test_another_broken_pipe_is_a_bug_and_keeps_its_traceback():
 
 
 def test_letters_that_the_terminal_has_not_are_escaped():
-    code = "from basicsr.engine.process.command import run_command; run_command(lambda: print('\u00e9t\u00e9 \u6570') or 0)"
+    code = (
+        "from basicsr.engine.process.command import run_command as run; run(lambda: print('\u00e9t\u00e9 \u6570') or 0)"
+    )
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=60)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"\xe9t\xe9 \\u6570\n", b"")

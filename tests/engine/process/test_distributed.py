@@ -21,7 +21,12 @@ def no_launcher(monkeypatch):
 
 def test_one_process_needs_no_launcher():
     with distributed("none", 0, "nccl") as place:
-        assert (place.device, place.rank, place.world_size, place.is_master) == (torch.device("cpu"), 0, 1, True)
+        assert (place.device, place.rank, place.world_size, place.is_master) == (
+            torch.device("cpu"),
+            0,
+            1,
+            True,
+        )
         assert any_rank([True, False], place.device) == [True, False]
 
 

@@ -23,7 +23,7 @@ from basicsr.engine.process.command import run_command
 from basicsr.engine.process.stop import Preempted
 from basicsr.engine.teacher_cache.making import How, make_cache
 from basicsr.engine.teacher_cache.matching import making as cache_making
-from basicsr.inference.runner import Runner
+from basicsr.inference.runner import ImageRunner
 from basicsr.utils import pass_times
 from basicsr.utils.errors import DataError, OptionsError
 
@@ -52,7 +52,7 @@ def test_outputs_are_the_runners_within_half_a_step(options, self_ensemble):
     digest = hashlib.sha256(Path(options["path"]["pretrain_network_t"]).read_bytes()).hexdigest()
     name = f"HR_EDSR_x2_{digest[:8]}{'_self_ensemble' if self_ensemble else ''}"
     assert made.folder == Path(train["dataroot_gt"]).parent / name
-    runner = Runner(teacher_of(options), 2, torch.device("cpu"), self_ensemble=self_ensemble)
+    runner = ImageRunner(teacher_of(options), 2, torch.device("cpu"), self_ensemble=self_ensemble)
     manifest = manifest_of(made.folder)
     assert (made.images, made.new, len(manifest["images"]), manifest["complete"]) == (7, 7, 7, True)
     assert manifest["key"]["teacher"] == digest and manifest["key"]["self_ensemble"] is self_ensemble
