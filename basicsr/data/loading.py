@@ -90,8 +90,8 @@ class TrainLoader:
         self._accumulate = accumulate
         self._enlarge_ratio = enlarge_ratio
         self._batches = _BatchesByKeys(dataset, skip_bad_images)
-        # Slots: batches that a worker has prepared, those of this iteration and the next (`PrefetchedBatches`), one being
-        # filled, and a spare one.
+        # Slots: batches that a worker has prepared, those of this iteration and the next (`PrefetchedBatches`), one
+        # being filled, and a spare one.
         self._slots_each = max(prefetch, 2) + 2 * accumulate + 2
         self._loader = DataLoader(
             self._batches,

@@ -7,8 +7,8 @@
 Files are read, their checksums or end marks compared, and both images of a pair decoded and held against each other:
 an LR image that fits at least 2 dB better where it is shifted is out of step, one that does not correlate with the HR
 image shows something else (basicsr/data/checks/alignment.py). `--no-compare` leaves that out, and is fast. HR images
-for training must be exactly scale times the LR size; in benchmarks up to scale - 1 pixels may be left over, as the HR image
-is cut in testing. The exit code is 3 where anything is wrong; warnings tell of what else lies in the folders.
+for training must be exactly scale times the LR size; in benchmarks up to scale - 1 pixels may be left over, as the HR
+image is cut in testing. The exit code is 3 where anything is wrong; warnings tell of what else lies in the folders.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Heartbeats:
 
     def __init__(self, meeting: Meeting, seconds: float, main: MainThread) -> None:
         self._meeting, self._seconds, self._main = meeting, seconds, main
-        self._rank, self._size = meeting.rank_info.rank, meeting.rank_info.world_size
+        self._rank, self._size = meeting.launched.rank, meeting.launched.world_size
         self._followed = [rank for rank in range(self._size) if rank != self._rank] if self._rank == 0 else [0]
         self._ages = dict.fromkeys(self._followed, 0.0)
         self._heard: dict[int, bytes] = {}

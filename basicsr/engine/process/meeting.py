@@ -195,7 +195,8 @@ class Meeting:
             return self._join(mine, process)
         except RuntimeError as error:
             raise LostRankError(
-                f"the ranks' store at {self.launched.address}, port {self.launched.port}, has gone: rank 0 or torchrun ended"
+                f"the ranks' store at {self.launched.address}, port {self.launched.port}, has gone: rank 0 or torchrun"
+                " ended"
             ) from error
 
     def _join(self, mine: Start, process: Sequence[Any]) -> list[Any]:

@@ -62,7 +62,7 @@ class Watch:
 
     def __init__(self, meeting: Meeting, processes: Sequence[Process], seconds: float) -> None:
         self._meeting, self._processes, self._seconds = meeting, processes, seconds
-        self._rank = meeting.rank_info.rank
+        self._rank = meeting.launched.rank
         mine = processes[self._rank]
         self._near = {rank: one for rank, one in enumerate(processes) if rank != self._rank and one.space == mine.space}
         self._main = MainThread()
