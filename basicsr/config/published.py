@@ -155,7 +155,7 @@ def published_rows(backbone: str, scale: int) -> tuple[PublishedRow, ...]:
 @cache
 def _all_rows() -> tuple[PublishedRow, ...]:
     figures: dict[tuple[str, str, str, int, str], dict[str, dict[str, float]]] = {}
-    with files("basicsr.report").joinpath("published.csv").open(encoding="utf-8") as file:
+    with files("basicsr.config").joinpath("published.csv").open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
             key = (line["source"], line["table"], line["backbone"], int(line["scale"]), line["method"])
             values = {"psnr": float(line["psnr_db"]), "ssim": float(line["ssim"])}

@@ -388,7 +388,7 @@ Published = Literal[
     "MPRNet",
     "SPAIR",
 ]
-"""What report/published.csv has figures of."""
+"""What config/published.csv has figures of."""
 
 
 class ReportOptions(Section):

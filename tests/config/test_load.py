@@ -15,7 +15,7 @@ from basicsr.config.schema import FrozenMapping, thaw
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY
 
-FILES = Path(__file__).resolve().parents[1] / "options" / "files"
+FILES = Path(__file__).resolve().parent / "files"
 EXAMPLE = FILES / "example_mcadkd.yml"
 
 

@@ -14,7 +14,7 @@ from basicsr.utils.errors import OptionsError
 
 
 def lines() -> list[dict[str, str]]:
-    with files("basicsr.report").joinpath("published.csv").open(encoding="utf-8") as file:
+    with files("basicsr.config").joinpath("published.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

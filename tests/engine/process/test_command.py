@@ -15,7 +15,7 @@ from basicsr.engine.process.command import run_command
 from basicsr.engine.process.stop import Preempted
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def raising(error: BaseException):

@@ -21,13 +21,13 @@ from basicsr.archs import build_network
 from basicsr.config.load import load_options
 from basicsr.engine.process.command import run_command
 from basicsr.engine.process.stop import Preempted
+from basicsr.engine.teacher_cache import making as cache_making
 from basicsr.engine.teacher_cache.making import How, make_cache
-from basicsr.engine.teacher_cache.matching import making as cache_making
 from basicsr.inference.runner import ImageRunner
 from basicsr.utils import pass_times
 from basicsr.utils.errors import DataError, OptionsError
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
 
 @pytest.fixture
