@@ -34,7 +34,7 @@ from basicsr.config.schema import Options
 from basicsr.engine.process.command import run_command
 from basicsr.engine.teacher_cache.making import How, Made, make_cache
 from basicsr.utils.errors import MachineError, OptionsError
-from basicsr.utils.sizes import readable
+from basicsr.utils.text import readable
 
 _LEAST_TILE = 8  # smaller ones are mostly context
 _KEY = "datasets:train:teacher_cache"

@@ -36,9 +36,9 @@ from basicsr.config.load import load_options, load_test_options
 from basicsr.config.schema import FrozenMapping, Options
 from basicsr.config.yaml_files import load_yaml
 from basicsr.engine.process.command import run_command
-from basicsr.files.name_lists import printable
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.text import printable
 from basicsr.weights.recognise import load_pretrained
 
 _LONGEST = 400

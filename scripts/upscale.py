@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from basicsr.engine.process.command import run_command
 from basicsr.files.atomic_files import check_writable
-from basicsr.files.name_lists import printable
 from basicsr.inference.picture_paths import Job, find_sources, not_taken, plan
 from basicsr.inference.picture_writing import DEFAULT_QUALITY, FORMATS, OutputError
 from basicsr.inference.probing import Trial
@@ -40,6 +39,7 @@ from basicsr.inference.upscaling import Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, keep_output_precise
+from basicsr.utils.text import printable
 from basicsr.weights.recognise import Pretrained, load_pretrained
 
 _TRIED = 48  # pixels a side

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.registry import nearest
+from basicsr.utils.text import nearest
 
 _PROBE_SIDE = 16
 _LARGEST_WINDOW = 64

@@ -12,7 +12,7 @@ from basicsr.config.schema import DatasetOptions, Options, RowOptions
 from basicsr.config.warnings import run_misfits
 from basicsr.config.yaml_entries import KeyPath
 from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY
-from basicsr.utils.signatures import shown
+from basicsr.utils.text import shown
 
 _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
 _IN_FILE_NAMES = re.compile(r"[\w(\[][^/\\]*\Z")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.registry import nearest
+from basicsr.utils.text import nearest
 
 _GRACE_SECONDS = 5.0
 _BRACKETS = (("[", "]"), ("{", "}"))

@@ -15,9 +15,9 @@ from basicsr.utils.registry import (
     METHOD_REGISTRY,
     METRIC_REGISTRY,
     Registry,
-    nearest,
 )
-from basicsr.utils.signatures import Problem, call_style, find_problems, shown, unknown_key_message
+from basicsr.utils.signatures import Problem, call_style, find_problems, unknown_key_message
+from basicsr.utils.text import nearest, shown
 
 Finding = tuple[KeyPath, str]
 

@@ -21,7 +21,7 @@ from basicsr.config.paths import check_paths, nothing_left, without_missing
 from basicsr.config.schema import Options, thaw
 from basicsr.config.typing import typed_options
 from basicsr.config.warnings import find_doubts
-from basicsr.config.yaml_entries import lines_of, one_line
+from basicsr.config.yaml_entries import lines_of
 from basicsr.config.yaml_files import (
     OVERRIDE_FILE,
     Document,
@@ -35,7 +35,7 @@ from basicsr.config.yaml_files import (
 )
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import get_root_logger
-from basicsr.utils.signatures import shown
+from basicsr.utils.text import one_line, shown
 
 
 def load_options(

@@ -28,8 +28,8 @@ from basicsr.config.schema import (
 from basicsr.config.yaml_entries import PAIRS
 from basicsr.config.yaml_files import Document, Entry, KeyPath, LocatedProblem, Position
 from basicsr.utils.ranges import LARGEST_SCALE
-from basicsr.utils.registry import nearest
-from basicsr.utils.signatures import shown, unknown_key_message
+from basicsr.utils.signatures import unknown_key_message
+from basicsr.utils.text import nearest, shown
 
 # All control characters but tab and line ends, and halves of surrogate pairs, which UTF-8 cannot hold.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")

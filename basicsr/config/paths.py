@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from basicsr.config.component_blocks import Finding, further_teachers
 from basicsr.config.schema import FrozenMapping, Options
 from basicsr.config.warnings import num_processors
-from basicsr.config.yaml_entries import KeyPath, shortened
+from basicsr.config.yaml_entries import KeyPath
+from basicsr.utils.text import shortened
 
 
 class Missing(NamedTuple):

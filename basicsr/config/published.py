@@ -25,7 +25,7 @@ from functools import cache
 from importlib.resources import files
 
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.registry import nearest
+from basicsr.utils.text import nearest
 
 ABLATIONS = " ablations"
 """What a backbone's name ends in where its ablations are meant."""

@@ -40,8 +40,7 @@ from basicsr.utils.ranges import (
     Side,
     WeightDecay,
 )
-from basicsr.utils.registry import nearest
-from basicsr.utils.signatures import shown
+from basicsr.utils.text import nearest, shown
 
 MODEL_TYPES = {
     "KDModel": "KDModel",

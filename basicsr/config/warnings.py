@@ -11,7 +11,8 @@ from basicsr.config.component_blocks import Finding, constructor_of
 from basicsr.config.schema import DatasetOptions, Options, thaw
 from basicsr.config.yaml_entries import KeyPath
 from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.signatures import find_misfits, find_problems, shown
+from basicsr.utils.signatures import find_misfits, find_problems
+from basicsr.utils.text import shown
 
 # `x2` of a name: /X2, _x2, {}x2, EDSR_Lx2, 2x_, RealESRGAN_x4plus; not 48x48, box2, x264, X4K1000FPS or X2Y.
 _SCALES = re.compile(

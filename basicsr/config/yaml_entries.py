@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from basicsr.files.name_lists import printable
+from basicsr.utils.text import one_line, shortened
 
 KeyPath = tuple[str | int, ...]
 
-_MAX_NAME = 80
-_MAX_MESSAGE = 4000
 _FEWEST_GROUPED = 3
 _MOST_PLACES = 5
 
@@ -105,17 +103,6 @@ def key_text(key: Sequence[str | int]) -> str:
     for part in key:
         text += f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" if text else shortened(part)
     return one_line(text)
-
-
-def one_line(text: str) -> str:
-    """The text on one line that any terminal shows: what is not printable becomes an escape; cut where very long."""
-    cut = text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
-    return printable(cut)
-
-
-def shortened(text: str, limit: int = _MAX_NAME) -> str:
-    """The text, or its beginning and `...` where it has more than `limit` characters."""
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def merge_entries(base: Entry, own: Entry) -> Entry:

@@ -26,12 +26,11 @@ from basicsr.config.yaml_entries import (
     key_text,
     merge_entries,
     note_halves,
-    one_line,
-    shortened,
 )
 from basicsr.config.yaml_reader import BASE_KEY, MAX_BYTES, MAX_FILES, MAX_NODES, Reader
 from basicsr.config.yaml_scalars import MAX_DEPTH, dump_yaml
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.text import one_line, shortened
 
 __all__ = [
     "BASE_KEY",

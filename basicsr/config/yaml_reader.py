@@ -19,12 +19,11 @@ from basicsr.config.yaml_entries import (
     key_text,
     merge_entries,
     note_halves,
-    one_line,
-    shortened,
 )
 from basicsr.config.yaml_scalars import CORE_TAGS, MAX_DEPTH, TAG, Lines, Loader, fits_64_bits, line_of, scalar_value
 from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.text import one_line, shortened
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000

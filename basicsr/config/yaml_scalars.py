@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from basicsr.config.yaml_entries import shortened
+from basicsr.utils.text import shortened
 
 MAX_DEPTH = 64
 MAX_WRITTEN = 5_000

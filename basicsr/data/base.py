@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 
 from basicsr.data.sampling import SampleKey
 from basicsr.files.images import img2tensor, to_float32
-from basicsr.files.name_lists import printable
 from basicsr.utils import randomness
 from basicsr.utils.color_util import bgr2ycbcr
 from basicsr.utils.errors import DataError, MachineError, OptionsError, UserError
+from basicsr.utils.text import printable
 
 _MACHINES_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Of the sample that `load_sample` asks a `__getitem__` for; else a sample's number is its seed.

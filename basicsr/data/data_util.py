@@ -21,9 +21,10 @@ from basicsr.data.checks.surroundings import folders_like_images, look_around, s
 from basicsr.files.images import IMAGE_SUFFIXES
 from basicsr.files.lmdb_databases import read_meta_info
 from basicsr.files.lmdb_pages import find_damaged_page
-from basicsr.files.name_lists import leaves_folder, printable, read_lines
+from basicsr.files.name_lists import leaves_folder, read_lines
 from basicsr.utils.errors import AssertedDataError, DataError, OptionsError
 from basicsr.utils.misc import scandir
+from basicsr.utils.text import printable
 
 _WITH_SHAPE = re.compile(r"(?P<name>.*\S) +\([0-9]+, ?[0-9]+(, ?[0-9]+)?\)( .*)?")
 

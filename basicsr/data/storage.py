@@ -20,10 +20,10 @@ import numpy as np
 from basicsr.files.file_client import FileClient
 from basicsr.files.image_headers import FOLLOWING, is_alone_ppm
 from basicsr.files.images import imfrombytes
-from basicsr.files.name_lists import printable
 from basicsr.files.ppm_files import LONGEST_HEADER, PpmHeader, pixels_of, read_ppm_header
 from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.text import printable
 
 
 @dataclass(frozen=True)

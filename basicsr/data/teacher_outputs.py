@@ -24,9 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from basicsr.data.storage import ImageStorage, StoredImage, StoredImages
 from basicsr.files.atomic_files import write_atomically
-from basicsr.files.name_lists import leaves_folder, printable
+from basicsr.files.name_lists import leaves_folder
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import DataError
+from basicsr.utils.text import printable
 
 FORMAT: Literal[1] = 1
 MANIFEST = "cache.json"

@@ -30,7 +30,7 @@ from basicsr.engine.validation import best_iteration
 from basicsr.files.atomic_files import check_writable, write_atomically
 from basicsr.utils.errors import CheckpointError, UserError
 from basicsr.utils.logger import get_root_logger
-from basicsr.utils.sizes import readable
+from basicsr.utils.text import readable
 
 
 def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:

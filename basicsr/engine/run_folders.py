@@ -21,9 +21,9 @@ from basicsr.data.checks.notes import cache_folder
 from basicsr.engine.checkpoint import names_in
 from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.run_lock import owned
-from basicsr.files.name_lists import printable
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.logger import get_root_logger
+from basicsr.utils.text import printable
 
 RUN = ("training_states", "models", "status.json", "record.json", "train_*.log")
 """What shows that a folder is a training run's; BasicSR's have some of it, too."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basicsr.files.name_lists import printable
 from basicsr.files.weight_checks import check_weights
 from basicsr.utils.errors import CheckpointError
+from basicsr.utils.text import printable
 
 _MOST = 1 << 53  # iterations, images and ranks beyond it are no numbers that anything was counted to
 _NEVER_NEGATIVE = ("_sq", "square_avg", "exp_inf", "step_size")

@@ -17,8 +17,8 @@ from basicsr.config.schema import Options
 from basicsr.engine.checkpoint import SUPERSEDED, is_network, names_in
 from basicsr.engine.provenance import RECORD
 from basicsr.engine.status import STATUS
-from basicsr.files.name_lists import printable
 from basicsr.utils.errors import CheckpointError
+from basicsr.utils.text import printable
 
 _SHOWN = 3
 

@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from basicsr.files.lmdb_pages import find_short_file
-from basicsr.files.name_lists import printable
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import DataError, MachineError, OptionsError
+from basicsr.utils.text import printable
 
 _environments: dict[str, Any] = {}  # by real path
 _known: dict[str, Any] = {}  # the same by absolute paths as they are given: resolving links takes longer than reading

@@ -21,8 +21,8 @@ import torch
 
 from basicsr.files.image_decoding import DamageError, decode, to_gray
 from basicsr.files.image_headers import MOST_PIXELS, Content, HeaderError, ImageHeader, find_fault, read_header
-from basicsr.files.name_lists import printable
 from basicsr.utils.errors import DataError
+from basicsr.utils.text import printable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from basicsr.files.name_lists import leaves_folder, printable, read_lines
+from basicsr.files.name_lists import leaves_folder, read_lines
 from basicsr.utils.errors import DataError, MachineError
+from basicsr.utils.text import printable
 
 _META_LINE = re.compile(
     r"(?P<name>.+?) \((?P<height>[0-9]{1,9}),(?P<width>[0-9]{1,9}),(?P<channels>[0-9]{1,9})\)(?: (?P<level>[0-9]+))?"

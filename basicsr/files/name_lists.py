@@ -13,6 +13,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import DataError
+from basicsr.utils.text import printable
 
 _LARGEST_FILE = 1 << 28  # bytes; 5 million names of 50 bytes
 _LONGEST_LINE = 4096
@@ -65,20 +66,6 @@ def leaves_folder(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
     return bool(absolute) or ".." in parts or parts[-1][:1] in ("", ".")
-
-
-def printable(text: str) -> str:
-    """The text in one line that any terminal can show: what cannot be printed is escaped as in Python."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
-    )
-
-
-def printable_lines(text: str) -> str:
-    """As `printable`, of a text whose lines are meant."""
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def _controls(character: str) -> bool:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from basicsr.data.checks.surroundings import count_images, looks_like_image, some
-from basicsr.files.name_lists import printable
 from basicsr.inference.picture_writing import FORMATS
 from basicsr.inference.pictures import PICTURE_SUFFIXES, PictureFile
 from basicsr.utils.errors import DataError
 from basicsr.utils.misc import scandir
+from basicsr.utils.text import printable
 
 
 @dataclass(frozen=True)

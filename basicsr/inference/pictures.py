@@ -23,9 +23,9 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from basicsr.files.image_decoding import decode, upright
 from basicsr.files.image_headers import MOST_TO_CUT, Content, HeaderError, ImageHeader, find_fault, read_header, sniff
 from basicsr.files.images import IMAGE_SUFFIXES, find_damage
-from basicsr.files.name_lists import printable
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import DataError, UserError
+from basicsr.utils.text import printable
 
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 

@@ -16,7 +16,8 @@ from basicsr.metrics.psnr_ssim_pt import eight_bit_levels
 from basicsr.metrics.traits import Traits, described
 from basicsr.utils.errors import DataError, MachineError, OptionsError
 from basicsr.utils.ranges import Border
-from basicsr.utils.registry import METRIC_REGISTRY, nearest
+from basicsr.utils.registry import METRIC_REGISTRY
+from basicsr.utils.text import nearest
 from basicsr.utils.torchvision_import import import_torchvision
 
 _INSTALL = "install it: pip install -e .[metrics]"

@@ -13,7 +13,7 @@ from torch import nn
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import Doubt
 from basicsr.utils.ranges import BelowOne, Probability, WeightDecay
-from basicsr.utils.registry import nearest
+from basicsr.utils.text import nearest
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name: getattr(torch.optim, name)

@@ -17,8 +17,8 @@ from annotated_types import Gt, Le
 
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Iterations, IterationsOrNone, PositiveWeight, SmallOrNone
-from basicsr.utils.registry import nearest
 from basicsr.utils.signatures import Conflict, Misfit, bind_arguments
+from basicsr.utils.text import nearest
 
 _NEARLY = 0.02  # by which part a schedule may be longer or shorter than the training
 Gamma = Annotated[float, Gt(0), Le(10)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from basicsr.files.run_history import HISTORY, ITERATION, read_history
 from basicsr.report.plots import COLOURS, MARKERS, plot_style
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.registry import nearest
+from basicsr.utils.text import nearest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,6 @@ saved as `basicsr/archs/my_arch.py`, is `network_g: {type: MyArch}` in the optio
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import re
@@ -22,32 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.utils.errors import OptionsError
-
-
-def nearest(name: str, allowed: list[str]) -> str:
-    """Returns `" (did you mean 'x'?)"` for the entry of `allowed` most like `name`, or an empty string."""
-    lowered = {entry.lower(): entry for entry in allowed}
-    given = str(name).lower()
-    close = difflib.get_close_matches(given, list(lowered), n=5, cutoff=0.6)
-    # Of two short names with their letters swapped, such as rl and lr, difflib sees one letter in common.
-    close += [entry for entry in lowered if len(entry) == len(given) < 4 and sorted(entry) == sorted(given)]
-    if not close:
-        return ""
-    return f" (did you mean '{lowered[min(close, key=lambda entry: edit_distance(given, entry))]}'?)"
-
-
-def edit_distance(a: str, b: str) -> int:
-    """How many letters must be dropped, added, replaced or swapped with their neighbour to make `b` of `a`."""
-    before: list[int] = []
-    row = list(range(len(b) + 1))
-    for i, sign in enumerate(a, 1):
-        before, last, row = row, before, [i]
-        for j, other in enumerate(b, 1):
-            best = min(before[j] + 1, row[-1] + 1, before[j - 1] + (sign != other))
-            if i > 1 and j > 1 and sign == b[j - 2] and other == a[i - 2]:
-                best = min(best, last[j - 2] + 1)
-            row.append(best)
-    return row[-1]
+from basicsr.utils.text import nearest
 
 
 class Registry:

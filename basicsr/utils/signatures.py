@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from basicsr.utils.errors import AssertedOptionsError, OptionsError
-from basicsr.utils.registry import nearest
+from basicsr.utils.text import nearest, shown
 
 Conflict = tuple[str, str]
 """A key of a component's options, and what is wrong with its value beside others."""
@@ -217,15 +217,6 @@ def unknown_key_message(key: str, allowed: Sequence[str]) -> str:
 def describe(expected: str, value: Any) -> str:
     """Turns a validator's sentence into ours: what is allowed, then what was given."""
     return f"{_uncapitalised(expected).replace('valid tuple', 'list')}, got {shown(value)}"
-
-
-def shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # whole numbers of thousands of digits
-        return f"a value of type {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _uncapitalised(sentence: str) -> str:

@@ -1,4 +1,4 @@
-"""Numbers of bytes: of tensors, and as people read them."""
+"""Bytes that tensors take."""
 
 from __future__ import annotations
 
@@ -15,11 +15,3 @@ def size_of(content: Any) -> int:
     if isinstance(content, Mapping):
         return sum(size_of(value) for value in content.values())
     return sum(size_of(value) for value in content) if isinstance(content, (list, tuple)) else 0
-
-
-def readable(size: int) -> str:
-    """A number of bytes as people read it: '480 MB'."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}" if size < 10 * factor else f"{size / factor:.0f} {unit}"
-    return f"{size} B"

@@ -38,8 +38,8 @@ from basicsr.data.pairing import advice, check_depths
 from basicsr.files.file_client import FileClient
 from basicsr.files.image_headers import ImageHeader
 from basicsr.files.images import check_header, imfrombytes
-from basicsr.files.name_lists import printable
 from basicsr.utils.errors import DataError, UserError
+from basicsr.utils.text import printable
 
 
 @dataclass(frozen=True)

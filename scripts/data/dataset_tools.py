@@ -27,9 +27,9 @@ from basicsr.engine.process.stop import Interrupted
 from basicsr.files.file_client import FileClient
 from basicsr.files.image_headers import MOST_PIXELS
 from basicsr.files.images import IMAGE_SUFFIXES, imfrombytes
-from basicsr.files.name_lists import printable
 from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.misc import scandir
+from basicsr.utils.text import printable
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -44,8 +44,8 @@ from basicsr.data.data_util import images_by_stem, paired_paths_from_folder
 from basicsr.data.pairing import Size, check_depths, check_whole_pair
 from basicsr.files.image_headers import MOST_TO_CUT
 from basicsr.files.images import imwrite
-from basicsr.files.name_lists import printable
 from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.text import printable
 
 _SHOWN = 20
 _LR_NAME = re.compile(r"^x\d+$|(^|[^a-z])(lr|lq)([^a-z]|bic|$)")

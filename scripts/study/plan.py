@@ -20,7 +20,7 @@ from basicsr.engine.logs.metric_writers import flat
 from basicsr.engine.precision_choice import Choice
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import Amp
-from basicsr.utils.registry import nearest
+from basicsr.utils.text import nearest
 
 METHODS = Path(__file__).resolve().parents[2] / "options/methods"
 

@@ -9,8 +9,9 @@ import pytest
 
 from basicsr.config.schema import FrozenMapping
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.registry import Registry, nearest
+from basicsr.utils.registry import Registry
 from basicsr.utils.signatures import Problem, bind_arguments, find_problems, type_mismatch
+from basicsr.utils.text import nearest
 
 
 class Blur:

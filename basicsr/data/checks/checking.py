@@ -28,8 +28,8 @@ from basicsr.data.loading import prepare_worker
 from basicsr.data.pairing import check_depths, check_patches_fit, check_whole_pair
 from basicsr.data.storage import StoredImages, name_of
 from basicsr.files.lmdb_databases import read_meta_info
-from basicsr.files.name_lists import printable
 from basicsr.utils.errors import DataError, MachineError
+from basicsr.utils.text import printable
 
 if TYPE_CHECKING:
     from basicsr.config.schema import DatasetOptions

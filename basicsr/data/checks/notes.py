@@ -18,8 +18,8 @@ from typing import Any
 from basicsr.data.checks.inspection import Finding
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.image_headers import ImageHeader
-from basicsr.files.name_lists import printable
 from basicsr.utils.errors import CheckpointError
+from basicsr.utils.text import printable
 
 # Changes whenever another verdict on the same file becomes possible.
 VERSION = 4

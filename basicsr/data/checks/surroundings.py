@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from basicsr.data.storage import StoredImages
 from basicsr.files.file_client import count_values
 from basicsr.files.images import IMAGE_SUFFIXES
-from basicsr.files.name_lists import printable
 from basicsr.utils.errors import DataError
 from basicsr.utils.misc import is_folder, scandir
+from basicsr.utils.text import printable
 
 _NAMED = 3
 _COUNTED_AT_MOST = 10_000

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from basicsr.engine.process.stop import Interrupted, Preempted
 from basicsr.engine.process.streams import guard_streams, output_failure
-from basicsr.files.name_lists import printable_lines
 from basicsr.utils.errors import CheckpointError, ForeignError, UserError
+from basicsr.utils.text import printable_lines
 
 _GRACE_SECONDS = 5.0
 

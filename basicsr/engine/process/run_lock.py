@@ -12,9 +12,9 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from basicsr.engine.process.distributed import RankInfo, on_master
-from basicsr.files.name_lists import printable
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import get_root_logger
+from basicsr.utils.text import printable
 
 LOCK = ".lock"
 """Name of the lock in a folder."""

@@ -60,7 +60,7 @@ from basicsr.utils.logger import Doubt
 from basicsr.utils.pass_times import faster_precision, warn_if_slow
 from basicsr.utils.precision import Amp, Precision
 from basicsr.utils.randomness import seed_everything
-from basicsr.utils.sizes import readable
+from basicsr.utils.text import readable
 from basicsr.weights.spandrel_network import SpandrelNetwork
 
 _OWN_DATASET_KEYS = ("name", "phase", "scale")
