@@ -1,298 +1,240 @@
-"""A pickle machine that knows plain values and what it is given names for, and nothing else of this process.
+"""Unpickles plain values, and what it is given names for; imports, calls and changes nothing else.
 
-Python's unpickler imports and calls what a file names. torch's restricted one (`weights_only`) calls a list of
-functions, but knows no limits of depth, time and memory. This machine reads the same instructions and keeps to limits.
-It is the only one that reads such files here, so what was checked is what is loaded.
+Python's own unpickler calls whatever a file names. PyTorch's (`weights_only`) has a list of names, but no limits of
+depth, time and memory, and lacks protocols 3 to 5. This one is Python's, reduced to the plain instructions; those that
+call, write or hash are replaced.
 """
 
 from __future__ import annotations
 
 import io
-import pickletools
+import pickle
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
-from basicsr.files.stored_zip import Refused
-
-MAX_PICKLE_BYTES = 64 << 20
 MAX_OPERATIONS = 2_000_000
 MAX_DEPTH = 64
 MAX_VALUES = 10_000_000
 MAX_TUPLE_KEYS = 1000
-_PLAIN = (str, bytes, int, float, bool, type(None))
+_PLAIN_VALUES = (str, bytes, int, float, bool, type(None))
+_PLAIN_INSTRUCTIONS = (
+    *("PROTO", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"),
+    *("LONG", "LONG1", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE"),
+    *("SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "EMPTY_TUPLE", "TUPLE", "TUPLE1"),
+    *("TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "EMPTY_DICT", "EMPTY_SET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"),
+    *("GET", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4"),
+)
+_PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 writes these names
 
 
-class StrangeName(Refused):
-    """A file names something that is not in its reader's vocabulary.
-
-    Args:
-        name: such as 'os.system'.
-    """
-
-    def __init__(self, name: str) -> None:
-        what = f"Python objects other than tensors ({name[:100]!r}), which could run code; ask for a plain state dict"
-        if name.startswith("torch._utils._rebuild_"):
-            what = f"tensors that are not dense ({name[:100]!r}); ask for a plain state dict of dense ones"
-        super().__init__(f"it holds {what}")
+class Refused(ValueError):
+    """Why a file is not read, in words that complete 'it was not loaded: '."""
 
 
 class Function(NamedTuple):
-    """What a pickle may call by name: gets the arguments of the pickle, and raises Refused or any usual exception."""
+    """What a pickle may call by name."""
 
     call: Callable[..., Any]
 
 
-class Stranger:
-    """Stands for whatever a tolerant machine does not know; accepts all that a pickle does to it, and does nothing."""
+class Placeholder:
+    """Stands for whatever a tolerant unpickler does not know; ignores all that a pickle does to it."""
 
     __slots__ = ()
 
 
-STRANGER = Stranger()
-_MARK = object()
+PLACEHOLDER = Placeholder()
 
 
-class PickleMachine:
-    """Carries out pickles.
+class SafeUnpickler(pickle._Unpickler):
+    """Reads pickles that follow one another in a stream in memory.
+
+    `load` raises Refused where a pickle goes beyond a limit or names something unknown, and any exception where it is
+    damaged.
 
     Args:
+        stream: where to read.
         names: what 'module.name' means: a Function, or a value that cannot be changed.
-        persistent: makes an object of a persistent id, a tuple; raises Refused.
-        tolerant: put STRANGER in the place of unknown names instead of refusing them.
+        persistent_load: makes an object of a persistent id.
+        tolerant: put PLACEHOLDER in the place of unknown names instead of refusing them.
     """
 
     def __init__(
-        self, names: Mapping[str, object], persistent: Callable[[tuple[Any, ...]], object], *, tolerant: bool = False
+        self,
+        stream: io.BytesIO,
+        names: Mapping[str, object],
+        persistent_load: Callable[[object], object],
+        *,
+        tolerant: bool = False,
     ) -> None:
-        self._names, self._persistent, self._tolerant = names, persistent, tolerant
-        self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
-        self._operations = self._tuple_keys = self._read = 0
+        super().__init__(stream, encoding="utf-8", errors="replace")  # for the strings of Python 2
+        self.persistent_load = persistent_load  # type: ignore[method-assign, assignment]
+        self._stream, self._tolerant = stream, tolerant
+        self._names = {**names, **self._builtin_names()}
+        self._operations = self._tuple_keys = 0
         self._copied = [0, 0]  # entries of containers; letters and bytes
-        self._names = {**names, **self._builtin()}
-        self._handlers = self._table()
 
-    def load(self, stream: io.BytesIO) -> object:
-        """Carries out the pickle that begins at the stream's position, and leaves the stream behind it.
-
-        Args:
-            stream: in memory: lengths that a pickle announces are asked of it.
-
-        Raises:
-            Refused: the pickle asks for what is not in the vocabulary, or goes beyond a limit.
-            Exception: of any kind, where it is damaged.
-        """
-        self._stack, self._memo = [], {}
-        self._read += len(stream.getbuffer())
-        handlers = self._handlers
-        for operation, argument, _ in pickletools.genops(stream):
+    def load(self) -> Any:
+        """The value of the next pickle."""
+        self.memo: dict[int, Any] = {}
+        self.metastack: list[list[Any]] = []
+        self.stack: list[Any] = []
+        self.append = self.stack.append
+        self.read, self.readline = self._read, self._stream.readline
+        while self._operations < MAX_OPERATIONS:
             self._operations += 1
-            if self._operations > MAX_OPERATIONS:
-                raise Refused(f"its pickle has more than {MAX_OPERATIONS} instructions")
-            handlers[operation.name](argument)
-        return self._pop()
+            code = self.read(1)
+            if code == pickle.STOP:
+                return self.stack.pop()
+            if code[0] not in self._handlers:
+                self._refuse(f"the instruction {code!r}")
+            self._handlers[code[0]](self)
+        raise Refused(f"its pickle has more than {MAX_OPERATIONS} instructions")
 
-    # What a pickle does. A handler gets the instruction's argument.
+    def pop_mark(self) -> list[Any]:
+        """What was put onto the stack since the last mark."""
+        items, self.stack = self.stack, self.metastack.pop()
+        self.append = self.stack.append
+        return items
 
-    def _table(self) -> dict[str, Callable[[Any], object]]:
-        push = self._push
-        table: dict[str, Callable[[Any], object]] = {
-            "NONE": lambda _: push(None),
-            "NEWTRUE": lambda _: push(True),
-            "NEWFALSE": lambda _: push(False),
-            "MARK": lambda _: push(_MARK),
-            "EMPTY_DICT": lambda _: push({}),
-            "EMPTY_LIST": lambda _: push([]),
-            "EMPTY_SET": lambda _: push(set()),
-            "EMPTY_TUPLE": lambda _: push(()),
-        }
-        usual = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "BINBYTES")
-        text = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES8")
-        table |= dict.fromkeys((*usual, *text), push)
-        table |= dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), self._text_of_python_2)
-        table |= dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), self._put)
-        table |= dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda number: push(self._memo[number]))
-        table |= dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda _: None)
-        return table | {
-            "MEMOIZE": lambda _: self._put(len(self._memo)),
-            "LONG4": self._long,
-            "BYTEARRAY8": lambda value: push(bytearray(value)),
-            "POP": lambda _: self._pop(),
-            "POP_MARK": lambda _: self._to_mark(),
-            "DUP": lambda _: push(self._stack[-1]),
-            "TUPLE": lambda _: push(tuple(self._to_mark())),
-            "TUPLE1": lambda _: self._tuple(1),
-            "TUPLE2": lambda _: self._tuple(2),
-            "TUPLE3": lambda _: self._tuple(3),
-            "LIST": lambda _: push(self._to_mark()),
-            "DICT": lambda _: self._set_items(self._to_mark(), push({})),
-            "APPEND": lambda _: self._extend([self._pop()]),
-            "APPENDS": lambda _: self._extend(self._to_mark()),
-            "SETITEM": lambda _: self._set_items([self._pop(), self._pop()][::-1]),
-            "SETITEMS": lambda _: self._set_items(self._to_mark()),
-            "ADDITEMS": lambda _: self._extend(self._to_mark()),
-            "FROZENSET": lambda _: push(self._set(self._to_mark())),
-            "GLOBAL": lambda name: push(self._named(*name.split(" ", 1))),
-            "STACK_GLOBAL": lambda _: push(self._named(*[self._pop(), self._pop()][::-1])),
-            "REDUCE": lambda _: self._call([self._pop(), self._pop()][::-1]),
-            "NEWOBJ": lambda _: self._call([self._pop(), self._pop()][::-1]),
-            "NEWOBJ_EX": lambda _: self._call([self._pop(), self._pop(), self._pop()][::-1]),
-            "INST": lambda name: self._call([self._named(*name.split(" ", 1)), tuple(self._to_mark())]),
-            "OBJ": lambda _: self._object(self._to_mark()),
-            "BUILD": lambda _: self._build(self._pop()),
-            "PERSID": lambda _: self._refuse("a persistent id that is text"),
-            "BINPERSID": lambda _: self._persist(self._pop()),
-            **dict.fromkeys(("EXT1", "EXT2", "EXT4"), self._extension),
-            **dict.fromkeys(("NEXT_BUFFER", "READONLY_BUFFER"), lambda _: self._refuse("a buffer beside it")),
-        }
+    def find_class(self, module: str, name: str) -> Any:
+        """What a name means here; nothing is imported."""
+        full = f"{_PYTHON_2_MODULES.get(module, module)}.{name}"
+        if full in self._names or self._tolerant:
+            return self._names.get(full, PLACEHOLDER)
+        shown = repr(full[:100])
+        if full.startswith("torch._utils._rebuild_"):
+            raise Refused(f"it holds tensors that are not dense ({shown}); ask for a plain state dict of dense ones")
+        raise Refused(
+            f"it holds Python objects other than tensors ({shown}), which could run code; ask for a plain state dict"
+        )
 
-    def _push(self, value: Any) -> Any:
-        self._stack.append(value)
-        return value
+    def get_extension(self, code: int) -> NoReturn:
+        """Refuses the short codes that any module of this process may have given to names."""
+        self._refuse(f"the unregistered extension code {code}")
 
-    def _pop(self) -> Any:
-        value = self._stack.pop()
-        if value is _MARK:
-            raise Refused("it is damaged or no checkpoint (its pickle has a mark for a value)")
-        return value
-
-    def _to_mark(self) -> list[Any]:
-        stack = self._stack
-        for at in range(len(stack) - 1, -1, -1):
-            if stack[at] is _MARK:
-                taken = stack[at + 1 :]
-                del stack[at:]
-                return taken
-        raise Refused("it is damaged or no checkpoint (its pickle lacks a mark)")
-
-    def _tuple(self, length: int) -> None:
-        if len(self._stack) < length or any(value is _MARK for value in self._stack[-length:]):
-            raise Refused("it is damaged or no checkpoint (its pickle lacks a value)")
-        self._stack[-length:] = [tuple(self._stack[-length:])]
-
-    def _put(self, number: int) -> None:
-        if self._stack[-1] is _MARK:
-            raise Refused("it is damaged or no checkpoint (its pickle has a mark for a value)")
-        self._memo[number] = self._stack[-1]
-
-    def _text_of_python_2(self, value: str) -> None:
-        # pickletools reads these bytes as Latin-1 or, where a repr, as ASCII.
-        self._push(value.encode("latin-1", "replace").decode("utf-8", "replace"))
-
-    def _long(self, value: int) -> None:
-        if value.bit_length() > 8 * 255:
-            self._refuse("an integer of more than 255 bytes")
-        self._push(value)
+    def _read(self, count: int) -> bytes:
+        content = self._stream.read(count)
+        if len(content) < count:
+            self._refuse(f"fewer than the {count} bytes that it announces")
+        return content
 
     def _extend(self, values: list[Any]) -> None:
-        target = self._stack[-1]
+        target = self.stack[-1]
         if type(target) is list:
             target.extend(values)
         elif type(target) is set:
-            target |= self._set(values)
-        elif target is not STRANGER:
+            target.update(map(self._key, values))
+        elif target is not PLACEHOLDER:
             self._refuse(f"something added to a {type(target).__name__}")
 
-    def _set_items(self, flat: list[Any], target: Any = None) -> None:
-        target = self._stack[-1] if target is None else target
-        if len(flat) % 2 or not isinstance(target, (dict, Stranger)):
+    def _set_items(self, flat: list[Any]) -> None:
+        target = self.stack[-1]
+        if len(flat) % 2 or not isinstance(target, (dict, Placeholder)):
             self._refuse(f"keys set in a {type(target).__name__}")
         if isinstance(target, dict):
-            for key, value in zip(flat[::2], flat[1::2], strict=True):
-                target[self._key(key)] = value
+            target.update(self._pairs(zip(flat[::2], flat[1::2], strict=True)))
 
-    def _set(self, values: list[Any]) -> set[Any]:
-        return {self._key(value) for value in values}
+    def _pairs(self, pairs: Any) -> list[tuple[Any, Any]]:
+        return [(self._key(key), value) for key, value in pairs]
 
     def _key(self, key: Any) -> Any:
-        """A key that is hashed in no time, whatever else is in the dict; STRANGER for others where tolerant."""
+        """The key if it is cheap to hash whatever else is in the dict; PLACEHOLDER for others where tolerant."""
         problem = None
         if type(key) is int and not -(1 << 63) <= key < 1 << 63:  # many of these could share one hash
             problem = "a key that is an integer of more than 64 bits"
-        elif type(key) is tuple and all(type(part) in _PLAIN for part in key):
+        elif type(key) is tuple and all(type(part) in _PLAIN_VALUES for part in key):
             self._tuple_keys += 1  # likewise
             if self._tuple_keys > MAX_TUPLE_KEYS or len(key) > MAX_DEPTH:
                 problem = "too many keys that are tuples"
-        elif type(key) not in _PLAIN and key is not STRANGER:
+        elif type(key) not in _PLAIN_VALUES and key is not PLACEHOLDER:
             problem = f"a key that is a {type(key).__name__}"
         if problem and not self._tolerant:
             self._refuse(problem)
-        return STRANGER if problem else key
+        return PLACEHOLDER if problem else key
 
-    def _named(self, module: Any, name: Any) -> object:
-        if not (isinstance(module, str) and isinstance(name, str)):
-            self._refuse("a name that is no text")
-        full = f"{_NEW_MODULES.get(module, module)}.{name}"
-        if full in self._names:
-            return self._names[full]
-        if self._tolerant:
-            return STRANGER
-        raise StrangeName(full)
-
-    def _call(self, called: list[Any]) -> None:
-        function, arguments = called[:2]
-        if function is STRANGER or (self._tolerant and not isinstance(function, Function)):
-            self._push(STRANGER)
-        elif not isinstance(function, Function) or not isinstance(arguments, tuple) or len(called) > 2:
-            self._refuse(f"a call of a {type(function).__name__}")
+    def _call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if isinstance(function, Function) and isinstance(arguments, tuple):
+            self.append(function.call(*arguments))
         else:
-            self._push(function.call(*arguments))
+            self._make_unknown(function)
 
-    def _object(self, parts: list[Any]) -> None:
-        if not parts:
-            self._refuse("an object of no class")
-        self._call([parts[0], tuple(parts[1:])])
+    def _make_unknown(self, kind: Any) -> None:
+        if not self._tolerant:
+            self._refuse(f"a call of a {type(kind).__name__}")
+        self.append(PLACEHOLDER)
 
-    def _build(self, state: Any) -> None:
-        target = self._stack[-1]
+    def _instance(self) -> None:
+        module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
+        kind = self.find_class(module, name)
+        self.pop_mark()
+        self._make_unknown(kind)
+
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
         if type(target) is OrderedDict:
             # state_dict() leaves the versions of its modules here. Other attributes could hide a dict's methods.
             if isinstance(state, dict) and isinstance(state.get("_metadata"), dict):
                 target._metadata = state["_metadata"]  # type: ignore[attr-defined]
-        elif target is not STRANGER:
+        elif target is not PLACEHOLDER:
             self._refuse(f"a state for a {type(target).__name__}")
 
-    def _persist(self, name: Any) -> None:
-        if not isinstance(name, tuple):
-            self._refuse("a persistent id that is no tuple")
-        self._push(self._persistent(name))
+    def _mapping(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set_items(items)
 
-    def _extension(self, code: int) -> None:
-        self._refuse(f"the unregistered extension code {code}")
-
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, what: str) -> NoReturn:
         raise Refused(f"it is damaged or no checkpoint (its pickle has {what})")
+
+    _handlers: ClassVar[dict[int, Callable[[Any], object]]] = {
+        **{
+            code[0]: pickle._Unpickler.dispatch[code[0]] for code in (getattr(pickle, it) for it in _PLAIN_INSTRUCTIONS)
+        },
+        pickle.FRAME[0]: lambda self: self.read(8),
+        pickle.BYTEARRAY8[0]: lambda self: self.append(bytearray(self.read(int.from_bytes(self.read(8), "little")))),
+        pickle.APPEND[0]: lambda self: self._extend([self.stack.pop()]),
+        pickle.APPENDS[0]: lambda self: self._extend(self.pop_mark()),
+        pickle.ADDITEMS[0]: lambda self: self._extend(self.pop_mark()),
+        pickle.SETITEM[0]: lambda self: self._set_items([self.stack.pop(), self.stack.pop()][::-1]),
+        pickle.SETITEMS[0]: lambda self: self._set_items(self.pop_mark()),
+        pickle.DICT[0]: _mapping,
+        pickle.FROZENSET[0]: lambda self: self.append(frozenset(map(self._key, self.pop_mark()))),
+        pickle.REDUCE[0]: _call,
+        pickle.NEWOBJ[0]: _call,
+        pickle.NEWOBJ_EX[0]: lambda self: self._make_unknown([self.stack.pop() for _ in range(3)].pop()),
+        pickle.INST[0]: _instance,
+        pickle.OBJ[0]: lambda self: self._make_unknown(self.pop_mark()[0]),
+        pickle.BUILD[0]: _build,
+    }
 
     # What every pickle may call: plain values that have no instruction of their own in old protocols.
 
-    def _builtin(self) -> dict[str, object]:
+    def _builtin_names(self) -> dict[str, object]:
         return {
             "collections.OrderedDict": Function(self._ordered),
             "collections.Counter": Function(lambda content=(): Counter(self._ordered(content))),
-            "builtins.set": Function(lambda content=(): self._set(self._copy(content, list))),
+            "builtins.set": Function(lambda content=(): set(map(self._key, self._copy(content, list)))),
             "builtins.complex": Function(lambda real, imaginary: complex(float(real), float(imaginary))),
             "builtins.bytearray": Function(self._bytearray),
             "_codecs.encode": Function(self._encode),
         }
 
-    def _copy(self, content: Any, kind: type | tuple[type, ...]) -> Any:
+    def _copy(self, content: Any, *kinds: type[Any]) -> Any:
         """`content`, if it is of this kind, and if copies of it are no way to fill the memory with a small file."""
-        if not isinstance(content, kind):
+        if not isinstance(content, kinds):
             self._refuse(f"a copy of a {type(content).__name__}")
         is_text = isinstance(content, (str, bytes))
         self._copied[is_text] += len(content)
-        if self._copied[is_text] > (self._read if is_text else self._operations):
+        if self._copied[is_text] > (len(self._stream.getbuffer()) if is_text else self._operations):
             self._refuse("too many copies of its own parts")
         return content
 
     def _ordered(self, content: Any = ()) -> OrderedDict[Any, Any]:
-        pairs = self._copy(content, (dict, list, tuple))
-        if isinstance(pairs, dict):
-            pairs = pairs.items()
-        if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-            self._refuse("an OrderedDict of what are no pairs")
-        return OrderedDict((self._key(key), value) for key, value in pairs)
+        pairs = self._copy(content, dict, list, tuple)
+        return OrderedDict(self._pairs(pairs.items() if isinstance(pairs, dict) else pairs))
 
     def _bytearray(self, content: Any = b"", encoding: Any = None) -> bytearray:
         return bytearray(self._encode(content, encoding) if encoding is not None else self._copy(content, bytes))
@@ -300,49 +242,30 @@ class PickleMachine:
     def _encode(self, content: Any, encoding: Any) -> bytes:
         if encoding not in ("latin1", "latin-1"):
             self._refuse("text in another encoding than Latin-1")
-        text: str = self._copy(content, str)
-        return text.encode("latin-1")
-
-
-# Protocol 2 writes the names of Python 2.
-_NEW_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+        encoded: bytes = self._copy(content, str).encode("latin-1")
+        return encoded
 
 
 def check_nesting(value: object) -> None:
-    """Refuses what a walk over the value would not come to the end of, though it takes little memory.
-
-    Raises:
-        Refused: it holds itself, is nested deeper than MAX_DEPTH, or has more than MAX_VALUES entries if each is
-            counted as often as it is reached.
-    """
-    done: dict[int, tuple[int, int]] = {}  # depth and number of values of finished containers
-    waiting: list[tuple[Any, Iterator[Any]]] = [(value, iter(_inside(value)))]
-    open_now = {id(value)}
-    while waiting:
-        container, rest = waiting[-1]
-        below = next((part for part in rest if id(part) not in done and _is_container(part)), None)
-        if below is not None:
-            if id(below) in open_now:
-                raise Refused("it is damaged or no checkpoint (a part of it holds itself)")
-            if len(waiting) >= MAX_DEPTH:
-                raise Refused(f"it is damaged or no checkpoint (its parts are nested deeper than {MAX_DEPTH})")
-            open_now.add(id(below))
-            waiting.append((below, iter(_inside(below))))
-            continue
-        waiting.pop()
-        open_now.discard(id(container))
-        sizes = [done.get(id(part), (0, 1)) for part in _inside(container)]
-        depth, count = 1 + max((size[0] for size in sizes), default=0), 1 + sum(size[1] for size in sizes)
-        if depth > MAX_DEPTH or count > MAX_VALUES:
-            raise Refused(f"it is damaged or no checkpoint (nested {depth} deep, with {count} values)")
-        done[id(container)] = (depth, count)
+    """Raises Refused for a value that is small in memory, but deeper or longer for those who walk through it."""
+    _measured(value, 0, {})
 
 
-def _is_container(value: object) -> bool:
-    return isinstance(value, (dict, list, tuple))
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value.values(), *vars(value).values()] if type(value) is OrderedDict else list(value.values())
-    return list(value) if isinstance(value, (list, tuple)) else []
+def _measured(value: Any, depth: int, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Containers on top of each other, and values, each counted as often as it is reached."""
+    if not isinstance(value, (dict, list, tuple)):
+        return 0, 1
+    if depth >= MAX_DEPTH:
+        raise Refused(f"it is damaged or no checkpoint (its parts are nested deeper than {MAX_DEPTH})")
+    found = known.setdefault(id(value), (0, 0))
+    if found is None:
+        raise Refused("it is damaged or no checkpoint (a part of it holds itself)")
+    if not found[0]:
+        known[id(value)] = None  # until all of it is measured
+        parts = [*value.values(), *getattr(value, "__dict__", {}).values()] if isinstance(value, dict) else value
+        sizes = [_measured(part, depth + 1, known) for part in parts]
+        found = 1 + max((size[0] for size in sizes), default=0), 1 + sum(size[1] for size in sizes)
+        known[id(value)] = found
+    if depth + found[0] > MAX_DEPTH or found[1] > MAX_VALUES:
+        raise Refused(f"it is damaged or no checkpoint (nested {depth + found[0]} deep, with {found[1]} values)")
+    return found

@@ -6,37 +6,61 @@ what was checked is what is read.
 
 from __future__ import annotations
 
+import functools
 import io
+import math
 import os
 import stat
 import struct
 import sys
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from basicsr.files.safe_pickles import MAX_PICKLE_BYTES, STRANGER, PickleMachine, check_nesting
-from basicsr.files.stored_zip import Refused, StoredZip
-from basicsr.files.tensor_pickles import Storage, StorageKind, Tensors, View, vocabulary
+from basicsr.files.safe_pickles import PLACEHOLDER, Function, Refused, SafeUnpickler, check_nesting
 from basicsr.utils.errors import CheckpointError
 
+MAX_PICKLE_BYTES = 64 << 20
+MAX_MEMBERS = 200_000
+MAX_DIRECTORY_BYTES = 16 << 20
+MAX_TENSORS = 200_000
+MAX_DIMENSIONS = 64
+# Modules that are used several times stand in a state dict as often. Whoever copies all tensors takes so many times
+# the file's size.
+MAX_SHARING = 64
+_LEAST_SHARED = 1 << 24
+_MAX_KEY = 200
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
-_MAX_KEY = 200
 # How files begin that are none of torch.save, and what they are.
-_OTHERS = (
-    (b"\x1f\x8b", "it is compressed by gzip; unpack it"),
-    (b"BZh", "it is compressed by bzip2; unpack it"),
-    (b"\xfd7zXZ", "it is compressed by xz; unpack it"),
-    (b"\x28\xb5\x2f\xfd", "it is compressed by zstd; unpack it"),
-    (b"7z\xbc\xaf", "it is a 7-Zip archive; unpack it"),
-    (b"Rar!", "it is a RAR archive; unpack it"),
-    (b"\x93NUMPY", "it is an array of NumPy; give weights saved by torch.save or safetensors"),
-    (b"\x89HDF", "it is an HDF5 file, as Keras writes them; give weights saved by torch.save or safetensors"),
+_OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
+    ((b"\x1f\x8b",), "it is compressed by gzip; unpack it"),
+    ((b"BZh",), "it is compressed by bzip2; unpack it"),
+    ((b"\xfd7zXZ",), "it is compressed by xz; unpack it"),
+    ((b"\x28\xb5\x2f\xfd",), "it is compressed by zstd; unpack it"),
+    ((b"7z\xbc\xaf",), "it is a 7-Zip archive; unpack it"),
+    ((b"Rar!",), "it is a RAR archive; unpack it"),
+    ((b"\x93NUMPY",), "it is an array of NumPy; give weights saved by torch.save or safetensors"),
+    ((b"\x89HDF",), "it is an HDF5 file, as Keras writes them; give weights saved by torch.save or safetensors"),
+    (
+        (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM"),
+        "it is an image; give a file of weights, .pth or .safetensors",
+    ),
 )
+_WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
+_STORAGES = {
+    **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"},
+    **{"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"},
+    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
+}
+_QUANTISED = {"qint8", "quint8", "qint32", "quint4x2", "quint2x4"}
+_QUANTISED |= {f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)}
+_DTYPES = {name: kind for name, kind in vars(torch).items() if isinstance(kind, torch.dtype) and name not in _QUANTISED}
 
 
 @contextmanager
@@ -44,7 +68,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The file and its size in bytes; folders, devices and pipes, at which reading could wait for ever, are refused.
 
     Raises:
-        CheckpointError: it is no file, or cannot be read.
+        CheckpointError: it is no file, of another kind, cannot be read, or the block failed to make sense of it.
     """
     try:
         _refuse_special(path, os.stat(path).st_mode)
@@ -52,7 +76,11 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
             status = os.fstat(file.fileno())
             _refuse_special(path, status.st_mode)
-            yield file, status.st_size
+            with _refusals(path):
+                if reason := _other_kind(file.read(512)):
+                    raise Refused(reason)
+                file.seek(0)
+                yield file, status.st_size
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"checkpoint {path} does not exist; check the path") from None
     except OSError as error:
@@ -61,6 +89,20 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         if isinstance(error, CheckpointError) or "null" not in str(error):
             raise
         raise CheckpointError(f"checkpoint {str(path)!r} does not exist; check the path") from None
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (CheckpointError, OSError):
+        raise
+    except Refused as error:
+        raise CheckpointError(f"checkpoint {path} was not loaded: {error}") from error
+    except Exception as error:  # a damaged file makes a reader fail in any way
+        said = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = f" ({said})" if " " in said else ""
+        raise CheckpointError(f"checkpoint {path} was not loaded: it is damaged or no checkpoint{reason}") from error
 
 
 def _refuse_special(path: Path, mode: int) -> None:
@@ -80,11 +122,31 @@ def load_tensors(path: str | os.PathLike[str], *, checksums: bool = True) -> Any
     Raises:
         CheckpointError: the file is missing, damaged, or holds objects other than tensors and plain values.
     """
-    path = Path(path)
-    with opened(path) as (file, size), _refusals(path):
-        content = _read(file, size, checksums)
-        check_nesting(content)
+    with opened(Path(path)) as (file, size):
+        return read_torch_file(file, size, checksums)
+
+
+def read_torch_file(file: BinaryIO, size: int, checksums: bool = True) -> Any:
+    """As `load_tensors`, from an open file; raises Refused and whatever damaged files lead to."""
+    file.seek(0)
+    is_zip = file.read(2) == b"PK"
+    content = (_Archive(file, size, checksums) if is_zip else _Legacy(file, size)).content()
+    check_nesting(content)
     return content
+
+
+def _other_kind(head: bytes) -> str | None:
+    """What a file is, and what to do, where its first 512 bytes show that torch.save did not write it."""
+    text = head.lstrip().lower()
+    if not head:
+        return "it is damaged or no checkpoint (it is empty); fetch or copy it again"
+    if text.startswith(_WEB_PAGES):
+        return "it is a web page, not the file behind it; open the link in a browser and save the file itself"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself; run `git lfs pull`"
+    if head[257:262] == b"ustar":
+        return "it is a tar archive, as PyTorch before 0.1.10 wrote them; unpack it, or save the weights anew"
+    return next((reason for beginnings, reason in _OTHERS if head.startswith(beginnings)), None)
 
 
 def load_state_dict_only(
@@ -109,17 +171,14 @@ def load_state_dict_only(
     Raises:
         CheckpointError: the file is missing, damaged, or holds no such tensors.
     """
-    path = Path(path)
-    with opened(path) as (file, size), _refusals(path):
-        if _head(file).startswith(b"PK"):
-            archive = _Archive(StoredZip(file, size), size)
-            described = _entries(archive.content(lambda view: view, tolerant=True), key, prefixes)
-            views = {name: view for name, view in described if isinstance(view, View)}
-            found: dict[str, Any] = {
-                name: archive.tensors.make(view) for name, view in views.items() if isinstance(view.storage, Storage)
-            }
-        else:
-            found = dict(_entries(_read(file, size, True), key, prefixes))
+    with opened(Path(path)) as (file, size):
+        is_zip = file.read(2) == b"PK"
+        content = _Archive(file, size, tolerant=True).content() if is_zip else read_torch_file(file, size)
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+        items = content.items() if isinstance(content, dict) else ()
+        asked = {name: value for name, value in items if isinstance(name, str) and name.startswith(prefixes)}
+        found = {name: value() if isinstance(value, functools.partial) else value for name, value in asked.items()}
     tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         beginning = f" that begin with {' or '.join(prefixes)}" if any(prefixes) else ""
@@ -127,178 +186,272 @@ def load_state_dict_only(
     return tensors
 
 
-def _entries(content: object, key: str, prefixes: tuple[str, ...]) -> list[tuple[str, object]]:
-    if isinstance(content, dict) and isinstance(content.get(key), dict):
-        content = content[key]
-    items = content.items() if isinstance(content, dict) else ()
-    return [(name, value) for name, value in items if isinstance(name, str) and name.startswith(prefixes)]
+class StorageKind(NamedTuple):
+    """A class of storages: the type of the numbers in them."""
+
+    dtype: torch.dtype
 
 
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Refused as error:
-        raise CheckpointError(f"checkpoint {path} was not loaded: {error}") from error
-    except Exception as error:  # a damaged pickle makes a machine fail in any way
-        said = (str(error) or type(error).__name__).splitlines()[0][:200]
-        reason = f" ({said})" if " " in said else ""
-        raise CheckpointError(f"checkpoint {path} was not loaded: it is damaged or no checkpoint{reason}") from error
+class Storage(NamedTuple):
+    """A row of numbers in the file, or the part of it, in bytes, that is a view in files of PyTorch 0.1."""
+
+    dtype: torch.dtype
+    key: str
+    begin: int
+    size: int
 
 
-def _head(file: BinaryIO) -> bytes:
-    file.seek(0)
-    head = file.read(512)
-    file.seek(0)
-    return head
-
-
-def other_kind(head: bytes) -> str | None:
-    """What a file is, and what to do, where its beginning shows that torch.save did not write it.
+class _TensorReader:
+    """What pickles of torch.save may name: dense tensors are made on the CPU, whatever device they were on.
 
     Args:
-        head: the first 512 bytes.
-    """
-    if not head:
-        return "it is damaged or no checkpoint (it is empty); fetch or copy it again"
-    if head[257:262] == b"ustar":
-        return "it is a tar archive, as PyTorch before 0.1.10 wrote them; unpack it, or save the weights anew"
-    return next((reason for beginning, reason in _OTHERS if head.startswith(beginning)), None)
-
-
-def _read(file: BinaryIO, size: int, checksums: bool) -> Any:
-    head = _head(file)
-    if reason := other_kind(head):
-        raise Refused(reason)
-    if head.startswith(b"PK"):
-        archive = _Archive(StoredZip(file, size, checksums=checksums), size)
-        return archive.content(archive.tensors.make)
-    return _Legacy(file, size).content()
-
-
-class _Archive:
-    """A ZIP archive of torch.save.
-
-    Args:
-        archive: its files.
-        size: of all in bytes.
-
-    Raises:
-        Refused: it is another program's archive.
+        size: of the file in bytes.
+        tolerant: replace what is unknown, and make tensors only where they are called for.
     """
 
-    def __init__(self, archive: StoredZip, size: int) -> None:
-        self._archive = archive
-        self._folder = _folder(archive)
+    def __init__(self, size: int, tolerant: bool) -> None:
+        self._tolerant, self._tensors, self._numbers_left = tolerant, 0, MAX_SHARING * size + _LEAST_SHARED
         self._rows: dict[str, torch.UntypedStorage] = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        self.tensors = Tensors(self, size)
-        order = f"{self._folder}/byteorder"
-        saved = archive.read(order, 16).decode("ascii", "replace") if order in archive.members else "little"
-        if saved not in ("little", "big"):
-            raise Refused(f"it is damaged or no checkpoint (its byte order is {saved!r})")
-        self._swaps = saved != sys.byteorder
 
-    def content(self, make: Callable[[View], Any], *, tolerant: bool = False) -> Any:
-        """What was saved, `make` called for each tensor."""
-        pickled = self._archive.read(f"{self._folder}/data.pkl", MAX_PICKLE_BYTES)
-        machine = PickleMachine(vocabulary(make), _strangers(self._storage, tolerant), tolerant=tolerant)
-        return machine.load(io.BytesIO(pickled))
+    def unpickler(self, stream: io.BytesIO) -> SafeUnpickler:
+        """Reads the pickles in the stream."""
+        kinds = {f"{name}Storage": StorageKind(_DTYPES[kind]) for name, kind in _STORAGES.items()}
+        names: dict[str, object] = {
+            "torch._utils._rebuild_tensor": Function(self._tensor),
+            "torch._utils._rebuild_tensor_v2": Function(self._tensor),
+            "torch._utils._rebuild_tensor_v3": Function(self._tensor_of_dtype),
+            "torch._utils._rebuild_parameter": Function(self._parameter),
+            "torch._utils._rebuild_parameter_with_state": Function(self._parameter),
+            "torch._tensor._rebuild_from_type_v2": Function(self._with_attributes),
+            "torch.Tensor": torch.Tensor,
+            "torch.nn.parameter.Parameter": Function(self._parameter),
+            "torch.Size": Function(_size),
+            "torch.device": Function(_device),
+            "torch.storage.UntypedStorage": StorageKind(torch.uint8),
+            "torch.UntypedStorage": StorageKind(torch.uint8),
+            **{f"{module}.{name}": kind for module in ("torch", "torch.cuda") for name, kind in kinds.items()},
+            **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
+        }
+        return SafeUnpickler(stream, names, self._persistent, tolerant=self._tolerant)
+
+    def storage(self, dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
+        """The storage of a persistent id; raises Refused if the file does not hold it."""
+        raise NotImplementedError
 
     def row(self, storage: Storage) -> torch.UntypedStorage:
-        """The numbers of a row, read once."""
-        if storage.key not in self._rows:
-            content = torch.empty(storage.size, dtype=torch.uint8)
-            if storage.size:
-                self._archive.read_into(f"{self._folder}/data/{storage.key}", content.numpy())
-            if self._swaps:
-                parts = storage.dtype.itemsize // (2 if storage.dtype.is_complex else 1)
-                content = content.view(-1, parts).flip(1).flatten()
-            self._rows[storage.key] = content.untyped_storage()
+        """The numbers of a row; those of old files are read later."""
         return self._rows[storage.key]
 
-    def _storage(self, kind: StorageKind, key: str, count: int) -> Storage:
-        name, size = f"{self._folder}/data/{key}", count * kind.dtype.itemsize
-        if (size or name in self._archive.members) and self._archive.size(name) != size:
-            raise Refused(f"it is damaged or no checkpoint ({name[:200]!r} has not {count} numbers)")
-        if self._dtypes.setdefault(key, kind.dtype) != kind.dtype:
-            raise Refused(f"it is damaged or no checkpoint ({name[:200]!r} is used as two types)")
-        return Storage(kind.dtype, key, 0, size)
-
-
-def _strangers(storage: Callable[[StorageKind, str, int], Storage], tolerant: bool) -> Callable[[tuple[Any, ...]], Any]:
-    def persistent(name: tuple[Any, ...]) -> Any:
+    def _persistent(self, name: object) -> object:
         match name:
-            case ("storage", StorageKind() as kind, str() as key, str(), int() as count, *rest) if (
-                len(key) <= _MAX_KEY and type(count) is int and 0 <= count < 1 << 60 and rest in ([], [None])
+            case ("storage", StorageKind(dtype), str() as key, str(), int() as count, *rest) if (
+                len(key) <= _MAX_KEY and type(count) is int and 0 <= count < 1 << 60 and len(rest) < 2
             ):
-                return storage(kind, key, count)
-        if tolerant:
-            return STRANGER
+                if self._dtypes.setdefault(key, dtype) != dtype:
+                    raise Refused("it is damaged or no checkpoint (a storage is used as two types)")
+                return self.storage(dtype, key, count, rest[0] if rest else None)
+        if self._tolerant:
+            return PLACEHOLDER
         raise Refused("it is damaged or no checkpoint (its pickle names no storage)")
 
-    return persistent
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, learns: Any = False, *more: Any) -> Any:
+        if any(more[1:]):
+            raise Refused("it holds tensors that are conjugate or negated only when they are read; save clones of them")
+        return self._described(storage, getattr(storage, "dtype", None), offset, size, stride, learns)
+
+    def _tensor_of_dtype(self, storage: Any, *described: Any) -> Any:
+        offset, size, stride, learns, _, dtype, *_ = described
+        return self._described(storage, dtype, offset, size, stride, learns)
+
+    def _described(self, storage: Any, *described: Any) -> Any:
+        if not self._tolerant:
+            return self._made(storage, *described)
+        return functools.partial(self._made, storage, *described) if isinstance(storage, Storage) else PLACEHOLDER
+
+    def _made(self, storage: Any, dtype: Any, offset: Any, size: Any, stride: Any, learns: Any) -> torch.Tensor:
+        """The tensor that a pickle describes; raises Refused if it is none, or larger than its storage."""
+        if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
+            raise Refused("it is damaged or no checkpoint (a tensor has no storage)")
+        if not (_are_numbers(size) and _are_numbers(stride) and _are_numbers((offset,))) or len(size) != len(stride):
+            raise Refused("it is damaged or no checkpoint (a tensor has no shape)")
+        count, there = math.prod(size), storage.size // dtype.itemsize
+        shape = f"a tensor of shape {tuple(size)}"
+        if math.prod(length for length, step in zip(size, stride, strict=True) if step) <= there < count:
+            raise Refused(f"it has {shape} that repeats its numbers, as torch.expand does; save a clone")
+        if count > there:
+            raise Refused(f"it is damaged or no checkpoint ({shape} is larger than its storage, of {there} numbers)")
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if (last if count else offset - 1) >= there:
+            raise Refused("it is damaged or no checkpoint (a tensor is out of bounds of its storage)")
+        self._tensors += 1
+        self._numbers_left -= count * dtype.itemsize
+        if self._tensors > MAX_TENSORS or self._numbers_left < 0:
+            raise Refused(f"it has more than {MAX_TENSORS} tensors, or they share their numbers too often")
+        begin, remainder = divmod(storage.begin, dtype.itemsize)
+        if remainder:
+            raise Refused("it is damaged or no checkpoint (a storage begins between two numbers)")
+        tensor = torch.empty(0, dtype=dtype).set_(self.row(storage), begin + offset, tuple(size), tuple(stride))
+        return tensor.requires_grad_(_learns(learns, tensor))
+
+    def _parameter(self, data: Any, learns: Any = True, hooks: Any = None, state: Any = None) -> Any:
+        if isinstance(data, torch.Tensor):
+            return torch.nn.Parameter(data.detach(), _learns(learns, data))
+        if isinstance(data, functools.partial):
+            return functools.partial(lambda: self._parameter(data(), learns))
+        if self._tolerant:
+            return data
+        raise Refused("it is damaged or no checkpoint (a parameter has no tensor)")
+
+    def _with_attributes(self, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+        """A tensor with attributes of its own, which are left out; other kinds of tensor need their class."""
+        known = (self._tensor, self._tensor_of_dtype, self._parameter)
+        is_known = isinstance(function, Function) and function.call in known and isinstance(arguments, tuple)
+        if is_known and (kind is torch.Tensor or kind == Function(self._parameter)):
+            return function.call(*arguments)
+        if self._tolerant:
+            return PLACEHOLDER
+        raise Refused("it is damaged or no checkpoint (a tensor is of no known kind)")
 
 
-def _folder(archive: StoredZip) -> str:
-    """The folder in which everything lies in an archive of torch.save."""
-    names = archive.members
-    folders = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+def _learns(requested: Any, tensor: torch.Tensor) -> bool:
+    return requested is True and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _are_numbers(values: Any) -> bool:
+    # Larger ones are no tensor's, and their product may take minutes.
+    fits = isinstance(values, tuple) and len(values) <= MAX_DIMENSIONS
+    return fits and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+
+
+def _size(size: Any) -> torch.Size:
+    if not _are_numbers(size):
+        raise Refused("it is damaged or no checkpoint (a size is no tuple of numbers)")
+    return torch.Size(size)
+
+
+def _device(kind: Any, index: Any = None) -> torch.device:
+    if not isinstance(kind, str) or not (index is None or (type(index) is int and 0 <= index < 128)):
+        raise Refused("it is damaged or no checkpoint (a device has no name)")
+    return torch.device(kind) if index is None else torch.device(kind, index)
+
+
+class _Archive(_TensorReader):
+    """A ZIP archive of torch.save: nothing in it is compressed, so nothing can unfold."""
+
+    def __init__(self, file: BinaryIO, size: int, checksums: bool = True, *, tolerant: bool = False) -> None:
+        super().__init__(size, tolerant)
+        self._file, self._checksums = file, checksums
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # None where it is no ZIP
+        if end and end[5] > MAX_DIRECTORY_BYTES:
+            raise Refused(f"it has more than the {MAX_MEMBERS} files that are read")
+        try:
+            archive = zipfile.ZipFile(file)
+        except zipfile.BadZipFile as error:
+            raise Refused(f"it is damaged or no checkpoint ({error}); fetch or copy it again") from error
+        names, members = archive.namelist(), archive.infolist()
+        if not len(set(names)) == len(names) <= MAX_MEMBERS:
+            raise Refused(f"it has more than the {MAX_MEMBERS} files that are read, or two of one name")
+        begins = sorted({member.header_offset for member in members})
+        self._limits = dict(zip(begins, [*begins[1:], archive.start_dir], strict=False))
+        if len(begins) < len(members) or not all(begin < end for begin, end in self._limits.items()):
+            raise Refused("it is damaged or no checkpoint (its files overlap); fetch or copy it again")
+        folder = _folder_of(names)
+        self._members = {name.removeprefix(folder): member for name, member in zip(names, members, strict=True)}
+        order = self.read("byteorder", 16) if "byteorder" in self._members else b"little"
+        if order not in (b"little", b"big"):
+            raise Refused(f"it is damaged or no checkpoint (its byte order is {order!r})")
+        self._swaps = order != sys.byteorder.encode()
+
+    def content(self) -> Any:
+        """What was saved."""
+        return self.unpickler(io.BytesIO(self.read("data.pkl", MAX_PICKLE_BYTES))).load()
+
+    def storage(self, dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
+        member = self._members.get(f"data/{key}")
+        if view is not None or (count and member is None) or (member and member.file_size != count * dtype.itemsize):
+            raise Refused(f"it is damaged or no checkpoint (its file {f'data/{key}'!r} has not {count} numbers)")
+        return Storage(dtype, key, 0, count * dtype.itemsize)
+
+    def row(self, storage: Storage) -> torch.UntypedStorage:
+        key, dtype = storage.key, storage.dtype
+        if key not in self._rows:
+            content = torch.empty(storage.size, dtype=torch.uint8)
+            if storage.size:
+                self.read_into(f"data/{key}", content.numpy())
+            if self._swaps:
+                content = content.view(-1, dtype.itemsize // (2 if dtype.is_complex else 1)).flip(1).flatten()
+            self._rows[key] = content.untyped_storage()
+        return self._rows[key]
+
+    def read(self, name: str, limit: int) -> bytes:
+        """The content of a small file."""
+        size = self._members[name].file_size
+        if size > limit:
+            raise Refused(f"its {name} has {size} bytes, more than the {limit} that are read")
+        content = bytearray(size)
+        self.read_into(name, content)
+        return bytes(content)
+
+    def read_into(self, name: str, target: Any) -> None:
+        """Reads a file into a writable buffer of exactly its size, and compares its CRC-32."""
+        member, view = self._members[name], memoryview(target)
+        if member.compress_type or member.flag_bits & 1 or member.compress_size != member.file_size:
+            raise Refused("it is no file of torch.save (its files are compressed or encrypted); save it anew")
+        self._file.seek(member.header_offset)
+        header = self._file.read(30)
+        if len(header) != 30 or header[:4] != b"PK\3\4":
+            raise Refused(f"it is damaged ({member.filename[:200]!r} has no header); fetch or copy it again")
+        begin = member.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+        if begin + member.file_size > self._limits[member.header_offset]:
+            raise Refused("it is damaged or no checkpoint (its files overlap); fetch or copy it again")
+        self._file.seek(begin)
+        if self._file.readinto(view) != member.file_size:  # type: ignore[attr-defined]
+            raise Refused("it is damaged or no checkpoint (it ends too early); fetch or copy it again")
+        # torch.serialization.set_crc32_options(False) writes 0.
+        if self._checksums and member.CRC and zlib.crc32(view) != member.CRC:
+            raise Refused(f"it is damaged (CRC-32 of {member.filename[:200]!r} differs); fetch or copy it again")
+
+
+def _folder_of(names: list[str]) -> str:
+    """The folder, with its slash, in which everything lies in an archive of torch.save."""
+    advice = "which would have to be run; give its weights, saved by torch.save"
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
-        raise Refused("it is a TorchScript program, which would have to be run; give its weights, saved by torch.save")
+        raise Refused(f"it is a TorchScript program, {advice}")
+    if any(name.endswith("archive_format") for name in names):
+        raise Refused(f"it is a program of torch.export, {advice}")
+    folders = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(folders) != 1:
-        raise Refused(f"it is a ZIP archive of other files ({', '.join(map(repr, list(names)[:3]))[:200]})")
+        shown = ", ".join(map(repr, names[:3]))[:200]
+        raise Refused(f"it is a ZIP archive of other files ({shown}); unpack it, or give another file")
     return folders[0]
 
 
-class _Legacy:
-    """A file of PyTorch before 1.6: pickles of a number, a version, the machine and the content, then the storages.
-
-    Args:
-        file: open.
-        size: in bytes.
-    """
+class _Legacy(_TensorReader):
+    """A file of PyTorch before 1.6: pickles of a number, a version, the machine and the content, then the storages."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
-        self._rows: dict[str, torch.UntypedStorage] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
-        self._announced = 0
-        self._tensors = Tensors(self, size)
+        super().__init__(size, tolerant=False)
+        self._file, self._size, self._announced = file, size, 0
 
     def content(self) -> Any:
-        """What was saved.
-
-        Raises:
-            Refused: it is no such file.
-        """
+        """What was saved."""
         self._file.seek(0)
         stream = io.BytesIO(self._file.read(min(self._size, MAX_PICKLE_BYTES)))
-        machine = PickleMachine(vocabulary(self._tensors.make), self._persistent)
-        for wanted in (_LEGACY_MAGIC, _LEGACY_VERSION):
-            if machine.load(stream) != wanted:
-                raise Refused("it is damaged or no checkpoint (it is a pickle, but none of torch.save)")
-        machine.load(stream)  # about the machine that wrote it
-        content = machine.load(stream)
-        keys = machine.load(stream)
-        self._fill(keys, stream.tell())
+        pickles = self.unpickler(stream)
+        if [pickles.load(), pickles.load()] != [_LEGACY_MAGIC, _LEGACY_VERSION]:
+            raise Refused("it is damaged or no checkpoint (it is a pickle, but none of torch.save)")
+        pickles.load()  # about the machine that wrote it
+        content, keys = pickles.load(), pickles.load()
+        known = isinstance(keys, list) and len(keys) == len(self._rows) and all(type(key) is str for key in keys)
+        if not known or set(keys) != set(self._rows):
+            raise Refused("it is damaged or no checkpoint (its storages are not those of its tensors)")
+        self._file.seek(stream.tell())
+        for key in keys:
+            self._fill(self._rows[key], self._dtypes[key].itemsize)
         return content
 
-    def row(self, storage: Storage) -> torch.UntypedStorage:
-        """The numbers of a row, which are filled in at the end."""
-        return self._rows[storage.key]
-
-    def _persistent(self, name: tuple[Any, ...]) -> Any:
-        match name:
-            case ("storage", StorageKind(dtype), str() as key, str(), int() as count, view) if (
-                len(key) <= _MAX_KEY and type(count) is int and 0 <= count < 1 << 60
-            ):
-                return self._storage(dtype, key, count, view)
-        raise Refused("it is damaged or no checkpoint (its pickle names no storage)")
-
-    def _storage(self, dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
+    def storage(self, dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
         size = count * dtype.itemsize
         if key not in self._rows:
             self._announced += size + 8
@@ -306,8 +459,8 @@ class _Legacy:
                 raise Refused(
                     "it is damaged or no checkpoint (its storages are larger than it); fetch or copy it again"
                 )
-            self._rows[key], self._dtypes[key] = torch.UntypedStorage(size), dtype
-        if self._dtypes[key] != dtype or self._rows[key].nbytes() != size:
+            self._rows[key] = torch.UntypedStorage(size)
+        if self._rows[key].nbytes() != size:
             raise Refused("it is damaged or no checkpoint (a storage is used as two types)")
         match view:
             case None:
@@ -316,18 +469,11 @@ class _Legacy:
                 return Storage(dtype, key, offset * dtype.itemsize, length * dtype.itemsize)
         raise Refused("it is damaged or no checkpoint (a view of a storage is none)")
 
-    def _fill(self, keys: Any, at: int) -> None:
-        known = isinstance(keys, list) and len(keys) == len(self._rows) and all(type(key) is str for key in keys)
-        if not known or set(keys) != set(self._rows):
-            raise Refused("it is damaged or no checkpoint (its storages are not those of its tensors)")
-        self._file.seek(at)
-        for key in keys:
-            row, itemsize = self._rows[key], self._dtypes[key].itemsize
-            begin = self._file.read(8)
-            if len(begin) != 8 or struct.unpack("<q", begin)[0] * itemsize != row.nbytes():
-                raise Refused("it is damaged (a storage has another length than its tensors say); fetch it again")
-            if row.nbytes():
-                content = torch.empty(0, dtype=torch.uint8).set_(row)
-                view: Any = content.numpy()
-                if self._file.readinto(view) != row.nbytes():  # type: ignore[attr-defined]
-                    raise Refused("it is damaged or no checkpoint (it ends too early); fetch or copy it again")
+    def _fill(self, row: torch.UntypedStorage, itemsize: int) -> None:
+        begin = self._file.read(8)
+        if len(begin) != 8 or struct.unpack("<q", begin)[0] * itemsize != row.nbytes():
+            raise Refused("it is damaged (a storage has another length than its tensors say); fetch it again")
+        if row.nbytes():
+            view: Any = torch.empty(0, dtype=torch.uint8).set_(row).numpy()
+            if self._file.readinto(view) != row.nbytes():  # type: ignore[attr-defined]
+                raise Refused("it is damaged or no checkpoint (it ends too early); fetch or copy it again")

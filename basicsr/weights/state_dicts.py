@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from torch import Tensor
 
-from basicsr.files.safetensors_files import load_safetensors
-from basicsr.files.stored_zip import Refused, StoredZip
-from basicsr.files.torch_files import load_tensors, opened, other_kind
+from basicsr.files.safe_pickles import Refused
+from basicsr.files.safetensors_files import read_safetensors
+from basicsr.files.torch_files import opened, read_torch_file
 from basicsr.files.weight_checks import check_not_all_zero, check_weights, without_doubles
 from basicsr.utils.errors import CheckpointError
 
@@ -23,8 +23,6 @@ _STATE_KEYS = (
     *("params_ema", "params", "state_dict", "model_state_dict", "params-ema"),
     *("model", "net", "netG", "net_g", "network_g", "generator", "G", "network"),
 )
-# How files of images begin.
-_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 # The longest name of a weight, and the most that is shown of other names in a file.
 _SHOWN = 1000
 # How many prefixes that all names share are taken off, one after the other.
@@ -65,13 +63,7 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, 
         CheckpointError: the file is missing, damaged, of another kind, or holds no weights or what are none
             (`weight_checks`).
     """
-    content: Any
-    header: dict[str, Any] = {}
-    if _kind_of(Path(path)) == "safetensors":
-        content, metadata = load_safetensors(Path(path))
-        header = {key: _meaning(value) for key, value in metadata.items()}
-    else:
-        content = load_tensors(path)
+    content, header = _content_of(Path(path))
     if not isinstance(content, Mapping):
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a state dict")
     if only_this and param_key is not None and not _holds_tensors(content.get(param_key)):
@@ -93,6 +85,21 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, 
         metadata["training"] = content["training"]
     metadata.pop("network", None)
     return WeightFile(state, key, recorded if _is_options(recorded) else None, metadata, remark)
+
+
+def _content_of(path: Path) -> tuple[Any, dict[str, Any]]:
+    """What a file holds, and what a safetensors header says beside it."""
+    with opened(path) as (file, size):
+        if path.suffix == ".state":
+            raise Refused("it is what else a training needs to go on; give the weights, models/net_g_*.pth")
+        if path.suffix.lower() == ".onnx":
+            raise Refused("it is an ONNX graph; give the PyTorch weights that it was made from")
+        head = file.read(9)
+        announced = int.from_bytes(head[:8], "little")
+        if path.suffix != ".safetensors" and not (head[8:] == b"{" and announced <= size - 8):
+            return read_torch_file(file, size), {}
+        tensors, metadata = read_safetensors(file, size)
+        return tensors, {key: _meaning(value) for key, value in metadata.items()}
 
 
 def inner_states(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -191,51 +198,3 @@ def _meaning(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
-
-
-def _kind_of(path: Path) -> str:
-    """'safetensors' or 'torch'; other kinds of file that pass for checkpoints are refused by name.
-
-    Raises:
-        CheckpointError: the file is missing, or is no file of weights.
-    """
-    with opened(path) as (file, size):
-        head = file.read(512)
-        reason = _no_weights(path, head) or (_no_weights_inside(file, size) if head.startswith(b"PK") else None)
-    if reason:
-        raise CheckpointError(f"checkpoint {path} was not loaded: {reason}")
-    announced = int.from_bytes(head[:8], "little")
-    is_safetensors = path.suffix == ".safetensors" or (head[8:9] == b"{" and announced <= size - 8)
-    return "safetensors" if is_safetensors else "torch"
-
-
-def _no_weights(path: Path, head: bytes) -> str | None:
-    text = head.lstrip().lower()
-    if not head:
-        return "it is empty; fetch or copy it again"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "it is a web page, not the file behind it; open the link in a browser and save the file itself"
-    if text.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself; run `git lfs pull`"
-    if head.startswith(_IMAGES):
-        return "it is an image; give a file of weights, .pth or .safetensors"
-    if path.suffix == ".state":
-        return "it is what else a training needs to go on; give the weights, models/net_g_*.pth"
-    if path.suffix.lower() == ".onnx":
-        return "it is an ONNX graph; give the PyTorch weights that it was made from"
-    return other_kind(head)
-
-
-def _no_weights_inside(file: BinaryIO, size: int) -> str | None:
-    try:
-        names = list(StoredZip(file, size).members)
-    except Exception as error:  # a damaged archive makes a reader fail in many ways
-        return str(error) if isinstance(error, Refused) else "it is damaged; fetch or copy it again"
-    if any("/code/" in name for name in names):
-        return "it is a TorchScript program, which would have to be run; give its weights, saved by torch.save"
-    if any(name.endswith("archive_format") for name in names):
-        return "it is a program of torch.export, which would have to be run; give its weights, saved by torch.save"
-    if names and not any(name.endswith("data.pkl") for name in names):
-        shown = ", ".join(map(repr, names[:3]))[:200]
-        return f"it is a ZIP archive of other files ({shown}); unpack it, or give another file"
-    return None

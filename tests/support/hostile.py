@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from basicsr.files.safe_pickles import MAX_DEPTH, MAX_OPERATIONS
-from basicsr.files.stored_zip import MAX_MEMBERS
-from basicsr.files.tensor_pickles import MAX_DIMENSIONS
+from basicsr.files.torch_files import MAX_DIMENSIONS, MAX_MEMBERS
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ROW = struct.pack("<4f", 1, 2, 3, 4)
