@@ -18,8 +18,7 @@ if __package__ in (None, ""):  # started as a file: import the package it lies i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.engine.process.stop import Preempted, StopRequest, quiet_start
-from basicsr.utils.stop_signals import STOP_SIGNALS
-from basicsr.utils.waiting import sleep_while_waiting
+from basicsr.utils.process_settings import STOP_SIGNALS, sleep_while_waiting
 
 if __name__ == "__main__":
     quiet_start(STOP_SIGNALS)  # what is imported below takes seconds
@@ -51,8 +50,8 @@ from basicsr.files.atomic_files import sha256_of
 from basicsr.models import recognise_networks
 from basicsr.utils.dist_util import averages, gather_objects, raise_together
 from basicsr.utils.errors import NonFiniteError, UserError
-from basicsr.utils.host_memory import keep_freed_memory
 from basicsr.utils.logger import log_remark
+from basicsr.utils.process_settings import keep_freed_memory
 from basicsr.utils.randomness import seed_everything
 
 _SMALLEST_SCALE = 1.0  # of fp16's losses; gradients that overflow even so do not for want of range

@@ -28,7 +28,7 @@ import torch
 from option_files.super_resolution import methods_of
 
 from basicsr.engine.process.command import run_command
-from basicsr.utils.cpu_load import cpu_times, load_between
+from basicsr.utils.hardware import cpu_times, load_between
 from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.images import write_pairs
 from benchmarks.options import shipped_options

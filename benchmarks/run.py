@@ -34,8 +34,8 @@ if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
 from basicsr.engine.process.command import run_command
-from basicsr.utils.cpu_load import cpu_times, load_between
 from basicsr.utils.errors import DataError, OptionsError, UserError
+from basicsr.utils.hardware import cpu_times, load_between
 from benchmarks.bench import FALLBACK, Bench
 from benchmarks.machine import describe
 from benchmarks.rows import auto, cache, data, gpu, metrics, numbers, ranks, stalls, start, step

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 0)]
 
 from basicsr.engine.process.stop import quiet_start
-from basicsr.utils.waiting import sleep_while_waiting
+from basicsr.utils.process_settings import sleep_while_waiting
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds

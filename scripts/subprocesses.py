@@ -13,10 +13,9 @@ from types import FrameType, TracebackType
 from typing import IO
 
 from basicsr.utils.errors import DataError, MachineError, UserError
-from basicsr.utils.stop_signals import STOP_SIGNALS, is_ignored
-from basicsr.utils.waiting import VARIABLES
+from basicsr.utils.process_settings import STOP_SIGNALS, THREAD_VARIABLES, is_ignored
 
-ENVIRONMENT = {**VARIABLES, **os.environ}
+ENVIRONMENT = {**THREAD_VARIABLES, **os.environ}
 
 # A program's beginning that has Linux send it SIGTERM at its parent's death (PR_SET_PDEATHSIG, 1), which stays in
 # force for what it then becomes. subprocess could do so between fork and exec, but not safely beside PyTorch's threads.

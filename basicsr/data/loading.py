@@ -24,8 +24,7 @@ from basicsr.data.handover import HandedOver, Slots, slots_for
 from basicsr.data.sampling import KeySampler, SampleKey
 from basicsr.data.skipping import load_or_replace
 from basicsr.utils.errors import DataError, MachineError, UserError
-from basicsr.utils.host_memory import keep_freed_memory
-from basicsr.utils.stop_signals import STOP_SIGNALS
+from basicsr.utils.process_settings import STOP_SIGNALS, keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1
 _LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes of a worker's freed memory

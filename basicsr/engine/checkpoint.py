@@ -30,7 +30,7 @@ from basicsr.engine.state_checks import Misfit, check_records, iteration_of
 from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, Staged, sha256_of, stage, sync_folder, write_atomically
 from basicsr.files.torch_files import load_tensors
 from basicsr.utils.errors import CheckpointError, LostRankError, NonFiniteError
-from basicsr.utils.sizes import size_of
+from basicsr.utils.misc import size_of
 from basicsr.utils.text import readable
 
 FORMAT = 1

@@ -32,8 +32,8 @@ from basicsr.optim.ema import Ema
 from basicsr.optim.optimizers import HEADS, build_optimizer
 from basicsr.optim.schedules import build_schedule, warmed_up
 from basicsr.utils.errors import NonFiniteError, OptionsError
+from basicsr.utils.misc import size_of
 from basicsr.utils.randomness import seed_everything
-from basicsr.utils.sizes import size_of
 from basicsr.weights.spandrel_network import SpandrelNetwork
 
 

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 from torch import nn
 
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.logger import Doubt
+from basicsr.utils.logger import WarningRemark
 from basicsr.utils.ranges import BelowOne, Probability, WeightDecay
 from basicsr.utils.text import nearest
 
@@ -120,7 +120,7 @@ def changed_decay(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> li
     """What the log should say of heads that were saved with another weight decay than they go on with."""
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return [
-        Doubt(
+        WarningRemark(
             f"the heads' weight decay was {saved['weight_decay']}, and is {group['weight_decay']} from now on"
             " (train: weight_decay_heads)"
         )

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from basicsr.utils.cpu_load import cpu_times, load_between
-from basicsr.utils.hardware import processor
+from basicsr.utils.hardware import cpu_times, load_between, processor
 from basicsr.utils.misc import wait_for
 from basicsr.utils.timing import Measured, Spread, in_turn, spread
 

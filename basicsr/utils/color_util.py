@@ -16,10 +16,7 @@ _OFFSET = np.array([16.0, 128.0, 128.0])
 
 
 def luma_of_bgr() -> np.ndarray:
-    """Y of B, G, R as a matrix (1, 4), float64: Y = b B + g G + r R + 16 with B, G, R in [0, 255] and Y in [16, 235].
-
-    In the form that OpenCV's `transform` takes.
-    """
+    """The matrix (1, 4), float64, by which OpenCV's `transform` maps B, G, R in [0, 255] to Y in [16, 235]."""
     return np.append(_RGB_TO_YCBCR[::-1, 0] / 255.0, _OFFSET[0])[None]
 
 
@@ -40,7 +37,7 @@ def rgb2ycbcr(img: np.ndarray, y_only: bool = False) -> np.ndarray:
 
 
 def bgr2ycbcr(img: np.ndarray, y_only: bool = False) -> np.ndarray:
-    """As `rgb2ycbcr`, for images whose channels are B, G, R; the result is Y, Cb, Cr."""
+    """`rgb2ycbcr` of images whose channels are B, G, R; the result is Y, Cb, Cr."""
     return _to_ycbcr(img, _RGB_TO_YCBCR[::-1], y_only)
 
 

@@ -18,22 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from basicsr.utils.errors import DataError
-from basicsr.utils.precision import Float32Conv2d
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Returns how many numbers the parameters of `network` hold, trainable or not; buffers do not count."""
+    """The number of parameters of `network`, trainable or not; buffers do not count."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def count_multiply_adds(network: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Returns the multiply-adds that `network`, in eval mode, spends on one image.
+    """The multiply-adds that `network`, in eval mode, spends on one image of shape (C, H, W).
 
     Nothing is computed: a copy of the network runs on the meta device, where tensors have shapes only.
-
-    Args:
-        network: takes one (1, C, H, W) tensor; neither moved nor changed.
-        input_shape: (C, H, W).
 
     Raises:
         DataError: the network does not take an input of this shape.
@@ -49,23 +44,16 @@ def count_multiply_adds(network: nn.Module, input_shape: tuple[int, int, int]) -
 
 
 def on_meta(network: nn.Module) -> nn.Module:
-    """A copy of a network on the meta device, where tensors have shapes only, in eval mode; weights are not copied.
-
-    Convolutions that are kept in float32 under autocast are plain ones there: the meta device has no autocast.
-    """
+    """A copy of a network, in eval mode, on the meta device, where tensors have shapes only; weights stay."""
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
         for parameter in network.parameters()
     }
-    copied = copy.deepcopy(network, memo).to("meta").eval()
-    for module in copied.modules():
-        if type(module) is Float32Conv2d:
-            module.__class__ = nn.Conv2d  # type: ignore[assignment]
-    return copied
+    return copy.deepcopy(network, memo).to("meta").eval()
 
 
 class _MultiplyAddCounter(TorchDispatchMode):
-    """Adds up in `total` what the operators run under it cost."""
+    """Adds up the costs of the operators run under it."""
 
     def __init__(self) -> None:
         super().__init__()

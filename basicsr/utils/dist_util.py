@@ -1,4 +1,4 @@
-"""What any piece of code may ask about the process group, and the collectives that losses and metrics need."""
+"""This process's rank, and the collectives that losses and metrics need."""
 
 from __future__ import annotations
 
@@ -32,14 +32,11 @@ def master_only(function: Function) -> Function:
 
 
 def gather_with_gradient(local: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Concatenates `local`, shape (B, ...), of all ranks in rank order; also says at which row `local` begins.
+    """Concatenates `local`, shape (B, ...), of all ranks in rank order: (world * B, ...), and the row of `local`.
 
     The gradient of a rank's slice is the sum of the gradients that all ranks compute for it. With the average that
     DistributedDataParallel takes, a loss averaged over each rank's queries thus has the gradients of one rank that
     holds the whole batch. All ranks must call it, with equal shapes.
-
-    Returns:
-        The (world * B, ...) rows of all ranks, and the index of the first one of this rank's.
     """
     if get_dist_info()[1] == 1:
         return local, 0
@@ -60,15 +57,6 @@ class _GatherWithGradient(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Returns the sum of `values` over all ranks; the input itself where there is one."""
-    if get_dist_info()[1] == 1:
-        return values
-    summed = values.clone()
-    dist.all_reduce(summed)
-    return summed
-
-
 def gather_objects(value: Any) -> list[Any]:
     """Every rank's `value`, in rank order; small plain values only."""
     world_size = get_dist_info()[1]
@@ -82,23 +70,21 @@ def gather_objects(value: Any) -> list[Any]:
 def averages(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The average of each named value over the ranks that have it."""
     values: dict[str, list[float]] = {}
-    for told in of_ranks:
-        for name, value in told.items():
+    for of_rank in of_ranks:
+        for name, value in of_rank.items():
             values.setdefault(name, []).append(value)
     return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def raise_together(failure: Exception | None) -> None:
-    """Raises on every rank what went wrong on one of them; does nothing where all is well. All ranks must call.
-
-    Args:
-        failure: of this rank.
+    """Raises a rank's `failure` on all ranks, of several the first that no other rank caused. All ranks must call.
 
     Raises:
-        UserError: the failure of the first rank which has one, if possible one of its own making; `ForeignError` for
-            what is no mistake of the user's.
+        UserError: that failure, or a `ForeignError` in place of an error that is not the user's mistake.
     """
-    mine = failure if failure is None or isinstance(failure, UserError) else _foreign(failure)
+    mine = failure
+    if failure is not None and not isinstance(failure, UserError):
+        mine = ForeignError(f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}")
     failures = [(rank, one) for rank, one in enumerate(gather_objects(mine)) if one is not None]
     if not failures:
         return
@@ -107,7 +93,3 @@ def raise_together(failure: Exception | None) -> None:
         error.extend(before=f"[rank {rank}] ")
     error.known_to_all = True
     raise error from (failure if isinstance(error, ForeignError) and rank == get_dist_info()[0] else None)
-
-
-def _foreign(failure: Exception) -> ForeignError:
-    return ForeignError(f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}")

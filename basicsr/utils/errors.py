@@ -1,4 +1,4 @@
-"""What can go wrong through no fault of the program, and the exit code a command then ends with.
+"""Errors that are no fault of the program, and the exit code a command then ends with.
 
 Every message says in one line, or in one for each mistake, what was given, what is allowed and what to change. Commands
 print it without a traceback; anything that is not a `UserError` is a bug and keeps its traceback.
@@ -10,9 +10,9 @@ class UserError(ValueError):
 
     Attributes:
         exit_code: what the command returns to the shell.
-        known_to_all: whether every rank raises it, so that one is enough to tell it.
-        told: whether another rank tells it, so that this one need not.
-        first_hand: False where it may only follow from what went wrong on another rank.
+        known_to_all: whether every rank raises it, so that one of them reports it.
+        told: whether another rank reports it.
+        first_hand: False if possibly caused by another rank's failure.
     """
 
     exit_code = 1
@@ -21,7 +21,7 @@ class UserError(ValueError):
     first_hand = True
 
     def extend(self, *, before: str = "", after: str = "") -> None:
-        """Says more: text before or after the message."""
+        """Adds text before or after the message."""
         self.args = (f"{before}{self}{after}",)
 
 
@@ -38,11 +38,11 @@ class DataError(UserError):
 
 
 class AssertedOptionsError(OptionsError, AssertionError):
-    """As `OptionsError`, where BasicSR has an `assert`: code written for it may catch AssertionError."""
+    """`OptionsError` where BasicSR has an `assert`: code written for it may catch AssertionError."""
 
 
 class AssertedDataError(DataError, AssertionError):
-    """As `DataError`, where BasicSR has an `assert`: code written for it may catch AssertionError."""
+    """`DataError` where BasicSR has an `assert`: code written for it may catch AssertionError."""
 
 
 class CheckpointError(UserError):
@@ -64,7 +64,7 @@ class MachineError(UserError):
 
 
 class ForeignError(UserError):
-    """An error that is no mistake of the user's but a bug; `__cause__` is the error itself, on the rank that has it."""
+    """A bug, not the user's mistake; `__cause__` is the error itself, on the rank that has it."""
 
 
 class LostRankError(UserError):

@@ -1,9 +1,12 @@
-"""What the processor is, and for which number types it has instructions."""
+"""The processor: its name, the number types it computes in, and whether other programs use its cores."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import platform
+import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -15,6 +18,9 @@ _INSTRUCTIONS = {
     "bf16": {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "svebf16"},
     "fp16": {"avx512_fp16", "amx_fp16", "fphp", "asimdhp"},
 }
+_SPARE = 0.25  # cores that other programs may take of those we compute on
+_SHORTEST = 0.15  # seconds, below which the kernel's counters, of hundredths, are too coarse
+_BUSY = (0, 1, 2, 5, 6, 7)  # columns of /proc/stat: user, nice, system, irq, softirq, steal
 
 
 def has_units(device: torch.device, kind: Literal["bf16", "fp16"]) -> bool:
@@ -29,7 +35,7 @@ def has_units(device: torch.device, kind: Literal["bf16", "fp16"]) -> bool:
 
 @cache
 def processor() -> tuple[str, frozenset[str]]:
-    """The processor's name, and its features: as Linux tells them, else as far as Python and PyTorch know."""
+    """The processor's name and features, from Linux, else as far as Python and PyTorch know them."""
     entries: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n\n")[0].splitlines():
@@ -46,3 +52,57 @@ def processor() -> tuple[str, frozenset[str]]:
 def _gpu_has_bf16() -> bool:
     known = inspect.signature(torch.cuda.is_bf16_supported).parameters
     return torch.cuda.is_bf16_supported(**({"including_emulation": False} if "including_emulation" in known else {}))
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """Seconds that our `cores` were `busy` so far, `own` of them with this process and its ended children; by clock."""
+
+    busy: float
+    own: float
+    at: float
+    cores: int
+
+
+def cpu_times() -> CpuTimes | None:
+    """What the cores that this process may use have done so far; None except on Linux."""
+    try:
+        cores = os.sched_getaffinity(0)
+        lines = Path("/proc/stat").read_text("ascii").splitlines()
+    except (OSError, AttributeError, ValueError):
+        return None
+    ended = os.times()
+    own = time.process_time() + ended.children_user + ended.children_system
+    ticks = 0
+    for line in lines:
+        name, *counters = line.split()
+        if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cores:
+            ticks += sum(int(counters[index]) for index in _BUSY if index < len(counters))
+    return CpuTimes(ticks / os.sysconf("SC_CLK_TCK"), own, time.perf_counter(), len(cores))
+
+
+def cores_of_others(before: CpuTimes | None, after: CpuTimes | None) -> float | None:
+    """How many cores other programs took in between, on average; None if that was too short or is unknown."""
+    if before is None or after is None or after.at - before.at < _SHORTEST or after.busy <= before.busy:
+        return None
+    return max(0.0, (after.busy - before.busy) - (after.own - before.own)) / (after.at - before.at)
+
+
+def load_message(others: float | None, cores: int, threads: int) -> str:
+    """A message if other programs take more cores than `threads` of ours leave free; else empty."""
+    if others is None or others <= max(cores - threads, 0) + _SPARE:
+        return ""
+    return f"other programs took {others:.1f} of {cores} cores meanwhile"
+
+
+def load_between(before: CpuTimes | None, after: CpuTimes | None, threads: int) -> str:
+    """`load_message` of the time between two looks."""
+    return load_message(cores_of_others(before, after), before.cores if before is not None else 1, threads)
+
+
+def load_now(threads: int) -> str:
+    """`load_message` of a moment in which this process does nothing."""
+    before = cpu_times()
+    if before is not None:
+        time.sleep(0.2)
+    return load_between(before, cpu_times(), threads)

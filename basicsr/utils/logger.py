@@ -11,15 +11,15 @@ from basicsr.utils.dist_util import get_dist_info
 _FORMAT = "%(asctime)s %(levelname)s: %(message)s"
 
 
-class Doubt(str):
-    """A remark that is to be seen: `log_remark` makes a warning of it."""
+class WarningRemark(str):
+    """A remark that `log_remark` logs as a warning."""
 
     __slots__ = ()
 
 
 def log_remark(logger: logging.Logger, remark: str) -> None:
-    """Logs a remark of what was built and loaded: a `Doubt` as a warning, others for information."""
-    logger.log(logging.WARNING if isinstance(remark, Doubt) else logging.INFO, remark)
+    """Logs a remark on what was built or loaded: a `WarningRemark` as a warning, others as information."""
+    logger.log(logging.WARNING if isinstance(remark, WarningRemark) else logging.INFO, remark)
 
 
 def get_root_logger(
@@ -50,7 +50,7 @@ def get_root_logger(
 
 
 class _Stderr(logging.StreamHandler):
-    """Told apart from handlers that a user of the package may have added; a terminal that is gone ends nothing."""
+    """Told apart from handlers that a user of the package added; a closed terminal ends nothing."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -58,17 +58,17 @@ class _Stderr(logging.StreamHandler):
 
 
 class _File(logging.FileHandler):
-    """Says once, in a line, that it cannot write, and does not keep the program from going on."""
+    """Warns once that it cannot write, and lets the program go on."""
 
-    _told = False
+    _warned = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
-        if isinstance(error, OSError) and not self._told:
-            self._told = True
-            print(f"warning: cannot write {self.baseFilename}: {error.strerror}", file=sys.stderr, flush=True)
-        elif not isinstance(error, OSError):
+        if not isinstance(error, OSError):
             super().handleError(record)
+        elif not self._warned:
+            self._warned = True
+            print(f"warning: cannot write {self.baseFilename}: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def _add(logger: logging.Logger, handler: logging.Handler) -> None:

@@ -2,9 +2,7 @@
 
 Per axis, output pixel x (from 1) lies at u = x / s + (1 - 1 / s) / 2 of the input. Its value is the weighted
 mean of the pixels i within the kernel, with weights k(u - i) for s >= 1 and s k(s (u - i)) for s < 1
-(antialiasing), scaled to sum to 1; k is Keys' cubic kernel with a = -1/2. Borders are mirrored, the edge
-pixel being
-repeated.
+(antialiasing), scaled to sum to 1; k is Keys' cubic kernel with a = -1/2. Borders are mirrored, edge pixels repeated.
 """
 
 from __future__ import annotations
@@ -21,18 +19,15 @@ _ROUNDING_SLACK = 1e-9
 
 
 def imresize(img: Any, scale: float, antialiasing: bool = True) -> Any:
-    """Resizes as MATLAB's `imresize(img, scale)` on a floating-point image: bicubic, without rounding or
-    clipping.
+    """Resizes as MATLAB's `imresize(img, scale)` on a floating-point image: bicubic, without rounding or clipping.
 
     Args:
-        img: a tensor (C, H, W) or (H, W), or an array (H, W, C) or (H, W); [0, 1] by custom, though any range
-            will do.
+        img: a tensor (C, H, W) or (H, W), or an array (H, W, C) or (H, W), of any range.
         scale: factor of height and width; the size becomes (ceil(scale H), ceil(scale W)).
         antialiasing: widen the kernel when shrinking.
 
     Returns:
-        As `img`, resized: float64 if `img` is, else float32. A tensor comes back on its device, without
-        gradients.
+        As `img`, resized: float64 if `img` is, else float32. A tensor stays on its device, without gradients.
     """
     if torch.is_tensor(img):
         pixels = img.detach().cpu().double().numpy()
@@ -44,19 +39,11 @@ def imresize(img: Any, scale: float, antialiasing: bool = True) -> Any:
 
 
 def imresize_integer(img: np.ndarray, scale: float, rounding: Literal["each_pass", "once"] = "each_pass") -> np.ndarray:
-    """Resizes an image of integers to one of the same type.
+    """Resizes an image of integers, (H, W) or (H, W, C) of uint8 or uint16, to one of the same type.
 
     MATLAB's `imresize` on a uint8 image rounds and clips after resizing the rows, and again after the
     columns: 'each_pass'. Converting to double first and back at the end (`im2uint8(imresize(im2double(img),
-    scale))`) rounds 'once'. Both are found among the public benchmarks' LR images.
-
-    Args:
-        img: (H, W) or (H, W, C), uint8 or uint16.
-        scale: as for `imresize`.
-        rounding: when to round, halves upwards.
-
-    Returns:
-        (ceil(scale H), ceil(scale W)) or with C, of the type of `img`.
+    scale))`) rounds 'once'. Both are found among the public benchmarks' LR images. Halves are rounded upwards.
     """
     rows = _along(img, 0, scale, antialiasing=True)
     if rounding == "each_pass":

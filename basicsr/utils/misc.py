@@ -1,11 +1,12 @@
-"""Small things that have no better place; names and meaning are BasicSR's."""
+"""BasicSR's small helpers for seeds, folders and sizes."""
 
 from __future__ import annotations
 
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +32,14 @@ def scandir(
     recursive: bool = False,
     full_path: bool = False,
 ) -> Iterator[str]:
-    """Yields the files of a folder in the order of their names; hidden files and folders are left out.
+    """Yields the files of a folder in the order of their names; hidden files and folders are skipped.
 
-    What is no file but no folder either, as a link that leads nowhere, is yielded too: who reads it says what is wrong.
-    Nothing vanishes because it is damaged.
+    Broken links are yielded too, so that reading them fails visibly.
 
     Args:
         dir_path: the folder.
         suffix: only entries whose name ends so, in upper or lower case.
-        recursive: also those in folders below, but not in one that contains this folder, by a link.
+        recursive: also files in folders below, but not in a linked folder that contains this one.
         full_path: yield paths that begin with `dir_path`; otherwise paths relative to it.
 
     Raises:
@@ -70,7 +70,7 @@ def _entries(
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry of a folder is a folder, or a link to one; not where that cannot be told."""
+    """Whether an entry of a folder is a folder, or a link to one; False where that is unknown."""
     try:
         return entry.is_dir()
     except OSError:  # links in a circle, or in a folder that may be listed and no more
@@ -78,7 +78,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def sizeof_fmt(size: float, suffix: str = "B") -> str:
-    """A number of bytes for humans to read, such as `1.5 KB`, in steps of 1024."""
+    """A number of bytes for humans to read, in steps of 1024: `1.5 KB`."""
     for unit in ("", "K", "M", "G", "T", "P", "E", "Z"):
         if abs(size) < 1024.0:
             return f"{size:3.1f} {unit}{suffix}"
@@ -87,6 +87,15 @@ def sizeof_fmt(size: float, suffix: str = "B") -> str:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when everything that was asked of the device is done, as a clock must know."""
+    """Waits until the device has finished its work, before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def size_of(content: Any) -> int:
+    """Bytes of the tensors in nested dicts and lists, about the size of a file of them."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    if isinstance(content, Mapping):
+        return size_of(list(content.values()))
+    return sum(map(size_of, content)) if isinstance(content, (list, tuple)) else 0

@@ -1,19 +1,16 @@
-"""Whether another precision is faster than float32 here: passes of networks at hand, timed in both in turn.
-
-What follows from the times is decided by functions of these times alone.
-"""
+"""Whether another precision is faster than float32 here: passes of the run's networks, timed in both in turn."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from basicsr.utils.cpu_load import load_now
-from basicsr.utils.hardware import has_units
+from basicsr.utils.hardware import has_units, load_now
 from basicsr.utils.misc import wait_for
 from basicsr.utils.precision import Amp, Precision
 from basicsr.utils.timing import Measured, Spread, in_turn, ratios
@@ -37,12 +34,9 @@ Pass = Callable[[Modes, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class PassTimes:
-    """Times of passes, round by round.
+    """Seconds of a pass, round by round, in float32 and in the other precision.
 
-    Attributes:
-        float32: seconds of a pass in float32.
-        other: seconds of the same pass in the other precision, as many.
-        load: that other programs took the cores; then seconds are of one thread's work, without its waiting.
+    `load` says if other programs took the cores; then the seconds are one thread's processor time.
     """
 
     float32: tuple[float, ...]
@@ -70,26 +64,19 @@ def pick(units: bool, times: PassTimes | None, in_part: bool = False) -> tuple[A
 
     Args:
         units: whether the device computes in bf16 by itself.
-        times: of passes in float32 and bf16; None where they could not be measured.
-        in_part: whether a step also runs heads of methods, which the passes leave out.
+        times: of passes in float32 and bf16; None if measuring failed.
+        in_part: whether a step also runs methods' heads, which the passes leave out.
     """
     if not units:
         return "none", "this device has no instructions for bf16"
     if times is None:
         return "none", "bf16 could not be measured"
-    told = f"bf16 takes {times}" + (", the methods' heads left out" if in_part else "")
-    return ("bf16" if times.gain.median >= least_gain(in_part) else "none"), told
+    why = f"bf16 takes {times}" + (", the methods' heads left out" if in_part else "")
+    return ("bf16" if times.gain.median >= least_gain(in_part) else "none"), why
 
 
 def slow_mode(asked: str, amp: Amp, units: bool, times: PassTimes | None) -> list[str]:
-    """A line where a precision that was asked for is slower than float32, else none.
-
-    Args:
-        asked: what asks for it, such as 'val: amp: bf16'.
-        amp: what it asks for.
-        units: whether the device computes in it by itself.
-        times: of passes in float32 and in it; None where they could not be measured.
-    """
+    """A line if the precision that `asked`, such as 'val: amp: bf16', asks for is slower than float32; else none."""
     if times is None or times.gain.median > NOT_SLOW:
         return []
     why = "" if units else f": this device has no instructions for {amp}"
@@ -97,34 +84,19 @@ def slow_mode(asked: str, amp: Amp, units: bool, times: PassTimes | None) -> lis
 
 
 def warn_if_slow(network: nn.Module, device: torch.device, amp: Amp, asked: str) -> list[str]:
-    """A line where running a network in `amp` is slower than in float32; a second or two.
-
-    Args:
-        network: on `device`, in eval mode; it stays as it is.
-        device: where it runs.
-        amp: the precision that was asked for.
-        asked: what asks for it, such as '--amp bf16'.
-    """
+    """`slow_mode` of a network on `device` in eval mode, which stays as it is; takes a second or two."""
     times = times_of_network(network, device, amp, NOT_SLOW)
     return slow_mode(asked, amp, has_units(device, amp), times) if amp != "none" else []
 
 
 def faster_precision(network: nn.Module, device: torch.device) -> tuple[Amp, str]:
-    """What `auto` chooses for running a network, and why.
-
-    Args:
-        network: on `device`, in eval mode; it stays as it is.
-        device: where it runs.
-    """
+    """What `auto` chooses for running a network on `device` in eval mode, and why."""
     units = has_units(device, "bf16")
     return pick(units, times_of_network(network, device, "bf16", least_gain()) if units else None)
 
 
 def times_of_network(network: nn.Module, device: torch.device, amp: Amp, decides: float) -> PassTimes | None:
-    """Times of forward passes of one image in float32 and `amp`; None for float32, and where it cannot be.
-
-    `decides` as in `measure`.
-    """
+    """`measure` of forward passes of one image in float32 and `amp`; None if `amp` is float32."""
     if amp == "none":
         return None
 
@@ -145,54 +117,29 @@ def measure(
     decides: float,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> PassTimes | None:
-    """Times passes in two ways, in turn, until the answer is clear, for two to three seconds at most.
+    """Times passes in two ways, in turn, until the answer is clear; two to three seconds, or a few small passes.
 
-    Only where a small image takes longer than that, it takes longer.
-
-    Where other programs use the cores, a clock would tell of them: then one thread's time on the processor counts.
+    If other programs use the cores, the processor time of one thread counts instead of the clock.
 
     Args:
         run: a pass.
-        plain: how the first way is.
-        other: how the second is.
+        plain: precisions of the first way.
+        other: precisions of the second way.
         largest: how many images, their channels and their side, at most.
-        device: where they lie.
-        decides: the gain at which the answer changes; rounds end where those so far are clear of it.
-        layout: how they lie in memory.
+        device: of the images.
+        decides: the gain at which the answer changes; rounds end when they are clearly above or below it.
+        layout: of the images in memory.
 
     Returns:
         The times; None where a network does not take such images.
     """
     threads = torch.get_num_threads()
     load = load_now(threads) if device.type == "cpu" else ""
-    if load:
-        torch.set_num_threads(1)  # several wait for each other, and for others' turns
-    try:
-        clock = time.process_time if load else time.perf_counter
-        times = _in_turn(run, plain, other, largest, device, decides, layout, clock)
-    except Exception:  # whatever a network raises that does not run so: whoever runs it in earnest tells
-        return None
-    finally:
-        torch.set_num_threads(threads)
-    return PassTimes(tuple(times["float32"]), tuple(times["other"]), load)
-
-
-def _in_turn(
-    run: Pass,
-    plain: Modes,
-    other: Modes,
-    largest: tuple[int, int, int],
-    device: torch.device,
-    decides: float,
-    layout: torch.memory_format,
-    clock: Callable[[], float],
-) -> dict[str, list[float]]:
-    began = time.perf_counter()
-    number, channels, side = largest
+    clock = time.process_time if load else time.perf_counter
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int, side: int) -> torch.Tensor:
-        made = torch.rand(count, channels, side, side, generator=generator)
+        made = torch.rand(count, largest[1], side, side, generator=generator)
         return made.to(device).contiguous(memory_format=layout)
 
     def seconds(modes: Modes, batch: torch.Tensor) -> float:
@@ -202,45 +149,59 @@ def _in_turn(
         wait_for(device)
         return max(clock() - start, 1e-9)
 
-    def goes_on(measured: Measured) -> bool:
-        rounds = len(measured["other"])
-        if rounds >= _SURE_ROUNDS and is_clear(ratios(measured["float32"], measured["other"]), decides):
-            return False
-        return time.perf_counter() - began < (_MOST_SECONDS if rounds < _FEW_ROUNDS else _ENOUGH_SECONDS)
+    if load:
+        torch.set_num_threads(1)  # several wait for each other, and for others' turns
+    try:
+        began = time.perf_counter()
+        first = images(1, min(_SMALL_SIDE, largest[2]))
+        for modes in (other, plain):  # kernels are chosen, memory is taken
+            seconds(modes, first)
+        batch = _grown(first, images, lambda batch: seconds(plain, batch), largest)
+        sides = {"float32": lambda: seconds(plain, batch), "other": lambda: seconds(other, batch)}
+        goes_on = partial(_goes_on, began, decides)
+        times = in_turn(sides, _ROUNDS, warm_up=int(batch is not first), goes_on=goes_on)
+    except Exception:  # whatever a network raises: the run itself will report it
+        return None
+    finally:
+        torch.set_num_threads(threads)
+    return PassTimes(tuple(times["float32"]), tuple(times["other"]), load)
 
-    small = min(_SMALL_SIDE, side)
-    first = images(1, small)
-    for modes in (other, plain):  # kernels are chosen, memory is taken
-        seconds(modes, first)
-    size = (1, small)
-    if device.type == "cuda":  # takes about as long for a small image as for a batch: only the whole batch tells
-        size, batch = (number, side), images(number, side)
-    else:
-        batch = first
-        for _ in range(_GROWTHS):  # a pixel of a small image costs more, by what each layer costs in any case
-            larger = fitting_size(seconds(plain, batch) / (size[0] * size[1] ** 2), number, side, small)
-            if larger[0] * larger[1] ** 2 <= size[0] * size[1] ** 2:
-                break
-            size, batch = larger, images(*larger)
-            seconds(plain, batch)
-    sides = {"float32": lambda: seconds(plain, batch), "other": lambda: seconds(other, batch)}
-    return in_turn(sides, _ROUNDS, warm_up=int(size != (1, small)), goes_on=goes_on)
+
+def _grown(
+    batch: torch.Tensor,
+    images: Callable[[int, int], torch.Tensor],
+    seconds: Callable[[torch.Tensor], float],
+    largest: tuple[int, int, int],
+) -> torch.Tensor:
+    """Images that are as many and as large as the time of a pass allows for."""
+    number, _, side = largest
+    if batch.device.type == "cuda":  # a small image takes about as long as a batch: only the whole batch tells
+        return images(number, side)
+    small = batch.shape[-1]
+    for _ in range(_GROWTHS):  # a pixel of a small image costs more, by what each layer costs in any case
+        pixels = len(batch) * batch.shape[-1] ** 2
+        count, length = fitting_size(seconds(batch) / pixels, number, side, small)
+        if count * length**2 <= pixels:
+            break
+        batch = images(count, length)
+        seconds(batch)
+    return batch
+
+
+def _goes_on(began: float, decides: float, measured: Measured) -> bool:
+    rounds = len(measured["other"])
+    if rounds >= _SURE_ROUNDS and is_clear(ratios(measured["float32"], measured["other"]), decides):
+        return False
+    return time.perf_counter() - began < (_MOST_SECONDS if rounds < _FEW_ROUNDS else _ENOUGH_SECONDS)
 
 
 def is_clear(gain: Spread, decides: float) -> bool:
-    """Whether the middle half of the rounds is a good way above or below the gain that decides."""
+    """Whether the middle half of the rounds is clearly above or below the gain that decides."""
     return gain.low > decides * _SURE or gain.high * _SURE < decides
 
 
 def fitting_size(seconds_a_pixel: float, number: int, side: int, small: int) -> tuple[int, int]:
-    """How many images of which side a pass shall have: whole ones, or one that is cut.
-
-    Args:
-        seconds_a_pixel: of a pass in float32.
-        number: of images, at most.
-        side: of whole images.
-        small: the least side.
-    """
+    """How many images of which side a pass has: at most `number` whole ones of `side`, or a part of one."""
     pixels = _PASS_SECONDS / max(seconds_a_pixel, 1e-9)
     if pixels >= side**2:
         return min(number, int(pixels / side**2)), side
@@ -248,7 +209,7 @@ def fitting_size(seconds_a_pixel: float, number: int, side: int, small: int) -> 
 
 
 def input_channels(network: nn.Module) -> int:
-    """How many channels a network's images have."""
+    """The number of channels of a network's images."""
     given = getattr(network, "in_channels", None)
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     return given if isinstance(given, int) else first.in_channels if first is not None else 3

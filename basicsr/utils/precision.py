@@ -1,9 +1,10 @@
-"""Numerical precision of a run: autocast, loss scaling, memory layout."""
+"""Numerical precision of a run: autocast and loss scaling."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, Literal, cast
 
 import torch
@@ -27,12 +28,12 @@ class Precision:
 
     @classmethod
     def of(cls, device: torch.device, amp: str) -> Precision:
-        """The precision that options name, where it is none that is still to be chosen."""
+        """The precision that options name; 'auto' must have been decided before."""
         assert amp in ("none", *_DTYPES), f"amp {amp} is to be settled before networks are built"
         return cls(device.type, cast(Amp, amp))
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """A context in which convolutions and matrix products run in the chosen type; a new one at each call."""
+        """A new context in which convolutions and matrix products run in the chosen type."""
         if self.amp == "none":
             return nullcontext()
         return torch.autocast(self.device_type, dtype=_DTYPES[self.amp])
@@ -40,15 +41,6 @@ class Precision:
     def scaler(self) -> torch.amp.GradScaler:
         """A loss scaler, which acts under fp16 only; bf16 has float32's range."""
         return torch.amp.GradScaler(self.device_type, enabled=self.amp == "fp16")
-
-
-class Float32Conv2d(nn.Conv2d):
-    """A convolution that runs in float32 also under autocast."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) of any floating type to float32, or to float64 from float64."""
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.to(torch.promote_types(input.dtype, torch.float32)))
 
 
 def keep_output_precise(network: nn.Module) -> None:
@@ -59,4 +51,13 @@ def keep_output_precise(network: nn.Module) -> None:
     """
     convolutions = [module for module in network.modules() if type(module) is nn.Conv2d]
     if convolutions:
-        convolutions[-1].__class__ = Float32Conv2d
+        convolutions[-1].forward = MethodType(_forward_in_float32, convolutions[-1])  # type: ignore[method-assign]
+
+
+def _forward_in_float32(self: nn.Conv2d, input: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) of any floating type to float32, or to float64 from float64."""
+    device, precise = input.device.type, input.to(torch.promote_types(input.dtype, torch.float32))
+    if device == "meta":  # where sizes are tried; it has no autocast
+        return nn.Conv2d.forward(self, precise)
+    with torch.autocast(device, enabled=False):
+        return nn.Conv2d.forward(self, precise)

@@ -1,4 +1,4 @@
-"""Random streams that depend on what they are for and on nothing else: no process, worker, rank or history.
+"""Random streams that depend on their purpose only: not on processes, workers, ranks or history.
 
 Every random choice of a run derives from the manual seed and the global position of a sample, so that a
 resumed run, another number of workers, or more ranks at the same global batch draw the same.
@@ -16,13 +16,8 @@ import torch
 
 
 def sample_seed(manual_seed: int, position: int) -> int:
-    """The seed of one sample, a 63-bit integer (so that it fits an int64 tensor).
-
-    Args:
-        manual_seed: the run's seed, not negative.
-        position: number of the sample among all that the run draws, over all ranks, from 0.
-    """
-    return int(np.random.SeedSequence([manual_seed, position]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    """The 63-bit seed (it fits an int64 tensor) of the sample at `position` among all that all ranks draw, from 0."""
+    return _first_63_bits(np.random.SeedSequence([manual_seed, position]))
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
@@ -32,18 +27,12 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
 
 def derived_seed(seed: int, purpose: str) -> int:
     """A 63-bit seed for each pair of seed and purpose, for generators other than numpy's."""
-    return int(_sequence(seed, purpose).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _sequence(seed: int, purpose: str) -> np.random.SeedSequence:
-    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode("utf-8"))])
+    return _first_63_bits(_sequence(seed, purpose))
 
 
 def seed_everything(seed: int, *keys: int) -> None:
     """Seeds Python's, numpy's and torch's global generators from `seed` and keys such as a rank."""
-    words = _seed_words(seed, *keys)
-    _seed_cpu(words)
-    torch.manual_seed(_torch_seed(words))
+    torch.manual_seed(_seed_cpu(seed, *keys))
 
 
 @contextmanager
@@ -63,25 +52,28 @@ def preserved_global_state() -> Iterator[None]:
 
 @contextmanager
 def seeded_global_state(seed: int) -> Iterator[None]:
-    """Seeds the global generators of the CPU for the length of a block, then puts them back as they were.
+    """Seeds the CPU's global generators for the length of a block, then puts them back as they were.
 
-    CUDA's are left alone: torch.manual_seed would keep a note for them at every call until CUDA is first
-    used.
+    CUDA's are left alone: torch.manual_seed would queue a call for them each time until CUDA is first used.
     """
     with preserved_global_state():
-        _seed_cpu(_seed_words(seed))
+        _seed_cpu(seed)
         yield
 
 
-def _seed_words(seed: int, *keys: int) -> np.ndarray:
-    return np.random.SeedSequence([seed, *keys]).generate_state(4, np.uint64)
-
-
-def _seed_cpu(words: np.ndarray) -> None:
+def _seed_cpu(seed: int, *keys: int) -> int:
+    """Seeds the global generators of the CPU; returns torch's seed."""
+    words = np.random.SeedSequence([seed, *keys]).generate_state(4, np.uint64)
     random.seed(int(words[0]))
     np.random.seed(words[1:3].view(np.uint32))
-    torch.default_generator.manual_seed(_torch_seed(words))
+    for_torch = int(words[3] >> np.uint64(1))
+    torch.default_generator.manual_seed(for_torch)
+    return for_torch
 
 
-def _torch_seed(words: np.ndarray) -> int:
-    return int(words[3] >> np.uint64(1))
+def _sequence(seed: int, purpose: str) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode("utf-8"))])
+
+
+def _first_63_bits(sequence: np.random.SeedSequence) -> int:
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

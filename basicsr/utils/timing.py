@@ -7,17 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Side = Callable[[], float]
+Measured = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of some measurements.
-
-    Attributes:
-        median: half of them are less.
-        low: a quarter of them are less.
-        high: a quarter of them are more.
-    """
+    """Median of some measurements, and their lower and upper quartile."""
 
     median: float
     low: float
@@ -38,14 +33,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratios(first: Sequence[float], second: Sequence[float]) -> Spread:
-    """How many times the second goes into the first, round by round.
-
-    What else the machine does passes over neighbours alike, so that a ratio of neighbours varies less than each.
-    """
+    """First divided by second, round by round: other load passes over neighbours alike, so ratios vary less."""
     return spread([one / other for one, other in zip(first, second, strict=True)])
-
-
-Measured = Mapping[str, Sequence[float]]
 
 
 def in_turn(
@@ -54,16 +43,13 @@ def in_turn(
     warm_up: int = 1,
     goes_on: Callable[[Measured], bool] = lambda measured: True,
 ) -> dict[str, list[float]]:
-    """Runs every side once a round, every other round in reverse order, so that none always comes first.
+    """Measures every side once a round, every other round in reverse order; returns the measurements by name.
 
     Args:
         sides: by name, what gives a measurement each time it is called.
         rounds: how many are counted at most, at least 1.
         warm_up: rounds before those.
-        goes_on: asked after each counted round but the last, with what was measured, whether there is to be another.
-
-    Returns:
-        By name, a measurement for each round.
+        goes_on: asked after each counted round but the last, given the measurements, whether to go on.
     """
     measured: dict[str, list[float]] = {name: [] for name in sides}
     for count in range(-warm_up, rounds):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from basicsr.files.weight_checks import check_weights
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.logger import Doubt
+from basicsr.utils.logger import WarningRemark
 from basicsr.utils.registry import ARCH_REGISTRY
 from basicsr.weights.layouts import Recognised, UnsupportedWeights, described, recognise
 from basicsr.weights.state_dicts import inner_states, read_weights
@@ -65,9 +65,9 @@ def load_network(
         line = f"{path} was trained with {theirs}, the options say {ours}"
         if strict:
             raise CheckpointError(f"checkpoint {line}: take {theirs}, or load it all the same with {_NOT_STRICT}")
-        remarks.append(Doubt(line))
+        remarks.append(WarningRemark(line))
     remarks += load_state(network, file.state, path, strict=strict)
-    kind = Doubt if any(isinstance(remark, Doubt) for remark in remarks) else str
+    kind = WarningRemark if any(isinstance(remark, WarningRemark) for remark in remarks) else str
     return kind("; ".join(remarks)) or None
 
 
@@ -113,7 +113,7 @@ def load_state(
         loadable = len(expected) - sum(key in expected for key, *_ in misfits)
         if strict or not loadable:
             raise CheckpointError(_refusal(network, expected, found, misfits, path, loadable))
-        remarks.append(Doubt(f"{path}: loaded what fits {type(network).__name__}; {_counts(misfits)}"))
+        remarks.append(WarningRemark(f"{path}: loaded what fits {type(network).__name__}; {_counts(misfits)}"))
         unfit = {key for key, *_ in misfits}
         state = {key: value for key, value in state.items() if key not in unfit}
     network.load_state_dict(state, strict=False)

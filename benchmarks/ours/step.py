@@ -18,7 +18,7 @@ from basicsr.engine.process.distributed import distributed
 from basicsr.engine.training_run import TrainingRun
 from basicsr.train import train_step
 from basicsr.utils import randomness
-from basicsr.utils.host_memory import keep_freed_memory
+from basicsr.utils.process_settings import keep_freed_memory
 from benchmarks.serving import memory
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from basicsr.utils.waiting import sleep_while_waiting
+from basicsr.utils.process_settings import sleep_while_waiting
 
 if __name__ == "__main__":
     sleep_while_waiting()  # as train.py does, before PyTorch is imported

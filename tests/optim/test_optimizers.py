@@ -11,7 +11,7 @@ from torch import nn
 from basicsr.engine.restoring import _load_optimizer
 from basicsr.optim.optimizers import build_optimizer, changed_decay, regrouped
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.logger import Doubt
+from basicsr.utils.logger import WarningRemark
 
 
 def trained(steps: int, **options) -> tuple[nn.Linear, torch.optim.Optimizer]:
@@ -117,7 +117,7 @@ def test_a_state_of_one_group_of_all_terms_goes_on_in_two():
     settings = [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
     assert settings == [("student", 0.5), ("heads", 0.0)]
     (said,) = changed_decay({"param_groups": [{"weight_decay": 0.5}] * 2}, optimizer)
-    assert isinstance(said, Doubt) and said == (
+    assert isinstance(said, WarningRemark) and said == (
         "the heads' weight decay was 0.5, and is 0.0 from now on (train: weight_decay_heads)"
     )
     present = optimizer.state_dict()

@@ -32,7 +32,7 @@ from basicsr.engine.process.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
 from basicsr.metrics.evaluator import evaluate
 from basicsr.train import train_pipeline, train_step
-from basicsr.utils.dist_util import sum_over_ranks
+from basicsr.utils.dist_util import gather_objects
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # Optimizers import torch._dynamo when the first one is made.
@@ -247,7 +247,7 @@ def _steps(options: Options, rank_info: RankInfo, stop: StopRequest, iterations:
     for _, batches in zip(range(iterations), run.loader, strict=False):
         parts, _ = train_step(run, [batch.to(rank_info.device) for batch in batches])
         stacked = torch.stack([part.double() for part in parts.values()])
-        history.append(dict(zip(parts, (sum_over_ranks(stacked) / rank_info.world_size).tolist(), strict=True)))
+        history.append(dict(zip(parts, torch.stack(gather_objects(stacked)).mean(0).tolist(), strict=True)))
     weights = {
         "student": run.network.state_dict(),
         "heads": run.terms.state_dict(),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CODE = """
 import resource, torch
-from basicsr.utils.host_memory import keep_freed_memory
+from basicsr.utils.process_settings import keep_freed_memory
 
 layer = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 1), torch.nn.ReLU(), torch.nn.Conv2d(32, 3, 1))
 images = torch.rand(4, 3, 288, 288)
@@ -50,5 +50,5 @@ def test_pages_of_freed_tensors_are_not_mapped_anew():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_a_malloc_that_the_user_has_tuned_is_left_alone():
-    code = "from basicsr.utils.host_memory import keep_freed_memory; print(keep_freed_memory())"
+    code = "from basicsr.utils.process_settings import keep_freed_memory; print(keep_freed_memory())"
     assert run(code, MALLOC_TRIM_THRESHOLD_="131072") == ["False"]

@@ -7,7 +7,7 @@ import pytest
 
 from basicsr.utils import get_root_logger
 from basicsr.utils import logger as logger_module
-from basicsr.utils.logger import Doubt, log_remark
+from basicsr.utils.logger import WarningRemark, log_remark
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_ranks_other_than_0_log_errors_only_and_to_no_file(name, tmp_path, monke
 
 def test_doubts_among_remarks_are_warnings(name, tmp_path):
     logger = get_root_logger(name, log_file=tmp_path / "a.log")
-    for remark in ("loaded", Doubt("a part was left out")):
+    for remark in ("loaded", WarningRemark("a part was left out")):
         log_remark(logger, remark)
     first, second = (tmp_path / "a.log").read_text().splitlines()
     assert first.endswith("INFO: loaded") and second.endswith("WARNING: a part was left out")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from basicsr.engine.run_folder import _about_threads
-from basicsr.utils.waiting import sleep_while_waiting
+from basicsr.utils.process_settings import sleep_while_waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (

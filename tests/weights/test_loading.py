@@ -15,7 +15,7 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.logger import Doubt
+from basicsr.utils.logger import WarningRemark
 from basicsr.weights.loading import load_network
 from basicsr.weights.recognise import network_for
 
@@ -78,11 +78,14 @@ def test_what_fits_is_loaded_where_strict_is_off(tmp_path):
     del state["last.bias"]
     torch.save(state, tmp_path / "net.pth")
     remark = load_network(target, tmp_path / "net.pth", strict=False)
-    assert isinstance(remark, Doubt) and "loaded what fits Sequential; 1 weight is missing" in remark
+    assert isinstance(remark, WarningRemark) and "loaded what fits Sequential; 1 weight is missing" in remark
     assert torch.equal(target.first.weight, source.first.weight)
     averaged = {"params_ema": state}
     torch.save(averaged, tmp_path / "net.pth")
-    assert isinstance(load_network(target, tmp_path / "net.pth", strict=False), Doubt), "whatever else is remarked"
+    remark = load_network(target, tmp_path / "net.pth", strict=False)
+    assert isinstance(remark, WarningRemark), "whatever else is remarked"
+        "whatever else is remarked"
+    )
 
 
 def test_one_of_two_networks_that_fit_is_not_taken_in_silence(tmp_path):

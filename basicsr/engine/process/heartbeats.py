@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType
 
 from basicsr.engine.process.meeting import Meeting, Told
-from basicsr.utils.stop_signals import STOP_SIGNALS
+from basicsr.utils.process_settings import STOP_SIGNALS
 
 _SECONDS = 1.0  # between signs
 _ASKED_SILENT, _ASKED_STUCK = 10.0, 20.0  # torchrun and SLURM kill 30 s after they have asked

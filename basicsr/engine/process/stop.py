@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 
 from basicsr.engine.process.streams import guard_streams
 from basicsr.utils.errors import UserError
-from basicsr.utils.stop_signals import STOP_SIGNALS, is_ignored
+from basicsr.utils.process_settings import STOP_SIGNALS, is_ignored
 
 NOTHING_TO_SAVE = "stopped before it began: nothing to save"
 

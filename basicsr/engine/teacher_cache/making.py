@@ -56,7 +56,7 @@ from basicsr.files.ppm_files import encode_ppm, read_ppm_header
 from basicsr.inference.runner import ImageRunner
 from basicsr.models import load_teacher, recognise_networks
 from basicsr.utils.errors import CheckpointError, DataError, NonFiniteError, OptionsError, UserError
-from basicsr.utils.logger import Doubt
+from basicsr.utils.logger import WarningRemark
 from basicsr.utils.pass_times import faster_precision, warn_if_slow
 from basicsr.utils.precision import Amp, Precision
 from basicsr.utils.randomness import seed_everything
@@ -138,7 +138,7 @@ def make_cache(options: Options, how: How, folder: Path | None, say: Callable[[s
     options, recognised = recognise_networks(options)
     network, remark = load_teacher(options, how.device)
     for line in filter(None, (*recognised, remark)):
-        say(f"warning: {line}" if isinstance(line, Doubt) else line)
+        say(f"warning: {line}" if isinstance(line, WarningRemark) else line)
     check_teacher(options, network, how.device)
     amp = how.amp if how.amp != "auto" else _chosen(options, network, how, folder or stored.roots["gt"], say)
     if how.amp != "auto":

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from basicsr.utils.cpu_load import CpuTimes, cores_of_others, cpu_times, load_between, load_told
+from basicsr.utils.hardware import CpuTimes, cores_of_others, cpu_times, load_between, load_message
 
 
 def test_what_others_took_is_what_the_cores_did_less_what_we_did():
@@ -21,10 +21,10 @@ def test_what_others_took_is_what_the_cores_did_less_what_we_did():
 
 
 def test_cores_that_we_leave_are_for_others():
-    assert load_told(0.2, 2, 2) == load_told(6.2, 8, 2) == load_told(None, 2, 2) == ""
-    assert load_told(0.3, 2, 2) == "other programs took 0.3 of 2 cores meanwhile"
-    assert load_told(6.3, 8, 2) == "other programs took 6.3 of 8 cores meanwhile"
-    assert load_told(0.3, 1, 4) == "other programs took 0.3 of 1 cores meanwhile"
+    assert load_message(0.2, 2, 2) == load_message(6.2, 8, 2) == load_message(None, 2, 2) == ""
+    assert load_message(0.3, 2, 2) == "other programs took 0.3 of 2 cores meanwhile"
+    assert load_message(6.3, 8, 2) == "other programs took 6.3 of 8 cores meanwhile"
+    assert load_message(0.3, 1, 4) == "other programs took 0.3 of 1 cores meanwhile"
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="needs Linux")

@@ -1,0 +1,55 @@
+"""What a process sets for itself: how threads wait, what keeps freed memory, which signals stop it.
+
+Imported before PyTorch, which reads some of it once, when it is imported: so this file imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import MutableMapping
+
+# Threads that spin while they wait slow small networks several times where other programs use the processor.
+THREAD_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+_STOP_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU", "SIGBREAK")
+# Windows lacks some of them, other systems lack SIGBREAK.
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(signal, name))
+"""Ctrl+C, a request of a scheduler or of `kill`, a closed terminal, a reached limit of processor time."""
+
+_MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_LARGEST = 2**31 - 1
+_LARGEST_OF_OLD = 32 << 20  # bytes, which older versions refuse to exceed
+
+
+def sleep_while_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Lets waiting threads of this process and its children sleep; what the user has set stays.
+
+    For commands, before they import PyTorch. A program that uses the package as a library decides for itself.
+    """
+    for name, value in THREAD_VARIABLES.items():
+        environment.setdefault(name, value)
+
+
+def is_ignored(number: signal.Signals) -> bool:
+    """Whether the process was started with this signal ignored: by `nohup`, or in the background of a shell."""
+    return signal.getsignal(number) is signal.SIG_IGN
+
+
+def keep_freed_memory(block: int = _LARGEST, end: int = _LARGEST) -> bool:
+    """Lets glibc reuse freed tensors of any size instead of returning them to the system; True if that was set.
+
+    glibc maps every large block anew, and the system zeroes its pages one after another: at HR resolution that was a
+    tenth of a whole training step. Nothing changes where the user has tuned malloc, or the C library is another.
+    Blocks of up to `block` bytes are kept, and `end` bytes at the end of the heap.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in _MALLOC_VARIABLES):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    kept = mallopt(_M_MMAP_THRESHOLD, block) or mallopt(_M_MMAP_THRESHOLD, min(block, _LARGEST_OF_OLD))
+    return bool(mallopt(_M_TRIM_THRESHOLD, end) and kept)
