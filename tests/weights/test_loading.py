@@ -84,8 +84,6 @@ def test_what_fits_is_loaded_where_strict_is_off(tmp_path):
     torch.save(averaged, tmp_path / "net.pth")
     remark = load_network(target, tmp_path / "net.pth", strict=False)
     assert isinstance(remark, WarningRemark), "whatever else is remarked"
-        "whatever else is remarked"
-    )
 
 
 def test_one_of_two_networks_that_fit_is_not_taken_in_silence(tmp_path):
