@@ -87,9 +87,6 @@ def load_test_options(
 ) -> list[Options]:
     """Reads test.py's options, whose `scale` may be a list: one `Options` for each scale, `{scale}` filled in.
 
-    Args:
-        source, overrides, root, paths, warn: as for `load_options`.
-
     Raises:
         OptionsError: one line for each mistake, over all scales.
     """

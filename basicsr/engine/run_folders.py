@@ -138,7 +138,8 @@ def archive(folder: Path, marks: Sequence[str], never: Sequence[str] = ()) -> No
 
     Args:
         folder: may be missing.
-        marks, never: as for `check_archivable`.
+        marks: as for `check_archivable`.
+        never: likewise.
 
     Raises:
         OptionsError: it holds something else than it should.

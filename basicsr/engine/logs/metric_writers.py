@@ -96,7 +96,8 @@ class TensorBoard:
 
     Args:
         options: of the run.
-        start, validating: as for `open_metric_writers`.
+        start: as for `open_metric_writers`.
+        validating: likewise.
 
     Raises:
         CheckpointError: the files cannot be written.
