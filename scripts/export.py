@@ -4,7 +4,7 @@ python scripts/export.py --model experiments/NAME/models/net_g_latest.pth --outp
 python scripts/export.py --model net_g_latest.pth --output exported --formats onnx --precision fp16
 python scripts/export.py --model net_g_latest.pth --output exported --formats safetensors --layout spandrel
 
-docs/shipping.md tells how each file is loaded.
+docs/shipping.md shows how to load each file.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if __name__ == "__main__":
 import torch
 
 from basicsr.engine.process.command import run_command
-from basicsr.export.exporting import ENDINGS, export, load_student
-from basicsr.export.onnx_file import DEFAULT_OPSET, OPSETS
+from basicsr.export.base import export_formats
+from basicsr.export.exporting import OPSETS, export, load_student
 from basicsr.export.verification import table
 from basicsr.utils.complexity import count_parameters
 from basicsr.utils.pass_times import warn_if_slow
@@ -37,13 +37,14 @@ from basicsr.utils.pass_times import warn_if_slow
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
+    known = list(export_formats())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, metavar="FILE", help="checkpoint of the network, .pth or .safetensors")
     add("--output", required=True, metavar="DIR", help="folder of the files; made if there is none")
-    add("--formats", nargs="+", default=list(ENDINGS), choices=list(ENDINGS), help="default: all")
+    add("--formats", nargs="+", default=known, choices=known, help="default: all")
     add("--precision", default="float32", choices=("float32", "fp16"), help="default: float32")
-    add("--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]} (default: %(default)s)")
+    add("--opset", type=int, default=OPSETS[0], help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]} (default: %(default)s)")
     add("--layout", default="ours", choices=("ours", "spandrel"), help="of the safetensors file (default: ours)")
     add("--param_key", metavar="KEY", help="which weights of the checkpoint (default: params_ema, else params)")
     add("--name", help="of the files, without ending (default: the run's name and the scale)")

@@ -1,4 +1,4 @@
-"""Weights as spandrel expects them: under the keys it knows, and with what it takes for granted made so."""
+"""Weights as spandrel expects them: its keys, and factors that it takes for granted multiplied into weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basicsr.export.spandrel_edsr import register
 from basicsr.export.tracing import first_line, quiet
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.torchvision_import import import_torchvision
@@ -22,13 +23,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Converted:
-    """Weights for spandrel.
-
-    Attributes:
-        state: the weights.
-        changed: options of the network that these weights have instead of its own.
-        remark: what the user is to know, or None.
-    """
+    """Weights for spandrel, the network's options that changed with them, and a remark for the user, if any."""
 
     state: State
     changed: Mapping[str, Any]
@@ -36,46 +31,37 @@ class Converted:
 
 
 def for_spandrel(network: nn.Module, architecture: str) -> Converted:
-    """Converts a network's weights to what spandrel 0.4.2 loads with the same outputs.
+    """Converts the weights of one of our networks to what spandrel 0.4.2 loads with the same outputs.
 
     RCAN gets its authors' keys, and SwinIR keeps its own. EDSR gets EDSR-PyTorch's: spandrel has no EDSR, but
-    `spandrel_edsr.register` adds it. Factors that spandrel cannot know are multiplied into weights.
-
-    Args:
-        network: one of ours.
-        architecture: its name in our registry.
+    `spandrel_edsr.register` adds it.
 
     Raises:
         CheckpointError: the network has no layout that spandrel knows.
     """
     state = {key: value.detach().clone() for key, value in network.state_dict().items()}
-    makers: dict[str, Callable[[Any, State], Converted]] = {"EDSR": _edsr, "RCAN": _rcan, "SwinIR": _swinir}
+    converters: dict[str, Callable[[Any, State], Converted]] = {"EDSR": _edsr, "RCAN": _rcan, "SwinIR": _swinir}
     if architecture == "NAFNet":
         raise CheckpointError("--layout spandrel: spandrel loads NAFNet as --layout ours writes it; give that")
-    if architecture not in makers:
+    if architecture not in converters:
         raise CheckpointError(
             f"--layout spandrel: {architecture} has no layout that spandrel loads; give --layout ours, or one of"
-            f" {', '.join(makers)}"
+            f" {', '.join(converters)}"
         )
     try:
-        return makers[architecture](network, state)
+        return converters[architecture](network, state)
     except UnsupportedWeights as error:
         raise CheckpointError(f"--layout spandrel: {error}; give --layout ours") from error
 
 
 def spandrel_runner(path: Path, architecture: str) -> Callable[[Tensor], Tensor]:
-    """Loads a file into spandrel itself, for EDSR with our addition.
-
-    Returns:
-        A function from (B, C, H, W) to (B, C, sH, sW), not clipped.
+    """Loads a file into spandrel itself, with our EDSR; the network's output is not clipped.
 
     Raises:
         CheckpointError: spandrel does not load it, or takes it for another architecture.
     """
     import_torchvision()
     from spandrel import MAIN_REGISTRY, ModelLoader
-
-    from basicsr.export.spandrel_edsr import register
 
     registry = MAIN_REGISTRY.copy()
     register(registry)
@@ -136,8 +122,6 @@ def _res_scale(network: nn.Module) -> float:
 
 
 def _scale(state: State, pattern: str, factor: float) -> None:
-    if factor == 1:
-        return
-    for key in state:
+    for key in state if factor != 1 else ():
         if re.fullmatch(pattern, key):
             state[key] = (state[key].double() * factor).to(torch.float32)

@@ -20,35 +20,11 @@ from basicsr.utils.errors import CheckpointError
 Precision = Literal["float32", "fp16"]
 
 
-class _HalfAfter(nn.Conv2d):
-    """A convolution in float32 whose output is fp16."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).half()
-
-
-class _FloatBefore(nn.Conv2d):
-    """A convolution in float32 on an input of fp16."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.float())
-
-
-class _HalfScale(ChannelScale):
-    """A `ChannelScale`, which computes in float32, whose output is fp16."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).half()
-
-
 class Named(nn.Module):
     """A network whose weights have names of two words in a graph, such as network.mean.
 
-    PyTorch's ONNX exporter calls results after the operators they come from, so a buffer `mean` and a mean over
-    pixels can share a name, which makes the file invalid.
-
-    Args:
-        network: any.
+    PyTorch's ONNX exporter names results after their operators: a buffer `mean` and a mean over pixels would share a
+    name, which makes the file invalid.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -56,27 +32,30 @@ class Named(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns what the network makes of `x`."""
+        """Returns the network's output."""
         return self.network(x)
 
 
 class AnySize(Named):
-    """A network that extends images to multiples, with the outputs of `network` and one graph for every size.
+    """A network that pads images to multiples, with the outputs of `network` and one graph for every size.
 
-    The network's own padding is a loop, and a SwinIR's masks are kept for one size: traced, both would hold for some
-    sizes only. Here padding is an index that is computed from the size, and masks are always computed.
+    The network's own padding is a loop, and a SwinIR keeps its masks for one size: traced, both would hold for some
+    sizes only. Here padding is an index computed from the size, and masks are always computed.
 
     Args:
-        network: a SwinIR, or one with `padder_size`; changed by it, so a copy.
+        network: a SwinIR, or one with `padder_size`; it is changed, so pass a copy.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        self.multiple = multiple_inside(network)
+        self.multiple = _multiple_inside(network)
         self.scale = 1
         if isinstance(network, SwinIR):
             self.scale = network.scale
-            _forget_masks(network)
+            network.resolution = (0, 0)  # no image has this size, so no mask is taken from the buffers
+            for module in network.modules():
+                if isinstance(getattr(module, "attn_mask", None), Tensor):
+                    module.register_buffer("attn_mask", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) in [0, 1] to (B, C, sH, sW)."""
@@ -88,25 +67,15 @@ class AnySize(Named):
         return y.index_select(2, rows).index_select(3, torch.arange(width * self.scale, device=x.device))
 
 
-def multiple_inside(network: nn.Module) -> int:
-    """What `network` extends heights and widths to multiples of, before all else: 1 where it takes them as they are.
-
-    A SwinIR's windows, or the `padder_size` of a network that halves images and does not enlarge them.
-    """
+def _multiple_inside(network: nn.Module) -> int:
+    """What `network` pads heights and widths to multiples of: a SwinIR's window, else `padder_size`, else 1."""
     if isinstance(network, SwinIR):
         return network.window_size
     return int(getattr(network, "padder_size", 1))
 
 
-def _forget_masks(network: SwinIR) -> None:
-    network.resolution = (0, 0)  # no image has this size, so no mask is taken from the buffers
-    for module in network.modules():
-        if isinstance(getattr(module, "attn_mask", None), Tensor):
-            module.register_buffer("attn_mask", None)
-
-
 def _mirrored(length: int, multiple: int, device: torch.device) -> Tensor:
-    """Which pixels make `length` of them a multiple: 0 1 2 1 0 1 2..., as `pad_to_multiple` extends."""
+    """Which pixels make `length` of them a multiple: 0 1 2 1 0 1 2..., as `pad_to_multiple` pads."""
     position = torch.arange((length + multiple - 1) // multiple * multiple, device=device)
     # A tensor, since ONNX's exporter knows no remainder by a size.
     period = torch.full((1,), 2 * length - 2, device=device).clamp(min=1)
@@ -115,31 +84,25 @@ def _mirrored(length: int, multiple: int, device: torch.device) -> Tensor:
 
 
 def traceable(network: nn.Module, precision: Precision) -> Named:
-    """A copy of `network` that can be traced for any size; takes and returns float32, whatever the precision.
-
-    In fp16 the first and the last convolution, and the scaling before and after them, stay in float32: the output
-    image itself would otherwise be rounded to 11 bits.
-
-    Raises:
-        CheckpointError: the network is too small to have an inside.
-    """
+    """A copy of `network` that can be traced for any size; input and output are float32 in both precisions."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if precision == "fp16":
         _halve_inside(network)
-    return AnySize(network) if multiple_inside(network) > 1 else Named(network)
+    return AnySize(network) if _multiple_inside(network) > 1 else Named(network)
 
 
 def _halve_inside(network: nn.Module) -> None:
+    """Halves all but the first and last convolution and the scaling around them: 11 bits are too few for an image."""
     convolutions = [module for module in network.modules() if type(module) is nn.Conv2d]
     if len(convolutions) < 2:
         raise CheckpointError(f"{type(network).__name__} has no two convolutions: export it in float32")
     network.half()
-    for convolution, kind in ((convolutions[0], _HalfAfter), (convolutions[-1], _FloatBefore)):
-        # fp16 weights here would only save a few bytes; the rounded values stay.
-        convolution.float().__class__ = kind
+    # These two compute in float32 on the rounded weights: fp16 weights here would only save a few bytes.
+    convolutions[0].float().register_forward_hook(lambda module, inputs, output: output.half())
+    convolutions[-1].float().register_forward_pre_hook(lambda module, inputs: inputs[0].float())
     for module in network.modules():
-        if isinstance(module, ChannelScale):
-            module.__class__ = _HalfScale
+        if isinstance(module, ChannelScale):  # computes in float32
+            module.register_forward_hook(lambda module, inputs, output: output.half())
     mean = getattr(network, "mean", None)
     if isinstance(mean, Tensor):
         network.mean = mean.float()
@@ -151,16 +114,12 @@ def smallest_side(network: nn.Module) -> int:
     PyTorch lays tensors with one window along a side, or one pixel at the lowest resolution, out differently from those
     with several, and a program holds for one of the two.
     """
-    multiple = multiple_inside(network)
+    multiple = _multiple_inside(network)
     return multiple + 1 if multiple > 1 else 1
 
 
 def trace(network: Named, channels: int) -> ExportedProgram:
-    """The program of a `traceable` network: batch, height and width are free.
-
-    Args:
-        network: as `traceable` returns it.
-        channels: of the input.
+    """The program of a `traceable` network with `channels`: batch, height and width are free.
 
     Raises:
         CheckpointError: PyTorch cannot trace it.
@@ -178,7 +137,7 @@ def trace(network: Named, channels: int) -> ExportedProgram:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what the libraries warn and log of their own insides off the screen."""
+    """Hides warnings and logs of the libraries."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -190,6 +149,6 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line of bounded length."""
+    """An exception's message in one line of bounded length."""
     first, *others = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join((first, *others[: first.endswith(":")])).replace("\t", "")[:300]

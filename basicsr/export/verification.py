@@ -38,7 +38,7 @@ class Check:
         kind: the file's format and what ran it.
         shape: of the input, (B, C, H, W).
         difference: largest absolute difference from the network's output in float32; nan or inf where it is not finite.
-        tolerance: what it may be.
+        tolerance: largest difference allowed.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is within the tolerance; never if it is not a number."""
+        """Whether the difference is within the tolerance; False for nan."""
         return self.difference <= self.tolerance
 
 
@@ -59,19 +59,13 @@ def sizes_for(smallest: int) -> tuple[Size, ...]:
     return (*SIZES, (2, smallest, smallest + 9), (1, 2 * smallest + 1, smallest))
 
 
-def examples(network: nn.Module, channels: int, scale: int, *, seed: int = 0) -> list[Example]:
-    """Images of `sizes_for` the network, smooth with some noise, and what the network makes of them.
-
-    Args:
-        network: in eval mode, float32, on the CPU.
-        channels: of its input.
-        scale: factor of enlargement.
-        seed: of the images.
+def examples(network: nn.Module, channels: int, scale: int) -> list[Example]:
+    """Smooth images with some noise, and what the network, in float32 on the CPU, makes of them.
 
     Raises:
         CheckpointError: its outputs are not images of `scale` times the size, or not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     made = []
     for batch, height, width in sizes_for(smallest_side(network)):
         coarse = torch.rand(batch, channels, height // 8 + 2, width // 8 + 2, generator=generator)
@@ -92,36 +86,26 @@ def examples(network: nn.Module, channels: int, scale: int, *, seed: int = 0) ->
 
 
 def compare(
-    kind: str, run: Callable[[Tensor], Tensor], wanted: Iterable[Example], tolerance: float, *, smallest: int = 1
+    kind: str, run: Callable[[Tensor], Tensor], wanted: Iterable[Example], tolerance: float, *, smallest: int
 ) -> list[Check]:
-    """Runs an exported file on all examples of at least `smallest` pixels a side.
-
-    Raises:
-        CheckpointError: it cannot be run.
-    """
+    """Runs an exported file on all examples of at least `smallest` pixels a side; see `ExportJob.compare`."""
     checks = []
-    for example in wanted:
-        if min(example.lq.shape[-2:]) < smallest:
-            continue
-        shape = tuple(example.lq.shape)
+    for example in (example for example in wanted if min(example.lq.shape[-2:]) >= smallest):
+        shape, difference = tuple(example.lq.shape), float("inf")
         try:
             with torch.no_grad():
                 output = run(example.lq.clone())  # spandrel's RCAN changes its input in place
         except Exception as error:  # each runtime has exceptions of its own
             reason = f"{kind} fails on an input of {_size(shape)} ({first_line(error)})"
             raise CheckpointError(f"{reason}; nothing was written") from error
-        checks.append(Check(kind, shape, _difference(output, example.expected), tolerance))
+        if output.shape == example.expected.shape:
+            difference = (output.float() - example.expected).abs().max().item()  # nan stays nan
+        checks.append(Check(kind, shape, difference, tolerance))
     return checks
 
 
-def _difference(output: Tensor, expected: Tensor) -> float:
-    if output.shape != expected.shape:
-        return float("inf")
-    return (output.float() - expected).abs().max().item()  # nan stays nan
-
-
 def require(checks: Sequence[Check], path: Path) -> None:
-    """Raises CheckpointError, naming the worst, unless there are checks and all passed."""
+    """Raises CheckpointError, naming the worst check, unless there are checks and all passed."""
     if not checks:
         raise CheckpointError(f"{path.name} was not written: there was no image to check it with")
     failed = [check for check in checks if not check.passed]
@@ -138,14 +122,11 @@ def require(checks: Sequence[Check], path: Path) -> None:
 def table(checks: Sequence[Check]) -> str:
     """All checks as lines of text in columns."""
     rows = [("checked against PyTorch", "input", "max. difference", "allowed")]
-    for check in checks:
-        rows.append((check.kind, _size(check.shape), f"{check.difference:.1e}", f"{check.tolerance:.1e}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    rows += [(c.kind, _size(c.shape), f"{c.difference:.1e}", f"{c.tolerance:.1e}") for c in checks]
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        f"{kind:<{wide[0]}}  {size:<{wide[1]}}  {difference:>{wide[2]}}  {allowed:>{wide[3]}}"
+        for kind, size, difference, allowed in rows
     )
 
 

@@ -17,8 +17,9 @@ import torch
 from safetensors import safe_open
 from support.students import TRAINING, save_student, student
 
-from basicsr.export import exporting, onnx_file
-from basicsr.export.exporting import ENDINGS, Exported, export, load_student
+from basicsr.export import onnx_format
+from basicsr.export.base import export_formats
+from basicsr.export.exporting import Exported, export, load_student
 from basicsr.export.verification import SIZES as SIZES_OF_CHECKS
 from basicsr.export.verification import TOLERANCES, require, sizes_for
 from basicsr.files.atomic_files import sha256_of
@@ -171,7 +172,7 @@ def test_files_are_readable_by_all_and_no_others_are_left(made):
     files = made("EDSR", 2).exported.files
     assert sorted(path.name for path in files[0].parent.iterdir()) == sorted(path.name for path in files)
     assert len({stat.S_IMODE(path.stat().st_mode) for path in files}) == 1
-    assert [path.suffix for path in files] == list(ENDINGS.values())
+    assert [path.suffix for path in files] == [entry.ending for entry in export_formats().values()]
 
 
 def test_newer_opsets_are_written_too(tmp_path):
@@ -242,13 +243,13 @@ def test_a_file_that_differs_is_not_left_behind(tmp_path, monkeypatch):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "distilled_x2.onnx").write_text("an earlier one")
-    write = onnx_file.write_onnx
+    write = onnx_format.write_onnx
 
-    def write_and_damage(program, path, **options):
-        write(program, path, **options)
+    def write_and_damage(job, path):
+        write(job, path)
         damage(path)
 
-    monkeypatch.setattr(exporting.onnx_file, "write_onnx", write_and_damage)
+    monkeypatch.setattr(onnx_format, "write_onnx", write_and_damage)
     with pytest.raises(CheckpointError, match=r"distilled_x2.onnx was not written: .* by 0.001 at .*allowed is 0.0001"):
         export(loaded, folder)
     # The safetensors file was right, but files of one export belong together.

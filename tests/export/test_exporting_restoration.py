@@ -31,7 +31,7 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "type": "Restormer",
         "dim": 8,
         "num_blocks": [0, 0, 0, 1],
-        "num_refinement_blocks": 1,
+        "num_refinement_blocks": 0,
         "LayerNorm_type": "BiasFree",
     },
 }

@@ -1,0 +1,155 @@
+"""What a file format for export must provide, and what it is given: see docs/shipping.md, "Adding an export format"."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+import basicsr
+from basicsr.export.tracing import Precision, trace, traceable
+from basicsr.export.verification import TOLERANCES, Check, Example, compare, examples
+from basicsr.utils.registry import EXPORT_REGISTRY
+from basicsr.weights.recognise import Pretrained
+
+Layout = Literal["ours", "spandrel"]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A network to export, in float32, the checkpoint it comes from, and the checkpoint's SHA-256."""
+
+    pretrained: Pretrained
+    source: Path
+    sha256: str
+
+    @property
+    def weights(self) -> str:
+        """Which of the checkpoint's state dicts: 'params_ema', 'params', or '' where it is one itself."""
+        return self.pretrained.weights or ""
+
+    @property
+    def colours(self) -> str:
+        """The network's channels."""
+        return {1: "gray", 3: "RGB"}.get(self.pretrained.in_channels, f"{self.pretrained.in_channels}-channel")
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """Images that each exported file is run on, with the network's outputs."""
+        return examples(self.pretrained.network, self.pretrained.in_channels, self.pretrained.scale)
+
+    def metadata(self, precision: Precision, changed: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """Describes the network; values that are not plain text are JSON. `changed` overrides its options."""
+        network, training = self.pretrained, _json(self.pretrained.metadata.get("training"))
+        about = {
+            "architecture": network.architecture,
+            "network": _json({**(network.block or {}), "scale": network.scale, **(changed or {})}),
+            "scale": str(network.scale),
+            "channels": f"{network.in_channels}",
+            "colour_order": self.colours,
+            "range": "input in [0, 1]; output in [0, 1] but not clipped",
+            "axes": "batch, channel, height, width",
+            "precision": precision,
+            "framework": f"mcadkd {basicsr.__version__}, PyTorch {torch.__version__}",
+            "source": _json({"file": self.source.name, "weights": self.weights, "sha256": self.sha256}),
+        }
+        return about if training in ("null", "{}") else {**about, "training": training}
+
+
+@dataclass
+class ExportJob:
+    """What a format is to write.
+
+    Attributes:
+        student: the network.
+        precision: 'float32', or 'fp16' for weights and inside in half precision, input and output in float32.
+        opset: of ONNX.
+        layout: of the safetensors file.
+        remarks: sentences for the user; formats append to them.
+    """
+
+    student: Student
+    precision: Precision
+    opset: int
+    layout: Layout
+    remarks: list[str] = field(default_factory=list)
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The network's graph in this precision, for images of any size; traced once for all formats."""
+        network = self.student.pretrained
+        return trace(traceable(network.network, self.precision), network.in_channels)
+
+    def metadata(self, changed: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """What every file says of itself."""
+        return self.student.metadata(self.precision, changed)
+
+    def compare(
+        self, kind: str, run: Callable[[Tensor], Tensor], *, tolerance: float | None = None, smallest: int = 1
+    ) -> list[Check]:
+        """Runs a written file on the examples of at least `smallest` pixels a side; raises CheckpointError if it fails.
+
+        `kind` names the format and what runs it, `run` maps (B, C, H, W) in [0, 1] to (B, C, sH, sW) in float32, and
+        `tolerance` is the largest difference allowed, the precision's where None.
+        """
+        allowed = TOLERANCES[self.precision] if tolerance is None else tolerance
+        return compare(kind, run, self.student.examples, allowed, smallest=smallest)
+
+
+class ExportFormat(ABC):
+    """A kind of file; subclasses are registered with `EXPORT_REGISTRY`, one in each file `*_format.py`.
+
+    Attributes:
+        name: in `--formats`.
+        ending: of the files' names.
+        packages: what must be installed beside the framework.
+        order: formats with lower numbers are written and listed first.
+    """
+
+    name: ClassVar[str]
+    ending: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+    order: ClassVar[int] = 100
+
+    @abstractmethod
+    def write(self, job: ExportJob, path: Path) -> list[Check]:
+        """Writes the file, loads it again and returns `job.compare` of it.
+
+        Raises:
+            CheckpointError: the network cannot be written in this format, or the file cannot be run.
+            OSError: the file cannot be written.
+        """
+
+
+def export_formats() -> dict[str, ExportFormat]:
+    """All registered formats by name, in their order."""
+    formats: list[ExportFormat] = [cls() for _, cls in EXPORT_REGISTRY]
+    return {entry.name: entry for entry in sorted(formats, key=lambda entry: (entry.order, entry.name))}
+
+
+def _json(value: Any) -> str:
+    """Data of unknown origin as valid JSON; 'null' if it is nested without end or too long."""
+    try:
+        return json.dumps(_plain(value), allow_nan=False)
+    except (RecursionError, ValueError):  # ValueError: a number of thousands of digits
+        return "null"
+
+
+def _plain(value: Any) -> Any:
+    """A value of JSON's types: null for numbers that are not finite, text for other types."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)

@@ -1,0 +1,92 @@
+"""ONNX: a graph with its weights, checked in onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basicsr.export.base import ExportFormat, ExportJob
+from basicsr.export.tracing import first_line, quiet
+from basicsr.export.verification import Check
+from basicsr.utils.errors import CheckpointError
+from basicsr.utils.registry import EXPORT_REGISTRY
+
+
+@EXPORT_REGISTRY.register()
+class ONNX(ExportFormat):
+    """One file, weights inside, with `input` and `output`; batch, height and width are free."""
+
+    name, ending, order = "onnx", ".onnx", 2
+    packages = ("onnx", "onnxscript", "onnxruntime")
+
+    def write(self, job: ExportJob, path: Path) -> list[Check]:
+        """See `ExportFormat.write`."""
+        write_onnx(job, path)
+        return job.compare("onnx (onnxruntime)", _runner(path))
+
+
+def write_onnx(job: ExportJob, path: Path) -> None:
+    """Writes the file; raises CheckpointError if the exporter cannot express the network in this opset."""
+    import onnx
+
+    network, opset = job.student.pretrained, job.opset
+    try:
+        with quiet(), torch.no_grad():
+            exported = torch.onnx.export(
+                job.program,
+                input_names=["input"],
+                output_names=["output"],
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        assert exported is not None, "PyTorch made no model"
+        model = exported.model_proto
+        _tidy(model, network.scale)
+        onnx.helper.set_model_props(model, job.metadata())
+        model.doc_string = (
+            f"{network.architecture} x{network.scale}: {job.student.colours} images in [0, 1], {job.precision} inside"
+        )
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the exporter's and the checker's exceptions have no common ancestor
+        raise CheckpointError(
+            f"the network cannot be written as ONNX of opset {opset} ({first_line(error)})"
+        ) from error
+    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != opset:
+        raise CheckpointError(f"--opset {opset}: this PyTorch wrote opset {written}; give --opset {written}")
+    onnx.save(model, str(path))
+
+
+def _tidy(model: Any, scale: int) -> None:
+    """Names the free sizes, and drops the exporter's notes: they hold folders of this machine."""
+    graph = model.graph
+    enlarged = "" if scale == 1 else f"{scale}*"
+    for value, factor in ((graph.input[0], ""), (graph.output[0], enlarged)):
+        dims = value.type.tensor_type.shape.dim
+        dims[0].dim_param, dims[2].dim_param, dims[3].dim_param = "batch", f"{factor}height", f"{factor}width"
+    del graph.value_info[:]
+    inner = [node for function in model.functions for node in function.node]
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions, *inner):
+        if hasattr(part, "metadata_props"):
+            del part.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+
+
+def _runner(path: Path) -> Callable[[Tensor], Tensor]:
+    """Loads a file into onnxruntime on the CPU; raises CheckpointError if it is refused."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common ancestor
+        raise CheckpointError(f"onnxruntime does not load {path.name} ({first_line(error)})") from error
+    return lambda lq: torch.from_numpy(session.run(None, {"input": lq.numpy()})[0])

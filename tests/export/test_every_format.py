@@ -1,0 +1,68 @@
+"""What every registered export format must do; a new one is covered without editing this file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from support.students import save_student, student
+
+import basicsr.export
+from basicsr.export.base import ExportFormat, export_formats
+from basicsr.export.exporting import export, load_student
+from basicsr.export.verification import Example
+from basicsr.utils.errors import CheckpointError
+from basicsr.utils.registry import EXPORT_REGISTRY
+
+FORMATS = export_formats()
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    network, block = student("EDSR", 2)
+    return load_student(save_student(tmp_path_factory.mktemp("student") / "net.pth", network, block))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_has_a_name_an_ending_and_a_description(name):
+    entry = FORMATS[name]
+    assert isinstance(entry, ExportFormat) and entry.name == name and entry.__doc__
+    assert entry.ending.startswith(".") and [other.ending for other in FORMATS.values()].count(entry.ending) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_writes_one_file_and_checks_it_at_several_sizes(tmp_path, loaded, name, precision):
+    exported = export(loaded, tmp_path, formats=[name], precision=precision, name="student")
+    assert exported.files == (tmp_path / f"student{FORMATS[name].ending}",)
+    assert [path.name for path in tmp_path.iterdir()] == [exported.files[0].name]
+    assert len({check.shape for check in exported.checks}) >= 4
+    assert all(check.passed and check.tolerance <= 0.5 / 255 for check in exported.checks)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_refuses_a_file_whose_outputs_differ(tmp_path, loaded, name):
+    wrong = [Example(example.lq, example.expected + 0.01) for example in loaded.examples]
+    other = type(loaded)(loaded.pretrained, loaded.source, loaded.sha256)
+    other.__dict__["examples"] = wrong  # where cached_property keeps its value
+    with pytest.raises(CheckpointError, match=r"was not written: .* differs from PyTorch by 0\.01"):
+        export(other, tmp_path, formats=[name])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_is_one_file(tmp_path: Path, loaded, monkeypatch):
+    """The example of docs/shipping.md, dropped into a folder of the package as a user would."""
+    text = (Path(__file__).resolve().parents[2] / "docs/shipping.md").read_text("utf-8")
+    source = text.split("`basicsr/export/pth_format.py`:")[1].split("```python\n")[1].split("```")[0]
+    (tmp_path / "pth_format.py").write_text(source)
+    monkeypatch.setattr(EXPORT_REGISTRY, "_members", dict(EXPORT_REGISTRY._members))
+    folders = [*basicsr.export.__path__, str(tmp_path)]
+    monkeypatch.setattr(basicsr.export, "__path__", folders)
+    monkeypatch.setattr(basicsr.export.__spec__, "submodule_search_locations", folders)
+    try:
+        assert list(export_formats()) == [*FORMATS, "pth"]
+        exported = export(loaded, tmp_path / "out", formats=["pth"], precision="fp16")
+        assert exported.files[0].name == "distilled_x2_fp16.pth" and len(exported.checks) >= 4
+    finally:
+        sys.modules.pop("basicsr.export.pth_format", None)
