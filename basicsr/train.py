@@ -132,17 +132,19 @@ def _accumulate(
     with run.synchronising(last), torch.set_grad_enabled(student_learns):
         output = run.model(batch, iteration)
         parts = {**output.parts, "l_total": output.total.detach()}
-        roots, gradients = [scaled(output.total)], list[torch.Tensor | None]([None])
+        loss = scaled(output.total)
         if run.adversary is not None:
             judged, gradient = run.adversary.play(
                 batch.gt, output.sr, guided=scaled if student_learns else None, share=1 / count, last=last
             )
             parts |= judged
-            if gradient is not None:  # joins at the output, as if the loss had been added to the others
+            if gradient is not None:
                 parts["l_total"] = parts["l_total"] + run.adversary.weight * judged["l_adv"]
-                roots, gradients = [*roots, output.sr], [*gradients, gradient]
+                # The product's derivative is `gradient`, which thus joins those of the losses. Handed to
+                # torch.autograd.backward as it is, it would have torch import SymPy, for half a second.
+                loss = loss + (output.sr * gradient).sum()
         if student_learns:
-            torch.autograd.backward(roots, gradients)
+            loss.backward()
     return parts
 
 

@@ -15,8 +15,20 @@ from basicsr.utils.logger import WarningRemark
 from basicsr.utils.ranges import BelowOne, Probability, WeightDecay
 from basicsr.utils.text import nearest
 
+
+def _eager(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The optimizer without the wrappers that hide it from torch.compile: their first call takes a second of imports.
+
+    Steps are `differentiable: false`, the only value that options may give, so that `no_grad` is all that they need.
+    """
+    methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    content = {name: inspect.unwrap(getattr(optimizer, name)) for name in methods}
+    content["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), content)
+
+
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    name: getattr(torch.optim, name)
+    name: _eager(getattr(torch.optim, name))
     for name in ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SGD", "ASGD", "RMSprop", "Rprop")
 }
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from basicsr.engine.restoring import _load_optimizer
-from basicsr.optim.optimizers import build_optimizer, changed_decay, regrouped
+from basicsr.optim.optimizers import OPTIMIZERS, build_optimizer, changed_decay, regrouped
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import WarningRemark
 
@@ -33,6 +33,21 @@ def test_the_fused_kernel_is_taken_and_does_what_the_plain_one_does(kind):
     assert reference.param_groups[0]["fused"] is False
     for one, other in zip(fused.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_steps_are_those_of_torch(kind):
+    network, optimizer = trained(0, type=kind)
+    networks = [network, copy.deepcopy(network)]
+    given = {name: optimizer.defaults[name] for name in ("lr", "fused") if name in optimizer.defaults}
+    reference = getattr(torch.optim, kind)(networks[1].parameters(), **given)
+    assert type(reference) is not type(optimizer)
+    for step in range(3):
+        for network, taken in zip(networks, (optimizer, reference), strict=True):
+            taken.zero_grad()
+            (network(torch.full((1, 3), 0.1 * step + 0.1, dtype=torch.float64)) ** 2).sum().backward()
+            taken.step()
+    assert all(map(torch.equal, *(network.parameters() for network in networks)))
 
 
 def test_moments_that_the_plain_kernel_left_go_on_in_the_fused_one():

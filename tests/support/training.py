@@ -35,7 +35,7 @@ from basicsr.train import train_pipeline, train_step
 from basicsr.utils.dist_util import gather_objects
 
 PROCESSES = multiprocessing.get_context("forkserver")
-# Optimizers import torch._dynamo when the first one is made.
+# DistributedDataParallel imports torch._dynamo when the first one is made.
 PROCESSES.set_forkserver_preload(
     ["torch", "torch._dynamo", "torch.distributed.tensor", "basicsr.train", "basicsr.data.building"]
 )

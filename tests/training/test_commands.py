@@ -72,6 +72,15 @@ def test_torchrun_trains_tests_and_leaves_what_basicsr_leaves(mcadkd, tmp_path):
     assert len(list((tmp_path / "results/tiny/visualization/val").glob("*.png"))) == 3
 
 
+def test_training_imports_neither_the_compiler_nor_sympy(mcadkd, tmp_path):
+    """Either takes half of the time that a run needs until its first iteration; adversary and optimizers did both."""
+    file = write(changed(mcadkd, train__total_iter=1), tmp_path)
+    code = "import sys; from basicsr.train import train_pipeline; train_pipeline(sys.argv[1])"
+    code += "; print('loaded:', {'torch._dynamo', 'sympy'} & set(sys.modules))"
+    done = run(sys.executable, "-c", code, file, folder=tmp_path)
+    assert done.stdout.splitlines()[-1:] == ["loaded: set()"], done.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import select
@@ -29,6 +30,9 @@ def run_command(main: Callable[[], int]) -> int:
     full, the work is done all the same; a line and the code of what cannot be written tell that its report is lost.
     """
     guard_streams()
+    if not gc.isenabled():
+        gc.freeze()  # what was imported stays
+        gc.enable()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in the place of `quiet_start`
     warn_of_published_package()
