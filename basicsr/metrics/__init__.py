@@ -1,8 +1,4 @@
-"""Functions of an image and its ground truth.
-
-`calculate_metric` evaluates the metric that an options block names; `better_direction` tells which figures are the
-better ones. The functions that BasicSR users import from here are found on first use.
-"""
+"""Functions of an image and its ground truth; BasicSR's names are imported on first use."""
 
 from __future__ import annotations
 
@@ -10,9 +6,9 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from basicsr.metrics.traits import better_direction, prepare_metrics
+from basicsr.metrics.traits import better_direction, bound_metric, prepare_metrics
 
-__all__ = ["better_direction", "calculate_metric", "prepare_metrics"]
+__all__ = ["better_direction", "bound_metric", "calculate_metric", "prepare_metrics"]
 
 _HOMES = {
     "calculate_psnr": "psnr_ssim",
@@ -27,22 +23,18 @@ _HOMES = {
 
 
 def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
-    """Evaluates the metric `opt['type']` on `data`, usually {'img': ..., 'img2': ...}; `opt` stays as it is.
-
-    The key `better` ('higher' or 'lower') tells which checkpoint is the best one; the metric does not see it.
+    """Evaluates the metric `opt['type']` on `data`, usually {'img': ..., 'img2': ...}; `opt` is not changed.
 
     Args:
         data: uint8 (H, W, 3) arrays in BGR; for a metric whose parameter `img` is annotated `torch.Tensor`, tensors
             (B, C, H, W) in RGB and [0, 1].
-        opt: `type` and the metric's own arguments.
+        opt: `type` and the metric's own arguments; its key `better` is not passed on.
 
     Raises:
         OptionsError: `type` is missing or unknown, or a key does not fit the metric.
-        DataError: the metric cannot be had of these images.
+        DataError: the metric is not defined for these images.
     """
-    from basicsr.utils.registry import METRIC_REGISTRY
-
-    return METRIC_REGISTRY.build({key: value for key, value in opt.items() if key != "better"}, **data)
+    return bound_metric(opt, data)(data)
 
 
 def __getattr__(name: str) -> Any:

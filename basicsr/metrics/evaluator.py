@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +16,8 @@ from torch import nn
 
 from basicsr.files.images import IMAGE_SUFFIXES
 from basicsr.inference.runner import ImageRunner
-from basicsr.metrics import calculate_metric
 from basicsr.metrics.metric_util import NoFigureWarning
-from basicsr.metrics.traits import takes_tensors, traits_of
+from basicsr.metrics.traits import bound_metric, takes_tensors, traits_of
 from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together
 from basicsr.utils.errors import DataError, NonFiniteError
 from basicsr.utils.misc import wait_for
@@ -29,7 +27,7 @@ from basicsr.utils.precision import Amp, Precision
 class EvaluationDataset(Protocol):
     """Items are dicts with `lq` (C, h, w), `lq_path`, and `gt` (C, sh, sw) where there is an HR image.
 
-    Images lie in [0, 1], or are brought there by the dataset's method `restored`, as are the network's outputs.
+    Images lie in [0, 1]; a dataset of another range has a method `restored` that brings them, and outputs, there.
     """
 
     def __len__(self) -> int: ...
@@ -55,20 +53,20 @@ class Evaluation:
 
     def means(self) -> dict[str, float]:
         """Average over the images, by metric."""
-        return {name: float(mean) for name, mean in zip(self.metrics, self.values.mean(0), strict=True)}
+        return dict(zip(self.metrics, self.values.mean(0).tolist(), strict=True))
 
 
 SaveImage = Callable[[str, np.ndarray], None]
 
 
 def image_name(lq_path: str) -> str:
-    """What an image is called in tables and files: its LR file's name without the ending, or its LMDB key."""
+    """An image's name in tables and files: its LR file's name without the ending, or its LMDB key."""
     name = Path(lq_path).name
     return name[: -len(Path(name).suffix)] if name.lower().endswith(IMAGE_SUFFIXES) else name
 
 
 def image_names(dataset: EvaluationDataset) -> list[str] | None:
-    """Names of a dataset's images in its order, if it has a list `paths` that tells them before they are read.
+    """Names of a dataset's images in its order, if it has a list `paths` of them.
 
     Raises:
         DataError: two images have one name.
@@ -107,8 +105,8 @@ def evaluate(
 
     Args:
         network: maps (1, 3, h, w) to (1, 3, sh, sw); run in eval mode, and left as it was.
-        dataset: where to take the images from.
-        metrics: options of each metric by its name; those that need HR images are left out where there are none.
+        dataset: the images.
+        metrics: options of each metric by its name; those that need HR images are skipped where there are none.
         device: of the network.
         scale: s, how many times the network enlarges.
         self_ensemble: average over the eight flips and rotations.
@@ -120,7 +118,7 @@ def evaluate(
         progress: wraps the iteration over this rank's indices.
 
     Raises:
-        NonFiniteError: the network puts out values that are not finite, on any rank.
+        NonFiniteError: the network's output is not finite, on any rank.
         UserError: an image cannot be read or measured, or two have one name, on any rank.
     """
     rank, world_size = get_dist_info()
@@ -138,28 +136,37 @@ def evaluate(
     )
     try:
         image_names(dataset)
-        first = dataset[0]
+        first, count = dataset[0], len(dataset)
         if "gt" not in first:
             metrics = {name: block for name, block in metrics.items() if not traits_of(block).needs_reference}
-        count = len(dataset)
+        kinds = ("img", "img2") if "gt" in first else ("img",)
+        measures = {name: (bound_metric(block, kinds), takes_tensors(block)) for name, block in metrics.items()}
         for index in progress(range(rank, count, world_size)):
             if stopped := should_stop():
                 break
             item = dataset[index] if index > 0 else first
-            name = image_name(item["lq_path"])
+            name, path = image_name(item["lq_path"]), item["lq_path"]
             output, seconds = _run(runner, item["lq"].unsqueeze(0).to(device))
             if not _all_finite(output):
                 raise NonFiniteError(
-                    f"{type(network).__name__} makes values of {item['lq_path']} that are not finite; its weights are"
-                    " damaged or its training diverged"
+                    f"{type(network).__name__} makes values of {path} that are not finite; its weights are damaged or"
+                    " its training diverged"
                 )
             output = restored(output)
-            compared = _Compared(output, restored(item["gt"].unsqueeze(0)) if "gt" in item else None, device)
-            figures = [_measured(metric, block, compared, item["lq_path"]) for metric, block in metrics.items()]
+            images = {"img": output, **({"img2": restored(item["gt"].unsqueeze(0))} if "gt" in item else {})}
+            arrays: dict[str, Any] = {}  # made only if needed
+            tensors: dict[str, Any] = {}
+            figures = []
+            for metric, (measure, on_tensors) in measures.items():
+                if on_tensors:
+                    tensors = tensors or {key: image.to(device) for key, image in images.items()}
+                else:
+                    arrays = arrays or {key: _to_bgr(image) for key, image in images.items()}
+                figures.append(_measured(metric, measure, tensors if on_tensors else arrays, path))
             rows[index] = name, [*figures, seconds]
             if save_image is not None:
-                save_image(name, compared.arrays["img"])
-    except Exception as error:  # of a dataset of the user's own anything
+                save_image(name, arrays["img"] if arrays else _to_bgr(output))
+    except Exception as error:  # a dataset of the user's own raises anything
         failure = error  # raised when the other ranks know, so that they do not wait for this one
     raise_together(failure)
     shares = gather_objects((stopped, count, tuple(metrics), rows))
@@ -173,41 +180,15 @@ def evaluate(
         differ.known_to_all = True
         raise differ
     every = {index: row for share in shares for index, row in share[3].items()}
-    images = tuple(every[index][0] for index in range(count))
+    names = tuple(every[index][0] for index in range(count))
     table = np.array([every[index][1] for index in range(count)], dtype=np.float64).reshape(count, len(metrics) + 1)
-    return Evaluation(tuple(metrics), images, table[:, :-1], table[:, -1])
-
-
-class _Compared:
-    """An output and its HR image, where there is one, in the forms that metrics want; made when first asked for.
-
-    Args:
-        output: (1, C, H, W) in [0, 1].
-        gt: of the same shape, or None.
-        device: where metrics of tensors are computed.
-    """
-
-    def __init__(self, output: torch.Tensor, gt: torch.Tensor | None, device: torch.device) -> None:
-        self._images = {"img": output} if gt is None else {"img": output, "img2": gt}
-        self._device = device
-
-    @cached_property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {name: image.to(self._device) for name, image in self._images.items()}
-
-    @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {name: _to_bgr(image) for name, image in self._images.items()}
-
-    def as_wanted_by(self, block: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self.tensors if takes_tensors(block) else self.arrays
+    return Evaluation(tuple(metrics), names, table[:, :-1], table[:, -1])
 
 
 def _to_bgr(image: torch.Tensor) -> np.ndarray:
-    """What `tensor2img` makes of (1, C, H, W), in fewer passes: uint8 (H, W, C), or (H, W) for one channel.
+    """As `tensor2img` of (1, C, H, W), in fewer passes: uint8 (H, W, C), or (H, W) for one channel.
 
-    By NumPy: PyTorch's threads wait for each other at every step, which takes longer than these where the machine has
-    other work.
+    By NumPy: PyTorch's threads wait for each other at every step, which is slower where the machine is busy.
     """
     planes = np.clip(image[0].detach().float().cpu().numpy(), 0, 1)
     planes *= 255
@@ -216,16 +197,16 @@ def _to_bgr(image: torch.Tensor) -> np.ndarray:
 
 
 def _all_finite(image: torch.Tensor) -> bool:
-    """Asked of the extremes, which are not numbers where any value is not: without a mask of the image's size."""
+    """By the extremes, which are not finite where any value is not: without a mask of the image's size."""
     values = image.detach().numpy()
     return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
 
 
-def _measured(metric: str, block: Mapping[str, Any], compared: _Compared, path: str) -> float:
+def _measured(metric: str, measure: Callable[[Mapping[str, Any]], Any], images: Mapping[str, Any], path: str) -> float:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", NoFigureWarning)
-            return float(calculate_metric(compared.as_wanted_by(block), block))
+            return float(measure(images))
     except (DataError, NoFigureWarning) as error:
         raise DataError(f"metric {metric} of {path}: {error}") from error
 

@@ -73,13 +73,9 @@ def reorder_image(img: Image, input_order: str = "HWC") -> Image:
 
 
 def to_y_channel(img: Image) -> npt.NDArray[np.float32]:
-    """The luma Y of ITU-R BT.601 in [16, 235], not rounded.
+    """The luma Y of ITU-R BT.601 in [16, 235], not rounded: (H, W, 3) BGR in [0, 255] to (H, W, 1) float32.
 
-    Args:
-        img: (H, W, 3) BGR in [0, 255]; of another number of channels it is returned as float32.
-
-    Returns:
-        (H, W, 1) float32.
+    An image of another number of channels is returned as float32.
     """
     unit = img.astype(np.float32) / 255.0
     if img.ndim == 3 and img.shape[2] == 3:
@@ -88,12 +84,7 @@ def to_y_channel(img: Image) -> npt.NDArray[np.float32]:
 
 
 def comparable_pair(img: Image, img2: Image, crop_border: int, input_order: str) -> tuple[Image, Image]:
-    """Both images as (H, W, C) without the border: views, of the type they have.
-
-    Raises:
-        OptionsError: `input_order` or `crop_border` is wrong.
-        DataError: the shapes differ, or nothing is left inside the border.
-    """
+    """Views of both images as (H, W, C) without the border."""
     check_same_shape(img.shape, img2.shape)
     first, second = reorder_image(img, input_order), reorder_image(img2, input_order)
     height, width = first.shape[:2]
@@ -103,18 +94,14 @@ def comparable_pair(img: Image, img2: Image, crop_border: int, input_order: str)
 
 
 class Scratch:
-    """Arrays of one thread by their names, used again for each block: fresh memory costs as much as the arithmetic.
-
-    Args:
-        dtype: np.float32 or np.float64.
-    """
+    """Arrays of one thread by their names, used again for each block: fresh memory costs as much as the arithmetic."""
 
     def __init__(self, dtype: Precision) -> None:
         self._dtype = dtype
         self._held: dict[str, Plane] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Plane:
-        """An array (`shape`) with whatever was left in it; it is overwritten where the name is asked for again."""
+        """An uninitialised array, which the next call with this name overwrites."""
         size = math.prod(shape)
         if name not in self._held or self._held[name].size < size:
             self._held[name] = np.empty(size, self._dtype)
@@ -135,19 +122,10 @@ def total_over_rows(
     dtype: Precision = np.float64,
     in_threads: bool = False,
 ) -> float:
-    """The sum of what `measure` says of blocks of rows.
+    """The sum of `measure` over blocks of rows of two images (H, W, C), which share `overlap` rows.
 
     The blocks depend on the size of the images alone and are added up in their order, so that the total does not
-    depend on the number of threads, to the last bit.
-
-    Args:
-        first: (H, W, C) of any type of number.
-        second: of the same shape.
-        on_luma: compare Y of BGR, of which there must be three channels; it is mixed in `dtype`.
-        measure: of two blocks.
-        overlap: rows that a block shares with the next one.
-        dtype: of the blocks: np.float32 or np.float64.
-        in_threads: share the blocks among as many threads as PyTorch has, where the work is worth starting them.
+    depend on the number of threads, to the last bit. With `on_luma` Y of BGR is compared, mixed in `dtype`.
     """
     height, width, channels = first.shape
     blocks = _blocks(height - overlap, width * (1 if on_luma else channels))

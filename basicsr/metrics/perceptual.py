@@ -1,7 +1,4 @@
-"""LPIPS, DISTS, NIQE and every other metric of the package pyiqa, which is installed on request.
-
-pyiqa downloads a metric's weights when it is first asked for. A model is loaded once for each device.
-"""
+"""LPIPS, DISTS, NIQE and every other metric of the optional package pyiqa, which downloads weights on first use."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import torch
 
 from basicsr.metrics.metric_util import check_crop_border, check_same_shape
 from basicsr.metrics.psnr_ssim_pt import eight_bit_levels
-from basicsr.metrics.traits import Traits, described
+from basicsr.metrics.traits import Direction, Traits, described
 from basicsr.utils.errors import DataError, MachineError, OptionsError
 from basicsr.utils.ranges import Border
 from basicsr.utils.registry import METRIC_REGISTRY
@@ -31,17 +28,12 @@ def _lpips_name(arguments: Mapping[str, Any]) -> str:
 
 def _traits(arguments: Mapping[str, Any]) -> Traits:
     configuration = _configuration(arguments["metric"])
-    return Traits(
-        better="lower" if configuration.get("lower_better") else "higher",
-        needs_reference=configuration.get("metric_mode") == "FR",
-    )
+    better: Direction = "lower" if configuration.get("lower_better") else "higher"
+    return Traits(better, needs_reference=configuration.get("metric_mode") == "FR")
 
 
 @METRIC_REGISTRY.register()
-@described(
-    traits=lambda arguments: Traits(better="lower"),
-    prepare=lambda arguments, device: _try_out(_lpips_name(arguments), device),
-)
+@described(traits=lambda _: Traits("lower"), prepare=lambda given, device: _try_out(_lpips_name(given), device))
 def calculate_lpips(
     img: torch.Tensor,
     img2: torch.Tensor,
@@ -69,35 +61,23 @@ def calculate_lpips(
 
 
 @METRIC_REGISTRY.register()
-@described(
-    traits=lambda arguments: Traits(better="lower"),
-    prepare=lambda arguments, device: _try_out("dists", device),
-)
+@described(traits=lambda _: Traits("lower"), prepare=lambda _, device: _try_out("dists", device))
 def calculate_dists(
     img: torch.Tensor, img2: torch.Tensor, crop_border: Border = 0, round_to_8_bits: bool = True
 ) -> torch.Tensor:
-    """DISTS (Ding et al., TPAMI 2020) of each image; 0 for equal images, lower is better.
-
-    Args, Returns and Raises are those of `calculate_lpips`, without `net`.
-    """
+    """DISTS (Ding et al., TPAMI 2020) of each image; 0 for equal images, lower is better; else as `calculate_lpips`."""
     return _figures("dists", img, img2, crop_border, round_to_8_bits)
 
 
 @METRIC_REGISTRY.register()
-@described(
-    traits=lambda arguments: Traits(better="lower", needs_reference=False),
-    prepare=lambda arguments, device: _try_out("niqe", device),
-)
+@described(traits=lambda _: Traits("lower", False), prepare=lambda _, device: _try_out("niqe", device))
 def calculate_niqe(img: torch.Tensor, crop_border: Border = 0, round_to_8_bits: bool = True) -> torch.Tensor:
-    """NIQE (Mittal et al., IEEE SPL 2013) of each image, without a reference; lower is better.
-
-    Args, Returns and Raises are those of `calculate_lpips`, without `img2` and `net`.
-    """
+    """NIQE (Mittal et al., IEEE SPL 2013) of each image, lower is better; else as `calculate_lpips`."""
     return _figures("niqe", img, None, crop_border, round_to_8_bits)
 
 
 @METRIC_REGISTRY.register()
-@described(traits=_traits, prepare=lambda arguments, device: _try_out(arguments["metric"], device))
+@described(traits=_traits, prepare=lambda given, device: _try_out(given["metric"], device))
 def calculate_pyiqa(
     img: torch.Tensor,
     img2: torch.Tensor | None = None,
@@ -106,11 +86,11 @@ def calculate_pyiqa(
     crop_border: Border = 0,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
-    """Any metric of pyiqa that judges single images.
+    """Any metric of pyiqa that judges single images; arguments and errors as `calculate_lpips`, and:
 
     Args:
         img: (B, C, H, W) RGB in [0, 1], of any floating type.
-        img2: of the same shape; a metric that takes no reference does not look at it.
+        img2: of the same shape; unused by a metric without a reference.
         metric: pyiqa's name of it; `pyiqa.list_models()` lists them.
         crop_border: pixels to leave out at each edge.
         round_to_8_bits: clip and round both, as images are when they are saved.
@@ -119,9 +99,8 @@ def calculate_pyiqa(
         (B,) float64.
 
     Raises:
-        MachineError: pyiqa is not installed, or its weights cannot be downloaded.
-        OptionsError: pyiqa has no such metric, or it judges sets of images; `crop_border` is negative.
-        DataError: the shapes differ, nothing is left inside the border, or the metric refuses the images.
+        OptionsError: pyiqa has no such metric, or it judges sets of images.
+        DataError: the metric refuses the images.
     """
     reference = img2 if _configuration(metric).get("metric_mode") == "FR" else None
     return _figures(metric, img, reference, crop_border, round_to_8_bits)
@@ -142,7 +121,7 @@ def _figures(
         given.append(unit.expand(-1, 3, -1, -1))
     try:
         return _run(model, given)
-    except Exception as error:  # whatever a network of another package raises
+    except Exception as error:  # another package's network raises anything
         raise DataError(
             f"pyiqa's {name} fails on images of {height} x {width} pixels, crop_border {crop_border}: {_line(error)}"
         ) from error
@@ -157,14 +136,14 @@ def _run(model: Any, images: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _try_out(name: str, device: torch.device) -> None:
-    """Loads a metric and runs it once, for what only shows then: some ask for a text, or for a set of images."""
+    """Loads a metric and runs it once: some ask for a text, or for a set of images, which only shows then."""
     model = _load(name, device)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 1, 3, _TRIAL_SIZE, _TRIAL_SIZE, generator=generator).to(device)
-    reference = _configuration(name).get("metric_mode") == "FR"
+    count = 2 if _configuration(name).get("metric_mode") == "FR" else 1
     try:
-        _run(model, list(images) if reference else [images[0]])
-    except Exception as error:  # whatever a network of another package raises
+        _run(model, list(images[:count]))
+    except Exception as error:  # another package's network raises anything
         raise OptionsError(f"pyiqa's {name} does not judge single images: {_line(error)}; take another") from error
 
 
@@ -178,12 +157,12 @@ def _load(name: str, device: torch.device) -> Any:
             f"pyiqa's {name} has no weights here, and they cannot be downloaded ({_line(error)}); let this machine"
             f" reach the network once, or copy the folder {torch.hub.get_dir()} from a machine that has them"
         ) from error
-    except Exception as error:  # whatever a network of another package raises
+    except Exception as error:  # another package's network raises anything
         raise MachineError(f"pyiqa's {name} cannot be loaded: {_line(error)}") from error
 
 
 def _configuration(name: str) -> Mapping[str, Any]:
-    """What pyiqa says of a metric: `metric_mode` (FR with a reference, NR without), `lower_better`."""
+    """pyiqa's description of a metric: `metric_mode` (FR with a reference, NR without), `lower_better`."""
     _pyiqa()
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
@@ -197,11 +176,9 @@ def _pyiqa() -> Any:
     import_torchvision()  # pyiqa imports it, in whatever state it is
     try:
         import pyiqa
-    except ModuleNotFoundError as error:
-        if error.name != "pyiqa":
-            raise MachineError(f"pyiqa does not import ({error}); {_INSTALL}") from error
-        raise MachineError(f"LPIPS, DISTS, NIQE and calculate_pyiqa need the package pyiqa; {_INSTALL}") from error
-    except Exception as error:  # whatever a package that does not fit its neighbours raises
+    except Exception as error:  # a package that does not fit its neighbours raises anything
+        if isinstance(error, ModuleNotFoundError) and error.name == "pyiqa":
+            raise MachineError(f"LPIPS, DISTS, NIQE and calculate_pyiqa need the package pyiqa; {_INSTALL}") from error
         raise MachineError(f"pyiqa does not import ({_line(error)}); {_INSTALL}") from error
     return pyiqa
 

@@ -51,20 +51,9 @@ def calculate_ssim_pt(
     test_y_channel: bool = False,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
-    """Mean SSIM of each image, as `calculate_ssim` defines it.
-
-    Args:
-        img: (B, C, H, W) RGB in [0, 1], of any floating type.
-        img2: of the same shape.
-        crop_border: pixels to leave out at each edge.
-        test_y_channel: whether to compare luma (see `rgb2ycbcr_pt`) where there are three channels.
-        round_to_8_bits: clip and round both, as images are when they are saved; else take them as they are.
-
-    Returns:
-        (B,) float64.
+    """Mean SSIM of each image, as `calculate_ssim` defines it: (B,) float64. Args are those of `calculate_psnr_pt`.
 
     Raises:
-        OptionsError: `crop_border` is negative.
         DataError: the shapes differ or are not (B, C, H, W), or less than a window is left inside the border.
     """
     first, second = _comparable_pair(img, img2, crop_border, test_y_channel, round_to_8_bits)
@@ -116,9 +105,13 @@ def _window_mean(images: torch.Tensor) -> torch.Tensor:
     On the CPU OpenCV's, several times as fast, where no gradient is asked for. Else a separable depthwise convolution,
     written as a sum of shifted images: PyTorch has no fast convolution of float64.
     """
+    margin = SSIM_WINDOW // 2
     if images.device.type == "cpu" and not images.requires_grad:
-        return _window_mean_on_cpu(images)
-    weights = [math.exp(-((k - SSIM_WINDOW // 2) ** 2) / (2 * SSIM_SIGMA**2)) for k in range(SSIM_WINDOW)]
+        kernel = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA)
+        planes = images.flatten(0, 1).numpy()
+        means = [cv2.sepFilter2D(plane, -1, kernel, kernel)[margin:-margin, margin:-margin] for plane in planes]
+        return torch.from_numpy(np.stack(means)).unflatten(0, images.shape[:2])
+    weights = [math.exp(-((k - margin) ** 2) / (2 * SSIM_SIGMA**2)) for k in range(SSIM_WINDOW)]
     for dim in (2, 3):
         size = images.shape[dim] - SSIM_WINDOW + 1
         mean = torch.zeros_like(images.narrow(dim, 0, size))
@@ -126,11 +119,3 @@ def _window_mean(images: torch.Tensor) -> torch.Tensor:
             mean.add_(images.narrow(dim, shift, size), alpha=weight / sum(weights))
         images = mean
     return images
-
-
-def _window_mean_on_cpu(images: torch.Tensor) -> torch.Tensor:
-    kernel = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA)
-    margin = SSIM_WINDOW // 2
-    planes = images.flatten(0, 1).numpy()
-    means = [cv2.sepFilter2D(plane, -1, kernel, kernel)[margin:-margin, margin:-margin] for plane in planes]
-    return torch.from_numpy(np.stack(means)).unflatten(0, images.shape[:2])

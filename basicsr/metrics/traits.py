@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from basicsr.utils.registry import METRIC_REGISTRY
+from basicsr.utils.signatures import bind_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -18,12 +19,7 @@ Metric = TypeVar("Metric", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Traits:
-    """Properties of a metric with its arguments.
-
-    Attributes:
-        better: whether a higher or a lower figure is the better one.
-        needs_reference: whether it compares with the HR image.
-    """
+    """Which direction of a metric is better, and whether it compares with the HR image."""
 
     better: Direction = "higher"
     needs_reference: bool = True
@@ -32,53 +28,47 @@ class Traits:
 def described(
     traits: Callable[[Mapping[str, Any]], Traits], prepare: Callable[[Mapping[str, Any], torch.device], None]
 ) -> Callable[[Metric], Metric]:
-    """Decorates a metric that has more to say of itself than its signature does.
+    """Decorates a metric whose signature does not say everything.
 
     Args:
-        traits: what it is, from its options (the block without `type` and `better`).
-        prepare: makes ready, on the device of the evaluation, what the metric needs, or raises a `UserError`.
+        traits: returns its traits, given its options without `type` and `better`.
+        prepare: loads what the metric needs on the device of the evaluation, or raises a `UserError`.
     """
 
     def decorate(metric: Metric) -> Metric:
-        for name, value in (("traits", traits), ("prepare", prepare)):
-            setattr(metric, name, value)
+        vars(metric).update(traits=traits, prepare=prepare)
         return metric
 
     return decorate
 
 
 def traits_of(block: Mapping[str, Any]) -> Traits:
-    """The traits of the metric that an options block names.
+    """The traits of a metric by its options.
 
-    A metric that does not tell itself is better higher, and needs the HR image where it has a parameter `img2`.
+    By default a metric is better higher, and needs the HR image where it has a parameter `img2`.
 
     Raises:
         OptionsError: `type` is unknown.
         MachineError: the metric belongs to a package that is not installed.
     """
     metric = METRIC_REGISTRY.get(block["type"])
-    told: Callable[[Mapping[str, Any]], Traits] | None = getattr(metric, "traits", None)
-    if told is not None:
-        return told(arguments_of(block))
+    declared: Callable[[Mapping[str, Any]], Traits] | None = getattr(metric, "traits", None)
+    if declared is not None:
+        return declared(arguments_of(block))
     return Traits(needs_reference="img2" in inspect.signature(metric).parameters)
 
 
 def better_direction(block: Mapping[str, Any]) -> Direction:
-    """Whether a higher or a lower figure is the better one: the block's own `better`, else what the metric says.
-
-    Raises:
-        OptionsError: `type` is unknown.
-        MachineError: the metric belongs to a package that is not installed.
-    """
+    """Whether higher or lower is better: the options' own `better`, else the metric's; raises as `traits_of`."""
     written: Direction | None = block.get("better")
     return written or traits_of(block).better
 
 
 def prepare_metrics(blocks: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
-    """Loads what the metrics need, so that what is missing shows before a run begins rather than in its midst.
+    """Loads what the metrics need, so that a missing package or file is found before a run begins.
 
     Raises:
-        OptionsError: a metric cannot be had as the options ask for it.
+        OptionsError: the options do not fit a metric.
         MachineError: a package is not installed, or weights cannot be downloaded.
     """
     for block in blocks.values():
@@ -87,8 +77,24 @@ def prepare_metrics(blocks: Mapping[str, Mapping[str, Any]], device: torch.devic
             prepare(arguments_of(block), device)
 
 
+def bound_metric(block: Mapping[str, Any], images: Iterable[str]) -> Callable[[Mapping[str, Any]], Any]:
+    """The metric as a function of its images alone; the options are validated here, once.
+
+    Args:
+        block: options of the metric.
+        images: the names that its argument will have: `img` and, where there are HR images, `img2`.
+
+    Raises:
+        OptionsError: `type` is missing or unknown, or a key does not fit the metric.
+    """
+    metric, given = METRIC_REGISTRY.get(block.get("type", "")), arguments_of(block)
+    bound = bind_arguments(metric, given, dict.fromkeys(images), f"metric {block['type']}")
+    taken = bound.keys() - given.keys()
+    return lambda data: metric(**given, **{name: data[name] for name in taken})
+
+
 def takes_tensors(block: Mapping[str, Any]) -> bool:
-    """Whether the metric wants tensors on the device: its parameter `img` is annotated `torch.Tensor`."""
+    """Whether the metric takes tensors on the device: its parameter `img` is annotated `torch.Tensor`."""
     parameter = inspect.signature(METRIC_REGISTRY.get(block["type"])).parameters.get("img")
     annotation = parameter.annotation if parameter is not None else ""
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
@@ -96,5 +102,5 @@ def takes_tensors(block: Mapping[str, Any]) -> bool:
 
 
 def arguments_of(block: Mapping[str, Any]) -> dict[str, Any]:
-    """A metric's own options: without what the framework reads."""
+    """A metric's own options, without those that the framework reads."""
     return {key: value for key, value in block.items() if key not in ("type", "better")}

@@ -12,6 +12,7 @@ from support.training import evaluate_rank, run_ranks
 from torch import nn
 
 from basicsr.files.images import tensor2img
+from basicsr.metrics import traits
 from basicsr.metrics.evaluator import evaluate, image_name
 from basicsr.utils.errors import DataError, NonFiniteError
 
@@ -122,3 +123,11 @@ def test_infinite_values_have_no_figures(value):
     lq[1, 2, 3] = value
     with pytest.raises(NonFiniteError, match=r"Identity makes values of a.png that are not finite"):
         evaluate(nn.Identity(), [{"lq": lq, "gt": lq, "lq_path": "a.png"}], PSNR, torch.device("cpu"))
+
+
+def test_a_metrics_options_are_validated_once_for_all_images(monkeypatch):
+    bound = []
+    bind = traits.bind_arguments
+    monkeypatch.setattr(traits, "bind_arguments", lambda *given: bound.append(given[0].__name__) or bind(*given))
+    evaluate(nn.Identity(), Pairs(3), PSNR, torch.device("cpu"))
+    assert bound == ["calculate_psnr"]
