@@ -36,21 +36,22 @@ def taking_opt(init: Callable[..., None]) -> Callable[..., None]:
     `file_client` (None), and `io_backend_opt`, a copy from which a FileClient can be made.
 
     Raises:
-        OptionsError: on call: `opt` lacks what the dataset cannot do without.
+        OptionsError: on call: `opt` lacks a required key.
     """
     parameters = dict(list(inspect.signature(init).parameters.items())[1:])
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
 
     @wraps(init)
     def initialise(self: Any, opt: Mapping[str, Any] | None = None, **given: Any) -> None:
         if opt is not None:
-            given = {**{name: opt[name] for name in parameters if name in opt}, **given}
-        required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
-        if opt is not None and (missing := [name for name in required if name not in given]):
-            raise OptionsError(f"{type(self).__name__} needs {', '.join(missing)} in its options")
-        filled = {**{name: parameter.default for name, parameter in parameters.items()}, **given}
+            given = {**{name: opt[name] for name in defaults if name in opt}, **given}
+            required = [name for name, default in defaults.items() if default is inspect.Parameter.empty]
+            if missing := [name for name in required if name not in given]:
+                raise OptionsError(f"{type(self).__name__} needs {', '.join(missing)} in its options")
+        filled = {**defaults, **given}
         self.opt = opt if opt is not None else filled
         self.mean, self.std, self.filename_tmpl = (filled.get(name) for name in ("mean", "std", "filename_tmpl"))
-        folders = {role: filled.get(f"dataroot_{role}") for role in ("lq", "gt") if f"dataroot_{role}" in filled}
+        folders = {role: filled[f"dataroot_{role}"] for role in ("lq", "gt") if f"dataroot_{role}" in filled}
         self.lq_folder, self.gt_folder = folders.get("lq"), folders.get("gt")
         self.file_client = None
         self.io_backend_opt = dict(filled["io_backend"])
@@ -64,7 +65,9 @@ def taking_opt(init: Callable[..., None]) -> Callable[..., None]:
 class ImageDataset(Dataset[dict[str, Any]], ABC):
     """A dataset whose random choices all come from the generator that it is handed.
 
-    A class derived from one of these for BasicSR has a `__getitem__` of its own, and is asked for samples by that.
+    If `load` has a parameter `pixels`, the training loader passes True: then images may also be uint8 in [0, 255], for
+    `Batch.to` to scale. A class derived from one of these for BasicSR has a `__getitem__` of its own, and is asked for
+    samples by that.
     """
 
     @abstractmethod
@@ -76,10 +79,6 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 
         Images are float32 (C, H, W), RGB in [0, 1].
         """
-
-    def load_pixels(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """As `load`, for training batches, where images may also be uint8 in [0, 255] for `Batch.to` to scale."""
-        return self.load(index, rng)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         seed = _SEED.get()
@@ -93,10 +92,6 @@ class PatchDataset(ImageDataset):
     def load(self, index: int, rng: np.random.Generator, gt_size: int | None = None) -> dict[str, Any]:
         """As `ImageDataset.load`; `gt_size` is the side of the HR patch, None for the dataset's own."""
 
-    def load_pixels(self, index: int, rng: np.random.Generator, gt_size: int | None = None) -> dict[str, Any]:
-        """As `ImageDataset.load_pixels`."""
-        return self.load(index, rng, gt_size)
-
 
 def load_sample(dataset: Dataset[Any], key: SampleKey, pixels: bool = False) -> dict[str, Any]:
     """Loads a sample of any map-style dataset as a function of its key alone.
@@ -107,31 +102,49 @@ def load_sample(dataset: Dataset[Any], key: SampleKey, pixels: bool = False) -> 
     Args:
         dataset: any map-style dataset.
         key: of the sample.
-        pixels: take what the dataset's `load_pixels` gives, where it has one that belongs to its `load`.
+        pixels: take images as uint8 where the dataset gives them so.
 
     Raises:
-        OptionsError: the key says how large a patch to take, and the dataset is no `PatchDataset`.
+        OptionsError: the key has a patch size, and the dataset's patches are of one size.
         DataError: the sample's images cannot be read or do not fit, or a file has gone; it names them.
         MachineError: memory or open files ran out.
-        RuntimeError: the dataset raised anything else; it names the sample, and has what was raised as its cause.
+        RuntimeError: the dataset raised anything else, which is the cause; it names the sample.
     """
+    with _errors_naming(dataset, key.index):
+        if key.gt_size is not None:
+            check_patches(dataset)
+        if isinstance(dataset, ImageDataset) and _is_asked_by_load(dataset):
+            size = () if key.gt_size is None else (key.gt_size,)
+            form = {"pixels": True} if pixels and _takes_pixels(type(dataset).load) else {}
+            return dataset.load(key.index, randomness.generator(key.seed, "sample"), *size, **form)
+        token = _SEED.set(key.seed)  # for ImageDataset.__getitem__, which a derived class's may call
+        try:
+            with randomness.seeded_global_state(key.seed):
+                return dataset[key.index]
+        finally:
+            _SEED.reset(token)
+
+
+@contextmanager
+def _errors_naming(dataset: Dataset[Any], index: int) -> Iterator[None]:
+    """Raises what a dataset raises as the kind of error that it is, with the sample's name."""
     try:
-        return _load(dataset, key, pixels)
+        yield
     except UserError:
         raise
     except MemoryError as error:
         raise MachineError(
-            f"no memory was left for {sample_name(dataset, key.index)}; lower num_worker_per_gpu or batch_size_per_gpu"
+            f"no memory was left for {sample_name(dataset, index)}; lower num_worker_per_gpu or batch_size_per_gpu"
         ) from error
     except OSError as error:
-        what = f"cannot read {sample_name(dataset, key.index)}: {error.filename or ''} {error.strerror or error}"
+        what = f"cannot read {sample_name(dataset, index)}: {error.filename or ''} {error.strerror or error}"
         message = " ".join(what.split())
         if error.errno in _MACHINES_ERRORS:
             raise MachineError(f"{message}; lower num_worker_per_gpu") from error
         raise DataError(f"{message}; check the path and the disk") from error
     except Exception as error:
         raise RuntimeError(
-            f"{sample_name(dataset, key.index)} could not be loaded: {type(error).__name__}: {error}"
+            f"{sample_name(dataset, index)} could not be loaded: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -146,50 +159,23 @@ def sample_name(dataset: Any, index: int) -> str:
     return printable(f"{name} ({', '.join(files)})")
 
 
-def _load(dataset: Dataset[Any], key: SampleKey, pixels: bool) -> dict[str, Any]:
-    if key.gt_size is None and not _is_asked_by_load(dataset):
-        with randomness.seeded_global_state(key.seed), _seeded_items(key.seed):
-            return dataset[key.index]
-    asked: Any = dataset if key.gt_size is None else _patches_of(dataset)
-    load = asked.load_pixels if pixels and _gives_pixels(asked.__class__) else asked.load
-    size = () if key.gt_size is None else (key.gt_size,)
-    return load(key.index, randomness.generator(key.seed, "sample"), *size)
-
-
-def _is_asked_by_load(dataset: Dataset[Any]) -> bool:
-    return isinstance(dataset, ImageDataset) and type(dataset).__getitem__ is ImageDataset.__getitem__
-
-
-@contextmanager
-def _seeded_items(seed: int) -> Iterator[None]:
-    """For the length of a block `ImageDataset.__getitem__`, which a derived class's may call, takes this seed."""
-    token = _SEED.set(seed)
-    try:
-        yield
-    finally:
-        _SEED.reset(token)
-
-
-@cache
-def _gives_pixels(kind: type) -> bool:
-    """Whether the class that has `load_pixels` knows the `load` in force: one derived from it may have changed that."""
-    pixels, load = (next(owner for owner in kind.__mro__ if name in vars(owner)) for name in ("load_pixels", "load"))
-    return issubclass(pixels, load)
-
-
 def check_patches(dataset: Dataset[Any]) -> None:
-    """Raises OptionsError where a dataset's patches are of one size for good."""
-    _patches_of(dataset)
-
-
-def _patches_of(dataset: Dataset[Any]) -> PatchDataset:
+    """Raises OptionsError if a dataset's patches are all of one size."""
     if not isinstance(dataset, PatchDataset) or not _is_asked_by_load(dataset):
         raise OptionsError(
             f"gt_sizes: {type(dataset).__name__} has patches of one size; use PairedImageDataset, derive the class from"
             " basicsr.data.base.PatchDataset with a `load` instead of `__getitem__`, or remove gt_sizes,"
             " mini_batch_sizes and iters"
         )
-    return dataset
+
+
+def _is_asked_by_load(dataset: ImageDataset) -> bool:
+    return type(dataset).__getitem__ is ImageDataset.__getitem__
+
+
+@cache
+def _takes_pixels(load: Callable[..., Any]) -> bool:
+    return "pixels" in inspect.signature(load).parameters
 
 
 Color = Literal["y", "gray"]
@@ -210,26 +196,28 @@ class TensorConversion:
     """
 
     def __init__(self, color: Color | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        self._y_only, self._gray = color == "y", color == "gray"
-        channels = 3 if color is None else 1
-        self._mean = _per_channel("mean", mean, channels)
-        self._std = _per_channel("std", std, channels)
+        self._color = color
+        self._mean, self._std = (self._per_channel(name, values) for name, values in (("mean", mean), ("std", std)))
 
-    def pixels(self, img: np.ndarray) -> torch.Tensor:
-        """As `__call__`, but where 8-bit RGB or gray is only to be scaled: uint8 (C, H, W) of `img`'s values.
+    def _per_channel(self, name: str, values: Sequence[float] | None) -> torch.Tensor | None:
+        channels = 3 if self._color is None else 1
+        if values is not None and len(values) != channels:
+            raise OptionsError(f"{name} must have {channels} entries, one for each channel, got {list(values)}")
+        return None if values is None else torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
-        These may lie in the memory of `img`.
+    def __call__(self, img: np.ndarray, pixels: bool = False) -> torch.Tensor:
+        """Converts (H, W, 3), BGR, uint8 or uint16, to float32 (C, H, W).
+
+        With `pixels`, 8-bit RGB or gray that only needs scaling stays uint8, and may lie in the memory of `img`.
         """
-        if img.dtype != np.uint8 or self._y_only or self._mean is not None or self._std is not None:
-            return self(img)
-        return torch.from_numpy(_gray(img))[None] if self._gray else rgb_tensor(img)
-
-    def __call__(self, img: np.ndarray) -> torch.Tensor:
-        """Converts (H, W, 3), BGR, uint8 or uint16, to float32 (C, H, W)."""
-        pixels = to_float32(_gray(img)[..., None] if self._gray else img)
-        if self._y_only:
-            pixels = bgr2ycbcr(pixels, y_only=True)[..., None]
-        tensor = img2tensor(pixels)
+        if self._color == "gray":
+            img = _gray(img)[..., None]
+        if pixels and img.dtype == np.uint8 and self._color != "y" and self._mean is None and self._std is None:
+            return rgb_tensor(img)
+        values = to_float32(img)
+        if self._color == "y":
+            values = bgr2ycbcr(values, y_only=True)[..., None]
+        tensor = img2tensor(values)
         if self._mean is not None:
             tensor = tensor - self._mean
         return tensor if self._std is None else tensor / self._std
@@ -241,16 +229,8 @@ def _gray(img: np.ndarray) -> np.ndarray:
 
 
 def rgb_tensor(img: np.ndarray) -> torch.Tensor:
-    """(H, W, 3), BGR, uint8 or uint16, as a tensor (3, H, W), RGB, of the same type; its pixels lie side by side."""
-    rgb = img[..., ::-1]
+    """(H, W, 3), BGR, or (H, W, 1) as (C, H, W), RGB, of the same type; each pixel's channels lie side by side."""
+    rgb = img[..., ::-1] if img.shape[2] == 3 else img
     if not rgb.flags.c_contiguous:
         rgb = cv2.cvtColor(img, cv2.COLOR_BGR2RGB) if img.flags.c_contiguous else np.ascontiguousarray(rgb)
     return torch.from_numpy(rgb).permute(2, 0, 1)
-
-
-def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> torch.Tensor | None:
-    if values is None:
-        return None
-    if len(values) != channels:
-        raise OptionsError(f"{name} must have {channels} entries, one for each channel, got {list(values)}")
-    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)

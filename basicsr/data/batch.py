@@ -1,12 +1,24 @@
-"""What the loader yields.
+"""What the loader yields: a batch is collated of samples, handed over by a worker, and moved to the device.
 
 Images of 8 bits travel as uint8, a quarter of float32's bytes, and become float32 where they are used: `Batch.to`.
+
+Workers hand batches over in memory that both sides share and use again and again (`Slots`). PyTorch would make new
+shared memory for every tensor, whose pages the system has to find, clear and map on both sides, and pass it through a
+socket; that takes longer than reading and turning the patches. A worker fills its slots in turn, and only a slot's
+number is sent. A slot is free again when nothing in the training process refers to its batch, however long that is
+kept. Where no slot is free, or a batch is larger than one, it goes PyTorch's way.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+import mmap
+import os
+import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +28,20 @@ from basicsr.data.teacher_outputs import decode
 from basicsr.utils.errors import DataError
 
 _FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
+_IMAGES = ("lq", "gt", "sr_teacher")
+
+_LARGEST_BATCH = 1 << 25  # bytes of addresses to a slot; memory is taken as far as batches fill them
+_MOST_SLOTS = 16
+_ALIGNMENT = 64
+_numbers = itertools.count()
+_all_slots: weakref.WeakValueDictionary[int, Slots] = weakref.WeakValueDictionary()
+
+_Empty = Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
+_Layout = tuple[int, torch.Size, tuple[int, ...], torch.dtype]  # where a tensor lies in a slot
 
 
 class Skipped(NamedTuple):
-    """A sample that cannot be used.
-
-    Attributes:
-        sample: its index in the dataset.
-        note: 'path: reason' of one of its images.
-    """
+    """A sample that cannot be used: its index in the dataset, and 'path: reason' of one of its images."""
 
     sample: int
     note: str
@@ -34,8 +51,8 @@ class Skipped(NamedTuple):
 class Batch:
     """Some training samples.
 
-    As the loader yields it, images may still be of whole numbers in any layout: uint8 in [0, 255]; `sr_teacher` uint16.
-    After `to` all are as said here.
+    As the loader yields it, images may still be uint8 in [0, 255], in any layout, and `sr_teacher` uint16. After `to`
+    they are as said here.
 
     Attributes:
         lq: LR images I_LR, float32 (B, 3, h, w), RGB in [0, 1].
@@ -59,27 +76,28 @@ class Batch:
         """The batch on `device` in float32, copied without waiting where it is pinned; `channels_last` is a layout."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
 
-        def moved(images: torch.Tensor) -> torch.Tensor:
-            return images.to(device, non_blocking=True)
+        def moved(name: str, images: torch.Tensor) -> torch.Tensor:
+            images = images.to(device, non_blocking=True)
+            coded = name == "sr_teacher" and images.dtype == torch.uint16
+            return in_unit_range(decode(images) if coded else images, layout)
 
-        return replace(
-            self,
-            lq=in_unit_range(moved(self.lq), layout),
-            gt=None if self.gt is None else in_unit_range(moved(self.gt), layout),
-            sr_teacher=None if self.sr_teacher is None else _decoded(moved(self.sr_teacher), layout),
-        )
+        return self._with_images(moved)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; called by torch's DataLoader."""
-        gt, sr_teacher = (None if images is None else images.pin_memory() for images in (self.gt, self.sr_teacher))
-        return replace(self, lq=self.lq.pin_memory(), gt=gt, sr_teacher=sr_teacher)
+        return self._with_images(lambda _, images: images.pin_memory())
+
+    def _with_images(self, function: Callable[[str, torch.Tensor], torch.Tensor]) -> Batch:
+        there = {name: images for name in _IMAGES if (images := getattr(self, name)) is not None}
+        changed: dict[str, Any] = {name: function(name, images) for name, images in there.items()}
+        return replace(self, **changed)
 
 
 def collate(
     samples: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
     skipped: Sequence[Skipped] = (),
-    empty: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray] = np.empty,
+    empty: _Empty = np.empty,
 ) -> Batch:
     """Stacks samples, dicts with `lq` and optionally `gt`, `sr_teacher`, `lq_path`, `gt_path`, into a batch.
 
@@ -94,27 +112,19 @@ def collate(
     """
     lq_paths = tuple(str(sample.get("lq_path", "")) for sample in samples)
     gt_paths = tuple(str(sample.get("gt_path", "")) for sample in samples)
-
-    def has(key: str) -> bool:
-        return any(key in sample for sample in samples)
-
+    others = [name for name in ("gt", "sr_teacher") if any(name in sample for sample in samples)]
+    images: dict[str, Any] = {name: _stack(name, samples, gt_paths, empty) for name in others}
     return Batch(
         lq=_stack("lq", samples, lq_paths, empty),
-        gt=_stack("gt", samples, gt_paths, empty) if has("gt") else None,
         lq_paths=lq_paths,
         gt_paths=gt_paths,
         seeds=torch.tensor(seeds, dtype=torch.int64),
         skipped=tuple(skipped),
-        sr_teacher=_stack("sr_teacher", samples, gt_paths, empty) if has("sr_teacher") else None,
+        **{"gt": None, **images},
     )
 
 
-def _stack(
-    key: str,
-    samples: Sequence[Mapping[str, Any]],
-    paths: Sequence[str],
-    empty: Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray],
-) -> torch.Tensor:
+def _stack(key: str, samples: Sequence[Mapping[str, Any]], paths: Sequence[str], empty: _Empty) -> torch.Tensor:
     images: list[torch.Tensor] = []
     for sample, path in zip(samples, paths, strict=True):
         image = sample.get(key)
@@ -151,6 +161,111 @@ def in_unit_range(images: torch.Tensor, layout: torch.memory_format = torch.cont
     return images.to(torch.float32, memory_format=layout).div_(torch.full((), full, device=images.device))
 
 
-def _decoded(outputs: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
-    values = decode(outputs) if outputs.dtype == torch.uint16 else outputs
-    return values.contiguous(memory_format=layout)
+class Slots:
+    """The shared memory of a loader's workers; made before they are forked, so that they inherit it.
+
+    Args:
+        workers: how many.
+        each: slots to a worker; no more than 16 are made.
+    """
+
+    def __init__(self, workers: int, each: int) -> None:
+        self._each = min(each, _MOST_SLOTS)
+        self._memories = [mmap.mmap(-1, self._each * _LARGEST_BATCH) for _ in range(workers)]
+        self._busy = np.frombuffer(mmap.mmap(-1, workers * self._each), np.uint8).reshape(workers, self._each)
+        self._owner = os.getpid()
+        self.number = next(_numbers)
+        _all_slots[self.number] = self
+
+    @classmethod
+    def made(cls, workers: int, each: int) -> Slots | None:
+        """Slots; None where processes are not forked, or there is no memory for them."""
+        if sys.platform != "linux" or workers == 0:
+            return None
+        try:
+            return cls(workers, each)
+        except OSError:
+            return None
+
+    def take(self, worker: int) -> Slot | None:
+        """In a worker: one of its slots that are free; None where there is none."""
+        free = np.flatnonzero(self._busy[worker] == 0)
+        return Slot(self, worker, int(free[0])) if len(free) else None
+
+    def mark(self, worker: int, slot: int) -> None:
+        """In a worker: notes that a slot holds a batch that was sent."""
+        self._busy[worker, slot] = 1
+
+    def memory(self, worker: int, slot: int) -> np.ndarray:
+        """The bytes of a slot."""
+        return np.frombuffer(self._memories[worker], np.uint8, _LARGEST_BATCH, slot * _LARGEST_BATCH)
+
+    def opened(self, worker: int, slot: int) -> torch.Tensor:
+        """In the training process: the memory of a slot, which is free again when all tensors on it have gone."""
+        memory = self.memory(worker, slot)
+        weakref.finalize(memory, self._free, worker, slot).atexit = False
+        return torch.from_numpy(memory)
+
+    def _free(self, worker: int, slot: int) -> None:
+        if os.getpid() == self._owner:  # what a forked process lets go of is still in use here
+            self._busy[worker, slot] = 0
+
+
+class Slot:
+    """In a worker: a slot while a batch is made in it."""
+
+    def __init__(self, slots: Slots, worker: int, slot: int) -> None:
+        self._slots, self._place = slots, (worker, slot)
+        self._memory = slots.memory(worker, slot)
+        self._end = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """As `np.empty`, in the slot where it has room."""
+        start, size = self._end, math.prod(shape) * dtype.itemsize
+        if start + size > len(self._memory):
+            return np.empty(shape, dtype)
+        self._end = start + -(-size // _ALIGNMENT) * _ALIGNMENT
+        return self._memory[start : start + size].view(dtype).reshape(shape)
+
+    def filled(self, batch: Batch) -> Batch | BatchInSlot:
+        """What to send: the batch in the slot, where all of it lies there or can be copied to it."""
+        values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        layouts = {name: self._layout(tensor) for name, tensor in tensors.items()}
+        if None in layouts.values():
+            # What lies in the slot already would be written over by the next batch.
+            copies: dict[str, Any] = {name: tensors[name].clone() for name, layout in layouts.items() if layout}
+            return replace(batch, **copies)
+        self._slots.mark(*self._place)
+        rest = {name: value for name, value in values.items() if name not in tensors}
+        return BatchInSlot(self._slots.number, self._place, layouts, rest)
+
+    def _layout(self, tensor: torch.Tensor) -> _Layout | None:
+        base = self._memory.ctypes.data
+        inside = range(base, base + len(self._memory))
+        here = tensor
+        if tensor.data_ptr() not in inside:
+            room = self.empty((tensor.nbytes,), np.dtype(np.uint8))
+            if room.ctypes.data not in inside:
+                return None
+            here = torch.from_numpy(room).view(tensor.dtype).as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+        return here.data_ptr() - base, here.shape, here.stride(), here.dtype
+
+
+class BatchInSlot:
+    """What a worker sends for a batch in a slot; it arrives as a `Batch`."""
+
+    def __init__(self, *description: Any) -> None:
+        self._description = description
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, self._description
+
+
+def _arrived(number: int, place: tuple[int, int], layouts: dict[str, _Layout], rest: dict[str, Any]) -> Batch:
+    memory = _all_slots[number].opened(*place)
+    tensors: dict[str, Any] = {}
+    for name, (offset, shape, strides, dtype) in layouts.items():
+        size = math.prod(shape) * dtype.itemsize
+        tensors[name] = memory[offset : offset + size].view(dtype).as_strided(shape, strides)
+    return Batch(**rest, **tensors)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from basicsr.data.base import check_patches, load_sample
-from basicsr.data.loading import TrainLoader, check_not_empty
+from basicsr.data.loading import TrainLoader
 from basicsr.data.sampling import KeySampler, SampleKey, Stage
-from basicsr.data.storage import StoredImages
+from basicsr.data.storage import StoredImages, stored_images
+from basicsr.utils.errors import DataError
 from basicsr.utils.registry import DATASET_REGISTRY
 
 if TYPE_CHECKING:
@@ -60,28 +61,21 @@ def build_train_loader(
     accumulate: int,
     pin_memory: bool,
 ) -> TrainLoader:
-    """Builds the loader of a training run for one rank.
+    """Builds the loader of a training run for one rank; `accumulate` batches make an iteration.
 
-    Args:
-        options: the dataset's entry.
-        seed: the run's manual seed.
-        rank: this process's number.
-        world_size: number of processes.
-        start_iteration: iterations already done.
-        total_iterations: iterations of the whole run.
-        accumulate: batches to an iteration.
-        pin_memory: whether the device gains from page-locked memory; used unless the options forbid it.
+    Page-locked memory is used where `pin_memory` says that the device gains from it, and the options allow it.
 
     Raises:
         OptionsError: the options do not fit the dataset's class, or patches shall grow and it cannot do that.
         DataError: the data are missing.
     """
     dataset = build_dataset(_as_mapping(options))
-    stages = _stages(options)
+    columns = (options.iters or (), options.mini_batch_sizes or (), options.gt_sizes or ())
+    stages = [Stage(*entries) for entries in zip(*columns, strict=True)]  # of progressive training; else none
     if stages:
         check_patches(dataset)
     sampler = KeySampler(
-        num_samples=check_not_empty(dataset, options.name or options.type),
+        num_samples=_length(dataset, options),
         batch_size=stages or options.batch_size_per_gpu,
         seed=seed,
         rank=rank,
@@ -104,19 +98,10 @@ def build_train_loader(
 
 
 class EvaluationDataset(Dataset[dict[str, Any]]):
-    """A dataset whose items depend on their index alone, whatever generators it draws from.
+    """A dataset whose items depend on their index alone, whatever generators it draws from."""
 
-    Args:
-        dataset: any map-style dataset.
-        name: what to call it in errors.
-
-    Raises:
-        DataError: it is empty.
-    """
-
-    def __init__(self, dataset: Dataset[Any], name: str) -> None:
-        self._dataset = dataset
-        self._length = check_not_empty(dataset, name)
+    def __init__(self, dataset: Dataset[Any], length: int) -> None:
+        self._dataset, self._length = dataset, length
 
     def __len__(self) -> int:
         return self._length
@@ -137,8 +122,7 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
 
     def stored_images(self) -> StoredImages | None:
         """Where the images lie, where the dataset says so; else None."""
-        method = getattr(self._dataset, "stored_images", None)
-        return method() if callable(method) else None
+        return stored_images(self._dataset)
 
     @property
     def paths(self) -> Any:
@@ -147,20 +131,20 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
 
 
 def build_eval_dataset(options: DatasetOptions) -> EvaluationDataset:
-    """Builds a dataset for evaluation: items have `lq`, `lq_path`, and `gt`, `gt_path` where there are HR
-    images.
+    """Builds a dataset for evaluation: items have `lq`, `lq_path`, and `gt`, `gt_path` where there are HR images.
 
     Raises:
         OptionsError: the options do not fit the dataset's class.
         DataError: the data are missing.
     """
-    return EvaluationDataset(build_dataset(_as_mapping(options)), options.name or options.type)
+    dataset = build_dataset(_as_mapping(options))
+    return EvaluationDataset(dataset, _length(dataset, options))
 
 
-def _stages(options: DatasetOptions) -> list[Stage]:
-    """Those of progressive training; none where all batches are alike."""
-    columns = (options.iters or (), options.mini_batch_sizes or (), options.gt_sizes or ())
-    return [Stage(*entries) for entries in zip(*columns, strict=True)]
+def _length(dataset: Any, options: DatasetOptions) -> int:
+    if len(dataset) == 0:
+        raise DataError(f"dataset {options.name or options.type} is empty; check its folders")
+    return len(dataset)
 
 
 def _as_mapping(options: DatasetOptions) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from basicsr.data.checks.surroundings import folders_like_images, look_around, some
+from basicsr.data.checks.folder_contents import folder_warnings, folders_like_images, some
 from basicsr.files.images import IMAGE_SUFFIXES
 from basicsr.files.lmdb_databases import read_meta_info
 from basicsr.files.lmdb_pages import find_damaged_page
@@ -204,7 +204,7 @@ def _image_names(folder: str) -> list[str]:
     """The names of a folder's entries that look like images, whether or not they can be read: none must vanish."""
     names = sorted([*scandir(folder, suffix=IMAGE_SUFFIXES), *folders_like_images(folder)])
     if not names:
-        others = "; ".join(look_around(folder))
+        others = "; ".join(folder_warnings(folder))
         raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); {others or 'check the path'}")
     return names
 

@@ -1,4 +1,9 @@
-"""Batches of a whole run, from worker processes that live as long as it does."""
+"""Batches of a whole run, from worker processes that live as long as it does.
+
+With `skip_bad_images`, a sample i that cannot be loaded is replaced by sample i + 1, or the next one that can, around
+the end to the beginning; seed and patch size stay those of the position. So the sample depends on its key and on which
+files are bad, not on workers, ranks, or how often a run was resumed.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +15,20 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from basicsr.data.base import load_sample
-from basicsr.data.batch import Batch, Skipped, collate
-from basicsr.data.handover import HandedOver, Slots, slots_for
+from basicsr.data.base import load_sample, sample_name
+from basicsr.data.batch import Batch, BatchInSlot, Skipped, Slots, collate
+from basicsr.data.checks.inspection import without_name
 from basicsr.data.sampling import KeySampler, SampleKey
-from basicsr.data.skipping import load_or_replace
+from basicsr.data.storage import stored_images
 from basicsr.utils.errors import DataError, MachineError, UserError
 from basicsr.utils.process_settings import STOP_SIGNALS, keep_freed_memory
 
@@ -57,15 +63,15 @@ class TrainLoader:
     arguments and the dataset: not on the number of workers, nor on where the run was resumed.
 
     Args:
-        dataset: any map-style dataset whose items `collate` takes. Of one with `load_pixels`, images come as uint8:
-            they are float32 in [0, 1] after `Batch.to`.
+        dataset: any map-style dataset whose items `collate` takes. Images may come as uint8: they are float32 in [0, 1]
+            after `Batch.to`.
         sampler: which samples come when.
         accumulate: batches to an iteration.
         enlarge_ratio: passes over the dataset that count as one epoch.
         num_workers: worker processes; 0 loads in this process.
         prefetch: batches that each worker prepares ahead, at least 2.
         pin_memory: yield batches in page-locked memory.
-        skip_bad_images: take another sample where one cannot be loaded, `skipping.load_or_replace`; 0 for never.
+        skip_bad_images: how many bad images a run may do without (`load_or_replace`).
 
     Raises:
         DataError: while iterating: a sample cannot be loaded, nor any that would be taken for it.
@@ -84,10 +90,10 @@ class TrainLoader:
         pin_memory: bool = False,
         skip_bad_images: int = 0,
     ) -> None:
-        self._dataset = dataset
-        self._sampler = sampler
-        self._accumulate = accumulate
-        self._enlarge_ratio = enlarge_ratio
+        self.dataset = dataset
+        self.num_samples = sampler.num_samples
+        self._sampler, self._accumulate = sampler, accumulate
+        self._epoch = sampler.num_samples * enlarge_ratio  # samples
         self._batches = _BatchesByKeys(dataset, skip_bad_images)
         # Slots: batches that a worker has prepared, those of this iteration and the next (`PrefetchedBatches`), one
         # being filled, and a spare one.
@@ -105,25 +111,14 @@ class TrainLoader:
             prefetch_factor=max(prefetch, 2) if num_workers else None,
         )
 
-    @property
-    def dataset(self) -> Dataset[Any]:
-        """What the samples come from."""
-        return self._dataset
-
     def leave_out(self, bad: Iterable[tuple[int, str]]) -> None:
         """Notes images that are known to be bad, so that others are taken for them without trying; before iterating.
 
-        All ranks must be given the same. Without `skip_bad_images` it has no effect.
-
-        Args:
-            bad: index of each image's sample, and 'path: reason'.
+        All ranks must be given the same: index of each image's sample, and 'path: reason'. Without `skip_bad_images` it
+        has no effect.
         """
-        self._batches.leave_out(bad)
-
-    @property
-    def num_samples(self) -> int:
-        """Number of images in the dataset."""
-        return self._sampler.num_samples
+        for index, note in bad:
+            self._batches.bad.setdefault(index, []).append(note)
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -146,11 +141,6 @@ class TrainLoader:
         start, end = (stages.iterations_for(count * self._epoch) for count in (number, number + 1))
         return EpochPlace(number, iteration - start, end - start)
 
-    @property
-    def _epoch(self) -> int:
-        """Samples to an epoch."""
-        return self.num_samples * self._enlarge_ratio
-
     def __len__(self) -> int:
         return len(self._sampler) // self._accumulate
 
@@ -163,10 +153,12 @@ class TrainLoader:
         Raises:
             NoMoreAsked: it says so, and workers do not give the next batch: a disk or a worker may stand still.
         """
-        slots = slots_for(self._loader.num_workers, self._slots_each)
+        slots = Slots.made(self._loader.num_workers, self._slots_each)
         others = set(multiprocessing.active_children())
-        with _child_signals_kept(), self._batches.filling(slots):
+        self._batches.slots = slots  # for the workers that are forked now
+        with _child_signals_kept():
             batches = iter(self._loader)
+        self._batches.slots = None
         workers = set(multiprocessing.active_children()) - others
         take = partial(_next_from_workers, stopping=stopping) if self._loader.num_workers else _next_in_process
         try:
@@ -185,49 +177,77 @@ class TrainLoader:
 
 
 class _BatchesByKeys(Dataset[Any]):
-    """Loads whole batches, and hands mistakes of the user's over as values.
+    """Loads whole batches, and returns the user's mistakes as values.
 
-    The DataLoader would wrap an exception in a text with the worker's traceback; as a value it arrives as it
-    is.
+    The DataLoader would wrap an exception in a text with the worker's traceback; as a value it arrives as it is.
     """
 
     def __init__(self, dataset: Dataset[Any], skip_bad_images: int) -> None:
         self._dataset, self._skip_bad_images = dataset, skip_bad_images
-        self._bad: dict[int, list[str]] = {}
-        self._slots: Slots | None = None
+        self.bad: dict[int, list[str]] = {}
+        self.slots: Slots | None = None
 
-    @contextmanager
-    def filling(self, slots: Slots | None) -> Iterator[None]:
-        """For the length of a block: workers that are forked in it will fill these slots."""
-        self._slots = slots
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BatchInSlot | UserError:
         try:
-            yield
-        finally:
-            self._slots = None
-
-    def leave_out(self, bad: Iterable[tuple[int, str]]) -> None:
-        for index, note in bad:
-            self._bad.setdefault(index, []).append(note)
-
-    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | HandedOver | UserError:
-        skipped: list[Skipped] = []
-        try:
-            samples = [self._load(key, skipped) for key in keys]
-            seeds, notes = [key.seed for key in keys], tuple(dict.fromkeys(skipped))
+            found = [load_or_replace(self._dataset, key, self._skip_bad_images, self.bad, pixels=True) for key in keys]
+            samples, seeds = [sample for sample, _ in found], [key.seed for key in keys]
+            skipped = tuple(dict.fromkeys(note for _, notes in found for note in notes))
             worker = get_worker_info()
-            slot = None if self._slots is None or worker is None else self._slots.take(worker.id)
+            slot = None if self.slots is None or worker is None else self.slots.take(worker.id)
             if slot is None:
-                return collate(samples, seeds, notes)
-            return slot.filled(collate(samples, seeds, notes, slot.empty))
+                return collate(samples, seeds, skipped)
+            return slot.filled(collate(samples, seeds, skipped, slot.empty))
         except UserError as error:
             return error
 
-    def _load(self, key: SampleKey, skipped: list[Skipped]) -> dict[str, Any]:
-        if self._skip_bad_images == 0:
-            return load_sample(self._dataset, key, pixels=True)
-        sample, notes = load_or_replace(self._dataset, key, self._skip_bad_images, self._bad, pixels=True)
-        skipped += notes
-        return sample
+
+def load_or_replace(
+    dataset: Dataset[Any], key: SampleKey, limit: int, bad: Mapping[int, Sequence[str]], pixels: bool = False
+) -> tuple[dict[str, Any], list[Skipped]]:
+    """Loads a sample, or the next one that can be loaded.
+
+    Args:
+        dataset: any map-style dataset.
+        key: of the sample.
+        limit: how many bad images a run may do without; 0 takes no other sample.
+        bad: what is known to be wrong, 'path: reason' each, by the index of the sample; these are not tried.
+        pixels: as for `load_sample`.
+
+    Returns:
+        The sample, and what was skipped for it.
+
+    Raises:
+        DataError: more than `limit` samples in a row cannot be loaded, or none of the dataset can.
+    """
+    if limit == 0:
+        return load_sample(dataset, key, pixels), []
+    length = len(dataset)  # type: ignore[arg-type]
+    tried = min(length, limit + 1)
+    skipped: list[Skipped] = []
+    for index in ((key.index + step) % length for step in range(tried)):
+        if index in bad:
+            skipped += [Skipped(index, note) for note in bad[index]]
+            continue
+        try:
+            return load_sample(dataset, replace(key, index=index), pixels), skipped
+        except DataError as error:
+            skipped.append(Skipped(index, _note(dataset, index, str(error))))
+    raise DataError(
+        f"{sample_name(dataset, key.index)} and the {tried - 1} after it cannot be loaded, and skip_bad_images is"
+        f" {limit}; the first is {skipped[0].note}"
+    )
+
+
+def _note(dataset: Any, index: int, message: str) -> str:
+    """'path: reason', where the path is that of the image that the message is about, or else the sample's first."""
+    stored = stored_images(dataset)
+    if stored is None:
+        return f"{sample_name(dataset, index)}: {message}"
+    labels = [stored.label(role, index) for role in stored.files]
+    for label in labels:
+        if (reason := without_name(message, label)) != message:
+            return f"{label}: {reason}"
+    return f"{labels[0]}: {message}"
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -253,17 +273,17 @@ def _next_from_workers(batches: Iterator[Batch | UserError], stopping: Callable[
             raise NoMoreAsked
 
 
-def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    for worker in workers:
-        if worker.is_alive():
-            worker.kill()
-
-
 def _next_in_process(batches: Iterator[Batch | UserError]) -> Batch:
     batch = next(batches)
     if isinstance(batch, UserError):
         raise batch
     return batch
+
+
+def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 @contextmanager
@@ -304,10 +324,3 @@ def prepare_worker(worker: int, parent: int) -> None:
         keep_freed_memory(_LARGEST_KEPT, _MOST_KEPT)
         if os.getppid() != parent:
             os._exit(1)
-
-
-def check_not_empty(dataset: Any, name: str) -> int:
-    """The number of samples; raises DataError where there is none."""
-    if len(dataset) == 0:
-        raise DataError(f"dataset {name} is empty; check its folders")
-    return len(dataset)

@@ -8,15 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from basicsr.data.base import Color, PatchDataset, TensorConversion, rgb_tensor, taking_opt
-from basicsr.data.data_util import (
-    paired_paths_from_folder,
-    paired_paths_from_lmdb,
-    paired_paths_from_meta_info_file,
-)
-from basicsr.data.pairing import check_depths, check_whole_pair
-from basicsr.data.storage import ImageStorage, StoredImage, StoredImages, Window, backend_type, check_roots
+from basicsr.data.storage import OpenImage, StoredImages, Window, roots_of
 from basicsr.data.teacher_outputs import StoredOutputs, decode
-from basicsr.data.transforms import choose_crop, draw_coins, turned
+from basicsr.data.transforms import Size, check_depths, check_whole_pair, choose_crop, draw_coins, turned
 from basicsr.files.images import img2tensor
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Colour, Deviation, Scale, Side
@@ -78,85 +72,61 @@ class PairedImageDataset(PatchDataset):
         std: Sequence[Deviation] | None = None,
         teacher_cache: str | None = None,
     ) -> None:
-        self.scale = scale
-        self.gt_size = _checked_patch_size(gt_size, scale) if phase == "train" else None
-        self.use_hflip = use_hflip
-        self.use_vflip = use_vflip
-        self.use_rot = use_rot
-        self.extend_small = extend_small
+        if phase != "train":
+            gt_size = None
+        elif gt_size is None or gt_size < scale or gt_size % scale != 0:
+            raise OptionsError(
+                f"gt_size must be a multiple of the scale {scale} in training, got {gt_size}; try {48 * scale}"
+            )
+        self.scale, self.gt_size, self.extend_small = scale, gt_size, extend_small
+        self.use_hflip, self.use_vflip, self.use_rot = use_hflip, use_vflip, use_rot
         self._convert = TensorConversion(color, mean, std)
+        self._roots = roots_of(io_backend, {"lq": dataroot_lq, "gt": dataroot_gt})
         self._outputs = None
         if teacher_cache is not None:
             if phase != "train" or (color, mean, std) != (None, None, None):
                 raise OptionsError("teacher_cache is for training on RGB in [0, 1]: without color, mean and std")
-            self._outputs = StoredOutputs(teacher_cache, None if io_backend.get("type") == "lmdb" else dataroot_gt)
-        self._roots = {"gt": dataroot_gt, "lq": dataroot_lq}
-        self._storage = ImageStorage(io_backend, self._roots)
-        folders, keys = [dataroot_lq, dataroot_gt], ["lq", "gt"]
-        backend = backend_type(io_backend)
-        self._lmdb = backend == "lmdb"
-        self._chosen = not self._lmdb and meta_info_file is not None
-        check_roots(folders, backend)
-        if backend == "lmdb":
-            self.paths = paired_paths_from_lmdb(folders, keys)
-        elif meta_info_file is not None:
-            self.paths = paired_paths_from_meta_info_file(folders, keys, meta_info_file, filename_tmpl)
-        else:
-            self.paths = paired_paths_from_folder(folders, keys, filename_tmpl)
+            self._outputs = StoredOutputs(teacher_cache, self._roots["gt"])
+        self._chosen = meta_info_file is not None and self._roots["gt"].takes_list
+        self.paths = self._roots["gt"].pairs(self._roots["lq"], filename_tmpl, meta_info_file)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, index: int, rng: np.random.Generator, gt_size: int | None = None) -> dict[str, Any]:
+    def load(
+        self, index: int, rng: np.random.Generator, gt_size: int | None = None, *, pixels: bool = False
+    ) -> dict[str, Any]:
         """Returns {'lq': float32 (C, h, w), 'gt': float32 (C, sh, sw), 'lq_path': str, 'gt_path': str}, RGB
         in [0, 1]; with a teacher's cache also 'sr_teacher', float32 of the shape of 'gt'.
+
+        With `pixels`, 8-bit images that only need scaling are uint8, and 'sr_teacher' is uint16, the cache's codes.
 
         Raises:
             DataError: an image cannot be read, is smaller than the patch, or the two do not fit in size or bits.
         """
-        gt, lq, *sr = self._images(index, rng, gt_size)
-        sample = {"lq": self._convert(lq), "gt": self._convert(gt), **self.paths[index]}
-        return {**sample, "sr_teacher": decode(img2tensor(sr[0]))} if sr else sample
-
-    def load_pixels(self, index: int, rng: np.random.Generator, gt_size: int | None = None) -> dict[str, Any]:
-        """As `load`, but images of 8 bits are uint8 where scaling is all that is asked for; 'sr_teacher' is uint16, the
-        cache's codes."""
-        gt, lq, *sr = self._images(index, rng, gt_size)
-        sample = {"lq": self._convert.pixels(lq), "gt": self._convert.pixels(gt), **self.paths[index]}
-        return {**sample, "sr_teacher": rgb_tensor(sr[0])} if sr else sample
-
-    def _images(self, index: int, rng: np.random.Generator, gt_size: int | None) -> list[np.ndarray]:
-        """HR and LR image of a sample, (H, W, 3), BGR, and the teacher's output where there is one."""
         paths = self.paths[index]
-        gt, gt_name = self._storage.open(paths["gt_path"], "gt"), self._storage.name(paths["gt_path"], "gt")
-        lq, lq_name = self._storage.open(paths["lq_path"], "lq"), self._storage.name(paths["lq_path"], "lq")
-        check_depths(gt.depth, lq.depth, gt_name, lq_name)
-        if self.gt_size is not None:
-            output = None if self._outputs is None else self._outputs.open(paths["gt_path"], gt.size)
-            return self._random_patches(gt, lq, output, gt_size or self.gt_size, gt_name, lq_name, rng)
-        check_whole_pair(gt.size, lq.size, self.scale, gt_name, lq_name)
-        return [gt.read(Window(0, 0, lq.size[0] * self.scale, lq.size[1] * self.scale)), lq.read()]
-
-    def stored_images(self) -> StoredImages:
-        """Where the images lie and what they must be like."""
-        return StoredImages(
-            files={role: [paths[f"{role}_path"] for paths in self.paths] for role in ("gt", "lq")},
-            roots=self._roots,
-            lmdb=self._lmdb,
-            scale=self.scale,
-            exact=self.gt_size is not None,
-            gt_patch_size=None if self.extend_small else self.gt_size,
-            chosen=self._chosen,
-        )
+        roots, names = self._roots, {role: paths[f"{role}_path"] for role in ("gt", "lq")}
+        gt, lq = (roots[role].open(name) for role, name in names.items())
+        labels = roots["gt"].label(names["gt"]), roots["lq"].label(names["lq"])
+        check_depths(gt.depth, lq.depth, *labels)
+        if self.gt_size is None:
+            check_whole_pair(gt.size, lq.size, self.scale, *labels)
+            whole = Window(0, 0, lq.size[0] * self.scale, lq.size[1] * self.scale)
+            return {"lq": self._convert(lq.read(), pixels), "gt": self._convert(gt.read(whole), pixels), **paths}
+        output = None if self._outputs is None else self._outputs.open(paths["gt_path"], gt.size)
+        gt_patch, lq_patch, *sr = self._random_patches(gt, lq, output, gt_size or self.gt_size, labels, rng)
+        sample = {"lq": self._convert(lq_patch, pixels), "gt": self._convert(gt_patch, pixels), **paths}
+        if sr:
+            sample["sr_teacher"] = rgb_tensor(sr[0]) if pixels else decode(img2tensor(sr[0]))
+        return sample
 
     def _random_patches(
         self,
-        gt: StoredImage,
-        lq: StoredImage,
-        output: StoredImage | None,
+        gt: OpenImage,
+        lq: OpenImage,
+        output: OpenImage | None,
         gt_size: int,
-        gt_name: str,
-        lq_name: str,
+        labels: tuple[str, str],
         rng: np.random.Generator,
     ) -> list[np.ndarray]:
         """HR and LR patch, and that of the teacher's output where there is one."""
@@ -164,7 +134,7 @@ class PairedImageDataset(PatchDataset):
         sizes = gt.size, lq.size
         if self.extend_small and gt.size == (lq.size[0] * scale, lq.size[1] * scale):
             sizes = _at_least(gt.size, gt_size), _at_least(lq.size, side)
-        top, left = choose_crop(*sizes, gt_size, scale, gt_name, lq_name, rng)
+        top, left = choose_crop(*sizes, gt_size, scale, *labels, rng)
         window = Window(top * scale, left * scale, gt_size, gt_size)
         patches = [_extended(gt.read(window), gt_size), _extended(lq.read(Window(top, left, side, side)), side)]
         if output is not None:
@@ -174,8 +144,19 @@ class PairedImageDataset(PatchDataset):
             coins = coins._replace(vertical=rng.random() < 0.5)
         return [turned(patch, coins) for patch in patches]
 
+    def stored_images(self) -> StoredImages:
+        """Where the images lie and what they must be like."""
+        return StoredImages(
+            files={role: [paths[f"{role}_path"] for paths in self.paths] for role in ("gt", "lq")},
+            roots=self._roots,
+            scale=self.scale,
+            exact=self.gt_size is not None,
+            gt_patch_size=None if self.extend_small else self.gt_size,
+            chosen=self._chosen,
+        )
 
-def _at_least(size: tuple[int, int], side: int) -> tuple[int, int]:
+
+def _at_least(size: Size, side: int) -> Size:
     return max(size[0], side), max(size[1], side)
 
 
@@ -183,11 +164,3 @@ def _extended(img: np.ndarray, side: int) -> np.ndarray:
     """Extends (H, W, C) below and right to squares, by reflection with the edge, which suits HR and LR images alike."""
     missing = [(0, side - length) for length in img.shape[:2]]
     return np.pad(img, (*missing, (0, 0)), "symmetric") if any(end for _, end in missing) else img
-
-
-def _checked_patch_size(gt_size: int | None, scale: int) -> int:
-    if gt_size is None or gt_size < scale or gt_size % scale != 0:
-        raise OptionsError(
-            f"gt_size must be a multiple of the scale {scale} in training, got {gt_size}; try {48 * scale}"
-        )
-    return gt_size

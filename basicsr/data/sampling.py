@@ -33,13 +33,7 @@ class SampleKey:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run whose batches are alike.
-
-    Attributes:
-        iterations: how many.
-        batch_size: images to a batch of one rank.
-        gt_size: side of the HR patches; None where the dataset decides.
-    """
+    """Some iterations with `batch_size` images to a batch of one rank, and HR patches of side `gt_size` if given."""
 
     iterations: int
     batch_size: int
@@ -55,35 +49,31 @@ class Stages:
     """
 
     def __init__(self, stages: Sequence[Stage], batches_per_iteration: int) -> None:
-        self._stages, self._batches_per_iteration = tuple(stages), batches_per_iteration
+        self._stages = tuple(stages)
+        self._of_one = [stage.batch_size * batches_per_iteration for stage in stages]  # samples to an iteration
         self._starts, self._samples = [0], [0]
-        for stage in self._stages[:-1]:
+        for stage, of_one in zip(self._stages[:-1], self._of_one, strict=False):
             self._starts.append(self._starts[-1] + stage.iterations)
-            self._samples.append(self._samples[-1] + stage.iterations * stage.batch_size * batches_per_iteration)
+            self._samples.append(self._samples[-1] + stage.iterations * of_one)
 
     @property
     def change(self) -> bool:
-        """Whether the batch size does."""
-        return len({stage.batch_size for stage in self._stages}) > 1
+        """Whether the batch size changes."""
+        return len(set(self._of_one)) > 1
 
     def at(self, iteration: int) -> Stage:
         """The stage of an iteration, counted from 0."""
-        return self._stages[self._number(iteration)]
+        return self._stages[bisect_right(self._starts, iteration) - 1]
 
     def samples_before(self, iteration: int) -> int:
         """How many samples all ranks take in the iterations from 0 to before `iteration`."""
-        number = self._number(iteration)
-        of_one = self._stages[number].batch_size * self._batches_per_iteration
-        return self._samples[number] + (iteration - self._starts[number]) * of_one
+        number = bisect_right(self._starts, iteration) - 1
+        return self._samples[number] + (iteration - self._starts[number]) * self._of_one[number]
 
     def iterations_for(self, samples: int) -> int:
         """How many iterations it takes until that many samples were taken."""
         number = bisect_right(self._samples, samples) - 1
-        of_one = self._stages[number].batch_size * self._batches_per_iteration
-        return self._starts[number] + math.ceil((samples - self._samples[number]) / of_one)
-
-    def _number(self, iteration: int) -> int:
-        return bisect_right(self._starts, iteration) - 1
+        return self._starts[number] + math.ceil((samples - self._samples[number]) / self._of_one[number])
 
 
 class KeySampler(Sampler[list[SampleKey]]):
@@ -115,15 +105,10 @@ class KeySampler(Sampler[list[SampleKey]]):
         shuffle: bool = True,
     ) -> None:
         stages = [Stage(total_iterations, batch_size)] if isinstance(batch_size, int) else batch_size
-        self.num_samples = num_samples
         self.stages = Stages(stages, batches_per_iteration=world_size * accumulate)
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.accumulate = accumulate
-        self.start_iteration = start_iteration
-        self.total_iterations = total_iterations
-        self.shuffle = shuffle
+        self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+        self.start_iteration, self.total_iterations = start_iteration, total_iterations
 
     def __len__(self) -> int:
         return max(self.total_iterations - self.start_iteration, 0) * self.accumulate

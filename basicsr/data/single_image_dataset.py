@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from basicsr.data.base import Color, ImageDataset, TensorConversion, taking_opt
-from basicsr.data.data_util import paths_from_folder, paths_from_lmdb, paths_from_meta_info_file
-from basicsr.data.storage import ImageStorage, StoredImages, backend_type, check_roots
+from basicsr.data.storage import StoredImages, roots_of
 from basicsr.utils.ranges import Colour, Deviation
 from basicsr.utils.registry import DATASET_REGISTRY
 
@@ -44,18 +43,9 @@ class SingleImageDataset(ImageDataset):
         std: Sequence[Deviation] | None = None,
     ) -> None:
         self._convert = TensorConversion(color, mean, std)
-        self._roots = {"lq": dataroot_lq}
-        self._storage = ImageStorage(io_backend, self._roots)
-        backend = backend_type(io_backend)
-        self._lmdb = backend == "lmdb"
-        self._chosen = not self._lmdb and meta_info_file is not None
-        check_roots([dataroot_lq], backend)
-        if backend == "lmdb":
-            self.paths = paths_from_lmdb(dataroot_lq)
-        elif meta_info_file is not None:
-            self.paths = paths_from_meta_info_file(dataroot_lq, meta_info_file)
-        else:
-            self.paths = paths_from_folder(dataroot_lq)
+        self._roots = roots_of(io_backend, {"lq": dataroot_lq})
+        self._chosen = meta_info_file is not None and self._roots["lq"].takes_list
+        self.paths = self._roots["lq"].names(meta_info_file)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,8 +57,8 @@ class SingleImageDataset(ImageDataset):
             DataError: the image cannot be read.
         """
         path = self.paths[index]
-        return {"lq": self._convert(self._storage.open(path, "lq").read()), "lq_path": path}
+        return {"lq": self._convert(self._roots["lq"].open(path).read()), "lq_path": path}
 
     def stored_images(self) -> StoredImages:
         """Where the images lie."""
-        return StoredImages({"lq": self.paths}, self._roots, self._lmdb, chosen=self._chosen)
+        return StoredImages({"lq": self.paths}, self._roots, chosen=self._chosen)

@@ -1,57 +1,32 @@
-"""Stored images, opened before it is known which part of them is wanted.
-
-A dataset opens an image, reads its size, chooses a window and asks for that. Files that must be decoded whole
-are; of uncompressed images, binary PPM, only the window is read.
-"""
+"""Where a dataset's images lie: in a folder, or in an LMDB database. Another kind of storage is another `ImageRoot`."""
+# ruff: noqa: D102 (ImageRoot says what the methods of its kinds do)
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass, fields
 from functools import partial
-from io import FileIO
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from basicsr.files.file_client import FileClient
-from basicsr.files.image_headers import FOLLOWING, is_alone_ppm
+from basicsr.data import data_util
+from basicsr.data.checks.folder_contents import folder_warnings
+from basicsr.files.file_client import FileClient, count_values, stored_value
+from basicsr.files.image_headers import FOLLOWING, Content, Source, is_alone_ppm
 from basicsr.files.images import imfrombytes
+from basicsr.files.lmdb_databases import read_meta_info
 from basicsr.files.ppm_files import LONGEST_HEADER, PpmHeader, pixels_of, read_ppm_header
 from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.text import printable
 
-
-@dataclass(frozen=True)
-class StoredImages:
-    """Where a dataset's images lie and what they must be like, for those who look at them without loading.
-
-    Attributes:
-        files: by role, 'gt' and 'lq' or 'lq' alone: the path, or the key in an LMDB database, of each item's image.
-            The first role's names are the dataset's.
-        roots: folder or LMDB database of each role.
-        lmdb: whether the roots are databases.
-        scale: how many times larger HR is than LR.
-        exact: whether HR must be just that, as in training; otherwise pixels may be left over below and right.
-        gt_patch_size: side of the HR patches that must fit in; None for none.
-        chosen: whether a list names them, so that others in the folder are left out on purpose.
-    """
-
-    files: Mapping[str, Sequence[str]]
-    roots: Mapping[str, str]
-    lmdb: bool
-    scale: int = 1
-    exact: bool = False
-    gt_patch_size: int | None = None
-    chosen: bool = False
-
-    def name(self, role: str, index: int) -> str:
-        """What to call an image in errors."""
-        return name_of(self.files[role][index], self.roots[role] if self.lmdb else None)
+Size = tuple[int, int]
+Stamp = tuple[int, int]
+_FIRST_BYTES = 4096
 
 
 class Window(NamedTuple):
@@ -63,43 +38,13 @@ class Window(NamedTuple):
     width: int
 
 
-class StoredImage(Protocol):
-    """An opened image."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        ...
-
-    @property
-    def depth(self) -> int:
-        """Bits to a channel, 8 or 16."""
-        ...
-
-    def read(self, window: Window | None = None) -> np.ndarray:
-        """The pixels of `window`, or all: (H, W, 3), BGR, uint8 or uint16."""
-        ...
-
-
 class DecodedImage:
-    """An image decoded whole when it was opened.
-
-    Args:
-        pixels: (H, W, 3), BGR.
-    """
+    """An image decoded whole when it was opened: (H, W, 3), BGR, uint8 or uint16."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self._pixels = pixels
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self._pixels.shape[0], self._pixels.shape[1]
-
-    @property
-    def depth(self) -> int:
-        """Bits to a channel, 8 or 16."""
-        return self._pixels.dtype.itemsize * 8
+        self.size: Size = (pixels.shape[0], pixels.shape[1])
+        self.depth = pixels.dtype.itemsize * 8
 
     def read(self, window: Window | None = None) -> np.ndarray:
         """The pixels of `window`, or all: (H, W, 3), BGR, uint8 or uint16; not to be written to."""
@@ -109,170 +54,298 @@ class DecodedImage:
         return self._pixels[rows, window.left : window.left + window.width]
 
 
-class PpmImage(ABC):
-    """An uncompressed image, of which the rows of a window are read.
+class PpmImage:
+    """An uncompressed image, of which only the rows of a window are read.
+
+    They are read, not mapped: mapped ones would end the process where a file is cut short.
 
     Args:
+        read: returns some bytes of the file, by offset and length.
         header: what it begins with.
-        source: what to call it in errors.
+        label: what to call it in errors.
     """
 
-    def __init__(self, header: PpmHeader, source: str) -> None:
-        self._header, self._source = header, source
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self._header.height, self._header.width
-
-    @property
-    def depth(self) -> int:
-        """Bits to a channel, 8 or 16."""
-        return self._header.depth
+    def __init__(self, read: Callable[[int, int], bytes], header: PpmHeader, label: str) -> None:
+        self._read, self._header, self._label = read, header, label
+        self.size: Size = (header.height, header.width)
+        self.depth = header.depth
 
     def read(self, window: Window | None = None) -> np.ndarray:
-        """The pixels of `window`, or all: (H, W, 3), BGR, uint8 or uint16; memory of their own, in the order RGB.
-
-        Raises:
-            DataError: they cannot be read, or are no longer there.
-        """
+        """As `DecodedImage.read`; the memory is its own, in the order RGB. Raises DataError where it cannot be read."""
         header = self._header
-        top, left, height, width = window or (0, 0, header.height, header.width)
-        bottom = min(top + height, header.height)
-        return self._pixels(slice(header.start + top * header.row, header.start + bottom * header.row), left, width)
+        top, left, height, width = window or (0, 0, *self.size)
+        length = (min(top + height, header.height) - top) * header.row
+        try:
+            rows = self._read(header.start + top * header.row, length)
+        except OSError as error:
+            raise DataError(f"cannot read image {self._label}: {error.strerror}; check the disk") from error
+        if len(rows) != length:
+            raise DataError(f"cannot read image {self._label}: it was cut short while in use; copy the file again")
+        return pixels_of(rows, header, left, width)
+
+
+OpenImage = DecodedImage | PpmImage
+
+
+@dataclass(frozen=True)
+class ImageRoot(ABC):
+    """What holds the images of one role, HR or LR, and calls each by a name. Options of `io_backend` are its fields."""
+
+    path: str
+
+    suffix: ClassVar[str] = ""
+    """What paths of this kind end in."""
+    takes_list: ClassVar[bool] = False
+    """Whether a `meta_info_file` may choose among its images."""
 
     @abstractmethod
-    def _pixels(self, rows: slice, left: int, width: int) -> np.ndarray:
-        """Some columns of whole rows, which are these bytes of the file."""
+    def names(self, meta_info_file: str | None) -> list[str]:
+        """All images, in order; raises DataError where there are none, or the list is wrong."""
 
-    def _cut(self, content: bytes | memoryview, rows: slice, left: int, width: int) -> np.ndarray:
-        if len(content) != rows.stop - rows.start:
-            raise DataError(f"cannot read image {self._source}: it was cut short while in use; copy the file again")
-        return pixels_of(content, self._header, left, width)
+    @abstractmethod
+    def pairs(self, lq: ImageRoot, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
+        """Pairs of these HR images with those of `lq`, {'lq_path': ..., 'gt_path': ...}; raises DataError likewise."""
 
+    @abstractmethod
+    def label(self, name: str) -> str:
+        """What to call an image in errors, in one line."""
 
-class PpmFile(PpmImage):
-    """One in a file. Its rows are read, not mapped: mapped ones would end the process where the file is cut short.
+    @abstractmethod
+    def open(self, name: str) -> OpenImage:
+        """Opens an image, of which a window may be read; raises DataError where that is not possible."""
 
-    Args:
-        file: open for reading; closed when this object goes.
-        header: what it begins with.
-        source: what to call it in errors.
-    """
+    @abstractmethod
+    def opened(self, name: str) -> AbstractContextManager[Source]:
+        """An image's bytes for the length of a block; raises OSError or DataError where they cannot be read."""
 
-    def __init__(self, file: FileIO, header: PpmHeader, source: str) -> None:
-        super().__init__(header, source)
-        self._file = file
+    @abstractmethod
+    def content(self, name: str) -> bytes:
+        """All bytes of an image; raises DataError where they cannot be read."""
 
-    def __del__(self) -> None:
-        self._file.close()
+    @abstractmethod
+    def file(self, name: str) -> str:
+        """The file that an image lies in."""
 
-    def _pixels(self, rows: slice, left: int, width: int) -> np.ndarray:
-        try:
-            self._file.seek(rows.start)
-            content = self._file.read(rows.stop - rows.start)
-        except OSError as error:
-            raise DataError(f"cannot read image {self._source}: {error.strerror}; check the disk") from error
-        return self._cut(content, rows, left, width)
+    def relative(self, name: str) -> str:
+        """An image's name, the same wherever the root lies."""
+        return name
 
+    def key(self, name: str) -> str:
+        """An image's name without ending, the same in every kind of storage."""
+        return self.relative(name)
 
-class PpmValue(PpmImage):
-    """One in an LMDB database, copied out of the database's memory.
+    def shapes(self) -> Mapping[str, tuple[int, int, int]]:
+        """Height, width and channels of images, where the root lists them."""
+        return {}
 
-    Args:
-        view: gives the value for the length of a block.
-        header: what it begins with.
-        source: what to call it in errors.
-    """
-
-    def __init__(
-        self, view: Callable[[], AbstractContextManager[bytes | memoryview]], header: PpmHeader, source: str
-    ) -> None:
-        super().__init__(header, source)
-        self._view = view
-
-    def _pixels(self, rows: slice, left: int, width: int) -> np.ndarray:
-        with self._view() as value:
-            return self._cut(value[rows], rows, left, width)
+    def warnings(self, count: int) -> Iterator[str]:
+        """What the root holds beside the `count` images that are used."""
+        return iter(())
 
 
-class ImageStorage:
-    """Images of one or more roots, each root called by a key such as 'lq'.
+@dataclass(frozen=True)
+class Folder(ImageRoot):
+    """Files in a folder; the names are their paths."""
 
-    Args:
-        io_backend: `type` ('disk' or 'lmdb') and the backend's options.
-        roots: folder or LMDB database of each key.
+    path: str = ""
 
-    Raises:
-        OptionsError: `io_backend` is none of these.
-    """
+    takes_list: ClassVar[bool] = True
 
-    def __init__(self, io_backend: Mapping[str, Any], roots: Mapping[str, str]) -> None:
-        backend = backend_type(io_backend)
-        options = {key: value for key, value in io_backend.items() if key != "type"}
-        if backend == "lmdb":
-            options = {**options, "db_paths": list(roots.values()), "client_keys": list(roots)}
-        self._client = FileClient(backend, **options)
-        self._databases = dict(roots) if backend == "lmdb" else {}
+    def names(self, meta_info_file: str | None) -> list[str]:
+        if meta_info_file is not None:
+            return data_util.paths_from_meta_info_file(self.path, meta_info_file)
+        return data_util.paths_from_folder(self.path)
 
-    def open(self, path: str, key: str) -> StoredImage:
-        """Opens the image at `path` (on disk) or under the key `path` (LMDB) of root `key`.
+    def pairs(self, lq: ImageRoot, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
+        folders, keys = [lq.path, self.path], ["lq", "gt"]
+        if meta_info_file is not None:
+            return data_util.paired_paths_from_meta_info_file(folders, keys, meta_info_file, filename_tmpl)
+        return data_util.paired_paths_from_folder(folders, keys, filename_tmpl)
 
-        Raises:
-            DataError: there is none, or it cannot be decoded.
-        """
-        name = self.name(path, key)
-        if self._databases:
-            return self._opened_value(path, key, name)
-        if path[-4:].lower() == ".ppm" and (image := _opened_ppm(path, name)):
-            return image
-        return DecodedImage(imfrombytes(self._client.get(path, key), source=name))
+    def label(self, name: str) -> str:
+        return printable(name)
 
-    def _opened_value(self, path: str, key: str, name: str) -> StoredImage:
-        view = partial(self._client.view, path, key)
-        with view() as value:
-            header = read_ppm_header(bytes(value[:LONGEST_HEADER]), len(value))
-            if header and is_alone_ppm(bytes(value[header.end : header.end + FOLLOWING])):
-                return PpmValue(view, header, name)
+    def relative(self, name: str) -> str:
+        return name.removeprefix(self.path).lstrip("/\\") if name.startswith(self.path) else name
+
+    def open(self, name: str) -> OpenImage:
+        image = self._opened_ppm(name) if name[-4:].lower() == ".ppm" else None
+        return image or DecodedImage(imfrombytes(self.content(name), source=name))
+
+    def _opened_ppm(self, name: str) -> PpmImage | None:
+        with suppress(OSError, ValueError):  # ValueError: a name with a NUL byte
+            file = _File(name, LONGEST_HEADER)
+            if header := _ppm_header(file):
+                return PpmImage(file.read, header, self.label(name))
+        return None
+
+    def opened(self, name: str) -> AbstractContextManager[Source]:
+        return closing(_File(name, _FIRST_BYTES))
+
+    def content(self, name: str) -> bytes:
+        return FileClient().get(name)
+
+    def file(self, name: str) -> str:
+        return name
+
+    def key(self, name: str) -> str:
+        return os.path.splitext(self.relative(name))[0].replace(os.sep, "/")
+
+    def warnings(self, count: int) -> Iterator[str]:
+        return (f"{printable(self.path)}: {sentence}" for sentence in folder_warnings(self.path))
+
+
+@dataclass(frozen=True)
+class LmdbDatabase(ImageRoot):
+    """Values of an LMDB database; the names are their keys."""
+
+    readahead: bool = False
+
+    suffix: ClassVar[str] = ".lmdb"
+
+    def names(self, meta_info_file: str | None) -> list[str]:
+        return data_util.paths_from_lmdb(self.path)
+
+    def pairs(self, lq: ImageRoot, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
+        return data_util.paired_paths_from_lmdb([lq.path, self.path], ["lq", "gt"])
+
+    def label(self, name: str) -> str:
+        return printable(f"{self.path} (key '{name}')")
+
+    def open(self, name: str) -> OpenImage:
+        with stored_value(self.path, name, self.readahead) as value:
+            if header := _ppm_header(Content(value)):
+                return PpmImage(partial(self._read, name), header, self.label(name))
             content = bytes(value)
-        return DecodedImage(imfrombytes(content, source=name))
+        return DecodedImage(imfrombytes(content, source=self.label(name)))
 
-    def name(self, path: str, key: str) -> str:
-        """What to call an image of root `key` in errors: its path, or the database and the key in it."""
-        return name_of(path, self._databases.get(key))
+    def _read(self, name: str, offset: int, length: int) -> bytes:
+        with stored_value(self.path, name, self.readahead) as value:
+            return bytes(value[offset : offset + length])
 
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Source]:
+        with stored_value(self.path, name, self.readahead) as value:
+            yield Content(value)
 
-def _opened_ppm(path: str, name: str) -> PpmFile | None:
-    """A file whose windows can be read; None where it must be decoded whole, or refused."""
-    with suppress(OSError, ValueError), ExitStack() as closing:  # ValueError: a name with a NUL byte
-        file = closing.enter_context(open_regular(path))
-        header = read_ppm_header(file.read(LONGEST_HEADER), os.fstat(file.fileno()).st_size)
-        if header and _is_alone_in(file, header):
-            closing.pop_all()
-            return PpmFile(file, header, name)
-    return None
+    def content(self, name: str) -> bytes:
+        with stored_value(self.path, name, self.readahead) as value:
+            return bytes(value)
 
+    def file(self, name: str) -> str:
+        return os.path.join(self.path, "data.mdb")
 
-def _is_alone_in(file: FileIO, header: PpmHeader) -> bool:
-    file.seek(header.end)
-    return is_alone_ppm(file.read(FOLLOWING))
+    def shapes(self) -> Mapping[str, tuple[int, int, int]]:
+        return read_meta_info(self.path)
 
-
-def name_of(path: str, database: str | None) -> str:
-    """What to call an image in errors: its path, or the database and the key in it; always one line."""
-    return printable(path if database is None else f"{database} (key '{path}')")
+    def warnings(self, count: int) -> Iterator[str]:
+        if (there := count_values(self.path)) > count:
+            yield f"{self.path} has {there:,d} images, its meta_info.txt lists {count:,d}; create it again"
 
 
-def backend_type(io_backend: Mapping[str, Any]) -> str:
-    """`io_backend['type']`; raises OptionsError where it is missing."""
+_KINDS: dict[str, type[ImageRoot]] = {"disk": Folder, "lmdb": LmdbDatabase}
+_OF_BASICSR = ("db_paths", "client_keys")  # options of its FileClient, which the dataset's roots stand for
+
+
+def roots_of(io_backend: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, ImageRoot]:
+    """The roots at some paths, by role; raises OptionsError where `io_backend` or a path does not fit."""
     if "type" not in io_backend:
         raise OptionsError("io_backend needs a 'type', disk or lmdb")
-    return io_backend["type"]
+    backend = io_backend["type"]
+    if backend not in _KINDS:
+        raise OptionsError(f"io_backend type must be one of {', '.join(_KINDS)}, got '{backend}'")
+    kind = _KINDS[backend]
+    allowed = [field.name for field in fields(kind) if field.name != "path"]
+    options = {key: value for key, value in io_backend.items() if key not in ("type", *_OF_BASICSR)}
+    if unknown := sorted(options.keys() - allowed):
+        raise OptionsError(
+            f"io_backend of type {backend} has no option {', '.join(unknown)}; allowed: {', '.join(allowed) or 'none'}"
+        )
+    for path in paths.values():
+        named = path.rstrip("/\\")
+        if not named.endswith(kind.suffix):
+            raise OptionsError(
+                f"{path} must end in {kind.suffix} for io_backend type {backend}; change the path or the type"
+            )
+        if kind is Folder and named.endswith(LmdbDatabase.suffix):
+            raise OptionsError(f"{path} is an LMDB database for io_backend type disk; change the path or the type")
+    return {role: kind(path, **options) for role, path in paths.items()}
 
 
-def check_roots(roots: Sequence[str], backend: str) -> None:
-    """Raises OptionsError where the paths' names do not fit the kind of storage."""
-    for root in roots:
-        if (backend == "lmdb") != root.rstrip("/\\").endswith(".lmdb"):
-            needed = "must end in .lmdb" if backend == "lmdb" else "is an LMDB database"
-            raise OptionsError(f"{root} {needed} for io_backend type {backend}; change the path or the type")
+@dataclass(frozen=True)
+class StoredImages:
+    """A dataset's images and what they must be like, for those who look at them without loading.
+
+    A dataset tells by a method `stored_images` that takes nothing and returns this.
+
+    Attributes:
+        files: by role, 'gt' and 'lq' or 'lq' alone: the name of each item's image in its root. The first role's names
+            are the dataset's.
+        roots: what holds each role's images.
+        scale: how many times larger HR is than LR.
+        exact: whether HR must be just that, as in training; otherwise pixels may be left over below and right.
+        gt_patch_size: side of the HR patches that must fit in; None for none.
+        chosen: whether a list names them, so that others in the folder are left out on purpose.
+    """
+
+    files: Mapping[str, Sequence[str]]
+    roots: Mapping[str, ImageRoot]
+    scale: int = 1
+    exact: bool = False
+    gt_patch_size: int | None = None
+    chosen: bool = False
+
+    def __len__(self) -> int:
+        return len(next(iter(self.files.values())))
+
+    def label(self, role: str, index: int) -> str:
+        """What to call an image in errors."""
+        return self.roots[role].label(self.files[role][index])
+
+
+def stored_images(dataset: Any) -> StoredImages | None:
+    """A dataset's images; None where it does not say where they lie."""
+    method = getattr(dataset, "stored_images", None)
+    answer = method() if callable(method) else None
+    return answer if isinstance(answer, StoredImages) else None
+
+
+def stamp_of(path: str | os.PathLike[str]) -> Stamp | None:
+    """Size and time of the last change in nanoseconds; None where there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+class _File:
+    """An open file as a source, whose first bytes are read at once; raises OSError where it cannot be opened."""
+
+    def __init__(self, path: str, first: int) -> None:
+        self._file = open_regular(path)
+        try:
+            self.size = os.fstat(self._file.fileno()).st_size
+            self._first = self._file.read(first)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset + length <= len(self._first) or offset >= self.size:
+            return self._first[offset : offset + length]
+        self._file.seek(offset)
+        return self._file.read(length)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.close()
+
+
+def _ppm_header(source: Source) -> PpmHeader | None:
+    """The header of an image whose windows can be read; None where it must be decoded whole, or refused."""
+    header = read_ppm_header(source.read(0, LONGEST_HEADER), source.size)
+    return header if header and is_alone_ppm(source.read(header.end, FOLLOWING)) else None

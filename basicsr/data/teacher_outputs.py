@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from basicsr.data.storage import ImageStorage, StoredImage, StoredImages
+from basicsr.data.storage import Folder, ImageRoot, OpenImage, StoredImages, stamp_of
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.name_lists import leaves_folder
 from basicsr.files.regular_files import read_regular
@@ -45,7 +45,7 @@ class _Record(BaseModel):
 
 
 class CacheKey(_Record):
-    """Whose outputs they are: what must be equal for two caches of the same images to hold the same.
+    """What must be equal for two caches of the same images to hold the same outputs.
 
     Attributes:
         teacher: SHA-256 of the file with the teacher's weights.
@@ -53,7 +53,6 @@ class CacheKey(_Record):
         strict: whether the file had to hold every weight.
         network: the teacher's options, resolved; {type: auto} where it is spandrel's.
         architecture: its name.
-        scale: upscaling factor.
         self_ensemble: whether outputs are averages over the eight flips and rotations.
         precision: 'none' (float32), 'bf16' or 'fp16'.
         tile: side of the tiles that images were cut into, LR pixels; None where they were whole while memory lasted.
@@ -78,14 +77,14 @@ class CacheKey(_Record):
 
 
 class CachedImage(_Record):
-    """One image; what is said of the output is missing while there is none.
+    """One image; the fields of its output are None while there is none.
 
     Attributes:
-        name: of the HR image, below its folder and without ending; with the ending .ppm, of the file.
+        name: of the HR image, below its folder and without ending; with the ending .ppm, of the output's file.
         lq: SHA-256 of the LR image's file, or of its value in LMDB.
         size: height and width of the output.
-        bytes: of the output's file.
-        sha256: of that file.
+        bytes: of its file.
+        sha256: of its file.
         clipped: how many values are stored as the smallest or the largest that can be.
     """
 
@@ -98,15 +97,7 @@ class CachedImage(_Record):
 
 
 class Manifest(_Record):
-    """Content of `cache.json`.
-
-    Attributes:
-        format: of the cache.
-        complete: False while it is being made.
-        key: whose outputs they are.
-        range: of values, (-0.5, 1.5).
-        images: in the dataset's order.
-    """
+    """Content of `cache.json`; `complete` is False while the cache is being made, images are in the dataset's order."""
 
     format: Literal[1] = FORMAT
     complete: bool
@@ -116,14 +107,7 @@ class Manifest(_Record):
 
 
 def encode(image: torch.Tensor) -> np.ndarray:
-    """The codes of an output.
-
-    Args:
-        image: float32 (3, H, W), RGB, finite.
-
-    Returns:
-        uint16 (H, W, 3), BGR.
-    """
+    """The codes of an output: float32 (3, H, W), RGB, finite, to uint16 (H, W, 3), BGR."""
     codes = np.empty((*image.shape[1:], 3), np.uint16)
     for top in range(0, len(codes), _ROWS):  # float64 of all at once would be large
         wide = image[:, top : top + _ROWS].clamp(LOWEST, HIGHEST).double()
@@ -138,21 +122,8 @@ def decode(codes: torch.Tensor) -> torch.Tensor:
 
 
 def count_clipped(codes: np.ndarray) -> int:
-    """How many codes are the smallest or the largest that can be; that many values, about, were beyond the range."""
+    """How many codes are the smallest or the largest possible; about as many values were beyond the range."""
     return int(np.count_nonzero(codes == 0) + np.count_nonzero(codes == 65535))
-
-
-def cached_name(path: str, root: str | None) -> str:
-    """What the output for an HR image is called: its path below `root` without ending, or its key in LMDB as it is.
-
-    Args:
-        path: of the HR image, or its key.
-        root: folder of the HR images that the path begins with; None for LMDB.
-    """
-    if root is None:
-        return path
-    relative = path[len(root) :].lstrip("/\\") if path.startswith(root) else path
-    return os.path.splitext(relative)[0].replace(os.sep, "/")
 
 
 def cached_file(folder: str | Path, name: str) -> str:
@@ -161,63 +132,44 @@ def cached_file(folder: str | Path, name: str) -> str:
 
 
 def cached_names(stored: StoredImages) -> list[str]:
-    """The names of all outputs of a dataset, in its order.
-
-    Raises:
-        DataError: two would be one, or one would not lie in the folder.
-    """
-    root = None if stored.lmdb else stored.roots["gt"]
-    names = [cached_name(path, root) for path in stored.files["gt"]]
+    """The names of all outputs of a dataset, in its order; raises DataError where two are equal or one is no name."""
     seen: dict[str, str] = {}
-    for name, path in zip(names, stored.files["gt"], strict=True):
-        if leaves_folder(name) or not _is_text(name):
+    for path in stored.files["gt"]:
+        name = stored.roots["gt"].key(path)
+        if leaves_folder(name) or any("\ud800" <= character <= "\udfff" for character in name):
             raise DataError(f"{printable(path)} cannot name a file of a teacher's cache; rename the image")
         if name in seen:
             raise DataError(f"{printable(f'{seen[name]} and {path}')} differ in their endings only; rename one")
         seen[name] = path
-    return names
+    return list(seen)
 
 
 class StoredOutputs:
-    """The outputs in a cache, opened by the HR images that they are for.
+    """The outputs in a cache, opened by the names of the HR images in their root."""
 
-    Args:
-        folder: the cache.
-        gt_root: folder of the HR images; None for LMDB.
-    """
+    def __init__(self, folder: str, gt_root: ImageRoot) -> None:
+        self._folder, self._gt_root = Folder(folder), gt_root
 
-    def __init__(self, folder: str, gt_root: str | None) -> None:
-        self._folder, self._gt_root = folder, gt_root
-        self._storage = ImageStorage({"type": "disk"}, {"sr_teacher": folder})
-
-    def open(self, gt_path: str, size: tuple[int, int]) -> StoredImage:
-        """The output for an HR image of that height and width, whose pixels are codes.
-
-        Raises:
-            DataError: there is none, or it is not of this size.
-        """
-        path = cached_file(self._folder, cached_name(gt_path, self._gt_root))
-        output = self._storage.open(path, "sr_teacher")
+    def open(self, gt_name: str, size: tuple[int, int]) -> OpenImage:
+        """The output for an HR image, whose pixels are codes; raises DataError unless it has that height and width."""
+        path = cached_file(self._folder.path, self._gt_root.key(gt_name))
+        output = self._folder.open(path)
         if (output.size, output.depth) != (size, 16):
             found, wanted = (" x ".join(map(str, entry)) for entry in (output.size, size))
             raise DataError(
                 f"cannot read image {path}: it is {found} of {output.depth} bits, the HR image's output would be"
-                f" {wanted} of 16; make it by {COMMAND} --output {self._folder}"
+                f" {wanted} of 16; make it by {COMMAND} --output {self._folder.path}"
             )
         return output
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Reads `cache.json`, of unknown origin.
-
-    Raises:
-        DataError: it is missing, damaged, or of another format.
-    """
+    """Reads `cache.json`, of unknown origin; raises DataError where it is missing, damaged, or of another format."""
     path = Path(folder) / MANIFEST
     again = f"make it by {COMMAND} --output ANOTHER_FOLDER"
+    if (size_of_file(path) or 0) > _LARGEST_MANIFEST:
+        raise DataError(f"{path} is too large for the list of a teacher's cache; {again}")
     try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            raise DataError(f"{path} is too large for the list of a teacher's cache; {again}")
         content = read_regular(path)
     except FileNotFoundError as error:
         raise DataError(f"{folder} is no teacher's cache: it has no {MANIFEST}; {again}") from error
@@ -227,28 +179,20 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        found = _format_of(content)
-        if found != FORMAT:
+        first = error.errors()[0]
+        if first["loc"] == ("format",) and first["type"] == "literal_error":
+            found = printable(str(first["input"])[:20])
             raise DataError(
                 f"{folder} is a teacher's cache of format {found}, this version reads {FORMAT}; {again}"
             ) from error
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "the beginning"
+        where = ".".join(map(str, first["loc"])) or "the beginning"
         raise DataError(f"{path} is damaged (at {printable(where[:80])}); {again}") from error
-    if manifest.range != (LOWEST, HIGHEST) or any(leaves_folder(image.name) for image in manifest.images):
+    images = manifest.images
+    if manifest.range != (LOWEST, HIGHEST) or any(leaves_folder(image.name) for image in images):
         raise DataError(f"{path} is damaged (range or names); {again}")
-    if manifest.complete and any(
-        None in (image.size, image.bytes, image.sha256, image.clipped) for image in manifest.images
-    ):
+    if manifest.complete and any(None in (image.size, image.bytes, image.sha256, image.clipped) for image in images):
         raise DataError(f"{path} is damaged (it says nothing of some outputs); {again}")
     return manifest
-
-
-def _format_of(content: bytes) -> str | int | None:
-    try:
-        found = json.loads(content)["format"]
-        return found if isinstance(found, int) else printable(str(found)[:20])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return FORMAT  # so it is damaged otherwise
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
@@ -277,10 +221,10 @@ def key_differences(cached: CacheKey, wanted: CacheKey) -> list[str]:
 
 
 def image_difference(cached: Sequence[CachedImage], names: Sequence[str], digests: Sequence[str]) -> str | None:
-    """The first way in which a cache's images are not those of a dataset, in words; None where they are the same."""
+    """How a cache's images first differ from a dataset's, in words; None where they are the same."""
     theirs = [image.name for image in cached]
     if len(theirs) != len(names):
-        lacking = next(iter(sorted(set(names) - set(theirs))), None) or next(iter(sorted(set(theirs) - set(names))))
+        lacking = min(set(names) - set(theirs), default=None) or min(set(theirs) - set(names), default="")
         where = "the dataset" if lacking in theirs else "it"
         return f"it is of {len(theirs)} images, the dataset has {len(names)}; {printable(lacking)} is not in {where}"
     for number, (other, own) in enumerate(zip(theirs, names, strict=True)):
@@ -293,7 +237,7 @@ def image_difference(cached: Sequence[CachedImage], names: Sequence[str], digest
 
 
 def output_fault(folder: str | Path, images: Sequence[CachedImage]) -> str | None:
-    """Which output is missing or has another length than it was written with, in words; None where all are there."""
+    """Which output is missing or of another length than it was written with, in words; None where all are there."""
     bad = [image for image in images if size_of_file(cached_file(folder, image.name)) != image.bytes]
     if not bad:
         return None
@@ -304,23 +248,13 @@ def output_fault(folder: str | Path, images: Sequence[CachedImage]) -> str | Non
 
 def size_of_file(path: str | Path) -> int | None:
     """Bytes of a file; None where there is none."""
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):
-        return None
+    stamp = stamp_of(path)
+    return stamp and stamp[0]
 
 
 def shortened(digest: str) -> str:
     """The beginning of a digest, for messages."""
     return f"{printable(digest[:_DIGITS])}..."
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _and_more(names: Sequence[str]) -> str:

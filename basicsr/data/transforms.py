@@ -1,22 +1,29 @@
-"""Cropping and augmentation of pairs; BasicSR's names.
+"""Pairs of images: which fit together, cropping and augmentation; BasicSR's names.
 
 Random choices come from `rng`; without one from Python's global `random`, as in BasicSR.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import shlex
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
-from basicsr.data.pairing import check_patches_fit
 from basicsr.utils.errors import DataError
+
+Size = tuple[int, int]
+"""Height and width."""
 
 _OPENCVS = frozenset(map(np.dtype, (np.uint8, np.uint16, np.float32, np.float64)))
 _FLIPS = {(True, False): 1, (False, True): 0, (True, True): -1}  # cv2.flip's codes
+# Pixels that are missing at the right or below where LR images were made from HR images cut to a multiple of 12.
+_MOST_CUT_OFF = 12
+_LARGEST_SCALE = 16
 
 
 def mod_crop(img: np.ndarray, scale: int) -> np.ndarray:
@@ -32,30 +39,18 @@ def mod_crop(img: np.ndarray, scale: int) -> np.ndarray:
 
 
 def choose_crop(
-    gt_size: tuple[int, int],
-    lq_size: tuple[int, int],
+    gt_size: Size,
+    lq_size: Size,
     gt_patch_size: int,
     scale: int,
     gt_path: str | None = None,
     lq_path: str | None = None,
     rng: np.random.Generator | None = None,
 ) -> tuple[int, int]:
-    """Draws where to cut a patch.
-
-    Args:
-        gt_size: height and width of the HR image.
-        lq_size: of the LR image.
-        gt_patch_size: side of the HR patch.
-        scale: upscaling factor.
-        gt_path: the HR image's name for errors.
-        lq_path: the LR image's.
-        rng: where the two draws come from.
-
-    Returns:
-        Top and left of the LR patch; times `scale`, those of the HR patch.
+    """Draws top and left of an LR patch; times `scale`, they are those of the HR patch of side `gt_patch_size`.
 
     Raises:
-        DataError: the HR image is not `scale` times the LR image, or the LR image is smaller than the patch.
+        DataError: as `check_patches_fit`.
     """
     check_patches_fit(gt_size, lq_size, gt_patch_size, scale, gt_path, lq_path)
     (height, width), lq_patch_size = lq_size, gt_patch_size // scale
@@ -84,7 +79,7 @@ def paired_random_crop(
         HR and LR patches, each alone or as a list where there is more than one.
 
     Raises:
-        DataError: as `choose_crop`.
+        DataError: HR is not `scale` times LR, or LR is smaller than the patch.
     """
     gts = img_gts if isinstance(img_gts, list) else [img_gts]
     lqs = img_lqs if isinstance(img_lqs, list) else [img_lqs]
@@ -154,6 +149,73 @@ def turned(img: np.ndarray, coins: Coins) -> np.ndarray:
     return cv2.transpose(img) if coins.swapped else np.ascontiguousarray(img)
 
 
+def check_patches_fit(
+    gt_size: Size, lq_size: Size, gt_patch_size: int | None, scale: int, gt_path: str | None, lq_path: str | None
+) -> None:
+    """Raises DataError unless HR is exactly `scale` times LR, and a patch fits in (None: whatever the size)."""
+    names = f"HR {gt_path or 'image'} is {_by(gt_size)}, LR {lq_path or 'image'} is {_by(lq_size)} (H x W)"
+    needed = lq_size[0] * scale, lq_size[1] * scale
+    if gt_size != needed:
+        raise DataError(
+            f"{names}; at scale {scale} the HR image must be {_by(needed)}: {advice(gt_size, lq_size, scale, gt_path)}"
+        )
+    if gt_patch_size is not None and min(lq_size) < gt_patch_size // scale:
+        raise DataError(
+            f"{names}, smaller than patches of {gt_patch_size} (LR {gt_patch_size // scale}); lower gt_size"
+        )
+
+
+def check_whole_pair(gt_size: Size, lq_size: Size, scale: int, gt_path: str, lq_path: str) -> None:
+    """Raises DataError unless HR is `scale` times LR, or larger by what cutting to a multiple explains."""
+    height, width = lq_size[0] * scale, lq_size[1] * scale
+    if gt_size[0] < height or gt_size[1] < width:
+        relation = "is smaller"
+    elif max(gt_size[0] - height, gt_size[1] - width) >= max(_MOST_CUT_OFF, scale):
+        relation = "is much larger"
+    else:
+        return
+    raise DataError(
+        f"HR {gt_path} of {_by(gt_size)} {relation} than {scale} times LR {lq_path} of {_by(lq_size)}; "
+        f"{advice(gt_size, lq_size, scale, gt_path)}"
+    )
+
+
+def check_depths(gt_bits: int, lq_bits: int, gt_path: str, lq_path: str) -> None:
+    """Raises DataError unless both images have 8 bits to a channel, or both 16.
+
+    In a pair of both kinds, values were cut or stretched, as where 8-bit values in 16 bits read as black.
+    """
+    if gt_bits != lq_bits:
+        raise DataError(
+            f"HR {gt_path} has {gt_bits} bits to a channel, LR {lq_path} has {lq_bits}; make one from the other again"
+        )
+
+
+def advice(gt_size: Size, lq_size: Size, scale: int, gt_path: str | None) -> str:
+    """What to do about a pair whose HR image is not `scale` times the LR image."""
+    if _is_cut_of(gt_size, lq_size, scale):
+        folder = "HR" if gt_path is None or "(key '" in gt_path else shlex.quote(os.path.dirname(gt_path) or ".")
+        return (
+            f"cut the HR images to a multiple of {scale}, and make LR images of these, by: python"
+            f" scripts/data/generate_lr.py --input {folder} --output NEW_LR --hr-output NEW_HR --scales {scale}; then"
+            f" set dataroot_gt: NEW_HR, dataroot_lq: NEW_LR/X{scale}, filename_tmpl: '{{}}x{scale}'"
+        )
+    other = next((other for other in range(1, _LARGEST_SCALE + 1) if _is_cut_of(gt_size, lq_size, other)), None)
+    found = f"the LR image is of scale {other}; " if other is not None and other != scale else ""
+    return f"{found}check scale, dataroot_lq and filename_tmpl"
+
+
+def _is_cut_of(gt_size: Size, lq_size: Size, scale: int) -> bool:
+    """Whether LR may be made from HR at this scale: pixels that fill no multiple are left over at most, or make one
+    more, as where MATLAB's `imresize` rounds up."""
+    rests = (large - small * scale for large, small in zip(gt_size, lq_size, strict=True))
+    return all(-scale < rest < max(_MOST_CUT_OFF, scale) for rest in rests)
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
 def _below(limit: int, rng: np.random.Generator | None) -> int:
     return random.randrange(limit) if rng is None else int(rng.integers(limit))
 
@@ -162,7 +224,7 @@ def _coin(rng: np.random.Generator | None) -> bool:
     return (random.random() if rng is None else float(rng.random())) < 0.5
 
 
-def _size(img: np.ndarray | torch.Tensor) -> tuple[int, int]:
+def _size(img: np.ndarray | torch.Tensor) -> Size:
     height, width = img.shape[-2:] if isinstance(img, torch.Tensor) else img.shape[:2]
     return int(height), int(width)
 

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from basicsr.config.schema import DatasetOptions, Options
 from basicsr.data.base import load_sample
 from basicsr.data.batch import in_unit_range
-from basicsr.data.checks.checking import stored_images
-from basicsr.data.checks.inspection import ImageLocation, opened
 from basicsr.data.sampling import SampleKey
+from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
 from basicsr.distill.several_teachers import SeveralTeachers
 from basicsr.engine.training_run import TrainingRun
@@ -223,11 +222,11 @@ def _lr_sizes(dataset: Any) -> list[tuple[int, int]]:
     """Heights and widths of a set's LR images that differ by more than multiples of 64, as their headers have them."""
     stored = stored_images(dataset)
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
-    for path in stored.files["lq"] if stored is not None else ():
+    if stored is None:
+        return []
+    for name in stored.files["lq"]:
         with suppress(HeaderError, DataError, OSError):  # told by the check of images
-            with opened(
-                ImageLocation(path, stored.roots["lq"] if stored is not None and stored.lmdb else None)
-            ) as source:
+            with stored.roots["lq"].opened(name) as source:
                 height, width = read_header(source).size
             sizes.setdefault((height % 64, width % 64), (height, width))
     return list(sizes.values())[:_SIZES]

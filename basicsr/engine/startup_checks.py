@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from basicsr.config.schema import DatasetOptions
-from basicsr.data.checks.alignment import looked_at
-from basicsr.data.checks.checking import BadImage, check_images, files_digest, fingerprint, report, stored_images
-from basicsr.data.checks.surroundings import remarks_about
+from basicsr.data.checks.alignment import find_misaligned_pairs
+from basicsr.data.checks.checking import BadImage, check_images, dataset_warnings, report
+from basicsr.data.checks.digests import files_digest, fingerprint
+from basicsr.data.storage import stored_images
 from basicsr.engine.process.agreement import require_equal
 from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.stop import StopRequest
@@ -101,8 +102,8 @@ def check_datasets(
             with guard():
                 stored = stored_images(dataset)
                 if rank_info.is_master and stored is not None:
-                    remarks += remarks_about(block.name, stored, block.phase)
-                    if block.check_images != "none" and (fault := looked_at(stored)):
+                    remarks += dataset_warnings(block.name, stored, block.phase)
+                    if block.check_images != "none" and (fault := find_misaligned_pairs(stored)):
                         remarks.append(f"{block.name}: {fault}; scripts/data/check_dataset.py looks at all pairs")
                 mine = check_images(dataset, block, rank=rank_info.rank, world_size=rank_info.world_size)
         except UserError as error:

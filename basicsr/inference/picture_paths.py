@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from basicsr.data.checks.surroundings import count_images, looks_like_image, some
+from basicsr.data.checks.folder_contents import count_images, looks_like_image, some
 from basicsr.inference.picture_writing import FORMATS
 from basicsr.inference.pictures import PICTURE_SUFFIXES, PictureFile
 from basicsr.utils.errors import DataError

@@ -31,10 +31,10 @@ import dataset_tools
 import numpy as np
 
 from basicsr.data.checks.alignment import EQUAL, find_misalignment
-from basicsr.data.checks.checking import told_once
+from basicsr.data.checks.checking import grouped
 from basicsr.data.checks.inspection import is_colourful
 from basicsr.data.data_util import check_template, paired_paths_from_folder
-from basicsr.data.pairing import advice, check_depths
+from basicsr.data.transforms import advice, check_depths
 from basicsr.files.file_client import FileClient
 from basicsr.files.image_headers import ImageHeader
 from basicsr.files.images import check_header, imfrombytes
@@ -120,7 +120,7 @@ def check(pairing: Pairing, decode: bool, compare: bool, workers: int) -> tuple[
     work = partial(check_pair, pairing=pairing, decode=decode, compare=compare)
     results = dataset_tools.in_processes(work, pairs, workers, str(pairing.lr))
     found = [problem for problem in results if problem is not None]
-    return len(pairs), len(found), told_once(found)
+    return len(pairs), len(found), grouped(found)
 
 
 def table(rows: list[tuple[str, ...]]) -> Iterator[str]:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basicsr.data.checks.surroundings import look_around, other_number, set_name
+from basicsr.data.checks.folder_contents import count_mismatch, folder_warnings, set_name
 from basicsr.engine.process.command import run_command
 from basicsr.engine.process.stop import Interrupted
 from basicsr.files.file_client import FileClient
@@ -98,10 +98,10 @@ def tell_of_folders(folders: Iterable[Path], *, recursive: bool = False) -> None
         recursive: whether the folders below are read, too.
     """
     for folder in dict.fromkeys(folders):
-        for sentence in look_around(str(folder), recursive=recursive):
+        for sentence in folder_warnings(str(folder), recursive=recursive):
             warn(f"{folder}: {sentence}")
         count = sum(1 for _ in scandir(folder, IMAGE_SUFFIXES))
-        if count and (difference := other_number(set_name(str(folder)), count)):
+        if count and (difference := count_mismatch(set_name(str(folder)), count)):
             warn(f"{folder}: {difference}")
 
 

@@ -39,9 +39,10 @@ import cv2
 import dataset_tools
 import numpy as np
 
-from basicsr.data.checks.inspection import ImageLocation, examine, stamp_of
+from basicsr.data.checks.inspection import examine
 from basicsr.data.data_util import images_by_stem, paired_paths_from_folder
-from basicsr.data.pairing import Size, check_depths, check_whole_pair
+from basicsr.data.storage import stamp_of
+from basicsr.data.transforms import Size, check_depths, check_whole_pair
 from basicsr.files.image_headers import MOST_TO_CUT
 from basicsr.files.images import imwrite
 from basicsr.utils.errors import DataError, OptionsError
@@ -160,7 +161,7 @@ def area(task: Task, sizes: list[Size]) -> Size:
 def look(task: Task) -> tuple[str | None, int]:
     """What is wrong with a task's images, without decoding them, and how many pixels at most are in no square."""
     try:
-        findings = [examine(ImageLocation(str(part.source)), most_pixels=MOST_TO_CUT) for part in task.parts]
+        findings = [examine(str(part.source), most_pixels=MOST_TO_CUT) for part in task.parts]
         for part, finding in zip(task.parts, findings, strict=True):
             if finding.header is None:
                 return printable(f"{part.source}: {finding.fault}"), 0

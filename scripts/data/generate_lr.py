@@ -34,8 +34,8 @@ if __name__ == "__main__":
 
 import dataset_tools
 
-from basicsr.data.checks.inspection import stamp_of
 from basicsr.data.data_util import images_by_stem
+from basicsr.data.storage import stamp_of
 from basicsr.data.transforms import mod_crop
 from basicsr.files.images import IMAGE_SUFFIXES, imwrite
 from basicsr.utils.errors import DataError, OptionsError

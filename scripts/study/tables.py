@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import basicsr
-from basicsr.data.checks.surroundings import other_number
+from basicsr.data.checks.folder_contents import count_mismatch
 from basicsr.files.csv_files import csv_text as text_of
 from basicsr.metrics import better_direction
 from basicsr.metrics.evaluator import Evaluation
@@ -168,7 +168,7 @@ def _about_images(findings: Findings) -> list[str]:
             counts.setdefault(dataset, {}).setdefault(count, []).append(f"{method} seed {seed}")
     lines = [f"Images: {', '.join(f'{name} {max(found)}' for name, found in counts.items())}."] if counts else []
     for name, found in counts.items():
-        lines += [f"WARNING: {name}: {what}." for count in found if (what := other_number(name, count))]
+        lines += [f"WARNING: {name}: {what}." for count in found if (what := count_mismatch(name, count))]
         if len(found) > 1:
             each = "; ".join(f"{count} for {', '.join(runs)}" for count, runs in found.items())
             lines.append(f"WARNING: {name} had not the same number of images in all runs: {each}.")

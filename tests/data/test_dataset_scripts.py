@@ -18,7 +18,7 @@ from support.processes import start
 from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
 from basicsr.data.checks.checking import check_images, report
-from basicsr.data.pairing import advice
+from basicsr.data.transforms import advice
 from basicsr.files.lmdb_databases import read_meta_info
 from basicsr.utils import FileClient, imfrombytes
 from basicsr.utils.matlab_functions import imresize_integer

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from basicsr.data import handover, loading
+from basicsr.data import batch as batches_module
 from basicsr.data.base import load_sample
-from basicsr.data.batch import Batch, collate, in_unit_range
+from basicsr.data.batch import Batch, Slots, collate, in_unit_range
 from basicsr.data.checks.checking import check_images
-from basicsr.data.handover import Slots
 from basicsr.data.loading import TrainLoader
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.sampling import KeySampler
@@ -170,7 +169,7 @@ def test_whole_numbers_and_floats_in_one_batch_become_floats():
 
 def test_kept_batches_are_never_written_over_and_slots_are_used_again(tmp_path, monkeypatch):
     made: list[Slots] = []
-    monkeypatch.setattr(loading, "slots_for", lambda *counts: made.append(Slots(*counts)) or made[-1])
+    monkeypatch.setattr(Slots, "made", lambda *counts: made.append(Slots(*counts)) or made[-1])
     dataset = PairedImageDataset(**folders(tmp_path))
     expected = one_by_one(dataset, 40)
     kept = batches(dataset, 1, 40)  # more than there are slots
@@ -204,7 +203,7 @@ def test_what_a_forked_process_lets_go_of_stays_in_use(tmp_path):
 
 
 def test_batches_that_do_not_fit_go_pytorchs_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(handover, "_LARGEST_BATCH", 4096)
+    monkeypatch.setattr(batches_module, "_LARGEST_BATCH", 4096)
     dataset = PairedImageDataset(**folders(tmp_path))  # 4 x 3 x (16 x 16 + 8 x 8) bytes fit, of larger patches not
     assert_equal(batches(dataset, 1), one_by_one(dataset))
     larger = PairedImageDataset(**{**folders_of(dataset), "gt_size": 24})
@@ -213,4 +212,4 @@ def test_batches_that_do_not_fit_go_pytorchs_way(tmp_path, monkeypatch):
 
 def folders_of(dataset: PairedImageDataset) -> dict[str, Any]:
     roots = dataset.stored_images().roots
-    return {"dataroot_gt": roots["gt"], "dataroot_lq": roots["lq"], "scale": SCALE}
+    return {"dataroot_gt": roots["gt"].path, "dataroot_lq": roots["lq"].path, "scale": SCALE}

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from basicsr.data.checks.inspection import ImageLocation, examine
-from basicsr.data.storage import DecodedImage, ImageStorage, PpmFile, PpmImage, PpmValue, Window
+from basicsr.data.checks.inspection import examine
+from basicsr.data.storage import DecodedImage, Folder, ImageRoot, LmdbDatabase, PpmImage, Window
 from basicsr.files.images import imfrombytes
 from basicsr.files.lmdb_databases import LmdbMaker, encode_png
 from basicsr.files.ppm_files import encode_ppm
@@ -34,19 +34,19 @@ def picture(dtype: type, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, (HEIGHT, WIDTH, 3), dtype=dtype)
 
 
-def on_disk(folder: Path, content: bytes, name: str = "a.ppm") -> tuple[ImageStorage, str]:
+def on_disk(folder: Path, content: bytes, name: str = "a.ppm") -> tuple[ImageRoot, str]:
     (folder / name).write_bytes(content)
-    return ImageStorage({"type": "disk"}, {"gt": str(folder)}), str(folder / name)
+    return Folder(str(folder)), str(folder / name)
 
 
-def in_database(folder: Path, content: bytes) -> tuple[ImageStorage, str]:
+def in_database(folder: Path, content: bytes) -> tuple[ImageRoot, str]:
     with LmdbMaker(folder / "a.lmdb", compress_level=0, ending=".ppm") as maker:
         maker.put(b"before", "0", (1, 1, 3))
         maker.put(content, "a", (HEIGHT, WIDTH, 3))
-    return ImageStorage({"type": "lmdb"}, {"gt": str(folder / "a.lmdb")}), "a"
+    return LmdbDatabase(str(folder / "a.lmdb")), "a"
 
 
-STORED = pytest.mark.parametrize("store, kind", [(on_disk, PpmFile), (in_database, PpmValue)])
+STORED = pytest.mark.parametrize("store, kind", [(on_disk, Folder), (in_database, LmdbDatabase)])
 
 
 @STORED
@@ -55,8 +55,8 @@ def test_windows_are_those_of_the_image_decoded_whole(store, kind, dtype, tmp_pa
     pixels = picture(dtype)
     whole = DecodedImage(imfrombytes(encode_png(pixels, 1)))
     storage, path = store(tmp_path, encode_ppm(pixels))
-    image = storage.open(path, "gt")
-    assert isinstance(image, kind)
+    image = storage.open(path)
+    assert isinstance(storage, kind) and isinstance(image, PpmImage)
     assert (image.size, image.depth) == (whole.size, whole.depth) == ((HEIGHT, WIDTH), 8 * pixels.itemsize)
     for window in WINDOWS:
         found, expected = image.read(window), whole.read(window)
@@ -68,7 +68,7 @@ def test_windows_are_those_of_the_image_decoded_whole(store, kind, dtype, tmp_pa
 def test_every_window_of_a_small_image(tmp_path):
     pixels = picture(np.uint16)
     storage, path = in_database(tmp_path, encode_ppm(pixels))
-    image = storage.open(path, "gt")
+    image = storage.open(path)
     for top in range(HEIGHT):
         for left in range(WIDTH):
             for height, width in ((1, 1), (2, 3), (HEIGHT - top, WIDTH - left)):
@@ -88,8 +88,8 @@ def test_opencv_reads_what_is_written(dtype):
 def test_headers_of_other_writers_are_taken(store, kind, header, tmp_path):
     pixels = picture(np.uint8)
     storage, path = store(tmp_path, header + pixels[..., ::-1].tobytes() + b"what follows does not matter")
-    assert isinstance(storage.open(path, "gt"), kind)
-    np.testing.assert_array_equal(storage.open(path, "gt").read(Window(2, 1, 4, 5)), pixels[2:6, 1:6])
+    assert isinstance(storage.open(path), PpmImage)
+    np.testing.assert_array_equal(storage.open(path).read(Window(2, 1, 4, 5)), pixels[2:6, 1:6])
 
 
 @STORED
@@ -106,14 +106,14 @@ def test_headers_of_other_writers_are_taken(store, kind, header, tmp_path):
 )
 def test_others_are_decoded_whole(store, kind, content, tmp_path):
     storage, path = store(tmp_path, content)
-    image = storage.open(path, "gt")
+    image = storage.open(path)
     assert isinstance(image, DecodedImage)
     np.testing.assert_array_equal(image.read(), imfrombytes(content))
 
 
 def test_an_uncompressed_file_of_another_name_is_decoded_whole(tmp_path):
     storage, path = on_disk(tmp_path, encode_ppm(picture(np.uint8)), "a.png")
-    np.testing.assert_array_equal(storage.open(path, "gt").read(), picture(np.uint8))
+    np.testing.assert_array_equal(storage.open(path).read(), picture(np.uint8))
 
 
 WHOLE = encode_ppm(picture(np.uint8))
@@ -142,30 +142,30 @@ def test_damaged_and_hostile_files_are_refused_in_one_line_before_training_and_i
     content, reason = REFUSED[name]
     storage, path = store(tmp_path, content)
     with pytest.raises(DataError, match=rf"^cannot read image .*: {reason}") as caught:
-        storage.open(path, "gt")
+        storage.open(path)
     assert "\n" not in str(caught.value)
-    fault = examine(ImageLocation(path, str(tmp_path / "a.lmdb") if kind is PpmValue else None)).fault
+    fault = examine(path, storage).fault
     assert fault is not None and fault in str(caught.value)
 
 
 @STORED
 def test_every_truncation_is_refused(store, kind, tmp_path):
-    if kind is PpmValue:
+    if kind is LmdbDatabase:
         with LmdbMaker(tmp_path / "all.lmdb") as maker:
             for length in range(1, len(WHOLE)):
                 maker.put(WHOLE[:length], str(length), (HEIGHT, WIDTH, 3))
-        storage = ImageStorage({"type": "lmdb"}, {"gt": str(tmp_path / "all.lmdb")})
+        storage = LmdbDatabase(str(tmp_path / "all.lmdb"))
     for length in range(1, len(WHOLE)):
         path = str(length)
-        if kind is PpmFile:
+        if kind is Folder:
             storage, path = on_disk(tmp_path, WHOLE[:length])
         with pytest.raises(DataError):
-            storage.open(path, "gt")
+            storage.open(path)
 
 
 def test_a_file_cut_short_while_it_is_in_use_is_told(tmp_path):
     storage, path = on_disk(tmp_path, WHOLE)
-    image = storage.open(path, "gt")
+    image = storage.open(path)
     os.truncate(path, len(WHOLE) - 1)
     np.testing.assert_array_equal(image.read(Window(0, 0, 5, 5)), picture(np.uint8)[:5, :5])
     with pytest.raises(DataError, match=r"cannot read image .*a\.ppm: it was cut short"):
@@ -176,10 +176,10 @@ def test_missing_files_and_keys_are_named(tmp_path):
     storage, _ = on_disk(tmp_path, WHOLE)
     for name in ("b.ppm", "b\0.ppm"):
         with pytest.raises(DataError, match=r"cannot read .*b.*\.ppm: .*; check the path"):
-            storage.open(str(tmp_path / name), "gt")
+            storage.open(str(tmp_path / name))
     storage, _ = in_database(tmp_path, WHOLE)
     with pytest.raises(DataError, match=r"has no key 'b'"):
-        storage.open("b", "gt")
+        storage.open("b")
 
 
 def test_files_are_closed_and_databases_left(tmp_path):
@@ -190,9 +190,9 @@ def test_files_are_closed_and_databases_left(tmp_path):
     (tmp_path / "short.ppm").write_bytes(WHOLE[:-1])
     before = descriptors()
     for _ in range(5):
-        storage.open(path, "gt").read(Window(1, 1, 2, 2))
+        storage.open(path).read(Window(1, 1, 2, 2))
         with pytest.raises(DataError):
-            storage.open(str(tmp_path / "short.ppm"), "gt")
+            storage.open(str(tmp_path / "short.ppm"))
     assert descriptors() == before
 
 
@@ -204,7 +204,7 @@ def test_images_opened_before_a_fork_are_read_in_the_child_and_then_in_the_paren
     context = multiprocessing.get_context("fork")
     for store in (on_disk, in_database):
         storage, path = store(tmp_path, WHOLE)
-        image, queue = storage.open(path, "gt"), context.Queue()
+        image, queue = storage.open(path), context.Queue()
         child = context.Process(target=sum_in_child, args=(image, queue))
         child.start()
         assert queue.get(timeout=60) == int(picture(np.uint8)[1:4, 1:4].sum())

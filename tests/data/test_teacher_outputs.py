@@ -17,7 +17,8 @@ from support.caching import codes_of, write_codes
 from basicsr.data import build_dataset
 from basicsr.data.batch import collate
 from basicsr.data.checks.digests import digests_of
-from basicsr.data.storage import StoredImages
+from basicsr.data.checks.notes import VERSION
+from basicsr.data.storage import Folder, StoredImages
 from basicsr.data.teacher_outputs import (
     MANIFEST,
     CachedImage,
@@ -134,7 +135,7 @@ def test_outputs_that_are_missing_or_of_another_size_are_told_in_a_line(options,
 
 def test_names_are_those_below_the_hr_folder_and_stay_apart():
     def names(*files: str) -> list[str]:
-        return cached_names(StoredImages({"gt": files, "lq": files}, {"gt": "/d/HR", "lq": "/d/LR"}, lmdb=False))
+        return cached_names(StoredImages({"gt": files, "lq": files}, {"gt": Folder("/d/HR"), "lq": Folder("/d/LR")}))
 
     assert names("/d/HR/b.png", "/d/HR/sub/a.x.png") == ["b", "sub/a.x"]
     with pytest.raises(DataError, match=r"a\.png and .*a\.jpg differ in their endings only; rename one"):
@@ -184,7 +185,7 @@ def test_digests_are_remembered_until_size_or_time_change(tmp_path, monkeypatch)
             read.append(total)
             return items
 
-        return digests_of([str(file) for file in files], str(tmp_path), False, bar)
+        return digests_of([str(file) for file in files], Folder(str(tmp_path)), bar)
 
     first = digests()
     assert first == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
@@ -192,6 +193,6 @@ def test_digests_are_remembered_until_size_or_time_change(tmp_path, monkeypatch)
     files[1].write_bytes(b"c" * 3_000_001)
     assert digests() == [first[0], hashlib.sha256(b"c" * 3_000_001).hexdigest()]
     for notes in Path(tmp_path / "notes").iterdir():
-        notes.write_text(json.dumps({"version": 1, "root": str(tmp_path), "files": {str(files[0]): [math.pi]}}))
+        notes.write_text(json.dumps({"version": VERSION, "root": str(tmp_path), "images": {"a": [math.pi]}}))
     assert digests()[0] == first[0]
     assert read == [2, 0, 1, 2]

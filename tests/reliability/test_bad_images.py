@@ -26,7 +26,7 @@ from basicsr.data import build_dataset
 from basicsr.data.base import load_sample
 from basicsr.data.batch import Batch
 from basicsr.data.checks.checking import check_images, report
-from basicsr.data.checks.inspection import ImageLocation, examine
+from basicsr.data.checks.inspection import examine
 from basicsr.data.data_util import paths_from_meta_info_file
 from basicsr.data.loading import TrainLoader
 from basicsr.data.sampling import KeySampler, SampleKey
@@ -355,7 +355,7 @@ PIXELS = {name: cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 def read_or_refuse(content: bytes, path: Path) -> np.ndarray | None:
     """The pixels, or None where they were refused; neither check nor reading may do anything else."""
     path.write_bytes(content)
-    finding = examine(ImageLocation(str(path)))
+    finding = examine(str(path))
     assert finding.fault is None or "\n" not in finding.fault
     try:
         pixels = imfrombytes(content)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from basicsr.data.checks.inspection import ImageLocation, examine
+from basicsr.data.checks.inspection import examine
 from basicsr.files.image_headers import Content, read_header
 from basicsr.files.images import imfrombytes
 from basicsr.inference.pictures import PictureFile
@@ -47,7 +47,7 @@ def test_every_dialect_is_read_to_its_true_pixels_or_refused_from_the_header_on(
     for dialect in dialects:
         path = tmp_path / f"a{dialect.ending}"
         path.write_bytes(dialect.content)
-        found, finding = read(lambda content=dialect.content: imfrombytes(content)), examine(ImageLocation(str(path)))
+        found, finding = read(lambda content=dialect.content: imfrombytes(content)), examine(str(path))
         if isinstance(found, str):
             ok = dialect.damaged or finding.fault == found
             ok &= dialect.truth is None or dialect.name in EXACT_BUT_REFUSED

@@ -13,7 +13,6 @@ import math
 import cv2
 import numpy as np
 
-from basicsr.data.checks.inspection import ImageLocation, decoded
 from basicsr.data.storage import StoredImages
 from basicsr.utils.errors import DataError
 from basicsr.utils.matlab_functions import imresize_integer
@@ -56,28 +55,25 @@ def find_misalignment(hr: np.ndarray, lr: np.ndarray, scale: int) -> str | None:
     )
 
 
-def looked_at(stored: StoredImages) -> str | None:
-    """Compares a few pairs of a dataset, from the first to the last; says so where one does not belong together.
+def find_misaligned_pairs(stored: StoredImages) -> str | None:
+    """Compares a few pairs of a dataset, from the first to the last; a warning where one does not belong together.
 
-    Those that cannot be read are passed over, as are datasets without HR images. At scale 1, where cameras move and
-    some images may need no change, it is told only where all are equal.
+    Unreadable pairs are skipped, as are datasets without HR images. At scale 1, where cameras move and some images may
+    need no change, there is a warning only where all are equal.
     """
     if not {"gt", "lq"} <= set(stored.files):
         return None
     count = len(stored.files["gt"])
     indices = sorted({round(step * (count - 1) / (_LOOKED_AT - 1)) for step in range(_LOOKED_AT)})
-    faults = [(stored.name("gt", index), fault) for index in indices if (fault := _fault_of(stored, index))]
+    faults = [(stored.label("gt", index), fault) for index in indices if (fault := _fault_of(stored, index))]
     if not faults or (stored.scale == 1 and len(faults) < len(indices)):
         return None
     return f"{len(faults)} of {len(indices)} pairs looked at do not fit, as {faults[0][0]}: {faults[0][1]}"
 
 
 def _fault_of(stored: StoredImages, index: int) -> str | None:
-    hr, lr = (
-        ImageLocation(stored.files[role][index], stored.roots[role] if stored.lmdb else None) for role in ("gt", "lq")
-    )
     try:
-        large, small = decoded(hr), decoded(lr)
+        large, small = (stored.roots[role].open(stored.files[role][index]).read() for role in ("gt", "lq"))
     except DataError:
         return None
     if stored.scale == 1:

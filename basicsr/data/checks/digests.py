@@ -1,112 +1,97 @@
-"""SHA-256 of stored images, remembered by size and time of change.
-
-Notes lie in BASICSR_CACHE beside those of `check_cache`, a file for each folder or database. They are a convenience:
-what cannot be read or written is left out.
-"""
+"""What tells one set of images from another: names, sizes, pixels, and SHA-256 of files."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from basicsr.data.checks.inspection import ImageLocation, opened, stamp_of
-from basicsr.data.checks.notes import cache_folder
-from basicsr.files.atomic_files import write_atomically
-from basicsr.utils.errors import CheckpointError, DataError
+from basicsr.data.checks.notes import Bar, NoteCache, in_tasks, thread_pool
+from basicsr.data.storage import ImageRoot, StoredImages, stamp_of, stored_images
+from basicsr.utils.errors import DataError
 
-_VERSION = 1
-_LARGEST_FILE = 1 << 29
 _BLOCK = 1 << 20
-_THREADS = 8
 _TO_A_TASK = 16
 
-Bar = Callable[[Iterator[str], int], Iterator[str]]
+
+def fingerprint(dataset: Any) -> dict[str, Any]:
+    """What tells one list of images from another, wherever it lies, as files or in LMDB.
+
+    Returns:
+        `images`, their number; `names`, the SHA-256 of the HR images' names in the order of use, relative to their
+        folder and without ending; `pixels of image 0 (gt)` and so on, that of a few images of each kind, decoded. None
+        for datasets that name no images, and for an image that cannot be read.
+    """
+    stored = stored_images(dataset)
+    if stored is None:
+        return {"images": len(dataset), "names": None}
+    role, files = next(iter(stored.files.items()))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(stored.roots[role].key(file).encode("utf-8", "surrogateescape") + b"\n")
+    return {"images": len(files), "names": digest.hexdigest(), **_pixels(stored)}
 
 
-def digests_of(files: Sequence[str], root: str, lmdb: bool, bar: Bar = lambda items, total: items) -> list[str]:
-    """SHA-256, in hexadecimal, of files or of the values of an LMDB database; those that have not changed are known.
+def _pixels(stored: StoredImages) -> dict[str, str | None]:
+    """SHA-256 of the first, the middle and the last image of each kind, decoded; None of one that cannot be read."""
+    digests: dict[str, str | None] = {}
+    for role, files in stored.files.items():
+        for index in sorted({0, len(files) // 2, len(files) - 1}):
+            try:
+                pixels = stored.roots[role].open(files[index]).read()
+                content = f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
+                digest = hashlib.sha256(content).hexdigest()
+            except DataError:
+                digest = None
+            digests[f"pixels of image {index} ({role})"] = digest
+    return digests
+
+
+def files_digest(dataset: Any) -> str | None:
+    """SHA-256 of all files' names and sizes of a dataset; None for datasets that name no images."""
+    if (stored := stored_images(dataset)) is None:
+        return None
+    digest = hashlib.sha256()
+    for role, names in stored.files.items():
+        root = stored.roots[role]
+        for file in dict.fromkeys(map(root.file, names)):
+            size, _ = stamp_of(file) or (-1, 0)  # the check of all images says what is wrong with it
+            name = file.removeprefix(root.path).lstrip("/\\")
+            digest.update(f"{role} {size} {name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def digests_of(names: Sequence[str], root: ImageRoot, bar: Bar = lambda items, total: items) -> list[str]:
+    """SHA-256, in hexadecimal, of files or of the values of a database; unchanged ones are not read again.
 
     Args:
-        files: paths, or keys.
-        root: folder or database.
-        lmdb: whether it is a database.
+        names: of the images in their root.
+        root: of the images.
         bar: shows progress over those that are read.
 
     Raises:
         DataError: one cannot be read.
     """
-    path = _notes_of(root)
-    known = _read(path, os.path.abspath(root))
-    whole = stamp_of(os.path.join(root, "data.mdb")) if lmdb else None
-    stamps = [whole if lmdb else stamp_of(file) for file in files]
-    found = [_known(known.get(file), stamp) for file, stamp in zip(files, stamps, strict=True)]
-    waiting = [number for number, digest in enumerate(found) if digest is None]
-    places = [ImageLocation(files[number], root if lmdb else None) for number in waiting]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            fresh = list(bar(_in_order(pool, places), len(places)))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl+C waits for what has begun only
-            raise
-    for number, digest in zip(waiting, fresh, strict=True):
-        found[number] = digest
-    digests = [digest or "" for digest in found]
-    if waiting:
-        # Stamps were taken before reading: what changes meanwhile is read again next time.
-        entries = zip(files, stamps, digests, strict=True)
-        _write(path, root, {file: [*stamp, digest] for file, stamp, digest in entries if stamp is not None})
-    return digests
+
+    def read(waiting: list[str]) -> Iterator[str]:
+        with thread_pool() as pool:
+            yield from bar(in_tasks(pool, partial(_digest, root), waiting, _TO_A_TASK), len(waiting))
+
+    return NoteCache[str]("digests", root, lambda digest: [digest], _noted).results(names, read)
 
 
-def _in_order(pool: ThreadPoolExecutor, places: Sequence[ImageLocation]) -> Iterator[str]:
-    tasks = [places[start : start + _TO_A_TASK] for start in range(0, len(places), _TO_A_TASK)]
-    for digests in pool.map(lambda task: [_digest(location) for location in task], tasks):
-        yield from digests
+def _noted(note: list[Any]) -> str | None:
+    (digest,) = note
+    return digest if isinstance(digest, str) and len(digest) == 64 else None
 
 
-def _digest(location: ImageLocation) -> str:
+def _digest(root: ImageRoot, name: str) -> str:
     digest = hashlib.sha256()
     try:
-        with opened(location) as source:
+        with root.opened(name) as source:
             for start in range(0, source.size, _BLOCK):
                 digest.update(source.read(start, min(_BLOCK, source.size - start)))
     except OSError as error:
-        raise DataError(f"cannot read {location.name}: {error.strerror}; check the path") from error
+        raise DataError(f"cannot read {root.label(name)}: {error.strerror}; check the path") from error
     return digest.hexdigest()
-
-
-def _notes_of(root: str) -> Path:
-    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:24]
-    return cache_folder() / f"digests-{name}.json"
-
-
-def _known(entry: Any, stamp: tuple[int, int] | None) -> str | None:
-    """A digest from a note of which nothing is taken for granted."""
-    if stamp is None or not isinstance(entry, list) or len(entry) != 3 or tuple(entry[:2]) != stamp:
-        return None
-    return entry[2] if isinstance(entry[2], str) and len(entry[2]) == 64 else None
-
-
-def _read(path: Path, root: str) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            return {}
-        content = json.loads(path.read_bytes())
-        if content["version"] == _VERSION and content["root"] == root and isinstance(content["files"], dict):
-            return content["files"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
-        pass
-    return {}
-
-
-def _write(path: Path, root: str, entries: dict[str, Any]) -> None:
-    content = json.dumps({"version": _VERSION, "root": os.path.abspath(root), "files": entries}, separators=(",", ":"))
-    with suppress(OSError, CheckpointError, UnicodeEncodeError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(content.encode("utf-8")))

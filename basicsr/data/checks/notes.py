@@ -1,8 +1,8 @@
-"""Remembers what was found out about images, so that the next start needs to look at changed ones only.
+"""Notes on images, kept between starts so that only changed images are read again.
 
-Notes lie in BASICSR_CACHE, by default ${XDG_CACHE_HOME:-~/.cache}/basicsr, a file for each folder or database and each
-rank. They are a convenience: what cannot be read or written is left out, what is not as expected counts as unknown,
-and a false note about a good image can hide nothing for longer than until it is loaded.
+Notes lie in BASICSR_CACHE, by default ${XDG_CACHE_HOME:-~/.cache}/basicsr, in a file for each folder or database and
+each rank. They are a convenience: unreadable files are ignored, an entry that makes no sense counts as unknown, and a
+false note about a good image hides nothing for longer than until it is loaded.
 """
 
 from __future__ import annotations
@@ -10,113 +10,127 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from basicsr.data.checks.inspection import Finding
+from basicsr.data.storage import ImageRoot, Stamp, stamp_of
 from basicsr.files.atomic_files import write_atomically
-from basicsr.files.image_headers import ImageHeader
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.text import printable
 
 # Changes whenever another verdict on the same file becomes possible.
 VERSION = 4
 
 _LARGEST_FILE = 1 << 29
-_LONGEST_FAULT = 500
+_THREADS = 16
+_TO_A_TASK = 64
 
-Stamp = tuple[int, int]
+Bar = Callable[[Iterator[Any], int], Iterator[Any]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-class CheckCache:
-    """The notes about the images of one folder or database.
+class NoteCache(Generic[Result]):
+    """The notes of one kind about the images of one root.
 
     Args:
-        root: the folder or database.
+        kind: of the notes, with which the files' names begin.
+        root: of the images.
+        to_note: a result as JSON values.
+        from_note: the result of such values, of which nothing is taken for granted, or None if it is of no use;
+            may raise TypeError or ValueError.
         rank: this process's number; each writes a file of its own and reads those of all.
         world_size: number of processes.
     """
 
-    def __init__(self, root: str, rank: int, world_size: int) -> None:
-        self._root = os.path.abspath(root)
-        digest = hashlib.sha256(os.fsencode(self._root)).hexdigest()[:24]
-        self._folder = cache_folder()
-        self._path = self._folder / f"images-{digest}-{rank}of{world_size}.json"
+    def __init__(
+        self,
+        kind: str,
+        root: ImageRoot,
+        to_note: Callable[[Result], list[Any]],
+        from_note: Callable[[list[Any]], Result | None],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._root, self._to_note, self._from_note = root, to_note, from_note
+        self._path_of_root = os.path.abspath(root.path)
+        name = f"{kind}-{hashlib.sha256(os.fsencode(self._path_of_root)).hexdigest()[:24]}"
+        self._path = cache_folder() / f"{name}-{rank}of{world_size}.json"
         self._entries: dict[str, Any] = {}
         with suppress(OSError):
-            for path in sorted(self._folder.glob(f"images-{digest}-*.json")):
-                self._entries.update(_read(path, self._root))
+            for path in sorted(self._path.parent.glob(f"{name}-*.json")):
+                self._entries.update(_read(path, self._path_of_root))
 
-    def find(self, name: str, stamp: Stamp, decoded: bool) -> Finding | None:
-        """What is known of an image, if it has not changed since.
+    def results(self, names: Sequence[str], look: Callable[[list[str]], Iterable[Result]]) -> list[Result]:
+        """The results for images; `look` finds those that are not known, or whose files have changed."""
+        with thread_pool() as pool:  # stamps are taken before looking: what changes meanwhile is looked at again
+            stamps = list(in_tasks(pool, stamp_of, [self._root.file(name) for name in names]))
+        keys = [self._root.relative(name) for name in names]
+        known = [self._known(key, stamp) for key, stamp in zip(keys, stamps, strict=True)]
+        waiting = [name for name, entry in zip(names, known, strict=True) if entry is None]
+        found = iter(list(look(waiting)))
+        results = [next(found) if result is None else result for result in known]
+        if waiting:
+            noted = zip(keys, stamps, results, strict=True)
+            self._save({key: [*stamp, *self._to_note(result)] for key, stamp, result in noted if stamp is not None})
+        return results
 
-        Args:
-            name: of the image, relative to the root.
-            stamp: size and time of its file, or of the database's.
-            decoded: whether only what decoding showed is enough.
-        """
-        entry = self._entries.get(name)
-        if not isinstance(entry, list):
+    def _known(self, key: str, stamp: Stamp | None) -> Result | None:
+        entry = self._entries.get(key)
+        if stamp is None or not isinstance(entry, list) or entry[:2] != list(stamp):
             return None
         try:
-            size, time, was_decoded, fault, header, colourful = entry
-            if (size, time) != stamp or (decoded and not was_decoded):
-                return None
-            return _checked(fault, header, colourful)
+            return self._from_note(entry[2:])
         except (TypeError, ValueError):
             return None
 
-    def save(self, findings: Mapping[str, tuple[Stamp, Finding]], decoded: bool) -> None:
-        """Writes notes; where that is not possible, nothing happens.
-
-        Args:
-            findings: by the image's name relative to the root.
-            decoded: whether the images were decoded for them.
-        """
-        entries = {
-            name: [*stamp, decoded, finding.fault, finding.header and _as_list(finding.header), finding.colourful]
-            for name, (stamp, finding) in findings.items()
-        }
-        content = json.dumps({"version": VERSION, "root": self._root, "images": entries}, separators=(",", ":"))
+    def _save(self, entries: dict[str, list[Any]]) -> None:
+        content = {"version": VERSION, "root": self._path_of_root, "images": entries}
+        encoded = json.dumps(content, separators=(",", ":")).encode("utf-8")
         with suppress(OSError, CheckpointError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, lambda file: file.write(content.encode("utf-8")))
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, lambda file: file.write(encoded))
 
 
 def cache_folder() -> Path:
-    """$BASICSR_CACHE, else ${XDG_CACHE_HOME:-~/.cache}/basicsr; whether it exists is another matter."""
+    """$BASICSR_CACHE, else ${XDG_CACHE_HOME:-~/.cache}/basicsr; it need not exist."""
     if own := os.environ.get("BASICSR_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "basicsr"
 
 
-def _read(path: Path, root: str) -> dict[str, Any]:
+@contextmanager
+def thread_pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads; after Ctrl+C only begun tasks are waited for."""
+    pool = ThreadPoolExecutor(_THREADS)
     try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_FILE:
-            return {}
-        content = json.loads(path.read_bytes())
-        if content["version"] == VERSION and content["root"] == root and isinstance(content["images"], dict):
-            return content["images"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
-        pass
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_tasks(
+    pool: Executor, function: Callable[[Item], Result], items: Sequence[Item], size: int = _TO_A_TASK
+) -> Iterator[Result]:
+    """The results of a function, in order; threads or processes take `size` items at a time."""
+    # Tasks are handed over here, not with the first result: processes must begin before a bar starts its thread.
+    tasks = [items[start : start + size] for start in range(0, len(items), size)]
+    return chain.from_iterable(pool.map(partial(_each, function), tasks))
+
+
+def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]
+
+
+def _read(path: Path, root: str) -> dict[str, Any]:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
+        if path.is_file() and path.stat().st_size <= _LARGEST_FILE:
+            content = json.loads(path.read_bytes())
+            if content["version"] == VERSION and content["root"] == root and isinstance(content["images"], dict):
+                return content["images"]
     return {}
-
-
-def _as_list(header: ImageHeader) -> list[Any]:
-    return [header.format, header.height, header.width, header.channels, header.bits, header.space]
-
-
-def _checked(fault: Any, header: Any, colourful: Any) -> Finding | None:
-    """A finding from a note of which nothing is taken for granted."""
-    if isinstance(fault, str) and fault:
-        return Finding(printable(fault[:_LONGEST_FAULT]))
-    kind, height, width, channels, bits, space = header
-    numbers = all(type(number) is int and 0 < number < 2**31 for number in (height, width, channels, bits))
-    if fault is not None or not numbers or not isinstance(kind, str) or not isinstance(space, str):
-        return None
-    if colourful is not None and not isinstance(colourful, bool):
-        return None
-    return Finding(None, ImageHeader(kind, height, width, channels, bits, space), colourful)

@@ -25,11 +25,9 @@ from tqdm import tqdm
 from basicsr.config.schema import Options, thaw
 from basicsr.data.base import TensorConversion
 from basicsr.data.building import build_dataset
-from basicsr.data.checks.checking import check_images, report, stored_images
+from basicsr.data.checks.checking import check_images, dataset_warnings, report
 from basicsr.data.checks.digests import digests_of
-from basicsr.data.checks.inspection import ImageLocation, content_of, opened
-from basicsr.data.checks.surroundings import remarks_about
-from basicsr.data.storage import StoredImages
+from basicsr.data.storage import ImageRoot, StoredImages, stored_images
 from basicsr.data.teacher_outputs import (
     MANIFEST,
     CachedImage,
@@ -133,20 +131,20 @@ def make_cache(options: Options, how: How, folder: Path | None, say: Callable[[s
     """
     stored = _training_images(options, say)
     names = cached_names(stored)
-    digests = digests_of(stored.files["lq"], stored.roots["lq"], stored.lmdb, partial(progress, "Reading LR images"))
+    digests = digests_of(stored.files["lq"], stored.roots["lq"], partial(progress, "Reading LR images"))
     seed_everything(options.manual_seed)  # for weights that strict_load_t: false may leave as they are made
     options, recognised = recognise_networks(options)
     network, remark = load_teacher(options, how.device)
     for line in filter(None, (*recognised, remark)):
         say(f"warning: {line}" if isinstance(line, WarningRemark) else line)
     check_teacher(options, network, how.device)
-    amp = how.amp if how.amp != "auto" else _chosen(options, network, how, folder or stored.roots["gt"], say)
+    amp = how.amp if how.amp != "auto" else _chosen(options, network, how, folder or stored.roots["gt"].path, say)
     if how.amp != "auto":
         for line in warn_if_slow(network.eval(), how.device, amp, f"--amp {amp}"):
             say(f"warning: {line}")
     how = replace(how, amp=amp)
     key = _key(options, network, how, amp)
-    folder = folder or default_folder(stored.roots["gt"], key)
+    folder = folder or default_folder(stored.roots["gt"].path, key)
     say(f"{folder}: {len(names):,d} outputs of {key}")
     wanted = [CachedImage(name=name, lq=digest) for name, digest in zip(names, digests, strict=True)]
     with FolderLock(folder, "makes a teacher's cache there") as lock:
@@ -242,7 +240,7 @@ def _training_images(options: Options, say: Callable[[str], None]) -> StoredImag
     checked = block if block.check_images != "none" else block.model_copy(update={"check_images": "headers"})
     if bad := check_images(dataset, checked):
         raise DataError(report(bad, len(dataset), block.name))
-    for remark in remarks_about(block.name, stored, "train"):
+    for remark in dataset_warnings(block.name, stored, "train"):
         say(f"warning: {remark}")
     return stored
 
@@ -273,8 +271,8 @@ def _key(options: Options, network: torch.nn.Module, how: How, amp: Amp) -> Cach
 def _output_sizes(stored: StoredImages, scale: int) -> list[Size]:
     """Height and width of each output, by the LR images' headers."""
 
-    def size(path: str) -> Size:
-        with opened(ImageLocation(path, stored.roots["lq"] if stored.lmdb else None)) as source:
+    def size(name: str) -> Size:
+        with stored.roots["lq"].opened(name) as source:
             height, width = read_header(source).size
         return height * scale, width * scale
 
@@ -369,8 +367,7 @@ def _run(
         for number in bar:
             if stop:
                 break
-            location = ImageLocation(stored.files["lq"][number], stored.roots["lq"] if stored.lmdb else None)
-            output = _output(runner, location, wanted[number].lq)
+            output = _output(runner, stored.roots["lq"], stored.files["lq"][number], wanted[number].lq)
             written()
             pending.append((number, writer.submit(_write, folder, wanted[number], output)))
         written()
@@ -380,20 +377,20 @@ def _run(
         raise kind(f"stopped: {done:,d} of {len(found):,d} outputs are there; the same command goes on")
 
 
-def _output(runner: ImageRunner, location: ImageLocation, digest: str) -> torch.Tensor:
+def _output(runner: ImageRunner, root: ImageRoot, name: str, digest: str) -> torch.Tensor:
     """I_T of an image, float32 (3, sH, sW)."""
-    content = content_of(location)
+    content, label = root.content(name), root.label(name)
     if hashlib.sha256(content).hexdigest() != digest:
-        raise DataError(f"{location.name} was changed while the cache was made; start again")
-    pixels = imfrombytes(content, source=location.name)
+        raise DataError(f"{label} was changed while the cache was made; start again")
+    pixels = imfrombytes(content, source=label)
     try:
         output = runner(TensorConversion(None, None, None)(pixels).unsqueeze(0))[0]
     except UserError as error:
-        error.extend(before=f"{location.name}: ")
+        error.extend(before=f"{label}: ")
         raise
     if not torch.isfinite(output).all():
         raise NonFiniteError(
-            f"{location.name}: network_t puts out numbers that are not finite: its weights are damaged, or the"
+            f"{label}: network_t puts out numbers that are not finite: its weights are damaged, or the"
             " precision is too low for it; use --amp none"
         )
     return output

@@ -15,8 +15,9 @@ from typing import Any
 
 from basicsr.config.component_blocks import constructor_of, is_auto
 from basicsr.config.schema import Options, thaw
-from basicsr.data.checks.checking import bar, stored_images
+from basicsr.data.checks import checking
 from basicsr.data.checks.digests import digests_of
+from basicsr.data.storage import stored_images
 from basicsr.data.teacher_outputs import (
     COMMAND,
     CacheKey,
@@ -119,7 +120,7 @@ def check_content(options: Options, dataset: Any) -> None:
         )
     images = read_manifest(folder).images
     names = cached_names(stored)
-    digests = digests_of(stored.files["lq"], stored.roots["lq"], stored.lmdb, partial(progress, "Comparing LR images"))
+    digests = digests_of(stored.files["lq"], stored.roots["lq"], partial(progress, "Comparing LR images"))
     if difference := image_difference(images, names, digests):
         raise DataError(
             f"teacher_cache {folder} is of other images: {difference}; make one of these by {COMMAND} --output"
@@ -131,4 +132,4 @@ def check_content(options: Options, dataset: Any) -> None:
 
 def progress(description: str, items: Iterator[Any], total: int) -> Iterator[Any]:
     """The items; at a terminal a bar shows them where it takes longer."""
-    return bar(description, sys.stderr.isatty(), items, total)
+    return checking.progress(description, sys.stderr.isatty(), items, total)

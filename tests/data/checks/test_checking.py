@@ -17,10 +17,11 @@ from PIL import Image
 
 from basicsr.data import build_dataset, build_eval_dataset
 from basicsr.data.base import load_sample
-from basicsr.data.checks.checking import BadImage, check_images, fingerprint, report
-from basicsr.data.pairing import check_patches_fit
+from basicsr.data.checks.checking import BadImage, check_images, report
+from basicsr.data.checks.digests import fingerprint
+from basicsr.data.loading import load_or_replace
 from basicsr.data.sampling import SampleKey
-from basicsr.data.skipping import load_or_replace
+from basicsr.data.transforms import check_patches_fit
 from basicsr.files.images import imfrombytes
 from basicsr.files.lmdb_databases import LmdbMaker, encode_png
 from basicsr.utils.errors import DataError, MachineError
@@ -312,7 +313,7 @@ class TestWhatADatasetRaises:
         sample, skipped = load_or_replace(dataset, SampleKey(1, 7), 5, {})
         assert float(sample["lq"][0, 0, 0]) == 3
         assert [note.split(" (")[0] for _, note in skipped] == ["sample 1 of Raising", "sample 2 of Raising"]
-        assert load_or_replace(dataset, SampleKey(3, 7), 5, {3: ["a: b"]})[1] == ((3, "a: b"),)  # around the end
+        assert load_or_replace(dataset, SampleKey(3, 7), 5, {3: ["a: b"]})[1] == [(3, "a: b")]  # around the end
         with pytest.raises(DataError, match="cannot be loaded, and skip_bad_images is 5"):
             load_or_replace(dataset, SampleKey(1, 7), 5, {0: ["a: b"], 3: ["c: d"]})
         with pytest.raises(RuntimeError, match="sample 1"):

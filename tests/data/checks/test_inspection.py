@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from basicsr.data.checks.inspection import ImageLocation, examine
-from basicsr.data.storage import ImageStorage
+from basicsr.data.checks.inspection import examine
+from basicsr.data.storage import Folder, LmdbDatabase
 from basicsr.files.file_client import FileClient, stored_value
 from basicsr.files.image_headers import MOST_PIXELS, MOST_TO_CUT, Content, HeaderError, find_fault, read_header
 from basicsr.files.images import imfrombytes
@@ -95,7 +95,7 @@ def test_headers_say_what_pillow_reads_and_opencv_decodes(name, tmp_path):
             assert (header.space == "gray") == (image.mode in ("L", "LA")) or image.format == "BMP"
     (tmp_path / "image").write_bytes(content)
     for decode in (False, True):
-        assert examine(ImageLocation(str(tmp_path / "image")), decode).header == header
+        assert examine(str(tmp_path / "image"), decode=decode).header == header
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
@@ -116,13 +116,13 @@ def test_truncation_is_found_wherever_it_is(name, tmp_path):
     content, path = IMAGES[name], tmp_path / "image"
     for length in [*range(0, 60, 3), *range(60, len(content), 149), len(content) - 1]:
         path.write_bytes(content[:length])
-        assert examine(ImageLocation(str(path))).fault is not None, length
+        assert examine(str(path)).fault is not None, length
 
 
 @pytest.mark.parametrize("name", ["png", "jpeg", "bmp", "webp", "ppm"])
 def test_bytes_after_the_end_do_not_matter(name, tmp_path):
     (tmp_path / "image").write_bytes(IMAGES[name] + bytes(100))
-    assert examine(ImageLocation(str(tmp_path / "image"))).fault is None
+    assert examine(str(tmp_path / "image")).fault is None
 
 
 FAULTS = {
@@ -148,7 +148,7 @@ FAULTS = {
 def test_what_is_not_read_is_told_from_the_header_and_by_reading_alike(name, tmp_path):
     content, reason = FAULTS[name]
     (tmp_path / "image").write_bytes(content)
-    fault = examine(ImageLocation(str(tmp_path / "image"))).fault
+    fault = examine(str(tmp_path / "image")).fault
     assert fault is not None and fault.startswith(reason)
     with pytest.raises(DataError) as caught:
         imfrombytes(content, source="a/b.png")
@@ -239,12 +239,12 @@ def test_a_value_in_lmdb_is_not_copied_whole(tmp_path):
     large = IMAGES["png"][:-12] + chunk(b"teXt", bytes(20_000_000)) + chunk(b"IEND", b"")
     with lmdb.open(str(tmp_path), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"large", large)
-    location = ImageLocation("large", str(tmp_path))
+    location = "large", LmdbDatabase(str(tmp_path))
     with stored_value(str(tmp_path), "large") as value:
         assert len(value) == len(large)
     tracemalloc.start()
     try:
-        assert examine(location).fault is None
+        assert examine(*location).fault is None
         assert tracemalloc.get_traced_memory()[1] < 10**6
     finally:
         tracemalloc.stop()
@@ -263,27 +263,27 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
             ("socket", "no file but a socket"),
         ):
             path = str(tmp_path / f"{name}.png")
-            assert reason in str(examine(ImageLocation(path)).fault)
+            assert reason in str(examine(path).fault)
             with pytest.raises(DataError, match=reason):
                 FileClient().get(path)
             with pytest.raises(DataError, match=reason):
-                ImageStorage({"type": "disk"}, {"lq": str(tmp_path)}).open(path, "lq")
+                Folder(str(tmp_path)).open(path)
 
 
 def test_a_jpeg_that_decodes_with_warnings_is_found_by_a_full_check_alone(tmp_path):
     small = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     whole = saved(Image.fromarray(cv2.resize(small, (256, 192), interpolation=cv2.INTER_CUBIC)), "JPEG")
     middle = len(whole) * 2 // 3
-    location = ImageLocation(str(tmp_path / "a.jpg"))
-    Path(location.name).write_bytes(whole[:middle] + bytes(40) + whole[middle + 40 :])
-    assert examine(location).fault is None
-    assert str(examine(location, decode=True).fault).startswith("the decoder says 'Corrupt JPEG data: ")
-    Path(location.name).write_bytes(whole)
-    assert examine(location, decode=True).fault is None
+    location = tmp_path / "a.jpg"
+    location.write_bytes(whole[:middle] + bytes(40) + whole[middle + 40 :])
+    assert examine(str(location)).fault is None
+    assert str(examine(str(location), decode=True).fault).startswith("the decoder says 'Corrupt JPEG data: ")
+    location.write_bytes(whole)
+    assert examine(str(location), decode=True).fault is None
 
 
 def test_what_cannot_be_opened_is_a_fault_too(tmp_path):
-    assert examine(ImageLocation(str(tmp_path / "none.png"))).fault == "No such file or directory; check the path"
-    assert examine(ImageLocation(str(tmp_path))).fault == "it is no file but a folder; check the path"
-    assert "has no data.mdb" in str(examine(ImageLocation("key", str(tmp_path))).fault)
+    assert examine(str(tmp_path / "none.png")).fault == "No such file or directory; check the path"
+    assert examine(str(tmp_path)).fault == "it is no file but a folder; check the path"
+    assert "has no data.mdb" in str(examine("key", LmdbDatabase(str(tmp_path))).fault)
     assert Path(tmp_path).is_dir()

@@ -13,8 +13,8 @@ import pytest
 
 from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
-from basicsr.data.checks.checking import check_images, report
-from basicsr.data.checks.surroundings import look_around, other_number, remarks_about, set_name
+from basicsr.data.checks.checking import check_images, dataset_warnings, report
+from basicsr.data.checks.folder_contents import count_mismatch, folder_warnings, set_name
 from basicsr.data.data_util import paired_paths_from_folder, paths_from_folder
 from basicsr.files.file_client import FileClient
 from basicsr.files.lmdb_databases import LmdbMaker, encode_png
@@ -88,7 +88,7 @@ class TestWhatLiesBeside:
             (tmp_path / name).write_bytes(b"x")
         (tmp_path / "empty").mkdir()
         assert [Path(path).name for path in paths_from_folder(str(tmp_path))] == ["A.png", "B.JPG", "a.png", "c.Png"]
-        told = list(look_around(str(tmp_path)))
+        told = list(folder_warnings(str(tmp_path)))
         assert "1 folder (beach: 2) in it, with images, not read" in told[0]
         assert f"generate_lr.py --recursive --input {tmp_path} --output" in told[0]
         assert "4 files (0005, d.jfif, e.AVIF, ...) in it not read, because of the ending" in told[1]
@@ -107,7 +107,7 @@ class TestWhatLiesBeside:
         image(tmp_path / "closed" / "x.png")
         (tmp_path / "closed").chmod(0)
         try:
-            assert "1 folder (closed: cannot be read) in it" in next(look_around(str(tmp_path)))
+            assert "1 folder (closed: cannot be read) in it" in next(folder_warnings(str(tmp_path)))
         finally:
             (tmp_path / "closed").chmod(0o755)
 
@@ -115,7 +115,7 @@ class TestWhatLiesBeside:
         image(tmp_path / "a.png")
         (tmp_path / "README.txt").write_text("x")
         (tmp_path / ".generate_lr.json").write_text("{}")
-        assert list(look_around(str(tmp_path))) == []
+        assert list(folder_warnings(str(tmp_path))) == []
 
     def test_in_an_lmdb_database_is_told(self, tmp_path):
         with LmdbMaker(tmp_path / "a.lmdb") as maker:
@@ -123,7 +123,7 @@ class TestWhatLiesBeside:
                 maker.put(encode_png(np.zeros((4, 4, 3), np.uint8), 1), key, (4, 4, 3))
         (tmp_path / "a.lmdb" / "meta_info.txt").write_text("1.png (4,4,3) 1\n")
         block = {"type": "SingleImageDataset", "dataroot_lq": str(tmp_path / "a.lmdb"), "io_backend": {"type": "lmdb"}}
-        (told,) = remarks_about("x", build_dataset(block).stored_images(), "test")
+        (told,) = dataset_warnings("x", build_dataset(block).stored_images(), "test")
         assert "a.lmdb has 2 images, its meta_info.txt lists 1" in told
 
 
@@ -142,9 +142,9 @@ class TestKnownSets:
         + [("DIV2K_valid_HR", 100), ("DIV2K_train_HR", 800), ("Flickr2K", 2650)],
     )
     def test_have_the_published_number(self, name, count):
-        assert other_number(name, count) is None
-        assert f"{count - 1:,d} images here, " in str(other_number(name, count - 1))
-        assert other_number(f"{name}_sub", 1) is None
+        assert count_mismatch(name, count) is None
+        assert f"{count - 1:,d} images here, " in str(count_mismatch(name, count - 1))
+        assert count_mismatch(f"{name}_sub", 1) is None
 
     @pytest.mark.parametrize(
         ("root", "name"),
@@ -169,10 +169,10 @@ class TestKnownSets:
         block = {"type": "PairedImageDataset", "phase": "test", "scale": 1}
         block |= {"dataroot_gt": str(tmp_path / "Set5/HR"), "dataroot_lq": str(tmp_path / "Set5/LR")}
         whole = build_dataset(block).stored_images()
-        assert remarks_about("mine", whole, "train") == ["mine: 4 images here, Set5 has 5: figures are not its own"]
+        assert dataset_warnings("mine", whole, "train") == ["mine: 4 images here, Set5 has 5: figures are not its own"]
         chosen = build_dataset({**block, "meta_info_file": str(tmp_path / "list.txt")}).stored_images()
-        assert remarks_about("mine", chosen, "train") == []
-        assert remarks_about("Set5", chosen, "test") == ["Set5: 2 images here, Set5 has 5: figures are not its own"]
+        assert dataset_warnings("mine", chosen, "train") == []
+        assert dataset_warnings("Set5", chosen, "test") == ["Set5: 2 images here, Set5 has 5: figures are not its own"]
 
 
 def test_a_wrong_template_is_told_with_the_right_one(tmp_path):
