@@ -24,6 +24,7 @@ import torch
 
 from basicsr.files.safe_pickles import PLACEHOLDER, Function, Refused, SafeUnpickler, check_nesting
 from basicsr.utils.errors import CheckpointError
+from basicsr.utils.text import printable
 
 MAX_PICKLE_BYTES = 64 << 20
 MAX_MEMBERS = 200_000
@@ -100,7 +101,7 @@ def _refusals(path: Path) -> Iterator[None]:
     except Refused as error:
         raise CheckpointError(f"checkpoint {path} was not loaded: {error}") from error
     except Exception as error:  # a damaged file makes a reader fail in any way
-        said = (str(error) or type(error).__name__).splitlines()[0][:200]
+        said = printable((str(error) or type(error).__name__).splitlines()[0][:200])
         reason = f" ({said})" if " " in said else ""
         raise CheckpointError(f"checkpoint {path} was not loaded: it is damaged or no checkpoint{reason}") from error
 

@@ -19,7 +19,7 @@ _MASK = "mask"  # buffers that are added before a softmax may hold -inf
 def check_weights(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str], expected: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Looks at type and values of each tensor; shapes are compared elsewhere.
+    """Checks type and values of each tensor; shapes are compared elsewhere.
 
     Weights are dense and of 16, 32 or 64 bits, floating point, with finite values as float32. Counters and indices are
     whole numbers.
@@ -39,39 +39,10 @@ def check_weights(
 
 
 def check_not_all_zero(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Refuses a file whose weights are zeros without exception, as of a download that set aside its room and no more.
-
-    Raises:
-        CheckpointError: names the file.
-    """
+    """Raises CheckpointError for a file of zeros, as of a download that set aside its room and no more."""
     weights = [value for value in tensors.values() if value.is_floating_point() and value.numel()]
     if weights and not any(bool(value.any()) for value in weights):
         raise CheckpointError(f"checkpoint {path} was not loaded: all its weights are 0; fetch or copy it again")
-
-
-def without_doubles(named: list[tuple[str, str, Tensor]], path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Weights by key; two of one key are refused unless they are equal.
-
-    Args:
-        named: for each tensor its key, the name that it has in the file, and itself.
-        path: for messages.
-
-    Raises:
-        CheckpointError: names the file and both names.
-    """
-    found: dict[str, tuple[str, Tensor]] = {}
-    for key, name, value in named:
-        if key in found and not _equal(found[key][1], value):
-            raise CheckpointError(
-                f"checkpoint {path} was not loaded: it has the weight '{key}' twice, with different values, as"
-                f" '{found[key][0]}' and '{name}'; remove one of them"
-            )
-        found.setdefault(key, (name, value))
-    return {key: value for key, (_, value) in found.items()}
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
 
 
 def _fault(key: str, value: Tensor, wanted: Tensor | None) -> str | None:

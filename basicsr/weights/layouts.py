@@ -1,8 +1,7 @@
-"""Published layouts of weights: which network a state dict is, by its keys and shapes alone, and how it becomes ours.
+"""Published layouts of weights: which network a state dict is, by keys and shapes alone, and how its keys become ours.
 
-The layouts are those of BasicSR (which are ours), EDSR-PyTorch, RCAN's authors, SwinIR's authors and ESRGAN's authors
-(whose MSRResNet KAIR has too); those of NAFNet and Restormer are in `layouts_restoration`. Nothing here builds a
-network or runs one.
+The layouts are those of BasicSR (which are ours; NAFNet and Restormer build on it), EDSR-PyTorch, RCAN's authors,
+SwinIR's authors and ESRGAN's authors (whose MSRResNet KAIR has too). Nothing here builds a network or runs one.
 """
 
 from __future__ import annotations
@@ -15,17 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from basicsr.weights.layouts_restoration import (
-    NAFNET_NEEDED,
-    NAFNET_RULES,
-    RESTORMER_NEEDED,
-    RESTORMER_RULES,
-    nafnet_options,
-    restormer_options,
-)
 from basicsr.weights.mean_shift import DIV2K_MEAN, State, UnsupportedWeights, with_mean_shift, without_mean_shift
-
-_Rules = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -66,14 +55,13 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
     Raises:
         UnsupportedWeights: the keys are a known layout's, but our network of that name cannot do what they hold.
     """
-    for layout in _LAYOUTS:
-        converted = _renamed(state, layout.rules)
-        if converted is not None and all(key in converted for key in layout.needed):
+    for layout, needed, renames, read in _LAYOUTS:
+        converted = _renamed(state, renames)
+        if converted is not None and all(key in converted for key in needed):
             try:
-                found = layout.read(converted)
+                return replace(read(converted), layout=layout)
             except (KeyError, IndexError, ZeroDivisionError, RuntimeError):
                 continue  # keys alike, shapes unlike any network's
-            return replace(found, layout=layout.name)
     return None
 
 
@@ -100,70 +88,103 @@ def to_edsr_pytorch(
     Raises:
         UnsupportedWeights: `state` is not our EDSR's.
     """
-    renamed = _renamed(state, _inverse_edsr(state))
-    if renamed is None:
-        raise UnsupportedWeights("these are not the weights of our EDSR")
-    return with_mean_shift(renamed, img_range, rgb_mean)
+    return _original("EDSR", _EDSR_PYTORCH, state, img_range, rgb_mean)
 
 
 def to_original_rcan(
     state: Mapping[str, Tensor], *, img_range: float = 255.0, rgb_mean: Sequence[float] = DIV2K_MEAN
 ) -> State:
-    """Weights of our RCAN under its authors' keys, mean shifts included, for images in [0, 255].
+    """As `to_edsr_pytorch`, for our RCAN and its authors' keys. They have no `res_scale`: it must be 1."""
+    return _original("RCAN", _RCAN_ORIGINAL, state, img_range, rgb_mean)
 
-    The layout has no `res_scale`: it is that of networks whose `res_scale` is 1.
 
-    Args:
-        state: our RCAN's state dict.
-        img_range: the network's.
-        rgb_mean: the network's.
+# Keys without `.weight` and `.bias`, in their layout and in ours. `#` is a number that both have; `*` one that only
+# they have, which counts on from the blocks before it.
+_EDSR_PYTORCH = {
+    "sub_mean": "sub_mean",
+    "add_mean": "add_mean",
+    "head.0": "conv_first",
+    "body.#.body.0": "body.#.conv1",
+    "body.#.body.2": "body.#.conv2",
+    "body.*": "conv_after_body",
+    "tail.0.#": "upsample.#",
+    "tail.1": "conv_last",
+}
+_RCAN_ORIGINAL = {
+    "sub_mean": "sub_mean",
+    "add_mean": "add_mean",
+    "head.0": "conv_first",
+    "body.#.body.#.body.0": "body.#.residual_group.#.rcab.0",
+    "body.#.body.#.body.2": "body.#.residual_group.#.rcab.2",
+    "body.#.body.#.body.3.conv_du.0": "body.#.residual_group.#.rcab.3.attention.1",
+    "body.#.body.#.body.3.conv_du.2": "body.#.residual_group.#.rcab.3.attention.3",
+    "body.#.body.*": "body.#.conv",
+    "body.*": "conv_after_body",
+    "tail.0.#": "upsample.#",
+    "tail.1": "conv_last",
+}
 
-    Raises:
-        UnsupportedWeights: `state` is not our RCAN's.
-    """
-    renamed = _renamed(state, _inverse_rcan(state))
+
+def _patterns(renames: Mapping[str, str]) -> dict[str, str]:
+    """The same as regular expressions and templates."""
+    numbered = {theirs: ours.replace("#", r"\1", 1).replace("#", r"\2") for theirs, ours in renames.items()}
+    return {re.escape(key).replace(r"\#", r"(\d+)").replace(r"\*", r"\d+"): to for key, to in numbered.items()}
+
+
+def _original(
+    name: str, renames: Mapping[str, str], state: Mapping[str, Tensor], img_range: float, rgb_mean: Sequence[float]
+) -> State:
+    renamed = _renamed(state, _patterns({ours: theirs for theirs, ours in renames.items()}))
     if renamed is None:
-        raise UnsupportedWeights("these are not the weights of our RCAN")
-    return with_mean_shift(renamed, img_range, rgb_mean)
+        raise UnsupportedWeights(f"these are not the weights of our {name}")
+    after = {key: _count(renamed, key.split(".*")[0]) for key in renamed if "*" in key}
+    counted = {key.replace("*", str(after.get(key))): value for key, value in renamed.items()}
+    return with_mean_shift(counted, img_range, rgb_mean)
 
 
-_EDSR: _Rules = ((r"conv_first|conv_after_body|conv_last|body\.\d+\.conv[12]|upsample\.\d+", r"\g<0>"),)
-_EDSR_PYTORCH: _Rules = (
-    (r"sub_mean|add_mean", r"\g<0>"),
-    (r"head\.0", "conv_first"),
-    (r"body\.(\d+)\.body\.0", r"body.\1.conv1"),
-    (r"body\.(\d+)\.body\.2", r"body.\1.conv2"),
-    (r"body\.\d+", "conv_after_body"),
-    (r"tail\.0\.(\d+)", r"upsample.\1"),
-    (r"tail\.1", "conv_last"),
+def _renamed(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> State | None:
+    """The state under the keys that the patterns give it, or None where a key fits no pattern."""
+    compiled = [(re.compile(rf"(?:{pattern})(?=$|\.(?:weight|bias)$)"), name) for pattern, name in patterns.items()]
+    renamed: State = {}
+    for key, value in state.items():
+        match, name = next(((match, name) for pattern, name in compiled if (match := pattern.match(key))), (None, ""))
+        if match is None:
+            return None
+        renamed[match.expand(name) + key[match.end() :]] = value
+    return renamed if len(renamed) == len(state) else None
+
+
+def _ours(*patterns: str) -> dict[str, str]:
+    return dict.fromkeys(patterns, r"\g<0>")
+
+
+_STAGES = r"(?:encoder_level[123]|latent|decoder_level[123]|refinement)\.\d+"
+_EDSR = _ours(r"conv_first|conv_after_body|conv_last|body\.\d+\.conv[12]|upsample\.\d+")
+_RCAN = _ours(
+    r"conv_first|conv_after_body|conv_last|body\.\d+\.conv|upsample\.\d+",
+    r"body\.\d+\.residual_group\.\d+\.rcab\.(0|2|3\.attention\.1|3\.attention\.3)",
 )
-_RCAN: _Rules = (
-    (r"conv_first|conv_after_body|conv_last|body\.\d+\.conv|upsample\.\d+", r"\g<0>"),
-    (r"body\.\d+\.residual_group\.\d+\.rcab\.(0|2|3\.attention\.1|3\.attention\.3)", r"\g<0>"),
+_MSRRESNET = _ours(r"conv_first|body\.\d+\.conv[12]|upconv[12]|conv_hr|conv_last")
+_MSRRESNET_ESRGAN = {
+    r"conv_first|upconv[12]|conv_last": r"\g<0>",
+    r"recon_trunk\.(\d+)\.(conv[12])": r"body.\1.\2",
+    "HRconv": "conv_hr",
+}
+_SWINIR = _ours(
+    r"absolute_pos_embed|conv_first|conv_last|conv_hr|conv_up[12]|norm|patch_embed\.norm|upsample\.\d+",
+    r"conv_before_upsample\.0|conv_after_body(\.[024])?|layers\.\d+\.conv(\.[024])?",
+    r"layers\.\d+\.residual_group\.blocks\.\d+\.(norm[12]|mlp\.fc[12]|attn\.qkv|attn\.proj)",
+    r"layers\.\d+\.residual_group\.blocks\.\d+\.attn\.relative_position_(bias_table|index)",
+    r"layers\.\d+\.residual_group\.blocks\.\d+\.attn_mask",
 )
-_RCAN_ORIGINAL: _Rules = (
-    (r"sub_mean|add_mean", r"\g<0>"),
-    (r"head\.0", "conv_first"),
-    (r"body\.(\d+)\.body\.(\d+)\.body\.(0|2)", r"body.\1.residual_group.\2.rcab.\3"),
-    (r"body\.(\d+)\.body\.(\d+)\.body\.3\.conv_du\.0", r"body.\1.residual_group.\2.rcab.3.attention.1"),
-    (r"body\.(\d+)\.body\.(\d+)\.body\.3\.conv_du\.2", r"body.\1.residual_group.\2.rcab.3.attention.3"),
-    (r"body\.(\d+)\.body\.\d+", r"body.\1.conv"),
-    (r"body\.\d+", "conv_after_body"),
-    (r"tail\.0\.(\d+)", r"upsample.\1"),
-    (r"tail\.1", "conv_last"),
+_NAFNET = _ours(
+    r"intro|ending|downs\.\d+|ups\.\d+\.0",
+    r"(?:encoders\.\d+|middle_blks|decoders\.\d+)\.\d+\.(?:beta|gamma|norm[12]|conv[1-5]|sca\.1)",
 )
-_MSRRESNET: _Rules = ((r"conv_first|body\.\d+\.conv[12]|upconv[12]|conv_hr|conv_last", r"\g<0>"),)
-_MSRRESNET_ESRGAN: _Rules = (
-    (r"conv_first|upconv[12]|conv_last", r"\g<0>"),
-    (r"recon_trunk\.(\d+)\.(conv[12])", r"body.\1.\2"),
-    ("HRconv", "conv_hr"),
-)
-_SWINIR: _Rules = (
-    (r"absolute_pos_embed|conv_first|conv_last|conv_hr|conv_up[12]|norm|patch_embed\.norm|upsample\.\d+", r"\g<0>"),
-    (r"conv_before_upsample\.0|conv_after_body(\.[024])?|layers\.\d+\.conv(\.[024])?", r"\g<0>"),
-    (r"layers\.\d+\.residual_group\.blocks\.\d+\.(norm[12]|mlp\.fc[12]|attn\.qkv|attn\.proj)", r"\g<0>"),
-    (r"layers\.\d+\.residual_group\.blocks\.\d+\.attn\.relative_position_(bias_table|index)", r"\g<0>"),
-    (r"layers\.\d+\.residual_group\.blocks\.\d+\.attn_mask", r"\g<0>"),
+_RESTORMER = _ours(
+    r"patch_embed\.proj|(?:down|up)\d_\d\.body\.0|reduce_chan_level[23]|skip_conv|output",
+    rf"{_STAGES}\.(?:norm[12]\.body|attn\.temperature|attn\.(?:qkv|qkv_dwconv|project_out))",
+    rf"{_STAGES}\.ffn\.(?:project_in|dwconv|project_out)",
 )
 
 _WORDS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -182,55 +203,18 @@ _WORDS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-def _renamed(state: Mapping[str, Tensor], rules: _Rules) -> State | None:
-    """The state under the keys that the rules give it, or None where a key fits no rule."""
-    compiled = [(re.compile(rf"(?:{pattern})(?=$|\.(?:weight|bias)$)"), name) for pattern, name in rules]
-    renamed: State = {}
-    for key, value in state.items():
-        for pattern, name in compiled:
-            match = pattern.match(key)
-            if match:
-                renamed[match.expand(name) + key[match.end() :]] = value
-                break
-        else:
-            return None
-    return renamed if len(renamed) == len(state) else None
-
-
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     return len({match[1] for key in state if (match := pattern.match(key))})
 
 
-def _inverse_edsr(state: Mapping[str, Tensor]) -> _Rules:
-    return (
-        ("conv_first", "head.0"),
-        (r"body\.(\d+)\.conv1", r"body.\1.body.0"),
-        (r"body\.(\d+)\.conv2", r"body.\1.body.2"),
-        ("conv_after_body", f"body.{_count(state, 'body')}"),
-        (r"upsample\.(\d+)", r"tail.0.\1"),
-        ("conv_last", "tail.1"),
-    )
-
-
-def _inverse_rcan(state: Mapping[str, Tensor]) -> _Rules:
-    blocks = _count(state, "body.0.residual_group")
-    return (
-        ("conv_first", "head.0"),
-        (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.(0|2)", r"body.\1.body.\2.body.\3"),
-        (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.1", r"body.\1.body.\2.body.3.conv_du.0"),
-        (r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.3", r"body.\1.body.\2.body.3.conv_du.2"),
-        (r"body\.(\d+)\.conv", rf"body.\1.body.{blocks}"),
-        ("conv_after_body", f"body.{_count(state, 'body')}"),
-        (r"upsample\.(\d+)", r"tail.0.\1"),
-        ("conv_last", "tail.1"),
-    )
+def _found(options: dict[str, Any], state: State, *assumed: str) -> Recognised:
+    return Recognised(options["type"], "", options, options.get("upscale", 1), state, assumed)
 
 
 def _read_edsr(state: State) -> Recognised:
-    width = state["conv_first.weight"].shape[0]
     # The published networks of 256 channels have 0.1, those of 64 channels 1.
-    res_scale = 0.1 if width >= 256 else 1.0
+    res_scale = 0.1 if state["conv_first.weight"].shape[0] >= 256 else 1.0
     options = {**_trunk("EDSR", state), "num_block": _count(state, "body"), "res_scale": res_scale}
     return _found(options, state, f"res_scale {res_scale:g}")
 
@@ -256,7 +240,8 @@ def _read_swinir(state: State) -> Recognised:
     block = "layers.0.residual_group.blocks.0"
     width, colours = state["conv_first.weight"].shape[:2]
     window = (math.isqrt(state[f"{block}.attn.relative_position_bias_table"].shape[0]) + 1) // 2
-    groups = range(_count(state, "layers"))
+    groups = [f"layers.{group}.residual_group.blocks" for group in range(_count(state, "layers"))]
+    hidden = state[f"{block}.mlp.fc1.weight"].shape[0]
     upsampler, scale = _swinir_upsampling(state, colours)
     img_range = 255.0 if window == 7 and not upsampler else 1.0
     options = {
@@ -264,10 +249,11 @@ def _read_swinir(state: State) -> Recognised:
         "img_size": _swinir_size(state, window),
         "in_chans": colours,
         "embed_dim": width,
-        "depths": tuple(_count(state, f"layers.{group}.residual_group.blocks") for group in groups),
-        "num_heads": tuple(_swinir_heads(state, group) for group in groups),
+        "depths": tuple(_count(state, group) for group in groups),
+        "num_heads": tuple(state[f"{group}.0.attn.relative_position_bias_table"].shape[1] for group in groups),
         "window_size": window,
-        "mlp_ratio": _ratio(state[f"{block}.mlp.fc1.weight"].shape[0], width),
+        # A ratio for which int(width * ratio) is `hidden`, whatever the rounding.
+        "mlp_ratio": hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width,
         "qkv_bias": f"{block}.attn.qkv.bias" in state,
         "ape": "absolute_pos_embed" in state,
         "patch_norm": "patch_embed.norm.weight" in state,
@@ -300,13 +286,47 @@ def _swinir_size(state: State, window: int) -> int:
     return window if any(key.endswith(".relative_position_index") for key in state) else 8 * window
 
 
-def _swinir_heads(state: State, group: int) -> int:
-    return state[f"layers.{group}.residual_group.blocks.0.attn.relative_position_bias_table"].shape[1]
+def _read_nafnet(state: State) -> Recognised:
+    levels = range(_count(state, "downs"))
+    options = {
+        "type": "NAFNet",
+        "img_channel": state["intro.weight"].shape[1],
+        "width": state["intro.weight"].shape[0],
+        "middle_blk_num": _count(state, "middle_blks"),
+        "enc_blk_nums": tuple(_count(state, f"encoders.{level}") for level in levels),
+        "dec_blk_nums": tuple(_count(state, f"decoders.{level}") for level in levels),
+    }
+    return _found(options, state)
 
 
-def _ratio(hidden: int, width: int) -> float:
-    """A ratio for which int(width * ratio) is `hidden`, whatever the rounding."""
-    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
+def _read_restormer(state: State) -> Recognised:
+    levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+    dim, colours = state["patch_embed.proj.weight"].shape[:2]
+    hidden = [state[f"{level}.0.ffn.project_out.weight"].shape[1] for level in levels]
+    options = {
+        "type": "Restormer",
+        "inp_channels": colours,
+        "out_channels": state["output.weight"].shape[0],
+        "dim": dim,
+        "num_blocks": tuple(_count(state, level) for level in levels),
+        "num_refinement_blocks": _count(state, "refinement"),
+        "heads": tuple(state[f"{level}.0.attn.temperature"].shape[0] for level in levels),
+        "ffn_expansion_factor": _factor([dim * 2**level for level in range(4)], hidden),
+        "bias": "latent.0.attn.qkv.bias" in state,
+        "LayerNorm_type": "WithBias" if "latent.0.norm1.body.bias" in state else "BiasFree",
+        "dual_pixel_task": "skip_conv.weight" in state,
+    }
+    return _found(options, state)
+
+
+def _factor(widths: Sequence[int], hidden: Sequence[int]) -> float:
+    """The shortest decimal number f for which int(width f) is what is hidden, at all widths: 2.66 of Restormer's."""
+    least = max(inner / width for width, inner in zip(widths, hidden, strict=True))
+    for digits in range(17):
+        factor = math.ceil(round(least * 10**digits, 6)) / 10**digits
+        if [int(width * factor) for width in widths] == list(hidden):
+            return factor
+    return least
 
 
 def _trunk(architecture: str, state: State) -> dict[str, Any]:
@@ -320,34 +340,23 @@ def _upsampling(state: State) -> int:
     return math.prod(math.isqrt(shape[0] // shape[1]) for shape in steps)
 
 
-def _same_size(options: Callable[[State], dict[str, Any]]) -> Callable[[State], Recognised]:
-    """For networks that do not enlarge, and whose shapes show all there is to know."""
-
-    def reading(state: State) -> Recognised:
-        found = options(state)
-        return Recognised(found["type"], "", found, 1, state)
-
-    return reading
+_Reading = Callable[[State], Recognised]
 
 
-def _found(options: dict[str, Any], state: State, *assumed: str) -> Recognised:
-    return Recognised(options["type"], "", options, options["upscale"], state, assumed)
-
-
-def _with_usual_range(read: Callable[[State], Recognised]) -> Callable[[State], Recognised]:
+def _with_usual_range(read: _Reading) -> _Reading:
     """For layouts whose range and mean colour are options: those that BasicSR's networks were published with."""
 
     def reading(state: State) -> Recognised:
         found = read(state)
         colours = found.options["num_in_ch"]
         mean = {} if colours == 3 else {"rgb_mean": (0.0,) * colours}
-        said = "the mean colour of DIV2K" if colours == 3 else "no mean colour"
-        return replace(found, options={**found.options, **mean}, assumed=(*found.assumed, "img_range 255", said))
+        usual = "the mean colour of DIV2K" if colours == 3 else "no mean colour"
+        return replace(found, options={**found.options, **mean}, assumed=(*found.assumed, "img_range 255", usual))
 
     return reading
 
 
-def _with_mean_shift_read(read: Callable[[State], Recognised]) -> Callable[[State], Recognised]:
+def _with_mean_shift_read(read: _Reading) -> _Reading:
     """For layouts whose range and mean colour are in their mean shifts."""
 
     def reading(state: State) -> Recognised:
@@ -359,30 +368,24 @@ def _with_mean_shift_read(read: Callable[[State], Recognised]) -> Callable[[Stat
     return reading
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Keys of a layout and how they become ours; `needed` are keys of ours, `read` finds the hyperparameters."""
-
-    name: str
-    rules: _Rules
-    needed: tuple[str, ...]
-    read: Callable[[State], Recognised]
-
-
 _ENDS = ("conv_first.weight", "conv_last.weight")
 _NEEDED_EDSR = (*_ENDS, "body.0.conv1.weight", "conv_after_body.weight")
 _NEEDED_RCAN = (*_ENDS, "body.0.residual_group.0.rcab.3.attention.1.weight", "conv_after_body.weight")
 _NEEDED_MSRRESNET = (*_ENDS, "body.0.conv1.weight", "upconv1.weight", "conv_hr.weight")
 _NEEDED_SWINIR = ("conv_first.weight", "layers.0.residual_group.blocks.0.attn.qkv.weight")
-
-_LAYOUTS = (
-    _Layout("BasicSR", _EDSR, _NEEDED_EDSR, _with_usual_range(_read_edsr)),
-    _Layout("EDSR-PyTorch", _EDSR_PYTORCH, _NEEDED_EDSR, _with_mean_shift_read(_read_edsr)),
-    _Layout("BasicSR", _RCAN, _NEEDED_RCAN, _with_usual_range(_read_rcan)),
-    _Layout("RCAN's original", _RCAN_ORIGINAL, _NEEDED_RCAN, _with_mean_shift_read(_read_rcan)),
-    _Layout("BasicSR", _MSRRESNET, _NEEDED_MSRRESNET, _read_msrresnet),
-    _Layout("ESRGAN and KAIR", _MSRRESNET_ESRGAN, _NEEDED_MSRRESNET, _read_msrresnet),
-    _Layout("SwinIR's original", _SWINIR, _NEEDED_SWINIR, _read_swinir),
-    _Layout("BasicSR", NAFNET_RULES, NAFNET_NEEDED, _same_size(nafnet_options)),
-    _Layout("BasicSR", RESTORMER_RULES, RESTORMER_NEEDED, _same_size(restormer_options)),
+_NEEDED_NAFNET = ("intro.weight", "ending.weight", "downs.0.weight", "ups.0.0.weight")
+_NEEDED_RESTORMER = (
+    *("patch_embed.proj.weight", "latent.0.attn.temperature", "output.weight", "reduce_chan_level3.weight"),
+)
+# Whose keys a layout has, the keys of ours that it must have, how keys become ours, and what finds the hyperparameters.
+_LAYOUTS: tuple[tuple[str, tuple[str, ...], Mapping[str, str], _Reading], ...] = (
+    ("BasicSR", _NEEDED_EDSR, _EDSR, _with_usual_range(_read_edsr)),
+    ("EDSR-PyTorch", _NEEDED_EDSR, _patterns(_EDSR_PYTORCH), _with_mean_shift_read(_read_edsr)),
+    ("BasicSR", _NEEDED_RCAN, _RCAN, _with_usual_range(_read_rcan)),
+    ("RCAN's original", _NEEDED_RCAN, _patterns(_RCAN_ORIGINAL), _with_mean_shift_read(_read_rcan)),
+    ("BasicSR", _NEEDED_MSRRESNET, _MSRRESNET, _read_msrresnet),
+    ("ESRGAN and KAIR", _NEEDED_MSRRESNET, _MSRRESNET_ESRGAN, _read_msrresnet),
+    ("SwinIR's original", _NEEDED_SWINIR, _SWINIR, _read_swinir),
+    ("BasicSR", _NEEDED_NAFNET, _NAFNET, _read_nafnet),
+    ("BasicSR", _NEEDED_RESTORMER, _RESTORMER, _read_restormer),
 )

@@ -21,18 +21,10 @@ class UnsupportedWeights(Exception):
 
 
 def with_mean_shift(state: State, img_range: float, rgb_mean: Sequence[float]) -> State:
-    """Adds the shifts that do what img_range and rgb_mean do.
+    """Adds the shifts that do what img_range and rgb_mean do, to a state with `head.0` and `tail.1`.
 
     For other than three colours these layouts have none and take images in [0, 1]; then img_range is folded into the
-    first and the last convolution.
-
-    Args:
-        state: with `head.0` and `tail.1`.
-        img_range: as in our networks.
-        rgb_mean: likewise.
-
-    Raises:
-        UnsupportedWeights: the layout cannot express it.
+    first and the last convolution. Raises UnsupportedWeights where the layout cannot express rgb_mean.
     """
     mean = torch.tensor(rgb_mean, dtype=torch.float64)
     colours = state["head.0.weight"].shape[1]
@@ -55,13 +47,10 @@ def with_mean_shift(state: State, img_range: float, rgb_mean: Sequence[float]) -
 
 
 def without_mean_shift(state: Mapping[str, Tensor]) -> tuple[State, float, tuple[float, ...], str]:
-    """Turns the shifts into img_range and rgb_mean.
+    """Turns the shifts beside `conv_first` and `conv_last` into img_range and rgb_mean.
 
     What these cannot say goes into the first and the last convolution, which changes no output beyond rounding: a
     deviation, colours mixed, another mean at the end. (Early releases trained the shifts along with the rest.)
-
-    Args:
-        state: with `conv_first`, `conv_last`, `sub_mean` and `add_mean`.
 
     Returns:
         The state without the shifts, img_range, rgb_mean, and what is worth saying of them ('' if nothing).

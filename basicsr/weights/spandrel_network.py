@@ -47,10 +47,9 @@ class SpandrelNetwork(nn.Module):
         self.scale: int = descriptor.scale
         self.in_channels: int = descriptor.input_channels
         self.out_channels: int = descriptor.output_channels
-        window = getattr(self.model, "window_size", None)
-        step = descriptor.size_requirements.multiple_of
-        self.window_size: int = math.lcm(step, window) if isinstance(window, int) else step
         self._size_requirements = descriptor.size_requirements
+        step, window = self._size_requirements.multiple_of, getattr(self.model, "window_size", None)
+        self.window_size: int = math.lcm(step, window) if isinstance(window, int) else step
         self._call = descriptor._call_fn  # not public; the public call allows no gradients, not even of a later loss
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from basicsr.files.safe_pickles import Refused
 from basicsr.files.safetensors_files import read_safetensors
 from basicsr.files.torch_files import opened, read_torch_file
-from basicsr.files.weight_checks import check_not_all_zero, check_weights, without_doubles
+from basicsr.files.weight_checks import check_not_all_zero, check_weights
 from basicsr.utils.errors import CheckpointError
 
 # Where state dicts are kept, in the order of preference: BasicSR's names, then others'.
@@ -60,31 +61,34 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, 
         only_this: refuse a file without `param_key`.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another kind, or holds no weights or what are none
-            (`weight_checks`).
+        CheckpointError: the file is missing, damaged, of another kind, or holds no weights (`weight_checks`).
     """
     content, header = _content_of(Path(path))
     if not isinstance(content, Mapping):
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a state dict")
+    held = [str(key) for key, value in content.items() if _holds_tensors(value)]
     if only_this and param_key is not None and not _holds_tensors(content.get(param_key)):
-        held = ", ".join(str(key) for key, value in content.items() if _holds_tensors(value))[:_SHOWN]
-        there = f"it has {held}; give one of these" if held else "it has one set without a name; ask for none"
+        there = (
+            f"it has {', '.join(held)[:_SHOWN]}; give one of these"
+            if held
+            else "it has one set without a name; ask for none"
+        )
         raise CheckpointError(f"checkpoint {path} has no weights '{param_key}', {there}")
     key, tensors, remark = _select(content, param_key, path)
-    names = [(_name(key, path), value) for key, value in tensors.items() if isinstance(value, Tensor)]
-    state = without_doubles([(_bare(name), name, value) for name, value in names], path)
-    check_weights(state, path)
-    check_not_all_zero(state, path)
+    named = [(_name(key, path), value) for key, value in tensors.items() if isinstance(value, Tensor)]
+    state = _by_bare_name(named, path)
     if not state:
         asked = f" under '{param_key}', a usual key" if param_key else " under a usual key"
-        usual = ", ".join(_STATE_KEYS[:3])
-        raise CheckpointError(f"checkpoint {path} holds no tensors{asked} ({usual}) or at its top{_elsewhere(content)}")
-    recorded: Any = header.get("network") if header else content.get("network")
-    metadata = dict(header)
-    if isinstance(content.get("training"), Mapping):
-        metadata["training"] = content["training"]
-    metadata.pop("network", None)
-    return WeightFile(state, key, recorded if _is_options(recorded) else None, metadata, remark)
+        raise CheckpointError(
+            f"checkpoint {path} holds no tensors{asked} ({', '.join(_STATE_KEYS[:3])}) or at its top"
+            f"{_elsewhere(content, held)}"
+        )
+    check_weights(state, path)
+    check_not_all_zero(state, path)
+    metadata = {**header, **({"training": content["training"]} if isinstance(content.get("training"), Mapping) else {})}
+    network = metadata.pop("network", None) if header else content.get("network")
+    is_block = isinstance(network, Mapping) and isinstance(network.get("type"), str)
+    return WeightFile(state, key, network if is_block else None, metadata, remark)
 
 
 def _content_of(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -103,11 +107,7 @@ def _content_of(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def inner_states(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state itself, then what is left of it without prefixes: shared by all keys, or a usual owner's such as netG.
-
-    Args:
-        state: weights by key.
-    """
+    """The state itself, then what is left without prefixes: one that all keys share, or a usual one such as netG."""
     yield dict(state)
     yield from _unwrapped(state)
     for owner in _OWNERS:
@@ -132,22 +132,30 @@ def _under(state: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
 
 
 def _name(key: object, path: str | os.PathLike[str]) -> str:
-    """The name of a weight, which messages and tables show.
-
-    Raises:
-        CheckpointError: it is longer than any network's, or has what a terminal would carry out.
-    """
+    """The name of a weight, if messages and tables can show it: no longer than any network's, and printable."""
     name = str(key)
     if len(name) > _SHOWN or not name.isprintable():
         raise CheckpointError(f"checkpoint {path} was not loaded: {name[:50]!r} is no name of a weight")
     return name
 
 
-def _bare(key: str) -> str:
-    key = key.replace("_orig_mod.", "")
-    while key.startswith("module."):
-        key = key.removeprefix("module.")
-    return key
+def _by_bare_name(named: list[tuple[str, Tensor]], path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Weights without the prefixes of wrappers; two of one name are refused unless they are equal."""
+    found: dict[str, tuple[str, Tensor]] = {}
+    for name, value in named:
+        key = name.replace("_orig_mod.", "")
+        while key.startswith("module."):
+            key = key.removeprefix("module.")
+        if key not in found:
+            found[key] = name, value
+            continue
+        first, other = found[key]
+        if other.dtype != value.dtype or other.shape != value.shape or not torch.equal(other, value):
+            raise CheckpointError(
+                f"checkpoint {path} was not loaded: it has the weight '{key}' twice, with different values, as"
+                f" '{first}' and '{name}'; remove one of them"
+            )
+    return {key: value for key, (_, value) in found.items()}
 
 
 def _select(
@@ -167,30 +175,19 @@ def _select(
     return None, content, None
 
 
-def _elsewhere(content: Mapping[Any, Any]) -> str:
+def _elsewhere(content: Mapping[Any, Any], held: list[str]) -> str:
     """Where else in a file there are tensors, and what to do; empty where there are none."""
-    inside = [repr(str(key)) for key, value in content.items() if _holds_tensors(value)]
-    if inside:
-        return f", but under {', '.join(inside)[:_SHOWN]}: give one of these as param_key"
-    deeper = next(
-        (
-            f"{str(outer)!r}, {str(key)!r}"
-            for outer, entry in content.items()
-            if isinstance(entry, Mapping)
-            for key, value in entry.items()
-            if _holds_tensors(value)
-        ),
-        None,
-    )
-    return f", but under {deeper[:_SHOWN]}: save these by themselves" if deeper else ""
+    if held:
+        return f", but under {', '.join(map(repr, held))[:_SHOWN]}: give one of these as param_key"
+    for outer, entry in content.items():
+        for key, value in entry.items() if isinstance(entry, Mapping) else ():
+            if _holds_tensors(value):
+                return f", but under {f'{str(outer)!r}, {str(key)!r}'[:_SHOWN]}: save these by themselves"
+    return ""
 
 
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
-
-
-def _is_options(value: Any) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("type"), str)
 
 
 def _meaning(text: str) -> Any:
