@@ -49,8 +49,7 @@ def load_network(
         param_key: which of these to take. Another usual key is taken where it is absent, and a file without such
             keys is read as the state dict itself.
         strict: whether every weight must be there and no other. If not, those that fit are loaded.
-        options: those that the network was built from. What our training wrote of its network beside the weights must
-            not contradict them.
+        options: those that the network was built from, which those recorded in the file must not contradict.
 
     Returns:
         A remark in one line where other keys than asked for were used, weights were converted or left out; else None.
@@ -77,44 +76,28 @@ def _contradiction(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[
         return None
     parameters = inspect.signature(ARCH_REGISTRY.get(ours["type"])).parameters
     for key in (key for key in HIDDEN_OPTIONS if key in parameters):
-        given, recorded = (options.get(key, parameters[key].default) for options in (ours, theirs))
-        if _plain(given) != _plain(recorded):
-            return f"{key} {_plain(recorded)}", f"{key} {_plain(given)}"
+        values = [options.get(key, parameters[key].default) for options in (ours, theirs)]
+        given, recorded = (list(map(float, value)) if isinstance(value, (list, tuple)) else value for value in values)
+        if given != recorded:
+            return f"{key} {recorded}", f"{key} {given}"
     return None
-
-
-def _plain(value: Any) -> Any:
-    return [float(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def load_state(
     network: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str], *, strict: bool = True
 ) -> list[str]:
-    """As `load_network`, from a state dict that is in memory.
-
-    Args:
-        network: receives the weights.
-        state: weights by key.
-        path: where they are from, for messages.
-        strict: as for `load_network`.
-
-    Returns:
-        Remarks of one line each on what was converted or left out.
-
-    Raises:
-        CheckpointError: the weights do not fit: a line, and a table of keys and shapes.
-    """
+    """As `load_network`, from a state dict in memory; returns remarks of one line each."""
     expected = network.state_dict()
     found, state, remarks = _matching(network, expected, state, path)
     check_weights(state, path, expected)
     state = _with_derived(state, expected)
-    misfits = _misfits(state, expected)
-    if misfits:
-        loadable = len(expected) - sum(key in expected for key, *_ in misfits)
+    mismatches = _mismatches(state, expected)
+    if mismatches:
+        loadable = len(expected) - sum(key in expected for key, *_ in mismatches)
         if strict or not loadable:
-            raise CheckpointError(_refusal(network, expected, found, misfits, path, loadable))
-        remarks.append(WarningRemark(f"{path}: loaded what fits {type(network).__name__}; {_counts(misfits)}"))
-        unfit = {key for key, *_ in misfits}
+            raise CheckpointError(_refusal(network, expected, found, mismatches, path, loadable))
+        remarks.append(WarningRemark(f"{path}: loaded what fits {type(network).__name__}; {_counts(mismatches)}"))
+        unfit = {key for key, *_ in mismatches}
         state = {key: value for key, value in state.items() if key not in unfit}
     network.load_state_dict(state, strict=False)
     return remarks
@@ -188,36 +171,32 @@ def _with_derived(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     """Puts the network's own masks in the place of those for another size, and of those that were left out."""
     complete = dict(state)
     stripped = not any(key.endswith(_DERIVED) for key in state)
-    for key, value in expected.items():
-        if not key.endswith(_DERIVED):
-            continue
-        other_size = key.endswith(".attn_mask") and key in state and state[key].shape != value.shape
+    for key in (key for key in expected if key.endswith(_DERIVED)):
+        other_size = key.endswith(".attn_mask") and key in state and state[key].shape != expected[key].shape
         if stripped or other_size:
-            complete[key] = value
+            complete[key] = expected[key]
     return complete
 
 
-_Misfit = tuple[str, str, str]
+_Mismatch = tuple[str, str, str]
 
 
-def _misfits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[_Misfit]:
-    """For each key that does not fit: its shape in the file and in the network, '-' where it is not there."""
-    keys = [*expected, *(key for key in state if key not in expected)]
-    shapes = ((key, _shape(state.get(key)), _shape(expected.get(key))) for key in keys)
-    return [(key, given, wanted) for key, given, wanted in shapes if given != wanted]
+def _mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[_Mismatch]:
+    """For each key that does not fit: its shape in the file and in the network, '-' where it is missing."""
+    rows = []
+    for key in dict.fromkeys([*expected, *state]):
+        given, wanted = (str(tuple(side[key].shape)) if key in side else "-" for side in (state, expected))
+        rows += [(key, given, wanted)] if given != wanted else []
+    return rows
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "-" if tensor is None else str(tuple(tensor.shape))
-
-
-def _counts(misfits: list[_Misfit]) -> str:
-    missing = sum(given == "-" for _, given, _ in misfits)
-    unexpected = sum(wanted == "-" for _, _, wanted in misfits)
+def _counts(mismatches: list[_Mismatch]) -> str:
+    missing = sum(given == "-" for _, given, _ in mismatches)
+    unexpected = sum(wanted == "-" for _, _, wanted in mismatches)
     kinds = (
         (missing, "is missing", "are missing"),
         (unexpected, "is not the network's", "are not the network's"),
-        (len(misfits) - missing - unexpected, "has another shape", "have another shape"),
+        (len(mismatches) - missing - unexpected, "has another shape", "have another shape"),
     )
     return ", ".join(
         f"1 weight {one}" if count == 1 else f"{count} weights {more}" for count, one, more in kinds if count
@@ -228,7 +207,7 @@ def _refusal(
     network: nn.Module,
     expected: Mapping[str, Tensor],
     found: Recognised | None,
-    misfits: list[_Misfit],
+    mismatches: list[_Mismatch],
     path: str | os.PathLike[str],
     loadable: int,
 ) -> str:
@@ -237,38 +216,29 @@ def _refusal(
     advice = f"Check the network's options, or load what fits by {_NOT_STRICT}"
     if not loadable:
         advice = "None of its weights fits: give another file, or mend the network's options"
-    if found is not None and own is not None and found.architecture == own.architecture:
-        theirs, ours = _differences(found, own)
+    if found is None or own is None or found.architecture != own.architecture:
+        looks = f", it looks like {found}" if found is not None else ""
+        summary = f"checkpoint {path} is for another network than this {name}{looks}"
+    else:
+        ignored = ("img_size", "res_scale", "img_range", "rgb_mean")
+        keys = [key for key in found.options if key not in ignored and found.options[key] != own.options.get(key)]
+        theirs, ours = (
+            ", ".join(described({key: side.options[key]}) or f"{key} {side.options[key]}" for key in keys)
+            for side in (found, own)
+        )
         summary = f"checkpoint {path} is for another {name}: it has {theirs}, the options say {ours}"
-        if not _hyperparameters(found, own):
+        if not keys:
             summary = f"checkpoint {path} holds this {name}, but not exactly its weights"
         if found.scale != own.scale:
             summary = f"checkpoint {path} has the wrong scale: it is for x{found.scale}, the options say x{own.scale}"
-            summary += f" ({theirs} instead of {ours})" if len(_hyperparameters(found, own)) > 1 else ""
+            summary += f" ({theirs} instead of {ours})" if len(keys) > 1 else ""
             advice = f"Give the file for x{own.scale}, or change the options"
-    else:
-        looks = f", it looks like {found}" if found is not None else ""
-        summary = f"checkpoint {path} is for another network than this {name}{looks}"
-    return f"{summary}: {_counts(misfits)}. {advice}\n{_table(misfits)}"
+    return f"{summary}: {_counts(mismatches)}. {advice}\n{_table(mismatches)}"
 
 
-def _hyperparameters(found: Recognised, own: Recognised) -> list[str]:
-    ignored = ("img_size", "res_scale", "img_range", "rgb_mean")
-    return [key for key in found.options if key not in ignored and found.options[key] != own.options.get(key)]
-
-
-def _differences(found: Recognised, own: Recognised) -> tuple[str, str]:
-    differing = _hyperparameters(found, own)
-    theirs, ours = (
-        ", ".join(described({key: given.options[key]}) or f"{key} {given.options[key]}" for key in differing)
-        for given in (found, own)
-    )
-    return theirs, ours
-
-
-def _table(misfits: list[_Misfit]) -> str:
-    rows = [("key", "in the file", "in the network"), *misfits[:_ROWS]]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+def _table(mismatches: list[_Mismatch]) -> str:
+    rows = [("key", "in the file", "in the network"), *mismatches[:_ROWS]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    more = [f"  and {len(misfits) - _ROWS} more"] if len(misfits) > _ROWS else []
+    more = [f"  and {len(mismatches) - _ROWS} more"] if len(mismatches) > _ROWS else []
     return "\n".join([line.rstrip() for line in lines] + more)

@@ -105,8 +105,7 @@ def network_for(
         The network, in eval mode where it was recognised, and a remark in one line or None.
 
     Raises:
-        OptionsError: `block` does not fit its network's constructor.
-        CheckpointError: the file cannot be read, does not fit, is not recognised, or is for another scale.
+        OptionsError, CheckpointError: `block`, or the file, does not fit.
     """
     if block is None or is_auto(block):
         pretrained = load_pretrained(path, param_key=param_key)
@@ -127,12 +126,7 @@ def check_scale(pretrained: Pretrained, scale: int, path: str | os.PathLike[str]
 
 
 class _Search:
-    """Ways to find out which network a file holds; each notes in `reasons` why it did not.
-
-    Args:
-        path: for messages.
-        file: content of the file.
-    """
+    """Ways to find out which network a file holds; each notes in `reasons` why it did not."""
 
     def __init__(self, path: str | os.PathLike[str], file: WeightFile) -> None:
         self._path, self._file = path, file
@@ -146,7 +140,9 @@ class _Search:
         recorded, found = self._file.network, self._found
         if recorded is None or recorded["type"] not in ARCH_REGISTRY:
             return None
-        block = _constructor_options(recorded)
+        parameters = inspect.signature(ARCH_REGISTRY.get(recorded["type"])).parameters
+        # Our training records the scale as well.
+        block = {key: value for key, value in recorded.items() if key != "scale" or "scale" in parameters}
         fits = _agree(block, found) if found is not None else _bounded(block, self._file.state)
         scale = found.scale if found is not None else recorded.get("scale")
         pretrained = None
@@ -181,18 +177,8 @@ class _Search:
             check_weights(state, self._path, network.model.state_dict())
             name, scale = network.architecture, network.scale
             remark = f"{self._path}: recognised {name}, x{scale}, by spandrel; its modules lie under 'model.'"
-            return Pretrained(
-                network=network.eval(),
-                block=None,
-                architecture=name,
-                layout="spandrel",
-                scale=scale,
-                in_channels=network.in_channels,
-                out_channels=network.out_channels,
-                weights=self._file.key,
-                metadata=self._file.metadata,
-                remark=self._with_doubts(remark),
-            )
+            channels = network.in_channels, network.out_channels
+            return self._pretrained(network, None, name, "spandrel", scale, channels, remark)
         return None
 
     def failure(self) -> str:
@@ -222,22 +208,22 @@ class _Search:
         except Exception as error:  # options of unknown origin; constructors stumble over them in any way
             self._reasons.append((str(error) or type(error).__name__).splitlines()[0])
             return None
-        in_channels, out_channels = _channels(network, {**(self._found.options if self._found else {}), **block})
-        return Pretrained(
-            network=network.eval(),
-            block=dict(block),
-            architecture=str(block["type"]),
-            layout=layout,
-            scale=scale,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            weights=self._file.key,
-            metadata=self._file.metadata,
-            remark=self._with_doubts(remark),
-        )
+        channels = _channels(network, {**(self._found.options if self._found else {}), **block})
+        return self._pretrained(network, dict(block), str(block["type"]), layout, scale, channels, remark)
 
-    def _with_doubts(self, remark: str | None) -> str | None:
-        return "; ".join(filter(None, (self._file.remark, self._doubt, remark))) or None
+    def _pretrained(
+        self,
+        network: nn.Module,
+        block: Mapping[str, Any] | None,
+        name: str,
+        layout: str,
+        scale: int,
+        channels: tuple[int, int],
+        remark: str | None,
+    ) -> Pretrained:
+        file = self._file
+        remark = "; ".join(filter(None, (file.remark, self._doubt, remark))) or None
+        return Pretrained(network.eval(), block, name, layout, scale, *channels, file.key, file.metadata, remark)
 
 
 def _channels(network: nn.Module, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -246,12 +232,6 @@ def _channels(network: nn.Module, options: Mapping[str, Any]) -> tuple[int, int]
     first, last = (outer[0].in_channels, outer[-1].out_channels) if outer else (3, 3)
     both = options.get("in_chans")
     return options.get("num_in_ch", both or first), options.get("num_out_ch", both or last)
-
-
-def _constructor_options(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's options out of what our training records, which names the scale as well."""
-    parameters = inspect.signature(ARCH_REGISTRY.get(recorded["type"])).parameters
-    return {key: value for key, value in recorded.items() if key != "scale" or "scale" in parameters}
 
 
 def _agree(block: Mapping[str, Any], found: Recognised) -> bool:
