@@ -1,4 +1,4 @@
-"""The command lines of train.py and test.py, which are BasicSR's, and what is meant by those that are not quite."""
+"""BasicSR's command lines of train.py and test.py, and remedies for slips in them."""
 
 from __future__ import annotations
 
@@ -7,62 +7,43 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.text import nearest
 
 _GRACE_SECONDS = 5.0
-_BRACKETS = (("[", "]"), ("{", "}"))
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Says what is wrong, once where several ranks have the same command line."""
+        """Prints what is wrong, once if several ranks have the same command line."""
         if os.environ.get("RANK", "0") == "0":
             super().error(message)
-        time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, perhaps before rank 0 has spoken
+        time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, perhaps before rank 0 has printed
         self.exit(OptionsError.exit_code)
 
 
 def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Namespace:
-    """Reads the command line of train.py or test.py.
-
-    Args:
-        argv: arguments without the program's name; those of the process where None.
-        training: whether this is train.py.
+    """Reads the command line of train.py (`training`) or test.py; that of the process if `argv` is None.
 
     Returns:
         `opt` (path), `launcher`, `force_yml` (list of `a:b=value`), and in training `auto_resume`,
         `allow_config_change` and `debug`.
-        `local_rank` is only accepted: launchers pass it on in the environment.
     """
-    parser = _Parser(
-        allow_abbrev=False,
-        description="Trains a network, with or without a teacher." if training else "Tests networks on benchmarks.",
-    )
+    what = "Trains a network, with or without a teacher." if training else "Tests networks on benchmarks."
+    parser = _Parser(allow_abbrev=False, description=what)
     add = parser.add_argument
-    add("-opt", "--opt", type=str, metavar="FILE", help="options file (YAML)")
+    add("-opt", "--opt", metavar="FILE", help="options file (YAML)")
     add("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="who started the ranks")
     if training:
         add("--auto_resume", "--auto-resume", action="store_true", help="continue from the newest state, if any")
-        add(
-            "--allow_config_change",
-            "--allow-config-change",
-            action="store_true",
-            help="resume although options or images changed so that it is another experiment",
-        )
+        why = "resume although options or images changed so that it is another experiment"
+        add("--allow_config_change", "--allow-config-change", action="store_true", help=why)
         add("--debug", action="store_true", help="name 'debug_...', log every, evaluate and save each 8th iteration")
     add("--local_rank", "--local-rank", type=int, default=0, help="accepted and ignored")
-    add(
-        "--force_yml",
-        "--force-yml",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="set options: train:total_iter=1000 ...",
-    )
+    many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
+    add("--force_yml", "--force-yml", **many, help="set options: train:total_iter=1000 ...")
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
@@ -74,37 +55,34 @@ def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Name
 
 
 def _unknown(text: str, known: Sequence[str], given: str | None) -> str:
-    """The message for an unknown argument."""
+    message = f"unknown argument {text}"
     if re.fullmatch(r"[\w.]+(:[\w.]+)*=.*", text):
-        return f"unknown argument {text}: write it after --force_yml"
-    if not text.startswith("-"):
-        hint = "one options file at a time" if given is not None else f"write -opt {text}"
-        return f"unknown argument {text}: {hint}" if text.endswith((".yml", ".yaml")) else f"unknown argument {text}"
-    near = nearest(f"--{text.lstrip('-').partition('=')[0]}", list(known))
-    return f"unknown argument {text}{near}; allowed: {', '.join(known)}"
+        return f"{message}: write it after --force_yml"
+    if text.startswith("-"):
+        near = nearest(f"--{text.lstrip('-').partition('=')[0]}", known)
+        return f"{message}{near}; allowed: {', '.join(known)}"
+    if text.endswith((".yml", ".yaml")):
+        return f"{message}: {'one options file at a time' if given is not None else f'write -opt {text}'}"
+    return message
 
 
 def gathered(overrides: Sequence[str]) -> list[tuple[str, str | None]]:
-    """The overrides of `--force_yml`, each with what to say where blanks took it apart, else None.
+    """The overrides of `--force_yml`, each with the remedy if spaces split it, else None.
 
     `train:total_iter 5`, `train:total_iter = 5` and `milestones=[5, 6]` reach the program as several arguments.
     """
     groups: list[list[str]] = []
     for text in overrides:
-        is_whole = re.match(r"[\w.:]+=[^=]", text) is not None
-        if groups and _is_open(" ".join(groups[-1])) and not is_whole:
+        value = " ".join(groups[-1]).partition("=")[2] if groups else ""
+        is_open = not value.strip() or any(value.count(left) > value.count(right) for left, right in ("[]", "{}"))
+        if groups and is_open and not re.match(r"[\w.:]+=[^=]", text):
             groups[-1].append(text)
         else:
             groups.append([text])
-    return [(" ".join(group), None if len(group) == 1 else _without_blanks(group)) for group in groups]
+    return [(" ".join(group), None if len(group) == 1 else _without_spaces(group)) for group in groups]
 
 
-def _is_open(text: str) -> bool:
-    value = text.partition("=")[2]
-    return not value.strip() or any(value.count(left) > value.count(right) for left, right in _BRACKETS)
-
-
-def _without_blanks(group: Sequence[str]) -> str:
+def _without_spaces(group: Sequence[str]) -> str:
     key, equals, value = " ".join(group).partition("=")
     if not equals:
         key, value = group[0], " ".join(group[1:])

@@ -1,4 +1,4 @@
-"""What the reader of options files makes of them: values that know where they were written."""
+"""Values of options files that know where they were written, and mistakes in them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from basicsr.utils.text import one_line, shortened
 
 KeyPath = tuple[str | int, ...]
+PAIRS = (("dataroot_gt", "dataroot_lq"),)
+"""Keys whose values belong together, so that none of them is replaced alone."""
 
 _FEWEST_GROUPED = 3
 _MOST_PLACES = 5
@@ -27,14 +29,7 @@ class Position:
 
 @dataclass(frozen=True)
 class LocatedProblem:
-    """A mistake at a key of the options, and where that key was written; as text it is one line.
-
-    Attributes:
-        position: where it is.
-        key: which key.
-        message: what was given, what is allowed.
-        is_of_value: whether the key's value is what is wrong, so that nothing more need be said of it.
-    """
+    """A mistake at a key. With `is_of_value` the key's value is wrong, so that further checks skip it."""
 
     position: Position
     key: KeyPath
@@ -47,10 +42,10 @@ class LocatedProblem:
 
 
 def lines_of(problems: Iterable[LocatedProblem]) -> list[str]:
-    """The problems as lines, ordered by file and line; what holds for three or more keys is one line with places."""
-    ordered = sorted(problems, key=lambda problem: (problem.position.file, problem.position.line or 0))
+    """The problems as lines in the order of the files; three or more of one cause share a line with their places."""
+    ordered = sorted(dict.fromkeys(problems), key=lambda problem: (problem.position.file, problem.position.line or 0))
     groups: dict[tuple[str, str], list[LocatedProblem]] = {}
-    for problem in dict.fromkeys(ordered):
+    for problem in ordered:
         groups.setdefault(_cause(problem), []).append(problem)
     lines: dict[str, None] = {}
     for problem in ordered:
@@ -63,13 +58,12 @@ def lines_of(problems: Iterable[LocatedProblem]) -> list[str]:
 
 
 def _cause(problem: LocatedProblem) -> tuple[str, str]:
-    """What problems of one cause have in common: what is said, and of which key, unless a folder is lacking."""
-    name = str(problem.key[-1]) if problem.key and not problem.message.startswith("lies in ") else ""
-    return problem.message, name
+    is_of_folder = problem.message.startswith("lies in ")  # whichever keys name it
+    return problem.message, "" if is_of_folder or not problem.key else str(problem.key[-1])
 
 
 def _places(group: Sequence[LocatedProblem]) -> str:
-    """Where else a problem is, as `7 more: val.metrics.a at base.yml:7, ...`."""
+    """Where else a problem is, as `7 more: val.metrics.a (base.yml:7), ...`."""
     first, *others = group
     shown = []
     for other in others[:_MOST_PLACES]:
@@ -80,12 +74,9 @@ def _places(group: Sequence[LocatedProblem]) -> str:
 
 @dataclass
 class Entry:
-    """A value with its position; a mapping holds entries by key, a list holds entries in order.
+    """A value and where it was written; mappings and lists hold entries.
 
-    Attributes:
-        value: the value.
-        position: where it was written.
-        replaced: the entry of a base in whose place it stands, where that base's other half of a pair was kept.
+    `replaced` is the entry of a base in whose place it stands, where the base's other half of a pair was kept.
     """
 
     value: Any
@@ -93,16 +84,10 @@ class Entry:
     replaced: Entry | None = None
 
 
-PAIRS = (("dataroot_gt", "dataroot_lq"),)
-"""Keys whose values belong together, so that none of them is replaced alone."""
-
-
 def key_text(key: Sequence[str | int]) -> str:
     """`('datasets', 'train', 'mean', 0)` as `datasets.train.mean[0]`."""
-    text = ""
-    for part in key:
-        text += f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" if text else shortened(part)
-    return one_line(text)
+    parts = (f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" for part in key)
+    return one_line("".join(parts).removeprefix("."))
 
 
 def merge_entries(base: Entry, own: Entry) -> Entry:
@@ -120,15 +105,14 @@ def merge_entries(base: Entry, own: Entry) -> Entry:
 
 
 def note_halves(base: dict[str, Entry], own: dict[str, Entry]) -> None:
-    """Notes in the entries of `own` which of them replace one half of a pair in `base` and leave the other.
+    """Notes in `own` which entries replace one half of a pair in `base` and leave the other.
 
     Where the other half was itself put beside one that is now replaced, both are new, and its note is taken back.
     """
-    for pair in PAIRS:
-        for half, other in (pair, pair[::-1]):
-            if not (half in own and half in base and other in base and other not in own):
-                continue
-            if base[other].replaced is not None:
-                base[other] = Entry(base[other].value, base[other].position)
-            elif own[half].value != base[half].value:
-                own[half].replaced = base[half]
+    for half, other in (order for pair in PAIRS for order in (pair, pair[::-1])):
+        if not (half in own and half in base and other in base and other not in own):
+            continue
+        if base[other].replaced is not None:
+            base[other] = Entry(base[other].value, base[other].position)
+        elif own[half].value != base[half].value:
+            own[half].replaced = base[half]

@@ -27,29 +27,12 @@ from basicsr.config.yaml_entries import (
     merge_entries,
     note_halves,
 )
-from basicsr.config.yaml_reader import BASE_KEY, MAX_BYTES, MAX_FILES, MAX_NODES, Reader
+from basicsr.config.yaml_reader import BASE_KEY, Reader
 from basicsr.config.yaml_scalars import MAX_DEPTH, dump_yaml
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.text import one_line, shortened
 
-__all__ = [
-    "BASE_KEY",
-    "MAX_BYTES",
-    "MAX_DEPTH",
-    "MAX_FILES",
-    "MAX_NODES",
-    "OVERRIDE_FILE",
-    "Document",
-    "Entry",
-    "KeyPath",
-    "LocatedProblem",
-    "Position",
-    "document_from_mapping",
-    "dump_yaml",
-    "key_text",
-    "load_yaml",
-    "merge_entries",
-]
+__all__ = ["Document", "Entry", "KeyPath", "LocatedProblem", "Position", "dump_yaml", "key_text", "merge_entries"]
 
 OVERRIDE_FILE = "--force_yml"
 _CHOSEN_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
@@ -57,24 +40,17 @@ _CHOSEN_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
 
 @dataclass
 class Document:
-    """The content of an options file with everything it builds on.
-
-    Attributes:
-        root: the top-level mapping.
-        problems: mistakes that did not stop the reading (a key given twice, a number with a leading zero).
-    """
+    """The content of an options file with everything it builds on, and mistakes that did not stop the reading."""
 
     root: Entry
     problems: list[LocatedProblem] = field(default_factory=list)
 
     def data(self) -> dict[str, Any]:
         """The content as plain dicts, lists and scalars."""
-        content = _plain(self.root)
-        assert isinstance(content, dict)
-        return content
+        return dict(_plain(self.root))
 
     def position(self, key: Sequence[str | int]) -> Position:
-        """Where `key` was written; for a key that is not there, where the mapping around it begins."""
+        """Where `key` was written; for a key that is missing, where the mapping around it begins."""
         entry: Entry = self.root
         for part in key:
             inside: Any = range(len(entry.value)) if isinstance(entry.value, list) else entry.value
@@ -85,7 +61,7 @@ class Document:
 
     def positions(self) -> dict[KeyPath, Position]:
         """Every key of every mapping, in the file's order, with its position."""
-        return dict(_walk(self.root, ()))
+        return dict(_positions(self.root, ()))
 
     def set(self, override: str) -> None:
         """Sets one key from `a:b:c=value`, the value read as YAML; mappings on the way are made if missing.
@@ -104,29 +80,19 @@ class Document:
             raise _refusal(override, f"{BASE_KEY} is for options files only")
         if len(keys) > MAX_DEPTH:
             raise _refusal(override, f"is nested deeper than {MAX_DEPTH} levels")
+        if text.startswith(("{}", "{scale}")) and (text.strip() != "{}" or keys[-1] == "filename_tmpl"):
+            text = "'" + text.strip().replace("'", "''") + "'"
         reader = Reader()
-        is_template = text.startswith(("{}", "{scale}")) and (text.strip() != "{}" or keys[-1] == "filename_tmpl")
-        quoted = "'" + text.strip().replace("'", "''") + "'"
-        value = reader.read_text(quoted if is_template else text, tuple(keys), position)
+        value = reader.read_text(text, position, tuple(keys))
         if reader.refused:
-            raise OptionsError("\n".join(str(problem) for problem in reader.refused))
-        entry = self.root
+            raise OptionsError("\n".join(map(str, reader.refused)))
+        section = self.root
         for depth, key in enumerate(keys):
-            if not isinstance(entry.value, dict):
-                above = ":".join(keys[:depth])
-                is_list = isinstance(entry.value, list)
-                hint = f"is a list, which is given whole: {above}=[...]" if is_list else "is not a mapping"
-                raise _refusal(override, f"{above} {hint}")
-            if (meant := _with_colons(keys, depth, entry.value)) is not None:
-                written = ":".join([*keys[:depth], *meant, *keys[depth + 1 :]])
-                if meant[-1].isdigit():
-                    raise _refusal(override, f"lists are given whole: {written.rpartition(':')[0]}=[...]")
-                raise _refusal(override, f"keys are joined by colons: did you mean {written}={text}")
-            if depth == len(keys) - 1:
-                note_halves(entry.value, {key: value})
-                entry.value[key] = value
-            else:
-                entry = entry.value.setdefault(key, Entry({}, position))
+            _require_key(override, keys, depth, section)
+            if depth < len(keys) - 1:
+                section = section.value.setdefault(key, Entry({}, position))
+        note_halves(section.value, {keys[-1]: value})
+        section.value[keys[-1]] = value
         self.problems += reader.problems
 
 
@@ -135,57 +101,47 @@ def load_yaml(path: str | Path, *, keep_going: bool = False) -> Document:
 
     Args:
         path: the file.
-        keep_going: whether tags, keys that are not text and their like are told in the document's `problems`, with
-            what stands there left out, so that the rest can be checked.
+        keep_going: add values that cannot be read (tags, keys that are not text) to the document's `problems` and
+            skip them, so that the rest can be checked; otherwise they raise.
 
     Raises:
         OptionsError: a file is missing, empty, too large, not UTF-8, not YAML, no mapping, or builds on itself.
     """
     reader = Reader()
-    root = reader.read_file(str(path), Position(str(path)), ())
-    return _document(root, reader, keep_going)
+    return _document(reader.read_file(str(path), Position(str(path)), ()), reader, keep_going)
 
 
 def document_from_text(text: str, name: str) -> Document:
-    """Reads options from text, within the limits of files.
-
-    Args:
-        text: YAML.
-        name: what to call it in errors.
+    """Reads options from YAML text that errors call `name`, within the limits of files.
 
     Raises:
         OptionsError: it is no mapping, or not YAML within the limits.
     """
     reader = Reader()
-    root = reader.read_text(text, (), Position(name))
+    root = reader.read_text(text, Position(name), ())
     if not isinstance(root.value, dict):
         raise OptionsError(f"{name}: options are a mapping of keys to values")
     return _document(root, reader, keep_going=False)
 
 
-def document_from_mapping(data: Mapping[str, Any], name: str = "options", *, keep_going: bool = False) -> Document:
+def document_from_mapping(data: Mapping[str, Any], *, keep_going: bool = False) -> Document:
     """Wraps options given as a mapping; `_base_` paths in it are relative to the working directory.
 
-    Args:
-        data: what an options file would hold.
-        name: what messages call it.
-        keep_going: as for `load_yaml`.
-
     Raises:
-        OptionsError: a key is not text, or a file it builds on cannot be read.
+        OptionsError: a key is not text (unless `keep_going`), or a file it builds on cannot be read.
     """
     reader = Reader()
-    return _document(reader.read_mapping(data, Position(name), ()), reader, keep_going)
+    return _document(reader.read_mapping(data, Position("options")), reader, keep_going)
 
 
 def _document(root: Entry, reader: Reader, keep_going: bool) -> Document:
     if reader.refused and not keep_going:
-        raise OptionsError("\n".join(str(problem) for problem in reader.refused))
+        raise OptionsError("\n".join(map(str, reader.refused)))
     return Document(root, reader.refused + reader.problems)
 
 
 def _meant(override: str) -> str:
-    """What was probably meant by an override that is not of its form, as a hint; empty where there is no telling."""
+    """What was probably meant by an override that is not of its form, as a hint; empty if unknown."""
     bare = override.strip().strip("'\"")
     if bare != override.strip():
         return f"; take the quotes off: {bare}"
@@ -196,20 +152,27 @@ def _meant(override: str) -> str:
     return f"; did you mean {key}={text.strip()}" if colon and key and text.strip() and not equals else ""
 
 
-def _with_colons(keys: Sequence[str], depth: int, content: Mapping[str, Entry]) -> list[str] | None:
-    """The keys that were joined by mistake in one, as in `train.total_iter`, `train/total_iter`, `milestones[0]`.
+def _require_key(override: str, keys: Sequence[str], depth: int, section: Entry) -> None:
+    """Raises where a key leads through what is no mapping, or several keys were joined as in `train.total_iter`.
 
-    None of a plain key. Where users choose the names, as of networks, a dot is part of them, unless what stands before
-    it is a name that has such a key. So it is inside a block, where layers may be named, unless that is a key there.
+    Where users choose the names, as of networks, a dot is part of them, unless what stands before it is a name that
+    has such a key. So it is inside a block, where layers may be named, unless that is a key there.
     """
-    key = keys[depth]
+    content, key, above = section.value, keys[depth], list(keys[:depth])
+    if not isinstance(content, dict):
+        name = ":".join(above)
+        hint = f"is a list, which is given whole: {name}=[...]" if isinstance(content, list) else "is not a mapping"
+        raise _refusal(override, f"{name} {hint}")
     parts = [part for part in re.split(r"[./\[\]]", key) if part]
     if len(parts) < 2 or key in content or (depth > 1 and parts[0] not in content):
-        return None
+        return
     before = content[parts[0]].value if parts[0] in content else None
-    if tuple(keys[:depth]) in _CHOSEN_NAMES and not (isinstance(before, dict) and parts[1] in before):
-        return None
-    return parts
+    if tuple(above) in _CHOSEN_NAMES and not (isinstance(before, dict) and parts[1] in before):
+        return
+    written = ":".join([*above, *parts, *keys[depth + 1 :]])
+    if parts[-1].isdigit():
+        raise _refusal(override, f"lists are given whole: {written.rpartition(':')[0]}=[...]")
+    raise _refusal(override, f"keys are joined by colons: did you mean {written}={override.partition('=')[2]}")
 
 
 def _refusal(override: str, message: str) -> OptionsError:
@@ -224,11 +187,11 @@ def _plain(entry: Entry) -> Any:
     return entry.value
 
 
-def _walk(entry: Entry, key: KeyPath) -> Iterator[tuple[KeyPath, Position]]:
+def _positions(entry: Entry, key: KeyPath) -> Iterator[tuple[KeyPath, Position]]:
     if isinstance(entry.value, dict):
         for name, value in entry.value.items():
             yield (*key, name), value.position
-            yield from _walk(value, (*key, name))
+            yield from _positions(value, (*key, name))
     elif isinstance(entry.value, list):
         for index, value in enumerate(entry.value):
-            yield from _walk(value, (*key, index))
+            yield from _positions(value, (*key, index))

@@ -1,26 +1,19 @@
-"""Reads an options file, or options given as a mapping, with all they build on; no input grows without bound."""
+"""Reads options files, or options given as a mapping, with all they build on; no input grows without bound."""
 
 from __future__ import annotations
 
 import io
 import numbers
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import yaml
 
-from basicsr.config.yaml_entries import (
-    Entry,
-    KeyPath,
-    LocatedProblem,
-    Position,
-    key_text,
-    merge_entries,
-    note_halves,
-)
-from basicsr.config.yaml_scalars import CORE_TAGS, MAX_DEPTH, TAG, Lines, Loader, fits_64_bits, line_of, scalar_value
+from basicsr.config.yaml_entries import Entry, KeyPath, LocatedProblem, Position, key_text, merge_entries, note_halves
+from basicsr.config.yaml_scalars import MAX_DEPTH, TAG, Loader, fits_64_bits, scalar_value
 from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.text import one_line, shortened
@@ -31,23 +24,13 @@ MAX_FILES = 100
 MAX_FILES_DEEP = 20
 BASE_KEY = "_base_"
 
-_KINDS = {"map": yaml.MappingNode, "seq": yaml.SequenceNode}
-
-
-@dataclass(frozen=True)
-class _Text:
-    """Where the nodes of a parsed text stand: in the lines of a file, or all at one position."""
-
-    file: str
-    lines: Lines
-    position: Position | None = None
-
-    def at(self, node: yaml.Node) -> Position:
-        return self.position or Position(self.file, self.lines.of(node.start_mark))
+_Locate = Callable[[Any], Position]
+_LINE_END = re.compile(r"\r\n|\r|\n")  # as editors count lines; PyYAML also begins one after U+0085, U+2028 and U+2029
+_NOT_A_PATH = "must be a path or a list of paths"
 
 
 class Reader:
-    """Reads files with their bases; counts files, bytes and values over all of them.
+    """Makes entries of files with their bases; counts files, bytes and values over all of them.
 
     Attributes:
         problems: mistakes that did not stop the reading.
@@ -58,24 +41,21 @@ class Reader:
         self.problems: list[LocatedProblem] = []
         self.refused: list[LocatedProblem] = []
         self._open: list[str] = []
-        self._parsed: dict[str, tuple[yaml.Node | None, Lines]] = {}
         self._num_files = 0
         self._num_bytes = 0
         self._num_nodes = 0
         self._num_written = 0
 
     def read_file(self, file: str, asked_at: Position, key: KeyPath) -> Entry:
-        """Reads one file with its bases.
-
-        Args:
-            file: the path.
-            asked_at: where it is named; the file itself for the first one.
-            key: of the mapping that the file's content becomes.
+        """Reads one file with its bases; `asked_at` is where it is named, `key` that of the mapping it becomes.
 
         Raises:
             OptionsError: the file cannot be read, is no mapping, is too large, or builds on itself.
         """
-        identity = _identity(file, asked_at)
+        try:
+            identity = os.path.realpath(file)
+        except (OSError, ValueError):
+            raise _error(f"{asked_at}: {file!r} is not the path of a file") from None
         if identity in self._open:
             raise _error(f"{asked_at}: {file} builds on itself through {BASE_KEY}")
         self._num_files += 1
@@ -83,67 +63,51 @@ class Reader:
             raise _error(f"{asked_at}: more than {MAX_FILES} files are read through {BASE_KEY}")
         if len(self._open) >= MAX_FILES_DEEP:
             raise _error(f"{asked_at}: {BASE_KEY} leads through more than {MAX_FILES_DEEP} files, one in the other")
-        if identity not in self._parsed:
-            self._parsed[identity] = self._parse(self._file_text(file, asked_at), file, None)
-        node, lines = self._parsed[identity]
-        if node is None:
-            raise _error(f"{file}: is empty; an options file is a mapping of keys to values")
+        text = self._file_text(file, asked_at)
+        line_ends = [match.end() for match in _LINE_END.finditer(text)]
+
+        def position(index: int) -> Position:
+            return Position(file, 1 + bisect_right(line_ends, index))
+
+        node = self._parsed(text, position)
         self._open.append(identity)
-        entry = self._entry(node, _Text(file, lines), key)
+        folder = os.path.dirname(file)
+        entry = self._entry(node, lambda node: position(node.start_mark.index), key, folder) if node else None
         self._open.pop()
-        if entry.value is None:
+        if entry is None or entry.value is None:
             raise _error(f"{file}: is empty; an options file is a mapping of keys to values")
         if not isinstance(entry.value, dict):
-            raise _error(f"{file}:{entry.position.line}: an options file is a mapping of keys to values")
+            raise _error(f"{entry.position}: an options file is a mapping of keys to values")
         return entry
 
-    def read_text(self, text: str, key: KeyPath, position: Position) -> Entry:
-        """Reads the value at `key` from YAML; everything in it is said to stand at `position`.
+    def read_text(self, text: str, position: Position, key: KeyPath) -> Entry:
+        """Reads the value at `key` from YAML; all of it gets one position.
 
         Raises:
             OptionsError: it is not YAML, or too much.
         """
-        node, lines = self._parse(text, position.file, position)
-        return Entry(None, position) if node is None else self._entry(node, _Text("", lines, position), key)
+        node = self._parsed(text, lambda _: position)
+        return self._entry(node, lambda _: position, key) if node else Entry(None, position)
 
-    def read_mapping(self, data: Mapping[Any, Any], position: Position, key: KeyPath) -> Entry:
+    def read_mapping(self, data: Mapping[Any, Any], position: Position) -> Entry:
         """Reads options that are given as a mapping, which may build on files.
 
         Raises:
             OptionsError: it is nested too deeply, holds too much, or a file cannot be read.
         """
-        self._count(position, key)
-        content: dict[str, Entry] = {}
-        for name, value in data.items():
-            if isinstance(name, str):
-                content[str(name)] = self._value(value, position, (*key, str(name)))
-            else:
-                message = f"key {_shown(name)} is not text; keys are text"
-                self.refused.append(LocatedProblem(position, key, message, is_of_value=False))
-        return self._with_base(Entry(content, position), "", key)
-
-    def _value(self, value: Any, position: Position, key: KeyPath) -> Entry:
-        if isinstance(value, Mapping):
-            return self.read_mapping(value, position, key)
-        self._count(position, key)
-        if isinstance(value, (list, tuple)):
-            return Entry([self._value(item, position, (*key, i)) for i, item in enumerate(value)], position)
-        plain, message = _plain_value(value)
-        if message:
-            self.problems.append(LocatedProblem(position, key, message))
-        return Entry(plain, position)
-
-    def _count(self, here: Position, key: KeyPath) -> None:
-        self._num_nodes += 1
-        if self._num_nodes > MAX_NODES:
-            raise _error(f"{here}: more than {MAX_NODES} values once aliases (*name) are expanded")
-        if len(key) > MAX_DEPTH:
-            at = key_text(key[:3])
-            raise _error(f"{here}: {at}: is nested deeper than {MAX_DEPTH} levels once aliases (*name) are expanded")
+        return self._entry(data, lambda _: position, ())
 
     def _file_text(self, file: str, asked_at: Position) -> str:
         prefix = "" if str(asked_at) == file else f"{asked_at}: "
-        content = _content(file, prefix)
+        try:
+            with io.BufferedReader(open_regular(file)) as stream:  # waits for no pipe and reads no device
+                content = stream.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise _error(f"{prefix}there is no options file {file}") from None
+        except OSError as error:
+            raise _error(f"{prefix}cannot read the options file {file}: {error.strerror}") from None
+        except ValueError:
+            raise _error(f"{prefix}cannot read the options file {file!r}: no file has such a name") from None
         self._num_bytes += len(content)
         if len(content) > MAX_BYTES:
             raise _error(f"{prefix}{file} is larger than {MAX_BYTES} bytes; is it an options file?")
@@ -152,98 +116,94 @@ class Reader:
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            line = line_of(content[: error.start].decode("utf-8", "replace"), error.start)
+            line = 1 + len(_LINE_END.findall(content[: error.start].decode("utf-8", "replace")))
             raise _error(f"{file}:{line}: is not text in UTF-8; save the file as UTF-8") from None
 
-    def _parse(self, text: str, file: str, position: Position | None) -> tuple[yaml.Node | None, Lines]:
+    def _parsed(self, text: str, position: Callable[[int], Position]) -> yaml.Node | None:
+        """The text's one document; `position` is that of an index in the text."""
         try:
             loader = Loader(text, self._num_written)
             node = loader.get_single_node()
         except yaml.MarkedYAMLError as error:
-            raise _error(_syntax_message(error, Lines(text), file, position)) from None
+            mark = error.problem_mark or error.context_mark
+            raise _error(f"{position(mark.index if mark else 0)}: {_syntax_message(error)}") from None
         except yaml.reader.ReaderError as error:
-            at = position or f"{file}:{line_of(text, error.position)}"
             sign = f"U+{ord(text[error.position]):04X}"
-            raise _error(f"{at}: is not text in UTF-8: holds the control character {sign}; remove it") from None
+            message = f"is not text in UTF-8: holds the control character {sign}; remove it"
+            raise _error(f"{position(error.position)}: {message}") from None
         self._num_written = loader.written
-        return node, Lines(text)
+        return node
 
-    def _entry(self, node: yaml.Node, text: _Text, key: KeyPath) -> Entry:
-        here = text.at(node)
-        self._count(here, key)
-        kind = _KINDS.get(node.tag.removeprefix(TAG), yaml.ScalarNode)
-        if node.tag not in CORE_TAGS or (not isinstance(node, kind) and not isinstance(node, yaml.ScalarNode)):
-            tag = shortened(node.tag.replace(TAG, "!!"))
+    def _entry(self, item: Any, position: _Locate, key: KeyPath, folder: str = "") -> Entry:
+        """The entry of a node or of a plain value; bases in it are relative to `folder`."""
+        here = position(item)
+        self._num_nodes += 1
+        if self._num_nodes > MAX_NODES:
+            raise _error(f"{here}: more than {MAX_NODES} values once aliases (*name) are expanded")
+        if len(key) > MAX_DEPTH:
+            at = key_text(key[:3])
+            raise _error(f"{here}: {at}: is nested deeper than {MAX_DEPTH} levels once aliases (*name) are expanded")
+        if not isinstance(item, yaml.Node):
+            value, message = _plain_value(item)
+        elif not _has_known_tag(item):
+            tag = shortened(item.tag.replace(TAG, "!!"))
             self.refused.append(LocatedProblem(here, key, f"tag {tag} is not read; write the value plainly"))
             return Entry(None, here)
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, text, key)
-        if isinstance(node, yaml.SequenceNode):
-            return Entry([self._entry(item, text, (*key, i)) for i, item in enumerate(node.value)], here)
-        assert isinstance(node, yaml.ScalarNode)
-        value, message = scalar_value(node)
+        else:
+            value, message = scalar_value(item) if isinstance(item, yaml.ScalarNode) else (item.value, None)
+        if isinstance(item, (yaml.MappingNode, Mapping)):
+            content = self._mapping(value if isinstance(value, list) else value.items(), position, key, folder)
+            return self._with_base(Entry(content, here), folder, key)
+        if isinstance(item, (yaml.SequenceNode, list, tuple)):
+            return Entry([self._entry(one, position, (*key, i), folder) for i, one in enumerate(value)], here)
         if message:
             self.problems.append(LocatedProblem(here, key, message))
         return Entry(value, here)
 
-    def _mapping(self, node: yaml.MappingNode, text: _Text, key: KeyPath) -> Entry:
+    def _mapping(
+        self, pairs: Iterable[tuple[Any, Any]], position: _Locate, key: KeyPath, folder: str
+    ) -> dict[str, Entry]:
         content: dict[str, Entry] = {}
-        lines: dict[str, Position] = {}
+        given: dict[str, Position] = {}
         inherited: list[Entry] = []
-        for key_node, value_node in node.value:
-            at = text.at(key_node)
-            name = self._key(key_node, at, key)
+        for written, value in pairs:
+            at = position(written)
+            name, message = _key(written)
             if name is None:
+                self.refused.append(LocatedProblem(at, key, message, is_of_value=False))
                 continue
-            if name in lines:
-                message = f"is given twice, here and at {lines[name]}; keep one"
+            if name in given:
+                message = f"is given twice, here and at {given[name]}; keep one"
                 self.problems.append(LocatedProblem(at, (*key, name), message, is_of_value=False))
                 continue
-            lines[name] = at
-            entry = self._entry(value_node, text, (*key, name))
-            if key_node.tag == TAG + "merge":
-                inherited = self._merge_sources(entry, at, key)
-            else:
+            given[name] = at
+            entry = self._entry(value, position, (*key, name), folder)
+            if not (isinstance(written, yaml.Node) and written.tag == TAG + "merge"):
                 content[name] = Entry(entry.value, at)
+                continue
+            inherited = entry.value if isinstance(entry.value, list) else [entry]
+            if not all(isinstance(source.value, dict) for source in inherited):
+                message = "'<<' takes a mapping or a list of mappings (<<: *name)"
+                self.refused.append(LocatedProblem(at, key, message, is_of_value=False))
+                inherited = []
         for source in inherited:
             merged = dict(source.value)
             note_halves(merged, content)
-            for name, entry in merged.items():
-                content.setdefault(name, entry)
-        return self._with_base(Entry(content, text.at(node)), os.path.dirname(text.file), key)
-
-    def _key(self, node: yaml.Node, at: Position, parent: KeyPath) -> str | None:
-        if isinstance(node, yaml.ScalarNode) and node.tag in (TAG + "str", TAG + "merge"):
-            return str(node.value)
-        shown = repr(shortened(node.value)) if isinstance(node, yaml.ScalarNode) else "of lists or mappings"
-        message = f"key {shown} is not text; keys are text, so quote it"
-        self.refused.append(LocatedProblem(at, parent, message, is_of_value=False))
-        return None
-
-    def _merge_sources(self, entry: Entry, at: Position, key: KeyPath) -> list[Entry]:
-        sources = entry.value if isinstance(entry.value, list) else [entry]
-        if all(isinstance(source.value, dict) for source in sources):
-            return sources
-        message = "'<<' takes a mapping or a list of mappings (<<: *name)"
-        self.refused.append(LocatedProblem(at, key, message, is_of_value=False))
-        return []
+            content |= {name: entry for name, entry in merged.items() if name not in content}
+        return content
 
     def _with_base(self, entry: Entry, folder: str, key: KeyPath) -> Entry:
         """Merges a mapping over the files that its `_base_` names; later files over earlier ones."""
         base = entry.value.pop(BASE_KEY, None)
         if base is None:
             return entry
-        names = base.value if isinstance(base.value, list) else [base]
-        if not names or not all(isinstance(name.value, str) and name.value.isprintable() for name in names):
-            raise _error(f"{base.position}: {key_text((*key, BASE_KEY))}: must be a path or a list of paths")
-        merged: Entry | None = None
+        names = [name.value for name in base.value] if isinstance(base.value, list) else [base.value]
+        if not names or not all(isinstance(name, str) and name and name.isprintable() for name in names):
+            raise _error(f"{base.position}: {key_text((*key, BASE_KEY))}: {_NOT_A_PATH}")
+        merged = Entry({}, base.position)
         for name in names:
-            if not name.value:
-                raise _error(f"{base.position}: {key_text((*key, BASE_KEY))}: must be a path or a list of paths")
-            file = os.path.normpath(os.path.join(folder, os.path.expanduser(name.value)))
-            content = self.read_file(file, base.position, key)
-            merged = content if merged is None else merge_entries(merged, content)
-        assert merged is not None
+            file = os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
+            merged = merge_entries(merged, self.read_file(file, base.position, key))
         return merge_entries(merged, entry)
 
 
@@ -251,42 +211,43 @@ def _error(text: str) -> OptionsError:
     return OptionsError(one_line(text))
 
 
-def _identity(file: str, asked_at: Position) -> str:
-    try:
-        return os.path.realpath(file)
-    except (OSError, ValueError):
-        raise _error(f"{asked_at}: {file!r} is not the path of a file") from None
-
-
-def _content(file: str, prefix: str) -> bytes:
-    """The file's bytes, at most one more than may be; waits for no pipe and reads no device."""
-    try:
-        with io.BufferedReader(open_regular(file)) as stream:
-            return stream.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise _error(f"{prefix}there is no options file {file}") from None
-    except OSError as error:
-        raise _error(f"{prefix}cannot read the options file {file}: {error.strerror}") from None
-    except ValueError:
-        raise _error(f"{prefix}cannot read the options file {file!r}: no file has such a name") from None
-
-
-def _syntax_message(error: yaml.MarkedYAMLError, lines: Lines, file: str, position: Position | None) -> str:
-    mark = error.problem_mark or error.context_mark
-    at = position or Position(file, lines.of(mark) if mark else None)
+def _syntax_message(error: yaml.MarkedYAMLError) -> str:
     problem = shortened(error.problem or "is not YAML", 200)
     if "'\\t'" in problem:
         problem += "; indent with spaces, not tabs"
-    told = ("found undefined alias", "found another document", "nested deeper", "more than")
-    if any(words in problem for words in told):
-        return f"{at}: {problem.replace('expected a single document in the stream', '')}"
+    plain = ("found undefined alias", "found another document", "nested deeper", "more than")
+    if any(words in problem for words in plain):
+        return problem
     context = f" ({shortened(error.context.splitlines()[0])})" if error.context else ""
-    return f"{at}: not valid YAML: {problem}{context}"
+    return f"not valid YAML: {problem}{context}"
+
+
+def _has_known_tag(node: yaml.Node) -> bool:
+    tag = node.tag.removeprefix(TAG)
+    if isinstance(node, yaml.ScalarNode):
+        return tag in ("str", "int", "float", "bool", "null", "merge", "seq", "map")  # of the last two more is said
+    return bool(tag == ("map" if isinstance(node, yaml.MappingNode) else "seq"))
+
+
+def _key(written: Any) -> tuple[str | None, str]:
+    """A key's text, or None and what is wrong with it."""
+    if isinstance(written, yaml.ScalarNode):
+        if written.tag in (TAG + "str", TAG + "merge"):
+            return written.value, ""
+        return None, f"key {shortened(written.value)!r} is not text; keys are text, so quote it"
+    if isinstance(written, yaml.Node):
+        return None, "key of lists or mappings is not text; keys are text, so quote it"
+    if isinstance(written, str):
+        return str(written), ""
+    is_short = isinstance(written, int) and fits_64_bits(written)
+    shown = is_short or written is None or isinstance(written, (float, tuple))
+    name = shortened(repr(written)) if shown else f"of type {type(written).__name__}"
+    return None, f"key {name} is not text; keys are text"
 
 
 def _plain_value(value: Any) -> tuple[Any, str | None]:
     """A value of a mapping as YAML could hold it, numpy's numbers as Python's; and what is wrong with it."""
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, (bool, Mapping, list, tuple)):
         return value, None
     if isinstance(value, str):
         return str(value), None
@@ -294,16 +255,9 @@ def _plain_value(value: Any) -> tuple[Any, str | None]:
         whole = int(value)
         return (whole, None) if fits_64_bits(whole) else (None, "is too large for a whole number, which has 64 bits")
     if isinstance(value, numbers.Real):
-        number = float(value)
-        return number, None
+        return float(value), None
     if isinstance(value, os.PathLike):
         path = os.fspath(value)
         return (path, None) if isinstance(path, str) else (None, "must be a path of text, not of bytes")
     allowed = "text, numbers, true, false, ~, lists and mappings"
     return None, f"must be what YAML holds ({allowed}), got a value of type {type(value).__name__}"
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, (bool, float, tuple)) or (isinstance(value, int) and fits_64_bits(value)):
-        return shortened(repr(value))
-    return f"of type {type(value).__name__}"

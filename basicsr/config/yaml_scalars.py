@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,18 +15,16 @@ MAX_DEPTH = 64
 MAX_WRITTEN = 5_000
 
 TAG = "tag:yaml.org,2002:"
-CORE_TAGS = {TAG + name for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*|[1-9][0-9]{0,2}(_[0-9]{3})+)\Z")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)\Z")
 _NAN = re.compile(r"\.(nan|NaN|NAN)\Z")
-_LINE_END = re.compile(r"\r\n|\r|\n")
-_OTHER_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+_UNUSUAL_LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's scanner, parser and composer with YAML 1.2's plain scalars and limits on nesting and number."""
+    """PyYAML's scanner, parser and composer with YAML 1.2's plain scalars and limits on depth and number of nodes."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -40,37 +37,16 @@ class Loader(yaml.SafeLoader):
         """PyYAML's, within the limits."""
         self.depth += 1
         self.written += 1
-        mark = self.peek_event().start_mark
+        problem = ""
         if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"is nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
-        if self.written > MAX_WRITTEN:
+            problem = f"is nested deeper than {MAX_DEPTH} levels"
+        elif self.written > MAX_WRITTEN:
             problem = f"more than {MAX_WRITTEN} keys and values; is it an options file?"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
-
-
-class Lines:
-    """From a place in a text to its line as editors count lines, which end with LF, CR LF or CR and nothing else.
-
-    PyYAML also begins a line after U+0085, U+2028 and U+2029.
-    """
-
-    def __init__(self, text: str) -> None:
-        unusual = _OTHER_LINE_ENDS.search(text) is not None
-        self._ends = [match.end() for match in _LINE_END.finditer(text)] if unusual else None
-
-    def of(self, mark: Any) -> int:
-        """The line of one of PyYAML's marks, counted from 1."""
-        line: int = mark.line if self._ends is None else bisect_right(self._ends, mark.index)
-        return line + 1
-
-
-def line_of(text: str, index: int) -> int:
-    """The line, counted from 1, of the character at `index`."""
-    return 1 + sum(1 for _ in _LINE_END.finditer(text, 0, index))
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def scalar_value(node: yaml.ScalarNode) -> tuple[Any, str | None]:
@@ -116,7 +92,7 @@ def _number(text: str, kind: str) -> tuple[Any, str | None]:
 
 
 def fits_64_bits(number: int) -> bool:
-    """Whether a whole number is one that torch and numpy can hold."""
+    """Whether torch and numpy can hold a whole number."""
     return -(2**63) <= number < 2**63
 
 
@@ -124,24 +100,14 @@ def _is_exact(number: float) -> bool:
     return abs(number) < 2**53
 
 
-def dump_yaml(data: Mapping[str, Any]) -> str:
-    """Plain dicts, lists and scalars as YAML that `load_yaml` reads back equal."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
-
-
-def _add_resolvers() -> None:
-    digits = "-+0123456789."
-    for tag, pattern, first in (
-        ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-        ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-        ("int", rf"^({_INT.pattern}|{_LEADING_ZERO.pattern})", list(digits)),
-        ("float", rf"^({_FLOAT.pattern}|{_INFINITE.pattern}|{_NAN.pattern})", list(digits)),
-        ("merge", r"^<<$", ["<"]),
-    ):
-        Loader.add_implicit_resolver(TAG + tag, re.compile(pattern), first)
-
-
-_add_resolvers()
+for _tag, _pattern, _first in (
+    ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", rf"^({_INT.pattern}|{_LEADING_ZERO.pattern})", list("-+0123456789.")),
+    ("float", rf"^({_FLOAT.pattern}|{_INFINITE.pattern}|{_NAN.pattern})", list("-+0123456789.")),
+    ("merge", r"^<<$", ["<"]),
+):
+    Loader.add_implicit_resolver(TAG + _tag, re.compile(_pattern), _first)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -155,9 +121,13 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     """PyYAML would read line ends other than LF, written as they are, as LF or as a space."""
-    style = '"' if "\r" in text or _OTHER_LINE_ENDS.search(text) else None
-    return dumper.represent_scalar(TAG + "str", text, style=style)
+    return dumper.represent_scalar(TAG + "str", text, style='"' if _UNUSUAL_LINE_ENDS.search(text) else None)
 
 
 _Dumper.add_representer(str, _represent_text)
 _Dumper.add_implicit_resolver(TAG + "null", re.compile("^None$"), ["N"])
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Plain dicts, lists and scalars as YAML that `load_yaml` reads back equal."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
