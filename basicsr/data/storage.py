@@ -15,11 +15,11 @@ import numpy as np
 
 from basicsr.data import data_util
 from basicsr.data.checks.folder_contents import folder_warnings
-from basicsr.files.file_client import FileClient, count_values, stored_value
-from basicsr.files.image_headers import FOLLOWING, Content, Source, is_alone_ppm
+from basicsr.files.file_client import FileClient
+from basicsr.files.image_headers import Content, Source
 from basicsr.files.images import imfrombytes
-from basicsr.files.lmdb_databases import read_meta_info
-from basicsr.files.ppm_files import LONGEST_HEADER, PpmHeader, pixels_of, read_ppm_header
+from basicsr.files.lmdb_databases import count_values, read_meta_info, stored_value
+from basicsr.files.ppm_files import FOLLOWING, LONGEST_HEADER, PpmHeader, is_alone_ppm, pixels_of, read_ppm_header
 from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.text import printable

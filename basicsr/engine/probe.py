@@ -24,7 +24,8 @@ from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
 from basicsr.distill.several_teachers import SeveralTeachers
 from basicsr.engine.training_run import TrainingRun
-from basicsr.files.image_headers import HeaderError, read_header
+from basicsr.files.header_readers import read_header
+from basicsr.files.image_headers import HeaderError
 from basicsr.inference.probing import Outcome, Shape, Trial
 from basicsr.metrics.traits import arguments_of
 from basicsr.models.adversary import Adversary

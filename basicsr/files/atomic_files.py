@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from basicsr.utils.errors import CheckpointError
 
 TEMPORARY = ".*.tmp"
-"""Pattern of the names that unfinished files have beside those that they will have."""
+"""Pattern of the names of unfinished files."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -27,14 +27,7 @@ class NoSpaceError(CheckpointError):
 
 @dataclass(frozen=True)
 class Staged:
-    """A file that is written and on the disk, beside the place where it shall be.
-
-    Attributes:
-        path: where it shall be.
-        temporary: where it is.
-        sha256: of its content, in hexadecimal.
-        size: in bytes.
-    """
+    """A file that is on the disk as `temporary`, to become `path`; SHA-256 in hexadecimal, size in bytes."""
 
     path: Path
     temporary: Path
@@ -42,7 +35,7 @@ class Staged:
     size: int
 
     def commit(self) -> None:
-        """Puts it in its place, in one step."""
+        """Renames it, in one step."""
         os.replace(self.temporary, self.path)
         sync_folder(self.path.parent)
 
@@ -53,14 +46,7 @@ class Staged:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> tuple[str, int]:
-    """Writes a file by way of a temporary neighbour: write, flush, fsync, rename, fsync of the folder.
-
-    Args:
-        path: the file to create or replace.
-        write: called with the open binary file.
-
-    Returns:
-        SHA-256 in hexadecimal and size in bytes of what was written.
+    """Writes a file: temporary neighbour, flush, fsync, rename, fsync of the folder. Returns SHA-256 and size.
 
     Raises:
         CheckpointError: the file could not be written; the old one, if any, is untouched.
@@ -75,7 +61,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> tuple[s
 
 
 def stage(path: Path, temporary: Path, write: Callable[[BinaryIO], object]) -> Staged:
-    """Writes what shall be `path` to `temporary` in the same folder, and waits until the disk has it.
+    """Writes the future `path` to `temporary` in the same folder, and waits until the disk has it.
 
     Raises:
         NoSpaceError: there is no room for it; nothing is left of it.
@@ -93,7 +79,7 @@ def stage(path: Path, temporary: Path, write: Callable[[BinaryIO], object]) -> S
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        # What goes wrong in writing reaches us through torch.save without its reason.
+        # torch.save raises another error than the failed write.
         cause = recorder.failure if recorder is not None and recorder.failure is not None else error
         if not isinstance(cause, OSError):
             raise
@@ -101,37 +87,8 @@ def stage(path: Path, temporary: Path, write: Callable[[BinaryIO], object]) -> S
         raise kind(f"cannot save {path}: {cause.strerror or cause}") from error
 
 
-def check_writable(folder: Path) -> None:
-    """Writes a file into a folder, or where that is missing into the next one above, and removes it again.
-
-    Permissions do not tell it: a disk may be read-only, full, or forbid it for another reason.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
-    try:
-        with tempfile.NamedTemporaryFile(dir=there, prefix=".try_", suffix=".tmp") as file:
-            file.write(b"x")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
-
-
-def free_name(path: Path, word: str) -> Path:
-    """A name beside a file that nothing has: history_damaged.jsonl, history_damaged_2.jsonl, ..."""
-    numbered = (f"{word}_{number}" if number > 1 else word for number in itertools.count(1))
-    names = (path.with_name(f"{path.stem}_{ending}{path.suffix}") for ending in numbered)
-    return next(name for name in names if not os.path.lexists(name))
-
-
 class _Recorder:
-    """A file opened for writing that remembers why a write failed.
-
-    Args:
-        file: the file.
-    """
+    """A file opened for writing that remembers why a write failed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -148,6 +105,28 @@ class _Recorder:
         return getattr(self._file, name)
 
 
+def check_writable(folder: Path) -> None:
+    """Writes a file into a folder, or its nearest existing parent, and removes it again; raises CheckpointError.
+
+    Permissions do not show it: a disk may be read-only, full, or forbid it for another reason.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".try_", suffix=".tmp") as file:
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
+
+
+def free_name(path: Path, word: str) -> Path:
+    """A free name beside a file: history_damaged.jsonl, history_damaged_2.jsonl, ..."""
+    numbered = (f"{word}_{number}" if number > 1 else word for number in itertools.count(1))
+    names = (path.with_name(f"{path.stem}_{ending}{path.suffix}") for ending in numbered)
+    return next(name for name in names if not os.path.lexists(name))
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
@@ -155,7 +134,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the disk has a folder's entries; some network mounts know no such thing, and are left alone."""
+    """Waits until the disk has a folder's entries; network mounts that cannot do so are left alone."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

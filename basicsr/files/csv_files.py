@@ -1,8 +1,7 @@
-"""Tables of text and numbers as CSV that a spreadsheet shows and does not execute.
+"""Tables of text and numbers as CSV that spreadsheets do not execute.
 
-A cell of text that begins with = + - @, a tab or the like is a formula to Excel, LibreOffice and Google Sheets, and
-names of images, networks and datasets may come from anybody. Such text gets an apostrophe in front, as does text that
-begins with one; `read_csv` takes it away again.
+Text that begins with = + - @, a tab or the like is a formula to Excel, LibreOffice and Google Sheets, and names may
+come from anybody. Such text gets an apostrophe in front, as does text that begins with one; `read_csv` removes it.
 """
 
 from __future__ import annotations
@@ -22,15 +21,11 @@ class Number(str):
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """The file's text; cells of type `str` are guarded, numbers and `Number`s are not."""
-    guarded_rows = ([guarded(cell) if type(cell) is str else cell for cell in row] for row in rows)
-    text = io.StringIO()
-    # A writer whose lines end in \n alone does not quote \r, at which readers begin a new row (Python 3.11).
-    writer = csv.writer(text, lineterminator="\r\n")
     lines = []
-    for row in (head, *guarded_rows):
-        text.seek(0)
-        text.truncate()
-        writer.writerow(row)
+    for row in (head, *([guarded(cell) if type(cell) is str else cell for cell in row] for row in rows)):
+        text = io.StringIO()
+        # A writer whose lines end in \n alone does not quote \r, at which readers begin a new row (Python 3.11).
+        csv.writer(text, lineterminator="\r\n").writerow(row)
         lines.append(text.getvalue().removesuffix("\r\n"))
     return "\n".join([*lines, ""])
 
@@ -41,10 +36,6 @@ def guarded(text: str) -> str:
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """The rows of such a file, by the names of its columns, with texts as they were before they were written.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The rows of such a file, by the names of its columns, with the original texts; raises OSError."""
     with open(path, newline="", encoding="utf-8") as file:
         return [{name: cell.removeprefix("'") for name, cell in row.items()} for row in csv.DictReader(file)]

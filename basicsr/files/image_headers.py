@@ -1,368 +1,133 @@
-"""What an image file says of itself before it is decoded: format, size, channels and bits.
-
-Read by hand, not by a library: nothing is allocated for the pixels announced, only some bytes of the file are
-looked at, and any bytes give either a header or a `HeaderError`.
-"""
+"""What an image file announces before it is decoded, and which images are read at all."""
 
 from __future__ import annotations
 
-import re
-import struct
-import zlib
-from collections.abc import Callable
-from dataclasses import replace
-
-from basicsr.files.image_sources import TURNED, Content, HeaderError, ImageHeader, Source
-from basicsr.files.tiff_headers import orientation_of, read_directory, read_tiff_header
-
-__all__ = [
-    "MOST_PIXELS",
-    "MOST_TO_CUT",
-    "Content",
-    "HeaderError",
-    "ImageHeader",
-    "Source",
-    "find_fault",
-    "find_odd",
-    "is_alone_ppm",
-    "read_header",
-    "sniff",
-]
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 # 16384 x 16384, 0.8 GB in 8 bits: more than any photograph, and little enough to fail in good order.
 MOST_PIXELS = 2**28
 # What scripts/data/extract_subimages.py cuts into squares; no library here decodes more.
 MOST_TO_CUT = 2**30
+# The orientations of EXIF that make rows of columns.
+TURNED = range(5, 9)
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
-_DEFLATE_AT_MOST = 1032  # bytes that one compressed byte can stand for
-_LONGEST_LIST = 1 << 16  # chunks or segments before the pixels
-FOLLOWING = 16  # bytes behind a PPM file's pixels that are looked at
-_PNG_TAIL = (1 << 16) + 1024  # bytes at the end where EXIF data may lie
 _BITS = {"PNG": (2, 4, 8, 16), "JPEG": (8,)}
-_BMP_MASKS = {0xFF, 0xFF00, 0xFF0000, 0xFF000000}
-# How a JPEG file is coded, by its frame marker; others than these are not read.
-_JPEG_CODED = {0xC0: "", 0xC1: "", 0xC2: ""}
-_JPEG_FRAMES = {
-    **_JPEG_CODED,
-    **{0xC3: "without loss", 0xC5: "by differences", 0xC6: "by differences", 0xC7: "by differences"},
-    **dict.fromkeys((0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF), "arithmetically"),
-    0xF7: "as JPEG-LS",
-}
-# How a JPEG file's three components may be sampled, across x down: all that libjpeg-turbo's simple interface takes.
-_JPEG_SAMPLINGS = {
-    *((luma, "1x1", "1x1") for luma in ("1x1", "2x1", "1x2", "2x2", "4x1", "1x4")),
-    *((same, same, same) for same in ("2x1", "1x2", "3x1", "1x3")),
-    *(("2x2", chroma, chroma) for chroma in ("2x1", "1x2")),
-}
 
 
-def sniff(beginning: bytes) -> str | None:
-    """The format that a file's first 12 bytes show, None for none of those that are read."""
-    for name, matches in _SIGNATURES.items():
-        if matches(beginning):
-            return name
-    return None
+class HeaderError(ValueError):
+    """Why bytes are no header of an image, without the file's name."""
 
 
-def read_header(source: Source) -> ImageHeader:
-    """The header of an image.
+class Source(Protocol):
+    """An image's bytes, of which parts are read."""
 
-    Raises:
-        HeaderError: there is none, it is damaged, or the format is not read here.
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes from `offset`, fewer at the end."""
+        ...
+
+
+class Content:
+    """A source in memory; only the parts that are read are copied."""
+
+    def __init__(self, content: bytes | memoryview) -> None:
+        self._view = memoryview(content)
+        self.size = len(self._view)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes from `offset`, fewer at the end."""
+        return bytes(self._view[offset : offset + length])
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file announces.
+
+    Attributes:
+        format: 'PNG', 'JPEG', 'BMP', 'TIFF', 'WebP' or 'PPM'.
+        height: of the upright image, turned as `orientation` says.
+        width: likewise.
+        channels: as stored, alpha included; 3 for colours from a palette.
+        bits: to a channel; 8 for colours from a palette.
+        space: 'gray', 'colour', 'CMYK', or 'other'.
+        floating: whether the pixels are floating-point numbers.
+        end: bytes that the file must have at least for its pixels; 0 if unknown.
+        largest: the value of full intensity, where the file states it, as PPM files do.
+        orientation: how the stored rows are to be turned, 1 to 8 as in EXIF.
+        frames: pictures in the file: of an animation, or pages.
+        transparent: the tRNS chunk of a PNG file without alpha channel.
+        oddity: why its pixels cannot be read, in words after 'cannot read image NAME: '.
     """
-    if source.size == 0:
-        raise HeaderError("the file is empty")
-    kind = sniff(source.read(0, 12))
-    if kind is None:
-        raise HeaderError(f"it is no image, or its format is none of {', '.join(_READERS)}")
-    try:
-        return _READERS[kind](source)
-    except (struct.error, IndexError, OverflowError, ValueError) as error:
-        if isinstance(error, HeaderError):
-            raise
-        raise HeaderError(f"the file is truncated or damaged (its {kind} header is not whole)") from error
+
+    format: str
+    height: int
+    width: int
+    channels: int
+    bits: int
+    space: str
+    floating: bool = False
+    end: int = 0
+    largest: int | None = None
+    orientation: int = 1
+    frames: int = 1
+    transparent: bytes | None = None
+    oddity: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width of the stored pixels, not turned."""
+        return self.size[::-1] if self.orientation in TURNED else self.size
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the file has transparency."""
+        return self.channels in (2, 4) or self.transparent is not None
+
+    @property
+    def depth(self) -> int:
+        """Bits to a channel once decoded, 8 or 16."""
+        return 16 if self.bits > 8 else 8
 
 
 def find_fault(header: ImageHeader, most_pixels: int = MOST_PIXELS) -> str | None:
-    """Why images of such a header are not read by training, evaluation and the scripts for data, or None.
+    """Why training, evaluation and the scripts for data do not read such an image, or None.
 
-    Gray images become three equal channels and alpha is dropped, so both are read; as are palettes. Refused are
-    sizes that no memory should be spent on, CMYK (whose colours depend on a profile), other than 8 or 16 bits
-    (floating point, and one bit to a pixel, a mask rather than a photograph), files of several pictures, and
-    whatever else has no exact meaning in three channels.
-
-    Args:
-        header: of the image.
-        most_pixels: how many it may have.
+    Gray images become three equal channels and alpha is dropped, so both are read, as are palettes. Refused are
+    images of more than `most_pixels`, CMYK (whose colours depend on a profile), other than 8 or 16 bits, files of
+    several pictures, and whatever else has no exact meaning in three channels.
     """
-    return _find_bad_size(header, most_pixels) or _find_bad_pixels(header) or find_odd(header)
+    return next(_faults(header, most_pixels), None)
 
 
-def find_odd(header: ImageHeader) -> str | None:
-    """Of `find_fault`, what concerns several pictures in a file and dialects that nothing here reads."""
-    if header.oddity is None and header.frames > 1:
-        kind = "pages" if header.format == "TIFF" else "pictures"
-        return f"it holds {header.frames} {kind}, allowed is one; save each in a file of its own"
-    return header.oddity
-
-
-def _find_bad_size(header: ImageHeader, most_pixels: int) -> str | None:
-    by, pixels = f"{header.height}x{header.width}", header.height * header.width
+def _faults(header: ImageHeader, most_pixels: int) -> Iterator[str]:
+    size, pixels = f"{header.height}x{header.width}", header.height * header.width
     if min(header.size) < 1:
-        return f"its header announces {by} pixels; the file is damaged"
+        yield f"its header announces {size} pixels; the file is damaged"
     if pixels > most_pixels:
         tool = "scripts/data/extract_subimages.py" if pixels <= MOST_TO_CUT else "an image editor first"
-        return f"it announces {by} pixels (H x W), allowed are {most_pixels:,d} in all; cut it into squares by {tool}"
-    return None
-
-
-def _find_bad_pixels(header: ImageHeader) -> str | None:
+        yield f"it announces {size} pixels (H x W), allowed are {most_pixels:,d} in all; cut it into squares by {tool}"
     if header.space == "CMYK":
-        return "its pixels are CMYK, allowed are gray and RGB; convert it"
+        yield "its pixels are CMYK, allowed are gray and RGB; convert it"
     if header.floating:
-        return f"its pixels are float{header.bits}, allowed are 8 or 16 bits; convert it"
+        yield f"its pixels are float{header.bits}, allowed are 8 or 16 bits; convert it"
     if header.bits == 1:
-        return "it has 1 bit to a pixel, allowed are 8 or 16 bits; convert it"
+        yield "it has 1 bit to a pixel, allowed are 8 or 16 bits; convert it"
     if header.bits not in _BITS.get(header.format, (8, 16)):
-        return f"its pixels are of {header.bits} bits, allowed are 8 or 16 bits; convert it"
+        yield f"its pixels are of {header.bits} bits, allowed are 8 or 16 bits; convert it"
     if header.largest not in (None, 255, 65535):
-        return f"its largest value is {header.largest}, allowed are 255 or 65535; convert it"
+        yield f"its largest value is {header.largest}, allowed are 255 or 65535; convert it"
     if header.format == "JPEG" and header.channels not in (1, 3):
-        return f"it has {header.channels} channels, allowed are 1 or 3; convert it"
-    return None
-
-
-def _png(source: Source) -> ImageHeader:
-    length, kind = struct.unpack(">I4s", source.read(8, 8))
-    if kind != b"IHDR" or length != 13:
-        raise HeaderError("the file is damaged (the PNG does not begin with its header)")
-    width, height, bits, colour = struct.unpack(">IIBB", source.read(16, 10))
-    if colour not in _PNG_CHANNELS:
-        raise HeaderError("the file is damaged (the PNG header names an unknown kind of pixels)")
-    stored = (1 if colour == 3 else _PNG_CHANNELS[colour]) * bits
-    if height * ((width * stored + 7) // 8) > _DEFLATE_AT_MOST * source.size:
-        raise HeaderError(
-            f"it announces {height}x{width} pixels (H x W), more than {source.size:,d} bytes can hold; the file is"
-            " truncated or made to fill the memory"
-        )
-    bits, space = 8 if colour == 3 else bits, "gray" if colour in (0, 4) else "colour"
-    orientation, frames, transparent = _png_notes(source)
-    header = ImageHeader(
-        "PNG", height, width, _PNG_CHANNELS[colour], bits, space, frames=frames, transparent=transparent
-    )
-    return _upright(header, orientation)
-
-
-def _png_notes(source: Source) -> tuple[int, int, bytes | None]:
-    """Orientation, number of pictures and what is said of transparent colours, from the chunks before the pixels.
-
-    The orientation may stand among the last bytes as well. An animation's first frame may be another picture than that
-    of the file, which is then one more.
-    """
-    start, frames, begun, orientation, transparent = 33, 0, False, None, None
-    for _ in range(_LONGEST_LIST):
-        length, kind = struct.unpack(">I4s", source.read(start, 8))
-        if kind == b"eXIf":
-            orientation = _exif_orientation(source.read(start + 8, min(length, 1 << 16)))
-        elif kind == b"acTL":
-            (frames,) = struct.unpack(">I", source.read(start + 8, 4))
-        elif kind == b"fcTL":
-            begun = True
-        elif kind == b"tRNS":
-            transparent = source.read(start + 8, min(length, 256))
-        elif kind in (b"IDAT", b"IEND"):
-            break
-        start += 12 + length
-    if orientation is None:
-        orientation = _late_orientation(source.read(max(source.size - _PNG_TAIL, start), _PNG_TAIL))
-    return orientation, frames + (not begun), transparent
-
-
-def _late_orientation(tail: bytes) -> int:
-    """The orientation that a chunk among a PNG file's last bytes tells."""
-    at = tail.find(b"eXIf", 4)
-    while at >= 0:
-        end = at + 4 + int.from_bytes(tail[at - 4 : at], "big")
-        if zlib.crc32(tail[at:end]) == int.from_bytes(tail[end : end + 4], "big"):
-            return _exif_orientation(tail[at + 4 : end])
-        at = tail.find(b"eXIf", at + 4)
-    return 1
-
-
-def _jpeg(source: Source) -> ImageHeader:
-    start, header = 2, None
-    orientation: int | None = None
-    for _ in range(_LONGEST_LIST):
-        marker = source.read(start, 4)
-        if marker[0] != 0xFF:
-            raise HeaderError("the file is damaged (no marker where a JPEG must have one)")
-        if marker[1] == 0xFF:  # padding
-            start += 1
-            continue
-        if 0xD0 <= marker[1] <= 0xD8 or marker[1] == 0x01:  # markers without content
-            start += 2
-            continue
-        (length,) = struct.unpack(">H", marker[2:4])
-        if marker[1] == 0xDA:
-            if header is None:
-                break
-            return _upright(header, orientation or 1)
-        if marker[1] == 0xE1 and orientation is None and source.read(start + 4, 6) == b"Exif\0\0":
-            orientation = _exif_orientation(source.read(start + 10, length - 8))
-        if marker[1] in _JPEG_FRAMES:
-            bits, height, width, channels = struct.unpack(">BHHB", source.read(start + 4, 6))
-            space = {1: "gray", 3: "colour", 4: "CMYK"}.get(channels, "other")
-            coded = _JPEG_FRAMES[marker[1]]
-            oddity = f"its pixels are coded {coded}, which is not read; save it again" if coded else None
-            oddity = oddity or _find_odd_sampling(source.read(start + 10, 3 * channels))
-            header = ImageHeader("JPEG", height, width, channels, bits, space, oddity=oddity)
-        start += 2 + max(length, 2)
-    raise HeaderError("the file is truncated or damaged (the JPEG has no frame header)")
-
-
-def _find_odd_sampling(components: bytes) -> str | None:
-    factors = tuple(f"{entry >> 4}x{entry & 15}" for entry in components[1::3])
-    if len(factors) != 3 or factors in _JPEG_SAMPLINGS:
-        return None
-    return f"its channels are sampled {', '.join(factors)} (across x down), which is not read; save it as PNG"
-
-
-def _bmp(source: Source) -> ImageHeader:
-    pixels, length = struct.unpack("<II", source.read(10, 8))
-    if length == 12:
-        width, height, _, bits = struct.unpack("<HHHH", source.read(18, 8))
-        compression = 0
-    else:
-        width, height, _, bits, compression = struct.unpack("<iiHHI", source.read(18, 16))
-    width, height = abs(width), abs(height)
-    masks: tuple[int, ...] = ()
-    if compression == 3:
-        masks = struct.unpack("<4I", source.read(54, 16))
-        masks = masks if length >= 56 and masks[3] else masks[:3]
-    oddity = None
-    if compression not in (0, 3):
-        oddity = "its pixels are compressed within BMP; save it as PNG"
-    elif bits not in (1, 4, 8, 24, 32) or (masks and bits != 32):
-        oddity = f"it has {bits} bits to a pixel, allowed in BMP are 8 to a channel or a palette; save it as PNG"
-    elif len(set(masks)) != len(masks) or not _BMP_MASKS.issuperset(masks):
-        oddity = "its channels have other than 8 bits each; save it as PNG"
-    whole = pixels + height * ((width * bits + 31) // 32 * 4)
-    if bits <= 8 and _is_gray_palette(source, length, bits):
-        return ImageHeader("BMP", height, width, 1, 8, "gray", end=whole, oddity=oddity)
-    return ImageHeader("BMP", height, width, 4 if len(masks) == 4 else 3, 8, "colour", end=whole, oddity=oddity)
-
-
-def _is_gray_palette(source: Source, length: int, bits: int) -> bool:
-    """Whether a BMP file's palette holds grays only, as gray is stored."""
-    used = struct.unpack("<I", source.read(46, 4))[0] if length >= 40 else 0
-    count, size = min(used or 2**bits, 2**bits), 3 if length == 12 else 4
-    table = source.read(14 + length, count * size)
-    return len(table) == count * size and table[0::size] == table[1::size] == table[2::size]
-
-
-def _webp(source: Source) -> ImageHeader:
-    length, kind = struct.unpack("<4xI4x4s", source.read(0, 16))
-    body = source.read(20, 10)
-    orientation, frames = 1, 1
-    if kind == b"VP8X":
-        width, height = (int.from_bytes(body[at : at + 3], "little") + 1 for at in (4, 7))
-        alpha = bool(body[0] & 0x10)
-        if body[0] & 0x0A:
-            orientation, frames = _webp_notes(source)
-    elif kind == b"VP8L":
-        packed = int.from_bytes(body[1:5], "little")
-        width, height, alpha = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1, bool(packed >> 28 & 1)
-    elif kind == b"VP8 ":
-        width, height = (value & 0x3FFF for value in struct.unpack("<HH", body[6:10]))
-        alpha = False
-    else:
-        raise HeaderError("the file is damaged (the WebP does not begin with an image)")
-    if len(body) < 10:
-        raise HeaderError("the file is truncated (the WebP ends in its header)")
-    header = ImageHeader("WebP", height, width, 4 if alpha else 3, 8, "colour", end=8 + length, frames=frames)
-    return _upright(header, orientation)
-
-
-def _webp_notes(source: Source) -> tuple[int, int]:
-    """Orientation and number of frames, from the chunks of a WebP file that has either."""
-    start, orientation, frames = 12, 1, 0
-    for _ in range(_LONGEST_LIST):
-        beginning = source.read(start, 8)
-        if len(beginning) < 8:
-            break
-        kind, length = struct.unpack("<4sI", beginning)
-        if kind == b"EXIF":
-            orientation = _exif_orientation(source.read(start + 8, min(length, 1 << 16)).removeprefix(b"Exif\0\0"))
-        frames += kind == b"ANMF"
-        start += 8 + length + length % 2
-    return orientation, max(frames, 1)
-
-
-def _ppm(source: Source) -> ImageHeader:
-    beginning = source.read(0, 4096)
-    variant = beginning[1] - ord("0")
-    words: list[int] = []
-    at = 2
-    while len(words) < (2 if variant in (1, 4) else 3):
-        if beginning[at : at + 1] == b"#":
-            at = beginning.index(b"\n", at)
-        elif beginning[at : at + 1].isspace():
-            at += 1
-        else:
-            end = at
-            while beginning[end : end + 1].isdigit():
-                end += 1
-            words.append(int(beginning[at : min(end, at + 12)]))
-            at = end
-    width, height, largest = (*words, 1)[:3]
-    bits = 1 if variant in (1, 4) else 8 if largest < 256 else 16
-    channels = 3 if variant in (3, 6) else 1
-    row = (width + 7) // 8 if variant == 4 else width * channels * max(bits // 8, 1)
-    # Written as text, each number takes a character at least; whole files are told by decoding.
-    whole = at + 1 + height * row if variant >= 4 else 0
-    space = "colour" if channels == 3 else "gray"
-    if variant >= 4 and beginning[at : at + 1].strip():
-        raise HeaderError("the file is damaged (its PPM header ends without a space)")
-    frames = 2 if variant >= 4 and not is_alone_ppm(source.read(whole, FOLLOWING)) else 1
-    return ImageHeader(
-        "PPM", height, width, channels, bits, space, end=whole, largest=None if bits == 1 else largest, frames=frames
-    )
-
-
-def is_alone_ppm(following: bytes) -> bool:
-    """Whether the bytes that follow a PPM picture's pixels, `FOLLOWING` of them, begin no other picture."""
-    return re.match(rb"\s*P[1-7]\s", following) is None
-
-
-def _exif_orientation(block: bytes) -> int:
-    """The orientation that an Exif block tells; what is no such block tells 1."""
-    try:
-        return orientation_of(read_directory(Content(block)).tags)
-    except (HeaderError, struct.error, IndexError, OverflowError):
-        return 1
-
-
-def _upright(header: ImageHeader, orientation: int) -> ImageHeader:
-    """The header of an image whose stored size is the given header's, and that is turned so."""
-    height, width = header.size[::-1] if orientation in TURNED else header.size
-    return replace(header, height=height, width=width, orientation=orientation)
-
-
-_SIGNATURES: dict[str, Callable[[bytes], bool]] = {
-    "PNG": lambda start: start[:8] == _PNG,
-    "JPEG": lambda start: start[:3] == b"\xff\xd8\xff",
-    "BMP": lambda start: start[:2] == b"BM",
-    "TIFF": lambda start: start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "WebP": lambda start: start[:4] == b"RIFF" and start[8:12] == b"WEBP",
-    "PPM": lambda start: start[:2] in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6") and start[2:3].isspace(),
-}
-_READERS: dict[str, Callable[[Source], ImageHeader]] = {
-    "PNG": _png,
-    "JPEG": _jpeg,
-    "BMP": _bmp,
-    "TIFF": read_tiff_header,
-    "WebP": _webp,
-    "PPM": _ppm,
-}
+        yield f"it has {header.channels} channels, allowed are 1 or 3; convert it"
+    if header.oddity is not None:
+        yield header.oddity
+    if header.frames > 1:
+        kind = "pages" if header.format == "TIFF" else "pictures"
+        yield f"it holds {header.frames} {kind}, allowed is one; save each in a file of its own"

@@ -1,10 +1,18 @@
 """Images between files, arrays and tensors; names and meaning are BasicSR's, reading is strict.
 
+All of training, evaluation, scripts and upscaling make pixels of image files here. Each format has the decoder that is
+exact for it, for files that `find_fault` allows: simplejpeg (libjpeg-turbo) for JPEG, which reports damage where OpenCV
+and Pillow return wrong pixels; tifffile for TIFF, of which OpenCV and Pillow change the values of several dialects; PPM
+is read here; OpenCV does the rest.
+
 Arrays are (H, W, C) with channels in the order B, G, R, as OpenCV has them; tensors are (C, H, W), R, G, B.
 """
 
 from __future__ import annotations
 
+import importlib
+import io
+import logging
 import math
 import os
 import re
@@ -19,20 +27,32 @@ import cv2
 import numpy as np
 import torch
 
-from basicsr.files.image_decoding import DamageError, decode, to_gray
-from basicsr.files.image_headers import MOST_PIXELS, Content, HeaderError, ImageHeader, find_fault, read_header
-from basicsr.utils.errors import DataError
+from basicsr.files.header_readers import read_header
+from basicsr.files.image_headers import MOST_PIXELS, Content, HeaderError, ImageHeader, find_fault
+from basicsr.files.tiff_headers import CMYK, MIN_IS_WHITE, PALETTE
+from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.text import printable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+AGAIN = "copy or download the file again"
 
 _FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
-_AGAIN = "copy or download the file again"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
 _JPEG_END, _JPEG_PROGRESSIVE, _JPEG_SCAN = 0xD9, 0xC2, 0xDA
 # Inside compressed data 0xFF is followed by 0x00 (a stuffed byte) or a restart marker, D0 to D7.
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+# A remark of libjpeg, the marker that it is about, and where in it the value is that should be 1.
+_HARMLESS_REMARKS = (
+    ("unknown JFIF revision", b"JFIF\0", 5),
+    ("Unknown Adobe color transform", b"\xff\xee\0\x0eAdobe", 15),
+)
+_COMMENT = re.compile(rb"#[^\n]*")
+_SILENT = logging.NullHandler()
+
+
+class DamageError(ValueError):
+    """Why a decoder cannot read an image, in one line without the file's name."""
 
 
 def imfrombytes(
@@ -44,24 +64,21 @@ def imfrombytes(
 ) -> np.ndarray:
     """Decodes an image file to its true pixels, or refuses it with the reason.
 
-    16 bits stay 16 bits, and the image stands upright as its orientation says. With `flag` 'color', gray becomes three
-    equal channels and an alpha channel is dropped, on purpose: super-resolution networks take three channels, and the
+    16 bits stay 16 bits, and the image is turned upright as its orientation says. With `flag` 'color', gray becomes
+    three equal channels and alpha is dropped, on purpose: super-resolution networks take three channels, and the
     colours under the alpha are kept as they are.
-
-    What decoders would read to wrong pixels is refused: truncated and damaged files, and what the header announces, as
-    `image_headers.find_fault` says, before memory is taken for it.
 
     Args:
         content: the file's bytes.
-        flag: 'color' (H, W, 3), 'grayscale' (H, W; of colours by `image_decoding.to_gray`), or 'unchanged' as the file
-            has it: gray (H, W), BGR, or BGR and alpha, also for gray with alpha.
+        flag: 'color' (H, W, 3), 'grayscale' (H, W), rounded luma Y = 0.299 R + 0.587 G + 0.114 B of colours, or
+            'unchanged' as the file has it: gray (H, W), BGR, or BGR and alpha, also for gray with alpha.
         float32: return float32 in [0, 1] instead of uint8 or uint16.
         source: what to call the image in errors, such as its path.
-        most_pixels: how many it may have.
+        most_pixels: the most it may have.
 
     Raises:
-        DataError: truncated, damaged, not an image, too large, or of pixels that are not read; one line that names
-            `source`.
+        DataError: truncated, damaged, not an image, too large, or of pixels that `find_fault` refuses, before memory
+            is taken for them; one line that names `source`.
     """
     assert flag in ("color", "grayscale", "unchanged"), flag
     name = printable(source)
@@ -69,26 +86,226 @@ def imfrombytes(
     try:
         img = decode(content, header, colour=flag == "color")
     except DamageError as error:
-        raise DataError(f"cannot read image {name}: {error}; {_AGAIN}") from error
-    if flag == "grayscale":
-        img = to_gray(img)
+        raise DataError(f"cannot read image {name}: {error}; {AGAIN}") from error
+    if flag == "grayscale" and img.ndim == 3:
+        is_gray = img.shape[2] == 2
+        img = np.ascontiguousarray(img[..., 0] if is_gray else img[..., :3])
+        img = img if is_gray else cv2.cvtColor(img, cv2.COLOR_BGR2GRAY)
     elif img.ndim == 3 and img.shape[2] == 2:
         img = img[..., [0, 0, 0, 1]]
     return to_float32(img) if float32 else img
 
 
 def check_header(content: bytes, source: str, most_pixels: int = MOST_PIXELS) -> ImageHeader:
-    """The header of a whole file, of which nothing is decoded; raises as `imfrombytes` where that shows the reason."""
+    """The header of a whole file, without decoding it; raises DataError for what can be seen so."""
     name = printable(source)
     try:
         header = read_header(Content(content))
     except HeaderError as error:
-        raise DataError(f"cannot read image {name}: {find_damage(content) or error}; {_AGAIN}") from error
+        raise DataError(f"cannot read image {name}: {find_damage(content) or error}; {AGAIN}") from error
     if fault := find_fault(header, most_pixels):
         raise DataError(f"cannot read image {name}: {fault}")
     if damage := find_damage(content):
-        raise DataError(f"cannot read image {name}: {damage}; {_AGAIN}")
+        raise DataError(f"cannot read image {name}: {damage}; {AGAIN}")
     return header
+
+
+def decode(content: bytes, header: ImageHeader, colour: bool = False) -> np.ndarray:
+    """The upright pixels of a whole image file, with a header that `find_fault` allows.
+
+    Returns:
+        uint8 or uint16: with `colour` (H, W, 3) BGR, gray three times, without alpha. Else also (H, W) gray, (H, W, 4)
+        BGR and alpha, or (H, W, 2) gray and alpha; palettes as their colours; TIFF's CMYK as C, M, Y, K.
+
+    Raises:
+        DamageError: the decoder refuses the file, or gives other pixels than the header announces.
+        MemoryError: there is too little.
+    """
+    reader = {"JPEG": _jpeg, "PPM": _ppm, "TIFF": _tiff}.get(header.format, _by_opencv)
+    pixels = reader(content, header, colour)
+    if pixels.shape[:2] != header.stored_size or pixels.dtype != np.dtype(f"u{header.depth // 8}"):
+        raise DamageError(f"it decodes to {pixels.shape} of {pixels.dtype}, its header announces {header.stored_size}")
+    if colour and (pixels.ndim == 2 or pixels.shape[2] == 2):
+        pixels = cv2.cvtColor(pixels if pixels.ndim == 2 else pixels[..., 0].copy(), cv2.COLOR_GRAY2BGR)
+    elif colour:
+        pixels = pixels[..., :3]
+    return np.ascontiguousarray(upright(pixels, header.orientation))
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns pixels (H, W, ...) as EXIF's `orientation` (1 to 8; others count as 1) says they are to be shown."""
+    pixels = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return pixels[rows, columns]
+
+
+def _by_opencv(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
+    # Asked for what is stored, OpenCV makes gray of some BMP files in colour.
+    as_colours = colour or (header.format == "BMP" and not header.has_alpha)
+    colours = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), colours if as_colours else cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise DamageError(" ".join(str(error.err or error).split())) from error
+    if pixels is None:
+        raise DamageError("it is damaged")
+    if colour:
+        return pixels
+    if header.channels == 1 and pixels.ndim == 3:
+        return pixels[..., 0]
+    if header.channels == 2:  # which OpenCV gives as B, G, R and alpha
+        return pixels[..., [0, 3]]
+    if header.transparent is not None and pixels.ndim == 2:  # it looks at this for colours only
+        full, levels = 2 ** (8 * pixels.itemsize) - 1, 2**header.bits - 1
+        key = int.from_bytes(header.transparent[:2], "big") * (full // levels)
+        return np.dstack([pixels, np.where(pixels == key, 0, full).astype(pixels.dtype)])
+    return pixels if header.has_alpha or pixels.ndim == 2 else pixels[..., :3]
+
+
+def _jpeg(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
+    decode_jpeg = _package("simplejpeg", "JPEG").decode_jpeg
+    gray = header.channels == 1 and not colour
+    try:
+        pixels = decode_jpeg(content, "GRAY" if gray else "BGR", strict=True)
+    except ValueError as error:
+        usual = _with_usual_marker(content, str(error))
+        if usual == content:
+            raise DamageError(f"the decoder says '{error}'") from error
+        return _jpeg(usual, header, colour)
+    return pixels[..., 0] if gray else pixels
+
+
+def _with_usual_marker(content: bytes, remark: str) -> bytes:
+    """The file with a usual marker in place of an unknown one that the decoder remarks on; nothing is damaged."""
+    for words, marker, place in _HARMLESS_REMARKS:
+        at = content.find(marker)
+        if words in remark and at >= 0:
+            return content[: at + place] + b"\1" + content[at + place + 1 :]
+    return content
+
+
+def _ppm(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
+    height, width = header.stored_size
+    count = height * width * header.channels
+    largest = header.largest or 255
+    if header.end:
+        stored = np.dtype(np.uint8 if largest < 256 else ">u2")
+        if len(content) < header.end:
+            raise DamageError(f"the file is truncated ({len(content):,d} bytes of {header.end:,d})")
+        values = np.frombuffer(content, stored, count, header.end - count * stored.itemsize)
+    else:
+        words = _COMMENT.sub(b"", content).split()[4:]
+        try:
+            values = np.array(words, dtype=np.bytes_).astype(np.int64)
+        except ValueError as error:
+            raise DamageError("the file is damaged (something else than numbers among its pixels)") from error
+        if values.size != count or values.min() < 0 or values.max() > largest:
+            raise DamageError("the file is truncated or damaged (numbers are missing, too many or too large)")
+    pixels = values.astype(np.uint8 if largest < 256 else np.uint16).reshape(height, width, header.channels)
+    return pixels[..., 0] if header.channels == 1 else pixels[..., ::-1]
+
+
+def _tiff(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
+    tifffile = _package("tifffile", "TIFF")
+    _package("imagecodecs", "compressed TIFF")
+    logger = logging.getLogger("tifffile")
+    logger.propagate = False  # its remarks on odd tags; the header's check has dealt with those that matter
+    logger.addHandler(_SILENT)
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            page = file.pages[0]
+            values = page.asarray(maxworkers=1)
+            photometric, planes, samples = int(page.photometric), int(page.planarconfig or 1), page.samplesperpixel
+            colours = np.asarray(page.colormap) if photometric == PALETTE else None
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make it fail in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamageError(f"the decoder says '{reason}'") from error
+    height, width = header.stored_size
+    if values.size != height * width * samples:
+        raise DamageError(f"it decodes to {values.shape}, its header announces {header.stored_size}")
+    if planes == 2:
+        pixels = np.moveaxis(values.reshape(samples, height, width), 0, -1)
+    else:
+        pixels = values.reshape(height, width, samples)
+    if colours is not None:
+        pixels = (colours.T >> 8).astype(np.uint8)[pixels[..., 0]]
+    if photometric == MIN_IS_WHITE:
+        pixels = pixels.copy()
+        pixels[..., 0] = np.iinfo(pixels.dtype).max - pixels[..., 0]
+    if pixels.shape[2] >= 3 and photometric != CMYK:
+        return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def _package(name: str, what: str) -> Any:
+    """A decoder's package, imported where the first such file is read, so that start-up does not wait for it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MachineError(
+            f"reading {what} files needs the package {name}; run: pip install -c constraints.txt {name}"
+        ) from error
+
+
+def find_damage(content: bytes) -> str | None:
+    """Damage that is seen without decoding: PNG checksums are compared, JPEG files followed to their end marker.
+
+    Other formats are not looked at: their decoders refuse truncated files.
+    """
+    if len(content) == 0:
+        return "the file is empty"
+    if content[:8] == _PNG_SIGNATURE:
+        return _find_png_damage(content)
+    if content[:3] == _JPEG_SIGNATURE:
+        return _find_jpeg_damage(content)
+    return None
+
+
+def _find_png_damage(content: bytes) -> str | None:
+    view, start = memoryview(content), len(_PNG_SIGNATURE)
+    while start + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, start)
+        end = start + 12 + length
+        if end > len(content):
+            break
+        if zlib.crc32(view[start + 4 : end - 4]) != struct.unpack_from(">I", content, end - 4)[0]:
+            return f"the file is damaged (wrong checksum in the PNG chunk at byte {start})"
+        if kind == b"IEND":
+            return None
+        start = end
+    return f"the file is truncated (the PNG ends after {len(content)} bytes without its last chunk)"
+
+
+def _find_jpeg_damage(content: bytes) -> str | None:
+    """Walks the segments to the end marker; what follows it, such as padding, does not matter."""
+    position, progressive = 2, False
+    missing: dict[int, list[bool]] = {}
+    while match := _JPEG_MARKER.search(content, position):
+        position = match.end()
+        marker = content[position - 1]
+        if marker == _JPEG_END:
+            return "the file is truncated (the JPEG's scans end early)" if any(map(any, missing.values())) else None
+        if position + 2 > len(content):
+            break
+        length = struct.unpack_from(">H", content, position)[0]
+        progressive |= marker == _JPEG_PROGRESSIVE
+        if progressive and marker == _JPEG_SCAN:
+            _note_scan(missing, content[position + 2 : position + length])
+        position += length
+    return f"the file is truncated (the JPEG ends after {len(content)} bytes without its end marker)"
+
+
+def _note_scan(missing: dict[int, list[bool]], scan: bytes) -> None:
+    """Notes by component which of its 64 coefficients lack bits after this scan of a progressive JPEG."""
+    count = scan[0] if scan else 0
+    if len(scan) == 4 + 2 * count:
+        first, last, bits = scan[-3:]
+        for component in scan[1:-3:2]:
+            lacks = missing.setdefault(component, [True] * 64)
+            lacks[first : last + 1] = [bits & 15 > 0] * (min(last, 63) + 1 - min(first, 64))
 
 
 def to_float32(img: np.ndarray) -> np.ndarray:
@@ -106,7 +323,7 @@ def imwrite(
 
     Args:
         img: (H, W), (H, W, 3) BGR or (H, W, 4) BGRA; uint8, or uint16 where the format has it.
-        file_path: where to.
+        file_path: the file to write.
         params: as OpenCV's `imwrite` takes them.
         auto_mkdir: create the folder if there is none.
 
@@ -127,21 +344,6 @@ def imwrite(
         with suppress(OSError):
             temporary.unlink()
         raise DataError(f"cannot write image {path}: {error.strerror}") from error
-
-
-def find_damage(content: bytes) -> str | None:
-    """Says what is wrong with a file's bytes, or returns None if nothing is seen without decoding it.
-
-    PNG files are held against their checksums, JPEG files followed to their end marker. Other formats are not
-    looked at: OpenCV refuses them where they are truncated.
-    """
-    if len(content) == 0:
-        return "the file is empty"
-    if content[:8] == _PNG_SIGNATURE:
-        return _find_png_damage(content)
-    if content[:3] == _JPEG_SIGNATURE:
-        return _find_jpeg_damage(content)
-    return None
 
 
 def img2tensor(imgs: Any, bgr2rgb: bool = True, float32: bool = True) -> Any:
@@ -194,9 +396,8 @@ def crop_border(imgs: Any, crop_border: int) -> Any:
     """Cuts `crop_border` pixels off each side of an array (H, W, ...) or of each in a list."""
     if crop_border == 0:
         return imgs
-    if isinstance(imgs, list):
-        return [img[crop_border:-crop_border, crop_border:-crop_border, ...] for img in imgs]
-    return imgs[crop_border:-crop_border, crop_border:-crop_border, ...]
+    inside = slice(crop_border, -crop_border)
+    return [img[inside, inside] for img in imgs] if isinstance(imgs, list) else imgs[inside, inside]
 
 
 def _to_image(tensor: torch.Tensor, rgb2bgr: bool, out_type: np.dtype[Any], min_max: tuple[float, float]) -> np.ndarray:
@@ -226,53 +427,3 @@ def _grid(batch: torch.Tensor) -> torch.Tensor:
         top, left = (number // columns) * (height + 2) + 2, (number % columns) * (width + 2) + 2
         grid[:, top : top + height, left : left + width] = image
     return grid
-
-
-def _find_png_damage(content: bytes) -> str | None:
-    """Walks the chunks to IEND and compares each checksum."""
-    view, start = memoryview(content), len(_PNG_SIGNATURE)
-    while start + 12 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, start)
-        end = start + 12 + length
-        if end > len(content):
-            break
-        if zlib.crc32(view[start + 4 : end - 4]) != struct.unpack_from(">I", content, end - 4)[0]:
-            return f"the file is damaged (wrong checksum in the PNG chunk at byte {start})"
-        if kind == b"IEND":
-            return None
-        start = end
-    return f"the file is truncated (the PNG ends after {len(content)} bytes without its last chunk)"
-
-
-def _find_jpeg_damage(content: bytes) -> str | None:
-    """Walks the segments to the end marker; what follows it, such as padding, does not matter."""
-    position, progressive = 2, False
-    missing: dict[int, list[bool]] = {}
-    while match := _JPEG_MARKER.search(content, position):
-        position = match.end()
-        marker = content[position - 1]
-        if marker == _JPEG_END:
-            return "the file is truncated (the JPEG's scans end early)" if any(map(any, missing.values())) else None
-        if position + 2 > len(content):
-            break
-        length = struct.unpack_from(">H", content, position)[0]
-        progressive |= marker == _JPEG_PROGRESSIVE
-        if progressive and marker == _JPEG_SCAN:
-            _note_scan(missing, content[position + 2 : position + length])
-        position += length
-    return f"the file is truncated (the JPEG ends after {len(content)} bytes without its end marker)"
-
-
-def _note_scan(missing: dict[int, list[bool]], scan: bytes) -> None:
-    """Notes by component which of its 64 coefficients lack bits after a scan of a progressive JPEG.
-
-    Args:
-        missing: of the scans before.
-        scan: what its header says.
-    """
-    count = scan[0] if scan else 0
-    if len(scan) == 4 + 2 * count:
-        first, last, bits = scan[-3:]
-        for component in scan[1:-3:2]:
-            lacks = missing.setdefault(component, [True] * 64)
-            lacks[first : last + 1] = [bits & 15 > 0] * (min(last, 63) + 1 - min(first, 64))

@@ -17,14 +17,13 @@ from basicsr.utils.text import printable
 
 _LARGEST_FILE = 1 << 28  # bytes; 5 million names of 50 bytes
 _LONGEST_LINE = 4096
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # categories of characters
 
 
 def read_lines(path: str | os.PathLike[str], what: str) -> list[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, with their numbers from 1, without blanks at their ends.
+    """The stripped lines of a UTF-8 file that are not blank, with their numbers from 1.
 
-    Args:
-        path: the file.
-        what: what to call it in errors, such as 'meta_info_file'; may be empty.
+    `what`, such as 'meta_info_file', names the file in errors.
 
     Raises:
         DataError: it cannot be read, is larger than 256 MiB, not UTF-8, or has a line of more than 4096 characters
@@ -47,10 +46,8 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[tuple[int, str]]
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip(" \t\r")
         if len(line) > _LONGEST_LINE:
-            raise DataError(
-                f"line {number} of {name} is longer than {_LONGEST_LINE} characters; it is no list of images"
-            )
-        if not line.isprintable() and any(_controls(character) for character in line):
+            raise DataError(f"line {number} of {name} has over {_LONGEST_LINE} characters; it is no list of images")
+        if not line.isprintable() and any(unicodedata.category(char) in _CONTROLS for char in line):
             raise DataError(f"line {number} of {name} has control characters: {printable(line[:80])}; rename the image")
         if line:
             lines.append((number, line))
@@ -58,15 +55,11 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[tuple[int, str]]
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a relative name could lead out of its folder, or name the folder itself, on this system or another.
+    """Whether a name could lead out of its folder, or name the folder itself, on this system or another.
 
-    So it is for absolute names, drives of Windows, any part `..`, and names that begin with a dot at their end, which
-    listings of folders leave out as hidden and of which nothing may be left without the ending.
+    True for absolute names, drives of Windows, any part `..`, and names of files that begin with a dot, which listings
+    skip as hidden and of which nothing may be left without the ending.
     """
     parts = name.replace("\\", "/").split("/")
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
     return bool(absolute) or ".." in parts or parts[-1][:1] in ("", ".")
-
-
-def _controls(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

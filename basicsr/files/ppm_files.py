@@ -1,8 +1,8 @@
-"""Binary PPM files (P6): pixels as they are, so that a rectangle of them is read without the rest.
+"""Binary PPM files (P6): uncompressed, so that a rectangle of pixels is read without the rest.
 
 A header such as `P6 480 320 255`, then rows from top to bottom, in each pixel R, G, B; of 16 bits the higher byte
-comes first. Only files that leave no doubt are taken here: 255 or 65535 as the largest value, no comments, all pixels
-present and no second picture behind them. Any other file is `img_util.imfrombytes`'s to read or to refuse.
+comes first. Only unambiguous files are read here: 255 or 65535 as the largest value, no comments, all pixels present
+and no second picture behind them. `images.imfrombytes` reads or refuses all others.
 """
 
 from __future__ import annotations
@@ -14,21 +14,14 @@ import numpy as np
 
 from basicsr.files.image_headers import MOST_PIXELS
 
-# More than any header that is taken.
-LONGEST_HEADER = 64
+LONGEST_HEADER = 64  # more than any header that is read here
+FOLLOWING = 16  # bytes behind the pixels that `is_alone_ppm` looks at
 
 _HEADER = re.compile(rb"P6[ \t-\r]{1,9}([0-9]{1,9})[ \t-\r]{1,9}([0-9]{1,9})[ \t-\r]{1,9}(255|65535)[ \t-\r]")
 
 
 class PpmHeader(NamedTuple):
-    """Where a PPM file has its pixels.
-
-    Attributes:
-        height: of the image.
-        width: likewise.
-        depth: bits to a channel, 8 or 16.
-        start: bytes before the first pixel.
-    """
+    """Size of a PPM file's image, bits to a channel (8 or 16), and bytes before its first pixel."""
 
     height: int
     width: int
@@ -47,12 +40,7 @@ class PpmHeader(NamedTuple):
 
 
 def read_ppm_header(beginning: bytes, size: int) -> PpmHeader | None:
-    """The header of a file whose pixels can be read from their places; None for any other.
-
-    Args:
-        beginning: the first `LONGEST_HEADER` bytes, or all where there are fewer.
-        size: bytes of the whole file.
-    """
+    """The header of a file of `size` bytes whose first `LONGEST_HEADER` are given; None if it is not read here."""
     found = _HEADER.match(beginning)
     if found is None:
         return None
@@ -61,18 +49,13 @@ def read_ppm_header(beginning: bytes, size: int) -> PpmHeader | None:
     return header if 0 < height * width <= MOST_PIXELS and header.end <= size else None
 
 
+def is_alone_ppm(following: bytes) -> bool:
+    """Whether the `FOLLOWING` bytes behind a picture's pixels begin no other picture."""
+    return re.match(rb"\s*P[1-7]\s", following) is None
+
+
 def pixels_of(rows: bytes | memoryview, header: PpmHeader, left: int, width: int) -> np.ndarray:
-    """A copy of some columns of rows that were read.
-
-    Args:
-        rows: the bytes of whole rows.
-        header: of their file.
-        left: first column.
-        width: how many, fewer at the right edge.
-
-    Returns:
-        (H, W, 3), BGR, uint8 or uint16: a view of a contiguous RGB array, with the channels in reverse.
-    """
+    """A copy of the columns `left` to `left + width` of whole rows: (H, W, 3) BGR, uint8 or uint16, RGB in memory."""
     stored = np.dtype(np.uint8) if header.depth == 8 else np.dtype(">u2")
     pixels = np.frombuffer(rows, stored).reshape(-1, header.width, 3)[:, left : left + width]
     return pixels.astype(stored.newbyteorder("="), order="C")[..., ::-1]

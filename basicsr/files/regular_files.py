@@ -26,13 +26,13 @@ def open_regular(path: str | os.PathLike[str]) -> FileIO:
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.EISDIR) and (kind := _kind_of(os.stat(path).st_mode)):
+        if error.errno in (errno.ENXIO, errno.EISDIR) and (kind := _not_a_file(os.stat(path).st_mode)):
             error.strerror = kind
         elif os.path.islink(path):
             error.strerror = f"{error.strerror}; it is a link to {os.readlink(path)}"
         raise
     try:
-        if kind := _kind_of(os.fstat(handle).st_mode):
+        if kind := _not_a_file(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, kind, os.fspath(path))
         return FileIO(handle, "rb")
     except BaseException:
@@ -46,6 +46,5 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
-def _kind_of(mode: int) -> str | None:
-    """What stands in a file's place; None for a file."""
+def _not_a_file(mode: int) -> str | None:
     return next((f"it is no file but {name}" for test, name in _KINDS if test(mode)), None)

@@ -1,9 +1,9 @@
-"""A run's figures as text: experiments/NAME/history.jsonl, a JSON object a line.
+"""A run's metrics as text: experiments/NAME/history.jsonl, a JSON object a line.
 
     {"iter": 100, "losses/l_pix": 0.0312, "lr/student": 0.0002, "time/iteration": 0.21, "time/data": 0.001}
     {"iter": 5000, "metrics/Set5/psnr": 37.91, "metrics/Set5/ssim": 0.9601}
 
-A figure that is not finite is null. A process that is killed may leave half of a last line, which readers leave out.
+A value that is not finite is null. A process that is killed may leave half of a last line, which readers skip.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,13 @@ _LARGEST = 2**63
 
 
 class History:
-    """Appends to the history of a run.
+    """Appends to the history of a run, from which lines later than `start` iterations are removed first.
 
-    What is damaged does not keep a run from going on: the file is kept under another name, with a warning, and sound
-    lines are taken over.
-
-    Args:
-        path: of the file. What a run that was cut off left of later iterations is taken out.
-        start: number of iterations already done.
-        validating: whether the last of them is still to be validated; then its metrics are taken out too.
+    With `validating`, metrics of that iteration are removed too, since it is still to be validated. A damaged history
+    does not stop a run: the file is kept under another name, with a warning, and its sound lines go on.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file cannot be written, here and in every method.
     """
 
     shows_images = False
@@ -46,44 +42,37 @@ class History:
 
     def __init__(self, path: Path, start: int, validating: bool = False) -> None:
         self._path = path
-        try:
+        with self._writing():
             if os.path.lexists(path):
                 kept = "".join(_line(entry) for entry in _sound(path) if _stays(entry, start, validating))
                 write_atomically(path, lambda file: file.write(kept.encode()))
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Appends a line and hands it to the operating system, where it outlives this process.
-
-        Raises:
-            CheckpointError: the disk is full, or another reason.
-        """
+        """Appends a line and hands it to the operating system, where it outlives this process."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        try:
+        with self._writing():
             self._file.write(_line({ITERATION: iteration, **finite}))
             self._file.flush()
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from error
 
     def image(self, name: str, iteration: int, image: Any) -> None:
         """Text holds no images."""
 
     def close(self, exit_code: int) -> None:
-        """Closes the file.
-
-        Raises:
-            CheckpointError: what it was given last cannot be written.
-        """
-        try:
+        """Closes the file."""
+        with self._writing():
             self._file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from error
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The lines of a history: figures by name, and the iteration as `iter`; NaN where a figure was not finite.
+    """The lines of a history: values by name, and the iteration as `iter`; NaN where a value was not finite.
 
     Raises:
         DataError: there is no such file, or a line before the last is damaged.
@@ -98,7 +87,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def _sound(path: Path) -> list[dict[str, Any]]:
-    """The sound lines of a history; where others are among them, or it cannot be read, it is renamed."""
+    """The sound lines of a history; if others are among them, or it cannot be read, it is renamed."""
     try:
         entries, damaged = _parsed(read_regular(path))
     except OSError as error:
@@ -114,7 +103,7 @@ def _sound(path: Path) -> list[dict[str, Any]]:
 
 
 def _parsed(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
-    """Its lines, but for half of a last one, and the numbers of those that are damaged."""
+    """Its lines, except half of a last one, and the numbers of damaged lines."""
     *lines, _ = content.decode("utf-8", errors="replace").split("\n")
     entries: list[dict[str, Any]] = []
     damaged: list[int] = []
@@ -131,11 +120,10 @@ def _parsed(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, Mapping) or type(entry.get(ITERATION)) is not int:
+    if not isinstance(entry, Mapping) or type(entry.get(ITERATION)) is not int or entry[ITERATION] < 0:
         return False
-    figures = [value for value in entry.values() if value is not None]
-    numbers = all(type(value) is float or (type(value) is int and abs(value) < _LARGEST) for value in figures)
-    return numbers and entry[ITERATION] >= 0
+    values = [value for value in entry.values() if value is not None]
+    return all(type(value) is float or (type(value) is int and abs(value) < _LARGEST) for value in values)
 
 
 def _stays(entry: Mapping[str, Any], start: int, validating: bool) -> bool:

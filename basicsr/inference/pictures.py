@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from basicsr.files.image_decoding import decode, upright
-from basicsr.files.image_headers import MOST_TO_CUT, Content, HeaderError, ImageHeader, find_fault, read_header, sniff
-from basicsr.files.images import IMAGE_SUFFIXES, find_damage
+from basicsr.files.header_readers import read_header, sniff
+from basicsr.files.image_headers import MOST_TO_CUT, Content, HeaderError, ImageHeader, find_fault
+from basicsr.files.images import AGAIN, IMAGE_SUFFIXES, decode, find_damage, upright
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.text import printable
@@ -43,7 +43,6 @@ _DESCRIPTIVE = {
     *(269, 270, 271, 272, _ORIENTATION, *_RESOLUTION, 285, 305, 306, 315, 316),  # DocumentName to HostComputer
     *(18246, 18249, 33432, *range(40091, 40096)),  # ratings, Copyright, Windows' titles and comments
 }
-_AGAIN = "copy or download the file again"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class PictureFile:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise DataError(f"cannot read image {self._path}: {reason}") from error
         if damage := find_damage(self._content):
-            raise DataError(f"cannot read image {self._path}: {damage}; {_AGAIN}")
+            raise DataError(f"cannot read image {self._path}: {damage}; {AGAIN}")
         self._header = self._find_header() if sniff(self._content[:12]) else None
         self._image: Image.Image | None = None
         with _decoding(self._path):
@@ -144,7 +143,7 @@ class PictureFile:
         try:
             header = read_header(Content(self._content))
         except HeaderError as error:
-            raise DataError(f"cannot read image {self._path}: {error}; {_AGAIN}") from error
+            raise DataError(f"cannot read image {self._path}: {error}; {AGAIN}") from error
         lenient = replace(header, frames=1, bits=8 if header.bits == 1 else header.bits)
         if header.space == "CMYK" and header.bits == 8:
             lenient = replace(lenient, space="colour", channels=3)

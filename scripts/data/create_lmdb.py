@@ -31,8 +31,7 @@ if __name__ == "__main__":
 import dataset_tools
 
 from basicsr.data.data_util import images_by_stem
-from basicsr.files.file_client import stored_value
-from basicsr.files.lmdb_databases import LmdbMaker, encode_png, read_meta_info
+from basicsr.files.lmdb_databases import LmdbMaker, encode_png, read_meta_info, stored_value
 from basicsr.files.ppm_files import encode_ppm
 from basicsr.utils.errors import DataError
 

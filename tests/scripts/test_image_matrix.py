@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from basicsr.data.checks.inspection import examine
-from basicsr.files.image_headers import Content, read_header
+from basicsr.files.header_readers import read_header
+from basicsr.files.image_headers import Content
 from basicsr.files.images import imfrombytes
 from basicsr.inference.pictures import PictureFile
 from basicsr.utils.errors import DataError

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from basicsr.data.storage import Folder, ImageRoot
-from basicsr.files.image_headers import MOST_PIXELS, HeaderError, ImageHeader, Source, find_fault, read_header
-from basicsr.files.images import find_damage, imfrombytes
+from basicsr.files.header_readers import read_header
+from basicsr.files.image_headers import MOST_PIXELS, HeaderError, ImageHeader, Source, find_fault
+from basicsr.files.images import AGAIN, find_damage, imfrombytes
 from basicsr.utils.errors import DataError
 
-_AGAIN = "copy or download the file again"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
 # Channels of a colourful image are on average further apart than those of a gray one that was saved as a JPEG.
@@ -53,7 +53,7 @@ def examine(
             return Inspection(fault)
         return Inspection(None, header)
     except HeaderError as error:
-        return Inspection(f"{error}; {_AGAIN}")
+        return Inspection(f"{error}; {AGAIN}")
     except OSError as error:
         return Inspection(f"{error.strerror or error}; check the path")
     except DataError as error:
@@ -83,11 +83,11 @@ def _is_complete(source: Source, header: ImageHeader) -> bool:
 def _find_damage(content: bytes, header: ImageHeader, most_pixels: int) -> str | None:
     if header.format in ("PNG", "JPEG"):
         damage = find_damage(content)
-        return damage and f"{damage}; {_AGAIN}"
+        return damage and f"{damage}; {AGAIN}"
     try:
         imfrombytes(content, most_pixels=most_pixels)
     except DataError as error:
         if len(content) < header.end:
-            return f"the file is truncated ({len(content):,d} bytes of {header.end:,d}); {_AGAIN}"
+            return f"the file is truncated ({len(content):,d} bytes of {header.end:,d}); {AGAIN}"
         return without_name(str(error), "image")
     return None

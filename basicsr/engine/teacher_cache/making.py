@@ -48,7 +48,7 @@ from basicsr.engine.process.run_lock import LOCK, FolderLock
 from basicsr.engine.process.stop import Interrupted, Preempted, StopRequest
 from basicsr.engine.teacher_cache.matching import progress
 from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, sha256_of, write_atomically
-from basicsr.files.image_headers import read_header
+from basicsr.files.header_readers import read_header
 from basicsr.files.images import imfrombytes
 from basicsr.files.ppm_files import encode_ppm, read_ppm_header
 from basicsr.inference.runner import ImageRunner

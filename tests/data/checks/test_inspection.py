@@ -17,9 +17,11 @@ from PIL import Image
 
 from basicsr.data.checks.inspection import examine
 from basicsr.data.storage import Folder, LmdbDatabase
-from basicsr.files.file_client import FileClient, stored_value
-from basicsr.files.image_headers import MOST_PIXELS, MOST_TO_CUT, Content, HeaderError, find_fault, read_header
+from basicsr.files.file_client import FileClient
+from basicsr.files.header_readers import read_header
+from basicsr.files.image_headers import MOST_PIXELS, MOST_TO_CUT, Content, HeaderError, find_fault
 from basicsr.files.images import imfrombytes
+from basicsr.files.lmdb_databases import stored_value
 from basicsr.utils.errors import DataError
 
 HEIGHT, WIDTH = 20, 33
