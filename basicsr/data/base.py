@@ -94,15 +94,10 @@ class PatchDataset(ImageDataset):
 
 
 def load_sample(dataset: Dataset[Any], key: SampleKey, pixels: bool = False) -> dict[str, Any]:
-    """Loads a sample of any map-style dataset as a function of its key alone.
+    """Loads a sample of any map-style dataset as a function of its key alone; with `pixels`, 8-bit images as uint8.
 
     A dataset written for BasicSR draws from the global generators of Python, numpy and torch: these are
     seeded by the key for the length of the call, and put back as they were.
-
-    Args:
-        dataset: any map-style dataset.
-        key: of the sample.
-        pixels: take images as uint8 where the dataset gives them so.
 
     Raises:
         OptionsError: the key has a patch size, and the dataset's patches are of one size.

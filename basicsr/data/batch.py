@@ -49,10 +49,7 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Some training samples.
-
-    As the loader yields it, images may still be uint8 in [0, 255], in any layout, and `sr_teacher` uint16. After `to`
-    they are as said here.
+    """Some training samples. Before `to`, images may be uint8 in [0, 255], in any layout, and `sr_teacher` uint16.
 
     Attributes:
         lq: LR images I_LR, float32 (B, 3, h, w), RGB in [0, 1].
@@ -101,11 +98,7 @@ def collate(
 ) -> Batch:
     """Stacks samples, dicts with `lq` and optionally `gt`, `sr_teacher`, `lq_path`, `gt_path`, into a batch.
 
-    Args:
-        samples: at least one.
-        seeds: of each.
-        skipped: for `Batch`.
-        empty: where memory for images of whole numbers comes from.
+    Memory for images of whole numbers comes from `empty`.
 
     Raises:
         DataError: a sample has no `lq`, some have `gt` or `sr_teacher` and others not, or sizes differ.
@@ -148,12 +141,7 @@ def _stack(key: str, samples: Sequence[Mapping[str, Any]], paths: Sequence[str],
 
 
 def in_unit_range(images: torch.Tensor, layout: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
-    """uint8 or uint16 as float32 in [0, 1], to the bit as `img_util.to_float32`; floating-point ones keep their values.
-
-    Args:
-        images: (C, H, W), or (B, C, H, W) where `layout` is that of channels last.
-        layout: of the result.
-    """
+    """uint8 or uint16 as float32 in [0, 1], to the bit as `to_float32`; floating-point images keep their values."""
     full = _FULL_SCALE.get(images.dtype)
     if full is None:
         return images.contiguous(memory_format=layout)
@@ -162,17 +150,12 @@ def in_unit_range(images: torch.Tensor, layout: torch.memory_format = torch.cont
 
 
 class Slots:
-    """The shared memory of a loader's workers; made before they are forked, so that they inherit it.
-
-    Args:
-        workers: how many.
-        each: slots to a worker; no more than 16 are made.
-    """
+    """The shared memory of a loader's workers, made before they are forked; each has `each` slots, 16 at most."""
 
     def __init__(self, workers: int, each: int) -> None:
         self._each = min(each, _MOST_SLOTS)
         self._memories = [mmap.mmap(-1, self._each * _LARGEST_BATCH) for _ in range(workers)]
-        self._busy = np.frombuffer(mmap.mmap(-1, workers * self._each), np.uint8).reshape(workers, self._each)
+        self.busy = np.frombuffer(mmap.mmap(-1, workers * self._each), np.uint8).reshape(workers, self._each)
         self._owner = os.getpid()
         self.number = next(_numbers)
         _all_slots[self.number] = self
@@ -188,13 +171,9 @@ class Slots:
             return None
 
     def take(self, worker: int) -> Slot | None:
-        """In a worker: one of its slots that are free; None where there is none."""
-        free = np.flatnonzero(self._busy[worker] == 0)
+        """In a worker: one of its free slots; None where there is none."""
+        free = np.flatnonzero(self.busy[worker] == 0)
         return Slot(self, worker, int(free[0])) if len(free) else None
-
-    def mark(self, worker: int, slot: int) -> None:
-        """In a worker: notes that a slot holds a batch that was sent."""
-        self._busy[worker, slot] = 1
 
     def memory(self, worker: int, slot: int) -> np.ndarray:
         """The bytes of a slot."""
@@ -208,7 +187,7 @@ class Slots:
 
     def _free(self, worker: int, slot: int) -> None:
         if os.getpid() == self._owner:  # what a forked process lets go of is still in use here
-            self._busy[worker, slot] = 0
+            self.busy[worker, slot] = 0
 
 
 class Slot:
@@ -236,7 +215,7 @@ class Slot:
             # What lies in the slot already would be written over by the next batch.
             copies: dict[str, Any] = {name: tensors[name].clone() for name, layout in layouts.items() if layout}
             return replace(batch, **copies)
-        self._slots.mark(*self._place)
+        self._slots.busy[self._place] = 1
         rest = {name: value for name, value in values.items() if name not in tensors}
         return BatchInSlot(self._slots.number, self._place, layouts, rest)
 

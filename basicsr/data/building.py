@@ -19,27 +19,16 @@ from basicsr.utils.registry import DATASET_REGISTRY
 if TYPE_CHECKING:
     from basicsr.config.schema import DatasetOptions
 
-_FRAMEWORK_KEYS = (
-    "name",
-    "phase",
-    "scale",
-    "batch_size_per_gpu",
-    "num_worker_per_gpu",
-    "dataset_enlarge_ratio",
-    "prefetch_mode",
-    "num_prefetch_queue",
-    "pin_memory",
-    "persistent_workers",
-    "use_shuffle",
-)
+_LOADER_KEYS = ("batch_size_per_gpu", "num_worker_per_gpu", "dataset_enlarge_ratio", "prefetch_mode", "use_shuffle")
+_FRAMEWORK_KEYS = ("name", "phase", "scale", *_LOADER_KEYS, "num_prefetch_queue", "pin_memory", "persistent_workers")
 
 
 def build_dataset(opt: Mapping[str, Any]) -> Dataset[Any]:
     """Builds a dataset from options as BasicSR writes them.
 
     Args:
-        opt: `type`, the arguments of the class of that name, and beside them `phase`, `scale`, `name` and the
-            loader's keys, which a class gets where it asks for them.
+        opt: `type`, and the arguments of the class of that name; `phase`, `scale`, `name` and the loader's keys only
+            reach a class that asks for them.
 
     Raises:
         OptionsError: the type is unknown or a key does not fit.
@@ -50,20 +39,14 @@ def build_dataset(opt: Mapping[str, Any]) -> Dataset[Any]:
     return DATASET_REGISTRY.build(own, **provided)
 
 
-def build_train_loader(
-    options: DatasetOptions,
-    *,
-    seed: int,
-    rank: int,
-    world_size: int,
-    start_iteration: int,
-    total_iterations: int,
-    accumulate: int,
-    pin_memory: bool,
-) -> TrainLoader:
-    """Builds the loader of a training run for one rank; `accumulate` batches make an iteration.
+def build_train_loader(options: DatasetOptions, *, accumulate: int, pin_memory: bool, **position: int) -> TrainLoader:
+    """Builds the loader of a training run for one rank.
 
-    Page-locked memory is used where `pin_memory` says that the device gains from it, and the options allow it.
+    Args:
+        options: the dataset's.
+        accumulate: batches to an iteration.
+        pin_memory: whether the device gains from page-locked memory.
+        position: `seed`, `rank`, `world_size`, `start_iteration` and `total_iterations`, for `KeySampler`.
 
     Raises:
         OptionsError: the options do not fit the dataset's class, or patches shall grow and it cannot do that.
@@ -77,13 +60,9 @@ def build_train_loader(
     sampler = KeySampler(
         num_samples=_length(dataset, options),
         batch_size=stages or options.batch_size_per_gpu,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        start_iteration=start_iteration,
-        total_iterations=total_iterations,
         accumulate=accumulate,
         shuffle=options.use_shuffle,
+        **position,
     )
     return TrainLoader(
         dataset,
@@ -110,10 +89,7 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
         return load_sample(self._dataset, SampleKey(index, seed=index))
 
     def restored(self, images: Tensor) -> Tensor:
-        """Images (..., C, H, W) in [0, 1] again: the dataset's own, or a network's outputs for them.
-
-        That is x std + mean where the dataset takes off a mean and divides by a deviation, as BasicSR's do.
-        """
+        """Images (..., C, H, W) in [0, 1] again: x std + mean where the dataset normalises, as BasicSR's do."""
         for name, change in (("std", torch.mul), ("mean", torch.add)):
             values = getattr(self._dataset, name, None)
             if isinstance(values, Sequence) and len(values) == images.shape[-3]:

@@ -29,20 +29,12 @@ _WITH_SHAPE = re.compile(r"(?P<name>.*\S) +\([0-9]+, ?[0-9]+(, ?[0-9]+)?\)( .*)?
 
 
 def paths_from_folder(folder: str) -> list[str]:
-    """Paths of a folder's images, in the order of their names; those of folders below do not count.
-
-    Raises:
-        DataError: the folder is missing or holds no image.
-    """
+    """Paths of a folder's images in the order of their names, not of folders below; raises DataError if none."""
     return [os.path.join(folder, name) for name in _image_names(folder)]
 
 
 def paths_from_lmdb(folder: str) -> list[str]:
-    """The keys of an LMDB database, sorted.
-
-    Raises:
-        DataError: it is missing, empty or damaged.
-    """
+    """The keys of an LMDB database, sorted; raises DataError where it is missing, empty or damaged."""
     return list(_keys_of(folder))
 
 
@@ -52,22 +44,15 @@ def paths_from_meta_info_file(folder: str, meta_info_file: str) -> list[str]:
     Raises:
         DataError: the file is missing, empty or no text, a path leaves `folder`, or an image does not exist.
     """
-    names = _names_of(meta_info_file)
-    _check_links(folder, names, meta_info_file)
-    paths = [os.path.join(folder, name) for name in names]
+    paths = [os.path.join(folder, name) for name in _names_of(meta_info_file, folder)]
     _check_exist(paths, meta_info_file)
     return paths
 
 
 def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filename_tmpl: str) -> list[dict[str, str]]:
-    """Pairs the images of two folders.
+    """Pairs the images of an LR and an HR folder, which `keys` names, such as ['lq', 'gt'].
 
-    The LR image of `NAME.png` is `filename_tmpl.format(NAME)`, with the same ending or another.
-
-    Args:
-        folders: LR folder, HR folder.
-        keys: names of the two, such as ['lq', 'gt'].
-        filename_tmpl: name of an LR image without ending, from that of the HR image: '{}' or '{}x2'.
+    The LR image of `NAME.png` is `filename_tmpl.format(NAME)`, such as '{}x2', with the same ending or another.
 
     Raises:
         DataError: a folder is missing or empty, an image has no partner or more than one.
@@ -104,15 +89,9 @@ def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filena
 def paired_paths_from_meta_info_file(
     folders: Sequence[str], keys: Sequence[str], meta_info_file: str, filename_tmpl: str
 ) -> list[dict[str, str]]:
-    """Pairs the images that a file names: `0001_s001.png (480,480,3)` to a line, relative to the HR folder.
+    """As `paired_paths_from_folder`, of the HR images that a file names: `0001_s001.png (480,480,3)` to a line.
 
     As in BasicSR, the LR image lies in the LR folder itself and has the HR image's ending.
-
-    Args:
-        folders: LR folder, HR folder.
-        keys: names of the two, such as ['lq', 'gt'].
-        meta_info_file: path of the file.
-        filename_tmpl: as for `paired_paths_from_folder`.
 
     Raises:
         DataError: the file is missing, empty or no text, a path leaves its folder, two HR images share an LR image,
@@ -123,9 +102,7 @@ def paired_paths_from_meta_info_file(
     check_template(filename_tmpl)
     pairs: list[dict[str, str]] = []
     seen: dict[str, str] = {}
-    gt_names = _names_of(meta_info_file)
-    _check_links(gt_folder, gt_names, meta_info_file)
-    for gt_name in gt_names:
+    for gt_name in _names_of(meta_info_file, gt_folder):
         stem, ending = os.path.splitext(os.path.basename(gt_name))
         input_path = os.path.join(input_folder, f"{filename_tmpl.format(stem)}{ending}")
         if input_path in seen:
@@ -140,15 +117,7 @@ def paired_paths_from_meta_info_file(
 
 
 def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[dict[str, str]]:
-    """Pairs the images of two LMDB databases, which have the same keys.
-
-    Args:
-        folders: LR database, HR database.
-        keys: names of the two, such as ['lq', 'gt'].
-
-    Raises:
-        DataError: a database is missing or damaged, or a key is in one only.
-    """
+    """Pairs the images of an LR and an HR database; raises DataError unless both have the same keys."""
     (input_folder, gt_folder), (input_key, gt_key) = folders, keys
     input_keys, gt_keys = _keys_of(input_folder), _keys_of(gt_folder)
     for one, other, folder, partner in (
@@ -164,11 +133,7 @@ def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[
 
 
 def images_by_stem(folder: str) -> dict[str, str]:
-    """The names of a folder's images by their names without ending, in order.
-
-    Raises:
-        DataError: the folder is missing or empty, or two names differ in their endings only.
-    """
+    """A folder's images by their names without ending, in order; raises DataError where two of these are equal."""
     by_stem: dict[str, str] = {}
     for name in _image_names(folder):
         stem = os.path.splitext(name)[0]
@@ -217,7 +182,8 @@ def _keys_of(folder: str) -> dict[str, tuple[int, int, int]]:
     return keys
 
 
-def _names_of(meta_info_file: str) -> list[str]:
+def _names_of(meta_info_file: str, folder: str) -> list[str]:
+    """The images that a file names, all of which lie below a folder."""
     names = [_named(line, number, meta_info_file) for number, line in read_lines(meta_info_file, "meta_info_file")]
     if not names:
         raise DataError(f"meta_info_file {meta_info_file} names no image")
@@ -227,6 +193,7 @@ def _names_of(meta_info_file: str) -> list[str]:
                 f"meta_info_file {meta_info_file} names {printable(name[:200])}, which is not below the dataset's"
                 " folder; write paths relative to it, without '..'"
             )
+    _check_links(folder, names, meta_info_file)
     return names
 
 

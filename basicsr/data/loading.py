@@ -39,13 +39,7 @@ _ASK_SECONDS = 1.0  # how often, while workers are waited for, it is asked wheth
 
 
 class EpochPlace(NamedTuple):
-    """How far a run is in its epochs.
-
-    Attributes:
-        number: epochs that are complete.
-        iteration: iterations since then.
-        iterations: those that the epoch under way takes.
-    """
+    """How far a run is: complete epochs, iterations since then, and the iterations of the current epoch."""
 
     number: int
     iteration: int
@@ -63,15 +57,14 @@ class TrainLoader:
     arguments and the dataset: not on the number of workers, nor on where the run was resumed.
 
     Args:
-        dataset: any map-style dataset whose items `collate` takes. Images may come as uint8: they are float32 in [0, 1]
-            after `Batch.to`.
+        dataset: any map-style dataset whose items `collate` takes.
         sampler: which samples come when.
         accumulate: batches to an iteration.
         enlarge_ratio: passes over the dataset that count as one epoch.
         num_workers: worker processes; 0 loads in this process.
         prefetch: batches that each worker prepares ahead, at least 2.
         pin_memory: yield batches in page-locked memory.
-        skip_bad_images: how many bad images a run may do without (`load_or_replace`).
+        skip_bad_images: how many bad images a run may do without.
 
     Raises:
         DataError: while iterating: a sample cannot be loaded, nor any that would be taken for it.
@@ -112,10 +105,9 @@ class TrainLoader:
         )
 
     def leave_out(self, bad: Iterable[tuple[int, str]]) -> None:
-        """Notes images that are known to be bad, so that others are taken for them without trying; before iterating.
+        """Replaces bad images, by their samples and 'path: reason', without trying to load them.
 
-        All ranks must be given the same: index of each image's sample, and 'path: reason'. Without `skip_bad_images` it
-        has no effect.
+        To be called before iterating, with the same on all ranks. Without `skip_bad_images` it has no effect.
         """
         for index, note in bad:
             self._batches.bad.setdefault(index, []).append(note)
@@ -130,8 +122,7 @@ class TrainLoader:
     def epoch_at(self, iteration: int) -> EpochPlace:
         """How far the run is after so many iterations.
 
-        While the batch stays as it is, all epochs are equally long. If it changes, an epoch is complete with the
-        iteration in which the last of its samples was taken.
+        Where the batch size changes, an epoch ends with the iteration in which its last sample was taken.
         """
         stages = self._sampler.stages
         if not stages.change:
@@ -148,11 +139,7 @@ class TrainLoader:
         return self.until(lambda: False)
 
     def until(self, stopping: Callable[[], bool]) -> Iterator[tuple[Batch, ...]]:
-        """Yields the batches, and waits for none once `stopping` says so.
-
-        Raises:
-            NoMoreAsked: it says so, and workers do not give the next batch: a disk or a worker may stand still.
-        """
+        """Yields the batches; raises NoMoreAsked when it would have to wait for one and `stopping` returns True."""
         slots = Slots.made(self._loader.num_workers, self._slots_each)
         others = set(multiprocessing.active_children())
         self._batches.slots = slots  # for the workers that are forked now
@@ -204,20 +191,10 @@ class _BatchesByKeys(Dataset[Any]):
 def load_or_replace(
     dataset: Dataset[Any], key: SampleKey, limit: int, bad: Mapping[int, Sequence[str]], pixels: bool = False
 ) -> tuple[dict[str, Any], list[Skipped]]:
-    """Loads a sample, or the next one that can be loaded.
+    """Loads a sample, or the next one that can be loaded, and says what was skipped for it; with limit 0 only that one.
 
-    Args:
-        dataset: any map-style dataset.
-        key: of the sample.
-        limit: how many bad images a run may do without; 0 takes no other sample.
-        bad: what is known to be wrong, 'path: reason' each, by the index of the sample; these are not tried.
-        pixels: as for `load_sample`.
-
-    Returns:
-        The sample, and what was skipped for it.
-
-    Raises:
-        DataError: more than `limit` samples in a row cannot be loaded, or none of the dataset can.
+    Samples in `bad`, with 'path: reason' each, are not tried. Raises DataError where more than `limit` in a row cannot
+    be loaded.
     """
     if limit == 0:
         return load_sample(dataset, key, pixels), []

@@ -88,7 +88,7 @@ class PairedImageDataset(PatchDataset):
                 raise OptionsError("teacher_cache is for training on RGB in [0, 1]: without color, mean and std")
             self._outputs = StoredOutputs(teacher_cache, self._roots["gt"])
         self._chosen = meta_info_file is not None and self._roots["gt"].takes_list
-        self.paths = self._roots["gt"].pairs(self._roots["lq"], filename_tmpl, meta_info_file)
+        self.paths = self._roots["gt"].pairs(dataroot_lq, filename_tmpl, meta_info_file)
 
     def __len__(self) -> int:
         return len(self.paths)

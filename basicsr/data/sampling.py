@@ -21,10 +21,7 @@ from basicsr.utils import randomness
 
 @dataclass(frozen=True)
 class SampleKey:
-    """Which image to load, the seed of every random choice about it, and how large an HR patch of it to take.
-
-    `gt_size` is None where the dataset decides.
-    """
+    """Which image to load, the seed of its random choices, and the side of the HR patch (None: the dataset decides)."""
 
     index: int
     seed: int
@@ -41,12 +38,7 @@ class Stage:
 
 
 class Stages:
-    """The stages of a run, one after another; the last one lasts however long the run does.
-
-    Args:
-        stages: at least one.
-        batches_per_iteration: batches to an iteration, those of all ranks together.
-    """
+    """The stages of a run, one after another; the last one lasts to its end. All ranks' batches make an iteration."""
 
     def __init__(self, stages: Sequence[Stage], batches_per_iteration: int) -> None:
         self._stages = tuple(stages)
@@ -76,10 +68,11 @@ class Stages:
         return self._starts[number] + math.ceil((samples - self._samples[number]) / self._of_one[number])
 
 
+@dataclass(eq=False, kw_only=True)
 class KeySampler(Sampler[list[SampleKey]]):
     """Yields the keys of one batch after another, for one rank, from `start_iteration` to the run's end.
 
-    Args:
+    Attributes:
         num_samples: number of images N.
         batch_size: images to a batch of one rank; the stages of a run whose batches change.
         seed: the run's manual seed.
@@ -91,24 +84,20 @@ class KeySampler(Sampler[list[SampleKey]]):
         shuffle: take each pass in an order of its own; otherwise in the dataset's.
     """
 
-    def __init__(
-        self,
-        *,
-        num_samples: int,
-        batch_size: int | Sequence[Stage],
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        start_iteration: int = 0,
-        total_iterations: int,
-        accumulate: int = 1,
-        shuffle: bool = True,
-    ) -> None:
-        stages = [Stage(total_iterations, batch_size)] if isinstance(batch_size, int) else batch_size
-        self.stages = Stages(stages, batches_per_iteration=world_size * accumulate)
-        self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
-        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
-        self.start_iteration, self.total_iterations = start_iteration, total_iterations
+    num_samples: int
+    batch_size: int | Sequence[Stage]
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    start_iteration: int = 0
+    total_iterations: int
+    accumulate: int = 1
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        size = self.batch_size
+        stages = [Stage(self.total_iterations, size)] if isinstance(size, int) else size
+        self.stages = Stages(stages, self.world_size * self.accumulate)
 
     def __len__(self) -> int:
         return max(self.total_iterations - self.start_iteration, 0) * self.accumulate

@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -39,7 +39,7 @@ class Window(NamedTuple):
 
 
 class DecodedImage:
-    """An image decoded whole when it was opened: (H, W, 3), BGR, uint8 or uint16."""
+    """An image decoded whole when it was opened; `size` is height and width, `depth` bits to a channel."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self._pixels = pixels
@@ -48,25 +48,19 @@ class DecodedImage:
 
     def read(self, window: Window | None = None) -> np.ndarray:
         """The pixels of `window`, or all: (H, W, 3), BGR, uint8 or uint16; not to be written to."""
-        if window is None:
-            return self._pixels
-        rows = slice(window.top, window.top + window.height)
-        return self._pixels[rows, window.left : window.left + window.width]
+        top, left, height, width = window or (0, 0, *self.size)
+        return self._pixels[top : top + height, left : left + width]
 
 
 class PpmImage:
     """An uncompressed image, of which only the rows of a window are read.
 
-    They are read, not mapped: mapped ones would end the process where a file is cut short.
-
-    Args:
-        read: returns some bytes of the file, by offset and length.
-        header: what it begins with.
-        label: what to call it in errors.
+    `read_bytes` gives bytes by offset and length. They are read, not mapped: mapped ones would end the process where a
+    file is cut short.
     """
 
-    def __init__(self, read: Callable[[int, int], bytes], header: PpmHeader, label: str) -> None:
-        self._read, self._header, self._label = read, header, label
+    def __init__(self, read_bytes: Callable[[int, int], bytes], header: PpmHeader, label: str) -> None:
+        self._read_bytes, self._header, self._label = read_bytes, header, label
         self.size: Size = (header.height, header.width)
         self.depth = header.depth
 
@@ -76,7 +70,7 @@ class PpmImage:
         top, left, height, width = window or (0, 0, *self.size)
         length = (min(top + height, header.height) - top) * header.row
         try:
-            rows = self._read(header.start + top * header.row, length)
+            rows = self._read_bytes(header.start + top * header.row, length)
         except OSError as error:
             raise DataError(f"cannot read image {self._label}: {error.strerror}; check the disk") from error
         if len(rows) != length:
@@ -93,8 +87,6 @@ class ImageRoot(ABC):
 
     path: str
 
-    suffix: ClassVar[str] = ""
-    """What paths of this kind end in."""
     takes_list: ClassVar[bool] = False
     """Whether a `meta_info_file` may choose among its images."""
 
@@ -103,12 +95,16 @@ class ImageRoot(ABC):
         """All images, in order; raises DataError where there are none, or the list is wrong."""
 
     @abstractmethod
-    def pairs(self, lq: ImageRoot, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
-        """Pairs of these HR images with those of `lq`, {'lq_path': ..., 'gt_path': ...}; raises DataError likewise."""
+    def pairs(self, lq: str, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
+        """Pairs of these HR images with those of a root at `lq`: {'lq_path': ..., 'gt_path': ...}; raises likewise."""
 
     @abstractmethod
     def label(self, name: str) -> str:
         """What to call an image in errors, in one line."""
+
+    @abstractmethod
+    def file(self, name: str) -> str:
+        """The file that an image lies in."""
 
     @abstractmethod
     def open(self, name: str) -> OpenImage:
@@ -118,13 +114,10 @@ class ImageRoot(ABC):
     def opened(self, name: str) -> AbstractContextManager[Source]:
         """An image's bytes for the length of a block; raises OSError or DataError where they cannot be read."""
 
-    @abstractmethod
     def content(self, name: str) -> bytes:
         """All bytes of an image; raises DataError where they cannot be read."""
-
-    @abstractmethod
-    def file(self, name: str) -> str:
-        """The file that an image lies in."""
+        with self.opened(name) as source:
+            return source.read(0, source.size)
 
     def relative(self, name: str) -> str:
         """An image's name, the same wherever the root lies."""
@@ -156,8 +149,8 @@ class Folder(ImageRoot):
             return data_util.paths_from_meta_info_file(self.path, meta_info_file)
         return data_util.paths_from_folder(self.path)
 
-    def pairs(self, lq: ImageRoot, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
-        folders, keys = [lq.path, self.path], ["lq", "gt"]
+    def pairs(self, lq: str, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
+        folders, keys = [lq, self.path], ["lq", "gt"]
         if meta_info_file is not None:
             return data_util.paired_paths_from_meta_info_file(folders, keys, meta_info_file, filename_tmpl)
         return data_util.paired_paths_from_folder(folders, keys, filename_tmpl)
@@ -165,8 +158,8 @@ class Folder(ImageRoot):
     def label(self, name: str) -> str:
         return printable(name)
 
-    def relative(self, name: str) -> str:
-        return name.removeprefix(self.path).lstrip("/\\") if name.startswith(self.path) else name
+    def file(self, name: str) -> str:
+        return name
 
     def open(self, name: str) -> OpenImage:
         image = self._opened_ppm(name) if name[-4:].lower() == ".ppm" else None
@@ -185,8 +178,8 @@ class Folder(ImageRoot):
     def content(self, name: str) -> bytes:
         return FileClient().get(name)
 
-    def file(self, name: str) -> str:
-        return name
+    def relative(self, name: str) -> str:
+        return name.removeprefix(self.path).lstrip("/\\") if name.startswith(self.path) else name
 
     def key(self, name: str) -> str:
         return os.path.splitext(self.relative(name))[0].replace(os.sep, "/")
@@ -201,39 +194,33 @@ class LmdbDatabase(ImageRoot):
 
     readahead: bool = False
 
-    suffix: ClassVar[str] = ".lmdb"
-
     def names(self, meta_info_file: str | None) -> list[str]:
         return data_util.paths_from_lmdb(self.path)
 
-    def pairs(self, lq: ImageRoot, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
-        return data_util.paired_paths_from_lmdb([lq.path, self.path], ["lq", "gt"])
+    def pairs(self, lq: str, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
+        return data_util.paired_paths_from_lmdb([lq, self.path], ["lq", "gt"])
 
     def label(self, name: str) -> str:
         return printable(f"{self.path} (key '{name}')")
 
+    def file(self, name: str) -> str:
+        return os.path.join(self.path, "data.mdb")
+
     def open(self, name: str) -> OpenImage:
-        with stored_value(self.path, name, self.readahead) as value:
-            if header := _ppm_header(Content(value)):
+        with self.opened(name) as source:
+            if header := _ppm_header(source):
                 return PpmImage(partial(self._read, name), header, self.label(name))
-            content = bytes(value)
+            content = source.read(0, source.size)
         return DecodedImage(imfrombytes(content, source=self.label(name)))
 
     def _read(self, name: str, offset: int, length: int) -> bytes:
-        with stored_value(self.path, name, self.readahead) as value:
-            return bytes(value[offset : offset + length])
+        with self.opened(name) as source:
+            return source.read(offset, length)
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Source]:
         with stored_value(self.path, name, self.readahead) as value:
             yield Content(value)
-
-    def content(self, name: str) -> bytes:
-        with stored_value(self.path, name, self.readahead) as value:
-            return bytes(value)
-
-    def file(self, name: str) -> str:
-        return os.path.join(self.path, "data.mdb")
 
     def shapes(self) -> Mapping[str, tuple[int, int, int]]:
         return read_meta_info(self.path)
@@ -244,7 +231,7 @@ class LmdbDatabase(ImageRoot):
 
 
 _KINDS: dict[str, type[ImageRoot]] = {"disk": Folder, "lmdb": LmdbDatabase}
-_OF_BASICSR = ("db_paths", "client_keys")  # options of its FileClient, which the dataset's roots stand for
+_OF_FILE_CLIENT = ("db_paths", "client_keys")  # options of BasicSR's, in the place of which are the dataset's roots
 
 
 def roots_of(io_backend: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, ImageRoot]:
@@ -254,29 +241,22 @@ def roots_of(io_backend: Mapping[str, Any], paths: Mapping[str, str]) -> dict[st
     backend = io_backend["type"]
     if backend not in _KINDS:
         raise OptionsError(f"io_backend type must be one of {', '.join(_KINDS)}, got '{backend}'")
-    kind = _KINDS[backend]
-    allowed = [field.name for field in fields(kind) if field.name != "path"]
-    options = {key: value for key, value in io_backend.items() if key not in ("type", *_OF_BASICSR)}
-    if unknown := sorted(options.keys() - allowed):
-        raise OptionsError(
-            f"io_backend of type {backend} has no option {', '.join(unknown)}; allowed: {', '.join(allowed) or 'none'}"
-        )
+    options = {key: value for key, value in io_backend.items() if key not in ("type", *_OF_FILE_CLIENT)}
     for path in paths.values():
-        named = path.rstrip("/\\")
-        if not named.endswith(kind.suffix):
-            raise OptionsError(
-                f"{path} must end in {kind.suffix} for io_backend type {backend}; change the path or the type"
-            )
-        if kind is Folder and named.endswith(LmdbDatabase.suffix):
-            raise OptionsError(f"{path} is an LMDB database for io_backend type disk; change the path or the type")
-    return {role: kind(path, **options) for role, path in paths.items()}
+        if (backend == "lmdb") != path.rstrip("/\\").endswith(".lmdb"):
+            needed = "must end in .lmdb" if backend == "lmdb" else "is an LMDB database"
+            raise OptionsError(f"{path} {needed} for io_backend type {backend}; change the path or the type")
+    try:
+        return {role: _KINDS[backend](path, **options) for role, path in paths.items()}
+    except TypeError as error:
+        raise OptionsError(f"io_backend of type {backend}: {error}") from error
 
 
 @dataclass(frozen=True)
 class StoredImages:
     """A dataset's images and what they must be like, for those who look at them without loading.
 
-    A dataset tells by a method `stored_images` that takes nothing and returns this.
+    A dataset returns them by its method `stored_images`.
 
     Attributes:
         files: by role, 'gt' and 'lq' or 'lq' alone: the name of each item's image in its root. The first role's names

@@ -47,16 +47,9 @@ class _Record(BaseModel):
 class CacheKey(_Record):
     """What must be equal for two caches of the same images to hold the same outputs.
 
-    Attributes:
-        teacher: SHA-256 of the file with the teacher's weights.
-        param_key: which state dict of that file.
-        strict: whether the file had to hold every weight.
-        network: the teacher's options, resolved; {type: auto} where it is spandrel's.
-        architecture: its name.
-        self_ensemble: whether outputs are averages over the eight flips and rotations.
-        precision: 'none' (float32), 'bf16' or 'fp16'.
-        tile: side of the tiles that images were cut into, LR pixels; None where they were whole while memory lasted.
-        tile_overlap: pixels seen around a tile; None for what the network needs.
+    `teacher` is the SHA-256 of the file with its weights, `param_key` and `strict` say what of it is loaded; `network`
+    has its resolved options, {type: auto} for spandrel's. Images were cut into tiles of side `tile`, LR pixels, where
+    it is given, else run whole while memory lasted.
     """
 
     teacher: str
@@ -77,15 +70,9 @@ class CacheKey(_Record):
 
 
 class CachedImage(_Record):
-    """One image; the fields of its output are None while there is none.
+    """One image by its name, `ImageRoot.key`; the fields of its output are None while there is none.
 
-    Attributes:
-        name: of the HR image, below its folder and without ending; with the ending .ppm, of the output's file.
-        lq: SHA-256 of the LR image's file, or of its value in LMDB.
-        size: height and width of the output.
-        bytes: of its file.
-        sha256: of its file.
-        clipped: how many values are stored as the smallest or the largest that can be.
+    `lq` and `sha256` are digests of the LR image's and the output's file; `clipped` counts values at the range's ends.
     """
 
     name: str
@@ -210,14 +197,13 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> None:
 
 def key_differences(cached: CacheKey, wanted: CacheKey) -> list[str]:
     """What differs between two keys, such as "scale 2 instead of 4"."""
-    found = []
-    for name in CacheKey.model_fields:
-        theirs, ours = getattr(cached, name), getattr(wanted, name)
-        if theirs != ours and name != "architecture":
-            label = "SHA-256 of the teacher's weights" if name == "teacher" else name
-            shown = [shortened(value) if name == "teacher" else value for value in (theirs, ours)]
-            found.append(f"{label} {shown[0]} instead of {shown[1]}")
-    return found
+    pairs = {name: (getattr(cached, name), getattr(wanted, name)) for name in CacheKey.model_fields}
+    found: dict[str, tuple[Any, Any]] = {
+        name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name != "architecture"
+    }
+    if digests := found.pop("teacher", None):
+        found["SHA-256 of the teacher's weights"] = shortened(digests[0]), shortened(digests[1])
+    return [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in found.items()]
 
 
 def image_difference(cached: Sequence[CachedImage], names: Sequence[str], digests: Sequence[str]) -> str | None:

@@ -76,7 +76,7 @@ def paired_random_crop(
         rng: where the place is drawn from.
 
     Returns:
-        HR and LR patches, each alone or as a list where there is more than one.
+        HR and LR patches, alone or as lists.
 
     Raises:
         DataError: HR is not `scale` times LR, or LR is smaller than the patch.
@@ -97,22 +97,11 @@ def augment(
     return_status: bool = False,
     rng: np.random.Generator | None = None,
 ) -> Any:
-    """Flips or rotates arrays (H, W, ...), all in the same way, each of the possible ways being as likely.
+    """Flips or rotates an array (H, W, ...) or a list of them, all in one way, each possible way being as likely.
 
-    Draws up to three coins: flip left to right (`hflip`); flip upside down and swap height and width
-    (`rotation`, which together give the rotations by multiples of 90 degrees). BasicSR's `flows`, for video,
-    are left out.
-
-    Args:
-        imgs: an array or a list of them; not changed.
-        hflip: allow horizontal flips.
-        rotation: allow rotations.
-        return_status: also return the three coins.
-        rng: where the coins are drawn from.
-
-    Returns:
-        The images, alone or as a list where there is more than one; with `return_status` also (hflip, vflip,
-        rot90).
+    Draws up to three coins from `rng`: flip left to right (`hflip`); flip upside down and swap height and width
+    (`rotation`, which together give the rotations by multiples of 90 degrees). BasicSR's `flows`, for video, are left
+    out. With `return_status`, the coins (hflip, vflip, rot90) are returned beside the images.
     """
     coins = draw_coins(hflip, rotation, rng)
     results = [np.ascontiguousarray(turned(img, coins)) for img in (imgs if isinstance(imgs, list) else [imgs])]
@@ -129,7 +118,7 @@ class Coins(NamedTuple):
 
 
 def draw_coins(hflip: bool, rotation: bool, rng: np.random.Generator | None = None) -> Coins:
-    """Draws as `augment` does: a coin for `hflip`, and two for `rotation`."""
+    """A coin for `hflip`, and two for `rotation`."""
     return Coins(hflip and _coin(rng), rotation and _coin(rng), rotation and _coin(rng))
 
 

@@ -175,14 +175,14 @@ def test_kept_batches_are_never_written_over_and_slots_are_used_again(tmp_path, 
     kept = batches(dataset, 1, 40)  # more than there are slots
     assert_equal(kept, expected)
     slots = made.pop()
-    assert slots._busy.all()
+    assert slots.busy.all()
     last = kept[0].gt[1, :, 3]
     wanted = last.clone()
     del kept
-    assert slots._busy.sum() == 1  # a part of one batch is still referred to
+    assert slots.busy.sum() == 1  # a part of one batch is still referred to
     assert torch.equal(last, wanted)
     del last
-    assert slots._busy.sum() == 0
+    assert slots.busy.sum() == 0
     monkeypatch.undo()
     for (batch,), images in zip(TrainLoader(dataset, sampler(40), num_workers=1), expected, strict=True):
         assert_equal([batch], [images])
@@ -196,10 +196,10 @@ def test_what_a_forked_process_lets_go_of_stays_in_use(tmp_path):
     child = multiprocessing.get_context("fork").Process(target=held.clear)
     child.start()
     child.join()
-    assert slots._busy.tolist() == [[1, 0]]
+    assert slots.busy.tolist() == [[1, 0]]
     assert torch.equal(held[0].lq, batch.lq) and held[0].seeds.tolist() == [5]
     held.clear()
-    assert slots._busy.tolist() == [[0, 0]]
+    assert slots.busy.tolist() == [[0, 0]]
 
 
 def test_batches_that_do_not_fit_go_pytorchs_way(tmp_path, monkeypatch):

@@ -30,12 +30,9 @@ _LEAST_SPREAD = 4.0  # gray levels of 255: the standard deviation below which no
 
 
 def find_misalignment(hr: np.ndarray, lr: np.ndarray, scale: int) -> str | None:
-    """Says how LR and HR do not belong together; None where they do, or where it cannot be told.
+    """How LR and HR, (H, W, 3), BGR, uint8 or uint16, do not belong together; None where they do, or it is unclear.
 
-    Args:
-        hr: (H, W, 3), BGR, uint8 or uint16; nothing is said unless H and W are at least `scale` times those of `lr`.
-        lr: (h, w, 3), of the same type.
-        scale: how many times HR is larger.
+    It is unclear where H and W are less than `scale` times those of LR, or where there is no detail.
     """
     height, width = lr.shape[:2]
     large, small = _gray(hr[: height * scale, : width * scale]), _gray(lr)

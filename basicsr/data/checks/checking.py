@@ -41,13 +41,10 @@ _LONGEST_FAULT = 500
 
 @dataclass(frozen=True, order=True)
 class BadImage:
-    """An image that cannot be used.
+    """An image that cannot be used, of the dataset's sample `index`.
 
-    Attributes:
-        index: of the sample in the dataset.
-        path: the file, or the LMDB database and the key in it.
-        reason: what is wrong, in one line.
-        pair: the names of both images where each is sound, but they do not fit each other.
+    `path` is the file, or the LMDB database and the key in it. `pair` has the names of both images where each is sound,
+    but they do not fit each other.
     """
 
     index: int
@@ -65,17 +62,7 @@ def check_images(
     """Checks the images of every world-size-th sample, as `check_images` of the options says.
 
     Datasets without a method `stored_images` are not checked. At a terminal, rank 0 shows progress. Results are kept
-    for the next start (`NoteCache`).
-
-    Args:
-        dataset: any dataset.
-        options: its entry.
-        rank: this process's number.
-        world_size: number of processes.
-        processes: how many to decode with; None for this process's share of the machine's cores.
-
-    Returns:
-        What this rank found, in the dataset's order.
+    for the next start (`NoteCache`). `processes` decode; by default this process's share of the machine's cores.
 
     Raises:
         DataError: an LMDB database is missing or damaged.
@@ -131,8 +118,7 @@ def report(bad: Sequence[BadImage], total: int, name: str) -> str:
 def grouped(faults: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
     """Lines about faults, up to twenty; pairs that do not fit for one reason are one, with their number.
 
-    Args:
-        faults: what is wrong, and for pairs that do not fit, the names of both images, which the text may have.
+    A fault is a text, and for pairs that do not fit the names of both images, which it may have.
     """
     kinds: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for text, pair in faults:

@@ -20,13 +20,7 @@ _ANY_FOLDER = Folder()
 
 
 class Inspection(NamedTuple):
-    """What was found out about an image.
-
-    Attributes:
-        fault: why it cannot be used, None if it can.
-        header: what it announces; None where there is a fault.
-        colourful: whether its colours are more than gray; None where it was not decoded.
-    """
+    """Why an image cannot be used; else its header, and if it was decoded, whether its colours are more than gray."""
 
     fault: str | None
     header: ImageHeader | None = None

@@ -35,16 +35,10 @@ Result = TypeVar("Result")
 
 
 class NoteCache(Generic[Result]):
-    """The notes of one kind about the images of one root.
+    """The notes of one kind about the images of one root; each rank writes a file of its own and reads those of all.
 
-    Args:
-        kind: of the notes, with which the files' names begin.
-        root: of the images.
-        to_note: a result as JSON values.
-        from_note: the result of such values, of which nothing is taken for granted, or None if it is of no use;
-            may raise TypeError or ValueError.
-        rank: this process's number; each writes a file of its own and reads those of all.
-        world_size: number of processes.
+    `to_note` gives a result as JSON values. `from_note` takes none of these for granted: it returns None, or raises
+    TypeError or ValueError, where they are of no use.
     """
 
     def __init__(
@@ -57,13 +51,14 @@ class NoteCache(Generic[Result]):
         world_size: int = 1,
     ) -> None:
         self._root, self._to_note, self._from_note = root, to_note, from_note
-        self._path_of_root = os.path.abspath(root.path)
-        name = f"{kind}-{hashlib.sha256(os.fsencode(self._path_of_root)).hexdigest()[:24]}"
+        path = os.path.abspath(root.path)
+        self._head = {"version": VERSION, "root": path}
+        name = f"{kind}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:24]}"
         self._path = cache_folder() / f"{name}-{rank}of{world_size}.json"
         self._entries: dict[str, Any] = {}
         with suppress(OSError):
-            for path in sorted(self._path.parent.glob(f"{name}-*.json")):
-                self._entries.update(_read(path, self._path_of_root))
+            for file in sorted(self._path.parent.glob(f"{name}-*.json")):
+                self._entries.update(self._read(file))
 
     def results(self, names: Sequence[str], look: Callable[[list[str]], Iterable[Result]]) -> list[Result]:
         """The results for images; `look` finds those that are not known, or whose files have changed."""
@@ -79,6 +74,14 @@ class NoteCache(Generic[Result]):
             self._save({key: [*stamp, *self._to_note(result)] for key, stamp, result in noted if stamp is not None})
         return results
 
+    def _read(self, path: Path) -> dict[str, Any]:
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
+            if path.is_file() and path.stat().st_size <= _LARGEST_FILE:
+                content = json.loads(path.read_bytes())
+                if {name: content[name] for name in self._head} == self._head and isinstance(content["images"], dict):
+                    return content["images"]
+        return {}
+
     def _known(self, key: str, stamp: Stamp | None) -> Result | None:
         entry = self._entries.get(key)
         if stamp is None or not isinstance(entry, list) or entry[:2] != list(stamp):
@@ -89,8 +92,7 @@ class NoteCache(Generic[Result]):
             return None
 
     def _save(self, entries: dict[str, list[Any]]) -> None:
-        content = {"version": VERSION, "root": self._path_of_root, "images": entries}
-        encoded = json.dumps(content, separators=(",", ":")).encode("utf-8")
+        encoded = json.dumps({**self._head, "images": entries}, separators=(",", ":")).encode("utf-8")
         with suppress(OSError, CheckpointError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, lambda file: file.write(encoded))
@@ -125,12 +127,3 @@ def in_tasks(
 
 def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     return [function(item) for item in items]
-
-
-def _read(path: Path, root: str) -> dict[str, Any]:
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
-        if path.is_file() and path.stat().st_size <= _LARGEST_FILE:
-            content = json.loads(path.read_bytes())
-            if content["version"] == VERSION and content["root"] == root and isinstance(content["images"], dict):
-                return content["images"]
-    return {}
