@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def recognise_networks(options: Options) -> tuple[Options, list[str]]:
-    """Puts what the files hold in the place of `network_g: {type: auto}` and `network_t: {type: auto}`.
+    """Puts what the files hold in the place of `network_g: {type: auto}` and `network_t: {type: auto}`; builds nothing.
 
     So everything after, the saved weights too, knows the network by name. Networks of spandrel's, which no options
     describe, stay `auto`; so does a teacher whose outputs come from a cache.
@@ -23,11 +23,11 @@ def recognise_networks(options: Options) -> tuple[Options, list[str]]:
         The options, and remarks on what was recognised.
 
     Raises:
-        CheckpointError: a file holds no network that is recognised, or one for another scale.
+        CheckpointError: a file cannot be read, or is for another scale.
     """
     from basicsr.config.component_blocks import is_auto
     from basicsr.config.schema import FrozenMapping
-    from basicsr.weights.recognise import check_scale, load_pretrained
+    from basicsr.weights.recognise import recognised_block
 
     update: dict[str, FrozenMapping] = {}
     remarks: list[str] = []
@@ -35,11 +35,11 @@ def recognise_networks(options: Options) -> tuple[Options, list[str]]:
         path = getattr(options.path, f"pretrain_network_{label}")
         if not is_auto(getattr(options, f"network_{label}")) or (label == "t" and options.teacher_cache is not None):
             continue
-        pretrained = load_pretrained(path, param_key=getattr(options.path, f"param_key_{label}"))
-        check_scale(pretrained, options.scale, path)
-        if pretrained.block is not None:
-            update[f"network_{label}"] = FrozenMapping(pretrained.block)
-            remarks += [f"network_{label}: {pretrained.remark}"] if pretrained.remark else []
+        param_key = getattr(options.path, f"param_key_{label}")
+        block, remark = recognised_block(path, param_key=param_key, scale=options.scale)
+        if block is not None:
+            update[f"network_{label}"] = FrozenMapping(block)
+            remarks += [f"network_{label}: {remark}"] if remark else []
     return options.model_copy(update=update), remarks
 
 

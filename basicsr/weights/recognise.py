@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,12 +16,13 @@ from basicsr.config.component_blocks import is_auto
 from basicsr.files.weight_checks import check_weights
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.signatures import find_problems
 from basicsr.weights.layouts import Recognised, UnsupportedWeights, recognise
 from basicsr.weights.loading import HIDDEN_OPTIONS, TwoNetworks, load_network, load_state
 from basicsr.weights.state_dicts import WeightFile, inner_states, read_weights
 
 # Whose keys are ours.
-_OUR_LAYOUTS = ("BasicSR", "SwinIR's original")
+_OUR_LAYOUTS = ("", "BasicSR", "SwinIR's original")
 _HIDDEN = ("type", *HIDDEN_OPTIONS)
 
 
@@ -78,10 +79,25 @@ def load_pretrained(
         CheckpointError: the file cannot be read, or holds no network that is recognised.
     """
     search = _Search(path, read_weights(path, param_key, only_this=only_this))
-    pretrained = search.by_options() or search.by_shapes() or search.by_spandrel()
+    pretrained = next(filter(None, map(search.built, search.candidates())), None) or search.by_spandrel()
     if pretrained is None:
         raise CheckpointError(search.failure())
     return pretrained
+
+
+def recognised_block(
+    path: str | os.PathLike[str], *, param_key: str | None, scale: int
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The options of the network that a file holds, without building it, and a remark; None for other people's.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its network is for another scale.
+    """
+    search = _Search(path, read_weights(path, param_key))
+    for candidate in search.candidates():
+        _check_scale(candidate.block["type"], candidate.scale, scale, path)
+        return dict(candidate.block), search.with_doubts(candidate.remark)
+    return None, None
 
 
 def network_for(
@@ -110,23 +126,31 @@ def network_for(
     if block is None or is_auto(block):
         pretrained = load_pretrained(path, param_key=param_key)
         if scale is not None:
-            check_scale(pretrained, scale, path)
+            _check_scale(pretrained.architecture, pretrained.scale, scale, path)
         return pretrained.network, pretrained.remark
     network = build_network(block)
     return network, load_network(network, path, param_key=param_key, strict=strict, options=block)
 
 
-def check_scale(pretrained: Pretrained, scale: int, path: str | os.PathLike[str]) -> None:
-    """Raises CheckpointError where the network that a file holds is not for `scale`."""
-    if pretrained.scale != scale:
+def _check_scale(name: str, found: int, scale: int, path: str | os.PathLike[str]) -> None:
+    if found != scale:
         raise CheckpointError(
-            f"checkpoint {path} has the wrong scale: it is {pretrained.architecture} for x{pretrained.scale}, the"
-            f" options' scale is {scale}; give the file for x{scale}, or set scale to {pretrained.scale}"
+            f"checkpoint {path} has the wrong scale: it is {name} for x{found}, the options' scale is {scale};"
+            f" give the file for x{scale}, or set scale to {found}"
         )
 
 
+class _Candidate(NamedTuple):
+    """One of our networks that a file may hold."""
+
+    block: Mapping[str, Any]
+    layout: str
+    scale: int
+    remark: str | None
+
+
 class _Search:
-    """Ways to find out which network a file holds; each notes in `reasons` why it did not."""
+    """Ways to find out which network a file holds; each notes in `_reasons` why it did not."""
 
     def __init__(self, path: str | os.PathLike[str], file: WeightFile) -> None:
         self._path, self._file = path, file
@@ -135,34 +159,27 @@ class _Search:
         self._reasons: list[str] = []
         self._found = next(filter(None, map(self._recognised, self._states)), None)
 
-    def by_options(self) -> Pretrained | None:
-        """By the options beside the weights: data of unknown origin, so nothing larger than the weights is built."""
+    def candidates(self) -> Iterator[_Candidate]:
+        """Our networks that the file may hold: by the options recorded in it, then by keys and shapes."""
         recorded, found = self._file.network, self._found
-        if recorded is None or recorded["type"] not in ARCH_REGISTRY:
-            return None
-        parameters = inspect.signature(ARCH_REGISTRY.get(recorded["type"])).parameters
-        # Our training records the scale as well.
-        block = {key: value for key, value in recorded.items() if key != "scale" or "scale" in parameters}
-        fits = _agree(block, found) if found is not None else _bounded(block, self._file.state)
-        scale = found.scale if found is not None else recorded.get("scale")
-        pretrained = None
-        if fits and isinstance(scale, int) and scale >= 1:
-            layout = found.layout if found is not None and found.layout not in _OUR_LAYOUTS else "ours"
-            pretrained = self._built(block, layout, scale, None)
-        if pretrained is None:
+        layout = found.layout if found is not None else ""
+        if recorded is not None and recorded["type"] in ARCH_REGISTRY:
+            factory = ARCH_REGISTRY.get(recorded["type"])
+            # Our training records the scale as well.
+            keeps_scale = "scale" in inspect.signature(factory).parameters
+            block = {key: value for key, value in recorded.items() if key != "scale" or keeps_scale}
+            # Data of unknown origin, so nothing larger than the weights is built.
+            fits = _agree(block, found) if found is not None else _bounded(block, self._file.state)
+            scale = found.scale if found is not None else recorded.get("scale")
+            arguments = {key: value for key, value in block.items() if key != "type"}
+            if fits and isinstance(scale, int) and scale >= 1 and not find_problems(factory, arguments, {}):
+                yield _Candidate(block, layout if layout not in _OUR_LAYOUTS else "ours", scale, None)
             self._doubt = f"{self._path}: the options in it ({recorded['type']}) do not fit its weights, so left aside"
-        return pretrained
-
-    def by_shapes(self) -> Pretrained | None:
-        """By keys and shapes, as one of our networks."""
-        found = self._found
-        if found is None:
-            return None
-        layout = "" if found.layout in _OUR_LAYOUTS else f" (layout: {found.layout})"
-        notes = "".join(f"; {note}" for note in found.notes)
-        assumed = f"; not in the weights, taken as published: {', '.join(found.assumed)}" if found.assumed else ""
-        remark = f"{self._path}: recognised {found}{layout}{notes}{assumed}"
-        return self._built(found.options, found.layout, found.scale, remark)
+        if found is not None:
+            said = "" if layout in _OUR_LAYOUTS else f" (layout: {layout})"
+            said += "".join(f"; {note}" for note in found.notes)
+            said += f"; not in the weights, taken as published: {', '.join(found.assumed)}" if found.assumed else ""
+            yield _Candidate(found.options, layout, found.scale, f"{self._path}: recognised {found}{said}")
 
     def by_spandrel(self) -> Pretrained | None:
         """By keys and shapes, as one of spandrel's networks."""
@@ -199,7 +216,9 @@ class _Search:
             self._reasons.append(str(error))
             return None
 
-    def _built(self, block: Mapping[str, Any], layout: str, scale: int, remark: str | None) -> Pretrained | None:
+    def built(self, candidate: _Candidate) -> Pretrained | None:
+        """The network of a candidate, if it takes the weights."""
+        block = candidate.block
         try:
             network = build_network(block)
             load_state(network, self._file.state, self._path)
@@ -209,7 +228,14 @@ class _Search:
             self._reasons.append((str(error) or type(error).__name__).splitlines()[0])
             return None
         channels = _channels(network, {**(self._found.options if self._found else {}), **block})
-        return self._pretrained(network, dict(block), str(block["type"]), layout, scale, channels, remark)
+        name = str(block["type"])
+        return self._pretrained(
+            network, dict(block), name, candidate.layout, candidate.scale, channels, candidate.remark
+        )
+
+    def with_doubts(self, remark: str | None) -> str | None:
+        """The remark with those on the file."""
+        return "; ".join(filter(None, (self._file.remark, self._doubt, remark))) or None
 
     def _pretrained(
         self,
@@ -221,8 +247,7 @@ class _Search:
         channels: tuple[int, int],
         remark: str | None,
     ) -> Pretrained:
-        file = self._file
-        remark = "; ".join(filter(None, (file.remark, self._doubt, remark))) or None
+        file, remark = self._file, self.with_doubts(remark)
         return Pretrained(network.eval(), block, name, layout, scale, *channels, file.key, file.metadata, remark)
 
 
