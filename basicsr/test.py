@@ -31,15 +31,14 @@ from basicsr.config.load import load_test_options, parse_arguments
 from basicsr.config.schema import Options
 from basicsr.config.unused import unused_in_testing
 from basicsr.data import build_eval_dataset
-from basicsr.engine import run_folder as experiment
-from basicsr.engine.probe import check_evaluation, evaluation_images
+from basicsr.engine.logs.run_log import open_log
 from basicsr.engine.process.agreement import joined, require_equal
 from basicsr.engine.process.command import run_command
 from basicsr.engine.process.distributed import Launcher, RankInfo, any_rank, on_master
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.provenance import digest_of_file
-from basicsr.engine.run_folders import results_taken
-from basicsr.engine.startup_checks import check_datasets, require_equal_images
+from basicsr.engine.run_folder import prepare_results, results_taken
+from basicsr.engine.startup_checks import check_datasets, check_evaluation, evaluation_images, require_equal_images
 from basicsr.files.atomic_files import sha256_of
 from basicsr.files.images import imwrite
 from basicsr.inference.probing import Trial
@@ -104,9 +103,9 @@ def test_pipeline(
         for scale in scales:
             scale.check()
         prepare_metrics(first.val.metrics, rank_info.device)
-        experiment.prepare_results(loaded, rank_info)
+        prepare_results(loaded, rank_info)
         own_again()
-        with experiment.open_log(first.results_folder, "test", first.name, rank_info) as logger:
+        with open_log(first.results_folder, "test", first.name, rank_info) as logger:
             report = _Report(scales, rank_info, logger)
             for line in filter(None, (rank_info.remark, *doubts, *unused_in_testing(first))):
                 logger.warning(line)

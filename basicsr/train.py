@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,21 @@ if __name__ == "__main__":
 
 import torch
 
-from basicsr.config.load import load_options, parse_arguments, resolved_yaml
+from basicsr.config.load import load_options, parse_arguments
 from basicsr.config.schema import Options
 from basicsr.data.batch import Batch
 from basicsr.engine import resuming
-from basicsr.engine import run_folder as experiment
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.logs.run_log import RunLog
+from basicsr.engine.logs.run_log import RunLog, describe, open_log, open_run_log
 from basicsr.engine.prefetch import PrefetchedBatches, SkippedImages
-from basicsr.engine.probe import check_fit
 from basicsr.engine.process.agreement import joined, require_equal
 from basicsr.engine.process.command import run_command
 from basicsr.engine.process.distributed import Launcher, RankInfo, any_rank, on_master
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.process.run_lock import owned
 from basicsr.engine.provenance import input_digests
-from basicsr.engine.run_folders import check_training_folders
-from basicsr.engine.startup_checks import check_all_images, require_equal_images
+from basicsr.engine.run_folder import check_training_folders, prepare_training
+from basicsr.engine.startup_checks import check_all_images, check_fit, require_equal_images
 from basicsr.engine.status import RunStatus
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
@@ -54,18 +52,12 @@ from basicsr.utils.logger import log_remark
 from basicsr.utils.process_settings import keep_freed_memory
 from basicsr.utils.randomness import seed_everything
 
-_SMALLEST_SCALE = 1.0  # of fp16's losses; gradients that overflow even so do not for want of range
+_SMALLEST_SCALE = 1.0  # of fp16's losses; gradients that overflow even so are not too large for fp16 only
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run leaves.
-
-    Attributes:
-        folder: experiments/NAME.
-        iteration: number of iterations done.
-        best: per dataset and metric, the best value and the iteration it was reached at.
-    """
+    """A finished run: experiments/NAME, iterations done, and per dataset and metric the best value and iteration."""
 
     folder: Path
     iteration: int
@@ -80,7 +72,7 @@ def train_step(
     Args:
         run: what is trained; `run.iteration` is counted up.
         batches: the iteration's micro-batches, on the device; one unless gradients are accumulated.
-        notices: what this rank has to tell the others at the end of the iteration, such as that it was asked to stop.
+        notices: flags of this rank for the others at the end of the iteration, such as that it was asked to stop.
 
     Returns:
         The unweighted parts of the losses, on the device, and which of `notices` hold on any rank.
@@ -105,8 +97,10 @@ def train_step(
 
     broken, gradients = _not_finite_flags(run, parts)
     notes = torch.tensor(list(notices()), dtype=torch.bool)
-    told = any_rank(torch.cat([broken, notes.to(broken.device)]), run.rank_info.device)
-    if _must_end(run, *told[:2]):
+    losses_broken, gradients_broken, *noted = any_rank(
+        torch.cat([broken, notes.to(broken.device)]), run.rank_info.device
+    )
+    if _must_end(run, losses_broken, gradients_broken):
         raise_together(_not_finite(iteration, parts, gradients, batches) if broken.any() else None)
     if student_learns:
         if train.grad_clip is not None:
@@ -117,13 +111,13 @@ def train_step(
         adversary.step()
     run.after_update(iteration)
     run.iteration = iteration
-    return parts, told[2:]
+    return parts, noted
 
 
 def _accumulate(
     run: TrainingRun, batch: Batch, iteration: int, student_learns: bool, count: int, last: bool
 ) -> dict[str, torch.Tensor]:
-    """Adds the gradients of one of `count` micro-batches, and returns the parts of its losses, detached."""
+    """Adds the gradients of one of `count` micro-batches; returns the parts of its losses, detached."""
     assert batch.gt is not None, "training needs HR images"
 
     def scaled(loss: torch.Tensor) -> torch.Tensor:
@@ -154,27 +148,25 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
     Raises:
         Preempted: the run was asked to stop; its state is saved.
         DataError, MachineError, CheckpointError: there are no more batches, validation failed, or figures cannot be
-            written; the state is saved, but where not even the first iteration was possible.
+            written; the state is saved, unless not even the first iteration was possible.
         NonFiniteError: see `train_step`, `validate` and `TrainingRun.save`.
     """
-    options, total = run.options, run.options.train.total_iter
-    options_text = resolved_yaml(options)
-    skipped = SkippedImages(
-        options.experiment_folder, options.datasets["train"].skip_bad_images, run.rank_info, run.skipped
-    )
-    if any_rank([bool(stop)], run.rank_info.device)[0]:
+    options, rank_info, total = run.options, run.rank_info, run.options.train.total_iter
+    limit = options.datasets["train"].skip_bad_images
+    skipped = SkippedImages(options.experiment_folder, limit, rank_info, run.skipped)
+    if any_rank([bool(stop)], rank_info.device)[0]:
         raise Preempted(f"preempted before iteration {run.iteration + 1}: nothing to save; go on with --auto_resume")
     stopping = False
-    if run.validation_due:  # what was cut off is made up for, and noted as done
+    if run.validation_due:  # an interrupted validation is repeated, and noted as done
         stopping = not validate(run, folder, log, stop)
         if not stopping:
-            _save(run, folder, options_text, status)
+            _save(run, folder, status)
     since = run.iteration
     with closing(PrefetchedBatches(run.loader.until(lambda: bool(stop)) if not stopping else ())) as feed:
         feed.fill()
         _raise_after_saving(feed.failure)
         for batches in feed:
-            placed = [batch.to(run.rank_info.device, options.channels_last) for batch in batches]
+            placed = [batch.to(rank_info.device, options.channels_last) for batch in batches]
             parts, (stopping, failing) = train_step(run, placed, lambda: (bool(stop), feed.failure is not None))
             skipped.note(batches)
             last = run.iteration == total
@@ -195,11 +187,11 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
                     stopping = not validate(run, folder, log, stop)
             except UserError as error:  # all ranks have the same
                 if not isinstance(error, NonFiniteError):
-                    _save(run, folder, options_text, status)
+                    _save(run, folder, status)
                     error.extend(after=f"; saved {run.iteration}.state")
                 raise
             if saving or stopping or failing:
-                _save(run, folder, options_text, status)
+                _save(run, folder, status)
             if log is not None:
                 for line in new:
                     log.line(f"left out: {line}")
@@ -209,7 +201,7 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
                 break
     if stopping and (run.iteration < total or run.validation_due):
         raise Preempted(f"preempted: saved {run.iteration}.state; go on with --auto_resume")
-    on_master(run.rank_info, lambda: folder.save_named("latest", run.student_weights()))
+    on_master(rank_info, lambda: folder.save_named("latest", run.student_weights()))
 
 
 def train_pipeline(
@@ -236,18 +228,17 @@ def train_pipeline(
     Raises:
         UserError: one of its kinds, for anything that the user can mend.
     """
-    doubts: list[str] = []
+    warnings: list[str] = []
 
     def load() -> list[Options]:
-        return [
-            load_options(source, overrides=force_yml, training=True, debug=debug, root=Path(root), warn=doubts.append)
-        ]
+        overrides, warn = force_yml, warnings.append
+        return [load_options(source, overrides=overrides, training=True, debug=debug, root=Path(root), warn=warn)]
 
     flags = {"--auto_resume": auto_resume, "--allow_config_change": allow_config_change}
     notice = "stopping after this iteration, with a checkpoint; Ctrl+C again stops at once, without"
     # In this order: while the ranks wait for each other there is nothing to save, and a signal ends them at once.
     with joined(launcher, load, flags) as ((options,), rank_info), StopRequest(notice) as stop:
-        return _train(options, rank_info, auto_resume, allow_config_change, stop, doubts)
+        return _train(options, rank_info, auto_resume, allow_config_change, stop, warnings)
 
 
 def _train(
@@ -256,7 +247,7 @@ def _train(
     auto_resume: bool,
     allow_config_change: bool,
     stop: StopRequest,
-    doubts: Sequence[str],
+    warnings: Sequence[str],
 ) -> TrainingResult:
     folder, status = options.experiment_folder, RunStatus(options, rank_info)
     if rank_info.device.type == "cpu":
@@ -264,11 +255,8 @@ def _train(
     checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
 
     def note(error: UserError) -> None:
-        try:
-            with checkpoints.named_in_failures():
-                raise error
-        except UserError:
-            status.ended(error)
+        with suppress(UserError), status.followed(), checkpoints.named_in_failures():
+            raise error
 
     with (
         owned(_taken(options), rank_info) as own_again,
@@ -292,17 +280,16 @@ def _train(
         remarks += check_all_images(run, stop)
         if resume is not None:
             remarks += resuming.check_skipped(resume, run, allow_config_change)
-        remarks += experiment.prepare_training(run, resume)
+        remarks += prepare_training(run, resume)
         own_again()
         status.update(state="running")
-        goes_on = resume is not None
-        with experiment.open_log(folder, "train", options.name, rank_info, goes_on=goes_on) as logger:
-            for remark in filter(None, (rank_info.remark, *doubts, *remarks)):
+        with open_log(folder, "train", options.name, rank_info, goes_on=resume is not None) as logger:
+            for remark in filter(None, (rank_info.remark, *warnings, *remarks)):
                 logger.warning(remark)
             for remark in (*recognised, *run.remarks, *fitting):
                 log_remark(logger, remark)
-            experiment.describe(run, logger, resume)
-            with experiment.open_run_log(run, logger) as log:
+            describe(run, logger, resume)
+            with open_run_log(run, logger) as log:
                 try:
                     fit(run, checkpoints, log, stop, status)
                 except BaseException as error:
@@ -324,10 +311,10 @@ def _taken(options: Options) -> list[Path]:
 
 def _files_read(options: Options, resume: Checkpoint | None) -> dict[str, str]:
     """Digests of what the weights come from."""
-    state = (
-        {} if resume is None else {f"files of checkpoint {resume.path}": sha256_of(resume.path.with_suffix(".json"))}
-    )
-    return {**{f"SHA-256 of {option}": found for option, found in input_digests(options).items()}, **state}
+    found = {f"SHA-256 of {option}": digest for option, digest in input_digests(options).items()}
+    if resume is not None:
+        found[f"files of checkpoint {resume.path}"] = sha256_of(resume.path.with_suffix(".json"))
+    return found
 
 
 def _not_finite_flags(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -354,9 +341,7 @@ def _must_end(run: TrainingRun, losses_broken: bool, gradients_broken: bool) -> 
     """
     if losses_broken or not gradients_broken:
         return losses_broken
-    return (
-        not run.scaler.is_enabled() or run.loss_scale() < _SMALLEST_SCALE
-    )  # asking for the scale waits for the device
+    return not run.scaler.is_enabled() or run.loss_scale() < _SMALLEST_SCALE  # the scale waits for the device
 
 
 def _not_finite(
@@ -379,19 +364,14 @@ def _not_finite(
     return error
 
 
-def _save(run: TrainingRun, folder: CheckpointFolder, options_text: str, status: RunStatus) -> None:
+def _save(run: TrainingRun, folder: CheckpointFolder, status: RunStatus) -> None:
     """Saves on rank 0; where that fails, every rank ends. All ranks must call."""
-    on_master(run.rank_info, lambda: run.save(folder, options_text))
+    on_master(run.rank_info, lambda: run.save(folder))
     status.saved(run.iteration)
 
 
 def _raise_after_saving(failure: Exception | None, run: TrainingRun | None = None) -> None:
-    """Ends the run on all ranks with what went wrong on one of them, if anything; all must call.
-
-    Args:
-        failure: of this rank.
-        run: whose state has been saved; None where there is none yet.
-    """
+    """Ends the run on all ranks with a failure of any, if there is one; `run` is given where its state was saved."""
     try:
         raise_together(failure)
     except UserError as error:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from basicsr.config.load import load_options, no_warning
 from basicsr.config.schema import Options
 from basicsr.engine.process.command import run_command
-from basicsr.engine.teacher_cache.making import How, Made, make_cache
+from basicsr.engine.teacher_cache.making import CacheSettings, CacheSummary, make_cache
 from basicsr.utils.errors import MachineError, OptionsError
 from basicsr.utils.text import readable
 
@@ -83,7 +83,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def tell(made: Made) -> None:
+def tell(made: CacheSummary) -> None:
     """What is there now, and how to use it."""
     share = f"{made.clipped:,d} of {made.values:,d} values ({made.clipped / made.values:.2g} of all)"
     new = "all made now" if made.new == made.images else f"{made.new:,d} made now, the others were there"
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     options, named = load(arguments.opt, arguments.force_yml)
     folder = arguments.output or named
-    how = How(
+    how = CacheSettings(
         choose_device(arguments.device),
         self_ensemble=arguments.self_ensemble,
         amp=arguments.amp,

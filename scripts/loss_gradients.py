@@ -42,6 +42,7 @@ from basicsr.engine.process.command import run_command
 from basicsr.engine.process.distributed import distributed
 from basicsr.engine.resuming import find_checkpoint
 from basicsr.engine.training_run import TrainingRun
+from basicsr.models import recognise_networks
 from basicsr.utils.errors import NonFiniteError, OptionsError
 from basicsr.utils.randomness import seed_everything
 
@@ -96,8 +97,9 @@ def measure(options: Options, batches: int) -> dict[str, Pull]:
     params = options.dist_params
     with distributed("none", options.num_gpu, params.backend, params.port) as rank_info:
         checkpoint, _ = find_checkpoint(options, rank_info, False)
+        options, recognised = recognise_networks(options)
         run = TrainingRun(options, rank_info, checkpoint)
-        for remark in filter(None, (rank_info.remark, *run.remarks)):
+        for remark in filter(None, (rank_info.remark, *recognised, *run.remarks)):
             print(remark, file=sys.stderr)
         owners = [type(term).__name__ for term in run.terms.children() if cast(LossTerm, term).replaces_student]
         if owners:

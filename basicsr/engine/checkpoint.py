@@ -5,9 +5,9 @@
     experiments/NAME/training_states/ITER.state         all else that training needs
     experiments/NAME/training_states/ITER.json          sizes and SHA-256 of these files
 
-A checkpoint exists once its JSON file is there. Before that, its files are written under temporary names and are on
-the disk; after that they get their own. Wherever a process is killed, the checkpoint that was there is whole: the files
-that the JSON file describes are found under one name or the other.
+Files are first written under temporary names; the checkpoint exists once its JSON file has its own name, and then the
+others get theirs. Wherever a process is killed, the checkpoint that was there is whole: the files that the JSON file
+describes are found under one name or the other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from basicsr.engine.state_checks import Misfit, check_records, iteration_of
+from basicsr.engine.state_checks import StateMismatch, check_records, iteration_of
 from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, Staged, sha256_of, stage, sync_folder, write_atomically
 from basicsr.files.torch_files import load_tensors
 from basicsr.utils.errors import CheckpointError, LostRankError, NonFiniteError
@@ -57,41 +57,27 @@ class Checkpoint:
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint cannot be used.
-
-    Attributes:
-        fault: what is wrong, to follow its name.
-    """
+    """A checkpoint cannot be used; `fault` says what is wrong, to follow its name."""
 
     fault = ""
 
 
 class UnfitCheckpointError(CheckpointError):
-    """A checkpoint is as it was written, and holds what no run of ours writes: none before it is taken instead."""
+    """A checkpoint is as it was written, but holds what no run writes; no older one is taken instead."""
 
 
 class UnreadableFolderError(CheckpointError):
-    """A folder is there and cannot be read, or a link leads nowhere, so that nobody knows what it holds."""
+    """A folder exists but cannot be read, or a link leads nowhere, so that its content is unknown."""
 
 
 class CheckpointFolder:
-    """Writes and finds the checkpoints of one run.
-
-    Args:
-        root: experiments/NAME.
-        keep: how many to keep; the oldest are deleted. None keeps all.
-    """
+    """Writes and finds the checkpoints in experiments/NAME (`root`); keeps the `keep` newest, or all."""
 
     def __init__(self, root: Path, keep: int | None = None) -> None:
         self.models, self.states, self._keep = root / "models", root / "training_states", keep
 
     def save(self, iteration: int, networks: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint and returns the path of its state file.
-
-        Args:
-            iteration: number of finished iterations.
-            networks: for each label the content of its net_LABEL file.
-            state: tensors and plain values only.
+        """Writes a checkpoint, of tensors and plain values only, and returns the path of its state file.
 
         Raises:
             CheckpointError: a file cannot be written. Earlier checkpoints are untouched.
@@ -101,19 +87,18 @@ class CheckpointFolder:
             **{self.models / f"net_{label}_{iteration}.pth": content for label, content in networks.items()},
             path: {"format": FORMAT, "iteration": iteration, **state},
         }
-        staged: list[Staged] = []
-        manifest: Staged | None = None
+        staged: list[Staged] = []  # the manifest last, once it is written
         try:
             for file, content in contents.items():
                 staged.append(self._stage(file, content))
-            manifest = self._stage_manifest(iteration, staged)
-            for entry in (manifest, *staged):
+            staged.append(self._stage_manifest(iteration, staged))
+            for entry in (staged[-1], *staged[:-1]):
                 entry.commit()
             self._prune()
         except BaseException as error:
             # Once the manifest has its name the checkpoint exists, and `tidy` completes what is left to do.
-            if manifest is None or manifest.temporary.exists():
-                for entry in (*staged, *([manifest] if manifest is not None else [])):
+            if len(staged) <= len(contents) or staged[-1].temporary.exists():
+                for entry in staged:
                     entry.discard()
             if isinstance(error, (CheckpointError, OSError)):
                 raise self._cannot_save(path, size_of(contents), error) from error
@@ -121,11 +106,7 @@ class CheckpointFolder:
         return path
 
     def save_named(self, name: str, content: Mapping[str, Any]) -> Path:
-        """Writes models/net_g_NAME.pth ('best', 'latest') and returns its path.
-
-        Raises:
-            CheckpointError: it cannot be written.
-        """
+        """Writes models/net_g_NAME.pth ('best', 'latest') and returns its path."""
         path = self.models / f"net_g_{name}.pth"
         try:
             self._stage(path, content).commit()
@@ -134,11 +115,11 @@ class CheckpointFolder:
         return path
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is intact, and a line for each newer one that is not.
+        """The newest intact checkpoint, or None where there is none at all, and a line for each newer damaged one.
 
         Raises:
-            CheckpointError: the folder cannot be read; or there are checkpoints, and none is intact, or the newest is
-                but holds what does not belong.
+            CheckpointError: the folder cannot be read; or of its checkpoints none is intact, or the newest intact one
+                holds what no run writes.
         """
         faults: dict[int, str] = {}
         for iteration in self._iterations(strict=True):
@@ -177,8 +158,7 @@ class CheckpointFolder:
                 "; to start from a network's weights use path: pretrain_network_g",
             )
         files = self._checked(path, manifest)
-        try:
-            # SHA-256 was compared already.
+        try:  # SHA-256 was compared already
             read = {file: load_tensors(found, checksums=False) for file, found in files.items()}
         except (CheckpointError, OSError) as error:
             raise _damaged(path, f"cannot be read ({error})", self._advice()) from error
@@ -186,24 +166,21 @@ class CheckpointFolder:
         try:
             iteration = iteration_of(state, int(path.stem))
             check_records(state, iteration)
-        except Misfit as error:
+        except StateMismatch as error:
             raise UnfitCheckpointError(
                 f"{path} cannot be used: {error}; put back the file that was saved, or remove it and go on from another"
             ) from error
-        return Checkpoint(iteration, {_label_of(file): content for file, content in read.items()}, state, path)
+        networks = {file.stem.split("_")[1]: content for file, content in read.items()}
+        return Checkpoint(iteration, networks, state, path)
 
     def tidy(self, resumed: int | None) -> list[str]:
-        """Completes what a killed process left, and sets aside what comes after the checkpoint that is resumed.
+        """Completes what a killed process left, and moves what is later than iteration `resumed` to `superseded`.
 
-        Those later checkpoints are damaged, or of a course that the run leaves. Left where they are, they would be
-        taken for the run's newest, and newer ones deleted for them. They go to the folder `superseded`, from where
-        they can be resumed too; so do the best and latest weights if they are of that course.
-
-        Args:
-            resumed: iteration of the checkpoint that the run goes on from.
+        Later checkpoints are damaged, or of a course that the run leaves; left in place they would be taken for the
+        run's newest. From `superseded` they can be resumed too. So can the best and latest weights of that course.
 
         Returns:
-            A line for each checkpoint that was set aside.
+            A line for each checkpoint that was moved.
 
         Raises:
             CheckpointError: files cannot be renamed.
@@ -229,26 +206,18 @@ class CheckpointFolder:
         return remarks
 
     def restore_best(self, iteration: int) -> None:
-        """Makes net_g_best.pth again from the checkpoint of the best iteration, where it was set aside.
-
-        Raises:
-            CheckpointError: it cannot be written.
-        """
+        """Makes net_g_best.pth again from the checkpoint of the best iteration, where `tidy` moved it."""
         best, source = self.models / "net_g_best.pth", self.models / f"net_g_{iteration}.pth"
         if not best.exists() and source.is_file():
             content = source.read_bytes()
             write_atomically(best, lambda file: file.write(content))
 
     def holds(self, checkpoint: Checkpoint | None) -> bool:
-        """Whether a checkpoint is one of this folder's, by whatever path it was read."""
+        """Whether a checkpoint lies in this folder, by whatever path it was read."""
         return checkpoint is not None and os.path.realpath(checkpoint.path.parent) == os.path.realpath(self.states)
 
     def check_space(self, needed: int) -> None:
-        """Looks whether a checkpoint of `needed` bytes has room.
-
-        Raises:
-            NoSpaceError: it has not.
-        """
+        """Raises NoSpaceError where a checkpoint of `needed` bytes has no room."""
         folder = self.states.absolute()
         free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
         if needed > free:
@@ -256,7 +225,7 @@ class CheckpointFolder:
 
     @contextmanager
     def named_in_failures(self) -> Iterator[None]:
-        """Within the block, what ends the run says from which checkpoint it can go on."""
+        """Adds to errors within the block from which checkpoint the run can go on."""
         try:
             yield
         except (LostRankError, NonFiniteError) as error:
@@ -271,7 +240,8 @@ class CheckpointFolder:
         return stage(path, _temporary(path), lambda file: torch.save(_shared(dict(content)), file))
 
     def _stage_manifest(self, iteration: int, staged: Sequence[Staged]) -> Staged:
-        files = {_name_of(entry.path): {"sha256": entry.sha256, "bytes": entry.size} for entry in staged}
+        named = {f"{entry.path.parent.name}/{entry.path.name}": entry for entry in staged}
+        files = {name: {"sha256": entry.sha256, "bytes": entry.size} for name, entry in named.items()}
         content = json.dumps({"format": FORMAT, "iteration": iteration, "files": files}, indent=1).encode()
         path = self._manifest(iteration)
         return stage(path, _temporary(path), lambda file: file.write(content))
@@ -289,7 +259,7 @@ class CheckpointFolder:
         return f"cannot save {what}: needs {readable(needed)}, {room}; last good: {self._last()}"
 
     def _checked(self, path: Path, manifest_path: Path) -> dict[Path, Path]:
-        """Compares a checkpoint's files with the manifest's checksums; where each of them is found."""
+        """Compares a checkpoint's files with the manifest's checksums; returns where each of them is found."""
         try:
             manifest = json.loads(manifest_path.read_text("utf-8"))
             files: dict[str, Any] = manifest["files"]
@@ -304,9 +274,8 @@ class CheckpointFolder:
         root, found = path.parent.parent, {}
         for name, (size, digest) in wanted.items():
             if not _is_ours(name):
-                raise _damaged(
-                    path, f"is damaged ({manifest_path.name} names the file {name!r}, which is none of a checkpoint's)"
-                )
+                fault = f"{manifest_path.name} names the file {name!r}, which is none of a checkpoint's"
+                raise _damaged(path, f"is damaged ({fault})")
             candidates = [file for file in (root / name, _temporary(root / name)) if os.path.isfile(file)]
             if not candidates:
                 names_in((root / name).parent)  # a file is missing only where its folder can be read
@@ -370,11 +339,7 @@ class CheckpointFolder:
         return [self.models / name for name in sorted(named | staged) if _NETWORK.fullmatch(name)]
 
     def _iterations(self, *, strict: bool = False) -> list[int]:
-        """Of all checkpoints, whole or not, the newest first.
-
-        Raises:
-            CheckpointError: the folder is there and cannot be read, and `strict` is set.
-        """
+        """Of all checkpoints, whole or not, the newest first; raises CheckpointError where `strict` and unreadable."""
         try:
             names = names_in(self.states)
         except CheckpointError:
@@ -400,11 +365,7 @@ class CheckpointFolder:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder; none where it is not there.
-
-    Raises:
-        UnreadableFolderError: it is there and cannot be read, or is a link that leads nowhere.
-    """
+    """The names in a folder, sorted; none where it is missing. Raises UnreadableFolderError."""
     try:
         names = sorted(os.listdir(folder))
         if not os.access(folder, os.X_OK):  # names can be read then, and nothing behind them
@@ -420,15 +381,12 @@ def names_in(folder: Path) -> list[str]:
 
 
 def is_network(name: str) -> bool:
-    """Whether this is the name of a network's file in a checkpoint, such as net_g_20.pth."""
+    """Whether a file name is that of a network in a checkpoint, such as net_g_20.pth."""
     return _NETWORK.fullmatch(name) is not None
 
 
 def _shared(content: Any) -> Any:
-    """The same content in which equal texts are one object: pickles tell whether they are.
-
-    Without, files of a resumed run, whose texts come from a checkpoint, would differ in some bytes from a whole run's.
-    """
+    """The same content in which equal texts are one object, or a resumed run's pickles would differ in some bytes."""
     if type(content) is str:
         return sys.intern(content)
     if type(content) is dict:
@@ -445,7 +403,7 @@ def _damaged(path: Path, fault: str, advice: str = "") -> DamagedCheckpointError
 
 
 def _trained_for(weights: Path) -> int:
-    """After how many iterations a file of weights was written; 0 where there is none that says so."""
+    """After how many iterations a file of weights was written; 0 where that is unknown."""
     try:
         content = load_tensors(weights) if weights.is_file() else {}
         return int(content["training"]["iteration"])
@@ -455,14 +413,6 @@ def _trained_for(weights: Path) -> int:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
-
-
-def _name_of(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
-
-
-def _label_of(network: Path) -> str:
-    return network.stem.split("_")[1]
 
 
 def _is_intact(file: Path, size: int, digest: str) -> bool:

@@ -45,13 +45,13 @@ class Choice:
     Attributes:
         amp: of the student and the discriminator.
         amp_teacher: of the teacher.
-        told: what the log should say of how it was chosen; empty where the options say it.
-        warnings: what the log should warn of.
+        reason: how it was chosen, for the log; empty where the options say it.
+        warnings: for the log.
     """
 
     amp: Amp
     amp_teacher: Amp
-    told: str = ""
+    reason: str = ""
     warnings: tuple[str, ...] = ()
 
     def kept(self) -> dict[str, Amp]:
@@ -60,19 +60,12 @@ class Choice:
 
 
 def choose_precision(options: Options, rank_info: RankInfo, state: Mapping[str, Any] | None) -> Choice:
-    """Decides on rank 0 in which precision a run computes; all ranks must call and get the same.
+    """Chooses on rank 0 in which precision a run computes; all ranks must call and get the same.
 
-    `auto` goes on as the run began, on whatever machine. A new run takes bf16 where the device has units for it and
-    a short measurement in the run's memory layout agrees; else float32. The measurement changes neither weights
-    nor random numbers.
-
-    Args:
-        options: the whole options.
-        rank_info: where this process stands.
-        state: of the checkpoint to go on from, or None.
-
-    Raises:
-        CheckpointError: `state` names an unknown precision.
+    With `auto`, a run that goes on from a checkpoint's `state` keeps its precision on any machine; raises
+    CheckpointError where the state names an unknown one. A new run takes bf16 where the device has units for it and a
+    short measurement in the run's memory layout agrees; else float32. The measurement changes neither weights nor
+    random numbers.
     """
     kept = kept_precision(state) if state is not None else None
 
@@ -84,11 +77,7 @@ def choose_precision(options: Options, rank_info: RankInfo, state: Mapping[str, 
 
 
 def kept_precision(state: Mapping[str, Any]) -> dict[str, Amp] | None:
-    """The precision that a checkpoint's run computed in, by option; None where it is older than `auto`.
-
-    Raises:
-        CheckpointError: there is no such precision.
-    """
+    """The precision of a checkpoint's run, by option; None where it is older than `auto`; raises CheckpointError."""
     kept = state.get(STATE)
     if kept is None:
         return None
@@ -98,25 +87,17 @@ def kept_precision(state: Mapping[str, Any]) -> dict[str, Amp] | None:
 
 
 def choose_for_several(options: Options, file: Path) -> Choice:
-    """Chooses for several trainings at once, by the networks of one of them, and keeps it in a file.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
+    """Chooses for several trainings at once, by the networks of one of them, and keeps it in a file."""
     device = torch.device("cuda" if options.num_gpu != 0 and torch.cuda.is_available() else "cpu")
     choice = choose_precision(options, RankInfo(device), None)
-    content = json.dumps({**choice.kept(), "told": choice.told}, indent=1).encode() + b"\n"
+    content = json.dumps({**choice.kept(), "told": choice.reason}, indent=1).encode() + b"\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda out: out.write(content))
     return choice
 
 
 def read_choice(file: Path) -> Choice | None:
-    """What `choose_for_several` has kept; None where there is no such file.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """What `choose_for_several` has kept; None where there is no such file. Raises DataError where it is damaged."""
     try:
         content: Any = json.loads(read_regular(file))
         kept = kept_precision({STATE: content})
@@ -128,41 +109,35 @@ def read_choice(file: Path) -> Choice | None:
 
 
 def settled(options: Options, chosen: Mapping[str, Amp]) -> Options:
-    """The options with what was chosen in the place of `auto`."""
+    """The options with the chosen precision in place of `auto`."""
     return options.model_copy(update={key: chosen[key] for key in _KEYS})
 
 
 def _choose(options: Options, device: torch.device, kept: Mapping[str, Amp] | None) -> Choice:
-    asked = _asked(options)
+    asked = (options.amp, options.amp_teacher or options.amp)
     if "auto" in asked and kept is None:
-        found, why = _pick(options, device)
-        modes = _filled(asked, (found, found))
-        return Choice(*modes, told=f"amp auto: {_named(modes)}; {why}")
-    modes = _filled(asked, (kept["amp"], kept["amp_teacher"])) if kept is not None else _filled(asked, _PLAIN)
+        found, why = _faster(options, asked, device)
+        modes = _with_auto_as(asked, (found, found))
+        return Choice(*modes, reason=f"amp auto: {_named(modes)}; {why}")
+    modes = _with_auto_as(asked, (kept["amp"], kept["amp_teacher"]) if kept is not None else _PLAIN)
     warnings = _warnings(options, modes, device)
     if "auto" not in asked:
         return Choice(*modes, warnings=warnings)
-    kept_told = tuple(
-        f"{line}; a run keeps its precision, but for amp: none with --allow_config_change" for line in warnings
-    )
-    return Choice(*modes, told=f"amp auto: {_named(modes)}, as in the run so far", warnings=kept_told)
+    advice = "a run keeps its precision, but for amp: none with --allow_config_change"
+    warnings = tuple(f"{line}; {advice}" for line in warnings)
+    return Choice(*modes, reason=f"amp auto: {_named(modes)}, as in the run so far", warnings=warnings)
 
 
-def _asked(options: Options) -> tuple[str, str]:
-    return options.amp, options.amp_teacher or options.amp
-
-
-def _pick(options: Options, device: torch.device) -> tuple[Amp, str]:
+def _faster(options: Options, asked: tuple[str, str], device: torch.device) -> tuple[Amp, str]:
     if not has_units(device, "bf16"):
         return pick(False, None)
-    plain, fast = (_filled(_asked(options), modes) for modes in (_PLAIN, _FAST))
+    plain, fast = (_with_auto_as(asked, modes) for modes in (_PLAIN, _FAST))
     assert options.train is not None
     in_part = bool(set(options.train.method_blocks) - {"response"})  # heads are left out
     return pick(True, _times(options, plain, fast, device, least_gain(in_part)), in_part)
 
 
-def _filled(asked: tuple[str, str], modes: Modes) -> Modes:
-    """What was asked for, with `modes` in the place of `auto`."""
+def _with_auto_as(asked: tuple[str, str], modes: Modes) -> Modes:
     student, teacher = (mode if one == "auto" else one for one, mode in zip(asked, modes, strict=True))
     return cast(Modes, (student, teacher))
 
@@ -173,7 +148,7 @@ def _named(modes: Modes) -> str:
 
 
 def _warnings(options: Options, modes: Modes, device: torch.device) -> tuple[str, ...]:
-    """Whether a run in this precision is slower than one in float32."""
+    """A warning where a run in this precision is slower than one in float32."""
     reduced = [mode for mode in modes if mode != "none"]
     if not reduced:
         return ()
@@ -185,20 +160,20 @@ def _warnings(options: Options, modes: Modes, device: torch.device) -> tuple[str
 
 
 def _about_validation(options: Options, device: torch.device) -> list[str]:
-    """Whether validation in the precision that it asks for is slower than in float32."""
+    """A warning where validation in the precision that it asks for is slower than in float32."""
     amp = options.val.amp
     if amp == "none" or not options.datasets_of("val"):
         return []
     with torch.random.fork_rng(devices=[]):
         try:
             network = build_networks(options, device)["g"]
-        except Exception:  # the run, which builds it too, tells what is wrong
+        except Exception:  # the run builds it too, and raises
             return []
         return warn_if_slow(network.eval(), device, amp, f"val: amp: {amp}")
 
 
 def _times(options: Options, plain: Modes, other: Modes, device: torch.device, decides: float) -> PassTimes | None:
-    """Of passes like a training step's, by networks that are built for it."""
+    """Times of passes like a training step's, by networks that are built for it; None where that is not possible."""
     block = options.datasets["train"]
     size = block.arguments.get("gt_size")
     side = size // options.scale if isinstance(size, int) and size >= options.scale else _USUAL_SIDE
@@ -206,7 +181,7 @@ def _times(options: Options, plain: Modes, other: Modes, device: torch.device, d
     with torch.random.fork_rng(devices=[]):
         try:
             networks = build_networks(options, device)
-        except Exception:  # the run, which builds them too, tells what is wrong
+        except Exception:  # the run builds them too, and raises
             return None
         largest = (block.batch_size_per_gpu, input_channels(networks["g"]), side)
         times = measure(_Step(networks, device), plain, other, largest, device, decides, layout)

@@ -1,4 +1,4 @@
-"""A run's batches, loaded one iteration ahead, so that all ranks know in time when one of them has no more."""
+"""A run's batches, loaded one iteration ahead so that all ranks know in time when one of them has no more."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ _Item = TypeVar("_Item")
 class PrefetchedBatches(Generic[_Item]):
     """Loads the next iteration's batches before it hands out the present one's.
 
-    Whatever goes wrong in loading is kept in `failure`, and the batches end with those that were loaded before.
-
-    Args:
-        batches: the loader.
+    An error in loading is kept in `failure`, and the batches end with those that were loaded before.
     """
 
     def __init__(self, batches: Iterable[_Item]) -> None:
@@ -74,30 +71,23 @@ class SkippedImages:
     Args:
         folder: experiments/NAME, where `skipped_images.txt` lists them.
         limit: `skip_bad_images`.
-        rank_info: where this process stands.
-        known: what the run's state has of them, notes by sample; grows here.
+        rank_info: this rank.
+        known: the run's notes by sample; grows here.
     """
 
     def __init__(self, folder: Path, limit: int, rank_info: RankInfo, known: dict[int, list[str]]) -> None:
-        self._path, self._limit, self._place, self._known = folder / SKIPPED, limit, rank_info, known
+        self._path, self._limit, self._rank_info, self._known = folder / SKIPPED, limit, rank_info, known
         self._new: set[Skipped] = set()
         self._skipped: set[Skipped] = set()  # since this start
         self._listed: set[str] = set(on_master(rank_info, self._read)) if limit else set()
 
     def note(self, batches: Sequence[Batch]) -> None:
-        """Notes what the batches of an iteration should have held."""
+        """Notes the images that an iteration's batches lack."""
         for batch in batches:
             self._new.update(batch.skipped)
 
     def share(self) -> list[str]:
-        """Brings together what all ranks have noted and writes it down. All ranks must call.
-
-        Returns:
-            Those that are new.
-
-        Raises:
-            CheckpointError: the list cannot be written.
-        """
+        """Merges and writes what all ranks have noted; returns what is new. All ranks must call."""
         if not self._limit:
             return []
         new = sorted({image for images in gather_objects(sorted(self._new)) for image in images} - self._skipped)
@@ -107,12 +97,12 @@ class SkippedImages:
             if image.note not in (notes := self._known.setdefault(image.sample, [])):
                 notes.append(image.note)
         lines = sorted(image.note for image in new)
-        on_master(self._place, lambda: self._append([line for line in lines if line not in self._listed]))
+        on_master(self._rank_info, lambda: self._append([line for line in lines if line not in self._listed]))
         return lines
 
     @property
     def too_many(self) -> DataError | None:
-        """What to say where more images are left out than is allowed."""
+        """The error where more images are left out than is allowed."""
         count = len({image.sample for image in self._skipped})  # of a pair, both files may be bad
         if count <= self._limit:
             return None

@@ -7,10 +7,10 @@ import inspect
 import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,63 +18,72 @@ import basicsr
 from basicsr.archs import vgg_arch, vqgan_arch
 from basicsr.config.schema import Options, TrainOptions, thaw
 from basicsr.data.teacher_outputs import MANIFEST
-from basicsr.engine.checkpoint import Checkpoint
-from basicsr.engine.run_folders import texts_in
 from basicsr.files.atomic_files import sha256_of, write_atomically
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import LOSS_REGISTRY, METHOD_REGISTRY
 
-if TYPE_CHECKING:
-    from basicsr.engine.training_run import TrainingRun
-
 RECORD = "record.json"
-_SECTIONS = ("path", "train", "network_g", "network_t", "network_d")
 TEACHER_CACHE = "datasets.train.teacher_cache"
+_SECTIONS = ("path", "train", "network_g", "network_t", "network_d")
 _NO_WEIGHTS = ("path.resume_state", "path.experiments_root", "path.results_root")
 
 
 def input_digests(options: Options) -> dict[str, str]:
     """SHA-256 of each file of weights that the options name, by the option: teachers', VGG's, those to start from.
 
-    Where a VGG or VQGAN is not named it is that of the file which is taken by itself, if one is there. Of a teacher's
-    cache it is that of its list, which has those of the outputs.
-
-    Raises:
-        CheckpointError: a file cannot be read.
+    A VGG or VQGAN that is not named is the file that its loss finds by itself. A teacher's cache counts by its list,
+    which has the digests of the outputs. Raises CheckpointError where a file cannot be read.
     """
     return {option: digest_of_file(file) for option, file in _files(options).items()}
 
 
-def write_record(run: TrainingRun, resume: Checkpoint | None) -> None:
-    """Writes the record of a new run, or adds to it that the run goes on; on rank 0.
+def write_record(options: Options, iteration: int, facts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    """Writes the record of a run that starts, or adds to it where the run goes on; on rank 0, in the run's folder.
 
     Args:
-        run: its folder is there.
-        resume: the checkpoint that the run goes on from.
+        options: of the run.
+        iteration: that it goes on from; 0 for a new run.
+        facts: further plain values, such as its device and its images.
+        digests: of the files of weights, as `input_digests` gives them.
 
     Raises:
         CheckpointError: it cannot be written.
     """
-    options = run.options
     path = options.experiment_folder / RECORD
-    start: dict[str, Any] = {
+    start = {
         "at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "iteration": resume.iteration if resume is not None else 0,
+        "iteration": iteration,
         "command": sys.argv,
         "versions": {"basicsr": basicsr.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "host": platform.node(),
-        "device": str(run.rank_info.device),
-        "ranks": run.rank_info.world_size,
-        "precision": {**run.precision.kept(), "chosen": run.precision.told or "by the options"},
-        "images": run.images,
-        "weights": {
-            option: {"file": str(file), "sha256": run.files[option]} for option, file in _files(options).items()
-        },
+        **facts,
+        "weights": {option: {"file": str(file), "sha256": digests[option]} for option, file in _files(options).items()},
     }
-    starts = [*(_earlier(path) if resume is not None else []), start]
+    starts = [*(_earlier(path) if iteration else []), start]
     content = json.dumps({"name": options.name, "starts": starts}, indent=1).encode()
     write_atomically(path, lambda file: file.write(content))
+
+
+def digest_of_file(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal, cached while the file is unchanged; raises CheckpointError."""
+    try:
+        found = file.stat()
+        return _cached_digest(file, found.st_size, found.st_mtime_ns)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+
+
+def texts_in(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All texts of nested options, by their whole names."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from texts_in(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for number, entry in enumerate(value):
+            yield from texts_in(entry, f"{key}[{number}]")
 
 
 def _files(options: Options) -> dict[str, Path]:
@@ -105,21 +114,8 @@ def _unnamed(train: TrainOptions | None) -> Iterator[tuple[str, Path]]:
             yield f"{key}.vqgan_weights", file
 
 
-def digest_of_file(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal, remembered while the file is unchanged.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    try:
-        found = file.stat()
-        return _known_digest(file, found.st_size, found.st_mtime_ns)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
-
-
 @lru_cache(maxsize=32)
-def _known_digest(file: Path, size: int, changed: int) -> str:
+def _cached_digest(file: Path, size: int, changed: int) -> str:
     return sha256_of(file)
 
 

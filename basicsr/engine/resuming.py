@@ -1,29 +1,37 @@
-"""From which checkpoint a run goes on, and whether it is still the same run then."""
+"""From which checkpoint a run goes on, whether it is still the same run then, and when it may begin anew."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from basicsr.config.load import load_options, no_warning, resolved_yaml
-from basicsr.config.schema import Options
+from basicsr.config.load import load_options, no_warning
+from basicsr.config.schema import Options, thaw
 from basicsr.config.yaml_files import document_from_text
 from basicsr.distill.base import criterion_scope
-from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, UnreadableFolderError
+from basicsr.engine.checkpoint import (
+    SUPERSEDED,
+    Checkpoint,
+    CheckpointFolder,
+    UnreadableFolderError,
+    is_network,
+    names_in,
+)
+from basicsr.engine.logs.metric_writers import flat
 from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.meeting import restarts
-from basicsr.engine.provenance import TEACHER_CACHE, input_digests
-from basicsr.engine.status import launched_by_us
-from basicsr.engine.traces import newer_that_are_gone, refuse_new_start
+from basicsr.engine.provenance import RECORD, TEACHER_CACHE, input_digests
+from basicsr.engine.status import STATUS, launched_by_us
 from basicsr.losses.loss_util import BatchScope, batch_scope_of
 from basicsr.utils.dist_util import gather_objects, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.text import printable
 
 if TYPE_CHECKING:
     from basicsr.engine.training_run import TrainingRun
@@ -40,21 +48,23 @@ _WITHOUT_EFFECT = (
     *("datasets.train.num_prefetch_queue", "datasets.train.pin_memory", "datasets.train.persistent_workers"),
     *("datasets.train.dataset_enlarge_ratio", "datasets.train.check_images", "datasets.train.skip_bad_images"),
 )
-# Of no account in a run that goes on: its checkpoint has these networks.
+# Ignored in a run that goes on: its checkpoint has these networks.
 _FROM_THE_CHECKPOINT = ("path.pretrain_network_g", "path.pretrain_network_d")
-# Of no account where both runs have the teacher's outputs from a cache, which are compared.
+# Ignored where both runs use a teacher cache: the caches are compared instead.
 _OF_THE_TEACHER = ("network_t", "path.pretrain_network_t", "path.param_key_t")
 _BATCH = ("datasets.train.batch_size_per_gpu", "datasets.train.mini_batch_sizes", "train.accumulate")
 
 
 def find_checkpoint(options: Options, rank_info: RankInfo, auto_resume: bool) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to continue from, and remarks: `--auto_resume`'s newest one, else `path: resume_state`.
+    """The checkpoint to continue from, as rank 0 chooses: `--auto_resume`'s newest one, else `path: resume_state`.
 
-    Rank 0 chooses. Processes that torchrun has started anew go on with what they had begun, asked or not.
+    Processes that torchrun restarted go on with what they had begun, asked or not.
+
+    Returns:
+        The checkpoint, None for a new run, and remarks.
 
     Raises:
-        CheckpointError: `resume_state` cannot be used, none of the run's checkpoints is intact, or there is none though
-            a run was there.
+        CheckpointError: `resume_state` cannot be used, none of the run's checkpoints is intact, or all are missing.
     """
     restarted = any(gather_objects(restarts() > 0))
     kept: list[Checkpoint] = []
@@ -85,19 +95,10 @@ def find_checkpoint(options: Options, rank_info: RankInfo, auto_resume: bool) ->
 
 
 def check_options(resume: Checkpoint, options: Options, rank_info: RankInfo, allow: bool) -> list[str]:
-    """Compares the options of a run, and the files of weights that they name, with those of the run that was saved.
-
-    Args:
-        resume: the checkpoint.
-        options: of the run that goes on.
-        rank_info: where this process stands.
-        allow: go on although the course of the training changes.
-
-    Returns:
-        A line for each difference.
+    """Compares a run's options, and the weights that they name, with those saved; returns a line for each difference.
 
     Raises:
-        OptionsError: there are differences that change the course of the training; lists them.
+        OptionsError: differences change the course of the training, and `allow` is not set.
     """
     try:
         grave, slight = _changes(resume, options, rank_info)
@@ -112,7 +113,7 @@ def check_options(resume: Checkpoint, options: Options, rank_info: RankInfo, all
 def _changes(resume: Checkpoint, options: Options, rank_info: RankInfo) -> tuple[list[str], list[str]]:
     """What changes the course of the training, and what does not."""
     state = resume.state
-    before, after = _saved_options(resume), _flat(_plain(options))
+    before, after = _saved_options(resume), flat(thaw(options))
     files = input_digests(options)
     known = state.get("files", files)
     ignored = _OF_THE_TEACHER if TEACHER_CACHE in known and TEACHER_CACHE in files else ()
@@ -134,7 +135,7 @@ def _changes(resume: Checkpoint, options: Options, rank_info: RankInfo) -> tuple
         (slight if same and alike else grave).append(f"images to an iteration: {old} -> {new}")
     for option in sorted({*known, *files} - {*_FROM_THE_CHECKPOINT}):
         if option not in known and option not in after:
-            continue  # a file that no option names, which older states do not tell of
+            continue  # a file that no option names, which older states do not list
         theirs, ours = (digests[option][:12] + "..." if option in digests else "none" for digests in (known, files))
         if option not in ignored and known.get(option) != files.get(option):
             grave.append(f"content of {option}: SHA-256 {theirs} -> {ours}")
@@ -142,19 +143,7 @@ def _changes(resume: Checkpoint, options: Options, rank_info: RankInfo) -> tuple
 
 
 def check_images(resume: Checkpoint, images: Mapping[str, Any], allow: bool) -> list[str]:
-    """Compares the training images of a run with those that it had when the checkpoint was saved.
-
-    Args:
-        resume: the checkpoint.
-        images: their number, and digests of their names and of some of them, wherever they lie.
-        allow: go on although they are others.
-
-    Returns:
-        A line for each difference.
-
-    Raises:
-        OptionsError: they are others.
-    """
+    """Compares the number and digests of a run's training images with those saved; raises and returns as above."""
     known = resume.state.get("images", {})
     differing = [
         name for name, value in images.items() if None not in (value, known.get(name)) and known[name] != value
@@ -167,26 +156,18 @@ def check_images(resume: Checkpoint, images: Mapping[str, Any], allow: bool) -> 
 
 
 def check_skipped(resume: Checkpoint, run: TrainingRun, allow: bool) -> list[str]:
-    """Leaves out the images that were left out when the checkpoint was saved, also where they can be read by now.
+    """Leaves out the images that were left out when the checkpoint was saved, even if they are readable by now.
 
-    So the batches are those of a run that was not stopped. All ranks must call.
-
-    Args:
-        resume: the checkpoint.
-        run: whose images were looked at.
-        allow: go on although other images are left out.
-
-    Returns:
-        A line for each image.
+    So the batches are those of a run that was not stopped. All ranks must call. Returns a line for each image.
 
     Raises:
-        CheckpointError: the checkpoint names samples that the dataset has not.
-        OptionsError: none may be skipped any more, or images cannot be used that could be then.
+        CheckpointError: the checkpoint names samples that the dataset does not have.
+        OptionsError: none may be skipped any more, or more images are unusable than then, and `allow` is not set.
     """
     saved: dict[int, list[str]] = resume.state.get("skipped", {})
     known = resume.state.get("images", {})
     if any(known.get(name, run.images[name]) != run.images[name] for name in ("images", "names")):
-        return []  # other samples, which was told
+        return []  # other samples, as `check_images` has said
     count = run.loader.num_samples
     if saved and max(saved) >= count:
         raise CheckpointError(f"{resume.path} cannot be used: it leaves out sample {max(saved)}, there are {count}")
@@ -250,12 +231,6 @@ def _folder_of(state: Path) -> CheckpointFolder:
     return CheckpointFolder(state.absolute().parent.parent)
 
 
-def _plain(options: Options) -> dict[str, Any]:
-    """As it is saved: through text, where tuples become lists."""
-    content: dict[str, Any] = yaml.safe_load(resolved_yaml(options))
-    return content
-
-
 def _saved_options(resume: Checkpoint) -> dict[str, Any]:
     """The options of a checkpoint, with the defaults of keys that are younger than it."""
     text = resume.state.get("options")
@@ -264,13 +239,13 @@ def _saved_options(resume: Checkpoint) -> dict[str, Any]:
     except OptionsError as error:
         raise CheckpointError(f"{resume.path} cannot be resumed: {error}") from error
     try:
-        return _flat(_plain(load_options(content, training=True, paths=False, warn=no_warning)))
+        return flat(thaw(load_options(content, training=True, paths=False, warn=no_warning)))
     except OptionsError:  # of a version that knew other keys
-        return _flat(content)
+        return flat(content)
 
 
 def _in_force(options: Mapping[str, Any], kept: Mapping[str, str]) -> dict[str, Any]:
-    """Flat options with what a run computes in, in the place of `auto`; amp_teacher only where it differs from amp."""
+    """Flat options with the run's precision in place of `auto`; amp_teacher only where it differs from amp."""
     rest = {key: value for key, value in options.items() if key not in ("amp", "amp_teacher")}
     amp = options.get("amp", "none")
     precision = {"amp": amp, "amp_teacher": options.get("amp_teacher") or amp}
@@ -278,17 +253,6 @@ def _in_force(options: Mapping[str, Any], kept: Mapping[str, str]) -> dict[str, 
     if precision["amp_teacher"] == precision["amp"]:
         del precision["amp_teacher"]
     return {**rest, **precision}
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested options by their whole names, also those in lists of mappings: `train.distill.many.teachers[0].path`."""
-    if isinstance(value, Mapping):
-        inner = [(f"{key}.{name}" if key else name, entry) for name, entry in value.items()]
-    elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
-        inner = [(f"{key}[{number}]", entry) for number, entry in enumerate(value)]
-    else:
-        return {key: value}
-    return {name: found for part, entry in inner for name, found in _flat(entry, part).items()}
 
 
 def _batch_scopes(options: Options) -> set[BatchScope]:
@@ -312,5 +276,81 @@ def _batches(options: Mapping[str, Any], ranks: int) -> str:
     """Such as '32 (4 ranks x 8)'."""
     accumulate = options.get("train.accumulate", 1)
     factors = f"{ranks} rank{'s' if ranks > 1 else ''}" + (f" x {accumulate} batches" if accumulate > 1 else "")
-    shown = [f"{ranks * accumulate * batch} ({factors} x {batch})" for batch in _per_stage(options)]
-    return ", ".join(shown)
+    return ", ".join(f"{ranks * accumulate * batch} ({factors} x {batch})" for batch in _per_stage(options))
+
+
+def refuse_new_start(options: Options) -> None:
+    """Raises CheckpointError where a run without a checkpoint must not begin anew by itself: an earlier one has saved.
+
+    A run that was stopped before its first checkpoint begins anew: its status.json says that none was saved. All else
+    that runs leave means that something is missing: a disk, a link's target, files that were removed.
+    """
+    folder = options.experiment_folder
+    if signs := list(_signs_of_saving(folder, options.tensorboard_folder)):
+        shown = printable("; ".join(signs[:3]))
+        raise CheckpointError(
+            f"{folder} has no training state to go on from, but a run was there ({shown}): mount or put back what is"
+            " missing; to begin anew, move away what is there, or start without --auto_resume, which renames it"
+        )
+
+
+def newer_that_are_gone(folder: Path, iteration: int) -> list[str]:
+    """A remark where status.json names a later checkpoint than the one to go on from, of which nothing is left."""
+    content = _json(folder / STATUS)
+    saved = re.fullmatch(r"([0-9]{1,17})\.state", str(content.get("checkpoint")) if isinstance(content, dict) else "")
+    if saved is None or int(saved[1]) <= iteration:
+        return []
+    if {saved[0], f"{saved[1]}.json"} & set(names_in(folder / "training_states")):
+        return []  # it was found damaged
+    return [
+        f"{STATUS} says that {saved[0]} was saved, which is not there; using {iteration}.state;"
+        f" {int(saved[1]) - iteration} iterations redone"
+    ]
+
+
+def _signs_of_saving(folder: Path, curves: Path) -> Iterator[str]:
+    names, lines = ([name for name in names_in(at) if not name.startswith(".")] for at in (folder, curves))
+    if not names:  # at most our locks
+        if lines:
+            yield f"{curves} has its curves"
+        return
+    models = names_in(folder / "models")
+    yield from (f"models/{name}" for name in models if is_network(name) or name == "net_g_latest.pth")
+    yield from (name for name in names if name.startswith(SUPERSEDED))
+    if STATUS in names:
+        yield from _of_status(folder / STATUS)
+        yield from (f"{name} is not there" for name in ("models", "training_states") if name not in names)
+    else:
+        if RECORD in names:
+            yield from _of_record(folder / RECORD)
+        logs = [name for name in names if name.endswith(".log") or name in ("history.jsonl", "visualization")]
+        weights = [f"models/{name}" for name in models if name.endswith(".pth") and not name.startswith(".")]
+        yield from (f"{name} is there, {STATUS} is not" for name in logs + weights)
+
+
+def _of_status(file: Path) -> Iterator[str]:
+    content = _json(file)
+    if not isinstance(content, dict):
+        yield f"{file.name} cannot be read"
+    elif content.get("checkpoint") is not None:
+        yield f"{file.name} says that {str(content['checkpoint'])[:100]} was saved"
+    elif content.get("state") == "finished" or content.get("iteration") != 0:
+        yield f"{file.name} says that it was {str(content.get('state'))[:20]}"
+
+
+def _of_record(file: Path) -> Iterator[str]:
+    content = _json(file)
+    try:
+        iterations = [start["iteration"] for start in content["starts"]]
+    except (KeyError, TypeError):
+        yield f"{file.name} cannot be read"
+    else:
+        if any(iteration != 0 for iteration in iterations):
+            yield f"{file.name} says that it went on from iteration {str(iterations[-1])[:20]}"
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text("utf-8")) if file.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None

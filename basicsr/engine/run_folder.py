@@ -1,111 +1,79 @@
-"""A run's folders and its logs."""
+"""The folders that a command writes: which it may take, and how it makes them.
+
+A run that starts anew renames the folder of an earlier run of its name. It renames nothing else: no folder that it
+reads from, and none that does not look like a run's.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import glob
-import logging
 import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import basicsr
+from basicsr.archs.vgg_arch import WEIGHTS_FOLDER
 from basicsr.config.load import resolved_yaml
-from basicsr.config.schema import Options
-from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.logs.comparison_images import ComparisonImages
-from basicsr.engine.logs.metric_writers import open_metric_writers
-from basicsr.engine.logs.run_log import RunLog
+from basicsr.config.schema import Options, thaw
+from basicsr.data.checks.notes import cache_folder
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, names_in
 from basicsr.engine.process.distributed import RankInfo, on_master
-from basicsr.engine.provenance import write_record
-from basicsr.engine.run_folders import CURVES, RESULTS, RUN, archive
-from basicsr.engine.training_run import TrainingRun
-from basicsr.engine.validation import best_iteration
+from basicsr.engine.process.run_lock import owned
+from basicsr.engine.provenance import texts_in, write_record
 from basicsr.files.atomic_files import check_writable, write_atomically
-from basicsr.utils.errors import CheckpointError, UserError
+from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.logger import get_root_logger
-from basicsr.utils.text import readable
+from basicsr.utils.text import printable, readable
+
+if TYPE_CHECKING:
+    from basicsr.engine.training_run import TrainingRun
+
+RUN = ("training_states", "models", "status.json", "record.json", "train_*.log")
+"""Names that show that a folder is a training run's; BasicSR's have some of them, too."""
+CURVES = ("events.out.tfevents*",)
+RESULTS = ("metrics.csv", "report.html", "test_*.log", "visualization", "NAME*.yml")
+"""NAME is the folder's own."""
+_NOT_READ = ("path.experiments_root", "path.results_root", "path.resume_state")  # the last is checked by itself
+# Ignored in a run that goes on: it reads these from its checkpoint, or has written them itself.
+_ONCE = ("path.pretrain_network_g", "path.pretrain_network_d", "the options")
+
+
+def check_training_folders(options: Options, goes_on: bool) -> None:
+    """Raises OptionsError where a run must not take experiments/NAME and tb_logger/NAME.
+
+    Something that it reads lies there, or, unless it `goes_on` in its own folder, what is there is no run's.
+    """
+    folder, curves = options.experiment_folder, options.tensorboard_folder
+    if _lies_in(curves, folder) or _lies_in(folder, curves):
+        raise OptionsError(
+            f"name: {options.name}: its folder would be {folder}, where TensorBoard files of all runs lie; give the"
+            " run another name"
+        )
+    for taken in (folder, curves):
+        _refuse_inputs(options, taken, _ONCE if goes_on else ())
+    if not goes_on:
+        check_archivable(folder, RUN)
+        check_archivable(curves, CURVES)
 
 
 def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
-    """Makes the run's folders and keeps the options there, on rank 0. All ranks must call.
+    """Makes the run's folders and keeps its options and record there, on rank 0; returns remarks. All ranks must call.
 
     A run that starts anew renames the folders of an earlier run of its name, as BasicSR does.
-
-    Returns:
-        What the log should say of it.
 
     Raises:
         CheckpointError: a folder cannot be renamed or written, or has no room for a checkpoint.
     """
-    options, size = run.options, run.checkpoint_size()
-
-    def prepare() -> list[str]:
-        remarks = _prepare(options, resume, size)
-        if (best := best_iteration(run)) is not None:
-            CheckpointFolder(options.experiment_folder).restore_best(best)
-        write_record(run, resume)
-        return remarks
-
-    return on_master(run.rank_info, prepare)
-
-
-def _prepare(options: Options, resume: Checkpoint | None, size: int) -> list[str]:
-    folder, states = options.experiment_folder, options.training_states_folder
-    checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
-    checkpoints.check_space(size)
-    own = checkpoints.holds(resume)
-    if resume is not None and not own and Path(os.path.realpath(folder)) in Path(os.path.realpath(resume.path)).parents:
-        raise CheckpointError(
-            f"resume_state {resume.path} lies in {folder}, which a run of this name would set aside; give the run"
-            " another name"
-        )
-    written = [folder, options.models_folder, states]
-    written += [options.visualization_folder] if options.saves_images else []
-    written += [options.tensorboard_folder] if options.logger.use_tb_logger else []
-    for path in written if own else {path.parent for path in written if path.parent not in written}:
-        check_writable(path)  # before anything is renamed
-    if not own:
-        archive(folder, RUN)
-        archive(options.tensorboard_folder, CURVES)
-    for path in written:
-        _make(path)
-    content = _with_versions(options).encode()
-    write_atomically(folder / f"{options.name}.yml", lambda file: file.write(content))
-    remarks = checkpoints.tidy(resume.iteration if resume is not None and own else None)
-    return remarks + _forecast(options, resume.iteration if resume is not None else 0, size)
-
-
-def _make(folder: Path) -> None:
-    """Makes a folder that can be written.
-
-    Raises:
-        CheckpointError: that is not possible.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
-    check_writable(folder)
-
-
-def _forecast(options: Options, iteration: int, size: int) -> list[str]:
-    """Whether all checkpoints to come have room, if each takes `size` bytes."""
-    coming = math.ceil((options.train.total_iter - iteration) / options.logger.save_checkpoint_freq)
-    needed = size * min(coming, (options.logger.keep_checkpoints or coming) + 1)
-    free = shutil.disk_usage(options.experiment_folder).free
-    if needed <= free:
-        return []
-    return [
-        f"the run's checkpoints need {readable(needed)}, {readable(size)} each, and {readable(free)} are free: free"
-        " space, or set logger: keep_checkpoints"
-    ]
+    return on_master(run.rank_info, lambda: _prepare_training(run, resume))
 
 
 def prepare_results(scales: Sequence[Options], rank_info: RankInfo) -> None:
@@ -119,6 +87,122 @@ def prepare_results(scales: Sequence[Options], rank_info: RankInfo) -> None:
     on_master(rank_info, lambda: _prepare_results(scales))
 
 
+@contextmanager
+def results_taken(scales: Sequence[Options], rank_info: RankInfo) -> Iterator[Callable[[], None]]:
+    """Within the block, results/NAME is this test's, at all its scales. All ranks must call.
+
+    Yields:
+        What all ranks are to call when the folder was made anew.
+
+    Raises:
+        OptionsError: something that the test reads lies there, or what is there are no results.
+        CheckpointError: another process has it.
+    """
+    folder = scales[0].results_folder
+
+    def check() -> None:
+        for options in scales:
+            _refuse_inputs(options, folder, ())
+        check_archivable(folder, RESULTS, never=RUN)
+
+    on_master(rank_info, check)
+    with owned([folder], rank_info, "writes its results there") as own_again:
+        yield own_again
+
+
+def check_archivable(folder: Path, marks: Sequence[str], never: Sequence[str] = ()) -> None:
+    """Checks that a folder is missing, empty, or has a name like one of `marks` and none like those of `never`.
+
+    Raises:
+        OptionsError: it holds something else.
+        CheckpointError: it cannot be read.
+    """
+    names = [name for name in names_in(folder) if not name.startswith(".")]
+    wanted = [mark.replace("NAME", glob.escape(folder.name)) for mark in marks]
+    if names and (not _has(names, wanted) or _has(names, never)):
+        shown = printable(", ".join(names[:3])) + (" ..." if len(names) > 3 else "")
+        raise OptionsError(
+            f"{folder} is there and holds something else ({shown}), so it is not renamed; give another name, or move it"
+        )
+
+
+def archive(folder: Path, marks: Sequence[str], never: Sequence[str] = ()) -> None:
+    """Renames `folder` to NAME_archived_TIME, if there is anything in it: it may be a link or where a disk is mounted.
+
+    Raises as `check_archivable`, and CheckpointError where it cannot be renamed.
+    """
+    check_archivable(folder, marks, never)
+    if all(name.startswith(".") for name in names_in(folder)):
+        return
+    stamped = f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
+    names = (folder.with_name(f"{stamped}{suffix}") for suffix in ("", *(f"_{number}" for number in range(1, 100))))
+    archived = next(name for name in names if not os.path.lexists(name))
+    try:
+        folder.rename(archived)
+    except OSError as error:
+        raise CheckpointError(f"cannot rename {folder} to {archived.name}: {error}") from error
+    get_root_logger().info(f"{folder} exists: renamed to {archived.name}")
+
+
+def _prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
+    options, folder = run.options, run.options.experiment_folder
+    checkpoints, size = CheckpointFolder(folder, options.logger.keep_checkpoints), run.checkpoint_size()
+    checkpoints.check_space(size)
+    own = checkpoints.holds(resume)
+    if resume is not None and not own and Path(os.path.realpath(folder)) in Path(os.path.realpath(resume.path)).parents:
+        raise CheckpointError(
+            f"resume_state {resume.path} lies in {folder}, which a run of this name would set aside; give the run"
+            " another name"
+        )
+    written = [folder, options.models_folder, options.training_states_folder]
+    written += [options.visualization_folder] if options.saves_images else []
+    written += [options.tensorboard_folder] if options.logger.use_tb_logger else []
+    if not own:
+        for path in {path.parent for path in written if path.parent not in written}:
+            check_writable(path)  # before anything is renamed
+        archive(folder, RUN)
+        archive(options.tensorboard_folder, CURVES)
+    for path in written:
+        _make(path)
+    content = _versions() + run.options_text
+    write_atomically(folder / f"{options.name}.yml", lambda file: file.write(content.encode()))
+    remarks = checkpoints.tidy(resume.iteration if resume is not None and own else None)
+    if (best := run.best_iteration()) is not None:
+        checkpoints.restore_best(best)
+    facts = {
+        "device": str(run.rank_info.device),
+        "ranks": run.rank_info.world_size,
+        "precision": {**run.precision.kept(), "chosen": run.precision.reason or "by the options"},
+        "images": run.images,
+    }
+    write_record(options, run.iteration, facts, run.files)
+    return remarks + _forecast(options, run.iteration, size)
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder; raises CheckpointError where that is not possible, or it cannot be written."""
+    there = folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
+    if there:  # a new one can be written
+        check_writable(folder)
+
+
+def _forecast(options: Options, iteration: int, size: int) -> list[str]:
+    """A remark where not all checkpoints to come have room, if each takes `size` bytes."""
+    coming = math.ceil((options.train.total_iter - iteration) / options.logger.save_checkpoint_freq)
+    needed = size * min(coming, (options.logger.keep_checkpoints or coming) + 1)
+    free = shutil.disk_usage(options.experiment_folder).free
+    if needed <= free:
+        return []
+    return [
+        f"the run's checkpoints need {readable(needed)}, {readable(size)} each, and {readable(free)} are free: free"
+        " space, or set logger: keep_checkpoints"
+    ]
+
+
 def _prepare_results(scales: Sequence[Options]) -> None:
     folder = scales[0].results_folder
     check_writable(folder.parent)
@@ -127,119 +211,59 @@ def _prepare_results(scales: Sequence[Options]) -> None:
     try:
         for options in scales:
             suffix = f"_x{options.scale}" if len(scales) > 1 else ""
-            (folder / f"{options.name}{suffix}.yml").write_text(_with_versions(options), encoding="utf-8")
+            text = _versions() + resolved_yaml(options)
+            (folder / f"{options.name}{suffix}.yml").write_text(text, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
 
 
-def _with_versions(options: Options) -> str:
-    header = f"# basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}\n"
-    return header + resolved_yaml(options)
+def _versions() -> str:
+    return f"# basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}\n"
 
 
-@contextmanager
-def open_log(
-    folder: Path, kind: str, name: str, rank_info: RankInfo, *, goes_on: bool = False
-) -> Iterator[logging.Logger]:
-    """The package's logger: lines to the screen and, on rank 0 within the block, to FOLDER/KIND_NAME_TIME.log.
+def _refuse_inputs(options: Options, folder: Path, ignored: Sequence[str]) -> None:
+    for option, path in _inputs_of(options):
+        if option not in ignored and _lies_in(path, folder):
+            raise OptionsError(
+                f"name: {options.name}: {option} ({path}) lies in {folder}, which would be renamed or written over;"
+                " give another name, or move what is read"
+            )
 
-    With `goes_on` the newest such file is continued, where there is one. All ranks must call.
 
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
-    found = folder.glob(f"{glob.escape(f'{kind}_{name}_')}*.log") if goes_on else ()
-    logs = sorted(log for log in found if os.path.isfile(log))  # a pipe would be waited for
-    file = logs[-1] if logs else folder / f"{kind}_{name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
-    logger = get_root_logger("basicsr", logging.INFO)
-    on_master(rank_info, lambda: _add_file(file))
-    opened = [handler for handler in logger.handlers if _writes_to(handler, file)]
+def _inputs_of(options: Options) -> Iterator[tuple[str, Path]]:
+    """What a command reads or works in, by option: existing files and folders."""
+    for option, text in texts_in(thaw(options), ""):
+        named = option.rpartition(".")[2] not in ("name", "type") and option not in _NOT_READ
+        if named and os.path.exists(text):
+            yield option, Path(text)
+            yield from ((option, folder) for folder in _linked_folders(text))
+    for file in options.sources:
+        if os.path.isfile(file):
+            yield "the options", Path(file)
+    yield "the working directory", Path.cwd()
+    yield "weights of losses", WEIGHTS_FOLDER
+    yield "weights of losses", options.root / WEIGHTS_FOLDER
+    yield "notes about images", cache_folder()
+
+
+def _linked_folders(root: str) -> set[Path]:
+    """The folders that links in a folder, as its images may be, lead to."""
     try:
-        yield logger
-    finally:
-        for handler in opened:
-            logger.removeHandler(handler)
-            handler.close()
+        with os.scandir(root) as entries:
+            links = [os.readlink(entry.path) for entry in entries if entry.is_symlink()]
+    except OSError:  # it is no folder, or its reader raises
+        return set()
+    return {Path(root, folder) for folder in {os.path.dirname(link) for link in links}}
 
 
-def _writes_to(handler: logging.Handler, file: Path) -> bool:
-    return isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == file.absolute()
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path is, or leads to, a folder or something in it, by whatever names."""
+    outer = os.path.realpath(folder)
+    for part in (inner := Path(os.path.realpath(path)), *inner.parents):
+        if str(part) == outer or (os.path.exists(part) and os.path.exists(outer) and os.path.samefile(part, outer)):
+            return True
+    return False
 
 
-def _add_file(file: Path) -> None:
-    try:
-        get_root_logger("basicsr", logging.INFO, str(file))
-    except OSError as error:
-        raise CheckpointError(f"cannot write {file}: {error.strerror}") from error
-
-
-@contextmanager
-def open_run_log(run: TrainingRun, logger: logging.Logger) -> Iterator[RunLog | None]:
-    """The log of figures within the block, on rank 0; all ranks must call.
-
-    Raises:
-        UserError: Weights & Biases cannot be used, or the history cannot be written; on every rank.
-    """
-    options, opened = run.options, []
-
-    def opens() -> None:
-        sinks = open_metric_writers(options, run.iteration, run.validation_due)
-        images = ComparisonImages(run)
-        opened.append(RunLog(logger, options.name, run.iteration, options.train.total_iter, sinks, images))
-
-    on_master(run.rank_info, opens)
-    log = opened[0] if opened else None
-    exit_code = 1
-    try:
-        yield log
-        exit_code = 0
-    except UserError as error:
-        exit_code = error.exit_code
-        raise
-    finally:
-        if log is not None:
-            log.close(exit_code)
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _about_threads(threads: int, cores: int, environment: Mapping[str, str]) -> str:
-    """What to say where torchrun has left cores without work: for several ranks it sets OMP_NUM_THREADS=1."""
-    ranks = int(environment.get("LOCAL_WORLD_SIZE", 1))
-    share = cores // ranks
-    if "TORCHELASTIC_RUN_ID" not in environment or threads > 1 or share < 2:
-        return ""
-    return (
-        f"each of {ranks} rank(s) computes with one thread, and there are {cores} cores: torchrun sets"
-        f" OMP_NUM_THREADS=1 where it is not set; to use them all, export OMP_NUM_THREADS={share}"
-    )
-
-
-def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None) -> None:
-    """Logs what is about to run."""
-    parameters = sum(parameter.numel() for parameter in run.network.parameters())
-    options = run.options
-    logger.info(
-        f"basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()};"
-        f" {run.rank_info.device}, {run.rank_info.world_size} rank(s), amp {run.precision.amp}"
-    )
-    if run.precision.told:
-        logger.info(run.precision.told)
-    for line in run.precision.warnings:
-        logger.warning(line)
-    if run.rank_info.device.type == "cpu" and (remark := _about_threads(torch.get_num_threads(), _cores(), os.environ)):
-        logger.warning(remark)
-    left_out = f" ({len(run.skipped)} of them left out)" if run.skipped else ""
-    logger.info(
-        f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
-        f" {run.loader.num_samples} training images{left_out}, {options.train.total_iter} iterations"
-    )
-    if resume is not None:
-        epoch = run.loader.epoch_at(run.iteration)
-        logger.info(
-            f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {epoch.number},"
-            f" batch {epoch.iteration}/{epoch.iterations})"
-        )
+def _has(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatch.filter(names, pattern) for pattern in patterns)

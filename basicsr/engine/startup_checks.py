@@ -1,34 +1,57 @@
-"""Looking at all images of a run before it begins, shared among ranks."""
+"""What is checked before a run begins: all its images, and that networks, losses and images fit each other.
+
+The fit is tried on one small image per set. What does not fit is refused in one line that names the option to change.
+Nothing of the run is changed by it: networks are copied (`inference/probing.py`), and samples are read as evaluation
+reads them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+import copy
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
-from basicsr.config.schema import DatasetOptions
+import torch
+from torch import Tensor, nn
+
+from basicsr.config.schema import DatasetOptions, Options
+from basicsr.data.base import load_sample
+from basicsr.data.batch import in_unit_range
 from basicsr.data.checks.alignment import find_misaligned_pairs
 from basicsr.data.checks.checking import BadImage, check_images, dataset_warnings, report
 from basicsr.data.checks.digests import files_digest, fingerprint
+from basicsr.data.sampling import SampleKey
 from basicsr.data.storage import stored_images
+from basicsr.distill.base import LossTerm
+from basicsr.distill.several_teachers import SeveralTeachers
 from basicsr.engine.process.agreement import require_equal
 from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.stop import StopRequest
 from basicsr.engine.teacher_cache.matching import check_content
-from basicsr.engine.training_run import TrainingRun
+from basicsr.files.header_readers import read_header
+from basicsr.files.image_headers import HeaderError
+from basicsr.inference.probing import Outcome, Shape, Trial
+from basicsr.metrics.traits import arguments_of
 from basicsr.utils.dist_util import gather_objects, raise_together
-from basicsr.utils.errors import DataError, UserError
+from basicsr.utils.errors import DataError, NonFiniteError, OptionsError, UserError
+from basicsr.utils.precision import Precision
+
+if TYPE_CHECKING:
+    from basicsr.engine.training_run import TrainingRun
+
+_TRIED = 8  # samples, until one can be read; bad images are reported by the check of images
+_ODD = (67, 61)  # sides of which no network's windows or halvings are a divisor
+_SMALL = 48
+_SIZES = 64  # at most so many different ones of a set are tried
+_IN_KEYS = ("num_in_ch", "in_chans", "img_channel", "inp_channels", "in_channels", "in_nc", "n_colors")
+_OUT_KEYS = ("num_out_ch", "out_channels", "out_nc")
 
 
 def require_equal_images(datasets: Mapping[str, Any]) -> None:
-    """Compares the images of all ranks, which need not read them from one disk. All must call.
-
-    Args:
-        datasets: by what the message is to call them.
-
-    Raises:
-        DataError: they differ; on every rank.
-    """
+    """Raises DataError where ranks, which need not read from one disk, have different images. All ranks must call."""
     require_equal(
         lambda: {
             f"{called}: {what}": value
@@ -39,20 +62,13 @@ def require_equal_images(datasets: Mapping[str, Any]) -> None:
 
 
 def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
-    """Checks the images for training and validation as `check_images` says, and the teacher's cache, if there is one.
-
-    All ranks must call.
-
-    Args:
-        run: about to begin.
-        stop: a signal ends the check at once.
+    """Checks all images as `check_images` says, and the teacher's cache. All ranks must call; a signal ends it at once.
 
     Returns:
-        What the log should say of the images, and of those that training will do without.
+        Remarks for the log on the images, and on those that training will do without.
 
     Raises:
-        DataError: images cannot be used, more of them than may be skipped, or the teacher's cache is of others; on
-            every rank.
+        DataError: images cannot be used, more of them than may be skipped, or the teacher's cache is of others.
         Preempted: a signal came.
     """
     block = run.options.datasets["train"]
@@ -77,17 +93,12 @@ def check_datasets(
     rank_info: RankInfo,
     guard: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[list[BadImage], list[str]]:
-    """Looks at the images of datasets as `check_images` of each says, and at what else lies in their folders.
+    """Checks the images of datasets, each with its options, sharing them among ranks. All ranks must call.
 
-    All ranks must call.
-
-    Args:
-        entries: each dataset and its options.
-        rank_info: this rank.
-        guard: the context to look in; ranks do not wait for each other within it.
+    Images are looked at within the context `guard`, in which ranks do not wait for each other.
 
     Returns:
-        Bad images that training may do without (`skip_bad_images`), and on rank 0 what the log should say.
+        Bad images that training may do without (`skip_bad_images`), and on rank 0 remarks for the log.
 
     Raises:
         DataError: images cannot be used, more of them than may be skipped; on every rank.
@@ -113,10 +124,311 @@ def check_datasets(
         samples = {image.index for image in bad}
         if len(samples) > (block.skip_bad_images if block.phase == "train" else 0):
             reports.append(report(bad, len(dataset), block.name))
-        elif bad:
+        else:
             left_out += bad
     if reports:
-        told = DataError("\n".join(reports))
-        told.known_to_all = True
-        raise told
+        bad_images = DataError("\n".join(reports))
+        bad_images.known_to_all = True
+        raise bad_images
     return left_out, list(dict.fromkeys(remarks))
+
+
+@dataclass(frozen=True)
+class SampleImages:
+    """One sample of a dataset.
+
+    Attributes:
+        label: what the options call the dataset, 'datasets.train'.
+        block: its options.
+        lq: LR image (C, h, w).
+        gt: HR image (C, sh, sw); None where there is none.
+        dataset: itself.
+    """
+
+    label: str
+    block: DatasetOptions
+    lq: Tensor
+    gt: Tensor | None
+    dataset: Any
+
+    @property
+    def shape(self) -> Shape:
+        """Of the LR image."""
+        channels, height, width = self.lq.shape
+        return channels, height, width
+
+
+def check_fit(run: TrainingRun) -> list[str]:
+    """Tries student, teachers, discriminator and losses on the training images, the student on all validation sets.
+
+    All ranks must call. Under `--debug` the traceback of a network's own error is printed. Returns remarks for the log.
+
+    Raises:
+        OptionsError: something does not fit.
+        NonFiniteError: a network puts out values that are not finite.
+    """
+    options, device = run.options, run.rank_info.device
+    remarks: list[str] = []
+    failure: Exception | None = None
+    try:
+        student = Trial("network_g", run.network, device, Precision(device.type, run.precision.amp))
+        key, block = next(iter(options.datasets_of("train").items()))
+        images = _first_sample(f"datasets.{key}", block, run.loader.dataset)
+        if images is not None:
+            _check_training(run, student, images)
+        for found in evaluation_images(options, run.validation):
+            remarks += check_evaluation(student, options.network_g, found, options)
+    except Exception as error:
+        failure = error
+        if options.name.startswith("debug") and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+    raise_together(failure)
+    return remarks
+
+
+def check_evaluation(
+    trial: Trial, network_block: Mapping[str, Any] | None, images: SampleImages, options: Options
+) -> list[str]:
+    """Tries a network on a validation or test set; returns a remark where a metric's `test_y_channel` means nothing.
+
+    Raises:
+        OptionsError: they do not fit.
+        NonFiniteError: the network puts out values that are not finite.
+    """
+    _check_pair(images, options.scale)
+    fit = _Fit(trial, network_block, images, options.scale)
+    channels, height, width = images.shape
+    largest = options.val.tile or max(height, width)
+    made = fit.output((channels, min(height, largest), min(width, largest)))
+    if options.val.tile is None and trial.outcome((channels, *_ODD)).made is None:
+        for size in _lr_sizes(images.dataset):
+            fit.output((channels, *size))
+    fit.check_values()
+    luma = [name for name, block in options.val.metrics.items() if arguments_of(block).get("test_y_channel")]
+    if made[0] != 1 or not luma:
+        return []
+    return [f"{images.label} ({images.block.name}) has one channel: test_y_channel of {', '.join(luma)} has no effect"]
+
+
+def check_teacher(options: Options, network: nn.Module, device: torch.device) -> None:
+    """Tries a teacher whose outputs for RGB images are to be kept.
+
+    Raises:
+        OptionsError: it does not make RGB images of RGB images, at the options' scale.
+        NonFiniteError: it puts out values that are not finite.
+    """
+    key, block = next(iter(options.datasets_of("train").items()))
+    lq, gt = (torch.full((3, side, side), 0.5) for side in (_SMALL, _SMALL * options.scale))
+    images = SampleImages(f"datasets.{key}", block, lq, gt, None)
+    _Fit(Trial("network_t", network, device), options.network_t, images, options.scale).outputs([images.shape])
+
+
+def evaluation_images(options: Options, datasets: Mapping[str, Any]) -> Iterator[SampleImages]:
+    """One image of each validation and test set, as far as they can be read; `datasets` by their names."""
+    for key, block in options.datasets_of("val", "test").items():
+        images = _first_sample(f"datasets.{key}", block, datasets[block.name]) if block.name in datasets else None
+        if images is not None:
+            yield images
+
+
+def _check_training(run: TrainingRun, student: Trial, images: SampleImages) -> None:
+    options, device = run.options, run.rank_info.device
+    _check_pair(images, options.scale)
+    sides = [side // options.scale for side in images.block.gt_sizes or ()]
+    shapes: list[Shape] = [(images.shape[0], side, side) for side in sides] or [images.shape]
+    outputs = _Fit(student, options.network_g, images, options.scale).outputs(shapes)
+    for teacher, block in _teachers(run, device):
+        others = _Fit(teacher, block, images, options.scale).outputs(shapes)
+        if others[0][0] != outputs[0][0]:
+            raise OptionsError(
+                f"{teacher.name} gives {_counted(others[0][0])}, {student.name} {outputs[0][0]}: teacher and student"
+                " must give images alike"
+            )
+    if run.adversary is not None:
+        precision = Precision(device.type, run.precision.amp)
+        discriminator = Trial("network_d", run.adversary.discriminator, device, precision)
+        for shape in outputs:
+            _check_discriminator(discriminator, options.network_d, shape)
+    smallest = min(outputs, key=lambda shape: shape[1] * shape[2])
+    for term in run.terms.values():
+        cast(LossTerm, term).check_output(smallest)
+
+
+def _first_sample(label: str, block: DatasetOptions, dataset: Any) -> SampleImages | None:
+    """The first sample that can be read; None where none of the first few can."""
+    # A dataset of the user's own may open files when first asked: that must happen in the worker, not here.
+    dataset = copy.copy(dataset)
+    for index in range(min(_TRIED, len(cast(Sized, dataset)))):
+        try:
+            sample = load_sample(dataset, SampleKey(index, seed=index))
+        except Exception:  # reported by the check of images, or when it is this one's turn
+            continue
+        lq, gt = sample.get("lq"), sample.get("gt")
+        for name, image in (("lq", lq), ("gt", gt)):
+            if image is not None and not (isinstance(image, Tensor) and image.dim() == 3):
+                found = f"{image.dim()} dimensions" if isinstance(image, Tensor) else type(image).__name__
+                raise OptionsError(
+                    f"{label} ({block.type}): '{name}' of a sample must be a tensor (C, H, W), got {found}; mend the"
+                    " dataset"
+                )
+        if lq is None or (gt is None and block.phase == "train"):
+            missing = "lq" if lq is None else "gt"
+            raise OptionsError(
+                f"{label} ({block.type}): a sample has no '{missing}'; mend the dataset, or take another"
+            )
+        return SampleImages(label, block, in_unit_range(lq), None if gt is None else in_unit_range(gt), dataset)
+    return None
+
+
+def _check_pair(images: SampleImages, scale: int) -> None:
+    """HR must be `scale` times LR; PairedImageDataset sees to it itself."""
+    if images.gt is None:
+        return
+    (height, width), hr = images.lq.shape[-2:], tuple(images.gt.shape[-2:])
+    if hr != (height * scale, width * scale):
+        raise OptionsError(
+            f"{images.label} ({images.block.type}) gives HR images of {hr[0]}x{hr[1]} pixels for LR images of"
+            f" {height}x{width}; scale {scale} needs {height * scale}x{width * scale}: mend scale, or the dataset"
+        )
+
+
+def _lr_sizes(dataset: Any) -> list[tuple[int, int]]:
+    """Heights and widths of a set's LR images that differ by more than multiples of 64, from their headers."""
+    stored = stored_images(dataset)
+    sizes: dict[tuple[int, int], tuple[int, int]] = {}
+    if stored is None:
+        return []
+    for name in stored.files["lq"]:
+        with suppress(HeaderError, DataError, OSError):  # reported by the check of images
+            with stored.roots["lq"].opened(name) as source:
+                height, width = read_header(source).size
+            sizes.setdefault((height % 64, width % 64), (height, width))
+    return list(sizes.values())[:_SIZES]
+
+
+def _teachers(run: TrainingRun, device: torch.device) -> Iterator[tuple[Trial, Mapping[str, Any] | None]]:
+    precision = Precision(device.type, run.precision.amp_teacher)
+    if run.teacher is not None:
+        yield Trial("network_t", run.teacher.network, device, precision), run.options.network_t
+    for name, term in run.terms.items():
+        if isinstance(term, SeveralTeachers):
+            for number, teacher in enumerate(term.teachers):
+                label = f"train.distill.{name}.teachers[{number}].network"
+                yield Trial(label, cast(Any, teacher).network, device, precision), None
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Tries a network, built from the options `block`, on images; a network that fails is an OptionsError."""
+
+    trial: Trial
+    block: Mapping[str, Any] | None
+    images: SampleImages
+    scale: int
+
+    def outputs(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """The shapes of the outputs for patches of `shapes`, once values are checked too."""
+        channels = [self.output(shape)[0] for shape in shapes]
+        self.check_values()
+        return [
+            (made, shape[1] * self.scale, shape[2] * self.scale) for made, shape in zip(channels, shapes, strict=True)
+        ]
+
+    def output(self, shape: Shape) -> Shape:
+        """The output's shape for an image of `shape`: it must be `scale` times as large and have HR's channels."""
+        trial, images, scale = self.trial, self.images, self.scale
+        outcome = trial.outcome(shape)
+        if outcome.made is None:
+            raise self._refusal(outcome) from outcome.error
+        channels, height, width = outcome.made
+        _, given_height, given_width = outcome.given
+        if (height, width) != (given_height * scale, given_width * scale):
+            remedy = f"take a network for scale {scale}"
+            if (height, width) == (given_height * (factor := height // given_height), given_width * factor) and factor:
+                remedy += f", or set scale to {factor}"
+            if (self.block or {}).get("type") == "SwinIR":
+                remedy = f"give {trial.label} an upsampler ('pixelshuffle', 'pixelshuffledirect'), or set scale to 1"
+            raise OptionsError(
+                f"{trial.name} makes {height}x{width} pixels of {given_height}x{given_width}, scale {scale} needs"
+                f" {given_height * scale}x{given_width * scale}: {remedy}"
+            )
+        wanted = channels if images.gt is None else images.gt.shape[0]
+        takes = trial.first_channels
+        if takes not in (None, shape[0]) and channels != (shape[0] if images.gt is None else wanted):
+            raise self._other_channels(takes)  # without HR images: it has spread one channel to all
+        if channels != wanted:
+            raise OptionsError(
+                f"{trial.name} gives {channels} channels, the HR images of {images.label} have {wanted}: set"
+                f" {_channel_keys(trial.label, self.block, _OUT_KEYS)} to {wanted}"
+            )
+        return outcome.made
+
+    def check_values(self) -> None:
+        """Runs the network on a corner of the image; raises NonFiniteError where its output is not finite."""
+        outcome = self.trial.values(self.images.lq)
+        if outcome.made is None:
+            raise self._refusal(outcome) from outcome.error
+        if outcome.reason:
+            raise NonFiniteError(
+                f"{self.trial.name} {outcome.reason} of {self.images.label}'s images; its weights are damaged"
+            )
+
+    def _refusal(self, outcome: Outcome) -> OptionsError:
+        if outcome.takes is not None:
+            return self._other_channels(outcome.takes)
+        channels, height, width = outcome.given
+        images = self.images
+        what = f"{self.trial.name} fails on {channels} channels of {height}x{width} pixels, as {images.label} has them"
+        if isinstance(outcome.error, UserError):
+            return OptionsError(f"{what}: {outcome.error}")
+        size = f"{images.label}.gt_size" if images.block.phase == "train" else "val.tile"
+        return OptionsError(f"{what}: {outcome.reason}; mend the network, or give sizes that it takes ({size})")
+
+    def _other_channels(self, takes: int) -> OptionsError:
+        trial, images = self.trial, self.images
+        given, known = images.shape[0], images.block.type in ("PairedImageDataset", "SingleImageDataset")
+        remedies = [f"set {_channel_keys(trial.label, self.block, _IN_KEYS)} to {given}"]
+        if trial.label.startswith("network_t") or "teachers" in trial.label:
+            remedies = [f"take a teacher for {_counted(given)}"]
+        elif known and takes == 1:
+            remedies.append(f"set {images.label}.color to gray (values as stored) or y (luma)")
+        elif known and takes == 3 and images.block.arguments.get("color") is not None:
+            remedies.append(f"remove {images.label}.color")
+        else:
+            remedies.append(f"let {images.label} give {takes}")
+        return OptionsError(
+            f"{trial.name} takes {_counted(takes)}, {images.label} gives {given}: {', or '.join(reversed(remedies))}"
+        )
+
+
+def _check_discriminator(trial: Trial, block: Mapping[str, Any] | None, shape: Shape) -> None:
+    outcome = trial.outcome(shape, any_output=True)
+    if outcome.made is not None:
+        return
+    channels, height, width = outcome.given
+    if outcome.takes is not None:
+        key = _channel_keys("network_d", block, _IN_KEYS)
+        raise OptionsError(
+            f"{trial.name} takes {_counted(outcome.takes)}, network_g gives {channels}: set {key} to {channels}"
+        )
+    if isinstance(outcome.error, UserError):
+        raise OptionsError(f"network_d: {outcome.error}")
+    raise OptionsError(
+        f"{trial.name} fails on {channels} channels of {height}x{width} pixels, as network_g gives them:"
+        f" {outcome.reason}; change datasets.train.gt_size, or network_d"
+    )
+
+
+def _channel_keys(label: str, block: Mapping[str, Any] | None, names: Sequence[str]) -> str:
+    """The options of a network's channels, as far as they are known."""
+    if block is None or block.get("type") == "auto":
+        return f"the channels of {label}, by another file,"
+    found = [name for name in block if name in names] or [names[0]]
+    others = [name for name in block if name in (*_IN_KEYS, *_OUT_KEYS) and name not in found]
+    others += ["the length of rgb_mean"] if "rgb_mean" in block else []
+    of_both = found[0] in ("in_chans", "img_channel")  # of input and output
+    return f"{label}.{found[0]}" + (f" (and {', '.join(others)})" if others and not of_both else "")
+
+
+def _counted(channels: int) -> str:
+    return f"{channels} channel{'s' if channels > 1 else ''}"

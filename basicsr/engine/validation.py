@@ -24,10 +24,7 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
     """Evaluates the network on every validation set, over all ranks, and keeps the best weights.
 
     The best are those of the best figure of `val: best`; by default of the first set that has figures and of its
-    first metric.
-
-    Returns:
-        False where a rank was asked to stop before the end: the figures are dropped and validation stays due.
+    first metric. Returns False where a rank was asked to stop before the end; then validation stays due.
 
     Raises:
         NonFiniteError: the network puts out values that are not finite.
@@ -92,17 +89,6 @@ def _note(
     except UserError:
         run.best = before  # the validation stays due, and is to find the best once more
         raise
-
-
-def best_iteration(run: TrainingRun) -> int | None:
-    """After which iteration the best weights so far were saved; None where nothing was measured yet."""
-    chosen = run.options.val.best
-    dataset = (
-        chosen.dataset if chosen is not None else next((name for name in run.validation if name in run.best), None)
-    )
-    records = run.best.get(dataset, {}) if dataset is not None else {}
-    metric = chosen.metric if chosen is not None else next(iter(records), None)
-    return int(records[metric]["iteration"]) if metric in records else None
 
 
 def _image_saver(run: TrainingRun, log: RunLog | None, dataset: str) -> SaveImage | None:

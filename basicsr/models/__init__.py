@@ -10,17 +10,13 @@ if TYPE_CHECKING:
 
     from basicsr.config.schema import Options
     from basicsr.models.adversary import Adversary
-    from basicsr.models.sr_model import SRModel
+    from basicsr.models.kd_model import KDModel
 
 
 def recognise_networks(options: Options) -> tuple[Options, list[str]]:
-    """Puts what the files hold in the place of `network_g: {type: auto}` and `network_t: {type: auto}`; builds nothing.
+    """Replaces `network_g: {type: auto}` and `network_t: {type: auto}` by what their files hold; returns remarks too.
 
-    So everything after, the saved weights too, knows the network by name. Networks of spandrel's, which no options
-    describe, stay `auto`; so does a teacher whose outputs come from a cache.
-
-    Returns:
-        The options, and remarks on what was recognised.
+    Nothing is built. Networks of spandrel's, which no options describe, stay `auto`; so does a teacher whose outputs come from a cache.
 
     Raises:
         CheckpointError: a file cannot be read, or is for another scale.
@@ -43,11 +39,11 @@ def recognise_networks(options: Options) -> tuple[Options, list[str]]:
     return options.model_copy(update=update), remarks
 
 
-def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[str]]:
-    """Builds what `model_type` names: the network to train, its terms, and for KDModel the teacher.
+def build_model(options: Options, device: torch.device) -> tuple[KDModel, list[str]]:
+    """Builds the network to train, its terms, and for `model_type: KDModel` the teacher, unless its outputs are cached.
 
-    What `amp: auto` chooses is settled before. The network to train is built first, so that from one seed it starts
-    equal with and without a teacher. Where the teacher's outputs come from a cache there is no teacher.
+    `amp` must not be `auto` any more. The network to train is built first, so that from one seed it starts equal with
+    and without a teacher.
 
     Returns:
         The model on `device`, and remarks on what was loaded.
@@ -57,35 +53,23 @@ def build_model(options: Options, device: torch.device) -> tuple[SRModel, list[s
     """
     from basicsr.distill.base import LossTerm, Reconstruction
     from basicsr.models.kd_model import KDModel
-    from basicsr.models.sr_model import SRModel
     from basicsr.utils.precision import Precision
     from basicsr.utils.registry import METHOD_REGISTRY
 
-    network, loaded = _load_network(options, "g")
-    remarks = [loaded]
+    network, loaded = _load_network(options, "g", device)
+    teacher, remarks = None, [loaded]
     terms: dict[str, LossTerm] = {
         name: Reconstruction(f"l_{name}", block) for name, block in options.train.loss_blocks.items()
     }
-    precision = Precision.of(device, options.amp)
     if options.model_type == "KDModel":
-        teacher = None
         if options.teacher_cache is None:
             teacher, loaded = load_teacher(options, device)
             remarks.append(loaded)
         for name, block in options.train.method_blocks.items():
             terms[name] = METHOD_REGISTRY.build(block)
-        teacher_precision = Precision.of(device, options.amp_teacher or options.amp)
-        model: SRModel = KDModel(
-            _placed(network, options, device),
-            teacher,
-            terms,
-            precision,
-            teacher_precision,
-            options.scale,
-            options.manual_seed,
-        )
-    else:
-        model = SRModel(_placed(network, options, device), terms, precision, options.scale, options.manual_seed)
+    precision = Precision.of(device, options.amp)
+    teacher_precision = Precision.of(device, options.amp_teacher or options.amp)
+    model = KDModel(network, teacher, terms, precision, teacher_precision, options.scale, options.manual_seed)
     remarks += [remark for term in terms.values() for remark in term.remarks]
     return model.to(device), [remark for remark in remarks if remark]
 
@@ -107,19 +91,16 @@ def build_networks(options: Options, device: torch.device) -> dict[str, nn.Modul
     networks = {}
     for label in labels:
         block = getattr(options, f"network_{label}")
-        network = _load_network(options, label)[0] if is_auto(block) else build_network(block)
-        networks[label] = _placed(network, options, device)
+        if is_auto(block):
+            networks[label], _ = _load_network(options, label, device)
+        else:
+            networks[label] = _placed(build_network(block), options, device)
     return networks
 
 
 def load_teacher(options: Options, device: torch.device) -> tuple[nn.Module, str | None]:
-    """Builds network_t on `device` and loads its weights, if any are named; also says what the log should tell of them.
-
-    Raises:
-        OptionsError, CheckpointError: the block or the file does not fit.
-    """
-    teacher, loaded = _load_network(options, "t")
-    return _placed(teacher, options, device), loaded
+    """Builds network_t on `device` and loads its weights, if any are named; returns a remark for the log too."""
+    return _load_network(options, "t", device)
 
 
 def build_adversary(options: Options, device: torch.device, distributed: bool) -> tuple[Adversary | None, list[str]]:
@@ -131,9 +112,9 @@ def build_adversary(options: Options, device: torch.device, distributed: bool) -
     block = options.train.adversarial
     if block is None:
         return None, []
-    discriminator, remark = _load_network(options, "d")
+    discriminator, remark = _load_network(options, "d", device)
     adversary = Adversary(
-        _placed(discriminator, options, device),
+        discriminator,
         build_loss({key: value for key, value in block.items() if key != "loss_weight"}),
         float(block.get("loss_weight", 1.0)),
         Precision.of(device, options.amp),
@@ -143,8 +124,8 @@ def build_adversary(options: Options, device: torch.device, distributed: bool) -
     return adversary, [remark] if remark else []
 
 
-def _load_network(options: Options, label: str) -> tuple[nn.Module, str | None]:
-    """Builds network_LABEL and loads its weights, if any are named; also says what the log should tell of them."""
+def _load_network(options: Options, label: str, device: torch.device) -> tuple[nn.Module, str | None]:
+    """Builds network_LABEL on `device` and loads its weights, if any are named; returns a remark for the log too."""
     from basicsr.archs import build_network
     from basicsr.weights.recognise import network_for
 
@@ -152,7 +133,7 @@ def _load_network(options: Options, label: str) -> tuple[nn.Module, str | None]:
     assert block is not None, "the options' checks see to it that the networks needed are there"
     path = getattr(options.path, f"pretrain_network_{label}")
     if path is None:
-        return build_network(block), None
+        return _placed(build_network(block), options, device), None
     network, remark = network_for(
         block,
         path,
@@ -161,7 +142,7 @@ def _load_network(options: Options, label: str) -> tuple[nn.Module, str | None]:
         scale=options.scale,
     )
     named = type(remark)(f"network_{label}: {remark}") if remark else f"Loaded network_{label} from {path}"
-    return network, named
+    return _placed(network, options, device), named
 
 
 def _placed(network: nn.Module, options: Options, device: torch.device) -> nn.Module:

@@ -13,19 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from basicsr.utils.precision import Precision
 
 
-class Judgement(nn.Module):
-    """D's logits in float32, for images (B, C, H, W), whatever precision D is run in."""
-
-    def __init__(self, discriminator: nn.Module, precision: Precision) -> None:
-        super().__init__()
-        self.discriminator, self._precision = discriminator, precision
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits as the discriminator shapes them."""
-        with self._precision.autocast():
-            return self.discriminator(images).float()
-
-
 class Adversary:
     """Owns the discriminator, its optimizer and its loss scaler.
 
@@ -37,7 +24,7 @@ class Adversary:
         gan_loss: called as (logits, target_is_real, is_disc).
         weight: of L_adv in the student's loss.
         precision: how the discriminator is run.
-        train: whether the discriminator learns.
+        train: whether the discriminator learns; then its `optimizer` is to be set.
         distributed: whether to average its gradients over ranks.
     """
 
@@ -52,12 +39,10 @@ class Adversary:
         distributed: bool = False,
     ) -> None:
         self.discriminator = discriminator.train().requires_grad_(train)
-        self.weight = weight
+        self.weight, self.scaler = weight, precision.scaler()
         self.optimizer: torch.optim.Optimizer | None = None
-        self.scaler = precision.scaler()
-        self._trained = train
-        self._gan_loss = gan_loss
-        self._judge: nn.Module = Judgement(discriminator, precision)
+        self._gan_loss, self._trained = gan_loss, train
+        self._judge: nn.Module = _Judge(discriminator, precision)
         if distributed and train:
             device_ids = [next(discriminator.parameters()).device] if precision.device_type == "cuda" else None
             self._judge = DistributedDataParallel(self._judge, device_ids=device_ids)
@@ -81,8 +66,7 @@ class Adversary:
 
             L_D = -E[log D(I_GT)] - E[log(1 - D(I_S))] (eq. 5), L_adv = -E[log D(I_S)] (eq. 6),
 
-        with the chosen GAN loss on logits. Both losses of I_S come from one pass through D, whose weights are the same
-        for both.
+        with the chosen GAN loss on logits. Both losses of I_S come from one pass through D.
 
         Args:
             real: I_GT, (B, C, H, W).
@@ -122,7 +106,7 @@ class Adversary:
         return parts, gradient
 
     def gradients(self) -> list[torch.Tensor]:
-        """The discriminator's gradients at hand, unscaled; none where it is not trained."""
+        """The discriminator's gradients, unscaled; none where it is not trained."""
         if self.optimizer is None:
             return []
         self.scaler.unscale_(self.optimizer)
@@ -139,3 +123,15 @@ class Adversary:
         if last or not isinstance(self._judge, DistributedDataParallel):
             return nullcontext()
         return self._judge.no_sync()
+
+
+class _Judge(nn.Module):
+    """D's logits in float32, whatever precision D is run in."""
+
+    def __init__(self, discriminator: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        self.discriminator, self._precision = discriminator, precision
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with self._precision.autocast():
+            return self.discriminator(images).float()

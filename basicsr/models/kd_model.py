@@ -1,28 +1,49 @@
-"""A student, its frozen teacher, and the terms it learns from."""
+"""A student, its frozen teacher if it has one, and the terms it learns from."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 
+from basicsr.archs.feature_hooks import FeatureTaps
 from basicsr.data.batch import Batch
-from basicsr.distill.base import LossTerm, StepContext
+from basicsr.distill.base import LossTerm, StepContext, nothing_of
 from basicsr.distill.networks import NetworkPair, NetworkView
-from basicsr.models.sr_model import SRModel
-from basicsr.models.teacher import NotThere, Teacher
+from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import Precision
 
 
-class KDModel(SRModel):
-    """Distils a teacher into a student.
+@dataclass(frozen=True)
+class StepOutput:
+    """What one forward pass of a model gives.
+
+    Attributes:
+        total: the weighted sum of all parts, with gradients.
+        parts: each part without its weight, detached, for the log.
+        weighted: each part times its weight, with gradients.
+        sr: the network's output, float32 (B, C, sH, sW), with gradients.
+    """
+
+    total: torch.Tensor
+    parts: dict[str, torch.Tensor]
+    weighted: dict[str, torch.Tensor]
+    sr: torch.Tensor
+
+
+class KDModel(nn.Module):
+    """Distils a teacher into a student; `model_type: SRModel` is the case of no teacher and no distillation.
+
+    Its parameters are the student's and the terms' heads. Losses are computed in float32.
 
     Args:
-        student: the network to train.
-        teacher: the network to learn from, loaded and on its device; None where its outputs come with the batches.
+        student: the network to train; maps I_LR (B, C, H, W) to I_S (B, C, sH, sW).
+        teacher: the network to learn from, loaded and on its device; None where there is none, or its outputs come
+            with the batches.
         terms: what the student learns from, by name.
         precision: how the student is run.
         teacher_precision: how the teacher is run.
@@ -30,8 +51,7 @@ class KDModel(SRModel):
         seed: the run's, from which terms derive random choices.
 
     Raises:
-        OptionsError: a term taps a module that is not there, or does not work with these networks, or needs the
-            teacher itself, which is None.
+        OptionsError: a term taps a missing module, does not work with these networks, or needs a missing teacher.
     """
 
     def __init__(
@@ -44,73 +64,136 @@ class KDModel(SRModel):
         scale: int,
         seed: int = 0,
     ) -> None:
-        super().__init__(student, terms, precision, scale, seed)
-        shown = teacher if teacher is not None else NotThere()
+        super().__init__()
+        _check_terms(terms, teacher is not None)
+        self.network, self.terms = student, nn.ModuleDict(terms)
+        self.precision, self._teacher_precision = precision, teacher_precision
+        self._scale, self._seed = scale, seed
+        # A term that trains the student's weights is attached and updated before those that follow them.
+        self._owner_first = sorted(terms.values(), key=lambda term: not term.replaces_student)
+        shown = teacher if teacher is not None else _MissingTeacher()
         pair = NetworkPair(NetworkView("network_g", student), NetworkView("network_t", shown))
-        _check_together(terms)
-        if teacher is None:
-            _check_outputs_suffice(terms)
-        for term in self._owner_first():
+        for term in self._owner_first:
             term.attach(pair)
-        self._teacher_precision = teacher_precision
+        self._student_taps = pair.student.taps(path for term in terms.values() for path in term.student_taps)
         needed = any(term.needs_teacher for term in terms.values())
         self._outputs_come = needed and teacher is None
-        self._taps = pair.student.taps(path for term in terms.values() for path in term.student_taps)
+        self.teacher: Teacher | None = None
         if teacher is not None and needed:
-            teacher_taps = pair.teacher.taps(path for term in terms.values() for path in term.teacher_taps)
-            self.teacher = Teacher(teacher, teacher_precision, teacher_taps)
+            taps = pair.teacher.taps(path for term in terms.values() for path in term.teacher_taps)
+            self.teacher = Teacher(teacher, teacher_precision, taps)
 
-    def _context(self, batch: Batch, iteration: int) -> StepContext:
-        with self._taps as student_features:
-            context = super()._context(batch, iteration)
-        context = dataclasses.replace(
-            context, student_features=student_features, teacher_autocast=self._teacher_precision.autocast
-        )
-        if self._outputs_come:
-            return dataclasses.replace(context, sr_teacher=_stored_output(batch, context.sr))
-        if self.teacher is None:
-            return context
-        sr_teacher, teacher_features = self.teacher.with_features(batch.lq)
-        if sr_teacher.shape != context.sr.shape:
-            raise OptionsError(
-                f"network_t gives {tuple(sr_teacher.shape[1:])}, network_g {tuple(context.sr.shape[1:])}: their"
-                " upscale and channels must agree"
-            )
-        return dataclasses.replace(
-            context,
+    def forward(self, batch: Batch, iteration: int) -> StepOutput:
+        """Runs student and teacher once and sums the terms' parts, each times its weight."""
+        assert batch.gt is not None, "training needs HR images"
+        with self._student_taps as student_features:
+            sr = self.run_network(batch.lq)
+        sr_teacher, teacher_features = self._teach(batch, sr)
+        context = StepContext(
+            lq=batch.lq,
+            gt=batch.gt,
+            sr=sr,
             sr_teacher=sr_teacher,
+            student_features=student_features,
             teacher_features=teacher_features,
+            seeds=batch.seeds,
+            seed=self._seed,
+            iteration=iteration,
+            scale=self._scale,
+            student=self.run_network,
             teacher=self.teacher,
+            autocast=self.precision.autocast,
+            teacher_autocast=self._teacher_precision.autocast,
         )
+        parts: dict[str, torch.Tensor] = {}
+        weighted: dict[str, torch.Tensor] = {}
+        total = nothing_of([sr])  # a loss of features alone leaves later layers out, for which ranks would wait
+        for key, module in self.terms.items():
+            term = cast(LossTerm, module)
+            for name, part in _checked(term, term(context)).items():
+                unique = f"{name}_{key}" if name in parts else name
+                parts[unique], weighted[unique] = part.detach(), term.weights[name] * part
+                total = total + weighted[unique]
+        return StepOutput(total, parts, weighted, sr)
 
+    def run_network(self, lq: torch.Tensor) -> torch.Tensor:
+        """I_S in float32, by the weights that a term trains in the student's place, if one does."""
+        owner = self._owner_first[0] if self._owner_first else None
+        with self.precision.autocast():
+            if owner is not None and owner.replaces_student:
+                return at_least_float32(torch.func.functional_call(self.network, owner.student_weights(), (lq,)))
+            return at_least_float32(self.network(lq))
 
-def _stored_output(batch: Batch, sr: torch.Tensor) -> torch.Tensor:
-    if batch.sr_teacher is None:
-        raise OptionsError(
-            "datasets: train: this type of dataset gives no sr_teacher, and the teacher is not there; use"
-            " PairedImageDataset, or remove teacher_cache"
-        )
-    if batch.sr_teacher.shape != sr.shape:
-        raise OptionsError(
-            f"teacher_cache gives {tuple(batch.sr_teacher.shape[1:])}, network_g {tuple(sr.shape[1:])}: their upscale"
-            " and channels must agree"
-        )
-    return batch.sr_teacher
+    @torch.no_grad()
+    def after_update(self, iteration: int) -> None:
+        """Tells the terms that iteration `iteration` is done and the network updated."""
+        for term in self._owner_first:
+            term.after_update(self.network, iteration)
 
+    @torch.no_grad()
+    def after_average(self, average: nn.Module, iteration: int) -> None:
+        """Shows the terms the moving average of the network's weights after iteration `iteration`."""
+        for term in self._owner_first:
+            term.after_average(average, iteration)
 
-def _check_outputs_suffice(terms: Mapping[str, LossTerm]) -> None:
-    """Raises OptionsError where a term needs more of the teacher than its outputs."""
-    for name, term in terms.items():
-        if term.teacher_needs or term.teacher_taps:
-            uses = term.teacher_needs or "the teacher's features"
+    def _teach(self, batch: Batch, sr: torch.Tensor) -> tuple[torch.Tensor | None, Mapping[str, torch.Tensor]]:
+        """I_T, computed or from the cache, and the teacher's features; nothing where no term asks for them."""
+        features: Mapping[str, torch.Tensor] = {}
+        if self._outputs_come:
+            given, sr_teacher = "teacher_cache", batch.sr_teacher
+            if sr_teacher is None:
+                raise OptionsError(
+                    "datasets: train: this type of dataset gives no sr_teacher, and the teacher is not there; use"
+                    " PairedImageDataset, or remove teacher_cache"
+                )
+        elif self.teacher is None:
+            return None, features
+        else:
+            given, (sr_teacher, features) = "network_t", self.teacher.with_features(batch.lq)
+        if sr_teacher.shape != sr.shape:
             raise OptionsError(
-                f"{name} ({type(term).__name__}) uses {uses}, and teacher_cache has outputs only; remove teacher_cache,"
-                " or the term"
+                f"{given} gives {tuple(sr_teacher.shape[1:])}, network_g {tuple(sr.shape[1:])}: their upscale and"
+                " channels must agree"
             )
+        return sr_teacher, features
 
 
-def _check_together(terms: Mapping[str, LossTerm]) -> None:
-    """Raises OptionsError where one term rules another out."""
+class Teacher:
+    """Runs a network in eval mode, without gradients, at its own precision.
+
+    It is not a module, so that the KD model that holds it neither trains, saves, synchronises nor moves it.
+
+    Args:
+        network: a trained network, on its device. It is frozen and put in eval mode for good.
+        precision: how to run it.
+        taps: on the modules whose outputs are wanted.
+    """
+
+    def __init__(self, network: nn.Module, precision: Precision, taps: FeatureTaps) -> None:
+        self.network = network.requires_grad_(False).eval()
+        self.precision, self._taps = precision, taps
+
+    @torch.no_grad()
+    def __call__(self, lq: torch.Tensor) -> torch.Tensor:
+        """I_T, float32 (B, C, sH, sW), for I_LR (B, C, H, W)."""
+        with self.precision.autocast():
+            return at_least_float32(self.network(lq))
+
+    def with_features(self, lq: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """I_T and the tapped features."""
+        with self._taps as features:
+            return self(lq), features
+
+
+class _MissingTeacher(nn.Module):
+    """Placeholder used where there is no teacher, or only its cached outputs; running it is a bug."""
+
+    def forward(self, lq: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the teacher's outputs come from a cache; a term that runs it must say so: teacher_needs")
+
+
+def _check_terms(terms: Mapping[str, LossTerm], has_teacher: bool) -> None:
+    """Raises OptionsError where one term rules another out, or needs more of a missing teacher than its outputs."""
     owners = [name for name, term in terms.items() if term.replaces_student]
     if len(owners) > 1:
         raise OptionsError(f"{' and '.join(owners)} would both train the student's weights in its place; keep one")
@@ -120,3 +203,26 @@ def _check_together(terms: Mapping[str, LossTerm]) -> None:
             f"{owners[0]} trains the student's weights in its place, {running[0]} runs parts of the student by"
             " themselves; keep one of them"
         )
+    for name, term in () if has_teacher else terms.items():
+        if uses := term.teacher_needs or ("the teacher's features" if term.teacher_taps else ""):
+            raise OptionsError(
+                f"{name} ({type(term).__name__}) uses {uses}, and teacher_cache has outputs only; remove teacher_cache,"
+                " or the term"
+            )
+
+
+def _checked(term: LossTerm, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parts that a term returned; raises OptionsError where they break the contract of `LossTerm.forward`."""
+    kind = type(term).__name__
+    if not isinstance(parts, Mapping):
+        raise OptionsError(f"{kind}: forward returned a {type(parts).__name__}; it must return parts by name")
+    for name, part in parts.items():
+        if not name.startswith("l_"):
+            raise OptionsError(f"{kind}: forward returned a part '{name}'; parts are called l_..., such as 'l_{name}'")
+        if not isinstance(part, torch.Tensor) or part.dim() != 0:
+            given = f"has shape {tuple(part.shape)}" if isinstance(part, torch.Tensor) else f"is {part!r}"
+            raise OptionsError(f"{kind}: '{name}' {given}; a part must be a tensor of no dimensions, such as a mean")
+        if name not in term.weights:
+            listed = ", ".join(term.weights) or "none"
+            raise OptionsError(f"{kind}: forward returned '{name}', which its weights do not name; there are: {listed}")
+    return parts

@@ -11,11 +11,7 @@ from torch import nn
 class Ema:
     """A copy of a network whose weights follow it: w' <- decay w' + (1 - decay) w, after each iteration.
 
-    Buffers (batch normalisation's statistics) are copied as they are.
-
-    Args:
-        network: the network to follow, on its device; the copy starts equal.
-        decay: within [0, 1).
+    Buffers (batch normalisation's statistics) are copied. The copy starts equal; `decay` lies in [0, 1).
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:

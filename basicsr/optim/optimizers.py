@@ -1,9 +1,9 @@
-"""Optimizers, named in the options as in torch.optim."""
+"""Optimizers, named in the options as in torch.optim, and their state in checkpoints."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,7 +13,6 @@ from torch import nn
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import WarningRemark
 from basicsr.utils.ranges import BelowOne, Probability, WeightDecay
-from basicsr.utils.text import nearest
 
 
 def _eager(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
@@ -52,7 +51,6 @@ ARGUMENTS: dict[str, Any] = {
 }
 """Types and ranges of the optimizers' arguments, by name."""
 
-
 HEADS = "heads"
 """The parameter group of what is trained beside the student: projection heads, temperatures, regressors, encoders."""
 
@@ -65,55 +63,56 @@ def build_optimizer(
     Frozen parameters are left out. Each group carries its name and, as `initial_lr`, the base of its schedule.
 
     Args:
-        options: the optimizer's type and arguments.
+        options: the optimizer's type and arguments, which the options' checks have found right.
         groups: parameters by the name of their group.
         weight_decay_heads: weight decay of the group `HEADS`. That in `options` is the other groups': it regularises
             the network that is kept, while it would pull a temperature, whose logarithm is learned, towards 1.
 
     Raises:
-        OptionsError: unknown type or keys, or a weight decay for an optimizer that has none.
+        OptionsError: a weight decay for an optimizer that has none.
     """
-    name = options.get("type", "")
-    if name not in OPTIMIZERS:
-        raise OptionsError(
-            f"no optimizer is called '{name}'{nearest(name, list(OPTIMIZERS))}; there are: {', '.join(OPTIMIZERS)}"
-        )
-    arguments = {key: value for key, value in options.items() if key != "type"}
-    known = list(inspect.signature(OPTIMIZERS[name]).parameters)
-    for key in arguments:
-        if key not in known[1:]:
-            raise OptionsError(
-                f"optimizer {name}: unknown key {key}{nearest(key, known)}; allowed: {', '.join(known[1:])}"
-            )
+    arguments = dict(options)
+    name = arguments.pop("type")
+    known = inspect.signature(OPTIMIZERS[name]).parameters
     if weight_decay_heads and "weight_decay" not in known:
         raise OptionsError(
             f"train.weight_decay_heads is {weight_decay_heads}, but {name} has no weight decay; remove it"
         )
     entries: list[dict[str, Any]] = []
     for group, parameters in groups.items():
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if trained:
+        if trained := [parameter for parameter in parameters if parameter.requires_grad]:
             entries.append({"params": trained, "name": group})
             if group == HEADS and "weight_decay" in known:
                 entries[-1]["weight_decay"] = weight_decay_heads
-    if not {"fused", "foreach"} & set(arguments):
-        arguments |= _fastest(known, entries)
+    devices = {parameter.device.type for entry in entries for parameter in entry["params"]}
+    if "fused" in known and not {"fused", "foreach"} & set(arguments) and devices <= {"cpu", "cuda"}:
+        arguments["fused"] = True  # one kernel for all weights
     optimizer = OPTIMIZERS[name](entries, **arguments)
     for entry in optimizer.param_groups:
         entry["initial_lr"] = entry["lr"]
     return optimizer
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restores moments and steps; rates, betas and the like stay as the present options have them.
+
+    The settings are put in before loading, since they say where steps have to lie. Moments are laid out in memory as
+    the weights are now, which fused kernels take for granted.
+    """
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    groups = [{**saved, **kept} for saved, kept in zip(state["param_groups"], settings, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def regrouped(state: dict[str, Any], in_order: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state in the present groups.
+    """A saved state in the optimizer's present groups; `in_order` has the parameters as they stood in the saved ones.
 
     Before heads had a weight decay of their own, a network trained in the student's place stood among them, in one
     group `heads` of all terms' parameters.
-
-    Args:
-        state: as it was saved.
-        in_order: the student's parameters and those of the terms, as they stood in the groups then.
-        optimizer: whose groups are the present ones.
     """
     trained = [parameter for parameter in in_order if parameter.requires_grad]
     saved = state["param_groups"]
@@ -129,7 +128,7 @@ def regrouped(state: dict[str, Any], in_order: list[nn.Parameter], optimizer: to
 
 
 def changed_decay(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[str]:
-    """What the log should say of heads that were saved with another weight decay than they go on with."""
+    """A warning where the heads were saved with another weight decay than they go on with."""
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return [
         WarningRemark(
@@ -142,17 +141,10 @@ def changed_decay(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> li
 
 
 def without_moments(name: str, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> list[str]:
-    """What the log should say of parameters that go on without moments: they had no gradient yet, or lost them."""
+    """A remark on parameters that go on without moments: they had no gradient yet, or lost them."""
     if isinstance(optimizer, torch.optim.SGD) and not any(group["momentum"] for group in optimizer.param_groups):
         return []
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     lacking = sum(number not in state["state"] for number in numbers)
-    told = f"the {name} has no moments for {lacking} of {len(numbers)} parameters: they had no gradient before"
-    return [told] if lacking else []
-
-
-def _fastest(known: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
-    """One kernel for all weights, where the optimizer has it and the weights are where it works."""
-    parameters = [parameter for entry in entries for parameter in entry["params"]]
-    devices = {parameter.device.type for parameter in parameters}
-    return {"fused": True} if "fused" in known and devices <= {"cpu", "cuda"} else {}
+    remark = f"the {name} has no moments for {lacking} of {len(numbers)} parameters: they had no gradient before"
+    return [remark] if lacking else []

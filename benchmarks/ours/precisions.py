@@ -23,7 +23,7 @@ class Precisions:
 
     def chosen(self) -> str:
         """What `auto` is here, and why."""
-        return self._steps["auto"].training.precision.told
+        return self._steps["auto"].training.precision.reason
 
     def run(self, rounds: int) -> dict[str, list[float]]:
         """Seconds of a step by precision, round by round, after two that are not counted."""

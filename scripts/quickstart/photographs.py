@@ -30,7 +30,7 @@ import numpy as np
 
 from basicsr.data.transforms import mod_crop
 from basicsr.engine.process.command import run_command
-from basicsr.engine.run_folders import archive, check_archivable
+from basicsr.engine.run_folder import archive, check_archivable
 from basicsr.files.images import imfrombytes, imwrite
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import DataError, MachineError

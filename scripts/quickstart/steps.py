@@ -81,7 +81,7 @@ def precision(fresh: bool) -> str:
         kept = choose_for_several(
             load_options(OPTIONS / "quickstart_mcadkd.yml", training=True, paths=False, warn=no_warning), PRECISION
         )
-    print(f"{kept.told}; in all trainings", flush=True)
+    print(f"{kept.reason}; in all trainings", flush=True)
     return kept.amp
 
 

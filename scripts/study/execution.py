@@ -19,9 +19,10 @@ from subprocesses import ENVIRONMENT, Programs, StepFailed, Stopped, exclusive, 
 from basicsr.config.load import load_options, resolved_yaml
 from basicsr.config.schema import Options
 from basicsr.config.yaml_files import dump_yaml
-from basicsr.engine.probe import check_fit
 from basicsr.engine.process.distributed import RankInfo
+from basicsr.engine.startup_checks import check_fit
 from basicsr.engine.training_run import TrainingRun
+from basicsr.models import recognise_networks
 from basicsr.report.tables import write_text
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from study.plan import Run, Study, studies_folder
@@ -236,7 +237,7 @@ def check_fits(study: Study) -> None:
         if state_of(study, run)[0] == "done":
             continue
         try:
-            built = TrainingRun(run.options, RankInfo(torch.device("cpu")), None)
+            built = TrainingRun(recognise_networks(run.options)[0], RankInfo(torch.device("cpu")), None)
         except UserError:
             continue
         try:

@@ -232,7 +232,7 @@ def plan_study(
             runs.append(Run(method, seed, content, options, _options_file(plain, name, method, seed)))
     remarks = [f"{base}: {', '.join(dropped)} not used: a method's own file says it"] if dropped else []
     remarks += doubts
-    remarks += [f"{precision.told}; in all runs"] if precision is not None else []
+    remarks += [f"{precision.reason}; in all runs"] if precision is not None else []
     own = own_pieces(base)
     of_base = [file for method, file in files.items() if file.parent == own and method in map(str, methods)]
     remarks += [f"{file.stem} is {file}, the base's own; for another give its path" for file in of_base]

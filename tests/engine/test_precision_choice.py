@@ -47,7 +47,7 @@ def test_auto_takes_what_the_times_say(mcadkd, monkeypatch):
     choice = choose_precision(options, HERE, None)
     assert choice.kept() == {"amp": "bf16", "amp_teacher": "bf16"} and not choice.warnings
     told = "amp auto: bf16; bf16 takes 0.50 times as long as float32 (0.50 to 0.50), the methods' heads left out"
-    assert choice.told == told
+    assert choice.reason == told
     assert asked == [(("none", "none"), ("bf16", "bf16"))]
     with_times(monkeypatch, True, PassTimes((1.0,), (1.1,)))  # heads gain more than these passes lose
     assert choose_precision(options, HERE, None).amp == "bf16"
@@ -73,7 +73,7 @@ def test_a_run_keeps_its_precision_on_a_machine_that_would_choose_another(mcadkd
     state = {"precision": {"amp": "bf16", "amp_teacher": "none"}}
     choice = choose_precision(options, HERE, state)
     assert choice.kept() == state["precision"]
-    assert choice.told == "amp auto: bf16, the teacher float32, as in the run so far"
+    assert choice.reason == "amp auto: bf16, the teacher float32, as in the run so far"
     (warning,) = choice.warnings
     assert warning.endswith("a run keeps its precision, but for amp: none with --allow_config_change")
     assert "takes 7.00 times as long as float32" in warning and "no instructions for bf16" in warning
@@ -85,7 +85,7 @@ def test_a_run_keeps_its_precision_on_a_machine_that_would_choose_another(mcadkd
 def test_a_slow_mode_that_was_asked_for_is_warned_of_with_the_factor(mcadkd, monkeypatch, amp):
     with_times(monkeypatch, False, SEVEN_TIMES)
     choice = choose_precision(options_of(mcadkd, amp=amp), HERE, None)
-    assert choice.amp == amp and not choice.told
+    assert choice.amp == amp and not choice.reason
     assert choice.warnings[0].startswith(f"amp: {amp} is slow here: it takes 7.00 times as long as float32")
     with_times(monkeypatch, True, TWICE_AS_FAST)
     assert choose_precision(options_of(mcadkd, amp=amp), HERE, None).warnings == ()

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from basicsr.engine.restoring import _load_optimizer
-from basicsr.optim.optimizers import OPTIMIZERS, build_optimizer, changed_decay, regrouped
+from basicsr.optim.optimizers import OPTIMIZERS, build_optimizer, changed_decay, load_optimizer, regrouped
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import WarningRemark
 
@@ -57,7 +56,7 @@ def test_moments_that_the_plain_kernel_left_go_on_in_the_fused_one():
     for moments in state["state"].values():
         moments["step"] = int(moments["step"])
     network, optimizer = trained(0, type="Adam")
-    _load_optimizer(optimizer, state)
+    load_optimizer(optimizer, state)
     assert optimizer.param_groups[0]["fused"] is True
     network(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
     optimizer.step()
@@ -72,7 +71,7 @@ def test_moments_saved_in_another_memory_layout_belong_to_their_weights():
         network = nn.Conv2d(4, 4, 3).double().to(memory_format=layout)
         optimizer = build_optimizer({"type": "Adam", "lr": 0.01}, {"student": network.parameters()})
         if state is not None:
-            _load_optimizer(optimizer, copy.deepcopy(state))
+            load_optimizer(optimizer, copy.deepcopy(state))
         network(torch.rand(1, 4, 8, 8, dtype=torch.float64)).square().sum().backward()
         optimizer.step()
         return network, optimizer.state_dict()
@@ -125,7 +124,7 @@ def test_a_state_of_one_group_of_all_terms_goes_on_in_two():
         {"type": "AdamW", "lr": 0.1, "weight_decay": 0.5}, {"student": [frozen, wide], "heads": [head]}
     )
     saved = regrouped(earlier.state_dict(), in_order, optimizer)
-    _load_optimizer(optimizer, saved)
+    load_optimizer(optimizer, saved)
     for parameter in (head, wide):
         assert torch.equal(optimizer.state[parameter]["exp_avg"], earlier.state[parameter]["exp_avg"])
         assert len(optimizer.state[parameter]["exp_avg"]) == len(parameter)

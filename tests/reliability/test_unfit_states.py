@@ -16,8 +16,7 @@ from torch import nn
 from basicsr.config.load import load_options
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.process.distributed import distributed
-from basicsr.engine.restoring import restore
-from basicsr.engine.state_checks import Misfit, check_optimizer, check_scaler
+from basicsr.engine.state_checks import StateMismatch, check_optimizer, check_scaler
 from basicsr.engine.training_run import TrainingRun
 from basicsr.files.atomic_files import sha256_of
 from basicsr.optim.optimizers import OPTIMIZERS, build_optimizer
@@ -206,12 +205,12 @@ def test_tensors_that_do_not_fit_the_run_are_named_and_nothing_is_taken(begun, t
         networks, state = copy.deepcopy((good.networks, good.state))
         change(networks, state)
         with pytest.raises(CheckpointError, match=said) as caught:
-            restore(run, Checkpoint(2, networks, state, good.path))
+            run.restore(Checkpoint(2, networks, state, good.path))
         assert str(caught.value).startswith(f"{good.path} does not fit the options: it"), name
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 700, name
         assert differences(before, run.network.state_dict()) == [] and not run.optimizer.state, name
     good.state["optimizers"]["g"]["state"].pop(1)
-    restore(run, good)
+    run.restore(good)
     assert run.remarks[-1].startswith("the optimizer has no moments for 1 of ")
     assert differences(dict(run.network.state_dict()), dict(good.networks["g"]["params"])) == []
     rates = [group["lr"] for group in run.optimizer.param_groups]
@@ -278,7 +277,7 @@ def test_own_states_of_every_optimizer_fit_and_larger_ones_do_not(name):
     for key in shaped:
         spoilt = copy.deepcopy(state)
         spoilt["state"][0][key] = torch.zeros(40, 30)
-        with pytest.raises(Misfit, match=rf"parameter 0 has {key} of shape \(40, 30\), not \(4, 3\)"):
+        with pytest.raises(StateMismatch, match=rf"parameter 0 has {key} of shape \(40, 30\), not \(4, 3\)"):
             check_optimizer("optimizer", spoilt, optimizer, 2)
 
 
@@ -291,9 +290,9 @@ def test_scales_that_cannot_have_come_about():
         *(("scale", value) for value in (0.0, -1.0, float("inf"), float("nan"), "65536", None, True, 2.0**128)),
         *(("growth_factor", 1.0), ("backoff_factor", 2.0), ("growth_interval", 0), ("_growth_tracker", -1)),
     ]:
-        with pytest.raises(Misfit, match=f"its loss scaler has {key} "):
+        with pytest.raises(StateMismatch, match=f"its loss scaler has {key} "):
             check_scaler("loss scaler", {**good, key: value}, scaler)
-    with pytest.raises(Misfit, match="its loss scaler has scale None"):
+    with pytest.raises(StateMismatch, match="its loss scaler has scale None"):
         check_scaler("loss scaler", {}, scaler)
 
 

@@ -29,8 +29,8 @@ from basicsr.archs import build_network
 from basicsr.config.load import load_options
 from basicsr.engine.process.command import run_command
 from basicsr.engine.process.distributed import RankInfo
+from basicsr.engine.resuming import refuse_new_start
 from basicsr.engine.status import RunStatus
-from basicsr.engine.traces import refuse_new_start
 from basicsr.files.run_history import read_history
 from basicsr.utils.timing import Spread
 

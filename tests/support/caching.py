@@ -16,7 +16,7 @@ import torch
 
 from basicsr.archs import build_network
 from basicsr.config.load import load_options
-from basicsr.engine.teacher_cache.making import How, Made, make_cache
+from basicsr.engine.teacher_cache.making import CacheSettings, CacheSummary, make_cache
 
 
 def with_teacher(options: dict[str, Any], folder: Path, seed: int = 5) -> dict[str, Any]:
@@ -27,10 +27,10 @@ def with_teacher(options: dict[str, Any], folder: Path, seed: int = 5) -> dict[s
     return {**copy.deepcopy(options), "path": {"pretrain_network_t": str(file)}}
 
 
-def make(options: dict[str, Any], folder: Path | None = None, **how: Any) -> Made:
+def make(options: dict[str, Any], folder: Path | None = None, **how: Any) -> CacheSummary:
     """Makes the cache of the options' teacher on the CPU."""
     loaded = load_options(options, training=True)
-    return make_cache(loaded, How(torch.device("cpu"), **how), folder, lambda line: None)
+    return make_cache(loaded, CacheSettings(torch.device("cpu"), **how), folder, lambda line: None)
 
 
 def from_cache(options: dict[str, Any], folder: Path, *, teacher: bool = False) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from basicsr.engine.run_folder import _about_threads
+from basicsr.engine.logs.run_log import _about_threads
 from basicsr.utils.process_settings import sleep_while_waiting
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import struct
 import textwrap
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from basicsr.config.load import resolved_yaml
 from basicsr.config.schema import Options, thaw
-from basicsr.engine.logs.event_files import forget
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.regular_files import read_regular
 from basicsr.files.run_history import HISTORY, ITERATION, History
@@ -25,101 +24,100 @@ from basicsr.utils.logger import get_root_logger
 
 _WANDB_FILE = "wandb.json"
 _WANDB_SECONDS = 30  # to reach the server
+_LENGTH = struct.Struct("<Q")  # before each record of an event file
+_CHECKSUM = 4  # bytes after the length, and after the record
 
 
 class MetricWriter(Protocol):
-    """What takes a run's figures. Opened on rank 0, when all that can be wrong with the options was found."""
+    """Takes a run's figures, on rank 0.
+
+    Attributes:
+        shows_images: whether `image` does anything.
+        needed: whether training ends, after saving, where it cannot be written; otherwise it goes on with a warning.
+    """
 
     shows_images: bool
     needed: bool
-    """Whether training ends where it cannot be written, after saving; otherwise it goes on without, with a warning."""
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Takes figures of an iteration, by their whole names; iterations never decrease."""
-        ...
 
     def image(self, name: str, iteration: int, image: np.ndarray) -> None:
         """Takes an image, uint8 (H, W, 3) BGR."""
-        ...
 
     def close(self, exit_code: int) -> None:
         """Writes what is pending; 0 says that the run came to its end."""
-        ...
 
 
 def check_packages(options: Options) -> None:
-    """Looks whether what `logger` asks for is installed.
-
-    Raises:
-        MachineError: it is not.
-    """
+    """Raises MachineError where what `logger` asks for is not installed."""
     if _wants_wandb(options):
         _import_wandb()
 
 
-def open_metric_writers(options: Options, start: int, validating: bool = False) -> list[MetricWriter]:
+def open_metric_writers(options: Options, text: str, start: int, validating: bool) -> list[MetricWriter]:
     """Opens what `logger` asks for, and the history.
 
     Args:
         options: of the run; its folder is there.
-        start: number of iterations already done. What a run that was cut off has left of later ones is taken out.
-        validating: whether the last of them is still to be validated; then that goes too.
+        text: the same as YAML.
+        start: number of iterations already done. Figures that a killed run has left of later ones are removed.
+        validating: whether the last of them is still to be validated; then its metrics are removed too.
 
     Raises:
         MachineError: Weights & Biases is not installed or cannot be reached.
         CheckpointError, DataError: the history cannot be written, or is damaged.
     """
-    sinks: list[MetricWriter] = []
+    writers: list[MetricWriter] = []
     try:
-        sinks.append(History(options.experiment_folder / HISTORY, start, validating))
+        writers.append(History(options.experiment_folder / HISTORY, start, validating))
         if _wants_wandb(options):
-            sinks.append(Wandb(options, start))
+            writers.append(Wandb(options, start))
         if options.logger.use_tb_logger:
-            sinks.append(TensorBoard(options, start, validating))
+            writers.append(TensorBoard(options, text, start, validating))
     except UserError:
-        for sink in sinks:
-            sink.close(1)
+        for writer in writers:
+            writer.close(1)
         raise
-    return sinks
+    return writers
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by their whole names, such as `train.optim_g.lr`."""
+    """Nested options by their whole names, also those in lists of mappings: `train.distill.many.teachers[0].path`."""
     result: dict[str, Any] = {}
     for key, value in options.items():
-        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+            for number, entry in enumerate(value):
+                result |= flat({f"{key}[{number}]": entry}, prefix)
+        else:
+            result[f"{prefix}{key}"] = value
     return result
 
 
 class TensorBoard:
     """TensorBoard's files in tb_logger/NAME, with the options as text and as hyperparameters.
 
-    Args:
-        options: of the run.
-        start: as for `open_metric_writers`.
-        validating: likewise.
-
-    Raises:
-        CheckpointError: the files cannot be written.
+    Takes what `open_metric_writers` takes. All methods raise CheckpointError where the files cannot be written.
     """
 
     shows_images = True
     needed = False
 
-    def __init__(self, options: Options, start: int, validating: bool = False) -> None:
+    def __init__(self, options: Options, text: str, start: int, validating: bool) -> None:
         _quiet_writers()
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
         again = ("options/", "_hparams_", *(("metrics/", "images/") if validating else ()))
-        forget(
+        _remove_events(
             options.tensorboard_folder,
             lambda name, step: step > start or (step == start and name.startswith(again)),
         )
-        with _told():
+        with _os_errors_named():
             self._writer = SummaryWriter(str(options.tensorboard_folder), purge_step=start + 1 if start else None)
-        code_block = textwrap.indent(resolved_yaml(options), "    ")  # in Markdown
-        self._writer.add_text("options", code_block, start)
+        self._writer.add_text("options", textwrap.indent(text, "    "), start)  # Markdown's code block
         plain = {
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
             for name, value in flat(thaw(options)).items()
@@ -132,28 +130,24 @@ class TensorBoard:
         events.add_summary(session, start)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Adds a point to each curve.
-
-        Raises:
-            CheckpointError: the files cannot be written.
-        """
-        with _told():
+        """Adds a point to each curve."""
+        with _os_errors_named():
             for name, value in values.items():
                 self._writer.add_scalar(name, value, iteration)
 
     def image(self, name: str, iteration: int, image: np.ndarray) -> None:
-        """Adds an image, uint8 (H, W, 3) BGR; raises as `scalars`."""
-        with _told():
+        """Adds an image, uint8 (H, W, 3) BGR."""
+        with _os_errors_named():
             self._writer.add_image(name, image[..., ::-1], iteration, dataformats="HWC")
 
     def close(self, exit_code: int) -> None:
-        """Writes what is pending; raises as `scalars`."""
-        with _told():
+        """Writes what is pending."""
+        with _os_errors_named():
             self._writer.close()
 
 
 def _quiet_writers() -> None:
-    """Keeps TensorBoard's thread from printing a traceback where it cannot write: `_told` has the reason, in a line."""
+    """Keeps TensorBoard's thread from printing a traceback where it cannot write: the reason is logged in a line."""
     before = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
@@ -164,11 +158,52 @@ def _quiet_writers() -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _os_errors_named() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise CheckpointError(f"cannot write TensorBoard's files: {error.strerror or error}") from error
+
+
+def _remove_events(folder: Path, is_void: Callable[[str, int], bool]) -> None:
+    """Removes matching events, by name and step, and an incomplete last record from the event files of a folder.
+
+    `purge_step` is not enough: it only makes TensorBoard hide them, and other readers of the files would find steps
+    twice. What cannot be read is left alone, with a warning; raises CheckpointError where a file cannot be written.
+    """
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        try:
+            content = read_regular(path)
+        except OSError as error:
+            get_root_logger().warning(f"cannot read {path}: {error.strerror}; steps in it may be logged twice")
+            continue
+        kept = b"".join(_kept_records(content, is_void))
+        if len(kept) != len(content):
+            _replace(path, kept)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _kept_records(content: bytes, is_void: Callable[[str, int], bool]) -> Iterator[bytes]:
+    """The records that stay; a record is a length, its checksum, an event, and its checksum."""
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    start = 0
+    while start + _LENGTH.size <= len(content):
+        body = start + _LENGTH.size + _CHECKSUM
+        end = body + _LENGTH.unpack_from(content, start)[0] + _CHECKSUM
+        if end > len(content):
+            return
+        try:
+            event: Any = Event.FromString(content[body : end - _CHECKSUM])
+        except DecodeError:
+            return
+        if not event.HasField("summary") or not any(is_void(value.tag, event.step) for value in event.summary.value):
+            yield content[start:end]
+        start = end
 
 
 class Wandb:
@@ -177,12 +212,7 @@ class Wandb:
     W&B takes no figures of steps that it has passed. Iterations that are repeated after a resume from an older
     checkpoint are therefore left out: they give the same figures. Their curves are drawn over `iter`.
 
-    Args:
-        options: of the run.
-        start: number of iterations already done.
-
-    Raises:
-        MachineError: the package is not installed, nobody is logged in, or the server cannot be reached.
+    Raises MachineError where the package is missing, nobody is logged in, or the server cannot be reached.
     """
 
     shows_images = True
@@ -257,7 +287,7 @@ def _import_wandb() -> Any:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """What is known of the run at W&B; nothing where the file is damaged, which keeps no run from going on."""
+    """The id and last iteration of the run at W&B; nothing where the file is damaged, with a warning."""
     if not os.path.lexists(path):
         return {}
     try:

@@ -1,7 +1,7 @@
-"""Makes a teacher's cache: runs it once over the training images and keeps what it puts out.
+"""Makes a teacher's cache: runs it once over the training images and keeps its outputs.
 
-A file for each image, written whole or not at all, then `cache.json`, by which the cache is complete. What is broken
-off goes on where it was: the key and the digests of all LR images are written first, and are compared then.
+A file for each image, written whole or not at all, then `cache.json`, which makes the cache complete. An interrupted
+run goes on: the key and the digests of all LR images are written first, and are compared then.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -43,11 +43,12 @@ from basicsr.data.teacher_outputs import (
     size_of_file,
     write_manifest,
 )
-from basicsr.engine.probe import check_teacher
 from basicsr.engine.process.run_lock import LOCK, FolderLock
 from basicsr.engine.process.stop import Interrupted, Preempted, StopRequest
+from basicsr.engine.provenance import digest_of_file
+from basicsr.engine.startup_checks import check_teacher
 from basicsr.engine.teacher_cache.matching import progress
-from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, sha256_of, write_atomically
+from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, write_atomically
 from basicsr.files.header_readers import read_header
 from basicsr.files.images import imfrombytes
 from basicsr.files.ppm_files import encode_ppm, read_ppm_header
@@ -61,22 +62,20 @@ from basicsr.utils.randomness import seed_everything
 from basicsr.utils.text import readable
 from basicsr.weights.spandrel_network import SpandrelNetwork
 
-_OWN_DATASET_KEYS = ("name", "phase", "scale")
 _THREADS = 8
-_AUTO: tuple[Amp, ...] = ("bf16", "none")
 _BYTES = 6  # of a pixel: three channels of 16 bits
 _NOTICE = "stopping after this image; Ctrl+C again stops at once"
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class How:
+class CacheSettings:
     """How the teacher is run.
 
     Attributes:
         device: on which device.
         self_ensemble: average over the eight flips and rotations.
-        amp: precision; 'none' is float32, 'auto' what a cache that is there has, else what is faster.
+        amp: precision; 'none' is float32, 'auto' that of an existing cache, else what is faster.
         tile: largest side of the tiles that images are cut into, LR pixels; None runs them whole while memory lasts.
         tile_overlap: LR pixels that a tile sees beyond each edge; None for what the network needs.
     """
@@ -89,8 +88,8 @@ class How:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What was made.
+class CacheSummary:
+    """A finished cache.
 
     Attributes:
         folder: the cache.
@@ -111,17 +110,16 @@ class Made:
     values: int
 
 
-def make_cache(options: Options, how: How, folder: Path | None, say: Callable[[str], None]) -> Made:
+def make_cache(
+    options: Options, settings: CacheSettings, folder: Path | None, say: Callable[[str], None]
+) -> CacheSummary:
     """Runs the teacher of training options over their training images.
 
     Args:
         options: of a run with a teacher, without `teacher_cache`.
-        how: how to run it.
+        settings: how to run it.
         folder: of the cache; None for one beside the HR images, which has their name, the teacher's and its digest's.
         say: takes lines on what is done.
-
-    Returns:
-        What is there now.
 
     Raises:
         OptionsError: the options have no trained teacher, or change the images' colours.
@@ -129,104 +127,61 @@ def make_cache(options: Options, how: How, folder: Path | None, say: Callable[[s
         CheckpointError: there is no room, or it cannot be written.
         Interrupted, Preempted: a signal came; what is done is kept.
     """
+    device = settings.device
     stored = _training_images(options, say)
     names = cached_names(stored)
     digests = digests_of(stored.files["lq"], stored.roots["lq"], partial(progress, "Reading LR images"))
     seed_everything(options.manual_seed)  # for weights that strict_load_t: false may leave as they are made
     options, recognised = recognise_networks(options)
-    network, remark = load_teacher(options, how.device)
+    network, remark = load_teacher(options, device)
     for line in filter(None, (*recognised, remark)):
         say(f"warning: {line}" if isinstance(line, WarningRemark) else line)
-    check_teacher(options, network, how.device)
-    amp = how.amp if how.amp != "auto" else _chosen(options, network, how, folder or stored.roots["gt"].path, say)
-    if how.amp != "auto":
-        for line in warn_if_slow(network.eval(), how.device, amp, f"--amp {amp}"):
+    check_teacher(options, network, device)
+    amps: tuple[Amp, ...] = ("bf16", "fp16", "none")
+    keys = {amp: _key(options, network, settings, amp) for amp in amps}
+    folders = {amp: folder or _default_folder(stored.roots["gt"].path, keys[amp]) for amp in amps}
+    amp = settings.amp
+    if amp == "auto":
+        amp, why = _existing_precision(keys, folders) or faster_precision(network.eval(), device)
+        say(f"amp auto: {amp}{why if why.startswith(',') else f'; {why}'}")
+    else:
+        for line in warn_if_slow(network.eval(), device, amp, f"--amp {amp}"):
             say(f"warning: {line}")
-    how = replace(how, amp=amp)
-    key = _key(options, network, how, amp)
-    folder = folder or default_folder(stored.roots["gt"].path, key)
+    key, folder = keys[amp], folders[amp]
     say(f"{folder}: {len(names):,d} outputs of {key}")
     wanted = [CachedImage(name=name, lq=digest) for name, digest in zip(names, digests, strict=True)]
+    runner = ImageRunner(
+        network,
+        options.scale,
+        device,
+        tile=settings.tile,
+        tile_overlap=settings.tile_overlap,
+        self_ensemble=settings.self_ensemble,
+        precision=Precision.of(device, amp),
+        report=say,
+    )
     with FolderLock(folder, "makes a teacher's cache there") as lock:
-        return _complete_cache(folder, lock, options.scale, how, network, key, stored, wanted, say)
-
-
-def _complete_cache(
-    folder: Path,
-    lock: FolderLock,
-    scale: int,
-    how: How,
-    network: torch.nn.Module,
-    key: CacheKey,
-    stored: StoredImages,
-    wanted: Sequence[CachedImage],
-    say: Callable[[str], None],
-) -> Made:
-    """Makes what a cache lacks."""
-    sizes = _output_sizes(stored, scale)
-    found = _there_already(folder, key, wanted, sizes)
-    lock.take_inside()
-    missing = [number for number, image in enumerate(found) if image is None]
-    if missing:
-        _check_space(folder, sum(_BYTES * sizes[number][0] * sizes[number][1] for number in missing))
-        write_manifest(folder, Manifest(complete=False, key=key, images=tuple(wanted)))
-        runner = ImageRunner(
-            network,
-            scale,
-            how.device,
-            tile=how.tile,
-            tile_overlap=how.tile_overlap,
-            self_ensemble=how.self_ensemble,
-            precision=Precision.of(how.device, how.amp),
-            report=say,
-        )
-        _run(folder, runner, stored, wanted, missing, found)
-    images = tuple(image for image in found if image is not None)
-    if missing or not read_manifest(folder).complete:
-        write_manifest(folder, Manifest(complete=True, key=key, images=images))
-        _remove_unfinished(folder)
+        sizes = _output_sizes(stored, options.scale)
+        found = _existing_outputs(folder, key, wanted, sizes)
+        lock.take_inside()
+        missing = [number for number, image in enumerate(found) if image is None]
+        if missing:
+            _check_space(folder, sum(_BYTES * sizes[number][0] * sizes[number][1] for number in missing))
+            write_manifest(folder, Manifest(complete=False, key=key, images=tuple(wanted)))
+            _run(folder, runner, stored, wanted, missing, found)
+        images = tuple(image for image in found if image is not None)
+        if missing or not read_manifest(folder).complete:
+            write_manifest(folder, Manifest(complete=True, key=key, images=images))
+            _remove_unfinished(folder)
     values = sum(3 * height * width for height, width in sizes)
     size, clipped = (sum(getattr(image, name) for image in images) for name in ("bytes", "clipped"))
-    return Made(folder, key, len(images), len(missing), size, clipped, values)
-
-
-def _chosen(
-    options: Options, network: torch.nn.Module, how: How, location: Path | str, say: Callable[[str], None]
-) -> Amp:
-    """What `auto` is: the precision of a cache that is begun, so that it is gone on with, else the faster one.
-
-    Args:
-        options: of the run.
-        network: the teacher, on its device.
-        how: how to run it.
-        location: the folder of the cache, or as text the one of the HR images, beside which it lies.
-        say: takes a line on it.
-    """
-    for amp in _AUTO:
-        key = _key(options, network, how, amp)
-        folder = location if isinstance(location, Path) else default_folder(location, key)
-        if (folder / MANIFEST).is_file() and not key_differences(read_manifest(folder).key, key):
-            say(f"amp auto: {amp}, as the cache has it")
-            return amp
-    chosen, why = faster_precision(network.eval(), how.device)
-    say(f"amp auto: {chosen}; {why}")
-    return chosen
-
-
-def default_folder(gt_root: str, key: CacheKey) -> Path:
-    """Beside the HR images, such as DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble."""
-    root = Path(gt_root)
-    architecture = re.sub(r"[^\w.-]+", "-", key.architecture)
-    parts = [root.name.removesuffix(".lmdb"), architecture, f"x{key.scale}", key.teacher[:8]]
-    parts += ["self_ensemble"] if key.self_ensemble else []
-    parts += [key.precision] if key.precision != "none" else []
-    return root.with_name("_".join(parts))
+    return CacheSummary(folder, key, len(images), len(missing), size, clipped, values)
 
 
 def _training_images(options: Options, say: Callable[[str], None]) -> StoredImages:
-    """The training images, all of which must be sound; tells what else lies in their folders."""
+    """The training images, all of which must be sound; warns of what else lies in their folders."""
     block = next(iter(options.datasets_of("train").values()))
-    framework = {name: getattr(block, name) for name in _OWN_DATASET_KEYS}
+    framework = {name: getattr(block, name) for name in ("name", "phase", "scale")}
     dataset: Any = build_dataset({"type": block.type, **block.arguments, **framework})
     stored = stored_images(dataset)
     if stored is None or set(stored.files) != {"gt", "lq"}:
@@ -245,27 +200,42 @@ def _training_images(options: Options, say: Callable[[str], None]) -> StoredImag
     return stored
 
 
-def _key(options: Options, network: torch.nn.Module, how: How, amp: Amp) -> CacheKey:
+def _key(options: Options, network: torch.nn.Module, settings: CacheSettings, amp: str) -> CacheKey:
     path = options.path.pretrain_network_t
     if path is None or options.network_t is None:
         raise OptionsError("path: pretrain_network_t is required: a cache is of a trained teacher")
-    try:
-        digest = sha256_of(Path(path))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    named = network.architecture if isinstance(network, SpandrelNetwork) else options.network_t["type"]
     return CacheKey(
-        teacher=digest,
+        teacher=digest_of_file(Path(path)),
         param_key=options.path.param_key_t,
         strict=options.path.strict_load_t,
         network=thaw(options.network_t),
-        architecture=named,
+        architecture=network.architecture if isinstance(network, SpandrelNetwork) else options.network_t["type"],
         scale=options.scale,
-        self_ensemble=how.self_ensemble,
+        self_ensemble=settings.self_ensemble,
         precision=amp,
-        tile=how.tile,
-        tile_overlap=how.tile_overlap,
+        tile=settings.tile,
+        tile_overlap=settings.tile_overlap,
     )
+
+
+def _default_folder(gt_root: str, key: CacheKey) -> Path:
+    """Beside the HR images, such as DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble."""
+    root = Path(gt_root)
+    architecture = re.sub(r"[^\w.-]+", "-", key.architecture)
+    parts = [root.name.removesuffix(".lmdb"), architecture, f"x{key.scale}", key.teacher[:8]]
+    parts += ["self_ensemble"] if key.self_ensemble else []
+    parts += [key.precision] if key.precision != "none" else []
+    return root.with_name("_".join(parts))
+
+
+def _existing_precision(keys: Mapping[Amp, CacheKey], folders: Mapping[Amp, Path]) -> tuple[Amp, str] | None:
+    """The precision of a cache that was begun, so that `auto` goes on with it."""
+    amps: tuple[Amp, ...] = ("bf16", "none")
+    for amp in amps:
+        folder = folders[amp]
+        if (folder / MANIFEST).is_file() and not key_differences(read_manifest(folder).key, keys[amp]):
+            return amp, ", as the cache has it"
+    return None
 
 
 def _output_sizes(stored: StoredImages, scale: int) -> list[Size]:
@@ -280,7 +250,7 @@ def _output_sizes(stored: StoredImages, scale: int) -> list[Size]:
         return list(pool.map(size, stored.files["lq"]))
 
 
-def _there_already(
+def _existing_outputs(
     folder: Path, key: CacheKey, wanted: Sequence[CachedImage], sizes: Sequence[Size]
 ) -> list[CachedImage | None]:
     """What a folder has of the cache, image by image; makes the folder where there is none.
@@ -308,29 +278,27 @@ def _there_already(
             " --output"
         )
     if known.complete:
-        return [image if _length(folder, image) == image.bytes else None for image in known.images]
+        lengths = (size_of_file(cached_file(folder, image.name)) for image in known.images)
+        return [image if length == image.bytes else None for image, length in zip(known.images, lengths, strict=True)]
     found = (_described(folder, image, size) for image, size in zip(wanted, sizes, strict=True))
     return list(progress("Looking at what is there", iter(found), len(wanted)))
 
 
-def _length(folder: Path, image: CachedImage) -> int | None:
-    return size_of_file(cached_file(folder, image.name))
-
-
 def _described(folder: Path, image: CachedImage, size: Size) -> CachedImage | None:
-    """What is to be said of an output that a broken-off run left; None where there is none, or no whole one."""
-    if _length(folder, image) is None:
+    """The entry of an output that an interrupted run left; None where it is missing or not whole."""
+    file = cached_file(folder, image.name)
+    if size_of_file(file) is None:
         return None
-    content = Path(cached_file(folder, image.name)).read_bytes()
+    content = Path(file).read_bytes()
     header = read_ppm_header(content, len(content))
     if header is None or (header.height, header.width, header.depth) != (*size, 16) or header.end != len(content):
         return None
     codes = np.frombuffer(content, np.uint16, offset=header.start)  # the ends are the same in either byte order
-    digest = hashlib.sha256(content).hexdigest()
-    return _complete(image, size, len(content), digest, count_clipped(codes))
+    return _entry(image, size, len(content), hashlib.sha256(content).hexdigest(), codes)
 
 
-def _complete(image: CachedImage, size: Size, length: int, digest: str, clipped: int) -> CachedImage:
+def _entry(image: CachedImage, size: Size, length: int, digest: str, codes: np.ndarray) -> CachedImage:
+    clipped = count_clipped(codes)
     return CachedImage(name=image.name, lq=image.lq, size=size, bytes=length, sha256=digest, clipped=clipped)
 
 
@@ -406,11 +374,11 @@ def _write(folder: Path, image: CachedImage, output: torch.Tensor) -> CachedImag
         raise CheckpointError(f"cannot write {path.parent}: {error.strerror}") from error
     digest, length = write_atomically(path, lambda file: file.write(content))
     height, width = codes.shape[:2]
-    return _complete(image, (height, width), length, digest, count_clipped(codes))
+    return _entry(image, (height, width), length, digest, codes)
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Removes what processes that are gone were writing."""
+    """Removes what killed processes were writing."""
     for path in folder.rglob(TEMPORARY):
         process = path.name.split(".")[-2]
         if process.isdigit() and not _runs(int(process)):

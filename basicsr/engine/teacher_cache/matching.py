@@ -1,7 +1,7 @@
 """Whether a teacher's cache is what a run asks for: of its teacher, its scale, and its images as they are now.
 
-Whose outputs they are is looked at before anything is built (`check_key`), images and files after that
-(`check_content`), both before anything is written. `data/teacher_outputs.py` says what a cache is.
+`check_key` runs before anything is built, `check_content` after that, both before anything is written.
+`data/teacher_outputs.py` says what a cache is.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from basicsr.data.teacher_outputs import (
     read_manifest,
     shortened,
 )
-from basicsr.engine.provenance import input_digests
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY
 
 _TEACHER = "path.pretrain_network_t"
 
 
-def check_key(options: Options) -> CacheKey | None:
+def check_key(options: Options, digests: Mapping[str, str]) -> CacheKey | None:
     """Compares a cache's teacher and scale with those of the options, as far as these name any.
+
+    Args:
+        options: of the run.
+        digests: SHA-256 of the files of weights, by the option that names them.
 
     Returns:
         Whose outputs the cache has; None where the options name no cache.
@@ -53,7 +56,7 @@ def check_key(options: Options) -> CacheKey | None:
     if key.scale != options.scale:
         difference = f"scale {key.scale}, the options' scale is {options.scale}"
     elif options.path.pretrain_network_t is not None:
-        difference = _difference_in_weights(options, key)
+        difference = _difference_in_weights(options, key, digests[_TEACHER])
     if difference is None and options.network_t is not None and not is_auto(options.network_t):
         difference = _difference_in_network(key.network, thaw(options.network_t))
     if difference is not None:
@@ -64,46 +67,10 @@ def check_key(options: Options) -> CacheKey | None:
     return key
 
 
-def _difference_in_weights(options: Options, key: CacheKey) -> str | None:
-    digest = input_digests(options)[_TEACHER]
-    if key.teacher != digest:
-        return f"SHA-256 of its weights is {shortened(key.teacher)}, that of {_TEACHER} {shortened(digest)}"
-    if key.param_key != options.path.param_key_t:
-        return f"param_key_t {key.param_key}, the options' is {options.path.param_key_t}"
-    if key.strict != options.path.strict_load_t:
-        return f"strict_load_t {key.strict}, the options' is {options.path.strict_load_t}"
-    return None
-
-
-def _difference_in_network(cached: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
-    """Where two blocks build different networks, in words."""
-    if is_auto(cached):
-        return None  # spandrel's; nothing is known of its options
-    theirs, ours = _filled(cached), _filled(given)
-    for name in sorted({*theirs, *ours}):
-        if theirs.get(name) != ours.get(name):
-            return f"its {name} is {theirs.get(name)}, that of network_t {ours.get(name)}"
-    return None
-
-
-def _filled(block: Mapping[str, Any]) -> dict[str, Any]:
-    """A block with the defaults of what it leaves out, as plain values."""
-    constructor = constructor_of(ARCH_REGISTRY, block)
-    parameters = inspect.signature(constructor).parameters if constructor is not None else {}
-    defaults = {
-        name: parameter.default
-        for name, parameter in parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    plain: dict[str, Any] = json.loads(json.dumps({**defaults, **block}, default=str))
-    return plain
-
-
 def check_content(options: Options, dataset: Any) -> None:
-    """Compares a cache's images with those of the dataset, and looks whether all outputs are there.
+    """Compares a cache's images with those of the dataset, and checks that all outputs exist.
 
-    The LR images are read for their SHA-256 where it is not known from an earlier start. Nothing is done where the
-    options name no cache.
+    LR images whose SHA-256 is not known from an earlier start are read. Does nothing where the options name no cache.
 
     Raises:
         DataError: names, order or LR images are not those that the cache was made of, or outputs are missing.
@@ -133,3 +100,32 @@ def check_content(options: Options, dataset: Any) -> None:
 def progress(description: str, items: Iterator[Any], total: int) -> Iterator[Any]:
     """The items; at a terminal a bar shows them where it takes longer."""
     return checking.progress(description, sys.stderr.isatty(), items, total)
+
+
+def _difference_in_weights(options: Options, key: CacheKey, digest: str) -> str | None:
+    if key.teacher != digest:
+        return f"SHA-256 of its weights is {shortened(key.teacher)}, that of {_TEACHER} {shortened(digest)}"
+    if key.param_key != options.path.param_key_t:
+        return f"param_key_t {key.param_key}, the options' is {options.path.param_key_t}"
+    if key.strict != options.path.strict_load_t:
+        return f"strict_load_t {key.strict}, the options' is {options.path.strict_load_t}"
+    return None
+
+
+def _difference_in_network(cached: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """Where two blocks build different networks, in words."""
+    if is_auto(cached):
+        return None  # spandrel's; nothing is known of its options
+    theirs, ours = _with_defaults(cached), _with_defaults(given)
+    for name in sorted({*theirs, *ours}):
+        if theirs.get(name) != ours.get(name):
+            return f"its {name} is {theirs.get(name)}, that of network_t {ours.get(name)}"
+    return None
+
+
+def _with_defaults(block: Mapping[str, Any]) -> dict[str, Any]:
+    constructor = constructor_of(ARCH_REGISTRY, block)
+    parameters = inspect.signature(constructor).parameters.values() if constructor is not None else ()
+    defaults = {entry.name: entry.default for entry in parameters if entry.default is not inspect.Parameter.empty}
+    plain: dict[str, Any] = json.loads(json.dumps({**defaults, **block}, default=str))
+    return plain

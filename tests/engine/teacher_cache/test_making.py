@@ -22,7 +22,7 @@ from basicsr.config.load import load_options
 from basicsr.engine.process.command import run_command
 from basicsr.engine.process.stop import Preempted
 from basicsr.engine.teacher_cache import making as cache_making
-from basicsr.engine.teacher_cache.making import How, make_cache
+from basicsr.engine.teacher_cache.making import CacheSettings, make_cache
 from basicsr.inference.runner import ImageRunner
 from basicsr.utils import pass_times
 from basicsr.utils.errors import DataError, OptionsError
@@ -148,7 +148,7 @@ def test_auto_takes_what_is_faster_and_goes_on_with_the_precision_that_a_cache_h
 
     def made(precision: str, folder: Path | None = None):
         monkeypatch.setattr(cache_making, "faster_precision", lambda *given: (precision, "by given times"))
-        how = How(torch.device("cpu"), amp="auto")
+        how = CacheSettings(torch.device("cpu"), amp="auto")
         return make_cache(load_options(options, training=True), how, folder, said.append)
 
     first = made("bf16")
@@ -165,7 +165,7 @@ def test_a_slow_precision_is_warned_of_with_its_factor(options, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(pass_times, "times_of_network", lambda *given: pass_times.PassTimes((1.0,), (7.0,)))
     monkeypatch.setattr(pass_times, "has_units", lambda *given: False)
-    how = How(torch.device("cpu"), amp="bf16")
+    how = CacheSettings(torch.device("cpu"), amp="bf16")
     make_cache(load_options(options, training=True), how, None, said.append)
     (warning,) = [line for line in said if line.startswith("warning: ")]
     assert warning.startswith("warning: --amp bf16 is slow here: it takes 7.00 times as long as float32")
