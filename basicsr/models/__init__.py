@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def recognise_networks(options: Options) -> tuple[Options, list[str]]:
     """Replaces `network_g: {type: auto}` and `network_t: {type: auto}` by what their files hold; returns remarks too.
 
-    Nothing is built. Networks of spandrel's, which no options describe, stay `auto`; so does a teacher whose outputs come from a cache.
+    Nothing is built. Networks of spandrel's, which no options describe, stay `auto`; so does a teacher whose outputs
+    come from a cache.
 
     Raises:
         CheckpointError: a file cannot be read, or is for another scale.
