@@ -1,86 +1,75 @@
 """The visual comparison: for each region the whole HR image, reduced, and crops of HR and of every network's output.
 
-Crops are enlarged by a whole number without smoothing. Below each stand PSNR and SSIM, of the crop or of the image.
+Crops are enlarged by a whole number without smoothing. Below each stand PSNR and SSIM of the crop.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from basicsr.config.schema import Region
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
-from basicsr.report.regions import choose_regions, compared_rows, image_name, images_that_differ
-from basicsr.report.results import Pictures, ScaleResults
+from basicsr.report.pictures import SavedPictures
+from basicsr.report.regions import choose_regions, image_name, images_that_differ, size_text
+from basicsr.report.results import ScaleResults
 from basicsr.utils.errors import DataError
 
 INK, FAINT, PAPER, ACCENT = (32, 32, 36), (96, 96, 102), (255, 255, 255), (228, 62, 40)
 _SEARCHED = 4  # images in which to look for each region that is wanted
 _LEAST_FOR_SSIM = 11
 _MOST_IN_A_ROW = 5  # crops
-
-FiguresOf = Literal["region", "image"]
+_FOOTER = "Crops are enlarged without smoothing. PSNR and SSIM: luma in the crop."
 
 
 @dataclass(frozen=True)
 class _Example:
-    """One region; all arrays are uint8 (H, W, 3) BGR of one size, `outputs` by the names to write below."""
+    """One region, and HR and the outputs with the names to write below: uint8 (H, W, 3) BGR of one size."""
 
     title: str
-    hr: np.ndarray
-    outputs: Mapping[str, np.ndarray]
+    images: Sequence[tuple[str, np.ndarray]]
     region: Region
 
-    def cut(self, image: np.ndarray) -> np.ndarray:
+    @property
+    def hr(self) -> np.ndarray:
+        return self.images[0][1]
+
+    def crop(self, image: np.ndarray) -> np.ndarray:
         x, y, size = self.region.x, self.region.y, self.region.size
         return image[y : y + size, x : x + size]
 
 
-@dataclass(frozen=True)
 class _Layout:
-    """Pixels of one example's strip; all lengths follow from the cell, which is a crop's place."""
+    """Pixels of one example's strip: the overview to the left, then cells, each a crop's place with its caption.
 
-    target: int  # what an enlarged crop should measure
-    cell: int  # what the largest one measures
-    crops: int
-    overview: int  # width of the reduced HR image's place
+    Up to five crops stand in one row, more in two. All lengths follow from the cell.
 
-    @property
-    def unit(self) -> float:
-        return self.cell / 192
+    Args:
+        target: length that an enlarged crop should have.
+        examples: all examples of the picture.
+    """
 
-    @property
-    def columns(self) -> int:
-        return self.crops if self.crops <= _MOST_IN_A_ROW else math.ceil(self.crops / 2)
+    def __init__(self, target: int, examples: Sequence[_Example]) -> None:
+        self.target = target
+        self.cell = max(example.region.size * self.zoom(example) for example in examples)
+        self.unit = self.cell / 192
+        crops = len(examples[0].images)
+        self.columns = crops if crops <= _MOST_IN_A_ROW else math.ceil(crops / 2)
+        rows = math.ceil(crops / self.columns)
+        self.gap, self.caption, self.margin = (round(length * self.unit) for length in (10, 50, 14))
+        self.height = rows * (self.cell + self.caption)
+        widest = max(example.hr.shape[1] / example.hr.shape[0] for example in examples)
+        limit = (1.5 if rows == 1 else 2.2) * self.cell
+        self.overview = round(min(widest * (self.height - self.caption), limit))
+        self.width = 2 * self.margin + self.overview + self.columns * (self.cell + self.gap)
 
-    @property
-    def rows(self) -> int:
-        return math.ceil(self.crops / self.columns)
-
-    @property
-    def gap(self) -> int:
-        return round(10 * self.unit)
-
-    @property
-    def caption(self) -> int:
-        return round(50 * self.unit)
-
-    @property
-    def margin(self) -> int:
-        return round(14 * self.unit)
-
-    @property
-    def width(self) -> int:
-        return 2 * self.margin + self.overview + self.columns * (self.cell + self.gap)
-
-    @property
-    def height(self) -> int:
-        return self.rows * (self.cell + self.caption)
+    def zoom(self, example: _Example) -> int:
+        """The whole number that brings a crop nearest to the target."""
+        return max(round(self.target / example.region.size), 1)
 
     def corner(self, number: int) -> tuple[int, int]:
         """Left and top of a crop's cell in the strip."""
@@ -89,19 +78,15 @@ class _Layout:
         return left, row * (self.cell + self.caption)
 
 
-def check_regions(regions: Sequence[Region], pictures: Pictures, *, scale: int) -> None:
-    """Looks, before anything is measured, whether regions lie in their images.
-
-    Raises:
-        DataError: one does not, or its image is not there or cannot be read.
-    """
+def check_regions(regions: Sequence[Region], pictures: SavedPictures, *, scale: int) -> None:
+    """Raises DataError, before anything is measured, if a region does not lie in its image or that cannot be read."""
     for region in regions:
         _find(pictures, region, scale)
 
 
 def compare_scale(
     scale: ScaleResults,
-    pictures: Pictures,
+    pictures: SavedPictures,
     *,
     count: int,
     regions: Sequence[Region] = (),
@@ -114,8 +99,8 @@ def compare_scale(
         scale: whose rows to compare, in their order.
         pictures: of that scale.
         count: how many regions to choose where none are given.
-        regions: what to show; those of datasets that this scale does not have are passed over.
-        better: `lower` by the name of a metric where that is better.
+        regions: what to show; those of datasets that this scale does not have are skipped.
+        better: see `Results.better`.
         cell: about what an enlarged crop measures, in pixels.
 
     Returns:
@@ -127,8 +112,8 @@ def compare_scale(
     datasets = scale.datasets()
     shown = [region for region in regions if region.dataset in datasets]
     if not regions and count:
-        names = [row.name for row in compared_rows(scale.rows)]
-        images = images_that_differ(scale, _SEARCHED * count, better)
+        names = [row.name for row in scale.compared()]
+        images = images_that_differ(scale, better)[: _SEARCHED * count]
         shown = choose_regions(pictures, names, images, count, scale=scale.scale)
     if not shown or not scale.rows:
         return None
@@ -137,27 +122,9 @@ def compare_scale(
 
 
 def draw_comparison(
-    pictures: Pictures,
-    names: Sequence[str],
-    regions: Sequence[Region],
-    *,
-    scale: int,
-    labels: Mapping[str, str] | None = None,
-    figures_of: FiguresOf = "region",
-    cell: int = 384,
+    pictures: SavedPictures, names: Sequence[str], regions: Sequence[Region], *, scale: int, cell: int = 384
 ) -> np.ndarray:
-    """Draws one strip for each region: the HR image with a frame around the region, then the crops.
-
-    Up to five crops stand in one row, more in two.
-
-    Args:
-        pictures: where the images are.
-        names: of the rows, in the order of the crops.
-        regions: at least one; squares of HR images.
-        scale: of the pictures.
-        labels: what to call a row where not by its name.
-        figures_of: whether PSNR and SSIM are of the crop or, without a border of `scale` pixels, of the image; of luma.
-        cell: about what an enlarged crop measures, in pixels; 384 suits a page's width in print.
+    """Draws one strip for each region: the HR image with a frame around the region, then the crops of HR and `names`.
 
     Returns:
         uint8 (H, W, 3) BGR.
@@ -165,27 +132,22 @@ def draw_comparison(
     Raises:
         DataError: an image cannot be read, or a region does not lie in its image.
     """
-    examples = [_load(pictures, names, region, scale, labels or {}) for region in regions]
-    largest = max(region.size * _zoom(region.size, cell) for region in regions)
-    layout = _Layout(cell, largest, 1 + len(names), 0)
-    layout = replace(layout, overview=_overview_width(examples, layout))
+    examples = [_load(pictures, names, region, scale) for region in regions]
+    layout = _Layout(cell, examples)
     between, footer = round(12 * layout.unit), round(28 * layout.unit)
     height = 2 * layout.margin + len(examples) * (layout.height + between) + footer
     picture = Image.new("RGB", (layout.width, height), PAPER)
     for number, example in enumerate(examples):
-        strip = _draw_strip(example, layout, None if figures_of == "region" else scale)
-        picture.paste(strip, (0, layout.margin + number * (layout.height + between)))
+        picture.paste(_draw_strip(example, layout), (0, layout.margin + number * (layout.height + between)))
     canvas = ImageDraw.Draw(picture)
-    canvas.text(
-        (layout.margin, height - layout.margin), _footer(figures_of, scale), FAINT, _font(12 * layout.unit), anchor="ls"
-    )
+    canvas.text((layout.margin, height - layout.margin), _FOOTER, FAINT, _font(12 * layout.unit), anchor="ls")
     return np.ascontiguousarray(np.asarray(picture)[..., ::-1])
 
 
-def _find(pictures: Pictures, region: Region, scale: int) -> tuple[str, np.ndarray, Region]:
+def _find(pictures: SavedPictures, region: Region, scale: int) -> tuple[str, np.ndarray, Region]:
     """A region's image by name, the HR image, and the region as it lies in it.
 
-    Scales cut HR images at the right and below to multiples of their own: by as much a region is moved where it must.
+    Scales crop HR images at the right and below to multiples of their own: a region is moved by at most as much.
     """
     image = image_name(region, pictures.names(region.dataset), scale)
     hr = pictures.hr(region.dataset, image)
@@ -196,54 +158,36 @@ def _find(pictures: Pictures, region: Region, scale: int) -> tuple[str, np.ndarr
     if min(x, y) < 0 or max(region.x - x, region.y - y) >= scale:
         raise DataError(
             f"report: regions: the square of {region.size} pixels at ({region.x}, {region.y}) does not lie in"
-            f" {region.dataset}'s {image} of {width} x {height} pixels"
+            f" {region.dataset}'s {image} of {size_text(hr)} pixels"
         )
     return image, hr, region.model_copy(update={"x": x, "y": y})
 
 
-def _load(pictures: Pictures, names: Sequence[str], region: Region, scale: int, labels: Mapping[str, str]) -> _Example:
+def _load(pictures: SavedPictures, names: Sequence[str], region: Region, scale: int) -> _Example:
     image, hr, region = _find(pictures, region, scale)
-    height, width = hr.shape[:2]
-    outputs = {labels.get(name, name): pictures.output(name, region.dataset, image) for name in names}
-    for name, output in outputs.items():
+    images = [("HR", hr)]
+    for name in names:
+        output = pictures.output(name, region.dataset, image)
         if output.shape != hr.shape:
             raise DataError(
-                f"{name} made {image} {output.shape[1]} x {output.shape[0]} pixels large, the HR image has"
-                f" {width} x {height}; were both made at x{scale}?"
+                f"{name} made {image} {size_text(output)} pixels large, the HR image has {size_text(hr)};"
+                f" were both made at x{scale}?"
             )
-    return _Example(f"{region.dataset} x{scale}: {region.image}", hr, outputs, region)
+        images.append((name, output))
+    return _Example(f"{region.dataset} x{scale}: {region.image}", images, region)
 
 
-def _zoom(size: int, target: int) -> int:
-    """The whole number that brings a crop nearest to the target."""
-    return max(round(target / size), 1)
-
-
-def _overview_width(examples: Sequence[_Example], layout: _Layout) -> int:
-    """As wide as the images are when they fill the strip's height, within limits."""
-    widest = max(example.hr.shape[1] / example.hr.shape[0] for example in examples)
-    limit = (1.5 if layout.rows == 1 else 2.2) * layout.cell
-    return round(min(widest * (layout.height - layout.caption), limit))
-
-
-def _draw_strip(example: _Example, layout: _Layout, border: int | None) -> Image.Image:
-    """`border`: what to cut off the image that figures are of; None if they are of the crop."""
+def _draw_strip(example: _Example, layout: _Layout) -> Image.Image:
     strip = Image.new("RGB", (layout.width, layout.height), PAPER)
     canvas = ImageDraw.Draw(strip)
     _draw_overview(strip, canvas, example, layout)
-    hr_crop = example.cut(example.hr)
-    for number, (name, image) in enumerate({"HR": example.hr, **example.outputs}.items()):
-        crop = example.cut(image)
-        zoom = _zoom(example.region.size, layout.target)
-        spare = (layout.cell - zoom * example.region.size) // 2
+    zoom = layout.zoom(example)
+    spare = (layout.cell - zoom * example.region.size) // 2
+    for number, (name, image) in enumerate(example.images):
+        crop = example.crop(image)
         left, top = layout.corner(number)
         strip.paste(_pillow(crop.repeat(zoom, axis=0).repeat(zoom, axis=1)), (left + spare, top + spare))
-        if number == 0:
-            figures = "PSNR (dB) / SSIM"
-        elif border is None:
-            figures = figures_text(crop, hr_crop, 0)
-        else:
-            figures = figures_text(image, example.hr, border)
+        figures = figures_text(crop, example.crop(example.hr)) if number else "PSNR (dB) / SSIM"
         middle, base = left + layout.cell / 2, top + layout.cell
         _write(canvas, (middle, base + 21 * layout.unit), name, 17 * layout.unit, INK, layout.cell)
         _write(canvas, (middle, base + 40 * layout.unit), figures, 15 * layout.unit, FAINT, layout.cell)
@@ -263,34 +207,19 @@ def _draw_overview(strip: Image.Image, canvas: ImageDraw.ImageDraw, example: _Ex
     x, y, side = left + example.region.x * factor, top + example.region.y * factor, example.region.size * factor
     line = max(round(1.5 * layout.unit), 1)
     for inset, colour, thickness in ((-2 * line, PAPER, 4 * line), (-line, ACCENT, 2 * line)):  # seen on any ground
-        frame = (
-            max(x + inset, left),
-            max(y + inset, top),
-            min(x + side - inset, left + size[0]) - 1,
-            min(y + side - inset, top + size[1]) - 1,
-        )
-        canvas.rectangle(frame, outline=colour, width=thickness)
+        low = max(x + inset, left), max(y + inset, top)
+        high = min(x + side - inset, left + size[0]) - 1, min(y + side - inset, top + size[1]) - 1
+        canvas.rectangle((*low, *high), outline=colour, width=thickness)
     middle = layout.margin + layout.overview / 2
     _write(canvas, (middle, top + size[1] + 21 * layout.unit), example.title, 17 * layout.unit, INK, layout.overview)
 
 
-def figures_text(image: np.ndarray, hr: np.ndarray, border: int) -> str:
-    """PSNR and SSIM of luma as they stand below a crop; a dash for SSIM where there is less than its window.
-
-    Args:
-        image: uint8 (H, W, 3) BGR.
-        hr: likewise.
-        border: pixels to leave out at each edge.
-    """
-    psnr = calculate_psnr(image, hr, crop_border=border, test_y_channel=True)
-    if min(image.shape[:2]) - 2 * border < _LEAST_FOR_SSIM:
+def figures_text(image: np.ndarray, hr: np.ndarray) -> str:
+    """PSNR and SSIM of luma as they stand below a crop; a dash for SSIM where the crop is smaller than its window."""
+    psnr = calculate_psnr(image, hr, crop_border=0, test_y_channel=True)
+    if min(image.shape[:2]) < _LEAST_FOR_SSIM:
         return f"{psnr:.2f} / -"
-    return f"{psnr:.2f} / {calculate_ssim(image, hr, crop_border=border, test_y_channel=True):.4f}"
-
-
-def _footer(figures_of: FiguresOf, scale: int) -> str:
-    where = "in the crop" if figures_of == "region" else f"of the whole image but {scale} pixels at its border"
-    return f"Crops are enlarged without smoothing. PSNR and SSIM: luma {where}."
+    return f"{psnr:.2f} / {calculate_ssim(image, hr, crop_border=0, test_y_channel=True):.4f}"
 
 
 def _write(

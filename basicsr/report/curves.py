@@ -29,12 +29,7 @@ _DEFAULT_LOSSES = ("losses/l_pix", "losses/l_total")
 
 @dataclass(frozen=True)
 class RunHistory:
-    """A run and its figures.
-
-    Attributes:
-        name: as the legend shows it.
-        entries: lines of the history, in their order.
-    """
+    """A run's name in the legend, and the lines of its history in their order."""
 
     name: str
     entries: Sequence[Mapping[str, float]]
@@ -50,11 +45,7 @@ class RunHistory:
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunHistory]:
-    """Reads the histories of runs; a folder's name is the run's, its path where names repeat.
-
-    Raises:
-        DataError: a folder has no history, or one without figures.
-    """
+    """Reads the histories of runs, called by their folders; raises DataError for a folder without figures."""
     names = [os.path.basename(os.path.realpath(folder)) for folder in folders]
     runs = []
     for folder, name in zip(folders, names, strict=True):
@@ -74,11 +65,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunHistory]:
 
 
 def choose_keys(runs: Sequence[RunHistory], patterns: Sequence[str]) -> list[str]:
-    """Names of the figures to draw: those that match the patterns, or by default all metrics and the pixel loss.
-
-    Raises:
-        OptionsError: a pattern matches nothing that any of the runs has.
-    """
+    """Names of the figures that match the patterns; by default all metrics and the pixel loss."""
     there = list(dict.fromkeys(key for run in runs for key in run.names()))
     if not patterns:
         losses = [key for key in _DEFAULT_LOSSES if key in there][:1]
@@ -93,11 +80,9 @@ def choose_keys(runs: Sequence[RunHistory], patterns: Sequence[str]) -> list[str
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential average of the values up to each one, without the pull of a start at zero.
+    """Exponential average of the values up to each one, NaN skipped, without a bias to zero at the start.
 
-    Args:
-        values: in their order; NaN is passed over.
-        weight: of the past, in [0, 1); 0 leaves the values as they are.
+    `weight` is that of the past, in [0, 1); 0 leaves the values as they are.
     """
     average, total, result = 0.0, 0.0, []
     for value in values:
@@ -109,13 +94,9 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
 
 
 def curves_figure(runs: Sequence[RunHistory], keys: Sequence[str], *, smooth: float = 0.0) -> Figure:
-    """Draws a panel for each figure, with a line for each run that has it.
+    """Draws a panel for each of the figures `keys`, with a line for each run that has it.
 
-    Args:
-        runs: told apart by colour, kind of line and markers, in the legend above the panels.
-        keys: names of figures.
-        smooth: weight of the past in the exponential average of what is logged in training; 0 for none. The values
-            themselves stay visible, pale.
+    `smooth` is the weight of the past in the average of what is logged in training; the values stay visible, pale.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -136,14 +117,9 @@ def curves_figure(runs: Sequence[RunHistory], keys: Sequence[str], *, smooth: fl
                 axes.set_xlabel("iteration")
         ordered = {run.name: handles[run.name] for run in runs if run.name in handles}
         per_row = max(1, int(width * 13 / (6 + max(map(len, ordered)))))
-        figure.legend(
-            ordered.values(),
-            ordered,
-            loc="outside upper left",
-            ncols=min(len(ordered), per_row),
-            frameon=False,
-            handlelength=3.2,
-        )
+        columns = min(len(ordered), per_row)
+        style: dict[str, Any] = {"loc": "outside upper left", "frameon": False, "handlelength": 3.2}
+        figure.legend(ordered.values(), ordered, ncols=columns, **style)
     return figure
 
 

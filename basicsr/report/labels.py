@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,70 +34,39 @@ _OF_CROSSING, _OF_PASSING = 6.0, 10.0  # lines that cross, a line through a labe
 
 Point = tuple[float, float]
 _Array = npt.NDArray[np.float64]
+_Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A label to place.
-
-    Attributes:
-        text: what it says.
-        point: what it belongs to, in the units of the axes.
-        colour: of its letters.
-    """
+class Label(NamedTuple):
+    """A text, the point that it belongs to, in the units of the axes, and the colour of its letters."""
 
     text: str
     point: Point
     colour: str
 
 
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in pixels."""
-
-    left: float
-    bottom: float
-    right: float
-    top: float
-
-    def overlaps(self, other: Box) -> bool:
-        """Whether both cover some area."""
-        return (
-            min(self.right, other.right) > max(self.left, other.left)
-            and min(self.top, other.top) > max(self.bottom, other.bottom)
-        )  # fmt: skip
-
-
-def place_labels(axes: Axes, entries: Sequence[Entry], obstacles: Sequence[Point], taken: Sequence[Box]) -> list[Box]:
+def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Point], taken: Sequence[_Array]) -> None:
     """Writes the labels, each with a thin line to its point where it does not stand right beside it.
 
     Args:
         axes: with its final limits and position; the figure's canvas must be Agg's.
-        entries: what to write.
+        labels: what to write.
         obstacles: further points that no label should cover, in the units of the axes.
-        taken: rectangles that are in use already.
-
-    Returns:
-        The rectangles that the labels take.
+        taken: rectangles in use already: left, bottom, right, top in pixels.
     """
-    if not entries:
-        return []
+    if not labels:
+        return
     pixels = axes.figure.dpi / 72  # for each point of type
-    anchors = axes.transData.transform([entry.point for entry in entries])
-    points = axes.transData.transform([*(entry.point for entry in entries), *obstacles])
-    boxes = np.stack(
-        [_places(anchor, text_size(axes, entry.text), pixels) for anchor, entry in zip(anchors, entries, strict=True)]
-    )
-    radius = 3.6 * pixels
-    dots = np.concatenate([points - radius, points + radius], axis=1)
-    others = np.array([[box.left, box.bottom, box.right, box.top] for box in taken]).reshape(-1, 4)
+    anchors = axes.transData.transform([label.point for label in labels])
+    points = axes.transData.transform([*(label.point for label in labels), *obstacles])
+    sizes = [text_size(axes, label.text) for label in labels]
+    places = np.stack([_places(anchor, size, pixels) for anchor, size in zip(anchors, sizes, strict=True)])
+    dots = np.concatenate([points - 3.6 * pixels, points + 3.6 * pixels], axis=1)
     extent = axes.get_window_extent()
     frame = np.array([extent.x0 + 3 * pixels, extent.y0 + 3 * pixels, extent.x1, extent.y1])
-    choice = cheapest_places(boxes, anchors, np.concatenate([dots, others]), frame)
-    chosen = [Box(*map(float, boxes[index, place])) for index, place in enumerate(choice)]
-    for entry, anchor, box in zip(entries, anchors, chosen, strict=True):
-        _write(axes, entry, (float(anchor[0]), float(anchor[1])), box, pixels)
-    return chosen
+    choice = cheapest_places(places, anchors, np.concatenate([dots, np.reshape(taken, (-1, 4))]), frame)
+    for label, anchor, boxes, place in zip(labels, anchors, places, choice, strict=True):
+        _write(axes, label, anchor, boxes[place], pixels)
 
 
 def text_size(axes: Axes, text: str) -> Point:
@@ -121,16 +89,16 @@ def cheapest_places(boxes: _Array, anchors: _Array, taken: _Array, frame: _Array
     labels, places, _ = boxes.shape
     flat = boxes.reshape(-1, 4)
     starts = anchors.repeat(places, axis=0)
-    leaders = np.concatenate([starts, np.clip(starts, flat[:, :2], flat[:, 2:])], axis=1)
-    own = np.tile(_distance_prices(), labels)
-    area = (flat[:, 2] - flat[:, 0]) * (flat[:, 3] - flat[:, 1])
-    outside = 1 - _common(flat, frame[None])[:, 0] / area
+    lines = np.concatenate([starts, np.clip(starts, flat[:, :2], flat[:, 2:])], axis=1)
+    near = [_OF_DISTANCE * (radius - _RADII[0]) + _OF_SIDE * rank for radius in _RADII for rank in range(len(_SIDES))]
+    own = np.tile(near, labels)
+    outside = 1 - _common(flat, frame[None])[:, 0] / np.prod(flat[:, 2:] - flat[:, :2], axis=1)
     own += _OF_LEAVING * (outside > 1e-6) * (0.5 + outside)
     own += _OF_HIDING * (_common(flat, taken) > 0).sum(1)
-    foreign = ~_holds(taken, starts)
-    own += _OF_PASSING * (_passes(leaders, taken) & foreign).sum(1)
-    pairs = _OF_COVERING * (_common(flat, flat) > 0) + _OF_CROSSING * _cross(leaders)
-    passing = _passes(leaders, flat)
+    holds = (starts[:, None] >= taken[None, :, :2]) & (starts[:, None] <= taken[None, :, 2:])
+    own += _OF_PASSING * (_passes(lines, taken) & ~holds.all(-1)).sum(1)
+    passing = _passes(lines, flat)
+    pairs = _OF_COVERING * (_common(flat, flat) > 0) + _OF_CROSSING * _cross(lines)
     pairs = (pairs + _OF_PASSING * (passing | passing.T)).reshape(labels, places, labels, places)
     return _settle(own.reshape(labels, places), pairs)
 
@@ -157,39 +125,25 @@ def _settle(own: _Array, pairs: _Array) -> list[int]:
     return best
 
 
-def _distance_prices() -> _Array:
-    return np.array(
-        [_OF_DISTANCE * (radius - _RADII[0]) + _OF_SIDE * rank for radius in _RADII for rank in range(len(_SIDES))]
-    )
-
-
 def _places(anchor: _Array, size: Point, pixels: float) -> _Array:
-    """Rectangles of one label around its point, in the order of `_distance_prices`."""
-    places = []
-    for radius in _RADII:
-        for right, up in _SIDES:
-            # A label to the right starts there, one to the left ends there, one above is centred: and so between.
-            left = anchor[0] + radius * pixels * right + size[0] * (right - 1) / 2
-            bottom = anchor[1] + radius * pixels * up + size[1] * (up - 1) / 2
-            places.append((left, bottom, left + size[0], bottom + size[1]))
-    return np.array(places)
+    """Rectangles of one label around its point, nearer ones first.
+
+    A label to the right starts at its point, one to the left ends there, one above is centred: and so between.
+    """
+    ways = np.array([(radius * x, radius * y, (x - 1) / 2, (y - 1) / 2) for radius in _RADII for x, y in _SIDES])
+    low = anchor + pixels * ways[:, :2] + size * ways[:, 2:]
+    return np.concatenate([low, low + size], axis=1)
 
 
 def _common(first: _Array, second: _Array) -> _Array:
     """Area that rectangles (N, 4) and (M, 4) cover both: (N, M)."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    sides = np.clip(high - low, 0, None)
-    return sides[..., 0] * sides[..., 1]
+    area: _Array = np.clip(high - low, 0, None).prod(-1)
+    return area
 
 
-def _holds(boxes: _Array, points: _Array) -> npt.NDArray[np.bool_]:
-    """Whether points (N, 2) lie in rectangles (M, 4): (N, M)."""
-    inside = (points[:, None] >= boxes[None, :, :2]) & (points[:, None] <= boxes[None, :, 2:])
-    return inside[..., 0] & inside[..., 1]
-
-
-def _passes(segments: _Array, boxes: _Array) -> npt.NDArray[np.bool_]:
+def _passes(segments: _Array, boxes: _Array) -> _Mask:
     """Whether segments (N, 4) pass through rectangles (M, 4): (N, M); by clipping each against the four sides."""
     start, way = segments[:, None, :2], segments[:, None, 2:] - segments[:, None, :2]
     way = np.where(way == 0, 1e-9, way)
@@ -199,16 +153,14 @@ def _passes(segments: _Array, boxes: _Array) -> npt.NDArray[np.bool_]:
     return enter < leave
 
 
-def _cross(segments: _Array) -> npt.NDArray[np.bool_]:
-    """Whether segments (N, 4) cross one another: (N, N)."""
-    a, b = segments[:, None, :2], segments[:, None, 2:]
-    c, d = segments[None, :, :2], segments[None, :, 2:]
-
-    def side(origin: _Array, end: _Array, point: _Array) -> _Array:
-        way, to = end - origin, point - origin
-        return way[..., 0] * to[..., 1] - way[..., 1] * to[..., 0]
-
-    return (side(a, b, c) * side(a, b, d) < 0) & (side(c, d, a) * side(c, d, b) < 0)
+def _cross(segments: _Array) -> _Mask:
+    """Whether segments (N, 4) cross one another: (N, N), where the ends of each lie on both sides of the other."""
+    start, end = segments[:, :2], segments[:, 2:]
+    way = (end - start)[:, None]
+    to_start, to_end = start[None] - start[:, None], end[None] - start[:, None]
+    sides = [way[..., 0] * to[..., 1] - way[..., 1] * to[..., 0] for to in (to_start, to_end)]
+    apart: _Mask = sides[0] * sides[1] < 0
+    return apart & apart.T
 
 
 def _shortened(text: str) -> str:
@@ -216,31 +168,28 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1].rstrip()}…"
 
 
-def _write(axes: Axes, entry: Entry, anchor: Point, box: Box, pixels: float) -> None:
-    def offset(x: float, y: float) -> Point:
-        return (x - anchor[0]) / pixels, (y - anchor[1]) / pixels
-
+def _write(axes: Axes, label: Label, anchor: _Array, box: _Array, pixels: float) -> None:
+    near = (np.clip(anchor, box[:2], box[2:]) - anchor) / pixels
     axes.annotate(
-        _shortened(entry.text),
-        entry.point,
-        xytext=offset(box.left, box.bottom),
+        _shortened(label.text),
+        label.point,
+        xytext=tuple((box[:2] - anchor) / pixels),
         textcoords="offset points",
         fontsize=LABEL_SIZE,
-        color=entry.colour,
+        color=label.colour,
         va="bottom",
         ha="left",
         annotation_clip=False,
         zorder=2.5,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3},  # dims the grid behind
     )
-    end = offset(min(max(anchor[0], box.left), box.right), min(max(anchor[1], box.bottom), box.top))
-    if math.hypot(*end) > 1.3 * _RADII[0]:
+    if math.hypot(*near) > 1.3 * _RADII[0]:
         axes.annotate(
             "",
-            entry.point,
-            xytext=end,
+            label.point,
+            xytext=tuple(near),
             textcoords="offset points",
-            arrowprops={"arrowstyle": "-", "color": entry.colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": label.colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
             annotation_clip=False,
             zorder=1.5,
         )

@@ -1,8 +1,7 @@
 """Plots of quality against cost: one dataset and scale, a panel each for parameters, multiply-adds and latency.
 
-Latencies have bars over the middle half of their times; those that were measured under load are not drawn.
-
-Nothing here touches pyplot or matplotlib's global settings, so that plots look alike whatever a user has configured.
+Latencies have bars over the middle half of their times; those that were measured under load are not drawn. Nothing here
+touches pyplot or matplotlib's global settings, so that plots look alike whatever a user has configured.
 """
 
 from __future__ import annotations
@@ -11,14 +10,16 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from basicsr.config.published import PUBLISHED_COST_INPUT, PublishedCost, PublishedRow, published_cost
+import numpy as np
+
+from basicsr.config.published import PUBLISHED_COST_INPUT, PublishedRow, published_cost
 from basicsr.files.atomic_files import write_atomically
-from basicsr.report.labels import LABEL_SIZE, Box, Entry, place_labels, text_size
+from basicsr.report.labels import LABEL_SIZE, Label, Point, place_labels, text_size
 from basicsr.report.results import Results, Row, ScaleResults
 from basicsr.report.tables import decimals_of, metric_label
 
@@ -61,46 +62,35 @@ _STYLE: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class _Heights:
-    """What all panels draw: `values` of the rows, by name, and `theirs_values` of the published ones."""
+class _Panel:
+    """One kind of cost, in the unit that `label` names; rows by name, published ones as (cost, value, is_teacher)."""
 
-    rows: Sequence[Row]
-    values: Mapping[str, float]
-    theirs: Sequence[PublishedRow]
-    theirs_values: Sequence[float]
-    decimals: int
+    label: str
+    costs: Mapping[str, float]
+    published: Sequence[tuple[float, float, bool]]
+    ranges: Mapping[str, Point]  # the middle half of a row's costs
 
 
 @dataclass(frozen=True)
-class _Panel:
-    """One kind of cost, in the unit that `label` names."""
+class _Networks:
+    """What all panels draw: the rows with a figure, and the figures by the rows' names."""
 
-    label: str
-    costs: Mapping[str, float]  # of a row, by its name
-    published: Mapping[int, float]  # of a published row, by its place
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # middle half of a row's cost, by its name
+    rows: Sequence[Row]
+    values: Mapping[str, float]
+
+    def points(self, panel: _Panel) -> dict[str, Point]:
+        return {
+            row.name: (panel.costs[row.name], self.values[row.name]) for row in self.rows if row.name in panel.costs
+        }
 
 
 def cost_figure(
-    results: Results,
-    scale: ScaleResults,
-    dataset: str,
-    *,
-    metric: str = "psnr",
-    published: Sequence[PublishedRow] = (),
+    results: Results, scale: ScaleResults, dataset: str, *, metric: str = "psnr", published: Sequence[PublishedRow] = ()
 ) -> Figure | None:
-    """Draws a metric's average on a dataset against what the networks cost.
+    """Draws a metric's average on a dataset against the networks' costs, a panel for each kind of cost that is known.
 
-    There is a panel for each kind of cost that is known of at least one network. Bicubic interpolation, and any other
-    row without parameters, is a dashed line. Published rows are gray, in the panels of the costs that papers give
-    (x4, input of 3 x 256 x 256).
-
-    Args:
-        results: what `scale` is of.
-        scale: the networks.
-        dataset: whose figures to draw.
-        metric: which of them.
-        published: rows to draw beside ours.
+    Rows without parameters, such as bicubic interpolation, are dashed lines. Published rows are gray, in the panels of
+    the costs that papers give (x4, input of 3 x 256 x 256).
 
     Returns:
         The figure; None if no network has both a figure and a cost.
@@ -109,11 +99,13 @@ def cost_figure(
     from matplotlib.figure import Figure
 
     values = {row.name: value for row in scale.rows if (value := _mean(row, dataset, metric)) is not None}
-    rows = [row for row in scale.rows if row.name in values]
-    theirs = [row for row in published if metric.lower() in row.figures.get(dataset, {})]
-    theirs_values = [row.figures[dataset][metric.lower()] for row in theirs]
-    heights = _Heights(rows, values, theirs, theirs_values, decimals_of(metric))
-    panels = _panels(results, rows, theirs)
+    networks = _Networks([row for row in scale.rows if row.name in values], values)
+    theirs = [
+        (cost, row.figures[dataset][metric.lower()], row.is_teacher)
+        for row in published
+        if metric.lower() in row.figures.get(dataset, {}) and (cost := published_cost(row)) is not None
+    ]
+    panels = _panels(results, networks.rows, theirs)
     if not panels:
         return None
     with plot_style():
@@ -121,27 +113,23 @@ def cost_figure(
         FigureCanvasAgg(figure)  # measures letters
         figure.suptitle(f"{dataset}, x{scale.scale}", fontsize=10.5)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        axes[0].set_ylabel(_axis_label(metric, results))
-        _set_heights(axes[0], heights, bool(panels[0].published))
+        label = metric_label(metric, results.higher_is_better(metric))
+        axes[0].set_ylabel(f"{label} (dB)" if "psnr" in metric.lower() else label)
+        _set_heights(axes[0], networks, [value for _, value, _ in panels[0].published])
         for panel_axes, panel in zip(axes, panels, strict=True):
-            _draw(panel_axes, panel, heights)
-        figure.draw_without_rendering()  # settles the layout, which labels are placed in
+            _draw(panel_axes, panel, networks)
+        figure.draw_without_rendering()  # settles the layout, in which labels are placed
         figure.set_layout_engine("none")
         for panel_axes, panel in zip(axes, panels, strict=True):
-            _label(panel_axes, panel, heights)
+            _label(panel_axes, panel, networks, decimals_of(metric))
     return figure
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format that the path's ending names, such as .svg, .png or .pdf; whole or not at all.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
-    metadata = {"Date": None} if path.suffix == ".svg" else None
+    """Writes a figure, whole or not at all, in the format of the path's ending, such as .svg, .png or .pdf."""
 
     def write(file: BinaryIO) -> None:
-        figure.savefig(file, format=path.suffix[1:], metadata=metadata)
+        figure.savefig(file, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
 
     with plot_style():
         write_atomically(path, write)
@@ -165,80 +153,51 @@ def plot_style() -> AbstractContextManager[None]:
 
 def _mean(row: Row, dataset: str, metric: str) -> float | None:
     evaluation = row.evaluations.get(dataset)
-    if evaluation is None or metric not in evaluation.metrics:
-        return None
-    value = evaluation.means()[metric]
+    value = evaluation.means().get(metric, math.nan) if evaluation is not None else math.nan
     return value if math.isfinite(value) else None
 
 
-def _panels(results: Results, rows: Sequence[Row], theirs: Sequence[PublishedRow]) -> list[_Panel]:
+def _panels(results: Results, rows: Sequence[Row], theirs: Sequence[tuple[Any, float, bool]]) -> list[_Panel]:
     size = "\N{MULTIPLICATION SIGN}".join(map(str, results.input_shape))
-    costs = {number: cost for number, row in enumerate(theirs) if (cost := published_cost(row)) is not None}
-    comparable = results.input_shape == PUBLISHED_COST_INPUT
-    panels = [
-        _panel("Parameters ({})", _THOUSANDS, _known(rows, "parameters"), _known_of(costs, "parameters")),
-        _panel(
-            f"Multiply-adds ({{}}), {size} input",
-            _THOUSANDS,
-            _known(rows, "multiply_adds"),
-            _known_of(costs, "multiply_adds") if comparable else {},
-        ),
-    ]
-    latencies = {row.name: row.latency for row in rows if row.parameters and row.latency is not None}
-    if latencies and not results.latency_doubt:
-        medians = {name: found.median for name, found in latencies.items()}
-        panel = _panel(f"Latency ({{}}), {size} input,\n{results.device}", ((1e-3, "ms"),), medians, {})
+    networks = [row for row in rows if row.parameters]
+    panels = []
+    for name, label in (("parameters", "Parameters ({})"), ("multiply_adds", f"Multiply-adds ({{}}), {size} input")):
+        costs = {row.name: cost for row in networks if (cost := getattr(row, name))}
+        comparable = name == "parameters" or results.input_shape == PUBLISHED_COST_INPUT
+        published = [(getattr(cost, name), value, teacher) for cost, value, teacher in theirs] if comparable else []
+        largest = max([*costs.values(), *(cost for cost, *_ in published)], default=0)
+        unit, letter = next((entry for entry in _THOUSANDS if largest >= entry[0]), _THOUSANDS[-1])
+        panels.append(
+            _Panel(
+                label.format(letter),
+                {name: cost / unit for name, cost in costs.items()},
+                [(cost / unit, value, teacher) for cost, value, teacher in published],
+                {},
+            )
+        )
+    latencies = {row.name: row.latency for row in networks if row.latency is not None}
+    if not results.latency_doubt:
+        medians = {name: found.median / 1e-3 for name, found in latencies.items()}
         ranges = {name: (1e3 * found.low, 1e3 * found.high) for name, found in latencies.items()}
-        panels.append(replace(panel, ranges=ranges))
+        panels.append(_Panel(f"Latency (ms), {size} input,\n{results.device}", medians, [], ranges))
     return [panel for panel in panels if panel.costs]
 
 
-def _panel(
-    label: str, units: Sequence[tuple[float, str]], ours: Mapping[str, float], theirs: Mapping[int, float]
-) -> _Panel:
-    """A panel in the largest unit in which some network costs at least 1, or in the smallest one."""
-    largest = max([*ours.values(), *theirs.values()], default=0)
-    unit, name = next((entry for entry in units if largest >= entry[0]), units[-1])
-    return _Panel(
-        label.format(name),
-        {key: cost / unit for key, cost in ours.items()},
-        {key: cost / unit for key, cost in theirs.items()},
-    )
-
-
-def _known(rows: Sequence[Row], attribute: str) -> dict[str, float]:
-    return {row.name: cost for row in rows if row.parameters and (cost := getattr(row, attribute))}
-
-
-def _known_of(costs: Mapping[int, PublishedCost], attribute: str) -> dict[int, float]:
-    return {number: getattr(cost, attribute) for number, cost in costs.items()}
-
-
-def _axis_label(metric: str, results: Results) -> str:
-    label = metric_label(metric, results.higher_is_better(metric))
-    return f"{label} (dB)" if "psnr" in metric.lower() else label
-
-
-def _draw(axes: Axes, panel: _Panel, heights: _Heights) -> None:
+def _draw(axes: Axes, panel: _Panel, networks: _Networks) -> None:
     axes.set_xlabel(panel.label)
-    _set_widths(axes, [*panel.costs.values(), *panel.published.values(), *chain(*panel.ranges.values())])
-    for number, cost in panel.published.items():
-        axes.plot(cost, heights.theirs_values[number], "o", color=_PALE, markersize=4, zorder=2)
-    for number, row in enumerate(row for row in heights.rows if row.parameters):
+    _set_widths(axes, [*panel.costs.values(), *(cost for cost, *_ in panel.published), *chain(*panel.ranges.values())])
+    for cost, value, _ in panel.published:
+        axes.plot(cost, value, "o", color=_PALE, markersize=4, zorder=2)
+    points = networks.points(panel)
+    for number, row in enumerate(row for row in networks.rows if row.parameters):
+        colour = COLOURS[number % len(COLOURS)]
         if row.name in panel.ranges:
-            level = [heights.values[row.name]] * 2
-            axes.plot(panel.ranges[row.name], level, color=COLOURS[number % len(COLOURS)], linewidth=1.4, zorder=2.5)
-        if row.name in panel.costs:
-            axes.plot(
-                panel.costs[row.name],
-                heights.values[row.name],
-                MARKERS[number % len(MARKERS)],
-                color=COLOURS[number % len(COLOURS)],
-                markersize=7.5,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
-                zorder=3,
-            )
+            level = [networks.values[row.name]] * 2
+            axes.plot(panel.ranges[row.name], level, color=colour, linewidth=1.4, zorder=2.5)
+        if row.name in points:
+            edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.6}
+            marker = MARKERS[number % len(MARKERS)]
+            axes.plot(*points[row.name], marker, color=colour, markersize=7.5, zorder=3, **edge)
 
 
 def _set_widths(axes: Axes, costs: Sequence[float]) -> None:
@@ -259,44 +218,37 @@ def _set_widths(axes: Axes, costs: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _set_heights(axes: Axes, heights: _Heights, with_published: bool) -> None:
+def _set_heights(axes: Axes, networks: _Networks, published: Sequence[float]) -> None:
     """Limits for the networks; rows without parameters are taken in where that does not squeeze the others."""
-    points = [heights.values[row.name] for row in heights.rows if row.parameters]
-    points += heights.theirs_values if with_published else []
+    points = [networks.values[row.name] for row in networks.rows if row.parameters] + list(published)
     low, high = min(points), max(points)
     spread = high - low or 0.01 * abs(high) or 1.0
-    for row in heights.rows:
-        value = heights.values[row.name]
+    for value in networks.values.values():
         if low - spread < value < high + spread:
             low, high = min(low, value), max(high, value)
     margin = 0.14 * (high - low) or spread
     axes.set_ylim(low - margin, high + margin)
 
 
-def _label(axes: Axes, panel: _Panel, heights: _Heights) -> None:
-    """Writes the networks' names beside their points, and beside each column of gray points what it is."""
-    taken = _draw_lines(axes, heights)
-    entries = [
-        Entry(row.name, (panel.costs[row.name], heights.values[row.name]), _INK)
-        for row in heights.rows
-        if row.name in panel.costs
-    ]
-    gray = {number: (cost, heights.theirs_values[number]) for number, cost in panel.published.items()}
-    columns = {(heights.theirs[number].is_teacher, cost): number for number, cost in panel.published.items()}
-    for (is_teacher, _), number in columns.items():
-        entries.append(Entry(f"published {'teacher' if is_teacher else 'students'}", gray[number], _FAINT))
-    place_labels(axes, entries, list(gray.values()), taken)
+def _label(axes: Axes, panel: _Panel, networks: _Networks, decimals: int) -> None:
+    """Writes the networks' names beside their points, and one name beside each column of gray points."""
+    taken = _draw_lines(axes, networks, decimals)
+    labels = [Label(name, point, _INK) for name, point in networks.points(panel).items()]
+    columns = {(teacher, cost): (cost, value) for cost, value, teacher in panel.published}
+    for (teacher, _), point in columns.items():
+        labels.append(Label(f"published {'teacher' if teacher else 'students'}", point, _FAINT))
+    place_labels(axes, labels, [(cost, value) for cost, value, _ in panel.published], taken)
 
 
-def _draw_lines(axes: Axes, heights: _Heights) -> list[Box]:
+def _draw_lines(axes: Axes, networks: _Networks, decimals: int) -> list[np.ndarray]:
     """Dashed lines of rows without parameters, arrows where they are out of sight; returns what their names cover."""
-    boxes: list[Box] = []
+    boxes: list[np.ndarray] = []
     low, high = axes.get_ylim()
     extent, gap = axes.get_window_extent(), 3 * axes.figure.dpi / 72
-    for row in (row for row in heights.rows if not row.parameters):
-        value = heights.values[row.name]
+    for row in (row for row in networks.rows if not row.parameters):
+        value = networks.values[row.name]
         visible = low < value < high
-        text = row.name if visible else f"{'↓' if value <= low else '↑'} {row.name}: {value:.{heights.decimals}f}"
+        text = row.name if visible else f"{'↓' if value <= low else '↑'} {row.name}: {value:.{decimals}f}"
         width, height = text_size(axes, text)
         left, bottom = extent.x0 + 2 * gap, extent.y0 + gap
         if visible:
@@ -304,10 +256,11 @@ def _draw_lines(axes: Axes, heights: _Heights) -> list[Box]:
             bottom = axes.transData.transform((1, value))[1] + gap
         elif value >= high:
             bottom = extent.y1 - gap - height
-        box = Box(left, bottom, left + width, bottom + height)
-        while any(box.overlaps(other) for other in boxes):
-            box = Box(left, box.top, left + width, box.top + height)
-        boxes.append(box)
-        x, y = axes.transAxes.inverted().transform((box.left, box.bottom))
+        while any(
+            box[0] < left + width and left < box[2] and box[1] < bottom + height and bottom < box[3] for box in boxes
+        ):
+            bottom += height
+        boxes.append(np.array([left, bottom, left + width, bottom + height]))
+        x, y = axes.transAxes.inverted().transform((left, bottom))
         axes.text(x, y, text, transform=axes.transAxes, fontsize=LABEL_SIZE, color=_FAINT, va="bottom", zorder=2.5)
     return boxes

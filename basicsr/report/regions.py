@@ -18,36 +18,24 @@ import numpy as np
 from basicsr.config.schema import Region
 from basicsr.config.yaml_files import dump_yaml
 from basicsr.metrics.metric_util import to_y_channel
-from basicsr.report.results import Pictures, Row, ScaleResults
+from basicsr.report.pictures import SavedPictures
+from basicsr.report.results import ScaleResults
 from basicsr.report.tables import write_text
 from basicsr.utils.errors import DataError
 
+LEAST_SIDE = 8
 _SIZES = (128, 96, 64, 48)  # divide a cell of 384 pixels
-_LEAST = 8
 _VISIBLE_STRUCTURE = 8.0
 _AS_GOOD_AS_EQUAL = 100.0  # dB
 
 
-def compared_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows that choosing squares is about: networks, and bicubic interpolation if there is only one of them."""
-    networks = [row for row in rows if row.parameters]
-    return networks if len(networks) > 1 else list(rows)
+def images_that_differ(scale: ScaleResults, better: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+    """Datasets and names of the images, those whose figures differ most between the networks first.
 
-
-def images_that_differ(
-    scale: ScaleResults, count: int, better: Mapping[str, str] | None = None
-) -> list[tuple[str, str]]:
-    """Datasets and names of the `count` images whose figures differ most between the networks, those most first.
-
-    The figures are those of the dataset's first metric; images without figures are left out. An infinite PSNR counts
-    as 100 dB. With one network, the images with the worst figures come first.
-
-    Args:
-        scale: what was measured.
-        count: how many images.
-        better: `lower` by the name of a metric where that is better, as `Results.better`.
+    The figures are those of the dataset's first metric; images without figures are skipped. An infinite PSNR counts
+    as 100 dB. With one network, the images with the worst figures come first; `better` is that of `Results`.
     """
-    rows = compared_rows(scale.rows)
+    rows = scale.compared()
     spreads: dict[tuple[str, str], float] = {}
     for dataset in scale.datasets():
         evaluations = [row.evaluations[dataset] for row in rows if dataset in row.evaluations]
@@ -55,25 +43,19 @@ def images_that_differ(
             continue
         values = np.stack([evaluation.values[:, 0] for evaluation in evaluations])
         values = np.nan_to_num(values, nan=0.0, posinf=_AS_GOOD_AS_EQUAL)
-        goodness = -values[0] if (better or {}).get(evaluations[0].metrics[0]) == "lower" else values[0]
-        spread = values.std(0) if len(evaluations) > 1 else -goodness
-        spreads |= {
-            (dataset, image): value for image, value in zip(evaluations[0].images, spread.tolist(), strict=True)
-        }
-    return sorted(spreads, key=lambda key: -spreads[key])[:count]
+        lower = (better or {}).get(evaluations[0].metrics[0]) == "lower"
+        spread = values.std(0) if len(evaluations) > 1 else values[0] if lower else -values[0]
+        keys = [(dataset, image) for image in evaluations[0].images]
+        spreads |= dict(zip(keys, spread.tolist(), strict=True))
+    return sorted(spreads, key=lambda key: -spreads[key])
 
 
 def choose_regions(
-    pictures: Pictures, names: Sequence[str], images: Sequence[tuple[str, str]], count: int, *, scale: int
+    pictures: SavedPictures, names: Sequence[str], images: Sequence[tuple[str, str]], count: int, *, scale: int
 ) -> list[Region]:
-    """The squares in which the networks differ most, at most one of an image.
+    """The squares in which the networks called `names` differ most, at most one of an image.
 
-    Args:
-        pictures: of one scale.
-        names: of the rows to compare.
-        images: datasets and names of the images to search; those without an HR image are passed over.
-        count: how many squares.
-        scale: the pictures' scale; as many pixels at the border are left out.
+    Images without an HR image are skipped.
 
     Raises:
         DataError: an image cannot be read, or images that should be of one size are not.
@@ -81,7 +63,7 @@ def choose_regions(
     scored: list[tuple[float, Region]] = []
     for dataset, image in images:
         hr = pictures.hr(dataset, image)
-        if hr is None or (size := square_size(hr, scale)) < _LEAST:
+        if hr is None or (size := square_size(hr, scale)) < LEAST_SIDE:
             continue
         outputs = {name: pictures.output(name, dataset, image) for name in names}
         x, y, score = most_different_square(hr, outputs, size, border=scale)
@@ -102,24 +84,18 @@ def most_different_square(
 ) -> tuple[int, int, float]:
     """Left edge, upper edge and score of the square in which the outputs differ most; see the module's docstring.
 
-    Args:
-        hr: uint8 (H, W, 3) BGR.
-        outputs: at least one, of the same shape, by the networks' names.
-        size: side of the square.
-        border: pixels at the edges that do not count.
-
     Raises:
         DataError: the images differ in size or are too small for such a square.
     """
     for name, output in outputs.items():
         if output.shape != hr.shape:
             raise DataError(
-                f"{name} made an image of {_size_of(output)} pixels, the HR image has {_size_of(hr)};"
+                f"{name} made an image of {size_text(output)} pixels, the HR image has {size_text(hr)};"
                 " were both made at this scale?"
             )
     if min(hr.shape[:2]) < size + 2 * border:
         raise DataError(
-            f"an image of {_size_of(hr)} pixels has no square of {size} pixels {border} off the border; it must be"
+            f"an image of {size_text(hr)} pixels has no square of {size} pixels {border} off the border; it must be"
             f" at least {size + 2 * border} a side"
         )
     inner = slice(border, hr.shape[0] - border), slice(border, hr.shape[1] - border)
@@ -134,11 +110,7 @@ def most_different_square(
 
 
 def image_name(region: Region, names: Sequence[str], scale: int) -> str:
-    """Which of a dataset's images a region is about; LR files' names may end in the scale, as in babyx2.
-
-    Raises:
-        DataError: none of them.
-    """
+    """The image of a region; LR files' names may end in the scale, as in babyx2. Raises DataError if there is none."""
     for name in (region.image, f"{region.image}x{scale}"):
         if name in names:
             return name
@@ -153,12 +125,13 @@ def without_scale(image: str, scale: int, names: Sequence[str]) -> str:
 
 
 def write_regions(path: Path, regions: Sequence[Region]) -> None:
-    """Writes the regions as options (YAML), from which the same comparison is drawn again.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
+    """Writes the regions as options (YAML), from which the same comparison is drawn again."""
     write_text(path, dump_yaml({"report": {"regions": [region.to_data() for region in regions]}}))
+
+
+def size_text(image: np.ndarray) -> str:
+    """Width and height of an image: 120 x 90."""
+    return f"{image.shape[1]} x {image.shape[0]}"
 
 
 def _means(values: np.ndarray, size: int) -> np.ndarray:
@@ -166,7 +139,3 @@ def _means(values: np.ndarray, size: int) -> np.ndarray:
     total = cv2.integral(values, sdepth=cv2.CV_64F)
     sums = total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
     return sums / size**2
-
-
-def _size_of(image: np.ndarray) -> str:
-    return f"{image.shape[1]} x {image.shape[0]}"

@@ -1,12 +1,9 @@
-"""What an evaluation of several networks found, and access to the images it is about."""
+"""What an evaluation of several networks found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
 
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.utils.timing import Spread
@@ -19,7 +16,7 @@ class Row:
     Attributes:
         name: of the network.
         parameters: how many it has; 0 for bicubic interpolation.
-        evaluations: by dataset; a dataset that was not there is left out.
+        evaluations: by dataset; missing datasets are skipped.
         multiply_adds: of one forward pass of `Results.input_shape`; None if not counted.
         latency: seconds of that pass on `Results.device`; None if not measured.
         weights: the file that they are from and its SHA-256, in words; None if there is none.
@@ -32,16 +29,17 @@ class Row:
     latency: Spread | None = None
     weights: str | None = None
 
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it is ranked by default: neither bicubic interpolation nor a teacher by its name."""
+        return self.parameters > 0 and "teacher" not in self.name.lower()
+
 
 @dataclass(frozen=True)
 class ScaleResults:
-    """All networks at one scale.
+    """All networks at one scale, in the order of the options file.
 
-    Attributes:
-        scale: the upscaling factor.
-        rows: in the order of the options file.
-        skipped: sentences that name the datasets and networks that were not there, and why.
-        warnings: sentences on datasets that are not what their names say.
+    `skipped` are sentences on missing datasets and networks, `warnings` on datasets that are not what their names say.
     """
 
     scale: int
@@ -58,6 +56,11 @@ class ScaleResults:
         evaluations = [evaluation for row in self.rows for evaluation in row.evaluations.values()]
         return tuple(dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics))
 
+    def compared(self) -> list[Row]:
+        """The rows in which images are looked for that differ: networks, and bicubic if there is only one of them."""
+        networks = [row for row in self.rows if row.parameters]
+        return networks if len(networks) > 1 else list(self.rows)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -67,8 +70,8 @@ class Results:
         name: of the experiment.
         scales: in the order of the options file.
         device: on which `Row.latency` was measured, by its maker's name.
-        input_shape: (C, H, W) of the input that `Row.multiply_adds` and `Row.latency` are about.
-        better: `higher` or `lower` by the name of a metric; a metric that it does not name is better higher.
+        input_shape: (C, H, W) of the input of `Row.multiply_adds` and `Row.latency`.
+        better: `higher` or `lower` by the name of a metric; higher by default.
         incomplete: why not all was measured; empty where it was.
         latency_doubt: why latencies are no figures to quote; empty where they are.
         precision: of the networks whose outputs were judged; latencies are of float32.
@@ -92,28 +95,5 @@ class Results:
         return tuple(dict.fromkeys(name for scale in self.scales for name in scale.metrics()))
 
     def higher_is_better(self, metric: str) -> bool:
-        """Whether a larger value of `metric` is a better one."""
+        """Whether a larger value of `metric` is better."""
         return self.better.get(metric, "higher") == "higher"
-
-
-class Pictures(Protocol):
-    """The images of one scale: uint8 (H, W, 3) BGR arrays; HR and outputs of one image have one size.
-
-    Arrays are read when asked for, so that a report never holds all of them.
-    """
-
-    def names(self, dataset: str) -> Sequence[str]:
-        """Names of a dataset's images, in its order."""
-        ...
-
-    def hr(self, dataset: str, image: str) -> np.ndarray | None:
-        """The HR image, of `scale` times the LR image's size; None where the dataset has none."""
-        ...
-
-    def lr(self, dataset: str, image: str) -> np.ndarray:
-        """The LR image."""
-        ...
-
-    def output(self, row: str, dataset: str, image: str) -> np.ndarray:
-        """What the network of the row of this name made of the LR image."""
-        ...

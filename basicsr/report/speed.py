@@ -41,7 +41,7 @@ class Latencies:
 
 
 class Stopwatch:
-    """Times networks together, so that what else the machine does meets them alike.
+    """Times networks together, so that other load on the machine meets them alike.
 
     Args:
         input_shape: (C, H, W) of the image that they are run on.
@@ -61,7 +61,7 @@ class Stopwatch:
         return name
 
     def announce(self, say: Callable[[str], object]) -> None:
-        """Says what is to be timed, and how long that may take."""
+        """Says how many networks will be timed, and how long that may take."""
         if count := len(self._networks):
             most = min(MOST_SECONDS, _SECONDS_EACH * count)
             say(f"timing {count} architecture(s) in turn: about {most:.0f} s, {MOST_SECONDS:.0f} s at most")
@@ -77,41 +77,30 @@ class Stopwatch:
         image = torch.rand(1, *self._shape, generator=torch.Generator().manual_seed(0)).to(self._device)
         sides: dict[str, Callable[[], float]] = {}
         remarks: list[str] = []
-        a_round = 0.0
+        seconds_of_round = 0.0
         for name, network in self._networks.items():
             try:
                 expected = self._expected(network.to(self._device), image)
             except (RuntimeError, torch.OutOfMemoryError) as error:
                 remarks.append(f"{self._labels[name]} was not timed: {str(error).splitlines()[0]}")
                 continue
-            if time.perf_counter() + a_round + expected > end:
+            if time.perf_counter() + seconds_of_round + expected > end:
                 remarks.append(f"{self._labels[name]} was not timed: a pass would take about {expected:.0f} s")
                 continue
             passes = max(1, math.ceil(_SAMPLE_SECONDS / expected))
             sides[name] = partial(self._seconds, network, image, passes)
-            a_round += max(expected, _SAMPLE_SECONDS)
-        return self._in_turn(sides, a_round, end, remarks, should_stop)
-
-    def _in_turn(
-        self,
-        sides: Mapping[str, Callable[[], float]],
-        a_round: float,
-        end: float,
-        remarks: list[str],
-        should_stop: Callable[[], bool],
-    ) -> Latencies:
+            seconds_of_round += max(expected, _SAMPLE_SECONDS)
         if not sides:
             return Latencies(remarks=tuple(remarks))
-        enough = time.perf_counter() + min(_SECONDS_EACH * len(sides), MOST_SECONDS)
         started = time.perf_counter()
+        enough = started + min(_SECONDS_EACH * len(sides), MOST_SECONDS)
 
         def goes_on(measured: Measured) -> bool:
-            now = time.perf_counter()
-            rounds = len(next(iter(measured.values())))
+            now, rounds = time.perf_counter(), len(next(iter(measured.values())))
             next_ends = now + (now - started) / rounds
             return not should_stop() and next_ends < (end if rounds < FEWEST_ROUNDS else min(enough, end))
 
-        warm_up = int((FEWEST_ROUNDS + 1) * a_round < end - time.perf_counter())
+        warm_up = int((FEWEST_ROUNDS + 1) * seconds_of_round < end - started)
         before = cpu_times()
         try:
             times = in_turn(sides, _ROUNDS, warm_up=warm_up, goes_on=goes_on)
@@ -120,13 +109,12 @@ class Stopwatch:
             return Latencies(remarks=tuple(remarks))
         spreads = {name: spread(seconds) for name, seconds in times.items()}
         labelled = {self._labels[name]: found for name, found in spreads.items()}
-        rounds = len(next(iter(times.values())))
         threads = torch.get_num_threads() if self._device.type == "cpu" else 1
         load = load_between(before, cpu_times(), threads)
-        return Latencies(spreads, doubt(labelled, rounds, load), tuple(remarks))
+        return Latencies(spreads, doubt(labelled, len(next(iter(times.values()))), load), tuple(remarks))
 
     def _expected(self, network: nn.Module, image: torch.Tensor) -> float:
-        """About how many seconds a pass of the whole image takes, by one of a smaller one, after one that warms up."""
+        """Estimates the seconds of a pass by one of a smaller image, after one that warms up."""
         part = image[..., :_WARM_UP_SIDE, :_WARM_UP_SIDE].contiguous()
         self._seconds(network, part, 1)
         return max(self._seconds(network, part, 1) * image.numel() / part.numel(), 1e-6)
@@ -143,10 +131,8 @@ class Stopwatch:
 def doubt(spreads: Mapping[str, Spread], rounds: int, load: str) -> str:
     """Why times are no figures to quote; empty where they are.
 
-    Args:
-        spreads: seconds by the name of a network.
-        rounds: how often each was timed.
-        load: that other programs took the cores meanwhile; empty where they did not.
+    `spreads` are seconds by the name of a network, each timed `rounds` times; `load` says that other programs took the
+    cores meanwhile, or is empty.
     """
     reasons = []
     if rounds < FEWEST_ROUNDS:
@@ -166,8 +152,8 @@ def architecture(network: nn.Module) -> str:
         settings = {key: value for key, value in vars(module).items() if key[:1] != "_" and key != "training"}
         plain = sorted((key, repr(value)) for key, value in settings.items() if _is_plain(value))
         parts.append((name, type(module).__module__, type(module).__qualname__, plain))
-    parts += [(name, tuple(value.shape), str(value.dtype)) for name, value in network.named_parameters()]
-    parts += [(name, tuple(value.shape), str(value.dtype)) for name, value in network.named_buffers()]
+    for tensors in (network.named_parameters(), network.named_buffers()):
+        parts += [(name, tuple(value.shape), str(value.dtype)) for name, value in tensors]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 
-from basicsr.report.tables import Cell, Figure, Group, Line, Table
+from basicsr.report.tables import Cell, Line, Table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
+    **{character: rf"\{character}" for character in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
@@ -32,29 +26,52 @@ def to_markdown(table: Table) -> str:
 
     The best figure is bold, the second best between <ins> and </ins>; published lines are in italics.
     """
-    lines = [["Scale", "Method", *(_markdown(f"{column.title} {column.subtitle}") for column in table.columns)]]
+    marks = {"best": "**{}**", "second": "<ins>{}</ins>", "": "{}"}
+    rows = [["Scale", "Method", *(_markdown(f"{column.title} {column.subtitle}") for column in table.columns)]]
     for group in table.groups:
-        lines += _markdown_group(group, len(table.columns))
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
-    lines.insert(1, ["-" * width if index < 2 else "-" * (width - 1) + ":" for index, width in enumerate(widths)])
-    below = [f"- [{key}] {_markdown(text)}" for key, text in table.references.items()]
-    below += to_markdown_list(table.notes).splitlines()
-    text = "\n".join(_padded(line, widths) for line in lines)
-    return "\n\n".join([_markdown(table.caption), text, *(["\n".join(below)] if below else [])]) + "\n"
+        lines = [["", _markdown(line.method), *_texts(line, marks, str)] for line in group.lines]
+        lines += [["", "*published:*", *[""] * len(table.columns)]] if group.published else []
+        for line in group.published:
+            lines.append(["", f"*{_markdown(line.method)}* {_references(line)}", *_texts(line, marks, str)])
+        if lines:
+            lines[0][0] = f"x{group.scale}"
+        rows += lines
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width if index < 2 else "-" * (width - 1) + ":" for index, width in enumerate(widths)])
+    for row in rows:
+        row[:2] = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+        row[2:] = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    below = "".join(f"- [{key}] {_markdown(text)}\n" for key, text in table.references.items())
+    below += to_markdown_list(table.notes)
+    return "\n\n".join(filter(None, [_markdown(table.caption), text, below.rstrip("\n")])) + "\n"
 
 
 def to_latex(table: Table, experiment: str = "") -> str:
     r"""A table for the packages booktabs and multirow; best \textbf, second best \underline.
 
-    Args:
-        table: what to write.
-        experiment: begins the label, so that tables of several experiments can stand in one paper.
+    `experiment` begins the label, so that tables of several experiments can stand in one paper.
     """
-    front = [r"\multirow{2}{*}{Scale}", r"\multirow{2}{*}{Method}"] if _subtitled(table) else ["Scale", "Method"]
+    marks = {"best": "\\textbf{{{}}}", "second": "\\underline{{{}}}", "": "{}"}
+    subtitled = any(column.subtitle for column in table.columns)
+    front = [r"\multirow{2}{*}{Scale}", r"\multirow{2}{*}{Method}"] if subtitled else ["Scale", "Method"]
     header = _latex_row([*front, *(latex_escape(column.title) for column in table.columns)])
-    if _subtitled(table):
+    if subtitled:
         header += "\n" + _latex_row(["", "", *(latex_escape(column.subtitle) for column in table.columns)])
-    groups = "\n\\midrule\n".join(_latex_group(group, len(table.columns)) for group in table.groups)
+    groups, width = [], len(table.columns)
+    for group in table.groups:
+        rows = [_latex_row(["", latex_escape(line.method), *_texts(line, marks, latex_escape)]) for line in group.lines]
+        height = len(group.lines) + (1 + len(group.published) if group.published else 0)
+        if group.published:
+            heading = f"\\multicolumn{{{width + 1}}}{{l}}{{\\textit{{published}}}}"
+            rows += [f"\\cmidrule(l){{2-{width + 2}}}", _latex_row(["", heading])]
+        for line in group.published:
+            method = f"{latex_escape(line.method)} {_references(line)}"
+            rows.append(_latex_row(["", method, *_texts(line, marks, latex_escape)]))
+        if rows:
+            rows[0] = f"\\multirow{{{height}}}{{*}}{{$\\times {group.scale}$}}{rows[0]}"
+        groups.append("\n".join(rows))
+    body = "\n\\midrule\n".join(groups)
     below = [f"[{key}] {latex_escape(text)}" for key, text in table.references.items()]
     below += [latex_escape(note) for note in table.notes]
     notes = "\n\\par\\smallskip\n{\\footnotesize\n" + "\\par\n".join(below) + "\\par}" if below else ""
@@ -62,7 +79,7 @@ def to_latex(table: Table, experiment: str = "") -> str:
     return (
         "% needs \\usepackage{booktabs,multirow}\n\\begin{table*}[t]\n\\centering\n"
         f"\\caption{{{latex_escape(table.caption)}}}\n\\label{{tab:{label}}}\n"
-        f"\\begin{{tabular}}{{cl{'c' * len(table.columns)}}}\n\\toprule\n{header}\n\\midrule\n{groups}\n"
+        f"\\begin{{tabular}}{{cl{'c' * width}}}\n\\toprule\n{header}\n\\midrule\n{body}\n"
         f"\\bottomrule\n\\end{{tabular}}{notes}\n\\end{{table*}}\n"
     )
 
@@ -77,24 +94,13 @@ def latex_escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _subtitled(table: Table) -> bool:
-    return any(column.subtitle for column in table.columns)
+def _texts(line: Line, marks: dict[str, str], escape: Callable[[str], str]) -> list[str]:
+    """The line's cells, marked."""
 
+    def text(cell: Cell) -> str:
+        return "/".join(marks[figure.mark].format(escape(figure.text)) for figure in cell)
 
-def _markdown_group(group: Group, columns: int) -> list[list[str]]:
-    lines = [["", _markdown(line.method), *map(_markdown_cell, line.cells)] for line in group.lines]
-    if group.published:
-        lines.append(["", "*published:*", *[""] * columns])
-    for line in group.published:
-        method = f"*{_markdown(line.method)}* {_references(line)}"
-        lines.append(["", method, *map(_markdown_cell, line.cells)])
-    if lines:
-        lines[0][0] = f"x{group.scale}"
-    return lines
-
-
-def _markdown_cell(cell: Cell) -> str:
-    return "/".join(_marked(figure, "**{}**", "<ins>{}</ins>") for figure in cell)
+    return [text(cell) for cell in line.cells]
 
 
 def _markdown(text: str) -> str:
@@ -103,41 +109,9 @@ def _markdown(text: str) -> str:
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)
 
 
-def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:
-    texts = [
-        cell.ljust(width) if index < 2 else cell.rjust(width)
-        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return f"| {' | '.join(texts)} |"
-
-
-def _latex_group(group: Group, columns: int) -> str:
-    rows = [["", latex_escape(line.method), *map(_latex_cell, line.cells)] for line in group.lines]
-    height = len(rows) + (1 + len(group.published) if group.published else 0)
-    texts = [_latex_row(row) for row in rows]
-    if group.published:
-        heading = f"\\multicolumn{{{columns + 1}}}{{l}}{{\\textit{{published}}}}"
-        texts += [f"\\cmidrule(l){{2-{columns + 2}}}", _latex_row(["", heading])]
-    for line in group.published:
-        method = f"{latex_escape(line.method)} {_references(line)}"
-        texts.append(_latex_row(["", method, *map(_latex_cell, line.cells)]))
-    if texts:
-        texts[0] = f"\\multirow{{{height}}}{{*}}{{$\\times {group.scale}$}}{texts[0]}"
-    return "\n".join(texts)
-
-
-def _latex_cell(cell: Cell) -> str:
-    escaped = (Figure(latex_escape(figure.text), figure.mark) for figure in cell)
-    return "/".join(_marked(figure, "\\textbf{{{}}}", "\\underline{{{}}}") for figure in escaped)
-
-
 def _latex_row(cells: Iterable[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
 def _references(line: Line) -> str:
     return f"[{', '.join(line.references)}]"
-
-
-def _marked(figure: Figure, best: str, second: str) -> str:
-    return {"best": best, "second": second, "": "{}"}[figure.mark].format(figure.text)

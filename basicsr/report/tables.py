@@ -5,13 +5,13 @@ A `Table` is text without markup; `table_text` writes it as Markdown or LaTeX.
 Which figures are marked: within a scale, per dataset and metric, the best figure of the ranked rows is bold and the
 second best underlined. Figures are compared as they are printed, so rows that print the same share a mark. Ranked are,
 by default, the networks that one chooses among: not bicubic interpolation, which has no parameters, and not a row with
-"teacher" in its name. Published rows are ranked only if asked for. One ranked row alone is not marked.
+"teacher" in its name. Published rows are not ranked. One ranked row alone is not marked.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -22,7 +22,6 @@ from basicsr.files.csv_files import Number, csv_text
 from basicsr.report.results import Results, Row, ScaleResults
 
 DASH = "\N{EN DASH}"
-_LEFT_OUT = "They are left out of tables.tex and plots; measure again on a machine that does nothing else."
 
 Mark = Literal["best", "second", ""]
 
@@ -40,13 +39,7 @@ Cell = tuple[Figure, ...]  # printed with slashes between
 
 @dataclass(frozen=True)
 class Line:
-    """One network.
-
-    Attributes:
-        method: its name.
-        cells: one for each of `Table.columns`.
-        references: keys of `Table.references` that speak of this line; () for our own.
-    """
+    """One network: its name, a cell for each of `Table.columns`, and keys of `Table.references` about it."""
 
     method: str
     cells: tuple[Cell, ...]
@@ -76,7 +69,7 @@ class Table:
 
     Attributes:
         name: a word, for labels and file names.
-        caption: what it shows.
+        caption: above the table.
         columns: without those of the scale and of the method.
         groups: one for each scale.
         references: sources of published lines by a number, and remarks on them by a letter.
@@ -91,21 +84,8 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def is_ranked(row: Row) -> bool:
-    """Whether a row takes part in the ranking by default: neither bicubic interpolation nor named a teacher."""
-    return row.parameters > 0 and "teacher" not in row.name.lower()
-
-
 def write_csv(path: Path, results: Results) -> None:
-    """Writes a line for each scale, network, dataset, image and metric; `seconds` is that of the image's forward pass.
-
-    Args:
-        path: the file to create or replace.
-        results: what to write.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
+    """Writes a line for each scale, network, dataset, image and metric; `seconds` is that of the forward pass."""
     lines: list[tuple[object, ...]] = []
     for scale in results.scales:
         for row in scale.rows:
@@ -119,11 +99,7 @@ def write_csv(path: Path, results: Results) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in UTF-8, whole or not at all.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """Writes a file in UTF-8, whole or not at all; raises CheckpointError if it cannot be written."""
 
     def write(file: BinaryIO) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be text
@@ -135,49 +111,49 @@ def quality_table(
     results: Results,
     *,
     published: str | None = None,
-    rank_published: bool = False,
-    ranked: Callable[[Row], bool] = is_ranked,
-    parameters: bool = False,
+    ranked: Callable[[Row], bool] = lambda row: row.is_ranked,
     images: Sequence[str] | None = None,
 ) -> Table:
-    """Average figures by scale, network and dataset; the module's docstring says what is marked.
+    """Average figures by scale, network and dataset; the module's docstring says which are marked.
 
     Args:
         results: what was measured.
         published: backbone whose published figures, of the datasets and metrics measured, stand below ours.
-        rank_published: rank them (their teachers excepted) among ours.
         ranked: which of our rows take part in the ranking.
-        parameters: have a column of them.
-        images: sentences that say how many images the averages are over; None for what `results` say.
+        images: sentences on how many images the averages are over; by default those of `results`.
 
     Raises:
         OptionsError: nothing is published of that backbone.
     """
     metrics, datasets = results.metrics(), results.datasets()
-    theirs = _published_of(results, published)
-    references = _references(theirs)
+    theirs = {scale.scale: _published(results, published, scale.scale) for scale in results.scales}
+    references = _references([row for rows in theirs.values() for row in rows])
     groups = []
     for scale in results.scales:
-        ours = [_printed(row, datasets, metrics) for row in scale.rows]
-        others = [_printed_published(row, datasets, metrics) for row in theirs[scale.scale]]
-        contest = [entry for row, entry in zip(scale.rows, ours, strict=True) if ranked(row)]
-        if rank_published:
-            contest += [entry for row, entry in zip(theirs[scale.scale], others, strict=True) if not row.is_teacher]
-        marks = _Marks(contest, results, metrics)
-        lines = tuple(
-            Line(row.name, _front(row, parameters) + marks.cells(entry, datasets))
-            for row, entry in zip(scale.rows, ours, strict=True)
-        )
-        published_lines = tuple(
-            Line(row.method, _front(None, parameters) + marks.cells(entry, datasets), _keys(references, row))
-            for row, entry in zip(theirs[scale.scale], others, strict=True)
-        )
-        groups.append(Group(scale.scale, lines, published_lines))
+        figures = [
+            {name: found.means() for name, found in row.evaluations.items() if found.images} for row in scale.rows
+        ]
+        ours = [_printed(found, datasets, metrics) for found in figures]
+        contest = [texts for row, texts in zip(scale.rows, ours, strict=True) if ranked(row)]
+        order = _order(contest, results)
+        lines = [
+            Line(row.name, _cells(texts, datasets, metrics, order if ranked(row) else {}))
+            for row, texts in zip(scale.rows, ours, strict=True)
+        ]
+        published_lines = [
+            Line(
+                row.method,
+                _cells(_printed(row.figures, datasets, metrics), datasets, metrics, {}),
+                tuple(key for key, text in references.items() if text in row.sources or text == row.note),
+            )
+            for row in theirs[scale.scale]
+        ]
+        groups.append(Group(scale.scale, tuple(lines), tuple(published_lines)))
     subtitle = "/".join(metric_label(metric, results.higher_is_better(metric)) for metric in metrics)
-    columns = [Column("Params (M)")] if parameters else []
-    columns += [Column(dataset, subtitle) for dataset in datasets]
-    notes = [*(image_counts(results) if images is None else images), *_about_ranking(results, ranked)]
-    notes += _about_published(published, theirs, rank_published) + gaps(results)
+    notes = list(_image_counts(results) if images is None else images)
+    unranked = dict.fromkeys(row.name for scale in results.scales for row in scale.rows if not ranked(row))
+    notes += [f"Not ranked: {', '.join(unranked)}."] if unranked else []
+    notes += _about_published(published, [row for rows in theirs.values() for row in rows]) + gaps(results)
     if results.precision != "none":
         notes.append(f"Networks ran in {results.precision} (val: amp), not in float32.")
     caption = f"{results.name}: average {subtitle}. Best figure bold, second best underlined."
@@ -185,16 +161,12 @@ def quality_table(
         caption = f"{results.name}: nothing was measured."
     if results.incomplete:
         caption = f"INCOMPLETE. {caption}"
-    return Table("quality", caption, tuple(columns), tuple(groups), references, tuple(notes))
+    columns = tuple(Column(dataset, subtitle) for dataset in datasets)
+    return Table("quality", caption, columns, tuple(groups), references, tuple(notes))
 
 
 def cost_table(results: Results, *, quoted: bool = False) -> Table:
-    """Parameters, multiply-adds and speed by scale and network.
-
-    Args:
-        results: what was measured.
-        quoted: leave out what is no figure to quote: latencies that were measured under load.
-    """
+    """Parameters, multiply-adds and speed by scale and network; `quoted` without latencies measured under load."""
     doubt = results.latency_doubt
     speed = not (quoted and doubt)
     groups = [
@@ -211,8 +183,9 @@ def cost_table(results: Results, *, quoted: bool = False) -> Table:
                 f" {results.device}, all networks in turn; equal architectures share it."
             )
         if doubt:
-            notes = (f"Latencies are no figures to quote: {doubt}. {_LEFT_OUT}",)
-    return Table("cost", caption, tuple(Column(title) for title in columns), tuple(groups), notes=notes)
+            remedy = "They are left out of tables.tex and plots; measure again on a machine that does nothing else."
+            notes = (f"Latencies are no figures to quote: {doubt}. {remedy}",)
+    return Table("cost", caption, tuple(map(Column, columns)), tuple(groups), notes=notes)
 
 
 def metric_label(metric: str, higher_is_better: bool) -> str:
@@ -228,7 +201,7 @@ def significant(value: float, digits: int = 3) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
-    return f"{value:,.{max(digits - 1 - exponent, 0)}f}".replace(",", "")
+    return f"{value:.{max(digits - 1 - exponent, 0)}f}"
 
 
 def format_figure(value: float, decimals: int) -> str:
@@ -241,82 +214,57 @@ def decimals_of(metric: str) -> int:
     return 2 if any(name in metric.lower() for name in ("psnr", "niqe")) else 4
 
 
-# Text of one row's figures: by dataset and metric, where there is one.
-_Printed = Mapping[tuple[str, str], str]
+_Texts = Mapping[tuple[str, str], str]  # a row's figures as printed, by dataset and metric
 
 
-def _printed(row: Row, datasets: Sequence[str], metrics: Sequence[str]) -> _Printed:
-    printed = {}
-    for dataset in datasets:
-        evaluation = row.evaluations.get(dataset)
-        means = evaluation.means() if evaluation is not None and evaluation.images else {}
-        for metric in metrics:
-            if metric in means and not math.isnan(means[metric]):
-                printed[dataset, metric] = format_figure(means[metric], decimals_of(metric))
-    return printed
-
-
-def _printed_published(row: PublishedRow, datasets: Sequence[str], metrics: Sequence[str]) -> _Printed:
-    return {
-        (dataset, metric): format_figure(row.figures[dataset][metric.lower()], decimals_of(metric))
+def _printed(figures: Mapping[str, Mapping[str, float]], datasets: Sequence[str], metrics: Sequence[str]) -> _Texts:
+    """The figures that there are; published ones have the metrics' names in small letters."""
+    found = {
+        (dataset, metric): figures[dataset].get(metric, figures[dataset].get(metric.lower(), math.nan))
         for dataset in datasets
+        if dataset in figures
         for metric in metrics
-        if metric.lower() in row.figures.get(dataset, {})
     }
+    return {key: format_figure(value, decimals_of(key[1])) for key, value in found.items() if not math.isnan(value)}
 
 
-class _Marks:
-    """What is best and second best among the contestants."""
-
-    def __init__(self, contest: Sequence[_Printed], results: Results, metrics: Sequence[str]) -> None:
-        self._metrics = metrics
-        self._contest = {id(entry) for entry in contest}
-        self._marks: dict[tuple[str, str], list[str]] = {}
-        keys = dict.fromkeys(key for entry in contest for key in entry)
-        for dataset, metric in keys:
-            texts = [entry[dataset, metric] for entry in contest if (dataset, metric) in entry]
-            order = sorted(set(texts), key=float, reverse=results.higher_is_better(metric))
-            self._marks[dataset, metric] = order[:2] if len(texts) > 1 else []
-
-    def cells(self, printed: _Printed, datasets: Sequence[str]) -> tuple[Cell, ...]:
-        """A cell for each dataset; a dash where there is no figure at all."""
-        cells: list[Cell] = []
-        for dataset in datasets:
-            if not any((dataset, metric) in printed for metric in self._metrics):
-                cells.append((Figure(DASH),))
-                continue
-            cells.append(tuple(self._figure(printed, dataset, metric) for metric in self._metrics))
-        return tuple(cells)
-
-    def _figure(self, printed: _Printed, dataset: str, metric: str) -> Figure:
-        text = printed.get((dataset, metric))
-        if text is None:
-            return Figure(DASH)
-        order = self._marks.get((dataset, metric), [])
-        if id(printed) not in self._contest or text not in order:
-            return Figure(text)
-        return Figure(text, "best" if order.index(text) == 0 else "second")
+def _order(contest: Sequence[_Texts], results: Results) -> dict[tuple[str, str], list[str]]:
+    """The best and the second best text by dataset and metric, where there are several."""
+    order = {}
+    for key in dict.fromkeys(key for entry in contest for key in entry):
+        texts = [entry[key] for entry in contest if key in entry]
+        if len(texts) > 1:
+            order[key] = sorted(set(texts), key=float, reverse=results.higher_is_better(key[1]))[:2]
+    return order
 
 
-def _front(row: Row | None, parameters: bool) -> tuple[Cell, ...]:
-    if not parameters:
-        return ()
-    return ((Figure(_millions(row) if row else DASH),),)
+def _cells(
+    texts: _Texts, datasets: Sequence[str], metrics: Sequence[str], order: Mapping[tuple[str, str], list[str]]
+) -> tuple[Cell, ...]:
+    """A cell for each dataset; a dash where there is no figure at all."""
 
+    def figure(key: tuple[str, str]) -> Figure:
+        text, best = texts.get(key, DASH), order.get(key, [])
+        return Figure(text, "" if text not in best else "best" if text == best[0] else "second")
 
-def _millions(row: Row) -> str:
-    """Parameters in millions: two decimals as in the papers, more where there are few."""
-    if not row.parameters:
-        return DASH
-    return _two_decimals(row.parameters / 1e6)
+    return tuple(
+        tuple(figure((dataset, metric)) for metric in metrics)
+        if any((dataset, metric) in texts for metric in metrics)
+        else (Figure(DASH),)
+        for dataset in datasets
+    )
 
 
 def _two_decimals(value: float) -> str:
+    """As the papers; more where the value is small."""
     return f"{value:.2f}" if value >= 1 else significant(value)
 
 
 def _costs(row: Row, speed: bool) -> tuple[Cell, ...]:
-    texts = [_millions(row), _two_decimals(row.multiply_adds / 1e9) if row.multiply_adds else DASH]
+    texts = [
+        _two_decimals(row.parameters / 1e6) if row.parameters else DASH,
+        _two_decimals(row.multiply_adds / 1e9) if row.multiply_adds else DASH,
+    ]
     if speed and row.latency is not None:
         times = (row.latency.median, row.latency.low, row.latency.high)
         median, low, high = (significant(1000 * value) for value in times)
@@ -326,46 +274,31 @@ def _costs(row: Row, speed: bool) -> tuple[Cell, ...]:
     return tuple((Figure(text),) for text in texts)
 
 
-def _published_of(results: Results, backbone: str | None) -> dict[int, list[PublishedRow]]:
-    """By scale: rows with a figure of any of our datasets, those of one method together, the teacher first."""
-    datasets = set(results.datasets())
-    found: dict[int, list[PublishedRow]] = {}
-    for scale in results.scales:
-        rows = published_rows(backbone, scale.scale) if backbone else ()
-        methods = list(dict.fromkeys(row.method for row in rows))
-        kept = [row for row in rows if set(row.figures) & datasets]
-        found[scale.scale] = sorted(kept, key=lambda row: methods.index(row.method))
-    return found
+def _published(results: Results, backbone: str | None, scale: int) -> list[PublishedRow]:
+    """Rows with a figure of any of our datasets, those of one method together, the teacher first."""
+    rows = published_rows(backbone, scale) if backbone else ()
+    methods = list(dict.fromkeys(row.method for row in rows))
+    kept = [row for row in rows if set(row.figures) & set(results.datasets())]
+    return sorted(kept, key=lambda row: methods.index(row.method))
 
 
-def _references(theirs: Mapping[int, Sequence[PublishedRow]]) -> dict[str, str]:
+def _references(rows: Iterable[PublishedRow]) -> dict[str, str]:
     """Sources by number, remarks by letter; a teacher, which stands first, comes last in the papers' order."""
-    rows = sorted((row for rows in theirs.values() for row in rows), key=lambda row: row.is_teacher)
+    rows = sorted(rows, key=lambda row: row.is_teacher)
     sources = dict.fromkeys(source for row in rows for source in row.sources)
     remarks = dict.fromkeys(row.note for row in rows if row.note)
     letters = zip("abcdefghijklmnopqrstuvwxyz", remarks, strict=False)
     return {str(number): source for number, source in enumerate(sources, 1)} | dict(letters)
 
 
-def _keys(references: Mapping[str, str], row: PublishedRow) -> tuple[str, ...]:
-    return tuple(key for key, text in references.items() if text in row.sources or text == row.note)
-
-
-def _about_ranking(results: Results, ranked: Callable[[Row], bool]) -> list[str]:
-    names = dict.fromkeys(row.name for scale in results.scales for row in scale.rows if not ranked(row))
-    return [f"Not ranked: {', '.join(names)}."] if names else []
-
-
-def _about_published(backbone: str | None, theirs: Mapping[int, Sequence[PublishedRow]], ranked: bool) -> list[str]:
+def _about_published(backbone: str | None, rows: Sequence[PublishedRow]) -> list[str]:
     if backbone is None:
         return []
-    names = {row.backbone for rows in theirs.values() for row in rows}
-    if not names:
+    if not rows:
         return [f"Nothing is published of {backbone} for these scales and datasets."]
-    ranking = "ranked among ours, the teachers excepted" if ranked else "not ranked"
-    in_colour = any("GoPro" in row.figures for rows in theirs.values() for row in rows)
+    in_colour = any("GoPro" in row.figures for row in rows)
     measured = "RGB" if in_colour else "luma with a border of the scale cut off"
-    return [f"Published figures of {names.pop()} are average PSNR and SSIM of {measured}; {ranking}."]
+    return [f"Published figures of {rows[0].backbone} are average PSNR and SSIM of {measured}; not ranked."]
 
 
 def weights_used(results: Results) -> list[str]:
@@ -375,14 +308,14 @@ def weights_used(results: Results) -> list[str]:
     ]
 
 
-def image_counts(results: Results) -> list[str]:
+def _image_counts(results: Results) -> list[str]:
     """How many images the averages are over: "Images: Set5 5, Set14 14 (x3: 13)."; nothing where there are none."""
-    counts: dict[str, dict[int, list[str]]] = {}
+    counts: dict[str, dict[int, dict[str, None]]] = {}
     for scale in results.scales:
         for row in scale.rows:
             for dataset, evaluation in row.evaluations.items():
-                where = counts.setdefault(dataset, {}).setdefault(len(evaluation.images), [])
-                where += [] if f"x{scale.scale}" in where else [f"x{scale.scale}"]
+                of_number = counts.setdefault(dataset, {}).setdefault(len(evaluation.images), {})
+                of_number[f"x{scale.scale}"] = None
     parts = []
     for dataset, numbers in counts.items():
         (first, _), *others = numbers.items()
@@ -391,20 +324,19 @@ def image_counts(results: Results) -> list[str]:
 
 
 def gaps(results: Results) -> list[str]:
-    """Why figures are missing or are not what they seem; what holds at several scales is said once."""
+    """Missing figures, and warnings; one sentence for several scales."""
     scales: dict[str, list[str]] = {}
     for scale in results.scales:
         warnings = [f"WARNING: {warning}." for warning in scale.warnings]
-        for sentence in (*warnings, *(f"left out {skipped}" for skipped in scale.skipped), *_without_hr(scale)):
+        for sentence in (*warnings, *(f"left out {skipped}" for skipped in scale.skipped), *_without_figures(scale)):
             scales.setdefault(sentence, []).append(f"x{scale.scale}")
     about = [f"INCOMPLETE: {results.incomplete}"] if results.incomplete else []
     return about + [f"{', '.join(where)}: {sentence}" for sentence, where in scales.items()]
 
 
-def _without_hr(scale: ScaleResults) -> list[str]:
-    names = [
-        dataset
+def _without_figures(scale: ScaleResults) -> list[str]:
+    return [
+        f"{dataset} has no figures: it has no HR images, or no metric was asked for."
         for dataset in scale.datasets()
         if not any(row.evaluations[dataset].metrics for row in scale.rows if dataset in row.evaluations)
     ]
-    return [f"{name} has no figures: it has no HR images, or no metric was asked for." for name in names]

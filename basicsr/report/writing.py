@@ -13,26 +13,27 @@ from basicsr.config.published import published_rows
 from basicsr.config.schema import ReportOptions
 from basicsr.files.images import imwrite
 from basicsr.report.comparison import compare_scale
+from basicsr.report.pictures import SavedPictures
 from basicsr.report.plots import cost_figure, figure_svg, write_figure
 from basicsr.report.regions import write_regions
-from basicsr.report.results import Pictures, Results
+from basicsr.report.results import Results
 from basicsr.report.table_text import to_latex, to_markdown, to_markdown_list
 from basicsr.report.tables import Table, cost_table, quality_table, weights_used, write_csv, write_text
 
 
 def write_files(
-    results: Results, folder: Path, options: ReportOptions, pictures: Mapping[int, Pictures]
+    results: Results, folder: Path, options: ReportOptions, pictures: Mapping[int, SavedPictures]
 ) -> Iterator[str]:
-    """Writes metrics.csv, summary.md, tables.tex and what the options ask for, and tells of each in a line.
+    """Writes metrics.csv, summary.md, tables.tex and what the `report` options ask for.
 
     Args:
         results: what was measured.
-        folder: where to, an existing folder.
+        folder: an existing folder.
         options: the `report` section.
-        pictures: the images of each scale of which they were saved.
+        pictures: the saved images by scale.
 
     Yields:
-        What was written, or why not.
+        For each file or group of files a line for the log.
 
     Raises:
         OptionsError: nothing is published of `published`.
@@ -66,12 +67,7 @@ def write_files(
 
 
 def write_tables(results: Results, folder: Path, options: ReportOptions) -> tuple[list[Table], str]:
-    """Writes metrics.csv, summary.md and tables.tex; returns the tables, and the text of summary.md.
-
-    Raises:
-        OptionsError: nothing is published of `published`.
-        CheckpointError: a file cannot be written.
-    """
+    """Writes metrics.csv, summary.md and tables.tex; returns the tables, and the text of summary.md."""
     write_csv(folder / "metrics.csv", results)
     tables = [quality_table(results, published=options.published)]
     quoted = list(tables)
@@ -87,11 +83,12 @@ def write_tables(results: Results, folder: Path, options: ReportOptions) -> tupl
 
 
 def _write_plots(results: Results, folder: Path, options: ReportOptions) -> dict[str, str]:
-    """Draws each scale's and dataset's figures against cost; SVG text of each scale's first one, by title."""
+    """Plots of each scale and dataset, of the first metric; SVG text of each scale's first one, by title."""
     shown: dict[str, str] = {}
     for scale in results.scales:
         published = published_rows(options.published, scale.scale) if options.published else ()
-        for metric in (name for name in scale.metrics()[:1]):
+        for metric in scale.metrics()[:1]:
+            title = ""
             for dataset in scale.datasets():
                 figure = cost_figure(results, scale, dataset, metric=metric, published=published)
                 if figure is None:
@@ -99,19 +96,18 @@ def _write_plots(results: Results, folder: Path, options: ReportOptions) -> dict
                 folder.mkdir(exist_ok=True)
                 for suffix in ("svg", "png"):
                     write_figure(figure, folder / f"{metric}_{dataset}_x{scale.scale}.{suffix}")
-                if not any(title.endswith(f", x{scale.scale}") for title in shown):
-                    shown[f"{dataset}, x{scale.scale}"] = figure_svg(figure)
+                if not title:
+                    title = f"{dataset}, x{scale.scale}"
+                    shown[title] = figure_svg(figure)
     return shown
 
 
 def _write_comparisons(
-    results: Results, folder: Path, options: ReportOptions, pictures: Mapping[int, Pictures]
+    results: Results, folder: Path, options: ReportOptions, pictures: Mapping[int, SavedPictures]
 ) -> dict[int, bytes]:
-    """Draws each scale's visual comparison; PNG bytes by scale."""
+    """Each scale's visual comparison; PNG bytes by scale."""
     drawn = {}
-    for scale in results.scales:
-        if scale.scale not in pictures:
-            continue
+    for scale in (scale for scale in results.scales if scale.scale in pictures):
         compared = compare_scale(
             scale, pictures[scale.scale], count=options.crops, regions=options.regions, better=results.better
         )
