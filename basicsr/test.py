@@ -24,7 +24,6 @@ if __name__ == "__main__":
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from basicsr.archs import build_network
 from basicsr.config.load import load_test_options, parse_arguments
@@ -39,11 +38,11 @@ from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.run_folder import prepare_results, results_taken
 from basicsr.engine.startup_checks import check_datasets, check_evaluation, evaluation_images, require_equal_images
-from basicsr.files.atomic_files import sha256_of
+from basicsr.engine.validation import evaluate_with
 from basicsr.files.images import imwrite
 from basicsr.inference.probing import Trial
 from basicsr.metrics import better_direction, prepare_metrics
-from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate, image_names
+from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, image_names
 from basicsr.report.comparison import check_regions
 from basicsr.report.pictures import SavedPictures
 from basicsr.report.results import Results, Row, ScaleResults
@@ -55,7 +54,6 @@ from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.logger import get_root_logger, log_remark
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import keep_output_precise
-from basicsr.utils.timing import Spread
 from basicsr.weights.recognise import network_for
 
 _INTERRUPTED = "interrupted: the results are incomplete; start again"
@@ -85,10 +83,10 @@ def test_pipeline(
     Raises:
         UserError: one of its kinds, for anything that the user can mend.
     """
-    doubts: list[str] = []
+    warnings: list[str] = []
 
     def load() -> list[Options]:
-        return load_test_options(source, overrides=force_yml, root=Path(root), warn=doubts.append)
+        return load_test_options(source, overrides=force_yml, root=Path(root), warn=warnings.append)
 
     with (
         joined(launcher, load, {}) as (loaded, rank_info),
@@ -96,9 +94,8 @@ def test_pipeline(
         results_taken(loaded, rank_info) as own_again,
     ):
         first, stop = loaded[0], StopRequest()
-        stopwatch = (
-            Stopwatch(first.report.input, rank_info.device) if first.report.speed and rank_info.is_master else None
-        )
+        timed = first.report.speed and rank_info.is_master
+        stopwatch = Stopwatch(first.report.input, rank_info.device) if timed else None
         scales = [_Scale(options, rank_info, stop, stopwatch, several=len(loaded) > 1) for options in loaded]
         for scale in scales:
             scale.check()
@@ -107,13 +104,10 @@ def test_pipeline(
         own_again()
         with open_log(first.results_folder, "test", first.name, rank_info) as logger:
             report = _Report(scales, rank_info, logger)
-            for line in filter(None, (rank_info.remark, *doubts, *unused_in_testing(first))):
+            for line in filter(None, (rank_info.remark, *warnings, *unused_in_testing(first))):
                 logger.warning(line)
             try:
-                with (
-                    stop,
-                    following(rank_info.watch),
-                ):  # a signal ends the evaluation on all ranks together, between images
+                with stop, following(rank_info.watch):  # a signal ends all ranks together, between images
                     for scale in scales:
                         scale.run(report.keep)
                     report.time(stopwatch, stop)
@@ -127,17 +121,17 @@ class _Report:
     """What is written of the figures: tables after each dataset, all else at the end."""
 
     def __init__(self, scales: Sequence[_Scale], rank_info: RankInfo, logger: logging.Logger) -> None:
-        self._options, self._scales, self._place, self._logger = scales[0].options, scales, rank_info, logger
+        self._scales, self._rank_info, self._logger = scales, rank_info, logger
+        self._options, self._folder = scales[0].options, scales[0].options.results_folder
         self._latencies = Latencies()
 
     def results(self, incomplete: str = "") -> Results:
         """What has been measured so far."""
+        begun = [scale for scale in self._scales if scale.begun or not incomplete]
         return Results(
             name=self._options.name,
-            scales=tuple(
-                scale.results(self._latencies.spreads) for scale in self._scales if scale.begun or not incomplete
-            ),
-            device=device_name(self._place.device),
+            scales=tuple(scale.results(self._latencies) for scale in begun),
+            device=device_name(self._rank_info.device),
             input_shape=self._options.report.input,
             better={name: better_direction(block) for name, block in self._options.val.metrics.items()},
             incomplete=incomplete,
@@ -146,18 +140,13 @@ class _Report:
         )
 
     def time(self, stopwatch: Stopwatch | None, stop: StopRequest) -> None:
-        """Times all networks, once their figures are there; all ranks must call.
-
-        Raises:
-            Interrupted: a signal asked for it, on any rank.
-        """
+        """Times all networks, once their figures are there; all ranks must call. Raises Interrupted."""
         if stopwatch is not None:
             stopwatch.announce(self._logger.info)
         self._latencies = on_master(
-            self._place, lambda: stopwatch.measure(lambda: bool(stop)) if stopwatch else Latencies()
+            self._rank_info, lambda: stopwatch.measure(lambda: bool(stop)) if stopwatch else Latencies()
         )
-        if any_rank([bool(stop)], self._place.device)[0]:
-            raise Interrupted(_INTERRUPTED)
+        _raise_if_stopped(stop, self._rank_info)
         for remark in self._latencies.remarks:
             self._logger.warning(remark)
         if self._latencies.doubt:
@@ -166,42 +155,33 @@ class _Report:
             )
 
     def keep(self) -> None:
-        """Writes the tables of all finished figures, in case the test ends early. All ranks must call.
-
-        Raises:
-            CheckpointError: they cannot be written; on every rank.
-        """
-        folder, report = self._options.results_folder, self._options.report
+        """Writes the tables of all finished figures, in case the test ends early. All ranks must call."""
         results = self.results("the test has not come to its end.")
-        on_master(self._place, lambda: write_tables(results, folder, report))
+        on_master(self._rank_info, lambda: write_tables(results, self._folder, self._options.report))
 
     def write(self) -> Results:
         """Writes everything; raises UserError where that is not possible."""
         results = self.results()
-        if self._place.is_master:
+        if self._rank_info.is_master:
             pictures = {scale.options.scale: scale.pictures for scale in self._scales if scale.pictures is not None}
-            for line in write_files(results, self._options.results_folder, self._options.report, pictures):
+            for line in write_files(results, self._folder, self._options.report, pictures):
                 self._logger.info(line)
         return results
 
     def write_unfinished(self, error: BaseException) -> None:
-        """Writes the tables and the report of all finished figures, and says why the test ended; raises nothing."""
-        results = self.results(f"the test ended early: {_reason(error)}.")
+        """Writes the tables and the report of all finished figures, and logs why the test ended; raises nothing."""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        results = self.results(f"the test ended early: {reason}.")
         figures = sum(len(row.evaluations) for scale in results.scales for row in scale.rows)
-        if not (self._place.is_master and figures):
+        if not (self._rank_info.is_master and figures):
             return
         options = self._options.report.model_copy(update={"plots": False})
         try:
-            for _ in write_files(results, self._options.results_folder, options, {}):
-                pass
-            where = f"marked as incomplete, in {self._options.results_folder}"
+            list(write_files(results, self._folder, options, {}))
+            where = f"marked as incomplete, in {self._folder}"
         except (UserError, OSError) as second:
             where = f"but cannot be written: {second}"
         self._logger.warning(f"averages finished before the test ended: {figures}; they are kept, {where}")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Scale:
@@ -212,20 +192,18 @@ class _Scale:
     ) -> None:
         self.options, self.rank_info, self.stop, self._stopwatch = options, rank_info, stop, stopwatch
         self.logger = get_root_logger()
-        self.datasets: dict[str, EvaluationDataset] = {
-            block.name: build_eval_dataset(block) for block in options.datasets_of("val", "test").values()
-        }
-        self.better = {name: better_direction(block) for name, block in options.val.metrics.items()}
+        self.blocks = list(options.datasets_of("val", "test").values())
+        self.datasets: dict[str, EvaluationDataset] = {block.name: build_eval_dataset(block) for block in self.blocks}
         self.folder = options.visualization_folder / (f"x{options.scale}" if several else "")
         self.pictures: SavedPictures | None = None
         self.begun = False
         self._rows: list[Row] = []
         self._fitting: list[str] = []
         self._architectures: dict[int, str] = {}
-        self._remarks: list[str] = []
+        self._warnings: list[str] = []
 
     def check(self) -> None:
-        """Looks for what would otherwise be found after much of the work: images, names, regions, sizes, weights.
+        """Finds what would otherwise be found after much of the work: images, names, regions, sizes, weights.
 
         Networks are loaded for it and once more when it is their turn, so that one at a time is in memory.
 
@@ -233,52 +211,45 @@ class _Scale:
             UserError: images cannot be used or do not fit each other or a network, two have one name, a region is not
                 in its image, or weights do not fit their network or are none.
         """
-        if not (self.options.networks or self.options.network_g):
-            return  # none of them is there: nothing is done at this scale
+        options = self.options
+        if not (options.networks or options.network_g):
+            return  # all networks are missing: nothing is done at this scale
         names = {name: listed for name, data in self.datasets.items() if (listed := image_names(data)) is not None}
-        regions = self.options.report.regions if self.options.saves_images and self.options.report.plots else ()
-        check_regions(
-            [region for region in regions if region.dataset in names], self._saved(names), scale=self.options.scale
-        )
-        blocks = self.options.datasets_of("val", "test").values()
-        require_equal(lambda: _files_read(self.options))
+        regions = options.report.regions if options.saves_images and options.report.plots else ()
+        shown = [region for region in regions if region.dataset in names]
+        check_regions(shown, self._saved(names), scale=options.scale)
+        require_equal(lambda: _files_read(options))
         require_equal_images(self.datasets)
-        _, self._remarks = check_datasets([(self.datasets[block.name], block) for block in blocks], self.rank_info)
+        _, self._warnings = check_datasets(
+            [(self.datasets[block.name], block) for block in self.blocks], self.rank_info
+        )
         for data in self.datasets.values():
             data[0]
         channels: set[int] = set()
-        for candidate in _networks(self.options) if self.datasets else ():  # built, its weights loaded, and let go
+        for candidate in _networks(options) if self.datasets else ():  # built, its weights loaded, and let go
             trial = Trial(candidate.label, candidate.network, torch.device("cpu"))
-            for images in evaluation_images(self.options, self.datasets):
+            for images in evaluation_images(options, self.datasets):
                 channels.add(images.shape[0])
-                self._fitting += check_evaluation(trial, candidate.block, images, self.options)
+                self._fitting += check_evaluation(trial, candidate.block, images, options)
         if channels == {1}:  # costs are those of gray images
-            report = self.options.report
-            gray = report.model_copy(update={"input": (1, *report.input[1:])})
-            self.options = self.options.model_copy(update={"report": gray})
+            gray = options.report.model_copy(update={"input": (1, *options.report.input[1:])})
+            self.options = options.model_copy(update={"report": gray})
 
-    def results(self, latencies: Mapping[str, Spread]) -> ScaleResults:
+    def results(self, latencies: Latencies) -> ScaleResults:
         """What has been measured so far, with the latency of each architecture."""
-        rows = (
-            replace(row, latency=latencies.get(self._architectures.get(number, "")))
-            for number, row in enumerate(self._rows)
-        )
-        return ScaleResults(self.options.scale, tuple(rows), self.options.skipped, tuple(self._remarks))
+        measured = [latencies.spreads.get(self._architectures.get(number, "")) for number in range(len(self._rows))]
+        rows = (replace(row, latency=latency) for row, latency in zip(self._rows, measured, strict=True))
+        return ScaleResults(self.options.scale, tuple(rows), self.options.skipped, tuple(self._warnings))
 
     def run(self, keep: Callable[[], None]) -> None:
-        """Evaluates one network after the other; on several ranks all must call.
-
-        Args:
-            keep: called when there are new figures.
+        """Evaluates one network after the other, and calls `keep` for new figures; on several ranks all must call.
 
         Raises:
             Interrupted: a signal asked for it, on any rank.
             UserError: an image or weights cannot be read, or do not fit.
         """
         self.begun = True
-        for line in self.options.skipped:
-            self.logger.warning(f"x{self.options.scale}: left out {line}")
-        for line in self._remarks:
+        for line in (*(f"left out {line}" for line in self.options.skipped), *self._warnings):
             self.logger.warning(f"x{self.options.scale}: {line}")
         for line in dict.fromkeys(self._fitting):
             self.logger.info(line)
@@ -290,14 +261,13 @@ class _Scale:
                 keep_output_precise(candidate.network)
                 self._warn_if_slow(candidate.network)
             self._measure(candidate, keep)
-            if any_rank([bool(self.stop)], self.rank_info.device)[0]:
-                raise Interrupted(_INTERRUPTED)
+            _raise_if_stopped(self.stop, self.rank_info)
         if self._rows and self.options.saves_images:
             names = {dataset: evaluation.images for dataset, evaluation in self._rows[0].evaluations.items()}
             self.pictures = self._saved(names)
 
     def _warn_if_slow(self, network: nn.Module) -> None:
-        """Says where the first network at this scale is slower in the precision asked for than in float32."""
+        """Warns where the first network at this scale is slower in the precision asked for than in float32."""
         first = not any(row.parameters for row in self._rows) and count_parameters(network) > 0
         if self.rank_info.is_master and first:
             amp = self.options.val.amp
@@ -306,49 +276,39 @@ class _Scale:
 
     def _measure(self, candidate: _Candidate, keep: Callable[[], None]) -> None:
         """Adds a network's row, dataset by dataset, then its cost."""
-        network, report = candidate.network, self.options.report
+        network, options = candidate.network, self.options
         row = Row(candidate.name, count_parameters(network), {}, weights=candidate.weights)
         self._rows.append(row)
         for name, dataset in self.datasets.items():
             evaluation = self._evaluate(candidate, name, dataset)
             self._rows[-1] = row = replace(row, evaluations={**row.evaluations, name: evaluation})
             figures = ", ".join(
-                f"{metric_label(metric, self.better[metric] == 'higher')} {format_figure(mean, decimals_of(metric))}"
+                f"{metric_label(metric, better_direction(options.val.metrics[metric]) == 'higher')}"
+                f" {format_figure(mean, decimals_of(metric))}"
                 for metric, mean in evaluation.means().items()
             )
-            what = f"x{self.options.scale} {candidate.name}, {name} ({len(evaluation.images)} images)"
+            what = f"x{options.scale} {candidate.name}, {name} ({len(evaluation.images)} images)"
             self.logger.info(f"{what}: {figures or 'nothing was measured'}")
             keep()
         if row.parameters and self.rank_info.is_master:
             try:
-                self._rows[-1] = replace(row, multiply_adds=count_multiply_adds(network, report.input))
+                self._rows[-1] = replace(row, multiply_adds=count_multiply_adds(network, options.report.input))
                 if self._stopwatch is not None:
-                    label = f"x{self.options.scale} {candidate.name}"
+                    label = f"x{options.scale} {candidate.name}"
                     self._architectures[len(self._rows) - 1] = self._stopwatch.add(label, network)
             except DataError as error:
                 self.logger.warning(f"{candidate.name} has no figures of cost: {error}")
 
     def _evaluate(self, candidate: _Candidate, name: str, dataset: EvaluationDataset) -> Evaluation:
-        val = self.options.val
         saves = self.options.saves_images or "gt" not in dataset[0]
-        evaluation = evaluate(
+        evaluation = evaluate_with(
+            self.options,
             candidate.network,
             dataset,
-            val.metrics,
-            self.rank_info.device,
-            scale=self.options.scale,
-            self_ensemble=val.self_ensemble,
-            tile=val.tile,
-            tile_overlap=val.tile_overlap,
-            amp=val.amp,
-            save_image=self._image_saver(candidate.name, name) if saves else None,
-            should_stop=lambda: bool(self.stop),
-            progress=lambda indices: tqdm(
-                indices,
-                desc=f"x{self.options.scale} {candidate.name}, {name}",
-                unit="image",
-                disable=not (self.rank_info.is_master and sys.stderr.isatty()),
-            ),
+            self.rank_info,
+            self.stop,
+            f"x{self.options.scale} {candidate.name}, {name}",
+            self._image_saver(candidate.name, name) if saves else None,
         )
         if evaluation is None:
             raise Interrupted(_INTERRUPTED)
@@ -370,9 +330,9 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A network with its weights, the name of its row, and what the log should say of loading it.
+    """A network with its weights and the name of its row.
 
-    `label` is where its options stand, `block` what they say.
+    `label` is where its options stand, `block` what they say, `remark` what to log of loading `file`.
     """
 
     name: str
@@ -385,35 +345,27 @@ class _Candidate:
     @property
     def weights(self) -> str | None:
         """The file of the weights and its SHA-256, in words; None where there is none."""
-        return f"{self.file}, SHA-256 {sha256_of(Path(self.file))}" if self.file else None
+        return f"{self.file}, SHA-256 {digest_of_file(Path(self.file))}" if self.file else None
 
 
 def _networks(options: Options) -> Iterator[_Candidate]:
-    if not options.networks:
-        if options.network_g is None:
-            return
-        path = options.path
-        if path.pretrain_network_g is None:
-            network, remark = build_network(options.network_g), None
+    scale, path = options.scale, options.path
+    if not options.networks and (block := options.network_g) is not None:
+        file, remark = path.pretrain_network_g, None
+        if file is None:
+            network = build_network(block)
         else:
-            network, remark = network_for(
-                options.network_g,
-                path.pretrain_network_g,
-                param_key=path.param_key_g,
-                strict=path.strict_load_g,
-                scale=options.scale,
-            )
-        yield _Candidate(
-            type(network).__name__, network, "network_g", options.network_g, remark, path.pretrain_network_g
-        )
+            key, strict = path.param_key_g, path.strict_load_g
+            network, remark = network_for(block, file, param_key=key, strict=strict, scale=scale)
+        yield _Candidate(type(network).__name__, network, "network_g", block, remark, file)
     for name, row in options.networks.items():
         label = f"networks.{name}"
         if row.type == "bicubic":
-            yield _Candidate(name, build_network({"type": "Bicubic", "upscale": options.scale}), label)
+            yield _Candidate(name, build_network({"type": "Bicubic", "upscale": scale}), label)
             continue
         assert row.path is not None
         block = row.network or options.network_g
-        network, remark = network_for(block, row.path, param_key=row.param_key, strict=row.strict, scale=options.scale)
+        network, remark = network_for(block, row.path, param_key=row.param_key, strict=row.strict, scale=scale)
         label = f"{label}.network" if row.network is not None else "network_g" if block is not None else label
         yield _Candidate(name, network, label, block, remark, row.path)
 
@@ -423,6 +375,11 @@ def _files_read(options: Options) -> dict[str, str]:
     named = {"path.pretrain_network_g": options.path.pretrain_network_g}
     named |= {f"networks.{name}.path": row.path for name, row in options.networks.items()}
     return {f"SHA-256 of {option}": digest_of_file(Path(file)) for option, file in named.items() if file is not None}
+
+
+def _raise_if_stopped(stop: StopRequest, rank_info: RankInfo) -> None:
+    if any_rank([bool(stop)], rank_info.device)[0]:
+        raise Interrupted(_INTERRUPTED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Validation during training."""
+"""Evaluation by the options' section `val`, and validation during training."""
 
 from __future__ import annotations
 
@@ -6,18 +6,53 @@ import copy
 import sys
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 from tqdm import tqdm
 
+from basicsr.config.schema import Options
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.logs.run_log import RunLog
-from basicsr.engine.process.distributed import on_master
+from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.stop import StopRequest
-from basicsr.engine.training_run import TrainingRun
 from basicsr.files.images import imwrite
-from basicsr.metrics.evaluator import Evaluation, SaveImage, evaluate
+from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate
 from basicsr.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from basicsr.engine.training_run import TrainingRun
+
+
+def evaluate_with(
+    options: Options,
+    network: nn.Module,
+    dataset: EvaluationDataset,
+    rank_info: RankInfo,
+    stop: StopRequest,
+    description: str,
+    save_image: SaveImage | None,
+    *,
+    training: bool = False,
+) -> Evaluation | None:
+    """Evaluates a network on a set as `options.val` says; None where a rank was asked to stop. All ranks must call."""
+    val = options.val
+    shown = rank_info.is_master and sys.stderr.isatty() and (val.pbar or not training)
+    return evaluate(
+        network,
+        dataset,
+        val.metrics,
+        rank_info.device,
+        scale=options.scale,
+        self_ensemble=val.self_ensemble,
+        tile=val.tile,
+        tile_overlap=val.tile_overlap,
+        amp=val.amp,
+        save_image=save_image,
+        should_stop=lambda: bool(stop),
+        progress=partial(tqdm, desc=description, unit="image", leave=not training, disable=not shown),
+    )
 
 
 def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: StopRequest) -> bool:
@@ -30,24 +65,10 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
         NonFiniteError: the network puts out values that are not finite.
         DataError: an image cannot be read or measured.
     """
-    val = run.options.val
-    shown = val.pbar and run.rank_info.is_master and sys.stderr.isatty()
     evaluations: dict[str, Evaluation] = {}
     for name, dataset in run.validation.items():
-        evaluation = evaluate(
-            run.evaluated_network,
-            dataset,
-            val.metrics,
-            run.rank_info.device,
-            scale=run.options.scale,
-            self_ensemble=val.self_ensemble,
-            tile=val.tile,
-            tile_overlap=val.tile_overlap,
-            amp=val.amp,
-            save_image=_image_saver(run, log, name),
-            should_stop=lambda: bool(stop),
-            progress=partial(tqdm, desc=f"Validation {name}", unit="image", leave=False, disable=not shown),
-        )
+        network, save, shown = run.evaluated_network, _image_saver(run, log, name), f"Validation {name}"
+        evaluation = evaluate_with(run.options, network, dataset, run.rank_info, stop, shown, save, training=True)
         if evaluation is None:
             return False
         if evaluation.metrics:

@@ -13,6 +13,7 @@ import pytest
 import basicsr.test as testing
 from basicsr.config.load import load_options
 from basicsr.config.unused import unused_in_testing
+from basicsr.engine import validation
 from basicsr.files.csv_files import read_csv
 from basicsr.test import test_pipeline as run_test
 from basicsr.utils.errors import DataError, OptionsError
@@ -112,7 +113,7 @@ def test_what_networks_and_testing_have_no_use_for_is_told(options, given, told)
     "error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a bug"), None]
 )
 def test_finished_figures_are_kept_and_marked(options, tmp_path, monkeypatch, error):
-    evaluate, calls = testing.evaluate, []
+    evaluate, calls = validation.evaluate, []
 
     def failing(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
@@ -122,7 +123,7 @@ def test_finished_figures_are_kept_and_marked(options, tmp_path, monkeypatch, er
             raise error
         return evaluate(*arguments, **named)
 
-    monkeypatch.setattr(testing, "evaluate", failing)
+    monkeypatch.setattr(validation, "evaluate", failing)
     with pytest.raises(type(error) if error is not None else testing.Interrupted):
         run_test(options, root=tmp_path)
     folder = tmp_path / "results/t"
