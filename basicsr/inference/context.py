@@ -26,13 +26,7 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Context:
-    """What tiles must be like for a network.
-
-    Attributes:
-        overlap: pixels that a tile must see beyond each edge of its core.
-        multiple: tiles begin at multiples of so many pixels.
-        error: by how much outputs of the probe, in [0, 1], still differed from those of the whole.
-    """
+    """Pixels that a tile must see beyond its core, the multiples where it begins, and the error, in [0, 1], left."""
 
     overlap: int
     multiple: int
@@ -45,7 +39,7 @@ class Context:
 
 
 def multiple_of(network: nn.Module) -> int:
-    """The least common multiple of what a network's modules say they extend to: windows, halvings; 1 if none does."""
+    """The least common multiple of the windows and halvings that a network's modules name; 1 without any."""
     sides = {1}
     for module in network.modules():
         for name in ("window_size", "split_size", "padder_size"):
@@ -56,18 +50,11 @@ def multiple_of(network: nn.Module) -> int:
 
 
 def measure_context(network: Network, channels: int, scale: int, device: torch.device, multiple: int) -> Context:
-    """Measures how far inside a tile a network's output feels that the image goes on outside.
+    """Measures how far from its edges a tile's output differs from that of the whole image.
 
-    The network runs in float32 on a random image, and on a tile out of its middle. The difference falls with the
-    distance from the tile's edge; the overlap is where it has become negligible. Where the network averages over
-    its whole input, the tile is given the averages of the image.
-
-    Args:
-        network: in eval mode, called without gradients; what it raises is passed on.
-        channels: of its input.
-        scale: its factor of enlargement.
-        device: of the network.
-        multiple: at multiples of how many pixels it is known to want tiles.
+    The network, in eval mode, runs in float32 on a random image, and on a tile out of its middle. The difference falls
+    with the distance from the tile's edge; the overlap is where it has become negligible. A network that averages over
+    its whole input is given the averages of the image. `multiple` is known to suit its tiles.
     """
     larger = math.lcm(multiple, _LARGER_STEP)
     attempts = [(multiple, reach) for reach in _REACHES]
@@ -90,7 +77,7 @@ def measure_context(network: Network, channels: int, scale: int, device: torch.d
 
 @contextmanager
 def _exact_convolutions() -> Iterator[None]:
-    """On CUDA, PyTorch computes those of float32 in TF32: its rounding would hide how the influence fades."""
+    """On CUDA, PyTorch convolves float32 in TF32: its rounding would hide how the influence fades."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -100,7 +87,7 @@ def _exact_convolutions() -> Iterator[None]:
 
 
 def _probe(network: Network, channels: int, scale: int, device: torch.device, multiple: int, reach: int) -> Context:
-    """Looks at most `reach` pixels far, or a multiple more."""
+    """Measures at most `reach` pixels far, or a multiple more."""
     reach = math.ceil(reach / multiple) * multiple
     # An odd number of steps: so a network that wants twice the multiple, or more, shows it.
     start = reach if reach // multiple % 2 else reach + multiple
@@ -116,7 +103,7 @@ def _probe(network: Network, channels: int, scale: int, device: torch.device, mu
 
 
 def _errors_by_distance(network: Network, image: Tensor, scale: int, tiles: Sequence[Region], multiple: int) -> Tensor:
-    """Entry d: the largest difference to the whole among pixels at least d from where a tile is cut off."""
+    """Entry d: the largest difference to the whole among pixels at least d from a tile's cut edges."""
     side = image.shape[-1]
     whole = Region(0, 0, side, side)
     with PoolingOverImage(whole, whole, (side, side), multiple) as pooling:

@@ -1,4 +1,4 @@
-"""Running out of memory: how it shows, and what to do then."""
+"""Running out of memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SIGNS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the machine, has no more memory to give."""
+    """Whether an error says that a device, or the machine, has no more memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 def free_caches() -> None:
-    """Gives back what is held without being used."""
+    """Returns memory that is held without being used."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Which pictures a command line names, and where each one's result goes."""
+"""Which pictures a command line names, and where their results go."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ from basicsr.utils.text import printable
 
 @dataclass(frozen=True)
 class Source:
-    """A picture to be read.
+    """A picture to be read; its path `below` the folder or the fixed part of the pattern given, or a file's name.
 
-    Attributes:
-        path: as the command line leads to it.
-        below: its path below the folder or the fixed part of the pattern that was given; for a file, its name.
-        named: whether the command line named the file itself.
+    `named` is True if the command line named the file itself.
     """
 
     path: str
@@ -40,15 +37,10 @@ class Job:
 
 
 def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Source]:
-    """The pictures that files, folders and patterns (`*`, `?`, `[...]`, and `**` for any folders) name, each once.
+    """The pictures of files, folders and patterns (`*`, `?`, `[...]`, and `**` for any folders), each once.
 
-    Two ways to one file, by a link to a folder, are one.
-
-    Files are taken as they are named; of folders and patterns, what ends in one of `PICTURE_SUFFIXES`.
-
-    Args:
-        inputs: paths and patterns. What exists under a name with such characters is no pattern.
-        recursive: also take pictures of folders below the folders given.
+    Files are taken as they are named; of folders and patterns, names that end in one of `PICTURE_SUFFIXES`. An existing
+    file or folder is no pattern, whatever its name. With `recursive`, folders below the folders given are read too.
 
     Raises:
         DataError: there is no such file or folder, or no picture in a folder or for a pattern.
@@ -61,7 +53,7 @@ def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Sour
 
 
 def not_taken(given: str, output: Path, *, recursive: bool) -> Iterator[str]:
-    """Says which pictures of a folder that was given `find_sources` leaves out; nothing of results and of files."""
+    """Warnings of pictures in a given folder that `find_sources` skips, except results."""
     if not os.path.isdir(given):
         return
     names = sorted(os.listdir(given))
@@ -77,20 +69,10 @@ def not_taken(given: str, output: Path, *, recursive: bool) -> Iterator[str]:
 
 
 def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str, scale: int) -> tuple[list[Job], int]:
-    """Says where each picture's result goes: below `output`, at the place it has below what was given.
+    """Each picture's result goes below `output`, to NAME + `suffix` + `ending` in the same folders as the picture.
 
-    A picture found in a folder that is another's result in any format, left by an earlier run, is left out: it has the
-    result's name and its size.
-
-    Args:
-        sources: what `find_sources` found.
-        output: folder of the results.
-        suffix: put after each name, such as `_x2`.
-        ending: of the results' names, such as `.png`.
-        scale: how many times as large the results are.
-
-    Returns:
-        The jobs, and how many pictures were left out.
+    Results of an earlier run in any format, recognised by name and size, are skipped, unless the command line names
+    them. Returns the jobs, and how many pictures were skipped.
 
     Raises:
         DataError: two results would have one name, or a result that of a picture to be read.
@@ -125,7 +107,7 @@ def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str, s
 
 
 def _is_enlarged(small: str, large: str, scale: int) -> bool:
-    """Whether one picture is `scale` times as large as another, perhaps turned upright; not if either is damaged."""
+    """Whether one picture is `scale` times as large as another, perhaps turned; False if either is damaged."""
     try:
         first, second = PictureFile(small), PictureFile(large)
     except DataError:
@@ -151,7 +133,7 @@ def _sources_of(given: str, recursive: bool) -> Iterator[Source]:
 
 
 def _names_below(folder: str, recursive: bool) -> Iterator[str]:
-    """What looks like a picture in a folder; folders of such names are folders."""
+    """Names like pictures in a folder, except folders of such names."""
     for name in scandir(folder, suffix=PICTURE_SUFFIXES, recursive=recursive):
         path = os.path.join(folder, name)
         if not os.path.isdir(path):
@@ -173,6 +155,6 @@ def _matches(pattern: str) -> Iterator[Source]:
 
 
 def _place(path: str | os.PathLike[str]) -> str:
-    """Where a path leads: links in the folders are followed, a link of this name is not."""
+    """The path with links in its folders followed, but not a link of its own name."""
     folder, name = os.path.split(os.path.abspath(path))
     return os.path.join(os.path.realpath(folder), name)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
@@ -31,11 +31,11 @@ _METRES_PER_INCH = 0.0254
 
 
 class OutputError(DataError):
-    """Results cannot be written where they should be; the next ones could not either."""
+    """Results cannot be written to their folder, neither this one nor the next."""
 
 
 def check_fits(name: str, output_format: Format, height: int, width: int, bits: int) -> None:
-    """Raises DataError, which calls the picture `name`, where a format cannot hold one of this size and depth."""
+    """Raises DataError for the picture `name` where a format cannot hold this size and depth."""
     side = _LARGEST_SIDE[output_format]
     if max(height, width) > side:
         raise DataError(
@@ -47,7 +47,7 @@ def check_fits(name: str, output_format: Format, height: int, width: int, bits: 
 
 
 def suited(name: str, picture: Picture, output_format: Format) -> Picture:
-    """The picture as the format can hold it: for JPEG without an alpha channel that is opaque, nor too long EXIF data.
+    """The picture as the format can hold it: for JPEG, without an opaque alpha channel and too long EXIF data.
 
     Raises:
         DataError: it has transparency, which JPEG has not.
@@ -64,12 +64,9 @@ def suited(name: str, picture: Picture, output_format: Format) -> Picture:
 
 
 def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALITY) -> bytes:
-    """A picture as the bytes of a file.
+    """A picture that passed `check_fits` and `suited` as the bytes of a file; `quality` of JPEG and WebP is 1 to 100.
 
-    Args:
-        picture: fit for the format, as `check_fits` and `suited` see to it.
-        output_format: PNG and TIFF are lossless. WebP knows no gray: it becomes R, G, B.
-        quality: 1 to 100, of JPEG and WebP.
+    PNG and TIFF are lossless. WebP knows no gray: it becomes R, G, B.
 
     Raises:
         DataError: it becomes too large for TIFF.
@@ -92,19 +89,15 @@ def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALI
 
 
 def write(content: bytes, path: Path) -> None:
-    """Writes a file and the folders above it; where that fails, nothing of it is left.
+    """Writes a file and the folders above it; nothing is left of a file that failed.
 
     Raises:
         OutputError: it cannot be written.
-        DataError: it cannot under this name; others may.
+        DataError: it cannot be written under this name; others may.
     """
-
-    def write_all(file: BinaryIO) -> None:
-        file.write(content)
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, write_all)
+        write_atomically(path, lambda file: file.write(content))
     except (OSError, CheckpointError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = (isinstance(cause, OSError) and cause.strerror) or str(cause)
@@ -114,7 +107,7 @@ def write(content: bytes, path: Path) -> None:
 
 
 def _encode_png_16(picture: Picture) -> Iterator[bytes]:
-    """PNG of 16 bits. Neither Pillow nor OpenCV writes all numbers of channels, and all that a picture carries."""
+    """PNG of 16 bits: neither Pillow nor OpenCV writes all numbers of channels and all metadata."""
     height, width, channels = picture.pixels.shape
     yield b"\x89PNG\r\n\x1a\n"
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
@@ -138,7 +131,7 @@ def _encode_png_16(picture: Picture) -> Iterator[bytes]:
 
 
 def _averaged(rows: np.ndarray, above: np.ndarray, pixel: int) -> bytes:
-    """PNG's filter 3: each byte less the mean of those to the left and above; a pixel is of `pixel` bytes."""
+    """PNG's filter 3: each byte less the mean of those to the left and above, of pixels of `pixel` bytes."""
     left = np.pad(rows, ((0, 0), (pixel, 0)))[:, :-pixel].astype(np.uint16)
     up = np.concatenate([above, rows[:-1]])
     differences = rows - ((left + up) // 2).astype(np.uint8)
@@ -150,7 +143,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _encode_tiff(picture: Picture) -> bytes:
-    """TIFF of 8 or 16 bits, deflated. Pillow writes the directory; of 16 bits it would write gray only."""
+    """TIFF of 8 or 16 bits, deflated. Pillow writes the directory only: of 16 bits it would write gray only."""
     height, width, channels = picture.pixels.shape
     compressor, strip = zlib.compressobj(3), []
     for start in range(0, height, _ROWS_AT_ONCE):
@@ -162,24 +155,29 @@ def _encode_tiff(picture: Picture) -> bytes:
     length = sum(map(len, strip))
     if length > _LARGEST_TIFF:
         raise DataError(f"a picture of {sizeof_fmt(length)} does not fit into a TIFF file; use --format png")
-    directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
-    for tag, value in picture.exif.items():
-        directory[tag] = value
     tags = ExifTags.Base
-    directory[tags.ImageWidth], directory[tags.ImageLength] = width, height
-    directory[tags.BitsPerSample] = (picture.pixels.dtype.itemsize * 8,) * channels
-    directory[tags.Compression], directory[tags.Predictor] = 8, 2
-    directory[tags.PhotometricInterpretation] = 1 if channels < 3 else 2
-    directory[tags.SamplesPerPixel], directory[tags.RowsPerStrip] = channels, height
+    entries = {
+        **picture.exif,
+        tags.ImageWidth: width,
+        tags.ImageLength: height,
+        tags.BitsPerSample: (picture.pixels.dtype.itemsize * 8,) * channels,
+        tags.Compression: 8,
+        tags.Predictor: 2,
+        tags.PhotometricInterpretation: 1 if channels < 3 else 2,
+        tags.SamplesPerPixel: channels,
+        tags.RowsPerStrip: height,
+        tags.StripByteCounts: length,
+        tags.StripOffsets: 0,  # from the end of the directory, which makes it a position in the file
+    }
     if picture.has_alpha:
-        directory[tags.ExtraSamples] = 2
+        entries[tags.ExtraSamples] = 2
     if picture.dpi:
-        directory[tags.XResolution], directory[tags.YResolution] = picture.dpi
-        directory[tags.ResolutionUnit] = 2
+        entries |= {tags.XResolution: picture.dpi[0], tags.YResolution: picture.dpi[1], tags.ResolutionUnit: 2}
     if picture.icc:
-        directory[tags.InterColorProfile] = picture.icc
-    # The directory makes the offset, which counts from its own end, a position in the file.
-    directory[tags.StripByteCounts], directory[tags.StripOffsets] = length, 0
+        entries[tags.InterColorProfile] = picture.icc
+    directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
+    for tag, value in entries.items():
+        directory[tag] = value
     buffer = io.BytesIO()
     directory.save(buffer)
     buffer.writelines(strip)

@@ -27,22 +27,8 @@ _LARGEST_STEP = 64
 # How many times larger than the tile a network's features may be.
 _RATIOS = tuple(Fraction(1, step) for step in range(1, 33)) + tuple(Fraction(step) for step in range(2, 9))
 
-# float64 (C,) of each average, in the order the network comes by them; None where it is not known.
 Means = Sequence[Tensor | None]
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """float64 (C,), the sum over `count` pixels."""
-
-    total: Tensor
-    count: int
-
-    def plus(self, other: _Sum) -> _Sum | None:
-        """Both together; None if they are not of the same features."""
-        if self.total.shape != other.total.shape:
-            return None
-        return _Sum(self.total + other.total, self.count + other.count)
+"""float64 (C,) of each average, in the network's order; None where it is unknown."""
 
 
 @dataclass
@@ -50,42 +36,48 @@ class ImageMeans:
     """What a network averages, of a tile or of several.
 
     Attributes:
-        calls: one entry for each average, in the order the network comes by them; None where it cannot be gathered.
-        followed: False if tiles had to be left averages of their own.
+        sums: of each average, in the network's order, the float64 (C,) sum and its number of pixels; None where it
+            cannot be gathered.
+        followed: False if tiles kept averages of their own.
     """
 
-    calls: list[_Sum | None] = field(default_factory=list)
+    sums: list[tuple[Tensor, int] | None] = field(default_factory=list)
     followed: bool = True
 
     def plus(self, other: ImageMeans) -> ImageMeans:
-        """Those of both."""
-        if len(self.calls) != len(other.calls):
+        """The averages over both."""
+        if len(self.sums) != len(other.sums):
             return ImageMeans([], False)
-        pairs = list(zip(self.calls, other.calls, strict=True))
-        calls = [None if one is None or more is None else one.plus(more) for one, more in pairs]
-        lost = any(call is None and pair != (None, None) for call, pair in zip(calls, pairs, strict=True))
-        return ImageMeans(calls, self.followed and other.followed and not lost)
+        sums: list[tuple[Tensor, int] | None] = []
+        followed = self.followed and other.followed
+        for one, more in zip(self.sums, other.sums, strict=True):
+            if one is None or more is None or one[0].shape != more[0].shape:
+                sums.append(None)
+                followed &= one is None and more is None
+            else:
+                sums.append((one[0] + more[0], one[1] + more[1]))
+        return ImageMeans(sums, followed)
 
     def means(self) -> Means:
-        """Those to give to every tile."""
-        return [None if call is None else call.total / call.count for call in self.calls]
+        """The averages to give to every tile."""
+        return [None if entry is None else entry[0] / entry[1] for entry in self.sums]
 
 
 class PoolingOverImage(TorchDispatchMode):
-    """While a network runs on a tile: gathers over its core what it averages, and gives it known means instead.
+    """While a network runs on a tile: gathers its averages over the core, and replaces them by known means.
 
     Args:
         core: the pixels that count.
         region: those that the network sees, core and context, of the same image.
         size: height and width of that image.
-        multiple: at multiples of how many pixels regions begin.
-        known: the means of the whole image, in the network's order; where there is none it keeps those of the region.
+        multiple: regions begin at multiples of it.
+        known: the means of the whole image, in the network's order; without one it keeps that of the region.
     """
 
     def __init__(self, core: Region, region: Region, size: tuple[int, int], multiple: int, known: Means = ()) -> None:
         super().__init__()
         self.gathered = ImageMeans()
-        self._core, self._region, self._size, self._known = core, region, size, known or ()
+        self._core, self._region, self._size, self._known = core, region, size, known
         self._steps = _divisors(math.lcm(multiple, _LARGEST_STEP))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,26 +85,19 @@ class PoolingOverImage(TorchDispatchMode):
         x = _averaged(func, args)
         if x is None:
             return result
-        index = len(self.gathered.calls)
-        slices = self._core_of(x)
-        if slices is None:
-            self.gathered.calls.append(None)
+        index = len(self.gathered.sums)
+        ratio = self._ratio(x.shape[2], x.shape[3]) if x.shape[0] == 1 else None
+        if ratio is None:
+            self.gathered.sums.append(None)
             # One pixel is its own mean.
             self.gathered.followed &= x.shape[0] != 1 or x.shape[2:].numel() == 1
             return result
-        core = x[(0, slice(None), *slices)]
-        self.gathered.calls.append(_Sum(core.sum((1, 2), dtype=torch.float64), core.shape[1] * core.shape[2]))
+        rows = _along(self._core.top, self._core.bottom, self._region.top, ratio, self._size[0])
+        columns = _along(self._core.left, self._core.right, self._region.left, ratio, self._size[1])
+        core = x[0, :, rows, columns]
+        self.gathered.sums.append((core.sum((1, 2), dtype=torch.float64), core.shape[1] * core.shape[2]))
         known = self._known[index] if index < len(self._known) else None
         return result if known is None or len(known) != x.shape[1] else known.to(result).view(result.shape)
-
-    def _core_of(self, x: Tensor) -> tuple[slice, slice] | None:
-        """Where in features (1, C, H, W) the core is; None where they are no map of the tile."""
-        ratio = self._ratio(x.shape[2], x.shape[3]) if x.shape[0] == 1 else None
-        if ratio is None:
-            return None
-        rows = self._along(self._core.top, self._core.bottom, self._region.top, ratio, self._size[0])
-        columns = self._along(self._core.left, self._core.right, self._region.left, ratio, self._size[1])
-        return rows, columns
 
     def _ratio(self, height: int, width: int) -> Fraction | None:
         """How many times larger features are than the tile, extended to multiples of any step; None if they are not."""
@@ -127,11 +112,11 @@ class PoolingOverImage(TorchDispatchMode):
                 other = other or ratio
         return other
 
-    @staticmethod
-    def _along(start: int, end: int, origin: int, ratio: Fraction, size: int) -> slice:
-        # Beyond the image's end lies what the network extended it by, which it averages too.
-        last = None if end == size else int(end * ratio) - int(origin * ratio)
-        return slice(int(start * ratio) - int(origin * ratio), last)
+
+def _along(start: int, end: int, origin: int, ratio: Fraction, size: int) -> slice:
+    # Beyond the image's end lies what the network extended it by, which it averages too.
+    last = None if end == size else int(end * ratio) - int(origin * ratio)
+    return slice(int(start * ratio) - int(origin * ratio), last)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What a network makes of an image, tried on copies of it before a run begins: channels, factor, sizes, values."""
+"""Tries networks on images before a run begins: channels, factor, sizes, values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basicsr.utils.complexity import on_meta
+from basicsr.utils.complexity import count_parameters, on_meta
 from basicsr.utils.precision import Precision
 from basicsr.utils.randomness import seeded_global_state
 
@@ -25,7 +25,7 @@ _STEP = 64  # sides are shortened by multiples of it, so that networks in need o
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial.
+    """The result of a trial.
 
     Attributes:
         given: shape of the image that was tried, at most as large as the one asked for.
@@ -45,14 +45,14 @@ class Outcome:
 class Trial:
     """A network that is tried; weights, buffers, modes and random generators stay as they are.
 
-    Shapes are tried on the meta device, where nothing is computed. What cannot run there, or fails there, is run, and
-    so is what takes next to no time.
+    Shapes are tried on the meta device, where nothing is computed. The network is run if that fails, or takes next to
+    no time.
 
     Args:
         label: how the options call it, such as 'network_g'.
         network: maps (B, C, H, W) to (B, C', H', W').
         device: of the network.
-        precision: how the run will run it.
+        precision: of the run.
     """
 
     def __init__(
@@ -74,15 +74,14 @@ class Trial:
     def outcome(self, shape: Shape, *, any_output: bool = False) -> Outcome:
         """What the network makes of an image of this shape, or of one with shorter sides where it must be run.
 
-        Args:
-            shape: of the image.
-            any_output: the output need not be an image, as that of a discriminator.
+        With `any_output`, the output need not be an image, as that of a discriminator.
         """
-        quick = self._is_quick(shape)
+        shorter = _shortened(shape)
+        quick = shape == shorter and 0 < count_parameters(self._network) * shape[1] * shape[2] < _QUICK
         made = None if quick else self._made_on_meta(shape, any_output)
         if made is not None:
             return Outcome(shape, made)
-        shorter = shape if any_output else _shortened(shape)
+        shorter = shape if any_output else shorter
         try:
             return Outcome(shorter, _checked_shape(self._run(_noise(shorter)), any_output))
         except Exception as error:  # whatever a network's code raises
@@ -90,7 +89,9 @@ class Trial:
 
     def values(self, image: Tensor) -> Outcome:
         """Runs the network on a corner of an image (C, H, W), as small as it takes; `reason` says what is wrong."""
-        outcome = self._values(patch_of(image))
+        # Small enough to be run in no time, with sides alike in multiples.
+        height, width = (min(side, 16 + side % 16) for side in image.shape[-2:])
+        outcome = self._values(image[..., :height, :width])
         if outcome.made is not None:
             return outcome
         _, height, width = _shortened(_shape(image))
@@ -106,22 +107,17 @@ class Trial:
         return Outcome(_shape(image), made, reason="" if finite else "puts out values that are not finite")
 
     def _other_channels(self, shape: Shape, any_output: bool) -> int | None:
-        for channels in _CHANNELS:
-            if channels != shape[0]:
-                other = (channels, *shape[1:])
-                if self._made_on_meta(other, any_output) is not None or self._runs(other, any_output):
-                    return channels
-        return None
+        others = (channels for channels in _CHANNELS if channels != shape[0])
+        return next((channels for channels in others if self._takes((channels, *shape[1:]), any_output)), None)
 
-    def _runs(self, shape: Shape, any_output: bool) -> bool:
+    def _takes(self, shape: Shape, any_output: bool) -> bool:
+        if self._made_on_meta(shape, any_output) is not None:
+            return True
         try:
-            return _checked_shape(self._run(_noise(shape)), any_output) is not None
+            _checked_shape(self._run(_noise(shape)), any_output)
         except Exception:  # whatever a network's code raises
             return False
-
-    def _is_quick(self, shape: Shape) -> bool:
-        parameters = sum(parameter.numel() for parameter in self._network.parameters())
-        return shape == _shortened(shape) and 0 < parameters * shape[1] * shape[2] < _QUICK
+        return True
 
     def _made_on_meta(self, shape: Shape, any_output: bool) -> Shape | None:
         if self._meta is None:
@@ -129,7 +125,7 @@ class Trial:
         try:
             with torch.no_grad():
                 return _checked_shape(self._meta(torch.empty(1, *shape, device="meta")), any_output)
-        except Exception:  # also of networks that are sound, but read values
+        except Exception:  # also of sound networks that read values
             return None
 
     def _run(self, image: Tensor) -> Any:
@@ -142,15 +138,9 @@ class Trial:
 
     @cached_property
     def _copy(self) -> nn.Module:
-        """Of custom networks nobody knows what they change when they run."""
+        """A copy, since custom networks may change anything when they run."""
         copied = _or_none(lambda: copy.deepcopy(self._network))
-        return (copied if copied is not None else self._network).eval()
-
-
-def patch_of(image: Tensor) -> Tensor:
-    """The upper left corner of (C, H, W), small enough to be run in no time, with sides alike in multiples."""
-    height, width = (min(side, 16 + side % 16) for side in image.shape[-2:])
-    return image[..., :height, :width]
+        return (self._network if copied is None else copied).eval()
 
 
 def _or_none(make: Callable[[], nn.Module]) -> nn.Module | None:
@@ -176,14 +166,13 @@ def _noise(shape: Shape) -> Tensor:
 
 
 def _checked_shape(output: Any, any_output: bool) -> Shape:
-    """The output's shape without the batch; raises TypeError where it is no image, unless that is no matter."""
+    """The output's shape without the batch; raises TypeError where it is no image but must be."""
     if any_output:
         return 1, 1, 1
     if not isinstance(output, Tensor) or output.dim() != 4 or len(output) != 1:
         found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise TypeError(f"forward returned {found}; it must return one tensor (B, C, H, W)")
-    channels, height, width = output.shape[1:]
-    return channels, height, width
+    return _shape(output[0])
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Runs a network on one image: whole or in tiles, once or on its eight flips and rotations."""
+"""Runs a network on one image: whole or in tiles, once or in its eight views."""
 
 from __future__ import annotations
 
@@ -17,30 +17,27 @@ from basicsr.files.images import tensor2img
 from basicsr.inference.context import measure_context, multiple_of
 from basicsr.inference.memory import free_caches, is_out_of_memory
 from basicsr.inference.pooling import ImageMeans, Means, PoolingOverImage
-from basicsr.inference.self_ensemble import AS_IT_IS, EIGHT_VIEWS, View
-from basicsr.inference.tiling import Region, cut_into_cores, with_context
+from basicsr.inference.tiling import AS_IT_IS, EIGHT_VIEWS, Region, View, cut_into_cores, with_context
 from basicsr.utils.errors import MachineError, NonFiniteError, OptionsError
 from basicsr.utils.precision import Precision
 
-SMALLEST_TILE = 32
-
 _LOGGER = logging.getLogger("basicsr")
+_SMALLEST_TILE = 32
 _MOST_PASSES = 10
 _ALLOWED_DIFFERENCE = 1e-3
-# How far from what more passes would make a pass may be to be the last; in low precision, what rounding moves.
+# Convergence tolerance of the passes; in low precision, what rounding changes.
 _SETTLED = {"none": 1e-5, "fp16": 2e-3, "bf16": 8e-3}
 _SAMPLED = 8  # of outputs, every 8th pixel of every 8th row is remembered from pass to pass
 
 
 class ImageRunner:
-    """How a network is run on images, one at a time.
+    """Runs a network on images, one at a time.
 
-    In tiles, results are those of the whole image within 1e-3, in float32. A tile is written by its core alone; around
-    the core the network sees as much of the image as `tile_overlap` says. Where the network averages over its whole
+    In tiles, results are those of the whole image within 1e-3, in float32. Where the network averages over its whole
     input (channel attention), several passes are made over the image, until the averages are those of all tiles
-    together. The image made is kept on the CPU; the device holds one tile at a time.
+    together. The result is kept on the CPU; the device holds one tile at a time.
 
-    When memory runs out, tiles are halved, and what is done stays done; the smaller tiles are kept for later images.
+    When memory runs out, tiles are halved, for later images too; finished tiles are kept.
 
     Args:
         network: maps (1, C, h, w) in [0, 1] to (1, C, sh, sw); run in eval mode, and put back as it was.
@@ -51,10 +48,10 @@ class ImageRunner:
             it is first run in tiles.
         self_ensemble: average over the eight flips and rotations.
         precision: None for float32.
-        multiple: tiles begin at multiples of it, as attention windows and striding networks want; None takes the
+        multiple: tiles begin at multiples of it, as attention windows and striding networks need; None takes the
             network's window size, if it has one.
-        report: takes lines on what was done otherwise than asked for.
-        progress: called after each tile with how many are done, and how many there are in this pass over the image.
+        report: receives warnings.
+        progress: called after each tile with the numbers of tiles done and of all in this pass over the image.
     """
 
     def __init__(
@@ -71,7 +68,7 @@ class ImageRunner:
         report: Callable[[str], None] = _LOGGER.warning,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self._network = network
+        self._network, self._name = network, type(network).__name__
         self._scale = scale
         self._device = device
         self._tile = tile
@@ -79,7 +76,7 @@ class ImageRunner:
         self._views: Sequence[View] = EIGHT_VIEWS if self_ensemble else (AS_IT_IS,)
         self._precision = precision or Precision(device.type)
         self._multiple = multiple or multiple_of(network)
-        self._told = False
+        self._warned = False
         self._report = report
         self._progress = progress
 
@@ -111,7 +108,7 @@ class ImageRunner:
         return canvas[0]
 
     def to_array(self, lq: Tensor, dtype: Any) -> np.ndarray:
-        """Runs the network on an image, into an array of whole numbers; the floating ones are never all in memory.
+        """Runs the network on an image, into an array of integers; floats are never all in memory.
 
         Args:
             lq: (1, C, h, w) in [0, 1], on any device.
@@ -121,9 +118,8 @@ class ImageRunner:
             (sh, sw, C), channels in the network's order; clipped to [0, 1], then rounded to 0..255 or 0..65535.
 
         Raises:
-            OptionsError: the network enlarges by another factor.
-            MachineError: there is not enough memory for the smallest tiles, or for the result.
             NonFiniteError: the network's output is not finite.
+            OptionsError, MachineError: as for a call.
         """
         canvas: list[np.ndarray] = []
         height, width = lq.shape[-2] * self._scale, lq.shape[-1] * self._scale
@@ -141,10 +137,6 @@ class ImageRunner:
 
         self._run(lq, write)
         return canvas[0]
-
-    @property
-    def _name(self) -> str:
-        return type(self._network).__name__
 
     @torch.no_grad()
     def _run(self, lq: Tensor, write: Callable[[Region, Tensor], None]) -> None:
@@ -164,7 +156,7 @@ class ImageRunner:
                     settling.note(core, output)
                     write(core.scaled(self._scale), output)
                 if not all(total.followed for total in gathered):
-                    self._tell_that_tiles_differ("averages over the whole image in a way that tiles cannot follow")
+                    self._warn_that_tiles_differ("averages over the whole image in a way that tiles cannot follow")
                 cores, means = done, [total.means() for total in gathered]
                 if all(mean is None for view in means for mean in view) or settling.is_over():
                     return
@@ -177,11 +169,16 @@ class ImageRunner:
     def _each(
         self, lq: Tensor, cores: Iterable[Region], means: Sequence[Means]
     ) -> Iterator[tuple[Region, Tensor, list[ImageMeans]]]:
-        """Core by core, its output and what was averaged over it in each view; smaller cores where memory runs out."""
+        """Core by core, its output and each view's averages over it; smaller cores where memory runs out."""
         pending, done = deque(cores), 0
         while pending:
-            result = self._run_if_memory_lasts(lq, pending[0], means)
-            if result is None:
+            result = None
+            try:
+                result = self._average(lq, pending[0], means)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            if result is None:  # not in the handler, where the error still holds what was allocated
                 self._shrink(lq)
                 pending = deque(part for core in pending for part in cut_into_cores(core, self._tile))
             else:
@@ -189,25 +186,18 @@ class ImageRunner:
                 self._progress(done, done + len(pending) - 1)
                 yield (pending.popleft(), *result)
 
-    def _run_if_memory_lasts(
-        self, lq: Tensor, core: Region, means: Sequence[Means]
-    ) -> tuple[Tensor, list[ImageMeans]] | None:
-        """The average over the views, float32 (1, C, h, w) on the CPU, and what each gathered; None: out of memory."""
+    def _average(self, lq: Tensor, core: Region, means: Sequence[Means]) -> tuple[Tensor, list[ImageMeans]]:
+        """The average over the views, float32 (1, C, h, w) on the CPU, and what each gathered."""
         total, gathered = None, []
-        try:
-            for view, known in zip(self._views, means, strict=True):
-                output, found = self._run_view(lq, core, view, known)
-                total = output if total is None else total + output
-                gathered.append(found)
-            assert total is not None
-            return (total if len(self._views) == 1 else total / len(self._views)).cpu(), gathered
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        return None  # outside of the handler, where the error no longer holds what was allocated
+        for view, known in zip(self._views, means, strict=True):
+            output, found = self._run_view(lq, core, view, known)
+            total = output if total is None else total + output
+            gathered.append(found)
+        assert total is not None
+        return (total if len(self._views) == 1 else total / len(self._views)).cpu(), gathered
 
     def _run_view(self, lq: Tensor, core: Region, view: View, means: Means) -> tuple[Tensor, ImageMeans]:
-        """One view of a core, turned back; and what the network averaged over it, nothing if it is the whole image."""
+        """One view of a core, turned back; and the network's averages over it, none if it is the whole image."""
         height, width = lq.shape[-2:]
         size = (width, height) if view.swap_axes else (height, width)
         core = view.of_region(core, height, width)
@@ -242,16 +232,16 @@ class ImageRunner:
             found = measure_context(self._at_its_scale, channels, self._scale, self._device, self._multiple)
             self._overlap, self._multiple = found.overlap, found.multiple
             if not found.is_enough:
-                self._tell_that_tiles_differ(
+                self._warn_that_tiles_differ(
                     f"sees further than the {found.overlap} pixels around a tile",
                     f"; those of a small image of noise do by {found.error:.1g} of white",
                 )
         return self._overlap, self._multiple
 
-    def _tell_that_tiles_differ(self, why: str, by_how_much: str = "") -> None:
+    def _warn_that_tiles_differ(self, why: str, by_how_much: str = "") -> None:
         """Once for all images."""
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             self._report(f"{self._name} {why}: results in tiles may differ from those of the whole image{by_how_much}")
 
     def _shrink(self, lq: Tensor) -> None:
@@ -261,21 +251,19 @@ class ImageRunner:
         whole = self._tile is None or self._tile >= longer
         tile = longer if self._tile is None else min(self._tile, longer)
         given = "the whole image" if whole else f"tiles of {tile}"
-        if tile <= SMALLEST_TILE:
+        if tile <= _SMALLEST_TILE:
             raise MachineError(
                 f"out of memory on {self._device} with {given}, and smaller ones do not help: close other programs,"
                 " use another device or a smaller network, or set tile_overlap lower"
             )
-        self._tile = max(tile // 2, SMALLEST_TILE)
+        self._tile = max(tile // 2, _SMALLEST_TILE)
         self._report(f"out of memory with {given}: going on with tiles of {self._tile}")
 
 
 class _Settling:
-    """Whether passes over an image still change what they make; seen on some of its pixels.
+    """Whether passes over an image still change the output by more than `tolerance`, seen on some of its pixels.
 
-    Attributes:
-        tolerance: how far from what further passes would make a pass may be to be the last.
-        change: by how much the last pass changed it; infinite after the first one.
+    `change` is the change by the last pass, infinite after the first one.
     """
 
     def __init__(self, tolerance: float) -> None:
@@ -285,14 +273,14 @@ class _Settling:
         self._moved: list[float] = []
 
     def note(self, core: Region, output: Tensor) -> None:
-        """Takes what a core became in this pass."""
+        """Compares a core's output with that of the last pass."""
         sample = output[..., ::_SAMPLED, ::_SAMPLED].clone()
         before = self._samples.get(core)
         self._moved.append(math.inf if before is None else (sample - before).abs().max().item())
         self._samples[core] = sample
 
     def is_over(self) -> bool:
-        """Whether the pass that ends here is within the tolerance of what all further ones would make."""
+        """Ends a pass; True if all further ones would change less than the tolerance."""
         before, self.change, self._moved = self.change, max(self._moved), []
         if math.isinf(self.change):
             return False
@@ -303,7 +291,7 @@ class _Settling:
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Puts a network in eval mode, and each of its modules back as it was."""
+    """Puts a network in eval mode, then each of its modules back as it was."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

@@ -1,11 +1,16 @@
-"""Where tiles lie: each is a core, which it alone writes, and the context around it that the network sees too."""
+"""Where tiles lie in an image, and in its eight views.
+
+A tile is a core, which it alone writes, and the context around it that the network sees too.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,8 @@ class Region:
 def cut_into_cores(region: Region, tile: int | None) -> Iterator[Region]:
     """Cuts a rectangle into ones of nearly equal size, at most `tile` a side, row by row; None leaves it whole."""
     rows, columns = _cuts(region.top, region.bottom, tile), _cuts(region.left, region.right, tile)
-    for top, bottom in pairwise(rows):
-        for left, right in pairwise(columns):
-            yield Region(top, left, bottom, right)
+    for (top, bottom), (left, right) in product(pairwise(rows), pairwise(columns)):
+        yield Region(top, left, bottom, right)
 
 
 def with_context(core: Region, height: int, width: int, overlap: int, multiple: int = 1) -> Region:
@@ -71,3 +75,50 @@ def _extend(start: int, end: int, length: int, overlap: int, multiple: int) -> t
     if end - start < multiple:  # what is left of the last window may be too little to extend by reflection
         start = max(start - multiple, 0)
     return start, end
+
+
+@dataclass(frozen=True)
+class View:
+    """One of the eight views of an image: its rows reversed, its columns reversed, then both axes swapped."""
+
+    flip_rows: bool = False
+    flip_columns: bool = False
+    swap_axes: bool = False
+
+    def of(self, image: Tensor) -> Tensor:
+        """(..., H, W) to (..., H, W) or, with swapped axes, (..., W, H)."""
+        image = self._flip(image)
+        return image.transpose(-1, -2) if self.swap_axes else image
+
+    def back(self, image: Tensor) -> Tensor:
+        """Undoes `of`."""
+        return self._flip(image.transpose(-1, -2) if self.swap_axes else image)
+
+    def of_region(self, region: Region, height: int, width: int) -> Region:
+        """Where the view of an image of this size shows `region` of the image."""
+        return _swapped(self._mirrored(region, height, width), self.swap_axes)
+
+    def region_back(self, region: Region, height: int, width: int) -> Region:
+        """Undoes `of_region`: which part of an image of this size its view shows in `region`."""
+        return self._mirrored(_swapped(region, self.swap_axes), height, width)
+
+    def _flip(self, image: Tensor) -> Tensor:
+        axes = [axis for axis, flipped in ((-2, self.flip_rows), (-1, self.flip_columns)) if flipped]
+        return image.flip(axes) if axes else image
+
+    def _mirrored(self, region: Region, height: int, width: int) -> Region:
+        top, left, bottom, right = region.top, region.left, region.bottom, region.right
+        if self.flip_rows:
+            top, bottom = height - bottom, height - top
+        if self.flip_columns:
+            left, right = width - right, width - left
+        return Region(top, left, bottom, right)
+
+
+def _swapped(region: Region, swap: bool) -> Region:
+    return Region(region.left, region.top, region.right, region.bottom) if swap else region
+
+
+AS_IT_IS = View()
+EIGHT_VIEWS = tuple(View(rows, columns, swap) for swap, rows, columns in product((False, True), repeat=3))
+"""Their average is the self-ensemble, the "+" in EDSR+."""

@@ -23,16 +23,10 @@ Run = Callable[[Tensor, Any], np.ndarray]
 
 
 class Upscaler:
-    """Upscales pictures by a network.
+    """Upscales pictures `scale` times by a network of 1 or 3 channels.
 
-    A picture with as many colours as the network has channels is run as it is. A network for colour images is given
-    gray as three equal channels, and the mean of its output is taken. A network for gray images is run on R, G and B
-    one by one.
-
-    Args:
-        run: runs the network on one image.
-        scale: how many times as large the result is.
-        channels: of the network, 1 or 3.
+    A network for colour images is given gray as three equal channels, and the mean of its output is taken. A network
+    for gray images is run on R, G and B one by one.
     """
 
     def __init__(self, run: Run, scale: int, channels: int) -> None:
@@ -44,8 +38,8 @@ class Upscaler:
         """The picture `scale` times as large, of the same channels and depth.
 
         Alpha is upscaled as a gray picture, between the smallest and the largest value around each pixel, so that
-        what was opaque or transparent stays so. Before the colours are run, those of fully transparent pixels become
-        that of the nearest other pixel: what nobody saw does not shine through at the edges.
+        opaque and transparent areas stay so. Fully transparent pixels first get the colour of the nearest other pixel,
+        so that invisible colours do not shine through at the edges.
         """
         if not picture.has_alpha:
             return picture.with_pixels(self._upscale(picture.pixels))
@@ -78,10 +72,7 @@ class Upscaler:
 
 
 def upscale_file(job: Job, upscaler: Upscaler, output_format: Format, quality: int) -> tuple[str, str, tuple[str, ...]]:
-    """Reads, upscales and writes one picture.
-
-    Returns:
-        Size before and after as `WIDTHxHEIGHT`, and notes on what was not kept as it was.
+    """Reads, upscales and writes one picture; returns the sizes before and after, `WIDTHxHEIGHT`, and notes on losses.
 
     Raises:
         OutputError: the result cannot be written.
@@ -114,15 +105,7 @@ def _encoded(name: str, picture: Picture, output_format: Format, quality: int) -
 
 
 def fill_hidden(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Gives fully transparent pixels the colour of the nearest pixel that is not.
-
-    Args:
-        colours: (H, W, C).
-        alpha: (H, W).
-
-    Returns:
-        (H, W, C); `colours` itself where nothing or everything is transparent.
-    """
+    """Colours, (H, W, C), of which fully transparent pixels, alpha (H, W) 0, get those of the nearest other pixel."""
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
         return colours
@@ -142,7 +125,7 @@ def _to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def _check_memory(name: str, file: PictureFile, scale: int) -> None:
-    """Refuses a picture that cannot be held in this machine's memory, before that is tried."""
+    """Refuses a picture that cannot fit into this machine's memory."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every system tells

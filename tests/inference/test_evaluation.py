@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.networks import self_ensemble
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.inference.self_ensemble import self_ensemble
 from basicsr.metrics.evaluator import evaluate
 
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def test_self_ensemble_is_measured_where_it_is_asked_for():
             self.network = network
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self_ensemble(self.network)(x)
+            return self_ensemble(self.network, x)
 
     torch.manual_seed(0)
     network = build_network(networks()["EDSR"])

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support.networks import nearest_edsr
+from support.networks import nearest_edsr, self_ensemble
 from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.files.images import tensor2img
 from basicsr.inference.runner import ImageRunner
-from basicsr.inference.self_ensemble import self_ensemble
 from basicsr.utils.errors import NonFiniteError, OptionsError
 from basicsr.utils.precision import Precision
 
@@ -93,7 +92,7 @@ def test_tiles_need_not_be_multiples_of_the_window(name, tile):
 def test_self_ensemble_in_tiles_equals_that_of_the_whole(name):
     network, lq = small(name), picture(37, 53)
     with torch.no_grad():
-        expected = self_ensemble(network)(lq)
+        expected = self_ensemble(network, lq)
     whole, tiled = (ImageRunner(network, 2, CPU, tile=tile, self_ensemble=True)(lq) for tile in (None, 30))
     assert (whole - expected).abs().max() < 1e-6
     assert (tiled - expected).abs().max() < 1e-3

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
+from basicsr.inference.tiling import EIGHT_VIEWS
 
 
 def nearest_edsr(scale: int = 2, channels: int = 3) -> tuple[nn.Module, dict[str, Any]]:
@@ -39,3 +40,9 @@ def save_checkpoint(path: Path, network: nn.Module, block: dict[str, Any], scale
     """Writes weights and what they are of, as training does."""
     torch.save({"params": network.state_dict(), "network": {**block, "scale": scale}}, path)
     return path
+
+
+def self_ensemble(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """The average, in float32, over the eight views of an image, run whole."""
+    total = sum(view.back(network(view.of(image))).float() for view in EIGHT_VIEWS)
+    return total / len(EIGHT_VIEWS)
