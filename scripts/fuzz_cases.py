@@ -24,7 +24,7 @@ from basicsr.files.images import imfrombytes
 from basicsr.files.lmdb_databases import read_meta_info
 from basicsr.files.name_lists import read_lines
 from basicsr.files.torch_files import load_state_dict_only
-from basicsr.weights.state_dicts import read_weights
+from basicsr.weights.loading import read_weights
 
 _OPTIONS = Path(__file__).resolve().parents[1] / "options"
 _NUMBERS = (0, 1, 2, 3, 7, 63, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1)

@@ -14,8 +14,7 @@ from torch import nn
 
 from basicsr.archs.arch_util import in_colour
 from basicsr.files.atomic_files import sha256_of
-from basicsr.files.torch_files import load_tensors
-from basicsr.files.weight_checks import check_not_all_zero, check_weights
+from basicsr.files.torch_files import check_not_all_zero, check_weights, load_tensors
 from basicsr.utils.errors import CheckpointError, OptionsError
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")

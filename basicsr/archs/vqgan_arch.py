@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import in_colour
-from basicsr.files.torch_files import load_state_dict_only
-from basicsr.files.weight_checks import check_not_all_zero, check_weights
+from basicsr.files.torch_files import check_not_all_zero, check_weights, load_state_dict_only
 from basicsr.utils.errors import CheckpointError, OptionsError
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basicsr.files.weight_checks import check_weights
+from basicsr.files.torch_files import check_weights
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.text import printable
 

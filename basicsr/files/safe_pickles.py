@@ -7,16 +7,27 @@ call, write or hash are replaced.
 
 from __future__ import annotations
 
+import functools
 import io
+import math
 import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
+import torch
+
 MAX_OPERATIONS = 2_000_000
 MAX_DEPTH = 64
 MAX_VALUES = 10_000_000
 MAX_TUPLE_KEYS = 1000
+MAX_TENSORS = 200_000
+MAX_DIMENSIONS = 64
+# Modules that are used several times stand in a state dict as often. Whoever copies all tensors takes so many times
+# the file's size.
+MAX_SHARING = 64
+_LEAST_SHARED = 1 << 24
+_MAX_KEY = 200
 _PLAIN_VALUES = (str, bytes, int, float, bool, type(None))
 _PLAIN_INSTRUCTIONS = (
     *("PROTO", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"),
@@ -25,6 +36,14 @@ _PLAIN_INSTRUCTIONS = (
     *("TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "EMPTY_DICT", "EMPTY_SET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"),
     *("GET", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4"),
 )
+_STORAGES = {
+    **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"},
+    **{"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"},
+    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
+}
+_QUANTISED = {"qint8", "quint8", "qint32", "quint4x2", "quint2x4"}
+_QUANTISED |= {f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)}
+_DTYPES = {name: kind for name, kind in vars(torch).items() if isinstance(kind, torch.dtype) and name not in _QUANTISED}
 _PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 writes these names
 
 
@@ -269,3 +288,153 @@ def _measured(value: Any, depth: int, known: dict[int, tuple[int, int] | None]) 
     if depth + found[0] > MAX_DEPTH or found[1] > MAX_VALUES:
         raise Refused(f"it is damaged or no checkpoint (nested {depth + found[0]} deep, with {found[1]} values)")
     return found
+
+
+class StorageKind(NamedTuple):
+    """A class of storages: the type of the numbers in them."""
+
+    dtype: torch.dtype
+
+
+class Storage(NamedTuple):
+    """A row of numbers in the file, or the part of it, in bytes, that is a view in files of PyTorch 0.1."""
+
+    dtype: torch.dtype
+    key: str
+    begin: int
+    size: int
+
+
+class TensorReader:
+    """What pickles of torch.save may name: dense tensors are made on the CPU, whatever device they were on.
+
+    Args:
+        size: of the file in bytes.
+        tolerant: replace what is unknown, and make tensors only where they are called for.
+    """
+
+    def __init__(self, size: int, tolerant: bool) -> None:
+        self._tolerant, self._tensors, self._numbers_left = tolerant, 0, MAX_SHARING * size + _LEAST_SHARED
+        self._rows: dict[str, torch.UntypedStorage] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+
+    def unpickler(self, stream: io.BytesIO) -> SafeUnpickler:
+        """Reads the pickles in the stream."""
+        kinds = {f"{name}Storage": StorageKind(_DTYPES[kind]) for name, kind in _STORAGES.items()}
+        names: dict[str, object] = {
+            "torch._utils._rebuild_tensor": Function(self._tensor),
+            "torch._utils._rebuild_tensor_v2": Function(self._tensor),
+            "torch._utils._rebuild_tensor_v3": Function(self._tensor_of_dtype),
+            "torch._utils._rebuild_parameter": Function(self._parameter),
+            "torch._utils._rebuild_parameter_with_state": Function(self._parameter),
+            "torch._tensor._rebuild_from_type_v2": Function(self._with_attributes),
+            "torch.Tensor": torch.Tensor,
+            "torch.nn.parameter.Parameter": Function(self._parameter),
+            "torch.Size": Function(_size),
+            "torch.device": Function(_device),
+            "torch.storage.UntypedStorage": StorageKind(torch.uint8),
+            "torch.UntypedStorage": StorageKind(torch.uint8),
+            **{f"{module}.{name}": kind for module in ("torch", "torch.cuda") for name, kind in kinds.items()},
+            **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
+        }
+        return SafeUnpickler(stream, names, self._persistent, tolerant=self._tolerant)
+
+    def storage(self, dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
+        """The storage of a persistent id; raises Refused if the file does not hold it."""
+        raise NotImplementedError
+
+    def row(self, storage: Storage) -> torch.UntypedStorage:
+        """The numbers of a row; those of old files are read later."""
+        return self._rows[storage.key]
+
+    def _persistent(self, name: object) -> object:
+        match name:
+            case ("storage", StorageKind(dtype), str() as key, str(), int() as count, *rest) if (
+                len(key) <= _MAX_KEY and type(count) is int and 0 <= count < 1 << 60 and len(rest) < 2
+            ):
+                if self._dtypes.setdefault(key, dtype) != dtype:
+                    raise Refused("it is damaged or no checkpoint (a storage is used as two types)")
+                return self.storage(dtype, key, count, rest[0] if rest else None)
+        if self._tolerant:
+            return PLACEHOLDER
+        raise Refused("it is damaged or no checkpoint (its pickle names no storage)")
+
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, learns: Any = False, *more: Any) -> Any:
+        if any(more[1:]):
+            raise Refused("it holds tensors that are conjugate or negated only when they are read; save clones of them")
+        return self._described(storage, getattr(storage, "dtype", None), offset, size, stride, learns)
+
+    def _tensor_of_dtype(self, storage: Any, *described: Any) -> Any:
+        offset, size, stride, learns, _, dtype, *_ = described
+        return self._described(storage, dtype, offset, size, stride, learns)
+
+    def _described(self, storage: Any, *described: Any) -> Any:
+        if not self._tolerant:
+            return self._made(storage, *described)
+        return functools.partial(self._made, storage, *described) if isinstance(storage, Storage) else PLACEHOLDER
+
+    def _made(self, storage: Any, dtype: Any, offset: Any, size: Any, stride: Any, learns: Any) -> torch.Tensor:
+        """The tensor that a pickle describes; raises Refused if it is none, or larger than its storage."""
+        if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
+            raise Refused("it is damaged or no checkpoint (a tensor has no storage)")
+        if not (_are_numbers(size) and _are_numbers(stride) and _are_numbers((offset,))) or len(size) != len(stride):
+            raise Refused("it is damaged or no checkpoint (a tensor has no shape)")
+        count, there = math.prod(size), storage.size // dtype.itemsize
+        shape = f"a tensor of shape {tuple(size)}"
+        if math.prod(length for length, step in zip(size, stride, strict=True) if step) <= there < count:
+            raise Refused(f"it has {shape} that repeats its numbers, as torch.expand does; save a clone")
+        if count > there:
+            raise Refused(f"it is damaged or no checkpoint ({shape} is larger than its storage, of {there} numbers)")
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if (last if count else offset - 1) >= there:
+            raise Refused("it is damaged or no checkpoint (a tensor is out of bounds of its storage)")
+        self._tensors += 1
+        self._numbers_left -= count * dtype.itemsize
+        if self._tensors > MAX_TENSORS or self._numbers_left < 0:
+            raise Refused(f"it has more than {MAX_TENSORS} tensors, or they share their numbers too often")
+        begin, remainder = divmod(storage.begin, dtype.itemsize)
+        if remainder:
+            raise Refused("it is damaged or no checkpoint (a storage begins between two numbers)")
+        tensor = torch.empty(0, dtype=dtype).set_(self.row(storage), begin + offset, tuple(size), tuple(stride))
+        return tensor.requires_grad_(_learns(learns, tensor))
+
+    def _parameter(self, data: Any, learns: Any = True, hooks: Any = None, state: Any = None) -> Any:
+        if isinstance(data, torch.Tensor):
+            return torch.nn.Parameter(data.detach(), _learns(learns, data))
+        if isinstance(data, functools.partial):
+            return functools.partial(lambda: self._parameter(data(), learns))
+        if self._tolerant:
+            return data
+        raise Refused("it is damaged or no checkpoint (a parameter has no tensor)")
+
+    def _with_attributes(self, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+        """A tensor with attributes of its own, which are left out; other kinds of tensor need their class."""
+        known = (self._tensor, self._tensor_of_dtype, self._parameter)
+        is_known = isinstance(function, Function) and function.call in known and isinstance(arguments, tuple)
+        if is_known and (kind is torch.Tensor or kind == Function(self._parameter)):
+            return function.call(*arguments)
+        if self._tolerant:
+            return PLACEHOLDER
+        raise Refused("it is damaged or no checkpoint (a tensor is of no known kind)")
+
+
+def _learns(requested: Any, tensor: torch.Tensor) -> bool:
+    return requested is True and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _are_numbers(values: Any) -> bool:
+    # Larger ones are no tensor's, and their product may take minutes.
+    fits = isinstance(values, tuple) and len(values) <= MAX_DIMENSIONS
+    return fits and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+
+
+def _size(size: Any) -> torch.Size:
+    if not _are_numbers(size):
+        raise Refused("it is damaged or no checkpoint (a size is no tuple of numbers)")
+    return torch.Size(size)
+
+
+def _device(kind: Any, index: Any = None) -> torch.device:
+    if not isinstance(kind, str) or not (index is None or (type(index) is int and 0 <= index < 128)):
+        raise Refused("it is damaged or no checkpoint (a device has no name)")
+    return torch.device(kind) if index is None else torch.device(kind, index)

@@ -1,41 +1,40 @@
-"""Reads files of torch.save: tensors and plain values, no code, no more memory or time than the file's size asks for.
+"""Reads files of weights: tensors and plain values, no code, no more memory or time than the file's size asks for.
 
-Both kinds are read, the ZIP archives of PyTorch 1.6 and later and the row of pickles before. A file is opened once:
-what was checked is what is read.
+Three kinds are read: the ZIP archives of PyTorch 1.6 and later, the row of pickles before, and safetensors. A file is
+opened once: what was checked is what is read.
 """
 
 from __future__ import annotations
 
 import functools
 import io
-import math
+import json
 import os
 import stat
 import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
-from basicsr.files.safe_pickles import PLACEHOLDER, Function, Refused, SafeUnpickler, check_nesting
+from basicsr.files.safe_pickles import MAX_TENSORS, Refused, Storage, TensorReader, check_nesting
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.text import printable
 
 MAX_PICKLE_BYTES = 64 << 20
+MAX_HEADER_BYTES = 32 << 20  # of a safetensors file
 MAX_MEMBERS = 200_000
 MAX_DIRECTORY_BYTES = 16 << 20
-MAX_TENSORS = 200_000
-MAX_DIMENSIONS = 64
-# Modules that are used several times stand in a state dict as often. Whoever copies all tensors takes so many times
-# the file's size.
-MAX_SHARING = 64
-_LEAST_SHARED = 1 << 24
-_MAX_KEY = 200
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Ends of names that networks learn or measure, and never count: such a tensor of whole numbers is no weight.
+_LEARNED = ("weight", "bias", "running_mean", "running_var", "gamma", "beta", "alpha", "table")
+_MASK = "mask"  # buffers that are added before a softmax may hold -inf
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 # How files begin that are none of torch.save, and what they are.
@@ -54,14 +53,6 @@ _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ),
 )
 _WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
-_STORAGES = {
-    **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"},
-    **{"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"},
-    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
-}
-_QUANTISED = {"qint8", "quint8", "qint32", "quint4x2", "quint2x4"}
-_QUANTISED |= {f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)}
-_DTYPES = {name: kind for name, kind in vars(torch).items() if isinstance(kind, torch.dtype) and name not in _QUANTISED}
 
 
 @contextmanager
@@ -152,7 +143,7 @@ def _other_kind(head: bytes) -> str | None:
 
 def load_state_dict_only(
     path: str | os.PathLike[str], key: str = "state_dict", prefixes: tuple[str, ...] = ("",)
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """Reads one state dict out of a file that holds other things beside it, such as a checkpoint of Lightning.
 
     Such files name classes of callbacks and hyper-parameters, for which `load_tensors` refuses them. Here nothing is
@@ -180,164 +171,46 @@ def load_state_dict_only(
         items = content.items() if isinstance(content, dict) else ()
         asked = {name: value for name, value in items if isinstance(name, str) and name.startswith(prefixes)}
         found = {name: value() if isinstance(value, functools.partial) else value for name, value in asked.items()}
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         beginning = f" that begin with {' or '.join(prefixes)}" if any(prefixes) else ""
         raise CheckpointError(f"checkpoint {path} holds no tensors{beginning}, neither under '{key}' nor at its top")
     return tensors
 
 
-class StorageKind(NamedTuple):
-    """A class of storages: the type of the numbers in them."""
+def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors on the CPU, and what the header says beside them.
 
-    dtype: torch.dtype
-
-
-class Storage(NamedTuple):
-    """A row of numbers in the file, or the part of it, in bytes, that is a view in files of PyTorch 0.1."""
-
-    dtype: torch.dtype
-    key: str
-    begin: int
-    size: int
-
-
-class _TensorReader:
-    """What pickles of torch.save may name: dense tensors are made on the CPU, whatever device they were on.
-
-    Args:
-        size: of the file in bytes.
-        tolerant: replace what is unknown, and make tensors only where they are called for.
+    Raises:
+        CheckpointError: the file is missing or damaged.
     """
-
-    def __init__(self, size: int, tolerant: bool) -> None:
-        self._tolerant, self._tensors, self._numbers_left = tolerant, 0, MAX_SHARING * size + _LEAST_SHARED
-        self._rows: dict[str, torch.UntypedStorage] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
-
-    def unpickler(self, stream: io.BytesIO) -> SafeUnpickler:
-        """Reads the pickles in the stream."""
-        kinds = {f"{name}Storage": StorageKind(_DTYPES[kind]) for name, kind in _STORAGES.items()}
-        names: dict[str, object] = {
-            "torch._utils._rebuild_tensor": Function(self._tensor),
-            "torch._utils._rebuild_tensor_v2": Function(self._tensor),
-            "torch._utils._rebuild_tensor_v3": Function(self._tensor_of_dtype),
-            "torch._utils._rebuild_parameter": Function(self._parameter),
-            "torch._utils._rebuild_parameter_with_state": Function(self._parameter),
-            "torch._tensor._rebuild_from_type_v2": Function(self._with_attributes),
-            "torch.Tensor": torch.Tensor,
-            "torch.nn.parameter.Parameter": Function(self._parameter),
-            "torch.Size": Function(_size),
-            "torch.device": Function(_device),
-            "torch.storage.UntypedStorage": StorageKind(torch.uint8),
-            "torch.UntypedStorage": StorageKind(torch.uint8),
-            **{f"{module}.{name}": kind for module in ("torch", "torch.cuda") for name, kind in kinds.items()},
-            **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
-        }
-        return SafeUnpickler(stream, names, self._persistent, tolerant=self._tolerant)
-
-    def storage(self, dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
-        """The storage of a persistent id; raises Refused if the file does not hold it."""
-        raise NotImplementedError
-
-    def row(self, storage: Storage) -> torch.UntypedStorage:
-        """The numbers of a row; those of old files are read later."""
-        return self._rows[storage.key]
-
-    def _persistent(self, name: object) -> object:
-        match name:
-            case ("storage", StorageKind(dtype), str() as key, str(), int() as count, *rest) if (
-                len(key) <= _MAX_KEY and type(count) is int and 0 <= count < 1 << 60 and len(rest) < 2
-            ):
-                if self._dtypes.setdefault(key, dtype) != dtype:
-                    raise Refused("it is damaged or no checkpoint (a storage is used as two types)")
-                return self.storage(dtype, key, count, rest[0] if rest else None)
-        if self._tolerant:
-            return PLACEHOLDER
-        raise Refused("it is damaged or no checkpoint (its pickle names no storage)")
-
-    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, learns: Any = False, *more: Any) -> Any:
-        if any(more[1:]):
-            raise Refused("it holds tensors that are conjugate or negated only when they are read; save clones of them")
-        return self._described(storage, getattr(storage, "dtype", None), offset, size, stride, learns)
-
-    def _tensor_of_dtype(self, storage: Any, *described: Any) -> Any:
-        offset, size, stride, learns, _, dtype, *_ = described
-        return self._described(storage, dtype, offset, size, stride, learns)
-
-    def _described(self, storage: Any, *described: Any) -> Any:
-        if not self._tolerant:
-            return self._made(storage, *described)
-        return functools.partial(self._made, storage, *described) if isinstance(storage, Storage) else PLACEHOLDER
-
-    def _made(self, storage: Any, dtype: Any, offset: Any, size: Any, stride: Any, learns: Any) -> torch.Tensor:
-        """The tensor that a pickle describes; raises Refused if it is none, or larger than its storage."""
-        if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
-            raise Refused("it is damaged or no checkpoint (a tensor has no storage)")
-        if not (_are_numbers(size) and _are_numbers(stride) and _are_numbers((offset,))) or len(size) != len(stride):
-            raise Refused("it is damaged or no checkpoint (a tensor has no shape)")
-        count, there = math.prod(size), storage.size // dtype.itemsize
-        shape = f"a tensor of shape {tuple(size)}"
-        if math.prod(length for length, step in zip(size, stride, strict=True) if step) <= there < count:
-            raise Refused(f"it has {shape} that repeats its numbers, as torch.expand does; save a clone")
-        if count > there:
-            raise Refused(f"it is damaged or no checkpoint ({shape} is larger than its storage, of {there} numbers)")
-        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-        if (last if count else offset - 1) >= there:
-            raise Refused("it is damaged or no checkpoint (a tensor is out of bounds of its storage)")
-        self._tensors += 1
-        self._numbers_left -= count * dtype.itemsize
-        if self._tensors > MAX_TENSORS or self._numbers_left < 0:
-            raise Refused(f"it has more than {MAX_TENSORS} tensors, or they share their numbers too often")
-        begin, remainder = divmod(storage.begin, dtype.itemsize)
-        if remainder:
-            raise Refused("it is damaged or no checkpoint (a storage begins between two numbers)")
-        tensor = torch.empty(0, dtype=dtype).set_(self.row(storage), begin + offset, tuple(size), tuple(stride))
-        return tensor.requires_grad_(_learns(learns, tensor))
-
-    def _parameter(self, data: Any, learns: Any = True, hooks: Any = None, state: Any = None) -> Any:
-        if isinstance(data, torch.Tensor):
-            return torch.nn.Parameter(data.detach(), _learns(learns, data))
-        if isinstance(data, functools.partial):
-            return functools.partial(lambda: self._parameter(data(), learns))
-        if self._tolerant:
-            return data
-        raise Refused("it is damaged or no checkpoint (a parameter has no tensor)")
-
-    def _with_attributes(self, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-        """A tensor with attributes of its own, which are left out; other kinds of tensor need their class."""
-        known = (self._tensor, self._tensor_of_dtype, self._parameter)
-        is_known = isinstance(function, Function) and function.call in known and isinstance(arguments, tuple)
-        if is_known and (kind is torch.Tensor or kind == Function(self._parameter)):
-            return function.call(*arguments)
-        if self._tolerant:
-            return PLACEHOLDER
-        raise Refused("it is damaged or no checkpoint (a tensor is of no known kind)")
+    with opened(path) as (file, size):
+        return read_safetensors(file, size)
 
 
-def _learns(requested: Any, tensor: torch.Tensor) -> bool:
-    return requested is True and (tensor.is_floating_point() or tensor.is_complex())
+def read_safetensors(file: BinaryIO, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As `load_safetensors`, from an open file; raises Refused and whatever damaged files lead to."""
+    import safetensors.torch
+
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise Refused(f"it is damaged or no safetensors file (its header has {length} bytes)")
+    header = json.loads(file.read(length), object_pairs_hook=_without_doubles)
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+        raise Refused(f"it is damaged or no safetensors file (its header lists no tensors, or more than {MAX_TENSORS})")
+    file.seek(0)
+    return safetensors.torch.load(file.read(size)), header.get("__metadata__") or {}
 
 
-def _are_numbers(values: Any) -> bool:
-    # Larger ones are no tensor's, and their product may take minutes.
-    fits = isinstance(values, tuple) and len(values) <= MAX_DIMENSIONS
-    return fits and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise Refused("it is damaged or no safetensors file (its header has a name twice)")
+    return content
 
 
-def _size(size: Any) -> torch.Size:
-    if not _are_numbers(size):
-        raise Refused("it is damaged or no checkpoint (a size is no tuple of numbers)")
-    return torch.Size(size)
-
-
-def _device(kind: Any, index: Any = None) -> torch.device:
-    if not isinstance(kind, str) or not (index is None or (type(index) is int and 0 <= index < 128)):
-        raise Refused("it is damaged or no checkpoint (a device has no name)")
-    return torch.device(kind) if index is None else torch.device(kind, index)
-
-
-class _Archive(_TensorReader):
+class _Archive(TensorReader):
     """A ZIP archive of torch.save: nothing in it is compressed, so nothing can unfold."""
 
     def __init__(self, file: BinaryIO, size: int, checksums: bool = True, *, tolerant: bool = False) -> None:
@@ -428,7 +301,7 @@ def _folder_of(names: list[str]) -> str:
     return folders[0]
 
 
-class _Legacy(_TensorReader):
+class _Legacy(TensorReader):
     """A file of PyTorch before 1.6: pickles of a number, a version, the machine and the content, then the storages."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
@@ -478,3 +351,51 @@ class _Legacy(_TensorReader):
             view: Any = torch.empty(0, dtype=torch.uint8).set_(row).numpy()
             if self._file.readinto(view) != row.nbytes():  # type: ignore[attr-defined]
                 raise Refused("it is damaged or no checkpoint (it ends too early); fetch or copy it again")
+
+
+def check_weights(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], expected: Mapping[str, Tensor] | None = None
+) -> None:
+    """Checks type and values of each tensor; shapes are compared elsewhere.
+
+    Weights are dense and of 16, 32 or 64 bits, floating point, with finite values as float32. Counters and indices are
+    whole numbers.
+
+    Args:
+        tensors: by key.
+        path: where they are from, for messages.
+        expected: the network's own tensors by key, which say what is a weight; without them the names do.
+
+    Raises:
+        CheckpointError: names the file, the key and what is wrong with it.
+    """
+    for key, value in tensors.items():
+        wanted = None if expected is None else expected.get(key)
+        if fault := _fault(key, value, wanted):
+            raise CheckpointError(f"checkpoint {path} was not loaded: its weight '{key}' {fault}")
+
+
+def check_not_all_zero(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError for a file of zeros, as of a download that set aside its room and no more."""
+    weights = [value for value in tensors.values() if value.is_floating_point() and value.numel()]
+    if weights and not any(bool(value.any()) for value in weights):
+        raise CheckpointError(f"checkpoint {path} was not loaded: all its weights are 0; fetch or copy it again")
+
+
+def _fault(key: str, value: Tensor, wanted: Tensor | None) -> str | None:
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return "is sparse, quantised or without numbers; save the weights as dense float32 tensors"
+    kind = str(value.dtype).removeprefix("torch.")
+    learned = wanted.is_floating_point() if wanted is not None else key.rpartition(".")[2].endswith(_LEARNED)
+    if value.dtype not in _FLOATS:
+        if learned or value.is_complex() or value.is_floating_point():
+            return f"is {kind}, allowed are float32, float16, bfloat16 and float64; give the file as it was trained"
+        return None
+    broken = ~torch.isfinite(value.float())  # float64 may be beyond float32
+    if key.endswith(_MASK):
+        broken &= value != -torch.inf
+    if count := int(broken.sum()):
+        return f"has {count} of {value.numel()} values that are NaN or infinite; give another file"
+    if wanted is not None and not learned and not torch.equal(value, value.round()):
+        return f"is {kind} with fractions where the network counts; give another file"
+    return None

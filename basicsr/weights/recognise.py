@@ -12,14 +12,20 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from basicsr.archs import build_network
-from basicsr.config.component_blocks import is_auto
-from basicsr.files.weight_checks import check_weights
+from basicsr.files.torch_files import check_weights
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import ARCH_REGISTRY
 from basicsr.utils.signatures import find_problems
 from basicsr.weights.layouts import Recognised, UnsupportedWeights, recognise
-from basicsr.weights.loading import HIDDEN_OPTIONS, TwoNetworks, load_network, load_state
-from basicsr.weights.state_dicts import WeightFile, inner_states, read_weights
+from basicsr.weights.loading import (
+    HIDDEN_OPTIONS,
+    TwoNetworks,
+    WeightFile,
+    inner_states,
+    load_network,
+    load_state,
+    read_weights,
+)
 
 # Whose keys are ours.
 _OUR_LAYOUTS = ("", "BasicSR", "SwinIR's original")
@@ -123,7 +129,7 @@ def network_for(
     Raises:
         OptionsError, CheckpointError: `block`, or the file, does not fit.
     """
-    if block is None or is_auto(block):
+    if block is None or block.get("type") == "auto":
         pretrained = load_pretrained(path, param_key=param_key)
         if scale is not None:
             _check_scale(pretrained.architecture, pretrained.scale, scale, path)

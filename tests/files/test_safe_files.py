@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from basicsr.files.safe_pickles import PLACEHOLDER, Function
-from basicsr.files.torch_files import Storage, StorageKind, _Archive, load_state_dict_only, load_tensors
+from basicsr.files.safe_pickles import PLACEHOLDER, Function, Storage, StorageKind
+from basicsr.files.torch_files import _Archive, load_state_dict_only, load_tensors
 from basicsr.utils.errors import CheckpointError
 
 LIGHTNING = """

@@ -12,8 +12,7 @@ import torch
 from support import hostile
 from torch import nn
 
-from basicsr.files.safetensors_files import load_safetensors
-from basicsr.files.torch_files import load_tensors
+from basicsr.files.torch_files import load_safetensors, load_tensors
 from basicsr.utils.errors import CheckpointError
 
 

@@ -13,9 +13,8 @@ from basicsr.archs import build_network
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
 from basicsr.archs.vqgan_arch import VQGANEncoder
 from basicsr.utils.errors import CheckpointError
-from basicsr.weights.loading import load_network, load_state
+from basicsr.weights.loading import load_network, load_state, read_weights
 from basicsr.weights.recognise import load_pretrained, network_for
-from basicsr.weights.state_dicts import read_weights
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
 KEY = "body.0.conv1.weight"

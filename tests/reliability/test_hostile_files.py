@@ -30,7 +30,7 @@ from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.process.command import run_command
 from basicsr.files.torch_files import load_tensors
 from basicsr.utils.errors import CheckpointError
-from basicsr.weights.state_dicts import read_weights
+from basicsr.weights.loading import read_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
@@ -174,7 +174,7 @@ LIMITED = """
 import os, resource, signal, sys
 import torch
 from basicsr.utils.errors import CheckpointError
-from basicsr.weights.state_dicts import read_weights
+from basicsr.weights.loading import read_weights
 
 pages = int(open("/proc/self/statm").read().split()[0])
 space = pages * os.sysconf("SC_PAGE_SIZE") + (700 << 20)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from basicsr.files.safe_pickles import MAX_DEPTH, MAX_OPERATIONS
-from basicsr.files.torch_files import MAX_DIMENSIONS, MAX_MEMBERS
+from basicsr.files.safe_pickles import MAX_DEPTH, MAX_DIMENSIONS, MAX_OPERATIONS
+from basicsr.files.torch_files import MAX_MEMBERS
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ROW = struct.pack("<4f", 1, 2, 3, 4)
