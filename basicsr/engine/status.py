@@ -24,7 +24,7 @@ from typing import Any
 from basicsr.config.schema import Options
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.process.distributed import RankInfo
-from basicsr.engine.process.rank_watchdog import LostRanks, started
+from basicsr.engine.process.rank_watchdog import LostRanks, start_of
 from basicsr.engine.process.stop import Interrupted, Preempted
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.regular_files import read_regular
@@ -119,7 +119,7 @@ def launch() -> str:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
     parent = os.getppid()  # torchrun's agent, which starts workers anew
-    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {parent} {started(parent)}"
+    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {parent} {start_of(parent)}"
 
 
 def launched_by_us(folder: Path) -> bool:

@@ -25,7 +25,7 @@ from support.training import (
 from basicsr.engine.process import meeting
 from basicsr.engine.process.heartbeats import Heartbeats, MainThread
 from basicsr.engine.process.meeting import LaunchedRank, Meeting, Start, read_launched_rank
-from basicsr.engine.process.rank_watchdog import myself
+from basicsr.engine.process.rank_watchdog import this_process
 from basicsr.utils.errors import DataError, LostRankError, MachineError, UserError
 
 SOUND = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -140,7 +140,7 @@ class Ranks:
         place = LaunchedRank(rank, rank, self._size, "127.0.0.1", self._port)
         made = self.meetings[rank] = Meeting(place, self._seconds, "test")
         try:
-            self.came[rank] = made.join(start, myself())
+            self.came[rank] = made.join(start, this_process())
         except UserError as error:
             self.came[rank] = error
 
@@ -167,10 +167,10 @@ def test_a_rank_that_gives_no_sign_of_life_is_found_and_a_failure_is_heard_of():
     beats = Heartbeats(ranks.meetings[0], 1.0, main)
     try:
         wait_until(lambda: beats.silent)
-        assert beats.silent == [1] and beats.told is None
+        assert beats.silent == [1] and beats.failure is None
         ranks.meetings[1].leave(DataError("a.png is damaged"))
-        wait_until(lambda: beats.told)
-        assert beats.told == (1, 3, "a.png is damaged") and not beats.stuck
+        wait_until(lambda: beats.failure)
+        assert beats.failure == (1, 3, "a.png is damaged") and not beats.stuck
     finally:
         beats.close()
         main.close()

@@ -16,7 +16,7 @@ import basicsr
 from basicsr.config.schema import DistOptions, Options, thaw
 from basicsr.engine.logs.metric_writers import flat
 from basicsr.engine.process.distributed import Launcher, RankInfo, distributed
-from basicsr.engine.process.meeting import OPTIONS, Start, difference, shown
+from basicsr.engine.process.meeting import OPTIONS, Start, differences
 from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together
 from basicsr.utils.errors import DataError, UserError
 
@@ -27,52 +27,42 @@ _PACKAGE = Path(basicsr.__file__).parent
 def joined(
     launcher: Launcher, load: Callable[[], Sequence[Options]], flags: Mapping[str, Any]
 ) -> Iterator[tuple[Sequence[Options], RankInfo]]:
-    """Loads the options and joins the ranks, if all of them begin the same; see `distributed`.
+    """Loads the options (one for each scale) and joins the ranks, if all of them begin the same; see `distributed`.
 
-    Args:
-        launcher: who started the ranks.
-        load: reads the options, one for each scale.
-        flags: further values of the command line.
+    `flags` are further values of the command line that all ranks must share.
 
     Raises:
         UserError: the options cannot be read on some rank, or differ; on every rank.
     """
     options: Sequence[Options] = ()
-    failure: UserError | None = None
+    start = Start({}, {})
     try:
         options = load()
     except UserError as error:
-        failure = error
-    params = options[0].dist_params if options else DistOptions()
-    with distributed(
-        launcher,
-        options[0].num_gpu if options else 0,
-        params.backend,
-        params.port,
-        timeout=params.timeout,
-        join_timeout=params.join_timeout,
-        start=_start(options, flags, failure) if launcher != "none" else Start({}, {}, failure),
-    ) as rank_info:
+        start = start._replace(failure=error)
+    if launcher != "none":
+        start = _start(options, flags, start.failure)
+    params, num_gpu = (options[0].dist_params, options[0].num_gpu) if options else (DistOptions(), 0)
+    timeouts = {"timeout": params.timeout, "join_timeout": params.join_timeout}
+    with distributed(launcher, num_gpu, params.backend, params.port, **timeouts, start=start) as rank_info:
         yield options, rank_info
 
 
 def _start(options: Sequence[Options], flags: Mapping[str, Any], failure: UserError | None) -> Start:
-    several = len(options) > 1
     named: dict[str, Any] = {}
     for one in options:
-        named |= flat(thaw(one), f"x{one.scale}: " if several else "")
+        named |= flat(thaw(one), f"x{one.scale}: " if len(options) > 1 else "")
     facts = {
         "basicsr": basicsr.__version__,
         "PyTorch": torch.__version__,
-        "code of basicsr (SHA-256 of its files)": _code()[:12],
+        "code of basicsr (SHA-256 of its files)": _code_digest()[:12],
         **{name: str(value) for name, value in flags.items()},
         OPTIONS: digest_of(json.dumps(named, default=str)),
     }
     return Start(facts, named, failure)
 
 
-def _code() -> str:
-    """SHA-256 of the package's Python files and their names."""
+def _code_digest() -> str:
     parts: list[str | bytes] = []
     for file in sorted(_PACKAGE.rglob("*.py")):
         parts += [file.relative_to(_PACKAGE).as_posix(), file.read_bytes()]
@@ -100,13 +90,10 @@ def weights_digest(module: nn.Module | None) -> str:
 
 
 def require_equal(compute: Callable[[], Mapping[str, Any]]) -> None:
-    """Sees to it that what `compute` gives is the same on all ranks. All must call; one rank computes nothing.
-
-    Args:
-        compute: gives plain values by what they are of.
+    """Requires that `compute` returns the same plain values on all ranks. All must call; one rank computes nothing.
 
     Raises:
-        DataError: they differ; names the first difference of each value, on every rank.
+        DataError: they differ; lists each value with its ranks, on every rank.
         UserError: what `compute` raised, on every rank.
     """
     if get_dist_info()[1] == 1:
@@ -118,14 +105,8 @@ def require_equal(compute: Callable[[], Mapping[str, Any]]) -> None:
     except UserError as error:
         failure = error
     raise_together(failure)
-    gathered = dict(enumerate(gather_objects(values)))
-    lines = []
-    for name in {name: None for told in gathered.values() for name in told}:
-        of_ranks = {rank: shown(told.get(name, "none")) for rank, told in gathered.items()}
-        if len(set(of_ranks.values())) > 1:
-            lines.append(difference(name, of_ranks))
-    if lines:
-        told = "\n  ".join(("the ranks do not work on the same:", *lines))
-        disagreement = DataError(f"{told}\ngive all of them the same files")
+    if lines := differences(dict(enumerate(gather_objects(values))), "none"):
+        listed = "\n  ".join(("the ranks do not work on the same:", *lines))
+        disagreement = DataError(f"{listed}\ngive all of them the same files")
         disagreement.known_to_all = True
         raise disagreement

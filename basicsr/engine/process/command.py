@@ -21,13 +21,12 @@ _GRACE_SECONDS = 5.0
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Runs `main`; prints a user's mistake as a line without a traceback and returns the exit code.
+    """Runs `main` and returns its exit code; a `UserError` is one line, without a traceback, and a code of its own.
 
-    The codes are those of `basicsr.utils.errors`, 75 for a run that was asked to stop and has saved, 130 for Ctrl+C;
-    `docs/reliability.md` lists them.
-    Other exceptions are bugs and keep their traceback. Where the reader of the output has gone, as `head` does when it
-    has seen enough, the command ends quietly, as one that is killed by SIGPIPE. Where standard output is closed or
-    full, the work is done all the same; a line and the code of what cannot be written tell that its report is lost.
+    `docs/reliability.md` lists the codes: those of `basicsr.utils.errors`, 75 for a run that was asked to stop and has
+    saved, 130 for Ctrl+C. Other exceptions are bugs and keep their traceback. If the reader of the output has gone, as
+    `head` does, the command ends quietly, as if killed by SIGPIPE. If standard output is closed or full, the work is
+    done all the same, and a line and the code of a file that cannot be written say that its report is lost.
     """
     guard_streams()
     if not gc.isenabled():
@@ -35,7 +34,7 @@ def run_command(main: Callable[[], int]) -> int:
         gc.enable()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in the place of `quiet_start`
-    warn_of_published_package()
+    _warn_of_published_package()
     try:
         code = main()
         if (failure := output_failure()) is not None:
@@ -46,9 +45,10 @@ def run_command(main: Callable[[], int]) -> int:
         rank = os.environ.get("RANK", "0")
         if not error.told and (rank == "0" or not error.known_to_all):
             prefix = f"[rank {rank}] " if "RANK" in os.environ else ""
-            print(f"{prefix}{_label(error)}{printable_lines(str(error))}", file=sys.stderr, flush=True)
+            label = "" if isinstance(error, (Preempted, Interrupted)) else "error: "
+            print(f"{prefix}{label}{printable_lines(str(error))}", file=sys.stderr, flush=True)
         else:
-            time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, perhaps before another has spoken
+            time.sleep(_GRACE_SECONDS)  # torchrun stops all when one has ended, perhaps before another has printed
         if isinstance(error, ForeignError) and error.__cause__ is not None:
             traceback.print_exception(error.__cause__)
         return error.exit_code
@@ -64,7 +64,7 @@ def run_command(main: Callable[[], int]) -> int:
 
 
 def _reader_has_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more; other pipes, as to workers, break by mistake."""
+    """Whether standard output is the pipe that broke; other pipes, as to workers, break by mistake."""
     if not hasattr(select, "poll"):  # Windows
         return True
     poll = select.poll()
@@ -72,8 +72,8 @@ def _reader_has_gone() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def warn_of_published_package() -> None:
-    """Says so where PyPI's `basicsr` is installed too: `import basicsr` elsewhere may then mean either."""
+def _warn_of_published_package() -> None:
+    """Warns if PyPI's `basicsr` is installed too: `import basicsr` elsewhere may then mean either."""
     try:
         version = importlib.metadata.version("basicsr")
     except importlib.metadata.PackageNotFoundError:
@@ -84,7 +84,3 @@ def warn_of_published_package() -> None:
         file=sys.stderr,
         flush=True,
     )
-
-
-def _label(error: UserError) -> str:
-    return "" if isinstance(error, (Preempted, Interrupted)) else "error: "

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from basicsr.engine.process.meeting import COLLECTIVE_TIMEOUT, Meeting, Start, read_launched_rank
-from basicsr.engine.process.rank_watchdog import Process, Watch, following, myself
+from basicsr.engine.process.rank_watchdog import Process, RankWatchdog, following, this_process
 from basicsr.engine.process.stop import deadly_signals
 from basicsr.utils.dist_util import gather_objects
 from basicsr.utils.errors import MachineError, UserError
@@ -27,21 +27,21 @@ _groups = itertools.count()  # a program may train several times
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Where this process stands.
+    """Which process this is.
 
     Attributes:
         device: the device that it computes on.
         rank: its number, from 0.
         world_size: how many processes there are.
-        remark: what was chosen other than asked for, in one line; empty if nothing.
-        watch: of the other ranks; None where there are none.
+        remark: one line if another device or backend was chosen than asked for, else empty.
+        watch: the watchdog over the other ranks; None for a single process.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
     remark: str = ""
-    watch: Watch | None = field(default=None, repr=False, compare=False)
+    watch: RankWatchdog | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_master(self) -> bool:
@@ -65,11 +65,11 @@ def distributed(
     Args:
         launcher: 'none' for a single process, 'pytorch' under torchrun, 'slurm' under srun.
         num_gpu: 'auto', 0 for the CPU, or the number of GPUs the user counts on.
-        backend: 'nccl' or 'gloo'; nccl falls back to gloo where there is no GPU, with a remark.
-        port: of rank 0, for slurm where MASTER_PORT is not set.
+        backend: 'nccl' or 'gloo'; nccl falls back to gloo if there is no GPU, with a remark.
+        port: of rank 0, for slurm if MASTER_PORT is not set.
         timeout: seconds after which a rank without a sign of life is given up.
         join_timeout: seconds to wait for the other ranks.
-        start: what this rank begins, to be compared with the others.
+        start: what this rank begins, which the others must begin too.
 
     Raises:
         MachineError: the launcher's variables are missing or wrong, the ranks do not find each other, or there are
@@ -93,34 +93,31 @@ def distributed(
         except MachineError as error:
             start = start._replace(failure=error)
     if backend == "nccl" and device.type == "cpu":
-        lacking = "dist_params: backend nccl needs GPUs: using gloo"
-        backend, remark = "gloo", "; ".join(filter(None, (remark, lacking)))
+        backend, fallback = "gloo", "dist_params: backend nccl needs GPUs: using gloo"
+        remark = "; ".join(filter(None, (remark, fallback)))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     meeting = Meeting(here, join_timeout, str(next(_groups)))
-    watch: Watch | None = None
+    watchdog: RankWatchdog | None = None
     try:
         facts = {**start.facts, "kind of device": device.type, "dist_params: backend": backend}
-        processes = [Process(*told) for told in meeting.join(start._replace(facts=facts), myself())]
-        watch = Watch(meeting, processes, timeout)
-        with deadly_signals(), following(watch):
+        processes = [Process(*process) for process in meeting.join(start._replace(facts=facts), this_process())]
+        watchdog = RankWatchdog(meeting, processes, timeout)
+        size = here.world_size
+        with deadly_signals(), following(watchdog):
             dist.init_process_group(
-                backend,
-                timeout=COLLECTIVE_TIMEOUT,
-                store=meeting.store,
-                rank=here.rank,
-                world_size=here.world_size,
+                backend, timeout=COLLECTIVE_TIMEOUT, store=meeting.store, rank=here.rank, world_size=size
             )
-        yield RankInfo(device, here.rank, here.world_size, remark, watch)
+        yield RankInfo(device, here.rank, size, remark, watchdog)
         # DistributedDataParallel must not outlive the group: as its last owner it would wait, with Python's lock held,
         # for gloo's thread, which may wait for that lock. For the same reason a failed run, whose traceback still holds
         # the model, leaves the group to the end of the process.
         gc.collect()
         dist.destroy_process_group()
     except BaseException as error:
-        (watch or meeting).leave(error)
+        (watchdog or meeting).leave(error)
         raise
-    watch.leave()
+    watchdog.leave()
 
 
 def _refuse_torchrun() -> None:
@@ -139,24 +136,20 @@ def _choose_device(num_gpu: int | str, local_rank: int, world_size: int) -> tupl
         remark = "" if num_gpu == "auto" else f"num_gpu is {num_gpu} but there is no GPU: using the CPU"
         return torch.device("cpu"), remark
     if local_rank >= available:
-        raise MachineError(
-            f"local rank {local_rank} has no GPU of its own: this machine has {available}; lower --nproc_per_node,"
-            " or set num_gpu: 0 for the CPU"
-        )
+        problem = f"local rank {local_rank} has no GPU of its own: this machine has {available}"
+        raise MachineError(f"{problem}; lower --nproc_per_node, or set num_gpu: 0 for the CPU")
     remark = ""
     if isinstance(num_gpu, int) and num_gpu > world_size:
-        remark = (
-            f"num_gpu is {num_gpu} but {world_size} process(es) were started: using {world_size};"
-            f" for more, torchrun --nproc_per_node={num_gpu} ... --launcher pytorch"
-        )
+        remark = f"num_gpu is {num_gpu} but {world_size} process(es) were started: using {world_size}"
+        remark += f"; for more, torchrun --nproc_per_node={num_gpu} ... --launcher pytorch"
     return torch.device("cuda", local_rank), remark
 
 
 def any_rank(flags: Sequence[bool] | torch.Tensor, device: torch.device) -> list[bool]:
-    """Which of `flags` are set on any rank. All ranks get the same answer; one small collective and one wait.
+    """Which of `flags` are set on any rank, the same answer on all. One small collective and one wait.
 
     Args:
-        flags: as many on all ranks; a tensor, bool (N,), is not waited for before.
+        flags: as many on all ranks; a bool tensor (N,) is not waited for before.
         device: this rank's.
     """
     flags = torch.as_tensor(flags, dtype=torch.bool, device=device)
@@ -167,15 +160,7 @@ def any_rank(flags: Sequence[bool] | torch.Tensor, device: torch.device) -> list
 
 
 def on_master(rank_info: RankInfo, action: Callable[[], _Result]) -> _Result:
-    """Runs `action` on rank 0 and returns on every rank what it gave. All ranks must call.
-
-    Args:
-        rank_info: where this process stands.
-        action: gives plain values.
-
-    Raises:
-        UserError: what `action` raised, on every rank.
-    """
+    """Runs `action` on rank 0 and returns its plain value, or raises its UserError, on every rank. All must call."""
     outcome: _Result | UserError | None = None
     if rank_info.is_master:
         try:

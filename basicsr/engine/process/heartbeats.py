@@ -1,4 +1,4 @@
-"""Signs of life that the ranks give each other over the store, also over machines, from a thread of their own."""
+"""Heartbeats that the ranks give each other over the store, also between machines, from a thread of their own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
-from basicsr.engine.process.meeting import Meeting, Told
+from basicsr.engine.process.meeting import Meeting, RankFailure
 from basicsr.utils.process_settings import STOP_SIGNALS
 
-_SECONDS = 1.0  # between signs
+_SECONDS = 1.0  # between heartbeats
 _ASKED_SILENT, _ASKED_STUCK = 10.0, 20.0  # torchrun and SLURM kill 30 s after they have asked
 _COLLECTIVES = tuple(
     map(os.path.normpath, ("torch/distributed", "engine/process/distributed.py", "utils/dist_util.py"))
@@ -25,10 +25,10 @@ _IDLE = 0.2  # of a core, below which a process waits
 
 
 class MainThread:
-    """Looks from another thread whether the thread that made it waits for other ranks, or was asked to stop.
+    """Tells other threads whether the thread that made it waits for other ranks, or was asked to stop.
 
-    Python's signal handlers run in the main thread only, and not while that is in code that is not Python's, as in a
-    collective. The number of a signal is there at once.
+    Python's signal handlers run in the main thread only, and not during foreign code such as a collective. The wake-up
+    descriptor gets a signal's number at once.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class MainThread:
         return now - self._since
 
     def close(self) -> None:
-        """Leaves signals as they were; to be called in the thread that made it."""
+        """Restores signals; to be called in the thread that made it."""
         if self._previous is not None:
             signal.set_wakeup_fd(self._previous)
         os.close(self._reading)
@@ -76,49 +76,45 @@ def _waits(frame: FrameType | None, idle: bool) -> bool:
 
 
 class Heartbeats:
-    """Gives signs of life and looks for those of others: rank 0 for those of all, the others for rank 0's.
+    """Gives heartbeats and listens for others': rank 0 for those of all, the others for rank 0's.
 
-    Time is counted only while this process runs: one that was stopped for a while, with or without the others, does
-    not take them for dead.
-
-    Args:
-        meeting: of the ranks.
-        seconds: after which a rank without a sign of life is given up.
-        main: the thread that trains.
+    Time counts only while this process runs: one that was stopped for a while does not take the others for dead.
+    A rank is given up after `seconds` without a heartbeat. `main` is the thread that trains.
 
     Attributes:
         passes: how many times the store has answered.
-        suspects: ranks whose processes have gone, to be looked for in what the store has.
-        left: ranks that have said that they end.
+        suspects: ranks whose processes have gone, to be looked for in the store.
+        left: ranks that have reported that they end.
         silent: ranks that are given up.
         stuck: whether all wait for each other although one was asked to stop.
-        told: what another rank ended with, as far as it has said so.
+        failure: what another rank ended with, if it has reported.
     """
 
     def __init__(self, meeting: Meeting, seconds: float, main: MainThread) -> None:
         self._meeting, self._seconds, self._main = meeting, seconds, main
-        self._rank, self._size = meeting.launched.rank, meeting.launched.world_size
-        self._followed = [rank for rank in range(self._size) if rank != self._rank] if self._rank == 0 else [0]
+        self._rank, size = meeting.launched.rank, meeting.launched.world_size
+        self._followed = list(range(1, size)) if self._rank == 0 else [0]
         self._ages = dict.fromkeys(self._followed, 0.0)
         self._heard: dict[int, bytes] = {}
         self._looked = time.monotonic()
         self._store = meeting.connect()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="signs of life", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
         self.passes = 0
         self.suspects: list[int] = []
         self.left: set[int] = set()
         self.silent: list[int] = []
         self.stuck = False
-        self.told: Told | None = None
+        self.failure: RankFailure | None = None
         self._thread.start()
 
-    def limit(self) -> float:
-        """Seconds of silence that are borne now."""
-        return min(self._seconds, _ASKED_SILENT) if self._main.asked else self._seconds
+    def limit(self, asked: bool | None = None) -> float:
+        """Seconds of silence after which a rank is given up now; fewer if this one, or any (`asked`), is to stop."""
+        asked = self._main.asked if asked is None else asked
+        return min(self._seconds, _ASKED_SILENT) if asked else self._seconds
 
     def close(self) -> None:
-        """Ends the thread, which may be held up by a store that does not answer."""
+        """Ends the thread, which a store that does not answer may hold up."""
         self._over.set()
         self._thread.join(2 * _SECONDS)
 
@@ -130,28 +126,28 @@ class Heartbeats:
                 mine = [number, round(self._main.waited()), int(self._main.asked)]
                 self._store.set(f"beat/{self._rank}", json.dumps(mine))
                 self._listen(mine)
-                self.told = self.told or self._meeting.failure(self._store)
+                self.failure = self.failure or self._meeting.failure(self._store)
                 self.passes += 1
                 self._over.wait(_SECONDS)
 
     def _listen(self, mine: Sequence[int]) -> None:
         heard = self._store.multi_get([f"beat/{rank}" for rank in self._followed])
-        beats = dict(zip(self._followed, heard, strict=True))
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, 2 * _SECONDS), now
+        beats = dict(zip(self._followed, heard, strict=True))
         for rank, beat in beats.items():
             self._ages[rank] = 0.0 if beat != self._heard.get(rank) else self._ages[rank] + passed
-            self._heard[rank] = beat
+        self._heard = beats
         suspects = {*self.suspects, *(rank for rank, age in self._ages.items() if age > 2 * _SECONDS)}
         self.left.update(rank for rank in suspects if self._store.check([f"left/{rank}"]))
-        said = {rank: json.loads(beat) for rank, beat in beats.items() if rank not in self.left}
-        asked = bool(mine[2]) or any(beat[2] for beat in said.values())
-        limit = min(self._seconds, _ASKED_SILENT) if asked else self._seconds
-        self.silent = self.silent or [rank for rank in said if self._ages[rank] >= limit]
+        others = {rank: json.loads(beat) for rank, beat in beats.items() if rank not in self.left}
+        asked = bool(mine[2]) or any(beat[2] for beat in others.values())
+        limit = self.limit(asked)
+        self.silent = self.silent or [rank for rank in others if self._ages[rank] >= limit]
         if self._rank != 0:
             verdict = json.loads(self._store.get("verdict"))
             self.silent, self.stuck = self.silent or verdict["silent"], verdict["stuck"]
-        elif said:
-            self.stuck = asked and min(mine[1], *(beat[1] for beat in said.values())) >= _ASKED_STUCK
+        elif others:
+            self.stuck = asked and min(mine[1], *(beat[1] for beat in others.values())) >= _ASKED_STUCK
             if self.silent or self.stuck:
                 self._store.set("verdict", json.dumps({"silent": self.silent, "stuck": self.stuck}))

@@ -1,4 +1,4 @@
-"""Noticing that another rank has ended, stands still or waits in vain: which one it was, and not to wait for it."""
+"""Notices that another rank has ended, stands still or waits in vain, says which one, and ends this one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from basicsr.engine.process.heartbeats import Heartbeats, MainThread
-from basicsr.engine.process.meeting import Meeting, Told
+from basicsr.engine.process.meeting import Meeting, RankFailure
 from basicsr.engine.process.stop import Interrupted, Preempted
 from basicsr.utils.errors import LostRankError, UserError
 
-UNKNOWN = "unknown"
+_UNKNOWN = "unknown"
 _POLL_SECONDS = 1.0
 _STOPPED = (Preempted.exit_code, Interrupted.exit_code)
 _GRACE_SECONDS = 10.0  # within which a rank ends by itself when it finds another one gone
@@ -31,7 +31,7 @@ _NOT_LOST = "in DataLoader worker process"  # whatever the traceback of a data w
 
 
 class Process(NamedTuple):
-    """Which process a rank is; `space` is where its number means something, `started` tells it from a later one."""
+    """The process of a rank. Its number is valid in `space`; `started` distinguishes it from a later one."""
 
     host: str
     space: str
@@ -40,28 +40,24 @@ class Process(NamedTuple):
 
 
 class LostRanks(LostRankError):
-    """Ranks have ended, or give no sign of life.
-
-    Attributes:
-        master: whether rank 0 is among them.
-    """
+    """Ranks have ended, or give no sign of life; `master` if rank 0 is among them."""
 
     master = False
 
 
-class Watch:
-    """Sees to it that this rank ends where another one does, even where a collective would wait for it for long.
+class RankWatchdog:
+    """Ends this rank if another one ends, even during a collective that would wait for it for long.
 
-    Where torchrun itself has been killed, the run is asked to stop, as by SIGTERM.
+    If torchrun itself is killed, the run is asked to stop, as by SIGTERM.
 
     Args:
-        meeting: of the ranks, which have come.
+        meeting: of the ranks, which have joined.
         processes: of the ranks, in their order.
-        seconds: after which a rank without a sign of life is given up.
+        seconds: after which a rank without a heartbeat is given up.
     """
 
     def __init__(self, meeting: Meeting, processes: Sequence[Process], seconds: float) -> None:
-        self._meeting, self._processes, self._seconds = meeting, processes, seconds
+        self._meeting, self._processes = meeting, processes
         self._rank = meeting.launched.rank
         mine = processes[self._rank]
         self._near = {rank: one for rank, one in enumerate(processes) if rank != self._rank and one.space == mine.space}
@@ -70,7 +66,7 @@ class Watch:
         self._note: Callable[[UserError], None] = lambda error: None
         self._store_is_there, self._held_up, self._passes = True, 0.0, 0
         self._over, self._others_may_end = threading.Event(), threading.Event()
-        threading.Thread(target=self._watch, name="watch of ranks", daemon=True).start()
+        threading.Thread(target=self._watch, name="rank watchdog", daemon=True).start()
 
     @contextmanager
     def following(self, note: Callable[[UserError], None]) -> Iterator[threading.Event]:
@@ -79,21 +75,21 @@ class Watch:
         try:
             yield self._others_may_end
         except (Preempted, Interrupted, KeyboardInterrupt) as error:
-            told = self._told()  # torchrun stops all when one has ended
-            if told is not None and told.exit_code not in _STOPPED:
-                raise told from error
+            cause = self._reported()  # torchrun stops all when one has ended
+            if cause is not None and cause.exit_code not in _STOPPED:
+                raise cause from error
             raise
         except RuntimeError as error:
             if not isinstance(error, dist.DistError) and (not _LOST.search(str(error)) or _NOT_LOST in str(error)):
                 raise
             gone = self._gone_by_now()
-            if (told := self._told()) is not None:
-                raise told from error
+            if (cause := self._reported()) is not None:
+                raise cause from error
             reason = " ".join(str(error).split()).split(". ")[0][:200]
             raise self._lost(gone, "ended", f" ({reason})") from error
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Ends the watch; the other ranks are told that this one has ended as it should, or why not."""
+        """Ends the watch, and reports to the other ranks that this one has ended as it should, or why not."""
         self._meeting.leave(error)  # watched: a store that does not answer would hold it up
         self._over.set()
         if self._beats is not None:
@@ -111,7 +107,7 @@ class Watch:
                 continue
             if (silence := self._silence()) is not None:
                 self._end(silence)
-            error = self._told_already() or self._loss()
+            error = self._reported(ask=False) or self._loss()
             found_since = None if error is None else found_since or time.monotonic()
             if error is not None and found_since is not None and time.monotonic() - found_since > _GRACE_SECONDS:
                 self._end(error)
@@ -123,7 +119,7 @@ class Watch:
         os._exit(error.exit_code)
 
     def _silence(self) -> LostRanks | None:
-        """What to say where ranks live but do not answer."""
+        """The error if ranks live but do not answer."""
         beats = self._beats
         if beats is None or not self._store_is_there:
             return None
@@ -139,32 +135,28 @@ class Watch:
         return self._lost(gone, "ended") if gone else None
 
     def _gone(self) -> list[int]:
-        """Ranks of this machine whose processes have ended otherwise than they should."""
-        gone = [rank for rank, one in self._near.items() if started(one.pid) not in (one.started, UNKNOWN)]
+        """Ranks of this machine whose processes have ended without leaving."""
+        gone = [rank for rank, one in self._near.items() if start_of(one.pid) not in (one.started, _UNKNOWN)]
         if self._beats is None:
             return gone
         self._beats.suspects = gone
         return [rank for rank in gone if rank not in self._beats.left]
 
     def _gone_by_now(self) -> list[int]:
-        """Who has ended; the connection may be closed a moment before the process is gone."""
+        """As `_gone`, but waits a little: a connection may be closed a moment before the process is gone."""
         for _ in range(20):
             if gone := self._gone():
                 return gone
             time.sleep(0.1)
         return []
 
-    def _told_already(self) -> UserError | None:
-        told = self._beats.told if self._beats is not None else None
-        return _as_told(told) if told is not None else None
-
-    def _told(self) -> UserError | None:
-        """What another rank ended with; asks the store where it answers."""
-        if (error := self._told_already()) is None and self._store_is_there and self._held_up <= _POLL_SECONDS:
+    def _reported(self, ask: bool = True) -> UserError | None:
+        """What another rank has reported as its end; with `ask` the store is asked too, if it answers."""
+        failure = self._beats.failure if self._beats is not None else None
+        if failure is None and ask and self._store_is_there and self._held_up <= _POLL_SECONDS:
             with suppress(RuntimeError):
-                told = self._meeting.failure()
-                return _as_told(told) if told is not None else None
-        return error
+                failure = self._meeting.failure()
+        return None if failure is None else _as_error(failure)
 
     def _lost(self, ranks: Sequence[int], what: str, reason: str = "") -> LostRanks:
         named = [(rank, self._processes[rank]) for rank in ranks]
@@ -175,55 +167,53 @@ class Watch:
 
 
 @contextmanager
-def following(watch: Watch | None, note: Callable[[UserError], None] = lambda error: None) -> Iterator[threading.Event]:
-    """Within the block, an error that only follows from another rank's is replaced by that.
+def following(
+    watchdog: RankWatchdog | None, note: Callable[[UserError], None] = lambda error: None
+) -> Iterator[threading.Event]:
+    """Within the block, an error that only follows from another rank's is replaced by that one.
 
     Args:
-        watch: of the ranks; None where there is one process.
-        note: called with the error where the process has to end at once.
+        watchdog: None for a single process.
+        note: called with the error if the process has to end at once.
 
     Yields:
-        What to set when other ranks may end before this one.
+        An event to set when other ranks may end before this one.
 
     Raises:
-        UserError: what ended another rank, which says so itself.
+        UserError: what another rank reports as its end.
         LostRankError: a collective failed because another rank cannot be reached.
     """
-    if watch is None:
+    if watchdog is None:
         yield threading.Event()
         return
-    with watch.following(note) as others_may_end:
+    with watchdog.following(note) as others_may_end:
         yield others_may_end
 
 
-def myself() -> Process:
-    """This process."""
-    pid = os.getpid()
-    return Process(socket.gethostname(), _space(), pid, started(pid))
+def this_process() -> Process:
+    """This process; its space is its own where processes cannot know whether they see each other."""
+    pid, host = os.getpid(), socket.gethostname()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        space = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        space = f"{host} {pid}"
+    return Process(host, space, pid, start_of(pid))
 
 
-def _as_told(told: Told) -> UserError:
-    error = UserError(f"[rank {told.rank}] {told.message}")
-    error.exit_code = told.exit_code
-    error.known_to_all, error.told = True, told.exit_code not in _STOPPED  # nobody tells of a rank that was stopped
+def _as_error(failure: RankFailure) -> UserError:
+    error = UserError(f"[rank {failure.rank}] {failure.message}")
+    error.exit_code = failure.exit_code
+    error.known_to_all, error.told = True, failure.exit_code not in _STOPPED  # ranks that were stopped print nothing
     return error
 
 
-def _space() -> str:
-    """What processes share that see each other under the same numbers; of its own where there is no way to know."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()} {os.getpid()}"
-
-
-def started(pid: int) -> str:
-    """When a process started, in the kernel's count; '' where there is none, or it has ended and nobody has looked."""
+def start_of(pid: int) -> str:
+    """When a process started, in the kernel's count; '' if it has ended, also if its parent has not noticed."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
     except OSError:  # such as too many open files
-        return UNKNOWN
+        return _UNKNOWN
     return "" if fields[0] in "ZX" else fields[19]

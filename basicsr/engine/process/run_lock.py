@@ -24,12 +24,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 @contextmanager
 def owned(folders: Sequence[Path], rank_info: RankInfo, doing: str = "trains there") -> Iterator[Callable[[], None]]:
-    """Within the block, no other process may have `folders`. All ranks must call.
-
-    Args:
-        folders: experiments/NAME or others; need not be there.
-        rank_info: where this process stands.
-        doing: what is done in them, for the message that others get.
+    """Within the block, no other process may have `folders`, which may be missing. All ranks must call.
 
     Yields:
         What all ranks are to call when folders were made anew.
@@ -54,18 +49,17 @@ def owned(folders: Sequence[Path], rank_info: RankInfo, doing: str = "trains the
 class FolderLock:
     """Holds a folder, by whatever path others reach it.
 
-    The lock is a file beside the folder that links lead to, since the folder may be missing or be renamed, and one in
-    the folder, which is the same through a bind mount. The operating system frees both when the process ends. Where the
-    file system knows no locks, as some network disks, their existence is the lock: what a process leaves that was
-    killed is removed by the next one on the same machine, and named on another.
+    One lock is a file beside the folder that links lead to, since the folder may be missing or be renamed; another one
+    lies in the folder, and is the same through a bind mount. The operating system frees both when the process ends. If
+    the file system has no locks, as some network disks, their existence is the lock: the next process on the same
+    machine removes what a killed one has left, and names one on another machine.
 
     Args:
-        folder: need not be there.
+        folder: may be missing.
         doing: what its owner does, for the others' message: 'trains there'.
 
     Raises:
-        CheckpointError: another process holds it, nothing can be written there, or it lies behind a link that leads
-            nowhere.
+        CheckpointError: another process holds it, nothing can be written there, or it lies behind a broken link.
     """
 
     def __init__(self, folder: Path, doing: str) -> None:
@@ -75,10 +69,9 @@ class FolderLock:
         refuse_dead_links(folder)
         real = Path(os.path.realpath(folder))
         beside = real.with_name(f".{real.name}.lock")
-        new_folder = not beside.parent.exists()
         try:
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            if new_folder:
+            if not beside.parent.exists():
+                beside.parent.mkdir(parents=True, exist_ok=True)
                 self._held.callback(_remove_if_empty, beside.parent)
             self._take(beside, folder.parent)
             self.take_inside()
@@ -142,16 +135,12 @@ class FolderLock:
 
 
 def refuse_dead_links(path: Path) -> None:
-    """Refuses a path that is, or lies behind, a link that leads nowhere, as to a disk that is not mounted.
-
-    Raises:
-        CheckpointError: names the link.
-    """
+    """Raises CheckpointError for a path that is, or lies behind, a broken link, as to a disk that is not mounted."""
     for part in (path, *path.parents):
         if os.path.islink(part) and not os.path.exists(part):
-            raise CheckpointError(
-                f"{part} is a link to {os.readlink(part)}, which is not there; mount its disk, or remove the link"
-            )
+            target = os.readlink(part)
+            remedy = "mount its disk, or remove the link"
+            raise CheckpointError(f"{part} is a link to {target}, which is not there; {remedy}")
 
 
 def _owner_in(file: Path) -> str | None:
@@ -161,8 +150,7 @@ def _owner_in(file: Path) -> str | None:
     except OSError:
         return None
     if len(lines) >= 2 and lines[0].isdigit():  # as filelock writes it
-        host = lines[1].partition("?")[0]
-        return printable(f"process {lines[0]} on {host}")
+        return printable(f"process {lines[0]} on {lines[1].partition('?')[0]}")
     return printable(lines[0]) if lines else None
 
 

@@ -8,13 +8,14 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from types import FrameType
 
 from basicsr.engine.process.streams import guard_streams
 from basicsr.utils.errors import UserError
 from basicsr.utils.process_settings import STOP_SIGNALS, is_ignored
 
 NOTHING_TO_SAVE = "stopped before it began: nothing to save"
+_begun = threading.Event()  # set when "stopped before it began" would be wrong
 
 
 class Preempted(UserError):
@@ -33,11 +34,8 @@ class Interrupted(UserError):
 class StopRequest:
     """Notes the signals of `STOP_SIGNALS` within a `with` block; those that are ignored stay so.
 
-    A second SIGINT interrupts at once, but for processes under torchrun or srun: these hand on what may have reached
-    the process itself too.
-
-    Args:
-        notice: what Ctrl+C is answered with, on standard error; nothing if empty.
+    A second SIGINT interrupts at once, except under torchrun or srun: these may deliver one Ctrl+C twice.
+    `notice` is printed to standard error on the first Ctrl+C.
     """
 
     def __init__(self, notice: str = "") -> None:
@@ -50,21 +48,15 @@ class StopRequest:
         return self.signal is not None
 
     def __enter__(self) -> StopRequest:
-        _Begun.told = True
-        for number in STOP_SIGNALS:
-            if is_ignored(number):
-                continue
-            try:
-                self._previous[number] = signal.signal(number, self._note)
-            except ValueError:
-                break  # signals can be caught in the main thread only; elsewhere they keep their meaning
+        _begun.set()
+        with suppress(ValueError):  # signals can be caught in the main thread only; elsewhere they keep their meaning
+            for number in STOP_SIGNALS:
+                if not is_ignored(number):
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+    def __exit__(self, *error: object) -> None:
+        _restore(self._previous)
         self._previous = {}
 
     @contextmanager
@@ -89,27 +81,20 @@ class StopRequest:
             raise Preempted(NOTHING_TO_SAVE)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        launched = "RANK" in os.environ or "SLURM_PROCID" in os.environ
-        if self.signal is signal.SIGINT and number == signal.SIGINT and not launched:
-            raise KeyboardInterrupt
-        if number == signal.SIGINT and self.signal is None and self._notice and not launched:
-            _write(f"\n{self._notice}\n")
+        if number == signal.SIGINT and "RANK" not in os.environ and "SLURM_PROCID" not in os.environ:
+            if self.signal is signal.SIGINT:
+                raise KeyboardInterrupt
+            if self.signal is None and self._notice:
+                _write(f"\n{self._notice}\n")
         self.signal = signal.Signals(number)
         if self._at_once:
             self._end_if_asked()
 
 
-class _Begun:
-    """Whether the program has come so far that "stopped before it began" would be wrong."""
-
-    told = False
-
-
 def quiet_start(signals: Sequence[signal.Signals] = (signal.SIGINT,)) -> None:
-    """Until the program is ready, lets signals end it at once and without a traceback; see `guard_streams` too.
+    """Lets `signals` end the program at once and without a traceback until it answers them itself.
 
-    Args:
-        signals: those that the program answers itself later on; `run_command` takes Ctrl+C over.
+    `run_command` takes Ctrl+C over. See `guard_streams` too.
     """
     guard_streams()
     gc.disable()  # imports make no garbage, and looking for it takes a fifth of their time; `run_command` enables it
@@ -121,7 +106,7 @@ def quiet_start(signals: Sequence[signal.Signals] = (signal.SIGINT,)) -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     interrupted = number == signal.SIGINT
-    if os.environ.get("RANK", "0") == "0" and not _Begun.told:  # of several ranks one is enough
+    if os.environ.get("RANK", "0") == "0" and not _begun.is_set():  # of several ranks one is enough
         _write("interrupted\n" if interrupted else f"{NOTHING_TO_SAVE}\n")
     os._exit(Interrupted.exit_code if interrupted else Preempted.exit_code)
 
@@ -134,15 +119,18 @@ def _write(text: str) -> None:
 
 @contextmanager
 def deadly_signals() -> Iterator[None]:
-    """Within the block, a signal ends the process even while it waits in code that is not Python's."""
-    kept = {}
+    """Within the block, a signal ends the process even while it waits in foreign code."""
+    kept: dict[signal.Signals, object] = {}
     if threading.current_thread() is threading.main_thread():
-        kept = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        for number in STOP_SIGNALS:
-            if kept[number] is not signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
+        kept = {number: signal.getsignal(number) for number in STOP_SIGNALS if not is_ignored(number)}
+    for number in kept:
+        signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _restore(kept)
+
+
+def _restore(handlers: dict[signal.Signals, object]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
