@@ -35,44 +35,25 @@ _TICK_SECONDS = 5.0
 
 
 class RunStatus:
-    """Writes the status of a run; on rank 0 only, nothing elsewhere.
-
-    Args:
-        options: of the run.
-        rank_info: where this process stands.
-    """
+    """Writes the status of a run on rank 0, and does nothing on others."""
 
     def __init__(self, options: Options, rank_info: RankInfo) -> None:
         self._path = options.experiment_folder / STATUS
         self._writes, self._begun = rank_info.is_master, False
         self._ticked = time.monotonic()
-        self._content: dict[str, Any] = {
-            "state": "starting",
-            "exit_code": None,
-            "message": "",
-            "name": options.name,
-            "iteration": 0,
-            "reached": 0,
-            "total_iter": options.train.total_iter,
-            "checkpoint": None,
-            "ranks": rank_info.world_size,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "launch": launch(),
-            "started": _now(),
-        }
+        begun = {"state": "starting", "exit_code": None, "message": "", "name": options.name}
+        reached = {"iteration": 0, "reached": 0, "total_iter": options.train.total_iter, "checkpoint": None}
+        process = {"ranks": rank_info.world_size, "host": socket.gethostname(), "pid": os.getpid()}
+        self._content: dict[str, Any] = begun | reached | process | {"launch": launch(), "started": _now()}
 
     def begin(self, resume: Checkpoint | None) -> None:
-        """From now on the file is this run's: at once where it goes on, else when it first runs.
-
-        What another run of the name has left is not touched before it is known that this one can start.
-        """
+        """Makes the file this run's: at once if it resumes, else once it can run, since it may be another run's."""
         if resume is not None and CheckpointFolder(self._path.parent).holds(resume):
             self._begun = True
             self.update(iteration=resume.iteration, checkpoint=resume.path.name)
 
     def update(self, **changes: Any) -> None:
-        """Changes entries and writes the file, if the run's folder is there. A full disk is not told here."""
+        """Changes entries and writes the file, if the run's folder is there; a full disk raises nothing here."""
         self._content.update(changes)
         self._begun = self._begun or self._content["state"] == "running"
         if self._begun and self._writes and self._path.parent.is_dir():
@@ -85,7 +66,7 @@ class RunStatus:
                     file.truncate()
 
     def tick(self, iteration: int) -> None:
-        """Notes how far the run is, every few seconds at most; `iteration` stays that of what is saved."""
+        """Writes how far the run is, every few seconds at most; `iteration` stays that of the checkpoint."""
         if time.monotonic() - self._ticked >= _TICK_SECONDS:
             self._ticked = time.monotonic()
             self.update(reached=iteration)
@@ -105,7 +86,7 @@ class RunStatus:
         self.update(state="finished", exit_code=0, message="")
 
     def ended(self, error: BaseException) -> None:
-        """Notes that the run ends with an error. Where rank 0 is lost, another one notes it."""
+        """Writes that the run ends with an error; another rank does if rank 0 is lost."""
         self._writes = self._writes or (isinstance(error, LostRanks) and error.master)
         interrupted = isinstance(error, KeyboardInterrupt)
         code = error.exit_code if isinstance(error, UserError) else Interrupted.exit_code if interrupted else 1
@@ -115,7 +96,7 @@ class RunStatus:
 
 
 def launch() -> str:
-    """What the processes that one agent of torchrun starts have in common, restarted ones too; else ''."""
+    """Identifies the launch by one torchrun agent, the same for restarted processes; '' without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
     parent = os.getppid()  # torchrun's agent, which starts workers anew
@@ -133,10 +114,8 @@ def launched_by_us(folder: Path) -> bool:
     try:
         return bool(json.loads(read_regular(folder / STATUS))["launch"] == launch())
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"cannot read {folder / STATUS} ({error}), so whether to go on; remove it and start with --auto_resume, or"
-            " begin anew"
-        ) from error
+        problem = f"cannot read {folder / STATUS} ({error}), so whether to go on"
+        raise CheckpointError(f"{problem}; remove it and start with --auto_resume, or begin anew") from error
 
 
 def _now() -> str:
