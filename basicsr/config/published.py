@@ -28,45 +28,13 @@ from basicsr.utils.errors import OptionsError
 from basicsr.utils.text import nearest
 
 ABLATIONS = " ablations"
-"""What a backbone's name ends in where its ablations are meant."""
+"""The end of a backbone's name that stands for its ablations."""
 
 _ABLATION_TABLES = {
     "MCAD-KD (ICCVW 2025)": ("6", "7", "8"),
     "MiPKD (ICLR 2025)": ("6", "7", "8", "9", "10", "11"),
     "DCKD (AAAI 2025)": ("5", "6", "7"),
 }
-_CAPTION_OF_TABLE_8 = (
-    "the caption says a student of 5 blocks to a group (c64b5g10); the figures are those of the student of 6 in Table 3"
-)
-_SCALE_OF_C32 = "the paper does not print the scale; the figures are of the size of those at x4"
-_TEACHER_BELOW = "as published; on Test1200 the teacher is below all students"
-
-# By source, table, backbone, scale and method.
-_NOTES = {
-    ("MCAD-KD (ICCVW 2025)", "5", "SwinIR", 2, "DUKD"): (
-        "as published; these figures of SwinIR x2 DUKD equal those of RCAN x2 Scratch in the same paper"
-    ),
-    ("DCKD (AAAI 2025)", "2", "RCAN", 4, "DCKD*"): "DCKD* is DCKD combined with DUKD",
-    ("DCKD (AAAI 2025)", "2", "SwinIR", 4, "DCKD*"): "DCKD* is DCKD combined with DUKD",
-    ("DCKD (AAAI 2025)", "4", "Restormer", 1, "Teacher"): _TEACHER_BELOW,
-    ("DCKD (AAAI 2025)", "4", "Restormer", 1, "DCKD"): (
-        "as published; on Rain100L the text has 1.8 dB over MPRNet and 0.55 dB over KD, the table 1.62 and 0.85 (over"
-        " Scratch it has 0.55)"
-    ),
-    ("DCKD (AAAI 2025)", "8", "SwinIR-light", 4, "Scratch"): (
-        "the row's label cannot be read in the text at hand; it is the first of three, before MCLIR and DCKD"
-    ),
-    ("MiPKD (ICLR 2025)", "8", "RCAN", 4, "MLP encoders"): _CAPTION_OF_TABLE_8,
-    ("MiPKD (ICLR 2025)", "8", "RCAN", 4, "convolutional encoders"): _CAPTION_OF_TABLE_8,
-    ("MiPKD (ICLR 2025)", "9", "RCAN c32b5g5", 4, "grid mask"): (
-        "as published; beside its PSNR the SSIM is 0.004 below those of the other masks"
-    ),
-    **{
-        ("MiPKD (ICLR 2025)", "6", "RCAN c32b5g5", 4, method): _SCALE_OF_C32
-        for method in ("no mixer", "feature prior mixer alone", "block prior mixer alone", "both mixers")
-    },
-}
-"""What is odd about a row, as it stands in the paper."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +47,7 @@ class PublishedRow:
         scale: the upscaling factor; 1 for deblurring and deraining.
         sources: papers and tables that print these figures, such as "DCKD (AAAI 2025), Table 2".
         figures: by dataset, then by metric: "psnr" in dB and "ssim".
-        note: what a reader must know about the row; None if nothing.
+        note: what is odd about the row in the paper; None if nothing.
     """
 
     method: str
@@ -91,18 +59,13 @@ class PublishedRow:
 
     @property
     def is_teacher(self) -> bool:
-        """Whether it is the network that the others learn from."""
+        """Whether the others learn from it."""
         return self.method == "Teacher"
 
 
 @dataclass(frozen=True)
 class PublishedCost:
-    """What one forward pass costs at x4, as Table 2 of MCAD-KD and Table 1 of MiPKD have it.
-
-    Attributes:
-        parameters: how many.
-        multiply_adds: of an input of 3 x 256 x 256.
-    """
+    """Parameters, and multiply-adds of an input of 3 x 256 x 256, at x4: Table 2 of MCAD-KD and Table 1 of MiPKD."""
 
     parameters: float
     multiply_adds: float
@@ -134,44 +97,40 @@ def published_backbones() -> tuple[str, ...]:
 
 
 def published_rows(backbone: str, scale: int) -> tuple[PublishedRow, ...]:
-    """The rows of a backbone at a scale, the teacher first, else in the papers' order; none if there are none.
-
-    Args:
-        backbone: one of `published_backbones()`, in small or large letters.
-        scale: the upscaling factor.
+    """The rows of a backbone, in small or large letters, at a scale: the teacher first, else in the papers' order.
 
     Raises:
         OptionsError: there are no figures of such a backbone at any scale.
     """
-    by_name = {name.lower(): name for name in published_backbones()}
-    if backbone.lower() not in by_name:
-        known = published_backbones()
+    known = published_backbones()
+    if backbone.lower() not in map(str.lower, known):
         hint = nearest(backbone, list(known))
         raise OptionsError(f"report: published is '{backbone}'; there are figures of {', '.join(known)}{hint}")
-    rows = [row for row in _all_rows() if row.backbone == by_name[backbone.lower()] and row.scale == scale]
+    rows = [row for row in _all_rows() if row.backbone.lower() == backbone.lower() and row.scale == scale]
     return tuple(sorted(rows, key=lambda row: not row.is_teacher))
 
 
 @cache
 def _all_rows() -> tuple[PublishedRow, ...]:
-    figures: dict[tuple[str, str, str, int, str], dict[str, dict[str, float]]] = {}
+    figures: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
+    notes: dict[tuple[str, ...], str | None] = {}
     with files("basicsr.config").joinpath("published.csv").open(encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            key = (line["source"], line["table"], line["backbone"], int(line["scale"]), line["method"])
+            key: tuple[str, ...] = (line["source"], line["table"], line["backbone"], line["scale"], line["method"])
             values = {"psnr": float(line["psnr_db"]), "ssim": float(line["ssim"])}
             figures.setdefault(key, {})[line["dataset"]] = values
+            notes.setdefault(key, line["note"] or None)  # stands in the row's first line
     rows: list[PublishedRow] = []
     for key, by_dataset in figures.items():
         source, table, backbone, scale, method = key
-        if table in _ABLATION_TABLES[source]:
-            backbone += ABLATIONS
-        row = PublishedRow(method, backbone, scale, (f"{source}, Table {table}",), by_dataset, _NOTES.get(key))
-        _add(rows, row)
+        backbone += ABLATIONS if table in _ABLATION_TABLES[source] else ""
+        sources = (f"{source}, Table {table}",)
+        _add(rows, PublishedRow(method, backbone, int(scale), sources, by_dataset, notes[key]))
     return tuple(rows)
 
 
 def _add(rows: list[PublishedRow], row: PublishedRow) -> None:
-    """Adds `row`, or its source to the row that says the same."""
+    """Adds `row`, or its source to the row that has the same figures."""
     for index, other in enumerate(rows):
         if replace(other, sources=row.sources, note=row.note) == row:
             rows[index] = replace(other, sources=other.sources + row.sources, note=other.note or row.note)

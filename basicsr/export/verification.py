@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.export.tracing import first_line, smallest_side
+from basicsr.export.tracing import smallest_side
 from basicsr.utils.errors import CheckpointError
 
 Size = tuple[int, int, int]  # batch, height, width
@@ -85,25 +85,6 @@ def examples(network: nn.Module, channels: int, scale: int) -> list[Example]:
     return made
 
 
-def compare(
-    kind: str, run: Callable[[Tensor], Tensor], wanted: Iterable[Example], tolerance: float, *, smallest: int
-) -> list[Check]:
-    """Runs an exported file on all examples of at least `smallest` pixels a side; see `ExportJob.compare`."""
-    checks = []
-    for example in (example for example in wanted if min(example.lq.shape[-2:]) >= smallest):
-        shape, difference = tuple(example.lq.shape), float("inf")
-        try:
-            with torch.no_grad():
-                output = run(example.lq.clone())  # spandrel's RCAN changes its input in place
-        except Exception as error:  # each runtime has exceptions of its own
-            reason = f"{kind} fails on an input of {_size(shape)} ({first_line(error)})"
-            raise CheckpointError(f"{reason}; nothing was written") from error
-        if output.shape == example.expected.shape:
-            difference = (output.float() - example.expected).abs().max().item()  # nan stays nan
-        checks.append(Check(kind, shape, difference, tolerance))
-    return checks
-
-
 def require(checks: Sequence[Check], path: Path) -> None:
     """Raises CheckpointError, naming the worst check, unless there are checks and all passed."""
     if not checks:
@@ -115,14 +96,14 @@ def require(checks: Sequence[Check], path: Path) -> None:
         )
         raise CheckpointError(
             f"{path.name} was not written: {worst.kind} differs from PyTorch by {worst.difference:.2g} at"
-            f" {_size(worst.shape)}, allowed is {worst.tolerance:.2g}"
+            f" {size_text(worst.shape)}, allowed is {worst.tolerance:.2g}"
         )
 
 
 def table(checks: Sequence[Check]) -> str:
     """All checks as lines of text in columns."""
     rows = [("checked against PyTorch", "input", "max. difference", "allowed")]
-    rows += [(c.kind, _size(c.shape), f"{c.difference:.1e}", f"{c.tolerance:.1e}") for c in checks]
+    rows += [(c.kind, size_text(c.shape), f"{c.difference:.1e}", f"{c.tolerance:.1e}") for c in checks]
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         f"{kind:<{wide[0]}}  {size:<{wide[1]}}  {difference:>{wide[2]}}  {allowed:>{wide[3]}}"
@@ -130,5 +111,6 @@ def table(checks: Sequence[Check]) -> str:
     )
 
 
-def _size(shape: Sequence[int]) -> str:
+def size_text(shape: Sequence[int]) -> str:
+    """A shape: 1x3x24x24."""
     return "x".join(map(str, shape))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # Cycles of lengths without a common factor: 7 colours, 4 kinds of lines, 10 markers.
 _LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.2)), (0, (7, 2, 1.2, 2)))
-_UNITS = {"psnr": "dB"}
 _MARKED = 40  # curves of at most so many points have markers
 _LOGARITHMIC = 8.0  # ratio of largest to smallest from which a loss is drawn logarithmically
 _DEFAULT_LOSSES = ("losses/l_pix", "losses/l_total")
@@ -117,13 +116,14 @@ def curves_figure(runs: Sequence[RunHistory], keys: Sequence[str], *, smooth: fl
                 axes.set_xlabel("iteration")
         ordered = {run.name: handles[run.name] for run in runs if run.name in handles}
         per_row = max(1, int(width * 13 / (6 + max(map(len, ordered)))))
-        columns = min(len(ordered), per_row)
         style: dict[str, Any] = {"loc": "outside upper left", "frameon": False, "handlelength": 3.2}
-        figure.legend(ordered.values(), ordered, ncols=columns, **style)
+        figure.legend(ordered.values(), ordered, ncols=min(len(ordered), per_row), **style)
     return figure
 
 
 def _draw(axes: Axes, runs: Sequence[RunHistory], key: str, smooth: float, handles: dict[str, Any]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
     drawn: list[float] = []
     for index, run in enumerate(runs):
         iterations, values = run.series(key)
@@ -132,10 +132,9 @@ def _draw(axes: Axes, runs: Sequence[RunHistory], key: str, smooth: float, handl
         colour = COLOURS[index % len(COLOURS)]
         if smooth:
             axes.plot(iterations, values, color=colour, linewidth=0.6, alpha=0.18)
-        shown = smoothed(values, smooth) if smooth else values
         (line,) = axes.plot(
             iterations,
-            shown,
+            smoothed(values, smooth) if smooth else values,
             color=colour,
             linestyle=_LINES[index % len(_LINES)],
             linewidth=1.4,
@@ -148,23 +147,16 @@ def _draw(axes: Axes, runs: Sequence[RunHistory], key: str, smooth: float, handl
     title, label = _names(key)
     axes.set_title(title, loc="left")
     axes.set_ylabel(label)
-    spread = key.startswith(("losses/", "lr/")) and drawn and min(drawn) > 0 and max(drawn) > _LOGARITHMIC * min(drawn)
-    _set_ticks(axes, logarithmic=bool(spread), plain=key.startswith("metrics/"))
     last = max(iteration for run in runs for iteration in run.series(ITERATION)[0])
     axes.set_xlim(-0.02 * last, 1.02 * last)
-
-
-def _set_ticks(axes: Axes, *, logarithmic: bool, plain: bool) -> None:
-    """Numbers as people write them: no powers of ten, no decimals that say nothing."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
+    # Numbers as people write them: no powers of ten, no decimals that mean nothing.
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    if logarithmic:
+    if key.startswith(("losses/", "lr/")) and drawn and min(drawn) > 0 and max(drawn) > _LOGARITHMIC * min(drawn):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
-    if not plain:
+    if not key.startswith("metrics/"):
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("e-0", "e-")))
 
 
@@ -173,14 +165,13 @@ def _names(key: str) -> tuple[str, str]:
     kind, _, rest = key.partition("/")
     if kind == "metrics":
         dataset, _, metric = rest.rpartition("/")
-        unit = next((unit for name, unit in _UNITS.items() if name in metric.lower()), None)
-        return dataset, f"{metric.upper()} ({unit})" if unit else metric.upper()
-    titles = {
-        "losses": (f"training, {rest}", "unweighted loss" if rest != "l_total" else "weighted sum of losses"),
-        "lr": (f"training, {rest}", "learning rate"),
-        "time": (f"training, {rest}", "seconds per iteration"),
+        return dataset, f"{metric.upper()} (dB)" if "psnr" in metric.lower() else metric.upper()
+    labels = {
+        "losses": "unweighted loss" if rest != "l_total" else "weighted sum of losses",
+        "lr": "learning rate",
+        "time": "seconds per iteration",
     }
-    return titles.get(kind, (key, ""))
+    return (f"training, {rest}", labels[kind]) if kind in labels else (key, "")
 
 
 def _short(value: float) -> str:
