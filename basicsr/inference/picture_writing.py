@@ -6,7 +6,6 @@ import errno
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,6 +27,7 @@ _LARGEST_TIFF = 4 * 2**30 - 2**24  # its offsets have 32 bits; what is not pixel
 _LARGEST_JPEG_EXIF = 65533
 _ROWS_AT_ONCE = 256
 _METRES_PER_INCH = 0.0254
+_PNG_HEADER = 33  # bytes: signature and IHDR
 
 
 class OutputError(DataError):
@@ -74,7 +74,7 @@ def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALI
     if output_format == "tif":
         return _encode_tiff(picture)
     if output_format == "png" and picture.pixels.dtype == np.uint16:
-        return b"".join(_encode_png_16(picture))
+        return _encode_png_16(picture)
     options: dict[str, Any] = {"icc_profile": picture.icc, "dpi": picture.dpi}
     options["exif"] = exif_bytes(picture.exif) or None
     if output_format in ("jpg", "webp"):
@@ -106,36 +106,19 @@ def write(content: bytes, path: Path) -> None:
         raise OutputError(f"cannot write {path}: {reason}; make room or choose another --output folder") from error
 
 
-def _encode_png_16(picture: Picture) -> Iterator[bytes]:
-    """PNG of 16 bits: neither Pillow nor OpenCV writes all numbers of channels and all metadata."""
-    height, width, channels = picture.pixels.shape
-    yield b"\x89PNG\r\n\x1a\n"
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    yield _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
+def _encode_png_16(picture: Picture) -> bytes:
+    """PNG of 16 bits: Pillow and OpenCV write neither all numbers of channels nor all metadata."""
+    import imagecodecs
+
+    content = bytes(imagecodecs.png_encode(picture.pixels, level=1))
+    chunks = b""
     if picture.icc:
-        yield _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
+        chunks += _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
     if picture.dpi:
-        yield _chunk(b"pHYs", struct.pack(">IIB", *(round(dots / _METRES_PER_INCH) for dots in picture.dpi), 1))
+        chunks += _chunk(b"pHYs", struct.pack(">IIB", *(round(dots / _METRES_PER_INCH) for dots in picture.dpi), 1))
     if exif := exif_bytes(picture.exif):
-        yield _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
-    compressor = zlib.compressobj(3)
-    above = np.zeros((1, width * channels * 2), np.uint8)
-    for start in range(0, height, _ROWS_AT_ONCE):
-        block = picture.pixels[start : start + _ROWS_AT_ONCE].astype(">u2")
-        rows = block.view(np.uint8).reshape(len(block), -1)
-        if data := compressor.compress(_averaged(rows, above, channels * 2)):
-            yield _chunk(b"IDAT", data)
-        above = rows[-1:]
-    yield _chunk(b"IDAT", compressor.flush())
-    yield _chunk(b"IEND", b"")
-
-
-def _averaged(rows: np.ndarray, above: np.ndarray, pixel: int) -> bytes:
-    """PNG's filter 3: each byte less the mean of those to the left and above, of pixels of `pixel` bytes."""
-    left = np.pad(rows, ((0, 0), (pixel, 0)))[:, :-pixel].astype(np.uint16)
-    up = np.concatenate([above, rows[:-1]])
-    differences = rows - ((left + up) // 2).astype(np.uint8)
-    return np.insert(differences, 0, 3, axis=1).tobytes()
+        chunks += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    return content[:_PNG_HEADER] + chunks + content[_PNG_HEADER:]
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -1,8 +1,8 @@
-"""Pictures as people keep them: files of many kinds, read with all they carry.
+"""Pictures as people keep them: files of many kinds, read with all their metadata.
 
 Training and evaluation read three channels of pixels and nothing else (`files/images.py`). Here the same decoder's
-gray stays gray, and transparency, 16 bits, colour profile, resolution and EXIF data are kept. What is read here only,
-because it is no exact image but shown as one, is Pillow's: GIF, the first frame of an animation, CMYK, one bit.
+gray stays gray, and transparency, 16 bits, colour profile, resolution and EXIF data are kept. Pillow reads what is no
+exact image but shown as one: GIF, the first frame of an animation, CMYK, one bit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ORIENTATION = 274
 _EXIF_IFD, _GPS_IFD, _INTEROP_IFD = 0x8769, 0x8825, 0xA005
 _RESOLUTION = (282, 283, 296)
 _PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
-# The tags of EXIF's first directory that tell of the picture. Others tell how the pixels were stored in the old file.
+# The tags of EXIF's first directory that describe the picture. Others say how the pixels were stored in the old file.
 _DESCRIPTIVE = {
     *(269, 270, 271, 272, _ORIENTATION, *_RESOLUTION, 285, 305, 306, 315, 316),  # DocumentName to HostComputer
     *(18246, 18249, 33432, *range(40091, 40096)),  # ratings, Copyright, Windows' titles and comments
@@ -47,7 +47,7 @@ _DESCRIPTIVE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels, upright, and what belongs to them.
+    """Pixels, upright, and their metadata.
 
     Attributes:
         pixels: (H, W, C) uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (R, G, B) or 4 (R, G, B, alpha). Colours
@@ -55,7 +55,7 @@ class Picture:
         icc: ICC profile, fit for this number of colours.
         exif: EXIF's first directory, tag to value; the directories below it are mappings. Its orientation is 1.
         dpi: pixels per inch, horizontally and vertically.
-        notes: what was not taken as it was, each in a few words.
+        notes: what was lost or changed in reading, each in a few words.
     """
 
     pixels: np.ndarray
@@ -75,7 +75,7 @@ class Picture:
         return f"{self.pixels.shape[1]}x{self.pixels.shape[0]}"
 
     def with_pixels(self, pixels: np.ndarray) -> Picture:
-        """The picture with other pixels, such as larger ones; EXIF data tell the new size where they told the old."""
+        """The picture with other pixels, such as larger ones; a size in its EXIF data is changed too."""
         exif = dict(self.exif)
         if _EXIF_IFD in exif:
             new = {_PIXEL_WIDTH: pixels.shape[1], _PIXEL_HEIGHT: pixels.shape[0]}
@@ -84,18 +84,10 @@ class Picture:
 
 
 class PictureFile:
-    """A picture's file, opened: its size is known before it is decoded.
-
-    Args:
-        path: the file.
-
-    Attributes:
-        width: of the picture as it is read, upright, in pixels.
-        height: likewise.
-        bits: of each channel, 8 or 16.
+    """A picture's file, opened but not decoded: `width` and `height` upright in pixels, `bits` to a channel, 8 or 16.
 
     Raises:
-        DataError: it cannot be read, is damaged, or none of the formats or kinds of pixels known; one line with `path`.
+        DataError: it cannot be read, is damaged, or none of the known formats or kinds of pixels; one line with `path`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -104,13 +96,13 @@ class PictureFile:
             self._content = read_regular(path)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise DataError(f"cannot read image {self._path}: {reason}") from error
+            raise self._error(reason) from error
         if damage := find_damage(self._content):
-            raise DataError(f"cannot read image {self._path}: {damage}; {AGAIN}")
+            raise self._error(f"{damage}; {AGAIN}")
         self._header = self._find_header() if sniff(self._content[:12]) else None
         self._image: Image.Image | None = None
-        with _decoding(self._path):
-            # Of TIFF, Pillow knows fewer dialects; of what it cannot open it tells no notes.
+        with self._decoding():
+            # Pillow knows fewer dialects of TIFF; of those the metadata are lost.
             with suppress(Exception) if self._is_exact else nullcontext():
                 self._image = Image.open(io.BytesIO(self._content), formats=_FORMATS)
         if self._header is None:
@@ -121,16 +113,12 @@ class PictureFile:
         self.bits = 8 if self._header is None else self._header.depth
 
     def read(self) -> Picture:
-        """Decodes the picture and turns it upright.
-
-        Raises:
-            DataError: it is damaged, or its kind of pixels is none of those known.
-        """
-        with _decoding(self._path), _silent_decoders():
+        """Decodes the picture, upright; raises DataError if it is damaged or of an unknown kind of pixels."""
+        with self._decoding(), _silent_decoders():
             notes = self._find_notes()
             exif = self._exif(notes)
             pixels = self._exact() if self._is_exact else self._as_shown()
-            icc = (b"" if self._image is None else self._image.info.get("icc_profile")) or b""
+            icc = self._info.get("icc_profile") or b""
             if icc[16:20] != _COLOUR_SPACES[pixels.shape[2]] or (self._header and self._header.space == "CMYK"):
                 icc = None
             dpi = self._dpi()
@@ -138,12 +126,34 @@ class PictureFile:
                 exif = {tag: value for tag, value in exif.items() if tag not in _RESOLUTION}
             return Picture(np.ascontiguousarray(pixels), icc, exif, dpi, tuple(notes))
 
+    def _error(self, reason: str | None) -> DataError:
+        return DataError(f"cannot read image {self._path}: {reason}")
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Turns all errors of decoders into one line; allows pictures of any size, and prints no warnings."""
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except UserError:
+            raise
+        except UnidentifiedImageError as error:
+            raise self._error(f"damaged, or its format is none of {', '.join(_FORMATS)}; convert it") from error
+        except MemoryError as error:
+            raise self._error("there is not enough memory; cut it into parts") from error
+        except Exception as error:  # decoders fail on damaged files in any way
+            raise self._error(f"{(str(error) or type(error).__name__).splitlines()[0]}; {AGAIN}") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
     def _find_header(self) -> ImageHeader:
-        """The file's header; CMYK, one bit and several pictures, of which the first is shown, are let through here."""
+        """The file's header; CMYK, one bit and several pictures, of which the first is shown, are allowed here."""
         try:
             header = read_header(Content(self._content))
         except HeaderError as error:
-            raise DataError(f"cannot read image {self._path}: {error}; {AGAIN}") from error
+            raise self._error(f"{error}; {AGAIN}") from error
         lenient = replace(header, frames=1, bits=8 if header.bits == 1 else header.bits)
         if header.space == "CMYK" and header.bits == 8:
             lenient = replace(lenient, space="colour", channels=3)
@@ -151,18 +161,22 @@ class PictureFile:
         if fault is None and header.frames > 1 and header.format == "PNG" and header.bits == 16:
             fault = "it is an animation of 16 bits; save its first frame alone"
         if fault is not None:
-            raise DataError(f"cannot read image {self._path}: {fault}")
+            raise self._error(fault)
         return header
 
     @property
     def _is_exact(self) -> bool:
-        """Whether the one reader of images reads it; else Pillow shows it."""
+        """Whether `files.images` decodes it; else Pillow does."""
         header = self._header
         if header is None or (header.frames > 1 and header.format in ("PNG", "WebP")):
             return False
         if header.space == "CMYK":
             return header.format == "TIFF"
         return header.bits > 1 or header.format == "PNG"
+
+    @property
+    def _info(self) -> dict[Any, Any]:
+        return {} if self._image is None else self._image.info
 
     def _find_notes(self) -> list[str]:
         frames = self._header.frames if self._header else getattr(self._image, "n_frames", 1)
@@ -177,7 +191,7 @@ class PictureFile:
         return notes
 
     def _exif(self, notes: list[str]) -> dict[int, Any]:
-        """What EXIF data tell of the picture; damaged data are left out, with a note."""
+        """The descriptive EXIF data; damaged data are skipped, with a note."""
         if self._image is None:
             return {}
         try:
@@ -191,32 +205,32 @@ class PictureFile:
             if _ORIENTATION in exif:
                 exif[_ORIENTATION] = 1
             exif_bytes(exif)
-        except Exception:  # Pillow stumbles over damaged EXIF data in any way
+        except Exception:  # Pillow fails on damaged EXIF data in any way
             notes.append("its EXIF data are damaged and were left out")
             return {}
         return exif
 
     def _dpi(self) -> tuple[float, float] | None:
         with suppress(TypeError, ValueError, ZeroDivisionError):
-            horizontal, vertical = (float(value) for value in (self._image.info if self._image else {}).get("dpi", ()))
+            horizontal, vertical = (float(value) for value in self._info.get("dpi", ()))
             # Pillow says 1 where a TIFF file says nothing; more than JPEG can say is no resolution.
             if all(1 < value < 65536 for value in (horizontal, vertical)):
                 return horizontal, vertical
         return None
 
     def _exact(self) -> np.ndarray:
-        """(H, W, C) as the one reader of images reads it."""
+        """(H, W, C) as `files.images` decodes it."""
         assert self._header is not None
         pixels = decode(self._content, self._header)
         if self._header.space == "CMYK":
             image = Image.fromarray(pixels, "CMYK")
-            image.info = {} if self._image is None else self._image.info
+            image.info = self._info
             return np.asarray(_cmyk_to_rgb(image))
         if pixels.ndim == 2:
             return pixels[..., None]
         if pixels.shape[2] == 2:
             return pixels
-        if self._image is not None and self._image.mode == "P" and _is_gray(pixels):
+        if self._image is not None and self._image.mode == "P" and (pixels[..., :3] == pixels[..., :1]).all():
             return pixels[..., [0, 3][: pixels.shape[2] - 2]]
         return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
 
@@ -229,7 +243,7 @@ class PictureFile:
             image = _cmyk_to_rgb(image)
         mode = _layout_of(image)
         if mode is None:
-            raise DataError(f"cannot read image {self._path}: its pixels are of the kind {image.mode}; convert it")
+            raise self._error(f"its pixels are of the kind {image.mode}; convert it")
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
         # Pillow turns TIFF pictures upright itself, and no others.
         orientation = 1 if self._header is None or self._header.format == "TIFF" else self._header.orientation
@@ -246,28 +260,22 @@ def exif_bytes(exif: Mapping[int, Any]) -> bytes:
     return block.tobytes()
 
 
-def _is_gray(pixels: np.ndarray) -> bool:
-    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())
-
-
 def _layout_of(image: Image.Image) -> str | None:
-    """Which of the modes L, LA, RGB and RGBA an image becomes without loss; None where there is none."""
+    """Which of the modes L, LA, RGB and RGBA an image becomes without loss, if any."""
     keyed = "transparency" in image.info
-    if image.mode in ("1", "L"):
-        return "LA" if keyed else "L"
     if image.mode in ("LA", "La"):
         return "LA"
+    if image.mode in ("PA", "RGBA", "RGBa"):
+        return "RGBA"
     if image.mode == "P":
         keyed = keyed or (image.palette is not None and image.palette.mode == "RGBA")
         colours = np.reshape(image.getpalette("RGB") or (), (-1, 3))
-        if (colours == colours[:, :1]).all():  # as GIF, which has palettes only, stores gray
-            return "LA" if keyed else "L"
-        return "RGBA" if keyed else "RGB"
-    if image.mode in ("PA", "RGBA", "RGBa"):
-        return "RGBA"
-    if image.mode in ("RGB", "RGBX", "YCbCr", "HSV"):
-        return "RGBA" if keyed else "RGB"
-    return None
+        is_gray = bool((colours == colours[:, :1]).all())  # as GIF, which has palettes only, stores gray
+    elif image.mode in ("1", "L", "RGB", "RGBX", "YCbCr", "HSV"):
+        is_gray = image.mode in ("1", "L")
+    else:
+        return None
+    return ("L" if is_gray else "RGB") + "A" * keyed
 
 
 def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
@@ -282,7 +290,7 @@ def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _silent_decoders() -> Iterator[None]:
-    """Keeps OpenCV and libtiff from writing their own lines about damage to standard error; ours says it."""
+    """Keeps OpenCV and libtiff from writing their own lines about damage to standard error."""
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     sys.stderr.flush()
     try:
@@ -299,25 +307,3 @@ def _silent_decoders() -> Iterator[None]:
         if kept is not None:
             os.dup2(kept, 2)
             os.close(kept)
-
-
-@contextmanager
-def _decoding(path: str) -> Iterator[None]:
-    """Makes one line of whatever decoding raises; pictures may be of any size, warnings are not printed."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except UserError:
-        raise
-    except UnidentifiedImageError as error:
-        names = ", ".join(_FORMATS)
-        raise DataError(f"cannot read image {path}: damaged, or its format is none of {names}; convert it") from error
-    except MemoryError as error:
-        raise DataError(f"cannot read image {path}: there is not enough memory; cut it into parts") from error
-    except Exception as error:  # decoders stumble over damaged files in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"cannot read image {path}: {reason}; copy or download the file again") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
