@@ -105,42 +105,41 @@ def load_sample(dataset: Dataset[Any], key: SampleKey, pixels: bool = False) -> 
         MachineError: memory or open files ran out.
         RuntimeError: the dataset raised anything else, which is the cause; it names the sample.
     """
-    with _errors_naming(dataset, key.index):
+    try:
         if key.gt_size is not None:
             check_patches(dataset)
         if isinstance(dataset, ImageDataset) and _is_asked_by_load(dataset):
             size = () if key.gt_size is None else (key.gt_size,)
             form = {"pixels": True} if pixels and _takes_pixels(type(dataset).load) else {}
             return dataset.load(key.index, randomness.generator(key.seed, "sample"), *size, **form)
-        token = _SEED.set(key.seed)  # for ImageDataset.__getitem__, which a derived class's may call
-        try:
-            with randomness.seeded_global_state(key.seed):
-                return dataset[key.index]
-        finally:
-            _SEED.reset(token)
+        with randomness.seeded_global_state(key.seed), _seeded_items(key.seed):
+            return dataset[key.index]
+    except UserError:
+        raise
+    except Exception as error:
+        raise _naming_sample(error, sample_name(dataset, key.index)) from error
 
 
 @contextmanager
-def _errors_naming(dataset: Dataset[Any], index: int) -> Iterator[None]:
-    """Raises what a dataset raises as the kind of error that it is, with the sample's name."""
+def _seeded_items(seed: int) -> Iterator[None]:
+    """Seeds `ImageDataset.__getitem__`, which a derived class's may call."""
+    token = _SEED.set(seed)
     try:
         yield
-    except UserError:
-        raise
-    except MemoryError as error:
-        raise MachineError(
-            f"no memory was left for {sample_name(dataset, index)}; lower num_worker_per_gpu or batch_size_per_gpu"
-        ) from error
-    except OSError as error:
-        what = f"cannot read {sample_name(dataset, index)}: {error.filename or ''} {error.strerror or error}"
-        message = " ".join(what.split())
+    finally:
+        _SEED.reset(token)
+
+
+def _naming_sample(error: Exception, name: str) -> Exception:
+    """What to raise for a dataset's error: of the kind that it is, with the sample's name."""
+    if isinstance(error, MemoryError):
+        return MachineError(f"no memory was left for {name}; lower num_worker_per_gpu or batch_size_per_gpu")
+    if isinstance(error, OSError):
+        message = " ".join(f"cannot read {name}: {error.filename or ''} {error.strerror or error}".split())
         if error.errno in _MACHINES_ERRORS:
-            raise MachineError(f"{message}; lower num_worker_per_gpu") from error
-        raise DataError(f"{message}; check the path and the disk") from error
-    except Exception as error:
-        raise RuntimeError(
-            f"{sample_name(dataset, index)} could not be loaded: {type(error).__name__}: {error}"
-        ) from error
+            return MachineError(f"{message}; lower num_worker_per_gpu")
+        return DataError(f"{message}; check the path and the disk")
+    return RuntimeError(f"{name} could not be loaded: {type(error).__name__}: {error}")
 
 
 def sample_name(dataset: Any, index: int) -> str:

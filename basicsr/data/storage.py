@@ -207,15 +207,15 @@ class LmdbDatabase(ImageRoot):
         return os.path.join(self.path, "data.mdb")
 
     def open(self, name: str) -> OpenImage:
-        with self.opened(name) as source:
-            if header := _ppm_header(source):
+        with stored_value(self.path, name, self.readahead) as value:
+            if header := _ppm_header(Content(value)):
                 return PpmImage(partial(self._read, name), header, self.label(name))
-            content = source.read(0, source.size)
+            content = bytes(value)
         return DecodedImage(imfrombytes(content, source=self.label(name)))
 
     def _read(self, name: str, offset: int, length: int) -> bytes:
-        with self.opened(name) as source:
-            return source.read(offset, length)
+        with stored_value(self.path, name, self.readahead) as value:
+            return bytes(value[offset : offset + length])
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Source]:

@@ -11,8 +11,8 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from basicsr.data.checks.folder_contents import count_mismatch, first_few, set_name
 from basicsr.data.checks.inspection import Inspection, examine
-from basicsr.data.checks.notes import Bar, NoteCache, in_tasks, thread_pool
+from basicsr.data.checks.notes import Bar, NoteCache, in_tasks
 from basicsr.data.loading import prepare_worker
 from basicsr.data.storage import ImageRoot, StoredImages, stored_images
 from basicsr.data.transforms import check_depths, check_patches_fit, check_whole_pair
@@ -152,10 +152,11 @@ def progress(description: str, shown: bool, items: Iterator[Any], total: int) ->
     )
 
 
-def _look(root: ImageRoot, decode: bool, processes: int, bar: Bar, names: list[str]) -> list[Inspection]:
+def _look(
+    root: ImageRoot, decode: bool, processes: int, bar: Bar, pool: Executor, names: list[str]
+) -> Iterable[Inspection]:
     if not decode or not names:
-        with thread_pool() as pool:
-            return list(bar(in_tasks(pool, partial(examine, root=root), names), len(names)))
+        return bar(in_tasks(pool, partial(examine, root=root), names), len(names))
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     prepare = partial(prepare_worker, 0, os.getpid())
     processing = ProcessPoolExecutor(min(processes, len(names)), context, initializer=prepare)

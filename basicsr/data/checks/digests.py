@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
-from basicsr.data.checks.notes import Bar, NoteCache, in_tasks, thread_pool
+from basicsr.data.checks.notes import Bar, NoteCache, in_tasks
 from basicsr.data.storage import ImageRoot, StoredImages, stamp_of, stored_images
 from basicsr.utils.errors import DataError
 
@@ -63,20 +64,14 @@ def files_digest(dataset: Any) -> str | None:
 
 
 def digests_of(names: Sequence[str], root: ImageRoot, bar: Bar = lambda items, total: items) -> list[str]:
-    """SHA-256, in hexadecimal, of files or of the values of a database; unchanged ones are not read again.
-
-    Args:
-        names: of the images in their root.
-        root: of the images.
-        bar: shows progress over those that are read.
+    """SHA-256, in hexadecimal, of a root's images; unchanged ones are not read again, `bar` shows the others.
 
     Raises:
-        DataError: one cannot be read.
+        DataError: an image cannot be read.
     """
 
-    def read(waiting: list[str]) -> Iterator[str]:
-        with thread_pool() as pool:
-            yield from bar(in_tasks(pool, partial(_digest, root), waiting, _TO_A_TASK), len(waiting))
+    def read(pool: Executor, waiting: list[str]) -> Iterator[str]:
+        return bar(in_tasks(pool, partial(_digest, root), waiting, _TO_A_TASK), len(waiting))
 
     return NoteCache[str]("digests", root, lambda digest: [digest], _noted).results(names, read)
 

@@ -12,8 +12,7 @@ from basicsr.files.image_headers import MOST_PIXELS, HeaderError, ImageHeader, S
 from basicsr.files.images import AGAIN, find_damage, imfrombytes
 from basicsr.utils.errors import DataError
 
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_JPEG_END = b"\xff\xd9"
+_ENDS = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 # Channels of a colourful image are on average further apart than those of a gray one that was saved as a JPEG.
 _COLOURFUL = 8 / 255
 _ANY_FOLDER = Folder()
@@ -69,7 +68,7 @@ def is_colourful(pixels: np.ndarray) -> bool:
 
 def _is_complete(source: Source, header: ImageHeader) -> bool:
     """Whether the end of the file shows that all of it is there; False where that is not clear."""
-    if end := {"PNG": _PNG_END, "JPEG": _JPEG_END}.get(header.format):
+    if end := _ENDS.get(header.format):
         return source.read(source.size - len(end), len(end)) == end
     return 0 < header.end <= source.size
 

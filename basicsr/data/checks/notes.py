@@ -60,17 +60,19 @@ class NoteCache(Generic[Result]):
             for file in sorted(self._path.parent.glob(f"{name}-*.json")):
                 self._entries.update(self._read(file))
 
-    def results(self, names: Sequence[str], look: Callable[[list[str]], Iterable[Result]]) -> list[Result]:
-        """The results for images; `look` finds those that are not known, or whose files have changed."""
-        with thread_pool() as pool:  # stamps are taken before looking: what changes meanwhile is looked at again
-            stamps = list(in_tasks(pool, stamp_of, [self._root.file(name) for name in names]))
-        keys = [self._root.relative(name) for name in names]
-        known = [self._known(key, stamp) for key, stamp in zip(keys, stamps, strict=True)]
-        waiting = [name for name, entry in zip(names, known, strict=True) if entry is None]
-        found = iter(list(look(waiting)))
+    def results(self, names: Sequence[str], look: Callable[[Executor, list[str]], Iterable[Result]]) -> list[Result]:
+        """The results for images; `look` finds those that are not known, or whose files have changed, by threads."""
+        files, keys = [self._root.file(name) for name in names], [self._root.relative(name) for name in names]
+        unique = list(dict.fromkeys(files))
+        with _threads() as pool:
+            # Stamps are taken before looking: what changes meanwhile is looked at again next time.
+            stamps = dict(zip(unique, in_tasks(pool, stamp_of, unique), strict=True))
+            known = [self._known(key, stamps[file]) for key, file in zip(keys, files, strict=True)]
+            waiting = [name for name, entry in zip(names, known, strict=True) if entry is None]
+            found = iter(list(look(pool, waiting)))
         results = [next(found) if result is None else result for result in known]
         if waiting:
-            noted = zip(keys, stamps, results, strict=True)
+            noted = zip(keys, map(stamps.get, files), results, strict=True)
             self._save({key: [*stamp, *self._to_note(result)] for key, stamp, result in noted if stamp is not None})
         return results
 
@@ -107,7 +109,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def thread_pool() -> Iterator[ThreadPoolExecutor]:
+def _threads() -> Iterator[ThreadPoolExecutor]:
     """Threads; after Ctrl+C only begun tasks are waited for."""
     pool = ThreadPoolExecutor(_THREADS)
     try:
