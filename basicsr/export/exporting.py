@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +35,7 @@ class Exported:
 
 
 def load_student(path: str | os.PathLike[str], *, param_key: str | None = None) -> Student:
-    """Reads a checkpoint to be exported.
-
-    Args:
-        path: file of torch.save or safetensors.
-        param_key: which state dict; None prefers `params_ema`, then `params`.
+    """Reads a checkpoint to be exported: its state dict `param_key`, by default `params_ema`, then `params`.
 
     Raises:
         CheckpointError: the file is not read or recognised, lacks `param_key`, or is not one of our networks for
@@ -165,31 +161,28 @@ def _all_or_none(folder: Path, targets: Sequence[Path]) -> Iterator[Path]:
         yield staging
         with _saving(folder):
             replaced.mkdir()
-        _move(staging, targets, replaced)
+        with ExitStack() as undo:
+            for target in targets:
+                with _saving(target):
+                    _refuse_folder(target)  # again: it may have been made meanwhile
+                    undo.callback(_put_back, target, replaced / target.name, staging / target.name)
+                    if os.path.lexists(target):
+                        os.replace(target, replaced / target.name)
+                    os.replace(staging / target.name, target)
+            undo.pop_all()
+            shutil.rmtree(replaced, ignore_errors=True)
     finally:
         if not any(replaced.glob("*")):  # else an earlier file could not be put back, and lies here
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _move(staging: Path, targets: Sequence[Path], replaced: Path) -> None:
-    moved = []
-    try:
-        for target in targets:
-            with _saving(target):
-                _refuse_folder(target)  # again: it may have been made meanwhile
-                if os.path.lexists(target):
-                    os.replace(target, replaced / target.name)
-                os.replace(staging / target.name, target)
-                moved.append(target)
-    except BaseException:
-        for target in targets:
-            with suppress(OSError):
-                if os.path.lexists(replaced / target.name):
-                    os.replace(replaced / target.name, target)
-                elif target in moved:
-                    target.unlink()
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+def _put_back(target: Path, earlier: Path, new: Path) -> None:
+    """Undoes the move of `new` to `target`, where `earlier` was, if it has been made."""
+    with suppress(OSError):
+        if os.path.lexists(earlier):
+            os.replace(earlier, target)
+        elif not os.path.lexists(new):
+            target.unlink()
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def _similarity(first: Plane, second: Plane, scratch: Scratch) -> float:
     four window means, as from x and y, but fewer passes over memory, which is what takes the time; and equal images,
     with d = 0, have exactly 1.
 
-    It is this form that allows float32 on luma. What a wrong variance does to the second fraction has the factor
+    This form allows float32 on luma. What a wrong variance does to the second fraction has the factor
     2 var_d / (var_s + var_d + 2 c2)^2 for var_s, which is next to nothing where the images are near to each other, and
     2 (var_s + 2 c2) / (var_s + var_d + 2 c2)^2 for var_d, whose error is as small as d itself.
     """
@@ -127,12 +127,8 @@ def _window_moments(block: Plane, means: Plane, scratch: Scratch) -> tuple[Plane
     A variance is the mean of squares less the square of the mean. Both are taken of values from which the block's mean
     is subtracted, since the difference of two large numbers is a rough one: in a flat image nothing is left of it.
 
-    Args:
-        block: (h, w) or (h, w, C); overwritten.
-        means: of the same shape, for the result.
-
-    Returns:
-        Both (h - 10, w) or (h - 10, w, C); the first and last five columns, which have no whole window, mean nothing.
+    `block` (h, w) or (h, w, C) is overwritten, `means` is of its shape, for the result. Both results have h - 10 rows;
+    their first and last five columns, which have no whole window, mean nothing.
     """
     kernel = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA)
     centre = block.dtype.type(block.mean(dtype=np.float64))

@@ -46,11 +46,7 @@ class _Example:
 class _Layout:
     """Pixels of one example's strip: the overview to the left, then cells, each a crop's place with its caption.
 
-    Up to five crops stand in one row, more in two. All lengths follow from the cell.
-
-    Args:
-        target: length that an enlarged crop should have.
-        examples: all examples of the picture.
+    Up to five crops stand in one row, more in two. All lengths follow from the cell, which is near `target`.
     """
 
     def __init__(self, target: int, examples: Sequence[_Example]) -> None:
@@ -93,21 +89,10 @@ def compare_scale(
     better: Mapping[str, str] | None = None,
     cell: int = 384,
 ) -> tuple[np.ndarray, list[Region]] | None:
-    """The visual comparison of one scale's networks.
+    """The comparison, uint8 (H, W, 3) BGR, of one scale's networks, and the regions it shows; None if there are none.
 
-    Args:
-        scale: whose rows to compare, in their order.
-        pictures: of that scale.
-        count: how many regions to choose where none are given.
-        regions: what to show; those of datasets that this scale does not have are skipped.
-        better: see `Results.better`.
-        cell: about what an enlarged crop measures, in pixels.
-
-    Returns:
-        The picture, uint8 (H, W, 3) BGR, and the regions it shows; None if there is nothing to show.
-
-    Raises:
-        DataError: an image cannot be read, or a region does not lie in its image.
+    Without `regions`, of which those of datasets that this scale does not have are skipped, `count` are chosen. An
+    enlarged crop measures about `cell` pixels. Raises DataError if a region does not lie in its image.
     """
     datasets = scale.datasets()
     shown = [region for region in regions if region.dataset in datasets]
@@ -124,14 +109,7 @@ def compare_scale(
 def draw_comparison(
     pictures: SavedPictures, names: Sequence[str], regions: Sequence[Region], *, scale: int, cell: int = 384
 ) -> np.ndarray:
-    """Draws one strip for each region: the HR image with a frame around the region, then the crops of HR and `names`.
-
-    Returns:
-        uint8 (H, W, 3) BGR.
-
-    Raises:
-        DataError: an image cannot be read, or a region does not lie in its image.
-    """
+    """Draws one strip for each region: the HR image with a frame around it, then the crops of HR and `names`."""
     examples = [_load(pictures, names, region, scale) for region in regions]
     layout = _Layout(cell, examples)
     between, footer = round(12 * layout.unit), round(28 * layout.unit)

@@ -58,7 +58,7 @@ def write_report(
     comparisons: Mapping[int, bytes],
     date: str | None = None,
 ) -> int:
-    """Writes the report; the same arguments give the same bytes.
+    """Writes the report and returns its size in bytes; the same arguments give the same bytes.
 
     Args:
         path: the file to create or replace.
@@ -69,13 +69,6 @@ def write_report(
         plots: <svg> elements by title.
         comparisons: visual comparisons by scale, as the bytes of image files.
         date: for the header; none by default.
-
-    Returns:
-        The size of the file in bytes.
-
-    Raises:
-        DataError: an image cannot be read, or an output is not of the HR image's size.
-        CheckpointError: the file cannot be written.
     """
     skipped = gaps(results)
     names = list(dict.fromkeys(row.name for scale in results.scales for row in scale.rows))

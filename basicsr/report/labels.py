@@ -48,11 +48,8 @@ class Label(NamedTuple):
 def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Point], taken: Sequence[_Array]) -> None:
     """Writes the labels, each with a thin line to its point where it does not stand right beside it.
 
-    Args:
-        axes: with its final limits and position; the figure's canvas must be Agg's.
-        labels: what to write.
-        obstacles: further points that no label should cover, in the units of the axes.
-        taken: rectangles in use already: left, bottom, right, top in pixels.
+    The limits and the position of the axes must be final. `obstacles` are further points that no label should cover, in
+    the units of the axes; `taken` are rectangles in use already: left, bottom, right, top in pixels.
     """
     if not labels:
         return
@@ -78,13 +75,9 @@ def text_size(axes: Axes, text: str) -> Point:
 
 
 def cheapest_places(boxes: _Array, anchors: _Array, taken: _Array, frame: _Array) -> list[int]:
-    """Which place each label takes.
+    """Which place each label takes, of `boxes` (labels, places, 4), nearer ones first, beside `anchors` (labels, 2).
 
-    Args:
-        boxes: (labels, places, 4): left, bottom, right and top of the places; nearer ones first.
-        anchors: (labels, 2): the points that the labels belong to.
-        taken: (any number, 4): rectangles to leave free.
-        frame: (4,): where labels belong.
+    The rectangles `taken` (N, 4) are to be left free, and labels belong into `frame` (4,).
     """
     labels, places, _ = boxes.shape
     flat = boxes.reshape(-1, 4)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -15,13 +14,14 @@ from basicsr.metrics.evaluator import EvaluationDataset
 from basicsr.utils.errors import DataError
 
 _MOST_BYTES = 128 * 2**20  # of decoded images that are kept
+_Sample = tuple[np.ndarray | None, np.ndarray]  # HR and LR image
 
 
 class SavedPictures:
     """Images of one scale: uint8 (H, W, 3) BGR; HR and outputs of one image have one size.
 
-    An image is decoded once, however many parts of a report show it; beyond 128 MiB the least recently used are
-    dropped, so that memory stays bounded.
+    HR and LR images are decoded once, however many parts of a report show them; beyond 128 MiB the least recently used
+    are dropped.
 
     Args:
         datasets: by name.
@@ -42,7 +42,7 @@ class SavedPictures:
     ) -> None:
         self._datasets, self._names = datasets, names
         self._folder, self._by_network, self._suffix = folder, by_network, suffix
-        self._decoded: dict[tuple[str, ...], tuple[np.ndarray | None, ...]] = {}
+        self._samples: dict[tuple[str, str], _Sample] = {}
 
     def path(self, row: str, dataset: str, image: str) -> Path:
         """The file of an output."""
@@ -59,43 +59,32 @@ class SavedPictures:
 
     def lr(self, dataset: str, image: str) -> np.ndarray:
         """The LR image."""
-        lr = self._sample(dataset, image)[1]
-        assert lr is not None, "every sample has an LR image"
-        return lr
+        return self._sample(dataset, image)[1]
 
     def output(self, row: str, dataset: str, image: str) -> np.ndarray:
         """The output of the row's network; raises DataError if the saved file is missing or damaged."""
         path = self.path(row, dataset, image)
+        try:
+            return imfrombytes(read_regular(path), source=str(path))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}; run the test again") from error
 
-        def read() -> tuple[np.ndarray]:
-            try:
-                return (imfrombytes(read_regular(path), source=str(path)),)
-            except OSError as error:
-                raise DataError(f"cannot read {path}: {error.strerror}; run the test again") from error
+    def _sample(self, dataset: str, image: str) -> _Sample:
+        sample = self._samples.pop((dataset, image), None) or self._read(dataset, image)
+        self._samples[dataset, image] = sample  # the last used come last
+        while len(self._samples) > 1 and sum(map(_size, self._samples.values())) > _MOST_BYTES:
+            del self._samples[next(iter(self._samples))]
+        return sample
 
-        output = self._once((row, dataset, image), read)[0]
-        assert output is not None
-        return output
+    def _read(self, dataset: str, image: str) -> _Sample:
+        images = self._datasets[dataset]
+        restored = getattr(images, "restored", lambda given: given)
+        sample = images[self._names[dataset].index(image)]
+        return _bgr(restored(sample["gt"])) if "gt" in sample else None, _bgr(restored(sample["lq"]))
 
-    def _sample(self, dataset: str, image: str) -> tuple[np.ndarray | None, ...]:
-        def read() -> tuple[np.ndarray | None, ...]:
-            images: Any = self._datasets[dataset]
-            sample = images[self._names[dataset].index(image)]
-            restored = getattr(images, "restored", lambda given: given)
-            return tuple(_bgr(restored(sample[key])) if key in sample else None for key in ("gt", "lq"))
 
-        return self._once((dataset, image), read)
-
-    def _once(
-        self, key: tuple[str, ...], read: Callable[[], tuple[np.ndarray | None, ...]]
-    ) -> tuple[np.ndarray | None, ...]:
-        images = self._decoded[key] = self._decoded.pop(key, ()) or read()  # the last used come last
-        while len(self._decoded) > 1 and self._size() > _MOST_BYTES:
-            del self._decoded[next(iter(self._decoded))]
-        return images
-
-    def _size(self) -> int:
-        return sum(image.nbytes for images in self._decoded.values() for image in images if image is not None)
+def _size(sample: _Sample) -> int:
+    return sum(image.nbytes for image in sample if image is not None)
 
 
 def _bgr(image: Tensor) -> np.ndarray:

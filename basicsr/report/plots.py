@@ -90,10 +90,7 @@ def cost_figure(
     """Draws a metric's average on a dataset against the networks' costs, a panel for each kind of cost that is known.
 
     Rows without parameters, such as bicubic interpolation, are dashed lines. Published rows are gray, in the panels of
-    the costs that papers give (x4, input of 3 x 256 x 256).
-
-    Returns:
-        The figure; None if no network has both a figure and a cost.
+    the costs that papers give (x4, input of 3 x 256 x 256). None if no network has both a figure and a cost.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -53,13 +53,7 @@ def images_that_differ(scale: ScaleResults, better: Mapping[str, str] | None = N
 def choose_regions(
     pictures: SavedPictures, names: Sequence[str], images: Sequence[tuple[str, str]], count: int, *, scale: int
 ) -> list[Region]:
-    """The squares in which the networks called `names` differ most, at most one of an image.
-
-    Images without an HR image are skipped.
-
-    Raises:
-        DataError: an image cannot be read, or images that should be of one size are not.
-    """
+    """The squares in which the networks called `names` differ most, at most one of each image that has HR."""
     scored: list[tuple[float, Region]] = []
     for dataset, image in images:
         hr = pictures.hr(dataset, image)
@@ -82,11 +76,7 @@ def square_size(hr: np.ndarray, border: int) -> int:
 def most_different_square(
     hr: np.ndarray, outputs: Mapping[str, np.ndarray], size: int, *, border: int
 ) -> tuple[int, int, float]:
-    """Left edge, upper edge and score of the square in which the outputs differ most; see the module's docstring.
-
-    Raises:
-        DataError: the images differ in size or are too small for such a square.
-    """
+    """Left edge, upper edge and score of the square in which the outputs differ most; see the module's docstring."""
     for name, output in outputs.items():
         if output.shape != hr.shape:
             raise DataError(

@@ -27,13 +27,7 @@ _WIDEST = 0.15  # the middle half of a network's times, as a share of their medi
 
 @dataclass(frozen=True)
 class Latencies:
-    """What was measured of several networks.
-
-    Attributes:
-        spreads: seconds of a pass by architecture; a network that could not be timed has none.
-        doubt: why they are no figures to quote; empty where they are.
-        remarks: sentences on networks that could not be timed.
-    """
+    """Seconds of a pass by architecture, why they are no figures to quote, if so, and remarks on untimed networks."""
 
     spreads: Mapping[str, Spread] = field(default_factory=dict)
     doubt: str = ""
@@ -41,12 +35,7 @@ class Latencies:
 
 
 class Stopwatch:
-    """Times networks together, so that other load on the machine meets them alike.
-
-    Args:
-        input_shape: (C, H, W) of the image that they are run on.
-        device: where to run them.
-    """
+    """Times networks together on an image of `input_shape` (C, H, W), so that other load meets them alike."""
 
     def __init__(self, input_shape: tuple[int, int, int], device: torch.device) -> None:
         self._shape, self._device = input_shape, device

@@ -24,21 +24,9 @@ from basicsr.report.tables import Table, cost_table, quality_table, weights_used
 def write_files(
     results: Results, folder: Path, options: ReportOptions, pictures: Mapping[int, SavedPictures]
 ) -> Iterator[str]:
-    """Writes metrics.csv, summary.md, tables.tex and what the `report` options ask for.
+    """Writes metrics.csv, summary.md, tables.tex and what the `report` options ask for; yields lines for the log.
 
-    Args:
-        results: what was measured.
-        folder: an existing folder.
-        options: the `report` section.
-        pictures: the saved images by scale.
-
-    Yields:
-        For each file or group of files a line for the log.
-
-    Raises:
-        OptionsError: nothing is published of `published`.
-        DataError: a region does not lie in its image.
-        CheckpointError: a file cannot be written.
+    `folder` must exist; `pictures` are the saved images by scale. Raises a UserError if a file cannot be made.
     """
     tables, summary = write_tables(results, folder, options)
     yield f"{results.name}; files in {folder}\n{summary}"

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from support.students import save_student, student
 
+from basicsr.engine.process.command import run_command
 from basicsr.export.base import export_formats
 from basicsr.utils.torchvision_import import import_torchvision
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export.py"
 
 
-def command(*arguments: object, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run(SCRIPT, *arguments)
+
+
+def run(*arguments: object, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
     def limit() -> None:
         if largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
-    words = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    words = [sys.executable, *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, preexec_fn=limit)
 
 
@@ -44,23 +49,34 @@ def test_the_command_says_what_it_took_checked_and_wrote(tmp_path):
     ]
 
 
-def test_a_file_that_is_no_network_ends_with_one_line(tmp_path):
+def test_a_file_that_is_no_network_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    main = importlib.import_module("export").main
     path = tmp_path / "other.pth"
     torch.save({"weight": torch.ones(3)}, path)
-    done = command("--model", path, "--output", tmp_path / "out")
-    assert done.returncode == 4
-    assert len(done.stderr.splitlines()) == 1 and "holds no network that is recognised" in done.stderr
+    assert run_command(lambda: main(["--model", str(path), "--output", str(tmp_path / "out")])) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds no network that is recognised" in line
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", export_formats())
-def test_a_file_that_does_not_fit_on_the_disk_ends_with_one_line(tmp_path, kind):
+def test_a_file_that_does_not_fit_on_the_disk_ends_with_one_line(tmp_path):
+    """For each format, in one process: the limit stands for the disk."""
     network, block = student("EDSR", 2)
     source = save_student(tmp_path / "net.pth", network, block)
-    done = command("--model", source, "--output", tmp_path / "out", "--formats", kind, largest_file=16384)
-    assert done.returncode == 4
-    target = tmp_path / "out" / f"distilled_x2{export_formats()[kind].ending}"
-    assert done.stderr.splitlines() == [f"{kind}: writing and checking", f"error: cannot save {target}: File too large"]
+    arguments = ["--model", str(source), "--output", str(tmp_path / "out"), "--formats"]
+    program = (
+        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})\nimport export\n"
+        f"for kind in {list(export_formats())!r}:\n"
+        f"    print(export.run_command(lambda: export.main([*{arguments!r}, kind])))"
+    )
+    done = run("-c", program, largest_file=16384)
+    expected = []
+    for kind, entry in export_formats().items():
+        target = tmp_path / "out" / f"distilled_x2{entry.ending}"
+        expected += [f"{kind}: writing and checking", f"error: cannot save {target}: File too large"]
+    assert done.stderr.splitlines() == expected
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["4"] * len(export_formats())
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import xml.etree.ElementTree as ElementTree
 
@@ -46,6 +47,13 @@ def scale_of(count: int, scale: int = 2, bicubic: float = 33.66) -> ScaleResults
     return ScaleResults(scale, tuple(rows))
 
 
+@functools.cache
+def figure_of(count: int):
+    """The plot of the last `count` networks at scale 2."""
+    scale = scale_of(count)
+    return cost_figure(results(scale), scale, "Set5")
+
+
 def points(axes) -> set[tuple[float, float]]:
     return {
         (round(float(line.get_xdata()[0]), 6), round(float(line.get_ydata()[0]), 6))
@@ -66,8 +74,7 @@ def overlap(first, second) -> bool:
 
 
 def test_points_are_where_the_figures_are():
-    scale = scale_of(10)
-    figure = cost_figure(results(scale), scale, "Set5")
+    figure = figure_of(10)
     assert [axes.get_xlabel().split(",")[0] for axes in figure.axes] == [
         "Parameters (M)",
         "Multiply-adds (G)",
@@ -82,8 +89,7 @@ def test_points_are_where_the_figures_are():
 
 @pytest.mark.parametrize("count", [1, 2, 4, 10])
 def test_labels_cover_neither_one_another_nor_points_and_stay_inside(count):
-    scale = scale_of(count)
-    figure = cost_figure(results(scale), scale, "Set5")
+    figure = figure_of(count)
     figure.draw_without_rendering()
     for axes in figure.axes:
         found = boxes(axes)
@@ -163,8 +169,7 @@ def test_svg_files_hold_letters_as_text_and_are_the_same_every_time(tmp_path):
 
 
 def test_png_files_are_large_enough_for_print(tmp_path):
-    scale = scale_of(2)
-    write_figure(cost_figure(results(scale), scale, "Set5"), tmp_path / "cost.png")
+    write_figure(figure_of(2), tmp_path / "cost.png")
     image = cv2.imread(str(tmp_path / "cost.png"))
     assert image.shape[1] > 2000
     assert image.min() < 60 and image.max() == 255
@@ -172,9 +177,8 @@ def test_png_files_are_large_enough_for_print(tmp_path):
 
 
 def test_a_plot_that_cannot_be_written_is_told_in_one_line(tmp_path):
-    scale = scale_of(1)
     with pytest.raises(CheckpointError, match="cannot save") as caught:
-        write_figure(cost_figure(results(scale), scale, "Set5"), tmp_path / "missing" / "cost.png")
+        write_figure(figure_of(1), tmp_path / "missing" / "cost.png")
     assert "\n" not in str(caught.value)
 
 
