@@ -113,32 +113,26 @@ class PairedImageDataset(PatchDataset):
             check_whole_pair(gt.size, lq.size, self.scale, *labels)
             whole = Window(0, 0, lq.size[0] * self.scale, lq.size[1] * self.scale)
             return {"lq": self._convert(lq.read(), pixels), "gt": self._convert(gt.read(whole), pixels), **paths}
-        output = None if self._outputs is None else self._outputs.open(paths["gt_path"], gt.size)
-        gt_patch, lq_patch, *sr = self._random_patches(gt, lq, output, gt_size or self.gt_size, labels, rng)
+        images = [gt, lq] if self._outputs is None else [gt, lq, self._outputs.open(names["gt"], gt.size)]
+        gt_patch, lq_patch, *sr = self._random_patches(images, gt_size or self.gt_size, labels, rng)
         sample = {"lq": self._convert(lq_patch, pixels), "gt": self._convert(gt_patch, pixels), **paths}
         if sr:
             sample["sr_teacher"] = rgb_tensor(sr[0]) if pixels else decode(img2tensor(sr[0]))
         return sample
 
     def _random_patches(
-        self,
-        gt: OpenImage,
-        lq: OpenImage,
-        output: OpenImage | None,
-        gt_size: int,
-        labels: tuple[str, str],
-        rng: np.random.Generator,
+        self, images: Sequence[OpenImage], gt_size: int, labels: tuple[str, str], rng: np.random.Generator
     ) -> list[np.ndarray]:
         """HR and LR patch, and that of the teacher's output where there is one."""
+        gt, lq, *_ = images
         scale, side = self.scale, gt_size // self.scale
         sizes = gt.size, lq.size
         if self.extend_small and gt.size == (lq.size[0] * scale, lq.size[1] * scale):
             sizes = _at_least(gt.size, gt_size), _at_least(lq.size, side)
         top, left = choose_crop(*sizes, gt_size, scale, *labels, rng)
-        window = Window(top * scale, left * scale, gt_size, gt_size)
-        patches = [_extended(gt.read(window), gt_size), _extended(lq.read(Window(top, left, side, side)), side)]
-        if output is not None:
-            patches.append(_extended(output.read(window), gt_size))
+        hr_window = Window(top * scale, left * scale, gt_size, gt_size)
+        windows = hr_window, Window(top, left, side, side), hr_window
+        patches = [_extended(image, window) for image, window in zip(images, windows, strict=False)]
         coins = draw_coins(self.use_hflip, self.use_rot, rng)
         if self.use_vflip and not self.use_rot:
             coins = coins._replace(vertical=rng.random() < 0.5)
@@ -160,7 +154,8 @@ def _at_least(size: Size, side: int) -> Size:
     return max(size[0], side), max(size[1], side)
 
 
-def _extended(img: np.ndarray, side: int) -> np.ndarray:
-    """Extends (H, W, C) below and right to squares, by reflection with the edge, which suits HR and LR images alike."""
-    missing = [(0, side - length) for length in img.shape[:2]]
+def _extended(image: OpenImage, window: Window) -> np.ndarray:
+    """A window's pixels; where the image ends, reflected below and right with the edge, which suits HR and LR alike."""
+    img = image.read(window)
+    missing = [(0, side - length) for side, length in zip(window[2:], img.shape[:2], strict=True)]
     return np.pad(img, (*missing, (0, 0)), "symmetric") if any(end for _, end in missing) else img

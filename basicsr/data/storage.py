@@ -1,10 +1,9 @@
 """Where a dataset's images lie: in a folder, or in an LMDB database. Another kind of storage is another `ImageRoot`."""
-# ruff: noqa: D102 (ImageRoot says what the methods of its kinds do)
+# ruff: noqa: D102 (ImageRoot says what the methods of other kinds do)
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -82,86 +81,48 @@ OpenImage = DecodedImage | PpmImage
 
 
 @dataclass(frozen=True)
-class ImageRoot(ABC):
-    """What holds the images of one role, HR or LR, and calls each by a name. Options of `io_backend` are its fields."""
+class ImageRoot:
+    """A folder that holds the images of one role, HR or LR, and calls each by its path.
 
-    path: str
-
-    takes_list: ClassVar[bool] = False
-    """Whether a `meta_info_file` may choose among its images."""
-
-    @abstractmethod
-    def names(self, meta_info_file: str | None) -> list[str]:
-        """All images, in order; raises DataError where there are none, or the list is wrong."""
-
-    @abstractmethod
-    def pairs(self, lq: str, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
-        """Pairs of these HR images with those of a root at `lq`: {'lq_path': ..., 'gt_path': ...}; raises likewise."""
-
-    @abstractmethod
-    def label(self, name: str) -> str:
-        """What to call an image in errors, in one line."""
-
-    @abstractmethod
-    def file(self, name: str) -> str:
-        """The file that an image lies in."""
-
-    @abstractmethod
-    def open(self, name: str) -> OpenImage:
-        """Opens an image, of which a window may be read; raises DataError where that is not possible."""
-
-    @abstractmethod
-    def opened(self, name: str) -> AbstractContextManager[Source]:
-        """An image's bytes for the length of a block; raises OSError or DataError where they cannot be read."""
-
-    def content(self, name: str) -> bytes:
-        """All bytes of an image; raises DataError where they cannot be read."""
-        with self.opened(name) as source:
-            return source.read(0, source.size)
-
-    def relative(self, name: str) -> str:
-        """An image's name, the same wherever the root lies."""
-        return name
-
-    def key(self, name: str) -> str:
-        """An image's name without ending, the same in every kind of storage."""
-        return self.relative(name)
-
-    def shapes(self) -> Mapping[str, tuple[int, int, int]]:
-        """Height, width and channels of images, where the root lists them."""
-        return {}
-
-    def warnings(self, count: int) -> Iterator[str]:
-        """What the root holds beside the `count` images that are used."""
-        return iter(())
-
-
-@dataclass(frozen=True)
-class Folder(ImageRoot):
-    """Files in a folder; the names are their paths."""
+    Another kind of storage derives from it and is listed in `_KINDS`; options of `io_backend` are its fields.
+    """
 
     path: str = ""
 
     takes_list: ClassVar[bool] = True
+    """Whether a `meta_info_file` may choose among the images."""
 
     def names(self, meta_info_file: str | None) -> list[str]:
+        """All images, in order; raises DataError where there are none, or the list is wrong."""
         if meta_info_file is not None:
             return data_util.paths_from_meta_info_file(self.path, meta_info_file)
         return data_util.paths_from_folder(self.path)
 
     def pairs(self, lq: str, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
+        """Pairs of these HR images with those of a root at `lq`: {'lq_path': ..., 'gt_path': ...}; raises likewise."""
         folders, keys = [lq, self.path], ["lq", "gt"]
         if meta_info_file is not None:
             return data_util.paired_paths_from_meta_info_file(folders, keys, meta_info_file, filename_tmpl)
         return data_util.paired_paths_from_folder(folders, keys, filename_tmpl)
 
     def label(self, name: str) -> str:
+        """What to call an image in errors, in one line."""
         return printable(name)
 
     def file(self, name: str) -> str:
+        """The file that an image lies in."""
         return name
 
+    def relative(self, name: str) -> str:
+        """An image's name, the same wherever the root lies."""
+        return name.removeprefix(self.path).lstrip("/\\") if name.startswith(self.path) else name
+
+    def key(self, name: str) -> str:
+        """An image's name without ending, the same in every kind of storage."""
+        return os.path.splitext(self.relative(name))[0].replace(os.sep, "/")
+
     def open(self, name: str) -> OpenImage:
+        """Opens an image, of which a window may be read; raises DataError where that is not possible."""
         image = self._opened_ppm(name) if name[-4:].lower() == ".ppm" else None
         return image or DecodedImage(imfrombytes(self.content(name), source=name))
 
@@ -173,26 +134,29 @@ class Folder(ImageRoot):
         return None
 
     def opened(self, name: str) -> AbstractContextManager[Source]:
+        """An image's bytes for the length of a block; raises OSError or DataError where they cannot be read."""
         return closing(_File(name, _FIRST_BYTES))
 
     def content(self, name: str) -> bytes:
+        """All bytes of an image; raises DataError where they cannot be read."""
         return FileClient().get(name)
 
-    def relative(self, name: str) -> str:
-        return name.removeprefix(self.path).lstrip("/\\") if name.startswith(self.path) else name
-
-    def key(self, name: str) -> str:
-        return os.path.splitext(self.relative(name))[0].replace(os.sep, "/")
+    def shapes(self) -> Mapping[str, tuple[int, int, int]]:
+        """Height, width and channels of images, where the root lists them."""
+        return {}
 
     def warnings(self, count: int) -> Iterator[str]:
+        """What the root holds beside the `count` images that are used."""
         return (f"{printable(self.path)}: {sentence}" for sentence in folder_warnings(self.path))
 
 
 @dataclass(frozen=True)
 class LmdbDatabase(ImageRoot):
-    """Values of an LMDB database; the names are their keys."""
+    """An LMDB database; it calls images by their keys."""
 
     readahead: bool = False
+
+    takes_list: ClassVar[bool] = False
 
     def names(self, meta_info_file: str | None) -> list[str]:
         return data_util.paths_from_lmdb(self.path)
@@ -205,6 +169,12 @@ class LmdbDatabase(ImageRoot):
 
     def file(self, name: str) -> str:
         return os.path.join(self.path, "data.mdb")
+
+    def relative(self, name: str) -> str:
+        return name
+
+    def key(self, name: str) -> str:
+        return name
 
     def open(self, name: str) -> OpenImage:
         with stored_value(self.path, name, self.readahead) as value:
@@ -222,6 +192,10 @@ class LmdbDatabase(ImageRoot):
         with stored_value(self.path, name, self.readahead) as value:
             yield Content(value)
 
+    def content(self, name: str) -> bytes:
+        with stored_value(self.path, name, self.readahead) as value:
+            return bytes(value)
+
     def shapes(self) -> Mapping[str, tuple[int, int, int]]:
         return read_meta_info(self.path)
 
@@ -230,7 +204,7 @@ class LmdbDatabase(ImageRoot):
             yield f"{self.path} has {there:,d} images, its meta_info.txt lists {count:,d}; create it again"
 
 
-_KINDS: dict[str, type[ImageRoot]] = {"disk": Folder, "lmdb": LmdbDatabase}
+_KINDS: dict[str, type[ImageRoot]] = {"disk": ImageRoot, "lmdb": LmdbDatabase}
 _OF_FILE_CLIENT = ("db_paths", "client_keys")  # options of BasicSR's, in the place of which are the dataset's roots
 
 

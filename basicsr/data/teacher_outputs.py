@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from basicsr.data.storage import Folder, ImageRoot, OpenImage, StoredImages, stamp_of
+from basicsr.data.storage import ImageRoot, OpenImage, StoredImages, stamp_of
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.name_lists import leaves_folder
 from basicsr.files.regular_files import read_regular
@@ -135,7 +135,7 @@ class StoredOutputs:
     """The outputs in a cache, opened by the names of the HR images in their root."""
 
     def __init__(self, folder: str, gt_root: ImageRoot) -> None:
-        self._folder, self._gt_root = Folder(folder), gt_root
+        self._folder, self._gt_root = ImageRoot(folder), gt_root
 
     def open(self, gt_name: str, size: tuple[int, int]) -> OpenImage:
         """The output for an HR image, whose pixels are codes; raises DataError unless it has that height and width."""

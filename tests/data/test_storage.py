@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from basicsr.data.checks.inspection import examine
-from basicsr.data.storage import DecodedImage, Folder, ImageRoot, LmdbDatabase, PpmImage, Window
+from basicsr.data.storage import DecodedImage, ImageRoot, LmdbDatabase, PpmImage, Window
 from basicsr.files.images import imfrombytes
 from basicsr.files.lmdb_databases import LmdbMaker, encode_png
 from basicsr.files.ppm_files import encode_ppm
@@ -36,7 +36,7 @@ def picture(dtype: type, seed: int = 0) -> np.ndarray:
 
 def on_disk(folder: Path, content: bytes, name: str = "a.ppm") -> tuple[ImageRoot, str]:
     (folder / name).write_bytes(content)
-    return Folder(str(folder)), str(folder / name)
+    return ImageRoot(str(folder)), str(folder / name)
 
 
 def in_database(folder: Path, content: bytes) -> tuple[ImageRoot, str]:
@@ -46,7 +46,7 @@ def in_database(folder: Path, content: bytes) -> tuple[ImageRoot, str]:
     return LmdbDatabase(str(folder / "a.lmdb")), "a"
 
 
-STORED = pytest.mark.parametrize("store, kind", [(on_disk, Folder), (in_database, LmdbDatabase)])
+STORED = pytest.mark.parametrize("store, kind", [(on_disk, ImageRoot), (in_database, LmdbDatabase)])
 
 
 @STORED
@@ -157,7 +157,7 @@ def test_every_truncation_is_refused(store, kind, tmp_path):
         storage = LmdbDatabase(str(tmp_path / "all.lmdb"))
     for length in range(1, len(WHOLE)):
         path = str(length)
-        if kind is Folder:
+        if kind is ImageRoot:
             storage, path = on_disk(tmp_path, WHOLE[:length])
         with pytest.raises(DataError):
             storage.open(path)

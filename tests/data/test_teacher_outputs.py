@@ -18,7 +18,7 @@ from basicsr.data import build_dataset
 from basicsr.data.batch import collate
 from basicsr.data.checks.digests import digests_of
 from basicsr.data.checks.notes import VERSION
-from basicsr.data.storage import Folder, StoredImages
+from basicsr.data.storage import ImageRoot, StoredImages
 from basicsr.data.teacher_outputs import (
     MANIFEST,
     CachedImage,
@@ -135,7 +135,9 @@ def test_outputs_that_are_missing_or_of_another_size_are_told_in_a_line(options,
 
 def test_names_are_those_below_the_hr_folder_and_stay_apart():
     def names(*files: str) -> list[str]:
-        return cached_names(StoredImages({"gt": files, "lq": files}, {"gt": Folder("/d/HR"), "lq": Folder("/d/LR")}))
+        return cached_names(
+            StoredImages({"gt": files, "lq": files}, {"gt": ImageRoot("/d/HR"), "lq": ImageRoot("/d/LR")})
+        )
 
     assert names("/d/HR/b.png", "/d/HR/sub/a.x.png") == ["b", "sub/a.x"]
     with pytest.raises(DataError, match=r"a\.png and .*a\.jpg differ in their endings only; rename one"):
@@ -185,7 +187,7 @@ def test_digests_are_remembered_until_size_or_time_change(tmp_path, monkeypatch)
             read.append(total)
             return items
 
-        return digests_of([str(file) for file in files], Folder(str(tmp_path)), bar)
+        return digests_of([str(file) for file in files], ImageRoot(str(tmp_path)), bar)
 
     first = digests()
     assert first == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

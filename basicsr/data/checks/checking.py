@@ -138,18 +138,8 @@ def grouped(faults: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
 
 def progress(description: str, shown: bool, items: Iterator[Any], total: int) -> Iterator[Any]:
     """The items; where `shown`, a progress bar counts them if it takes longer."""
-    return iter(
-        tqdm(
-            items,
-            desc=description,
-            total=total,
-            unit="image",
-            leave=False,
-            dynamic_ncols=True,
-            delay=_SECONDS_WITHOUT_BAR,
-            disable=not shown,
-        )
-    )
+    looks: dict[str, Any] = {"unit": "image", "leave": False, "dynamic_ncols": True, "delay": _SECONDS_WITHOUT_BAR}
+    return iter(tqdm(items, description, total, disable=not shown, **looks))
 
 
 def _look(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from basicsr.data.storage import Folder, ImageRoot
+from basicsr.data.storage import ImageRoot
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import MOST_PIXELS, HeaderError, ImageHeader, Source, find_fault
 from basicsr.files.images import AGAIN, find_damage, imfrombytes
@@ -15,7 +15,7 @@ from basicsr.utils.errors import DataError
 _ENDS = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 # Channels of a colourful image are on average further apart than those of a gray one that was saved as a JPEG.
 _COLOURFUL = 8 / 255
-_ANY_FOLDER = Folder()
+_ANY_ROOT = ImageRoot()
 
 
 class Inspection(NamedTuple):
@@ -27,7 +27,7 @@ class Inspection(NamedTuple):
 
 
 def examine(
-    name: str, root: ImageRoot = _ANY_FOLDER, *, decode: bool = False, most_pixels: int = MOST_PIXELS
+    name: str, root: ImageRoot = _ANY_ROOT, *, decode: bool = False, most_pixels: int = MOST_PIXELS
 ) -> Inspection:
     """Inspects the image that `root` calls `name`, by its header and its end, or with `decode` by all of it.
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from basicsr.data.checks.inspection import examine
-from basicsr.data.storage import Folder, LmdbDatabase
+from basicsr.data.storage import ImageRoot, LmdbDatabase
 from basicsr.files.file_client import FileClient
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import MOST_PIXELS, MOST_TO_CUT, Content, HeaderError, find_fault
@@ -269,7 +269,7 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
             with pytest.raises(DataError, match=reason):
                 FileClient().get(path)
             with pytest.raises(DataError, match=reason):
-                Folder(str(tmp_path)).open(path)
+                ImageRoot(str(tmp_path)).open(path)
 
 
 def test_a_jpeg_that_decodes_with_warnings_is_found_by_a_full_check_alone(tmp_path):
