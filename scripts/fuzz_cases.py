@@ -22,7 +22,7 @@ from PIL import Image
 from basicsr.config.load import load_options, load_test_options, no_warning
 from basicsr.files.images import imfrombytes
 from basicsr.files.lmdb_databases import read_meta_info
-from basicsr.files.name_lists import read_lines
+from basicsr.files.regular_files import read_lines
 from basicsr.files.torch_files import load_state_dict_only
 from basicsr.weights.loading import read_weights
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from basicsr.data.checks.folder_contents import folder_warnings, folders_like_images, some
 from basicsr.files.images import IMAGE_SUFFIXES
 from basicsr.files.lmdb_databases import find_damaged_page, read_meta_info
-from basicsr.files.name_lists import leaves_folder, read_lines
+from basicsr.files.regular_files import leaves_folder, read_lines
 from basicsr.utils.errors import AssertedDataError, DataError, OptionsError
 from basicsr.utils.misc import scandir
 from basicsr.utils.text import printable

@@ -24,8 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from basicsr.data.storage import ImageRoot, OpenImage, StoredImages, stamp_of
 from basicsr.files.atomic_files import write_atomically
-from basicsr.files.name_lists import leaves_folder
-from basicsr.files.regular_files import read_regular
+from basicsr.files.regular_files import leaves_folder, read_regular
 from basicsr.utils.errors import DataError
 from basicsr.utils.text import printable
 

@@ -325,7 +325,7 @@ def imwrite(
         img: (H, W), (H, W, 3) BGR or (H, W, 4) BGRA; uint8, or uint16 where the format has it.
         file_path: the file to write.
         params: as OpenCV's `imwrite` takes them.
-        auto_mkdir: create the folder if there is none.
+        auto_mkdir: create its folder.
 
     Raises:
         DataError: the format is unknown or the file cannot be written.

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
-from basicsr.files.name_lists import leaves_folder, read_lines
+from basicsr.files.regular_files import leaves_folder, read_lines
 from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.text import printable
 
@@ -85,12 +85,7 @@ class LmdbMaker:
         self._bytes = 0
 
     def put(self, img_byte: bytes, key: str, img_shape: tuple[int, int, int]) -> None:
-        """Adds an image.
-
-        Args:
-            img_byte: the bytes of a PNG or PPM file.
-            key: the image's name without ending.
-            img_shape: height, width, channels.
+        """Adds the bytes of a PNG or PPM file under the image's name without ending; shape (H, W, C).
 
         Raises:
             DataError: the key is too long or has been written before, or the disk is full.
@@ -158,12 +153,9 @@ def encode_png(img: Any, compress_level: int) -> bytes:
 def read_meta_info(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, int]]:
     """Keys of a database, sorted, with height, width and channels of the images, from its `meta_info.txt`.
 
-    Results are saved under the keys, so keys are names as `name_lists.leaves_folder` allows them: `0001` or
-    `folder/0001`, never `..` or `a/../../b`.
-
     Raises:
         DataError: the file is missing, empty or no text, a line of it is not as BasicSR writes it, or a key is named
-            twice, too long for LMDB, or not such a name.
+            twice, too long for LMDB, or leads out of its folder.
     """
     path = Path(folder) / "meta_info.txt"
     entries: dict[str, tuple[int, int, int]] = {}

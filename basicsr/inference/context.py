@@ -16,10 +16,8 @@ from basicsr.inference.tiling import Region
 
 # Ten times below what tiles may differ from the whole, for a probe is smaller than the images to come.
 _TOLERANCE = 1e-4
-_REACHES = (32, 64, 128)
 # Windows or halvings deep inside a network may want larger steps than it says.
 _LARGER_STEP = 64
-_SEED = 0
 
 Network = Callable[[Tensor], Tensor]
 
@@ -57,8 +55,7 @@ def measure_context(network: Network, channels: int, scale: int, device: torch.d
     its whole input is given the averages of the image. `multiple` is known to suit its tiles.
     """
     larger = math.lcm(multiple, _LARGER_STEP)
-    attempts = [(multiple, reach) for reach in _REACHES]
-    attempts[2:2] = [(larger, _LARGER_STEP)]
+    attempts = [(multiple, 32), (multiple, 64), (larger, _LARGER_STEP), (multiple, 128)]
     best = None
     for step, reach in attempts:
         try:
@@ -125,7 +122,7 @@ def _errors_by_distance(network: Network, image: Tensor, scale: int, tiles: Sequ
 
 def _random_image(channels: int, side: int) -> Tensor:
     """Noise of several grains, mixed: flat areas, edges and texture, as strong as they can be; (1, C, side, side)."""
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(0)
 
     def noise(channels: int, grain: int) -> Tensor:
         coarse = torch.rand(1, channels, -(-side // grain), -(-side // grain), generator=generator)

@@ -49,20 +49,15 @@ _DESCRIPTIVE = {
 class Picture:
     """Pixels, upright, and their metadata.
 
-    Attributes:
-        pixels: (H, W, C) uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (R, G, B) or 4 (R, G, B, alpha). Colours
-            are not multiplied by alpha.
-        icc: ICC profile, fit for this number of colours.
-        exif: EXIF's first directory, tag to value; the directories below it are mappings. Its orientation is 1.
-        dpi: pixels per inch, horizontally and vertically.
-        notes: what was lost or changed in reading, each in a few words.
+    `pixels` are (H, W, C) uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (R, G, B) or 4 (R, G, B, alpha, not
+    multiplied). `exif` is EXIF's first directory, tag to value; the directories below it are mappings.
     """
 
     pixels: np.ndarray
-    icc: bytes | None = None
+    icc: bytes | None = None  # profile, fit for this number of colours
     exif: Mapping[int, Any] = field(default_factory=dict)
-    dpi: tuple[float, float] | None = None
-    notes: tuple[str, ...] = ()
+    dpi: tuple[float, float] | None = None  # horizontally and vertically
+    notes: tuple[str, ...] = ()  # what was lost or changed in reading
 
     @property
     def has_alpha(self) -> bool:

@@ -25,19 +25,11 @@ _STEP = 64  # sides are shortened by multiples of it, so that networks in need o
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a trial.
+    """The result of a trial; `reason` and `error` say why it failed."""
 
-    Attributes:
-        given: shape of the image that was tried, at most as large as the one asked for.
-        made: shape of the network's output; None where it failed.
-        takes: channels with which it works, where it fails with those given.
-        reason: of the failure, in one line.
-        error: of the failure.
-    """
-
-    given: Shape
-    made: Shape | None
-    takes: int | None = None
+    given: Shape  # of the image that was tried, at most as large as the one asked for
+    made: Shape | None  # of the output; None where it failed
+    takes: int | None = None  # channels with which it works, where it fails with those given
     reason: str = ""
     error: Exception | None = None
 
@@ -46,13 +38,7 @@ class Trial:
     """A network that is tried; weights, buffers, modes and random generators stay as they are.
 
     Shapes are tried on the meta device, where nothing is computed. The network is run if that fails, or takes next to
-    no time.
-
-    Args:
-        label: how the options call it, such as 'network_g'.
-        network: maps (B, C, H, W) to (B, C', H', W').
-        device: of the network.
-        precision: of the run.
+    no time. The options call it `label`, such as 'network_g'.
     """
 
     def __init__(

@@ -31,25 +31,21 @@ _SAMPLED = 8  # of outputs, every 8th pixel of every 8th row is remembered from 
 
 
 class ImageRunner:
-    """Runs a network on images, one at a time.
+    """Runs a network, (1, C, h, w) in [0, 1] to (1, C, sh, sw), on images, one at a time, in eval mode.
 
     In tiles, results are those of the whole image within 1e-3, in float32. Where the network averages over its whole
     input (channel attention), several passes are made over the image, until the averages are those of all tiles
-    together. The result is kept on the CPU; the device holds one tile at a time.
-
-    When memory runs out, tiles are halved, for later images too; finished tiles are kept.
+    together. The device holds one tile at a time. When memory runs out, tiles are halved, for later images too.
 
     Args:
-        network: maps (1, C, h, w) in [0, 1] to (1, C, sh, sw); run in eval mode, and put back as it was.
+        network: on `device`; its modes stay as they are.
         scale: s.
-        device: of the network.
+        device: where it runs.
         tile: largest side of a tile's core in pixels of the input; None runs images whole while memory lasts.
-        tile_overlap: pixels that a tile sees beyond each edge of its core; None measures what the network needs when
-            it is first run in tiles.
+        tile_overlap: pixels that a tile sees beyond its core; None measures what the network needs.
         self_ensemble: average over the eight flips and rotations.
         precision: None for float32.
-        multiple: tiles begin at multiples of it, as attention windows and striding networks need; None takes the
-            network's window size, if it has one.
+        multiple: tiles begin at multiples of it; None takes the network's window size, if it has one.
         report: receives warnings.
         progress: called after each tile with the numbers of tiles done and of all in this pass over the image.
     """
@@ -69,25 +65,15 @@ class ImageRunner:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self._network, self._name = network, type(network).__name__
-        self._scale = scale
-        self._device = device
-        self._tile = tile
-        self._overlap = tile_overlap
+        self._scale, self._device = scale, device
+        self._tile, self._overlap = tile, tile_overlap
         self._views: Sequence[View] = EIGHT_VIEWS if self_ensemble else (AS_IT_IS,)
         self._precision = precision or Precision(device.type)
         self._multiple = multiple or multiple_of(network)
-        self._warned = False
-        self._report = report
-        self._progress = progress
+        self._warned, self._report, self._progress = False, report, progress
 
     def __call__(self, lq: Tensor) -> Tensor:
-        """Runs the network on an image.
-
-        Args:
-            lq: (1, C, h, w) in [0, 1], on any device.
-
-        Returns:
-            float32 (1, C, sh, sw) on the CPU, not clipped.
+        """Runs the network on (1, C, h, w) in [0, 1] on any device; float32 (1, C, sh, sw) on the CPU, not clipped.
 
         Raises:
             OptionsError: the network enlarges by another factor.
@@ -108,18 +94,10 @@ class ImageRunner:
         return canvas[0]
 
     def to_array(self, lq: Tensor, dtype: Any) -> np.ndarray:
-        """Runs the network on an image, into an array of integers; floats are never all in memory.
-
-        Args:
-            lq: (1, C, h, w) in [0, 1], on any device.
-            dtype: np.uint8 or np.uint16.
-
-        Returns:
-            (sh, sw, C), channels in the network's order; clipped to [0, 1], then rounded to 0..255 or 0..65535.
+        """As a call, rounded to (sh, sw, C) of np.uint8 or np.uint16; floats are never all in memory.
 
         Raises:
             NonFiniteError: the network's output is not finite.
-            OptionsError, MachineError: as for a call.
         """
         canvas: list[np.ndarray] = []
         height, width = lq.shape[-2] * self._scale, lq.shape[-1] * self._scale
@@ -201,19 +179,14 @@ class ImageRunner:
         height, width = lq.shape[-2:]
         size = (width, height) if view.swap_axes else (height, width)
         core = view.of_region(core, height, width)
-        whole = Region(0, 0, *size)
-        if core == whole:
-            return view.back(self._network_on(view.of(lq))), ImageMeans()
+        if core == Region(0, 0, *size):
+            with self._precision.autocast():
+                return view.back(self._at_its_scale(view.of(lq)).float()), ImageMeans()
         region = with_context(core, *size, *self._context(lq.shape[1]))
         tile = view.of(lq[(..., *view.region_back(region, height, width).slices)])
-        with PoolingOverImage(core, region, size, self._multiple, means) as pooling:
-            output = self._network_on(tile)
+        with PoolingOverImage(core, region, size, self._multiple, means) as pooling, self._precision.autocast():
+            output = self._at_its_scale(tile).float()
         return view.back(output[(..., *core.within(region).scaled(self._scale).slices)]), pooling.gathered
-
-    def _network_on(self, tile: Tensor) -> Tensor:
-        """float32, on the device."""
-        with self._precision.autocast():
-            return self._at_its_scale(tile).float()
 
     def _at_its_scale(self, tile: Tensor) -> Tensor:
         """Runs the network on its device; raises OptionsError if it enlarges by another factor."""

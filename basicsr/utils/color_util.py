@@ -21,14 +21,7 @@ def luma_of_bgr() -> np.ndarray:
 
 
 def rgb2ycbcr(img: np.ndarray, y_only: bool = False) -> np.ndarray:
-    """Converts RGB to YCbCr.
-
-    Args:
-        img: (..., 3), uint8 in 0..255 or float in [0, 1].
-        y_only: return Y alone, (...).
-
-    Returns:
-        YCbCr of the same type and range as `img`; uint8 is rounded.
+    """RGB (..., 3), uint8 in 0..255 or float in [0, 1], to YCbCr of the same type, uint8 rounded; `y_only` to Y (...).
 
     Raises:
         TypeError: another type of pixels.
@@ -54,14 +47,9 @@ def ycbcr2rgb(img: np.ndarray) -> np.ndarray:
 
 
 def rgb2ycbcr_pt(img: torch.Tensor, y_only: bool = False) -> torch.Tensor:
-    """Converts RGB to YCbCr, differentiably and in the input's own precision, also under autocast.
+    """RGB (B, 3, H, W) in [0, 1], floating point, to YCbCr in [0, 1]; `y_only` to Y (B, 1, H, W).
 
-    Args:
-        img: (B, 3, H, W) in [0, 1], floating point.
-        y_only: return Y alone, (B, 1, H, W).
-
-    Returns:
-        (B, 3, H, W) or (B, 1, H, W) in [0, 1].
+    Differentiable, and in the input's own precision, also under autocast.
     """
     red, green, blue = img.unbind(1)
     channels = []

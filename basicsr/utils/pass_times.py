@@ -55,18 +55,12 @@ class PassTimes:
 
 
 def least_gain(in_part: bool = False) -> float:
-    """The gain from which on `auto` takes bf16; `in_part` as in `pick`."""
+    """The least gain for which `auto` takes bf16."""
     return _WORTH_IN_PART if in_part else _WORTH
 
 
 def pick(units: bool, times: PassTimes | None, in_part: bool = False) -> tuple[Amp, str]:
-    """What `auto` chooses, and why.
-
-    Args:
-        units: whether the device computes in bf16 by itself.
-        times: of passes in float32 and bf16; None if measuring failed.
-        in_part: whether a step also runs methods' heads, which the passes leave out.
-    """
+    """What `auto` chooses, and why; `in_part` if a step also runs methods' heads, which the passes leave out."""
     if not units:
         return "none", "this device has no instructions for bf16"
     if times is None:
@@ -117,21 +111,11 @@ def measure(
     decides: float,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> PassTimes | None:
-    """Times passes in two ways, in turn, until the answer is clear; two to three seconds, or a few small passes.
+    """Times passes in `plain` and `other` precisions, in turn; None where a network does not take such images.
 
-    If other programs use the cores, the processor time of one thread counts instead of the clock.
-
-    Args:
-        run: a pass.
-        plain: precisions of the first way.
-        other: precisions of the second way.
-        largest: how many images, their channels and their side, at most.
-        device: of the images.
-        decides: the gain at which the answer changes; rounds end when they are clearly above or below it.
-        layout: of the images in memory.
-
-    Returns:
-        The times; None where a network does not take such images.
+    Takes two to three seconds, or a few small passes: rounds end when they are clearly above or below the gain that
+    `decides`. If other programs use the cores, the processor time of one thread counts instead of the clock.
+    `largest` is the largest number of images, their channels and their largest side.
     """
     threads = torch.get_num_threads()
     load = load_now(threads) if device.type == "cpu" else ""
