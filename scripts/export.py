@@ -28,9 +28,8 @@ if __name__ == "__main__":
 import torch
 
 from basicsr.engine.process.command import run_command
-from basicsr.export.base import export_formats
+from basicsr.export.base import export_formats, table
 from basicsr.export.exporting import OPSETS, export, load_student
-from basicsr.export.verification import table
 from basicsr.utils.complexity import count_parameters
 from basicsr.utils.pass_times import warn_if_slow
 

@@ -12,9 +12,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from basicsr.export.base import ExportFormat, ExportJob, Layout, Student, export_formats
+from basicsr.export.base import Check, ExportFormat, ExportJob, Layout, Student, export_formats, require
 from basicsr.export.tracing import Precision, first_line
-from basicsr.export.verification import Check, require
 from basicsr.files.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
 from basicsr.weights.recognise import load_pretrained

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basicsr.export.base import ExportFormat, ExportJob
+from basicsr.export.base import Check, ExportFormat, ExportJob
 from basicsr.export.tracing import first_line, quiet
-from basicsr.export.verification import Check
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from basicsr.export.base import ExportFormat, ExportJob
+from basicsr.export.base import Check, ExportFormat, ExportJob
 from basicsr.export.spandrel_layout import for_spandrel, spandrel_runner
 from basicsr.export.tracing import smallest_side
-from basicsr.export.verification import Check
 from basicsr.utils.registry import EXPORT_REGISTRY
 from basicsr.weights.recognise import load_pretrained
 

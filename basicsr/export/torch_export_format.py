@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from basicsr.export.base import ExportFormat, ExportJob
+from basicsr.export.base import Check, ExportFormat, ExportJob
 from basicsr.export.tracing import quiet, smallest_side
-from basicsr.export.verification import Check
 from basicsr.utils.registry import EXPORT_REGISTRY
 
 

@@ -86,21 +86,17 @@ def calculate_pyiqa(
     crop_border: Border = 0,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
-    """Any metric of pyiqa that judges single images; arguments and errors as `calculate_lpips`, and:
+    """Any metric of pyiqa that judges single images; else as `calculate_lpips`.
 
     Args:
-        img: (B, C, H, W) RGB in [0, 1], of any floating type.
-        img2: of the same shape; unused by a metric without a reference.
+        img: as `calculate_lpips`.
+        img2: likewise; unused by a metric without a reference.
         metric: pyiqa's name of it; `pyiqa.list_models()` lists them.
-        crop_border: pixels to leave out at each edge.
-        round_to_8_bits: clip and round both, as images are when they are saved.
-
-    Returns:
-        (B,) float64.
+        crop_border: as `calculate_lpips`.
+        round_to_8_bits: as `calculate_lpips`.
 
     Raises:
         OptionsError: pyiqa has no such metric, or it judges sets of images.
-        DataError: the metric refuses the images.
     """
     reference = img2 if _configuration(metric).get("metric_mode") == "FR" else None
     return _figures(metric, img, reference, crop_border, round_to_8_bits)

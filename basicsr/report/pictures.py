@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,41 +18,36 @@ _MOST_BYTES = 128 * 2**20  # of decoded images that are kept
 _Sample = tuple[np.ndarray | None, np.ndarray]  # HR and LR image
 
 
+@dataclass
 class SavedPictures:
     """Images of one scale: uint8 (H, W, 3) BGR; HR and outputs of one image have one size.
 
     HR and LR images are decoded once, however many parts of a report show them; beyond 128 MiB the least recently used
     are dropped.
 
-    Args:
+    Attributes:
         datasets: by name.
-        names: each dataset's images, in its order.
+        image_names: each dataset's images, in its order.
         folder: of the saved outputs.
         by_network: whether each network has a folder of its own there.
         suffix: ends the saved files' names.
     """
 
-    def __init__(
-        self,
-        datasets: Mapping[str, EvaluationDataset],
-        names: Mapping[str, Sequence[str]],
-        *,
-        folder: Path,
-        by_network: bool,
-        suffix: str,
-    ) -> None:
-        self._datasets, self._names = datasets, names
-        self._folder, self._by_network, self._suffix = folder, by_network, suffix
-        self._samples: dict[tuple[str, str], _Sample] = {}
+    datasets: Mapping[str, EvaluationDataset]
+    image_names: Mapping[str, Sequence[str]]
+    folder: Path
+    by_network: bool
+    suffix: str
+    _samples: dict[tuple[str, str], _Sample] = field(default_factory=dict)
 
     def path(self, row: str, dataset: str, image: str) -> Path:
         """The file of an output."""
-        folder = self._folder / row if self._by_network else self._folder
-        return folder / dataset / f"{image}_{self._suffix}.png"
+        folder = self.folder / row if self.by_network else self.folder
+        return folder / dataset / f"{image}_{self.suffix}.png"
 
     def names(self, dataset: str) -> Sequence[str]:
         """Names of a dataset's images, in its order."""
-        return self._names[dataset]
+        return self.image_names[dataset]
 
     def hr(self, dataset: str, image: str) -> np.ndarray | None:
         """The HR image; None where the dataset has none."""
@@ -77,9 +73,9 @@ class SavedPictures:
         return sample
 
     def _read(self, dataset: str, image: str) -> _Sample:
-        images = self._datasets[dataset]
+        images = self.datasets[dataset]
         restored = getattr(images, "restored", lambda given: given)
-        sample = images[self._names[dataset].index(image)]
+        sample = images[self.image_names[dataset].index(image)]
         return _bgr(restored(sample["gt"])) if "gt" in sample else None, _bgr(restored(sample["lq"]))
 
 

@@ -9,9 +9,8 @@ import pytest
 from support.students import save_student, student
 
 import basicsr.export
-from basicsr.export.base import ExportFormat, export_formats
+from basicsr.export.base import Example, ExportFormat, export_formats
 from basicsr.export.exporting import export, load_student
-from basicsr.export.verification import Example
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
 

@@ -18,10 +18,9 @@ from safetensors import safe_open
 from support.students import TRAINING, save_student, student
 
 from basicsr.export import onnx_format
-from basicsr.export.base import export_formats
+from basicsr.export.base import SIZES as SIZES_OF_CHECKS
+from basicsr.export.base import TOLERANCES, export_formats, require, sizes_for
 from basicsr.export.exporting import Exported, export, load_student
-from basicsr.export.verification import SIZES as SIZES_OF_CHECKS
-from basicsr.export.verification import TOLERANCES, require, sizes_for
 from basicsr.files.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
 from basicsr.weights.recognise import load_pretrained
