@@ -10,9 +10,9 @@ import io
 import os
 import pickle
 import struct
-import subprocess
 import sys
 import tracemalloc
+import types
 import zipfile
 from pathlib import Path
 
@@ -24,42 +24,36 @@ from basicsr.files.safe_pickles import PLACEHOLDER, Function, Storage, StorageKi
 from basicsr.files.torch_files import _Archive, load_state_dict_only, load_tensors
 from basicsr.utils.errors import CheckpointError
 
-LIGHTNING = """
-import sys, types
-import torch
 
-def module(name, **members):
-    made = types.ModuleType(name)
-    for key, value in members.items():
-        value.__module__ = name
-        setattr(made, key, value)
-    sys.modules[name] = made
+def lightning_content() -> dict[str, object]:
+    """What Lightning puts into a checkpoint, with classes of modules that exist for as long as it is saved."""
 
-class ModelCheckpoint:
-    pass
+    def module(name: str, **members: type) -> None:
+        made = types.ModuleType(name)
+        for key, value in members.items():
+            value.__module__, value.__qualname__ = name, key
+            setattr(made, key, value)
+        sys.modules[name] = made
 
-class AttributeDict(dict):
-    pass
+    class ModelCheckpoint:
+        pass
 
-class DictConfig:
-    def __getstate__(self):
-        return {"_content": {"ch": 128}, "_parent": self.parent}
+    class AttributeDict(dict):
+        pass
 
-for name in ("pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.utilities", "omegaconf"):
-    module(name)
-module("pytorch_lightning.callbacks.model_checkpoint", ModelCheckpoint=ModelCheckpoint)
-module("pytorch_lightning.utilities.parsing", AttributeDict=AttributeDict)
-module("omegaconf.dictconfig", DictConfig=DictConfig)
+    class DictConfig:
+        def __getstate__(self):
+            return {"_content": {"ch": 128}, "_parent": self.parent}
 
-config = DictConfig()
-config.parent = config
-torch.manual_seed(0)
-network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-optimizer = torch.optim.Adam(network.parameters())
-network(torch.rand(1, 3, 8, 8)).sum().backward()
-optimizer.step()
-torch.save(
-    {
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.utilities", "omegaconf"):
+        module(name)
+    module("pytorch_lightning.callbacks.model_checkpoint", ModelCheckpoint=ModelCheckpoint)
+    module("pytorch_lightning.utilities.parsing", AttributeDict=AttributeDict)
+    module("omegaconf.dictconfig", DictConfig=DictConfig)
+    config = DictConfig()
+    config.parent = config
+    network, optimizer = lightning_training()
+    return {
         "epoch": 3,
         "global_step": 70,
         "pytorch-lightning_version": "1.0.8",
@@ -69,17 +63,27 @@ torch.save(
         "state_dict": network.state_dict(),
         "hparams_name": "kwargs",
         "hyper_parameters": AttributeDict(ddconfig=config, monitor="val/rec_loss", lr=1e-4),
-    },
-    sys.argv[1],
-)
-"""
+    }
+
+
+def lightning_training() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.rand(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    return network, optimizer
 
 
 @pytest.fixture(scope="module")
 def lightning_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as Lightning writes it, from a process where its classes exist."""
+    """A checkpoint as Lightning writes it, where its classes exist; afterwards they do not."""
     path = tmp_path_factory.mktemp("lightning") / "last.ckpt"
-    subprocess.run([sys.executable, "-c", LIGHTNING, str(path)], check=True)
+    try:
+        torch.save(lightning_content(), path)
+    finally:
+        for name in [name for name in sys.modules if name.startswith(("pytorch_lightning", "omegaconf"))]:
+            del sys.modules[name]
     return path
 
 
@@ -89,11 +93,7 @@ def test_a_lightning_checkpoint_gives_its_weights_and_imports_nothing(lightning_
     modules = set(sys.modules)
     state = load_state_dict_only(lightning_file)
     assert not {name for name in set(sys.modules) - modules if name.startswith(("pytorch_lightning", "omegaconf"))}
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    optimizer = torch.optim.Adam(network.parameters())
-    network(torch.rand(1, 3, 8, 8)).sum().backward()
-    optimizer.step()
+    network, _ = lightning_training()
     assert list(state) == list(network.state_dict())
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
 
