@@ -51,6 +51,13 @@ class Refused(ValueError):
     """Why a file is not read, in words that complete 'it was not loaded: '."""
 
 
+class Damaged(Refused):
+    """As Refused, for what no writer of checkpoints writes."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"it is damaged or no checkpoint ({what})")
+
+
 class Function(NamedTuple):
     """What a pickle may call by name."""
 
@@ -206,7 +213,7 @@ class SafeUnpickler(pickle._Unpickler):
         self._set_items(items)
 
     def _refuse(self, what: str) -> NoReturn:
-        raise Refused(f"it is damaged or no checkpoint (its pickle has {what})")
+        raise Damaged(f"its pickle has {what}")
 
     _handlers: ClassVar[dict[int, Callable[[Any], object]]] = {
         **{
@@ -275,10 +282,10 @@ def _measured(value: Any, depth: int, known: dict[int, tuple[int, int] | None]) 
     if not isinstance(value, (dict, list, tuple)):
         return 0, 1
     if depth >= MAX_DEPTH:
-        raise Refused(f"it is damaged or no checkpoint (its parts are nested deeper than {MAX_DEPTH})")
+        raise Damaged(f"its parts are nested deeper than {MAX_DEPTH}")
     found = known.setdefault(id(value), (0, 0))
     if found is None:
-        raise Refused("it is damaged or no checkpoint (a part of it holds itself)")
+        raise Damaged("a part of it holds itself")
     if not found[0]:
         known[id(value)] = None  # until all of it is measured
         parts = [*value.values(), *getattr(value, "__dict__", {}).values()] if isinstance(value, dict) else value
@@ -286,7 +293,7 @@ def _measured(value: Any, depth: int, known: dict[int, tuple[int, int] | None]) 
         found = 1 + max((size[0] for size in sizes), default=0), 1 + sum(size[1] for size in sizes)
         known[id(value)] = found
     if depth + found[0] > MAX_DEPTH or found[1] > MAX_VALUES:
-        raise Refused(f"it is damaged or no checkpoint (nested {depth + found[0]} deep, with {found[1]} values)")
+        raise Damaged(f"nested {depth + found[0]} deep, with {found[1]} values")
     return found
 
 
@@ -353,11 +360,11 @@ class TensorReader:
                 len(key) <= _MAX_KEY and type(count) is int and 0 <= count < 1 << 60 and len(rest) < 2
             ):
                 if self._dtypes.setdefault(key, dtype) != dtype:
-                    raise Refused("it is damaged or no checkpoint (a storage is used as two types)")
+                    raise Damaged("a storage is used as two types")
                 return self.storage(dtype, key, count, rest[0] if rest else None)
         if self._tolerant:
             return PLACEHOLDER
-        raise Refused("it is damaged or no checkpoint (its pickle names no storage)")
+        raise Damaged("its pickle names no storage")
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, learns: Any = False, *more: Any) -> Any:
         if any(more[1:]):
@@ -376,25 +383,25 @@ class TensorReader:
     def _made(self, storage: Any, dtype: Any, offset: Any, size: Any, stride: Any, learns: Any) -> torch.Tensor:
         """The tensor that a pickle describes; raises Refused if it is none, or larger than its storage."""
         if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
-            raise Refused("it is damaged or no checkpoint (a tensor has no storage)")
+            raise Damaged("a tensor has no storage")
         if not (_are_numbers(size) and _are_numbers(stride) and _are_numbers((offset,))) or len(size) != len(stride):
-            raise Refused("it is damaged or no checkpoint (a tensor has no shape)")
+            raise Damaged("a tensor has no shape")
         count, there = math.prod(size), storage.size // dtype.itemsize
         shape = f"a tensor of shape {tuple(size)}"
         if math.prod(length for length, step in zip(size, stride, strict=True) if step) <= there < count:
             raise Refused(f"it has {shape} that repeats its numbers, as torch.expand does; save a clone")
         if count > there:
-            raise Refused(f"it is damaged or no checkpoint ({shape} is larger than its storage, of {there} numbers)")
+            raise Damaged(f"{shape} is larger than its storage, of {there} numbers")
         last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         if (last if count else offset - 1) >= there:
-            raise Refused("it is damaged or no checkpoint (a tensor is out of bounds of its storage)")
+            raise Damaged("a tensor is out of bounds of its storage")
         self._tensors += 1
         self._numbers_left -= count * dtype.itemsize
         if self._tensors > MAX_TENSORS or self._numbers_left < 0:
             raise Refused(f"it has more than {MAX_TENSORS} tensors, or they share their numbers too often")
         begin, remainder = divmod(storage.begin, dtype.itemsize)
         if remainder:
-            raise Refused("it is damaged or no checkpoint (a storage begins between two numbers)")
+            raise Damaged("a storage begins between two numbers")
         tensor = torch.empty(0, dtype=dtype).set_(self.row(storage), begin + offset, tuple(size), tuple(stride))
         return tensor.requires_grad_(_learns(learns, tensor))
 
@@ -405,7 +412,7 @@ class TensorReader:
             return functools.partial(lambda: self._parameter(data(), learns))
         if self._tolerant:
             return data
-        raise Refused("it is damaged or no checkpoint (a parameter has no tensor)")
+        raise Damaged("a parameter has no tensor")
 
     def _with_attributes(self, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
         """A tensor with attributes of its own, which are left out; other kinds of tensor need their class."""
@@ -415,7 +422,7 @@ class TensorReader:
             return function.call(*arguments)
         if self._tolerant:
             return PLACEHOLDER
-        raise Refused("it is damaged or no checkpoint (a tensor is of no known kind)")
+        raise Damaged("a tensor is of no known kind")
 
 
 def _learns(requested: Any, tensor: torch.Tensor) -> bool:
@@ -430,11 +437,11 @@ def _are_numbers(values: Any) -> bool:
 
 def _size(size: Any) -> torch.Size:
     if not _are_numbers(size):
-        raise Refused("it is damaged or no checkpoint (a size is no tuple of numbers)")
+        raise Damaged("a size is no tuple of numbers")
     return torch.Size(size)
 
 
 def _device(kind: Any, index: Any = None) -> torch.device:
     if not isinstance(kind, str) or not (index is None or (type(index) is int and 0 <= index < 128)):
-        raise Refused("it is damaged or no checkpoint (a device has no name)")
+        raise Damaged("a device has no name")
     return torch.device(kind) if index is None else torch.device(kind, index)

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from basicsr.files.safe_pickles import MAX_TENSORS, Refused, Storage, TensorReader, check_nesting
+from basicsr.files.safe_pickles import MAX_TENSORS, Damaged, Refused, Storage, TensorReader, check_nesting
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.text import printable
 
@@ -68,30 +68,21 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
             status = os.fstat(file.fileno())
             _refuse_special(path, status.st_mode)
-            with _refusals(path):
-                if reason := _other_kind(file.read(512)):
-                    raise Refused(reason)
-                file.seek(0)
-                yield file, status.st_size
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"checkpoint {path} does not exist; check the path") from None
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        if isinstance(error, CheckpointError) or "null" not in str(error):
-            raise
-        raise CheckpointError(f"checkpoint {str(path)!r} does not exist; check the path") from None
-
-
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (CheckpointError, OSError):
+            if reason := _other_kind(file.read(512)):
+                raise Refused(reason)
+            file.seek(0)
+            yield file, status.st_size
+    except CheckpointError:
         raise
     except Refused as error:
         raise CheckpointError(f"checkpoint {path} was not loaded: {error}") from error
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise CheckpointError(f"checkpoint {path} does not exist; check the path") from None
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file makes a reader fail in any way
+        if "\0" in str(path):
+            raise CheckpointError(f"checkpoint {str(path)!r} does not exist; check the path") from None
         said = printable((str(error) or type(error).__name__).splitlines()[0][:200])
         reason = f" ({said})" if " " in said else ""
         raise CheckpointError(f"checkpoint {path} was not loaded: it is damaged or no checkpoint{reason}") from error
@@ -178,18 +169,8 @@ def load_state_dict_only(
     return tensors
 
 
-def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors on the CPU, and what the header says beside them.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    with opened(path) as (file, size):
-        return read_safetensors(file, size)
-
-
 def read_safetensors(file: BinaryIO, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """As `load_safetensors`, from an open file; raises Refused and whatever damaged files lead to."""
+    """The tensors on the CPU, and what the header says beside them; raises as `read_torch_file`."""
     import safetensors.torch
 
     file.seek(0)
@@ -222,19 +203,19 @@ class _Archive(TensorReader):
         try:
             archive = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
-            raise Refused(f"it is damaged or no checkpoint ({error}); fetch or copy it again") from error
+            raise Damaged(f"{error}") from error
         names, members = archive.namelist(), archive.infolist()
         if not len(set(names)) == len(names) <= MAX_MEMBERS:
             raise Refused(f"it has more than the {MAX_MEMBERS} files that are read, or two of one name")
         begins = sorted({member.header_offset for member in members})
         self._limits = dict(zip(begins, [*begins[1:], archive.start_dir], strict=False))
         if len(begins) < len(members) or not all(begin < end for begin, end in self._limits.items()):
-            raise Refused("it is damaged or no checkpoint (its files overlap); fetch or copy it again")
+            raise Damaged("its files overlap")
         folder = _folder_of(names)
         self._members = {name.removeprefix(folder): member for name, member in zip(names, members, strict=True)}
         order = self.read("byteorder", 16) if "byteorder" in self._members else b"little"
         if order not in (b"little", b"big"):
-            raise Refused(f"it is damaged or no checkpoint (its byte order is {order!r})")
+            raise Damaged(f"its byte order is {order!r}")
         self._swaps = order != sys.byteorder.encode()
 
     def content(self) -> Any:
@@ -244,7 +225,7 @@ class _Archive(TensorReader):
     def storage(self, dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
         member = self._members.get(f"data/{key}")
         if view is not None or (count and member is None) or (member and member.file_size != count * dtype.itemsize):
-            raise Refused(f"it is damaged or no checkpoint (its file {f'data/{key}'!r} has not {count} numbers)")
+            raise Damaged(f"its file {f'data/{key}'!r} has not {count} numbers")
         return Storage(dtype, key, 0, count * dtype.itemsize)
 
     def row(self, storage: Storage) -> torch.UntypedStorage:
@@ -278,10 +259,10 @@ class _Archive(TensorReader):
             raise Refused(f"it is damaged ({member.filename[:200]!r} has no header); fetch or copy it again")
         begin = member.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
         if begin + member.file_size > self._limits[member.header_offset]:
-            raise Refused("it is damaged or no checkpoint (its files overlap); fetch or copy it again")
+            raise Damaged("its files overlap")
         self._file.seek(begin)
         if self._file.readinto(view) != member.file_size:  # type: ignore[attr-defined]
-            raise Refused("it is damaged or no checkpoint (it ends too early); fetch or copy it again")
+            raise Damaged("it ends too early")
         # torch.serialization.set_crc32_options(False) writes 0.
         if self._checksums and member.CRC and zlib.crc32(view) != member.CRC:
             raise Refused(f"it is damaged (CRC-32 of {member.filename[:200]!r} differs); fetch or copy it again")
@@ -314,12 +295,12 @@ class _Legacy(TensorReader):
         stream = io.BytesIO(self._file.read(min(self._size, MAX_PICKLE_BYTES)))
         pickles = self.unpickler(stream)
         if [pickles.load(), pickles.load()] != [_LEGACY_MAGIC, _LEGACY_VERSION]:
-            raise Refused("it is damaged or no checkpoint (it is a pickle, but none of torch.save)")
+            raise Damaged("it is a pickle, but none of torch.save")
         pickles.load()  # about the machine that wrote it
         content, keys = pickles.load(), pickles.load()
         known = isinstance(keys, list) and len(keys) == len(self._rows) and all(type(key) is str for key in keys)
         if not known or set(keys) != set(self._rows):
-            raise Refused("it is damaged or no checkpoint (its storages are not those of its tensors)")
+            raise Damaged("its storages are not those of its tensors")
         self._file.seek(stream.tell())
         for key in keys:
             self._fill(self._rows[key], self._dtypes[key].itemsize)
@@ -330,18 +311,16 @@ class _Legacy(TensorReader):
         if key not in self._rows:
             self._announced += size + 8
             if self._announced > self._size:
-                raise Refused(
-                    "it is damaged or no checkpoint (its storages are larger than it); fetch or copy it again"
-                )
+                raise Damaged("its storages are larger than it")
             self._rows[key] = torch.UntypedStorage(size)
         if self._rows[key].nbytes() != size:
-            raise Refused("it is damaged or no checkpoint (a storage is used as two types)")
+            raise Damaged("a storage is used as two types")
         match view:
             case None:
                 return Storage(dtype, key, 0, size)
             case (str(), int() as offset, int() as length) if offset >= 0 and length >= 0 and offset + length <= count:
                 return Storage(dtype, key, offset * dtype.itemsize, length * dtype.itemsize)
-        raise Refused("it is damaged or no checkpoint (a view of a storage is none)")
+        raise Damaged("a view of a storage is none")
 
     def _fill(self, row: torch.UntypedStorage, itemsize: int) -> None:
         begin = self._file.read(8)
@@ -350,7 +329,7 @@ class _Legacy(TensorReader):
         if row.nbytes():
             view: Any = torch.empty(0, dtype=torch.uint8).set_(row).numpy()
             if self._file.readinto(view) != row.nbytes():  # type: ignore[attr-defined]
-                raise Refused("it is damaged or no checkpoint (it ends too early); fetch or copy it again")
+                raise Damaged("it ends too early")
 
 
 def check_weights(

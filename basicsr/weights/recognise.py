@@ -43,8 +43,7 @@ class Pretrained:
         architecture: 'EDSR', 'RCAN', 'SwinIR'..., or spandrel's name for it.
         layout: whose keys the file has: 'ours', 'BasicSR', 'EDSR-PyTorch', "RCAN's original", 'spandrel'...
         scale: factor of enlargement.
-        in_channels: colours of the input.
-        out_channels: colours of the output.
+        in_channels, out_channels: colours of the input and the output.
         weights: the name under which the weights lie in the file, such as 'params_ema'; None at its top.
         metadata: `training` as our training writes it, and what a safetensors header says; {} if nothing.
         remark: what was taken for granted, in one line, or None.
@@ -198,10 +197,10 @@ class _Search:
                 self._reasons.append(str(error))
                 continue
             check_weights(state, self._path, network.model.state_dict())
-            name, scale = network.architecture, network.scale
+            name, scale, colours = network.architecture, network.scale, (network.in_channels, network.out_channels)
             remark = f"{self._path}: recognised {name}, x{scale}, by spandrel; its modules lie under 'model.'"
-            channels = network.in_channels, network.out_channels
-            return self._pretrained(network, None, name, "spandrel", scale, channels, remark)
+            found = network.eval(), None, name, "spandrel", scale, *colours
+            return Pretrained(*found, self._file.key, self._file.metadata, self.with_doubts(remark))
         return None
 
     def failure(self) -> str:
@@ -233,28 +232,13 @@ class _Search:
         except Exception as error:  # options of unknown origin; constructors stumble over them in any way
             self._reasons.append((str(error) or type(error).__name__).splitlines()[0])
             return None
-        channels = _channels(network, {**(self._found.options if self._found else {}), **block})
-        name = str(block["type"])
-        return self._pretrained(
-            network, dict(block), name, candidate.layout, candidate.scale, channels, candidate.remark
-        )
+        colours = _channels(network, {**(self._found.options if self._found else {}), **block})
+        found = network.eval(), dict(block), str(block["type"]), candidate.layout, candidate.scale, *colours
+        return Pretrained(*found, self._file.key, self._file.metadata, self.with_doubts(candidate.remark))
 
     def with_doubts(self, remark: str | None) -> str | None:
         """The remark with those on the file."""
         return "; ".join(filter(None, (self._file.remark, self._doubt, remark))) or None
-
-    def _pretrained(
-        self,
-        network: nn.Module,
-        block: Mapping[str, Any] | None,
-        name: str,
-        layout: str,
-        scale: int,
-        channels: tuple[int, int],
-        remark: str | None,
-    ) -> Pretrained:
-        file, remark = self._file, self.with_doubts(remark)
-        return Pretrained(network.eval(), block, name, layout, scale, *channels, file.key, file.metadata, remark)
 
 
 def _channels(network: nn.Module, options: Mapping[str, Any]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import torch
 from support import hostile
 from torch import nn
 
-from basicsr.files.torch_files import load_safetensors, load_tensors
+from basicsr.files.torch_files import load_tensors, opened, read_safetensors
 from basicsr.utils.errors import CheckpointError
 
 
@@ -163,7 +163,8 @@ def test_safetensors_are_read_as_their_own_library_reads_them(dtype, tmp_path):
 
     state = {"w": torch.arange(12).view(3, 4).to(dtype), "b": torch.rand(()), "empty": torch.empty(0, 2)}
     save_file(state, tmp_path / "x.safetensors", {"a": "b"})
-    found, metadata = load_safetensors(tmp_path / "x.safetensors")
+    with opened(tmp_path / "x.safetensors") as opening:
+        found, metadata = read_safetensors(*opening)
     wanted = load_file(tmp_path / "x.safetensors")
     assert metadata == {"a": "b"} and found.keys() == wanted.keys()
     for name, value in wanted.items():
