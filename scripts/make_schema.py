@@ -213,10 +213,11 @@ def _first_line(factory: Callable[..., Any]) -> str:
 
 
 def _argument_texts(factory: Callable[..., Any]) -> dict[str, str]:
-    """The entries of the docstring's `Args:` section, by name."""
+    """The entries of the docstring's `Args:` section, by name; a class inherits its bases'."""
+    inherited = getattr(factory, "__bases__", ())
+    texts = {name: text for base in inherited if base is not object for name, text in _argument_texts(base).items()}
     doc = inspect.getdoc(factory) or ""
     section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", doc, re.MULTILINE)
-    texts: dict[str, str] = {}
     name = None
     for line in section.group(1).splitlines() if section else ():
         entry = re.match(r" {4}(\w+)(?: \([^)]*\))?: (.*)", line)

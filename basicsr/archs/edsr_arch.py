@@ -39,6 +39,7 @@ class EDSR(StagedNetwork):
     """
 
     mean: Tensor
+    slices_are_networks = True
 
     def __init__(
         self,
@@ -78,8 +79,3 @@ class EDSR(StagedNetwork):
         # Not in place: a tap on conv_after_body must see its own output.
         x = self.conv_last(self.upsample(self.conv_after_body(features) + kept))
         return x / self.img_range + self.mean
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Enlarges (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped."""
-        features, kept = self.stem(x)
-        return self.reconstruct(self.body(features), kept)

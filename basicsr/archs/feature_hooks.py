@@ -1,10 +1,10 @@
-"""Feature taps: outputs of named modules, without touching the network's code."""
+"""Feature hooks: outputs of named modules, without touching the network's code."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import TracebackType
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,18 +18,18 @@ _LARGEST_WINDOW = 64
 _MOST_LISTED = 60
 
 
-class FeatureTaps:
+class FeatureHooks:
     """Collects the outputs of modules during the forward passes within a `with` block, as (B, C, H, W).
 
-    Token maps, (B, H W, C) or (B, H, W, C), are folded, see `folded`. What later layers change in place is kept as it
-    was, if `probe` was called before.
+    Token maps, (B, H W, C) or (B, H, W, C), are folded, see `folded`. Outputs that later layers change in place are
+    copied first, if `probe` was called before.
 
     Args:
         network: the network to listen to.
         paths: names as in `network.named_modules()`, such as `body.31`.
 
     Raises:
-        OptionsError: a path names no module; lists those near it. While listening: a module's output is no feature map.
+        OptionsError: a path names no module; lists those near it. While listening: an output is no feature map.
     """
 
     def __init__(self, network: nn.Module, paths: Sequence[str]) -> None:
@@ -43,15 +43,16 @@ class FeatureTaps:
         self._overwritten: set[str] = set()
         self._probed: dict[str, tuple[torch.Tensor, int]] | None = None
         self._handles: list[Any] = []
+        self._size = (0, 0)
 
     @torch.no_grad()
     def probe(self) -> dict[str, tuple[int, int, int]]:
-        """Runs the network once on a small image that is not square, and learns of each output how it is laid out.
+        """Runs the network once on a small image that is not square, to learn how each output is laid out.
 
-        Nothing of the network changes: it runs in eval mode, and is put back.
+        It runs in eval mode, and its modes are put back.
 
         Returns:
-            (C, H, W) of the features by path, and under '' of the image, that of `probe_image`.
+            (C, H, W) of the features by path, and of the image of `probe_image` under ''.
 
         Raises:
             OptionsError: a module is not run, or its output is no feature map.
@@ -78,33 +79,28 @@ class FeatureTaps:
 
     def __enter__(self) -> dict[str, torch.Tensor]:
         features: dict[str, torch.Tensor] = {}
-        size = [0, 0]
-
-        def look(network: nn.Module, inputs: tuple[Any, ...]) -> None:
-            size[:] = inputs[0].shape[-2:]
-
-        def listen(path: str) -> Any:
-            source = f"{type(self._network).__name__}'s module '{path}'"
-
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if self._probed is not None and isinstance(output, torch.Tensor):
-                    self._probed[path] = (output, output._version)
-                output = output.clone() if path in self._overwritten else output
-                features[path] = folded(output, (size[0], size[1]), source, self._tokens_last.get(path))
-
-            return hook
-
         if self._modules:
-            self._handles = [self._network.register_forward_pre_hook(look)]
-        self._handles += [module.register_forward_hook(listen(path)) for path, module in self._modules.items()]
+            self._handles = [self._network.register_forward_pre_hook(self._look)]
+        for path, module in self._modules.items():
+            self._handles.append(module.register_forward_hook(partial(self._collect, features, path)))
         return features
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def _look(self, network: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._size = (inputs[0].shape[-2], inputs[0].shape[-1])
+
+    def _collect(
+        self, features: dict[str, torch.Tensor], path: str, module: nn.Module, given: Any, output: Any
+    ) -> None:
+        if self._probed is not None and isinstance(output, torch.Tensor):
+            self._probed[path] = (output, output._version)
+        output = output.clone() if path in self._overwritten else output
+        source = f"{type(self._network).__name__}'s module '{path}'"
+        features[path] = folded(output, self._size, source, self._tokens_last.get(path))
 
 
 def probe_image(network: nn.Module) -> torch.Tensor:
@@ -134,16 +130,10 @@ def probe_image(network: nn.Module) -> torch.Tensor:
 
 
 def folded(output: Any, size: tuple[int, int], source: str, tokens_last: bool | None = None) -> torch.Tensor:
-    """A module's output as a feature map (B, C, H, W).
+    """A module's output as a feature map (B, C, H, W); `source` names the module in an error.
 
-    (B, N, C) is folded to the H W = N that `size` gives, or that it gives when extended to multiples of a window, as
-    transformers do. (B, H, W, C) is told from (B, C, H, W) by where these H and W stand, if it is not known.
-
-    Args:
-        output: what the module returned.
-        size: height and width of the network's input.
-        source: what to call the module in an error.
-        tokens_last: whether it is (B, H, W, C), where that is known.
+    (B, N, C) is folded to the H W = N of the network's input `size`, or of that size extended to multiples of a window.
+    (B, H, W, C) is told from (B, C, H, W) by where these H and W stand, unless `tokens_last` says which it is.
 
     Raises:
         OptionsError: it is neither.
@@ -178,7 +168,7 @@ def _grids(size: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def _no_module(network: nn.Module, modules: dict[str, nn.Module], path: str) -> str:
-    """What to say of a path that is not there: those beside it, under the deepest parent that is."""
+    """The error for a missing path: lists those beside it, under the deepest parent that exists."""
     parent = path.rpartition(".")[0]
     while parent and parent not in modules:
         parent = parent.rpartition(".")[0]

@@ -72,8 +72,3 @@ class MSRResNet(StagedNetwork):
             features = self.lrelu(self.pixel_shuffle(self.upconv2(features)))
         residual = self.conv_last(self.lrelu(self.conv_hr(features)))
         return residual + F.interpolate(kept, scale_factor=self.upscale, mode="bilinear", align_corners=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Enlarges (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped."""
-        features, kept = self.stem(x)
-        return self.reconstruct(self.body(features), kept)

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 class StagedNetwork(nn.Module):
     """A network whose `forward(x)` is `reconstruct(run_stages(stem(x)))`.
 
-    Each stage of the body takes features (B, C, H, W) and returns features of that shape, so that the features may
-    leave the network after any stage, and others come in. The interface adds no weights: state dicts stay as they are.
+    Each stage of the body takes features (B, C, H, W) and returns features of that shape, so that features may leave
+    and enter after any stage. The interface adds no weights.
 
     Attributes:
         stages_name: name of the module list or sequence that holds the stages.
+        slices_are_networks: whether leading slices of the weights are a narrower network of the class.
     """
 
     stages_name: ClassVar[str] = "body"
+    slices_are_networks: ClassVar[bool] = False
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -32,10 +34,18 @@ class StagedNetwork(nn.Module):
 
     def run_stages(self, features: Tensor, kept: Any, first: int = 0, last: int | None = None) -> Tensor:
         """Runs the stages from number `first` to before number `last`, by default all; `kept` is the stem's."""
-        for name in self.stage_names[first:last]:
-            features = self.get_submodule(name)(features)
+        body = self.get_submodule(self.stages_name)
+        if first == 0 and last is None:
+            return body(features)  # as a whole, for hooks on the body
+        for stage in list(body.children())[first:last]:
+            features = stage(features)
         return features
 
     @abstractmethod
     def reconstruct(self, features: Tensor, kept: Any) -> Tensor:
         """From the last stage's features, and what the stem kept, to images (B, 3, sH, sW), not clipped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarges (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped."""
+        features, kept = self.stem(x)
+        return self.reconstruct(self.run_stages(features, kept), kept)

@@ -263,11 +263,6 @@ class SwinIR(StagedNetwork):
         height, width = kept.size
         return x[..., : height * self.scale, : width * self.scale]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Restores (B, C, H, W) in [0, 1] to (B, C, upscale H, upscale W), not clipped; any H and W."""
-        features, kept = self.stem(x)
-        return self.reconstruct(self.run_stages(features, kept), kept)
-
     def _enlarge(self, deep: Tensor, x: Tensor) -> Tensor:
         if self.upsampler == "":
             return x + self.conv_last(deep)

@@ -17,20 +17,12 @@ from basicsr.utils.registry import METHOD_REGISTRY
 class AttentionTransfer(FeatureTerm):
     """L_AT = mean over positions k and images of |A(F_S^k) - A(F_T^k)|^2, A(F) = Q / |Q|, Q = sum over channels of F^2.
 
-    Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, eq. 2: Q is a map (H, W), |.| the
-    Euclidean norm over its H W places. The squared distance of two maps is a sum over places, so that it lies between 0
-    and 2, as neither map is negative, and means the same at every size of patch.
-
-    The authors' code takes the mean over places instead and a weight of 1000. On maps of 48 x 48 that is 1000 / 2304 =
-    0.43 of our squared distance at each position, and 1.3 at three: hence our default of 1 on the mean over positions.
-    No paper on SR gives its weight.
-
-    Nothing is trained beside the student, and the two networks' channels may differ.
+    Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, eq. 2: Q is a map (H, W), |.| its
+    Euclidean norm. The squared distance lies in [0, 2] and does not depend on the size of the patch. The authors' code
+    takes the mean over places and a weight of 1000, on 48x48 maps 0.43 of ours at each position and 1.3 at three,
+    hence our default of 1. No SR paper gives its weight. Nothing is trained beside the student; channels may differ.
 
     Args:
-        student_taps: modules of the student; where left out, stages evenly spaced over the body, the last at its end.
-        teacher_taps: likewise of the teacher, as many.
-        positions: how many stages to take where taps are left out.
         loss_weight: weight of L_AT.
     """
 

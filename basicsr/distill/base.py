@@ -1,31 +1,29 @@
 """The contract between the training step and what a student learns from.
 
-A term sees one frozen `StepContext` and returns its named parts, unweighted; the model multiplies each part by the
-weight that the term declares, once, and sums. A term is a module: its heads are its parameters and are trained with
-the student, saved in the training state and left out of the exported student. It never steps, logs, saves or asks
-for a rank.
-
-Its life: built from its options, then shown the two networks once (`attach`), then asked for its parts in every step
-(`forward`) and told of every update (`after_update`).
+A term is built from its options, sees the two networks once (`attach`), returns its unweighted parts in every step
+(`forward`) and is called after every update (`after_update`). The model multiplies each part by its weight, once, and
+sums. A term is a module: its heads are its parameters, trained with the student, saved in the training state and left
+out of the exported student. It never steps, logs or saves, and never asks for a rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from basicsr.distill.networks import NetworkPair
+from basicsr.archs.feature_hooks import FeatureHooks
+from basicsr.archs.staged import StagedNetwork
 from basicsr.losses import build_loss
 from basicsr.losses.loss_util import BatchScope, batch_scope_of
 from basicsr.utils import randomness
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.registry import LOSS_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
 
 @dataclass(frozen=True)
@@ -37,16 +35,16 @@ class StepContext:
         gt: HR image I_GT, (B, C, sH, sW) in [0, 1].
         sr: the student's output I_S, float32, shape of `gt`.
         sr_teacher: the teacher's output I_T, float32, shape of `gt`; None where no term needs the teacher.
-        student_features: outputs of the student's modules named in the term's `student_taps`, (B, C, H, W).
+        student_features: outputs of the student's modules named in `student_taps`, (B, C, H, W).
         teacher_features: likewise of the teacher, without gradients.
-        seeds: int64 (B,), on the CPU: the seed of each sample, from which its random choices derive.
-        seed: the run's seed, from which choices derive that are one for the whole step.
+        seeds: int64 (B,), on the CPU: one seed per sample, for its random choices.
+        seed: the run's seed, for choices that are one for the whole step.
         iteration: the current iteration, from 1.
         scale: upscaling factor s.
         student: runs the student on another input, with gradients.
-        teacher: runs the teacher on another input, without; None where no term needs it, or it is not there.
+        teacher: runs the teacher on another input, without; None where no term needs it or only its outputs exist.
         autocast: context manager for the run's precision. Terms run in float32; a heavy head may opt in.
-        teacher_autocast: likewise for the teacher's precision, for what a term runs as it would a teacher.
+        teacher_autocast: likewise for the teacher's precision.
     """
 
     lq: torch.Tensor
@@ -73,8 +71,7 @@ class StepContext:
     def generators(self, purpose: str) -> list[np.random.Generator]:
         """One random generator per image, (B,), derived from its seed and `purpose`.
 
-        A sample's draws do not depend on the batch, rank or worker that it comes with, so that they repeat after a
-        resume and under any number of ranks. Equal purposes give equal draws.
+        Draws do not depend on batch, rank or worker, so they repeat after a resume and under any number of ranks.
         """
         return [randomness.generator(int(seed), purpose) for seed in self.seeds]
 
@@ -83,10 +80,7 @@ class StepContext:
         return randomness.generator(randomness.sample_seed(self.seed, self.iteration), purpose)
 
     def uniform(self, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Numbers uniform in [0, 1), float32 (B, *shape) on the images' device, each image's from its own seed.
-
-        As `generators`, but fast enough for as many numbers as features have.
-        """
+        """Uniform in [0, 1), float32 (B, *shape) on the images' device, each image's from its own seed; fast."""
         device = self.lq.device
         drawn = []
         for seed in self.seeds:
@@ -95,25 +89,94 @@ class StepContext:
         return torch.stack(drawn)
 
 
+@dataclass(frozen=True)
+class NetworkView:
+    """A network as a term sees it before training: its stages, and the shapes of its features.
+
+    A path that names no module, a module that is not run, and one without a feature map raise OptionsError.
+
+    Attributes:
+        label: what the options call it, `network_g` or `network_t`.
+        network: itself, on its device.
+    """
+
+    label: str
+    network: nn.Module
+    _shapes: dict[str, tuple[int, int, int]] = field(default_factory=dict, repr=False)
+
+    @property
+    def staged(self) -> StagedNetwork:
+        """The network as a stem, stages and a reconstruction; raises OptionsError if it is not built so."""
+        if isinstance(self.network, StagedNetwork):
+            return self.network
+        staged = [name for name, kind in ARCH_REGISTRY if isinstance(kind, type) and issubclass(kind, StagedNetwork)]
+        raise OptionsError(
+            f"{self.label}, {type(self.network).__name__}, is not built of a stem, stages and a reconstruction;"
+            f" {', '.join(staged)} are; a method that compares features takes modules of others by student_taps and"
+            " teacher_taps"
+        )
+
+    def positions(self, count: int) -> tuple[str, ...]:
+        """Module paths of `count` stages, evenly spaced, the last at the body's end; in short bodies some repeat."""
+        names = self.staged.stage_names
+        return tuple(names[number - 1] for number in boundaries(len(names), count))
+
+    def shapes(self, paths: Sequence[str]) -> list[tuple[int, int, int]]:
+        """(C, H, W) of the feature maps of modules, for the image of `probe_image`."""
+        self.feature_hooks(path for path in dict.fromkeys(paths) if path not in self._shapes)
+        return [self._shapes[path] for path in paths]
+
+    def channels(self, path: str) -> int:
+        """Channels of a module's feature map."""
+        return self.shapes([path])[0][0]
+
+    def resolution(self, path: str) -> float:
+        """How many times as high as the input a module's feature map is, window padding aside."""
+        height, image = self.shapes([path])[0][1], self._shapes[""][1]
+        return float(height // image) if height >= image else 1 / (image // height)
+
+    def feature_hooks(self, paths: Iterable[str]) -> FeatureHooks:
+        """Hooks on modules, with the layout of each output known."""
+        paths = sorted(set(paths))
+        try:
+            hooks = FeatureHooks(self.network, paths)
+            if paths:
+                self._shapes.update(hooks.probe())
+        except OptionsError as error:
+            raise OptionsError(f"{self.label}: {error}") from error
+        return hooks
+
+
+@dataclass(frozen=True)
+class NetworkPair:
+    """The student, which will be trained, and its teacher, which will not."""
+
+    student: NetworkView
+    teacher: NetworkView
+
+
+def boundaries(stages: int, count: int) -> list[int]:
+    """Cuts a body of `stages` stages into `count` even parts: after how many stages each part ends, rounded up."""
+    return [-(-stages * part // count) for part in range(1, count + 1)]
+
+
 class LossTerm(nn.Module):
     """One contribution to the student's loss.
 
     Attributes:
         needs_teacher: whether the teacher's output or features are read.
-        teacher_needs: what of the teacher is used beside its output, in words such as "the teacher's features". Empty
-            where the output alone is enough; only then may it come from a cache, without the teacher.
-        replaces_student: whether the student is run with weights that the term trains in its place, see
-            `student_weights`; such a term is shown the networks, and told of updates, before the others.
-        batch_scope: which images the term compares, as `losses.loss_util.BatchScope` says, or a static method that
-            tells it from the term's options. The default is the strictest: a run goes on with another number of ranks
-            only where no term minds.
-        needs_average: whether the moving average of the student's weights is followed (`after_average`), so that the
-            options must keep one.
-        runs_student_parts: whether parts of the student are run by themselves, with the weights that they hold.
-        student_taps: module paths in the student whose outputs are wanted, such as `body.31`.
+        teacher_needs: what is used of the teacher beside its output, in words such as "the teacher's features". Only
+            where this is empty may the output come from a cache.
+        replaces_student: whether the student runs with weights that the term trains in its place (`student_weights`).
+            Such a term is attached and updated before the others.
+        runs_student_parts: whether parts of the student are run by themselves, with their own weights.
+        batch_scope: which images the term compares, a `BatchScope`, or a static method that derives it from the
+            options. Under the strict default a resumed run must keep its number of ranks.
+        needs_average: whether the term follows the moving average of the student's weights (`after_average`).
+        student_taps: paths of the student's modules whose outputs are read, such as `body.31`.
         teacher_taps: likewise in the teacher.
         weights: weight of each part that `forward` returns, by its name.
-        remarks: what the log should say at the start, a line each, such as what was loaded.
+        remarks: lines for the log at the start, such as what was loaded.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -128,18 +191,14 @@ class LossTerm(nn.Module):
     remarks: Sequence[str] = ()
 
     def attach(self, networks: NetworkPair) -> None:
-        """Shows the term the two networks, once, before training: here it chooses its taps and makes heads that fit.
-
-        Raises:
-            OptionsError: the term cannot work with these networks.
-        """
+        """Called once before training: chooses modules and makes heads; raises OptionsError if networks do not fit."""
 
     def check_output(self, shape: Sequence[int]) -> None:
-        """Shows the term, before training, the shape (C, sH, sW) of the student's outputs, the smallest there will be.
+        """Called before training with the smallest output shape (C, sH, sW); raises OptionsError if it does not fit."""
 
-        Raises:
-            OptionsError: the term cannot work with such images.
-        """
+    def further_networks(self) -> Mapping[str, nn.Module]:
+        """Networks beside student and teacher that see the LR images, by their key in the term's options."""
+        return {}
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Returns the unweighted parts, scalars by name (`l_...`).
@@ -149,35 +208,18 @@ class LossTerm(nn.Module):
         raise NotImplementedError
 
     def student_weights(self) -> dict[str, torch.Tensor]:
-        """The weights that the student is to be run with, of a term that `replaces_student`.
-
-        They have the names of the student's parameters and carry gradients.
-        """
+        """Of a term that `replaces_student`: the weights to run it with, by its parameters' names, with gradients."""
         raise NotImplementedError
 
     def after_update(self, student: nn.Module, iteration: int) -> None:
-        """Called without gradients after each iteration, on every rank.
-
-        Args:
-            student: as the iteration left it; not updated where the options let the discriminator learn alone.
-            iteration: the one that has just been done, from 1.
-        """
+        """Called without gradients after each iteration (from 1) on every rank, whether it updated `student` or not."""
 
     def after_average(self, average: nn.Module, iteration: int) -> None:
-        """Called without gradients after `after_update`, where the options keep a moving average of the student.
-
-        Args:
-            average: the student with the averaged weights, after this iteration.
-            iteration: the one that has just been done, from 1.
-        """
+        """Called likewise after `after_update` with the student's moving average, where the options keep one."""
 
 
 def nothing_of(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Zero, with all `parameters` in its graph.
-
-    Added to a part, it lets parameters that a step did not need have a gradient of zero all the same, which ranks can
-    average.
-    """
+    """Zero with all `parameters` in its graph: added to a part, it gives unused ones a gradient that ranks average."""
     return torch.stack([parameter.sum() for parameter in parameters]).sum() * 0.0
 
 
@@ -204,9 +246,8 @@ class CriterionTerm(LossTerm):
         self.criterion = build_loss({key: value for key, value in criterion.items() if key != "loss_weight"})
 
     def check_output(self, shape: Sequence[int]) -> None:
-        """As the loss says of itself, where it has a method `check_output`."""
-        check = getattr(self.criterion, "check_output", None)
-        if check is not None:
+        """Asks the loss, where it has a method `check_output`."""
+        if (check := getattr(self.criterion, "check_output", None)) is not None:
             check(shape)
 
     def target(self, context: StepContext) -> torch.Tensor:

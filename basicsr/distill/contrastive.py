@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -46,7 +47,7 @@ def info_nce(
         num_negatives: how many with 'hard'; half of them, at least one, where None.
 
     Returns:
-        Losses (..., Q). Zero where there are no negatives.
+        Losses (..., Q), zero without negatives.
     """
     keys = similarity.shape[-1]
     if keys == 1:
@@ -73,7 +74,7 @@ def crop_positions(
 def crop_patches(images: torch.Tensor, positions: np.ndarray, size: int) -> torch.Tensor:
     """Cuts the crops at `positions` (B, N, 2) out of `images` (B, C, H, W): (B * N, C, size, size).
 
-    Crops may overlap; the gradients of a pixel add up in a fixed order, so that they are the same bits every time.
+    Where crops overlap, gradients add up in a fixed order, so that they repeat bit for bit.
     """
     return _CropPatches.apply(images, positions, size)
 
@@ -83,7 +84,12 @@ class _CropPatches(torch.autograd.Function):
     def forward(ctx: Any, images: torch.Tensor, positions: np.ndarray, size: int) -> torch.Tensor:
         ctx.positions, ctx.shape = positions, images.shape
         layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else None
-        return _windows(images, positions, size).contiguous(memory_format=layout or torch.contiguous_format)
+        windows = [
+            image[:, top : top + size, left : left + size]
+            for image, corners in zip(images, positions, strict=True)
+            for top, left in corners
+        ]
+        return torch.stack(windows).contiguous(memory_format=layout or torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -94,16 +100,6 @@ class _CropPatches(torch.autograd.Function):
                 patch = next(patches)
                 image[:, top : top + patch.shape[-2], left : left + patch.shape[-1]] += patch
         return total, None, None
-
-
-def _windows(images: torch.Tensor, positions: np.ndarray, size: int) -> torch.Tensor:
-    return torch.stack(
-        [
-            image[:, top : top + size, left : left + size]
-            for image, corners in zip(images, positions, strict=True)
-            for top, left in corners
-        ]
-    )
 
 
 @METHOD_REGISTRY.register()
@@ -128,10 +124,9 @@ class HybridContrastive(LossTerm):
         num_negatives: how many with 'hard'; half of them, at least one, where left out.
         denominator: 'all' (the equations') or 'negatives', see `info_nce`.
         patch_negatives: a patch's negatives are the other patches of its 'image' (eq. 4) or of the whole 'batch'.
-        reduction: 'mean' over the patches of an image, which is ours, as the public code, or their 'sum', as eq. 4.
-            Images are averaged either way.
-        crops: 'paired' draws the positions once per image; 'independent' once for the student and once for the
-            teacher.
+        reduction: 'mean' over the patches of an image (ours and the public code's) or their 'sum' (eq. 4). Images are
+            averaged either way.
+        crops: positions drawn once per image ('paired'), or apart for student and teacher ('independent').
         gather_negatives: take negatives from the batches of all ranks, with exact gradients.
         train_heads: whether the heads and the temperature learn.
         embed_dim: d, the embedding's dimension.
@@ -167,7 +162,7 @@ class HybridContrastive(LossTerm):
         check_arguments(HybridContrastive, locals())
         super().__init__()
         self.patch_size, self.num_patches = patch_size, num_patches
-        self.mining, self.num_negatives, self.denominator = mining, num_negatives, denominator
+        self._info_nce = partial(info_nce, denominator=denominator, mining=mining, num_negatives=num_negatives)
         self.patch_negatives, self.reduction, self.crops = patch_negatives, reduction, crops
         self.gather_negatives = gather_negatives
         self.weights = {}
@@ -195,11 +190,7 @@ class HybridContrastive(LossTerm):
         return self.log_tau.exp()
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Returns `l_img` and `l_patch`, those that the mode has.
-
-        Raises:
-            ValueError: the crops are larger than the images.
-        """
+        """Returns `l_img` and `l_patch`, those that the mode has; raises OptionsError if crops exceed the images."""
         with torch.no_grad():
             self.log_tau.clamp_(*map(math.log, TAU_RANGE))
         parts = {}
@@ -224,7 +215,7 @@ class HybridContrastive(LossTerm):
         else:
             per_image = (-1, self.num_patches, queries.shape[-1])
             similarity = queries.view(per_image) @ keys.view(per_image).transpose(1, 2)
-            losses = self._info_nce(similarity, torch.arange(self.num_patches, device=queries.device))
+            losses = self._info_nce(similarity, torch.arange(self.num_patches, device=queries.device), self.tau)
         losses = losses.view(-1, self.num_patches)
         return losses.sum(1).mean() if self.reduction == "sum" else losses.mean()
 
@@ -234,17 +225,7 @@ class HybridContrastive(LossTerm):
         if self.gather_negatives:
             keys, first = gather_with_gradient(keys)
         positive = torch.arange(first, first + len(queries), device=queries.device)
-        return self._info_nce(queries @ keys.T, positive)
-
-    def _info_nce(self, similarity: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-        return info_nce(
-            similarity,
-            positive,
-            self.tau,
-            denominator=self.denominator,
-            mining=self.mining,
-            num_negatives=self.num_negatives,
-        )
+        return self._info_nce(queries @ keys.T, positive, self.tau)
 
     def _patches(self, context: StepContext) -> tuple[torch.Tensor, torch.Tensor]:
         height, width = context.sr.shape[-2:]

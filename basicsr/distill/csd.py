@@ -1,24 +1,21 @@
 """CSD (Wang et al., Towards Compact Single Image Super-Resolution via Contrastive Self-distillation, IJCAI 2021).
 
-In the features phi_j of a frozen VGG-19 the student's image I_S is to lie near the teacher's I_T and far from bicubic
-images N_k:
+In the features phi_j (relu1_1 to relu5_1) of a frozen VGG-19 the student's image I_S is drawn to the teacher's I_T and
+away from bicubic images N_k:
 
     L_csd = mean over the batch of sum_j w_j d(phi_j(I_T), phi_j(I_S)) / (sum_k d(phi_j(N_k), phi_j(I_S)) + 1e-7)
 
-with d the mean absolute difference over channels and positions, and phi_j the outputs of relu1_1, relu2_1, relu3_1,
-relu4_1 and relu5_1. The N_k are LR images of the batch, enlarged bicubically as the published code does it (PyTorch's
-kernel, a = -0.75, not clipped). `CSD` takes any student and a frozen teacher. In `SharedCSD`, the original, the student
-is the teacher's first channels, and both are trained.
+with d the mean absolute difference over channels and positions. The N_k are LR images of the batch, enlarged by
+PyTorch's bicubic kernel (a = -0.75, not clipped), as in the published code. `CSD` takes any student and a frozen
+teacher; in `SharedCSD`, the original, the student is the teacher's first channels, and both are trained.
 
-Where the published code is otherwise:
+The published code differs:
 
 - It divides means over the batch by each other; here each image has its own quotient.
-- One of its versions draws the negatives from the first K images of the batch only, another takes all of the batch,
-  whatever K. Here they are K images of the whole batch.
-- It gives the VGG images in [0, 255], not normalised; here they are in [0, 1] and normalised, as the VGG was trained.
-  `vgg_input: range255` is the published way.
-- Its L1 losses are of such images, too. Beside those of images in [0, 1], as here, its weight of 200 is 255 times as
-  strong: its balance is 200 / 255.
+- One version draws negatives from the first K images of the batch only, another takes the whole batch, whatever K.
+  Here they are K images of the whole batch.
+- Its VGG sees images in [0, 255], not normalised (`vgg_input: range255`); here [0, 1], normalised, as it was trained.
+- Its L1 losses are of images in [0, 255]: beside ours in [0, 1] its balance is a weight of 200 / 255.
 """
 
 from __future__ import annotations
@@ -31,28 +28,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.frozen import Frozen
-from basicsr.archs.rcan_arch import RCAN
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
-from basicsr.distill.base import LossTerm, StepContext
-from basicsr.distill.distances import Others, summed_distances
-from basicsr.distill.networks import NetworkPair
+from basicsr.distill.base import LossTerm, NetworkPair, StepContext
+from basicsr.distill.features import Others, summed_distances
 from basicsr.losses.loss_util import at_least_float32, check_images_for
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Weight
-from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY
 from basicsr.utils.signatures import Conflict, check_arguments
 
 LAYER_WEIGHTS = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0}
 EPSILON = 1e-7
-VGG_SMALLEST = 16
-"""Side of the smallest image that four poolings leave something of."""
+VGG_SMALLEST = 16  # four poolings
 
 VGGInput = Literal["imagenet", "range255"]
 
+# Attributes of modules in which networks with shared weights must agree, and the options that set them.
 _EQUAL = {"upscale_factor": "upscale", "res_scale": "res_scale", "img_range": "img_range"}
-"""Attributes of modules that networks with shared weights must agree in, and the options that set them."""
 
 
 @METHOD_REGISTRY.register()
@@ -60,13 +53,11 @@ class CSD(LossTerm):
     """L_csd between the student and a frozen teacher, networks of any kind.
 
     The negatives of a step are the same for all images of a process's batch: `num_negatives` of its LR images, drawn
-    without repetition from the run's seed and the iteration, an image's own not left out. Where the batch has fewer,
-    they are all it has, and their mean stands for those that are missing, so that the loss is as strong however a batch
-    is split among processes.
+    without repetition from the run's seed and the iteration. A smaller batch is taken whole, and its mean stands for
+    the missing ones, so the loss is as strong however a batch is split among processes.
 
-    Under `amp` the VGG runs in the shorter format, and the features of two nearly equal images differ little: with
-    random weights, a student 39 dB from its teacher and bf16 the gradient kept a cosine of 0.87 with float32's, with
-    fp16 of 0.97.
+    Under bf16 features of nearly equal images differ little: with random weights and a student 39 dB from its teacher
+    the gradient kept a cosine of 0.87 with float32's (fp16: 0.97).
 
     Args:
         num_negatives: K.
@@ -112,11 +103,7 @@ class CSD(LossTerm):
             yield "layer_weights", "names no layer with a weight above 0; give one, or leave it out"
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Returns `l_csd`.
-
-        Raises:
-            OptionsError: the images are neither gray nor in colour, or too small for the VGG.
-        """
+        """Returns `l_csd`."""
         return {"l_csd": self._contrast(context, context.teacher_output)}
 
     def check_output(self, shape: Sequence[int]) -> None:
@@ -155,24 +142,20 @@ class CSD(LossTerm):
 class SharedCSD(CSD):
     """The original's self-distillation: the student is the teacher's first channels and shares its weights; both learn.
 
-    A copy of the teacher, `wide`, is trained in the student's place, as a head, from the weights that the teacher was
-    loaded with. The student runs with the leading slices of `wide`'s weights; a slice of the upsampling convolution's
-    outputs keeps whole groups of the pixel shuffle. After each update the slices are copied into the student, which so
-    is an ordinary narrow network for validation, moving average and export; weights it was loaded with
-    (`pretrain_network_g`) are overwritten at the start. `wide` is saved in the training state.
+    A copy of the teacher, `wide`, is trained as a head in the student's place, from the teacher's loaded weights, with
+    its own L1(wide(I_LR), I_GT). The student runs with the leading slices of its weights; a slice of the upsampling
+    convolution keeps whole groups of the pixel shuffle. After each update the slices are copied into the student, an
+    ordinary narrow network for validation, moving average and export; `pretrain_network_g` is overwritten at the start.
+    `wide` is saved in the training state. Other terms see the teacher as it was loaded.
 
-    Beside L_csd the term has the teacher's own L1(wide(I_LR), I_GT). The student's is the options' `pixel_opt`. The
-    teacher that other terms see stays as it was loaded.
-
-    For two EDSR or two RCAN networks that differ in widths only: `num_feat`, and in RCAN `squeeze_factor`. Other
-    options, `res_scale` and `img_range` among them, must be equal, for the same weights mean another function there.
+    For two networks of one class with `slices_are_networks`, such as EDSR, that differ in widths only: `num_feat`, and
+    in RCAN `squeeze_factor`. With other options the same weights would mean another function.
 
     Args:
         num_negatives: K, as in `CSD`.
         loss_weight: weight of L_csd.
         teacher_weight: weight of the teacher's own reconstruction loss.
-        detach_teacher: whether L_csd leaves the teacher's image as it is, as in the published runs; otherwise it draws
-            I_T towards I_S, too.
+        detach_teacher: whether L_csd leaves I_T as it is, as in the published runs; otherwise it draws I_T to I_S, too.
         layer_weights: w_j by layer of the VGG, as in `CSD`.
         vgg_input: as in `CSD`.
         vgg_weights: as in `CSD`.
@@ -210,11 +193,7 @@ class SharedCSD(CSD):
         self._shapes: dict[str, torch.Size] = {}
 
     def attach(self, networks: NetworkPair) -> None:
-        """Copies the teacher, and hands the student its first channels.
-
-        Raises:
-            OptionsError: the student is not the teacher with fewer channels.
-        """
+        """Copies the teacher, and hands the student its first channels."""
         student, teacher = networks.student.network, networks.teacher.network
         _check_shareable(student, teacher)
         self._shapes = {name: parameter.shape for name, parameter in student.named_parameters()}
@@ -238,11 +217,7 @@ class SharedCSD(CSD):
             parameter.copy_(weights[name])
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Returns `l_csd` and `l_wide`.
-
-        Raises:
-            OptionsError: the images are neither gray nor in colour, or too small for the VGG.
-        """
+        """Returns `l_csd` and `l_wide`."""
         with context.autocast():
             teacher = at_least_float32(self.wide(context.lq))
         return {
@@ -257,10 +232,11 @@ def _mean_absolute_difference(features: torch.Tensor, others: torch.Tensor) -> t
 
 def _check_shareable(student: nn.Module, teacher: nn.Module) -> None:
     """Raises OptionsError unless the student is the teacher with fewer channels."""
-    if type(student) not in (EDSR, RCAN) or type(student) is not type(teacher):
+    if type(student) is not type(teacher) or not getattr(student, "slices_are_networks", False):
+        allowed = [name for name, kind in ARCH_REGISTRY if getattr(kind, "slices_are_networks", False)]
         raise OptionsError(
-            f"SharedCSD: network_g is {type(student).__name__}, network_t {type(teacher).__name__}; allowed: two EDSR"
-            " or two RCAN; CSD takes any two networks"
+            f"SharedCSD: network_g is {type(student).__name__}, network_t {type(teacher).__name__}; allowed:"
+            f" {' or '.join(f'two {name}' for name in allowed)}; CSD takes any two networks"
         )
     own = {name: tuple(parameter.shape) for name, parameter in student.named_parameters()}
     shared = {name: tuple(parameter.shape) for name, parameter in teacher.named_parameters()}
@@ -277,8 +253,7 @@ def _check_shareable(student: nn.Module, teacher: nn.Module) -> None:
                     f"SharedCSD: {option} is {getattr(module, attribute)} in network_g, {getattr(other, attribute)} in"
                     " network_t; they share their weights, give both the same"
                 )
-    assert isinstance(student, (EDSR, RCAN)) and isinstance(teacher, (EDSR, RCAN))
-    if not torch.equal(student.mean, teacher.mean):
+    if not torch.equal(student.get_buffer("mean"), teacher.get_buffer("mean")):
         raise OptionsError("SharedCSD: network_g and network_t differ in rgb_mean or num_in_ch; give both the same")
     if own == shared:
         raise OptionsError("SharedCSD: network_g is as wide as network_t; lower its num_feat, a quarter as published")

@@ -5,54 +5,54 @@
 The first two, L1 against I_GT and I_T, are the options' `pixel_opt` and `resp_kd_opt`; the others are this term. Both
 look through the frozen encoder of a VQGAN.
 
-Dynamic contrastive regularisation (eqs. 4-6): in the features f_i of five layers the student's image I_S is to lie near
-the teacher's I_T and far from N negatives, images that an earlier state of the student makes of degraded inputs:
+Dynamic contrastive regularisation (eqs. 4-6): in the features f_i of five layers the student's image I_S is drawn to
+the teacher's I_T and away from N negatives, images that an earlier state of the student makes of degraded inputs:
 
     I_j = F_his(D_j(I_LR))
     L_dcl = mean over the batch of sum_i lambda_i d(f_i(I_S), f_i(I_T)) / (sum_j d(f_i(I_S), f_i(I_j)) + 1e-7)
 
 with d the mean absolute difference over one image's channels and positions. The history model is updated after each
-iteration t that s divides, by theta_his = a theta_his + (1 - a) theta_student; a = 0.1 is what it keeps of its own. The
-step s is 1000 in iterations 1 to 100000, 2000 in 100001 to 200000, 3000 from then on.
+iteration t that s divides: theta_his = a theta_his + (1 - a) theta_student, a = 0.1. The step s is 1000 in iterations 1
+to 100000, 2000 in 100001 to 200000, 3000 from then on.
 
 Distribution mapping (eqs. 7-9): at each position of the encoder's latent F the codebook's entries e_m are categories,
 
     C = softmax over m of -||F - e_m||^2,  L_ce = mean over positions and batch of -sum_m C^T_m log C^S_m
 
-Eq. 8 is printed without the minus sign, by which the entry farthest from F would be the likeliest; the published code
-has it, as here. The paper names no norm for eq. 5; the published code takes absolute differences. Where it is otherwise
+Eq. 8 is printed without the minus sign, by which the farthest entry would be the likeliest; the published code has it.
+Eq. 5 names no norm; the published code takes absolute differences. Otherwise the published code differs
 (`options/methods/dckd_as_published.yml` sets all that are options):
 
-- It gives images in [0, 1] to an encoder that was trained on [-1, 1]; `input_range: [0, 1]` does so here.
-- It takes the cross-entropy of probabilities as if they were logits, a softmax of a softmax, and so between nearly even
-  distributions; `double_softmax` does so here.
-- Its N negatives are N - 1 of degraded inputs and one of the input as it is; `include_undegraded` does so here.
-- It divides means over the batch by each other (`quotient: batch`); here each image has its own quotient.
-- Its history model follows the student's moving average (`history_of: average`), where the paper has the student, and
-  starts anew from it when a run is resumed; here it is in the training state.
-- Its schedule has periods of 100000 iterations and fails after the last; here `period` is an option, and the last step
-  stays.
+- It gives images in [0, 1] to an encoder that was trained on [-1, 1]: `input_range: [0, 1]`.
+- It takes the cross-entropy of probabilities as if they were logits: `double_softmax`.
+- One of its N negatives is of the input as it is: `include_undegraded`.
+- It divides means over the batch by each other: `quotient: batch`; here each image has its own quotient.
+- Its history model follows the student's moving average (`history_of: average`) and starts anew on resume; here it is
+  in the training state.
+- Its schedule fails after its last period of 100000 iterations; here `period` is an option, and the last step stays.
 - It blurs along an image's axes only, and blurs or resizes a whole batch alike.
 - Its options, which are for SwinIR, add label consistency on the teacher's input: `LabelConsistency`.
+
+Degradations are in the manner of Real-ESRGAN (Wang et al., ICCV Workshops 2021). Every image has a generator of its
+own, so that the result does not depend on its batch.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from basicsr.archs.frozen import Frozen
 from basicsr.archs.vqgan_arch import VQGANEncoder, category_log_probabilities
-from basicsr.distill.base import LossTerm, StepContext
-from basicsr.distill.degradations import Degradation, degrade
-from basicsr.distill.distances import Others, summed_distances
-from basicsr.distill.networks import NetworkPair
+from basicsr.distill.base import LossTerm, NetworkPair, StepContext
+from basicsr.distill.features import Others, summed_distances
 from basicsr.losses.loss_util import at_least_float32, check_images_for
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Iterations, Label, Probability, Weight
@@ -63,17 +63,25 @@ LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 EPSILON = 1e-7
 _UPDATE_STEPS = (1000, 2000, 3000)
 
+Degradation = Literal["noise", "blur", "resize", "mix"]
+NOISE_SIGMA = (1.0, 30.0)  # of 255
+GRAY_PROBABILITY = 0.5
+KERNEL_SIZES = (3, 5, 7, 9, 11)
+BLUR_SIGMA = (0.1, 2.0)  # pixels, along each axis
+SHRINK, ENLARGE = (0.5, 1.0), (1.0, 1.5)
+ENLARGE_PROBABILITY = 0.25
+MODES = ("area", "bilinear", "bicubic")
+
 
 @METHOD_REGISTRY.register()
 class DCKD(LossTerm):
     """L_dcl and L_ce; see the file's head for the equations. For any two networks, at any scale, 1 among them.
 
-    The history model is a copy of the student as it is before training. It is saved in the training state, is no part
-    of the exported student, and always in eval mode. Each image's degradations derive from its own seed.
+    The history model is a copy of the student before training, always in eval mode; it is saved in the training state
+    and no part of the exported student.
 
-    Under `amp` the encoder runs in the shorter format, and nearly equal images have features that differ little: with
-    random weights and a student 46 dB from its teacher (54 dB), the gradient of L_dcl kept a cosine of 0.90 (0.72) with
-    float32's in bf16, of 0.98 and more in fp16.
+    Under `amp` features of nearly equal images differ little: with random weights and a student 46 dB from its teacher
+    (54 dB), the gradient of L_dcl kept a cosine of 0.90 (0.72) with float32's in bf16, of 0.98 and more in fp16.
 
     Args:
         contrastive: whether there is L_dcl. Without it there is no history model.
@@ -178,7 +186,7 @@ class DCKD(LossTerm):
             self.history = copy.deepcopy(networks.student.network).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> DCKD:
-        """As ever, but for the history model, which stays in eval mode."""
+        """As ever, but the history model stays in eval mode."""
         super().train(mode)
         if self.history is not None:
             self.history.eval()
@@ -189,12 +197,12 @@ class DCKD(LossTerm):
         return self.update_steps[min((iteration - 1) // self.period, len(self.update_steps) - 1)]
 
     def after_update(self, student: nn.Module, iteration: int) -> None:
-        """Takes the history model towards the student where it is time for it."""
+        """Updates the history model, where it follows the student, when it is due."""
         if not self.needs_average:
             self._follow(student, iteration)
 
     def after_average(self, average: nn.Module, iteration: int) -> None:
-        """Takes the history model towards the student's moving average where it is time for it."""
+        """Updates the history model, where it follows the moving average, when it is due."""
         if self.needs_average:
             self._follow(average, iteration)
 
@@ -209,11 +217,7 @@ class DCKD(LossTerm):
             buffer.copy_(present)
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Returns `l_dcl` and `l_ce`, those that are on.
-
-        Raises:
-            OptionsError: the images are neither gray nor in colour, or too small for the VQGAN or the degradation.
-        """
+        """Returns `l_dcl` and `l_ce`, those that are on; raises OptionsError for unfit images."""
         self.check_output(tuple(context.sr.shape[1:]))
         student, student_latent = self._encoded(context, context.sr, self.distribution)
         with torch.no_grad():
@@ -257,16 +261,10 @@ class DCKD(LossTerm):
         for number in range(1, self.num_negatives + 1):
             lq = context.lq
             if number > 1 or not self.include_undegraded:
-                lq = self._degraded(context, number)
+                lq = degrade(lq, self.degradation, context.generators(f"DCKD negative {number}"))
             with context.autocast():
                 image = at_least_float32(self.history(lq))
             yield image
-
-    def _degraded(self, context: StepContext, number: int) -> torch.Tensor:
-        try:
-            return degrade(context.lq, self.degradation, context.generators(f"DCKD negative {number}"))
-        except OptionsError as error:
-            raise OptionsError(f"DCKD: {error}") from error
 
     def _cross_entropy(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """L_ce by the latents of I_S and of I_T."""
@@ -276,3 +274,93 @@ class DCKD(LossTerm):
         if self.double_softmax:
             own = F.log_softmax(own.exp(), dim=1)
         return -(target * own).sum(1).mean()
+
+
+@torch.no_grad()
+def degrade(images: torch.Tensor, kind: Degradation, generators: Sequence[np.random.Generator]) -> torch.Tensor:
+    """Degrades every image in a way of its own.
+
+    - 'noise': Gaussian, of a standard deviation in [1, 30] of 255; with probability 0.5 gray, the same in all channels.
+    - 'blur': an anisotropic Gaussian of standard deviations in [0.1, 2] pixels, turned by any angle, cut off to an odd
+      size from 3 to 11; images are mirrored at their borders.
+    - 'resize': down by a factor in [0.5, 1] (with probability 3/4) or up by one in [1, 1.5], and back, each by area,
+      bilinear or bicubic interpolation. By a factor near 1 nothing may change.
+    - 'mix': blur, resize, noise, resize back, in Real-ESRGAN's order.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]; no gradients flow through.
+        kind: of degradation.
+        generators: one for each image. Noise is drawn on the images' device, seeded by them.
+
+    Returns:
+        Images of the same shape in [0, 1].
+
+    Raises:
+        OptionsError: there is no such kind, or an image is too small to be mirrored for the blur.
+    """
+    if kind not in _KINDS:
+        raise OptionsError(f"DCKD: degradation is '{kind}'; allowed: {', '.join(_KINDS)}")
+    pairs = zip(images, generators, strict=True)
+    return torch.stack([_KINDS[kind](image, generator).clamp(0, 1) for image, generator in pairs])
+
+
+def gaussian_kernel(size: int, sigmas: tuple[float, float], angle: float) -> np.ndarray:
+    """A Gaussian of two axes, float64 (size, size), of sum 1.
+
+    k(p) ~ exp(-u^2 / (2 s_1^2) - v^2 / (2 s_2^2)) with u = x cos(a) + y sin(a), v = y cos(a) - x sin(a), (x, y) from
+    the middle. `size` is odd and, as s_1 and s_2 (`sigmas`), in pixels; a (`angle`) in radians.
+    """
+    positions = np.arange(size) - size // 2
+    y, x = np.meshgrid(positions, positions, indexing="ij")
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    kernel = np.exp(-0.5 * ((u / sigmas[0]) ** 2 + (v / sigmas[1]) ** 2))
+    return kernel / kernel.sum()
+
+
+def _noise(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    sigma = generator.uniform(*NOISE_SIGMA) / 255
+    channels = 1 if generator.random() < GRAY_PROBABILITY else len(image)
+    field = torch.Generator(image.device).manual_seed(int(generator.integers(2**63)))
+    shape = (channels, *image.shape[1:])
+    return image + sigma * torch.randn(shape, generator=field, dtype=image.dtype, device=image.device)
+
+
+def _blur(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    size = int(generator.choice(KERNEL_SIZES))
+    first, second = generator.uniform(*BLUR_SIGMA, size=2)
+    kernel = torch.from_numpy(gaussian_kernel(size, (first, second), generator.uniform(-np.pi, np.pi)))
+    if min(image.shape[1:]) <= size // 2:
+        least = KERNEL_SIZES[-1] // 2 + 1
+        raise OptionsError(
+            f"DCKD: an LR image of {image.shape[1]}x{image.shape[2]} is too small to be blurred by {size}x{size}"
+            f" pixels; raise gt_size so that it has {least} at least, or take degradation 'noise'"
+        )
+    padded = F.pad(image[:, None], [size // 2] * 4, mode="reflect")
+    return F.conv2d(padded, kernel.to(image)[None, None])[:, 0]
+
+
+def _mix(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    rescaled = _rescaled(_blur(image, generator), generator)
+    # Between the steps, too, Real-ESRGAN's images stay images.
+    noisy = _noise(rescaled, generator).clamp(0, 1)
+    return _to_size(noisy, image.shape[1:], generator)
+
+
+def _rescaled(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    scales = ENLARGE if generator.random() < ENLARGE_PROBABILITY else SHRINK
+    scale = generator.uniform(*scales)
+    height, width = (max(1, int(length * scale)) for length in image.shape[1:])
+    return _to_size(image, (height, width), generator)
+
+
+def _to_size(image: torch.Tensor, size: Sequence[int], generator: np.random.Generator) -> torch.Tensor:
+    mode = str(generator.choice(MODES))
+    return F.interpolate(image[None], size=tuple(size), mode=mode)[0]
+
+
+_KINDS: dict[str, Callable[[torch.Tensor, np.random.Generator], torch.Tensor]] = {
+    "noise": _noise,
+    "blur": _blur,
+    "resize": lambda image, rng: _to_size(_rescaled(image, rng), image.shape[1:], rng),
+    "mix": _mix,
+}

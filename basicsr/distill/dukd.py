@@ -1,27 +1,24 @@
 """DUKD (Zhang et al., Data Upcycling Knowledge Distillation for Image Super-Resolution, 2023).
 
-Student S and teacher T are shown more images of the kind they know, made from the training pair:
+Student S and teacher T see more images of the kind they know, made from the training pair:
 
-    zoom-in:  tiles X of I_GT, each of the size of I_LR, whose enlargement nobody has:
+    zoom-in:  tiles X of I_GT, each of the size of I_LR, with no known enlargement:
               l_zoom_in = L1(A^-1(S(A(X))), T(X))
-    zoom-out: Y, which is I_LR reduced s times by MATLAB's bicubic imresize, not clipped, and whose enlargement is I_LR:
+    zoom-out: Y, I_LR reduced s times by MATLAB's bicubic imresize, not clipped, whose enlargement is I_LR:
               l_zoom_out = L1(S(Y), T(Y)),  l_zoom_out_pix = L1(S(Y), I_LR)
 
 A is the label consistency: colour inversion (1 - x), horizontal flip, vertical flip and transposition, applied to the
-student's input in this order, each with a probability of its own, and undone on its output in the reverse order: the
-flips and the transposition exactly, the inversion up to rounding. In float32 1 - (1 - k/255) differs from k/255 for
-half of the 8-bit values k, by at most 3e-8.
+student's input in this order, each with its own probability, and undone on its output in reverse; exactly, but for the
+inversion's float32 rounding (at most 3e-8 for half of the 8-bit values).
 
-The published loss is L = 5 L1(I_S, I_GT) + L1(I_S, I_T) + these three: the first two are the options' `pixel_opt` and
+The published loss is L = 5 L1(I_S, I_GT) + L1(I_S, I_T) + these three; the first two are the options' `pixel_opt` and
 `resp_kd_opt`. Published settings: zoom-out for EDSR, none for SwinIR; for RCAN neither zoom-out nor label consistency,
 and a weight of 1 on L1(I_S, I_GT).
 
-Where the published code is otherwise:
+The published code differs:
 
-- It undoes operations in the order in which it applied them, which is no inverse where a transposition comes with one
-  of the two flips.
-- It updates the student twice in an iteration: by the gradient of the first two losses, then by that of all. Here it is
-  once, by all.
+- It undoes operations in the order of their application, no inverse where a transposition comes with one flip.
+- It updates the student twice in an iteration: by the first two losses, then by all. Here once, by all.
 - It takes the same tile of all images of a batch; here each has its own.
 """
 
@@ -42,40 +39,36 @@ from basicsr.utils.ranges import Few, Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 from basicsr.utils.signatures import Conflict, Misfit, check_arguments
 
-PIXEL_WEIGHT = 5.0
-"""The published weight of both losses against true images."""
+PIXEL_WEIGHT = 5.0  # published, of both losses against true images
 
-# Each is its own inverse, the inversion of colours up to rounding.
+# Colour inversion of images in [0, 1], horizontal flip, vertical flip, transposition; each is its own inverse.
 OPERATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     lambda images: 1 - images,
     lambda images: images.flip(-1),
     lambda images: images.flip(-2),
     lambda images: images.transpose(-1, -2),
 )
-"""Colour inversion of images in [0, 1], horizontal flip, vertical flip, transposition; on (N, C, H, W)."""
 
 
 @METHOD_REGISTRY.register()
 class DUKD(LossTerm):
     """Distillation on zoomed images under label consistency; see the file's head for the equations.
 
-    Every draw derives from the sample's seed. Transpositions are left out where LR patches are not square. Where sides
-    of I_LR are no multiples of s, zoom-out takes its upper left part that is.
+    Every draw derives from the sample's seed. Patches that are not square are not transposed. Where sides of I_LR are
+    no multiples of s, zoom-out takes its upper left part that is.
 
     Args:
         zoom_in: whether to learn from tiles of I_GT.
         zoom_out: whether to learn from reduced LR images.
         num_patches: tiles for each image, of the s x s that I_GT consists of, none twice.
-        consistency_probability: probability of each operation, for each tile on its own; 0 is no label consistency.
+        consistency_probability: probability of each operation, for each tile on its own; 0 turns label consistency off.
         zoom_out_consistency: whether zoom-out is under label consistency, too; as published, it is not.
         kd_weight: weight of the losses against the teacher.
-        pixel_weight: weight of the loss against I_LR, which is to be that of L1(I_S, I_GT); 5, as published, where left
-            out.
+        pixel_weight: weight of the loss against I_LR, equal to that of L1(I_S, I_GT); 5, as published, by default.
         loss_weight: factor on all of them.
 
     Raises:
-        OptionsError: an option is out of its range, neither way is on, or an option of a way that is off differs from
-            its default.
+        OptionsError: an option is out of its range, both ways are off, or an option without effect is set.
     """
 
     batch_scope = "image"
@@ -138,11 +131,7 @@ class DUKD(LossTerm):
             yield Misfit("num_patches", message, True)
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Returns `l_zoom_in`, `l_zoom_out` and `l_zoom_out_pix`, those that are on.
-
-        Raises:
-            OptionsError: there is nothing to zoom: the scale is 1, or images are too small.
-        """
+        """Returns `l_zoom_in`, `l_zoom_out` and `l_zoom_out_pix`, those that are on."""
         if context.scale < 2:
             raise OptionsError(f"DUKD: the scale is {context.scale}; zooming needs 2 or more, leave the method out")
         parts = {}
@@ -164,10 +153,8 @@ class DUKD(LossTerm):
         height, width = (side - side % context.scale for side in context.lq.shape[-2:])
         if not height or not width:
             given = "x".join(map(str, context.lq.shape[-2:]))
-            raise OptionsError(
-                f"DUKD: LR patches of {given} cannot be reduced {context.scale} times; raise gt_size, or set zoom_out:"
-                " false"
-            )
+            message = f"DUKD: LR patches of {given} cannot be reduced {context.scale} times"
+            raise OptionsError(f"{message}; raise gt_size, or set zoom_out: false")
         target = context.lq[..., :height, :width]
         small = reduced(target, context.scale)
         which = torch.zeros(len(small), len(OPERATIONS), dtype=torch.bool)
@@ -193,19 +180,50 @@ class DUKD(LossTerm):
         return torch.stack(tiles)
 
     def _draw(self, context: StepContext, purpose: str, count: int, images: torch.Tensor) -> torch.Tensor:
-        """Which operations to apply to `images`, `count` of each sample: bool (N, 4), on the CPU."""
-        drawn = [rng.random((count, len(OPERATIONS))) for rng in context.generators(f"DUKD {purpose}")]
-        which = torch.from_numpy(np.concatenate(drawn) < self.consistency_probability)
-        if images.shape[-2] != images.shape[-1]:
-            which[:, -1] = False
-        return which
+        return drawn_operations(context, f"DUKD {purpose}", count, self.consistency_probability, images)
+
+
+@METHOD_REGISTRY.register()
+class LabelConsistency(LossTerm):
+    """L1(I_S, A^-1(T(A(I_LR)))): label consistency on the teacher's input, as the public code of DCKD adds it.
+
+    Operations are drawn for each image from its seed; patches that are not square are not transposed.
+
+    Args:
+        probability: of each operation, in [0, 1].
+        loss_weight: weight of `l_consistency`.
+    """
+
+    batch_scope = "image"
+    teacher_needs = "the teacher on other images"
+
+    def __init__(self, *, probability: Probability = 0.5, loss_weight: Weight = 1.0) -> None:
+        check_arguments(LabelConsistency, locals())
+        super().__init__()
+        self.probability = probability
+        self.weights = {"l_consistency": loss_weight}
+
+    def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
+        """Returns `l_consistency`."""
+        assert context.teacher is not None
+        which = drawn_operations(context, "label consistency", 1, self.probability, context.lq)
+        target = undone(context.teacher(applied(context.lq, which)), which)
+        return {"l_consistency": F.l1_loss(context.sr, target)}
+
+
+def drawn_operations(
+    context: StepContext, purpose: str, count: int, probability: float, images: torch.Tensor
+) -> torch.Tensor:
+    """Which operations to apply to `images`, `count` of each sample: bool (N, 4), on the CPU."""
+    drawn = [rng.random((count, len(OPERATIONS))) for rng in context.generators(purpose)]
+    which = torch.from_numpy(np.concatenate(drawn) < probability)
+    if images.shape[-2] != images.shape[-1]:
+        which[:, -1] = False
+    return which
 
 
 def applied(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-    """Applies to each image (N, C, H, W) the operations that its row of `which`, bool (N, 4) on the CPU, names.
-
-    Images must be square where any is transposed.
-    """
+    """Applies to each image (N, C, H, W) the operations of its row of `which`, bool (N, 4); transposes only squares."""
     return _run(images, which, range(len(OPERATIONS)))
 
 
@@ -232,10 +250,7 @@ def reduced(images: torch.Tensor, scale: int) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _reduction(length: int, scale: int, device: torch.device) -> torch.Tensor:
-    """The matrix by which imresize reduces one axis, float64 (length / scale, length).
-
-    Its columns are what becomes of the unit vectors. Each is resized as an image of `scale` equal columns, which become
-    one and the same.
-    """
+    """The matrix by which imresize reduces one axis, float64 (length / scale, length)."""
+    # Its columns are reduced unit vectors, each resized as an image of `scale` equal columns, which become one.
     units = np.repeat(np.eye(length)[:, None, :], scale, axis=1)
     return torch.from_numpy(imresize(units, 1 / scale)[:, 0]).to(device)

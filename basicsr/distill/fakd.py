@@ -14,8 +14,7 @@ from basicsr.utils.ranges import Few, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 from basicsr.utils.signatures import check_arguments
 
-_ENTRIES_AT_ONCE = 2**24
-"""Entries of affinity matrices in memory at a time (64 MiB in float32), but at least one image's matrix."""
+_ENTRIES_AT_ONCE = 2**24  # 64 MiB in float32, but at least one image's matrix
 
 
 @METHOD_REGISTRY.register()
@@ -24,31 +23,19 @@ class FAKD(FeatureTerm):
 
     He et al., "FAKD: Feature-Affinity Based Knowledge Distillation for Efficient Image Super-Resolution", ICIP 2020.
     F~ is F, (C, H W), with each place's features divided by their Euclidean norm over channels; A, (H W, H W), holds
-    the cosines of all pairs of places. The mean goes over all entries and images. Places without any feature (all
-    channels 0) resemble nothing and give no gradient.
+    the cosines of all pairs of places. Places where all channels are 0 give 0 and no gradient.
 
-    As published, three positions of the trunk, and 0.5 L1(I_S, I_GT) + 0.5 L1(I_S, I_T) + 10 L_AD. The paper's equation
-    and its code sum over the positions: `reduction: sum` does so, which makes the term as many times as large.
+    As published: three positions, and 0.5 L1(I_S, I_GT) + 0.5 L1(I_S, I_T) + 10 L_AD on images in [0, 255]. Beside
+    images in [0, 1], as here, a weight of 10 is 255 times as strong, and 10 / 255 is its authors' balance. The paper
+    and its code sum over positions: `reduction: sum`. A public re-implementation detaches this loss from the student;
+    ours trains it.
 
-    Its pixel losses are of images in [0, 255]: beside those of images in [0, 1], as here, the weight of 10 is 255 times
-    as strong, and 10 / 255 is its authors' balance.
-
-    Where we differ from public code: a re-implementation in wide use makes a new tensor of the positions' losses before
-    it adds them, which cuts them off from the student. Its feature term is logged and trains nothing; ours does.
-
-    The matrices are large, 2304 x 2304 for 48 x 48 features. Only a few images' are in memory at a time, and none is
-    kept for the backward pass. They are in float32: what is learned is the sign of small differences. There
-    are no second derivatives. Nothing is trained beside the student, and the two networks' channels may differ.
+    Only a few images' matrices (2304 x 2304 for 48x48 features) are in memory at a time, in float32, and none is kept
+    for the backward pass. There are no second derivatives. Nothing is trained beside the student; channels may differ.
 
     Args:
-        student_taps: modules of the student; where left out, stages evenly spaced over the body, the last at its end.
-        teacher_taps: likewise of the teacher, as many.
-        positions: how many stages to take where taps are left out.
         reduction: 'mean' or 'sum' over positions.
         loss_weight: weight of L_AD.
-
-    Raises:
-        OptionsError: `reduction` is neither.
     """
 
     batch_scope = "image"
@@ -88,7 +75,7 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
 
 
 class _AffinityDistance(torch.autograd.Function):
-    """mean(|S^T S - T^T T|) for S (B, C_S, N) and T (B, C_T, N), with its gradient 2 S sign(S^T S - T^T T) / (B N^2).
+    """mean(|S^T S - T^T T|) for S (B, C_S, N), T (B, C_T, N); gradient 2 S sign(S^T S - T^T T) / (B N^2).
 
     The gradient is made in the forward pass, while a matrix is there, and is all that is kept.
     """
@@ -114,7 +101,4 @@ class _AffinityDistance(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None
-        (slope,) = ctx.saved_tensors
-        return gradient * slope, None
+        return (gradient * ctx.saved_tensors[0], None) if ctx.needs_input_grad[0] else (None, None)

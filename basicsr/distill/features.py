@@ -1,29 +1,34 @@
-"""What methods that compare feature maps have in common."""
+"""What methods that compare features have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
+from torch.autograd.function import once_differentiable
 
-from basicsr.distill.base import LossTerm, StepContext
-from basicsr.distill.networks import NetworkPair
+from basicsr.distill.base import LossTerm, NetworkPair, StepContext
 from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Few
 from basicsr.utils.signatures import Conflict, check_arguments
+
+MOST_OTHERS = 127  # an int8 counts so far
+Others = Annotated[int, Ge(1), Le(MOST_OTHERS)]
 
 
 class FeatureTerm(LossTerm):
     """Compares feature maps of the student with feature maps of the teacher, position by position.
 
     Args:
-        student_taps: modules of the student, such as `body.15`; where left out, `positions` stages, evenly spaced.
+        student_taps: modules of the student, such as `body.15`; by default `positions` stages, evenly spaced.
         teacher_taps: likewise of the teacher, as many.
-        positions: how many stages to take where taps are left out.
+        positions: how many stages to take by default.
 
     Raises:
-        OptionsError: `positions` is below 1, or the two lists are not of one length.
+        OptionsError: `positions` is below 1, or the two lists differ in length.
     """
 
     teacher_needs = "the teacher's features"
@@ -36,8 +41,8 @@ class FeatureTerm(LossTerm):
     ) -> None:
         check_arguments(FeatureTerm, locals(), type(self).__name__)
         super().__init__()
-        given = [taps for taps in (student_taps, teacher_taps) if taps is not None]
-        self._positions = len(given[0]) if given else positions
+        given = student_taps or teacher_taps
+        self._positions = len(given) if given else positions
         self.student_taps = tuple(student_taps or ())
         self.teacher_taps = tuple(teacher_taps or ())
 
@@ -50,21 +55,21 @@ class FeatureTerm(LossTerm):
             yield "student_taps", f"must name as many modules as teacher_taps, at least one, got {counts}"
 
     def attach(self, networks: NetworkPair) -> None:
-        """Chooses the taps that the options left open, then lets the method make its heads.
+        """Chooses the modules that the options left open, then makes the heads.
 
         Raises:
-            OptionsError: a tap is no module with a feature map, or was left out and the network has no stages.
+            OptionsError: a module has no feature map, resolutions differ, or a network without stages needs taps.
         """
-        self.student_taps = self.student_taps or networks.student.positions(self._positions)
-        self.teacher_taps = self.teacher_taps or networks.teacher.positions(self._positions)
+        student, teacher = networks.student, networks.teacher
+        self.student_taps = self.student_taps or student.positions(self._positions)
+        self.teacher_taps = self.teacher_taps or teacher.positions(self._positions)
         for own, other in zip(self.student_taps, self.teacher_taps, strict=True):
-            resolutions = networks.student.resolution(own), networks.teacher.resolution(other)
+            resolutions = student.resolution(own), teacher.resolution(other)
             if resolutions[0] != resolutions[1]:
                 raise OptionsError(
                     f"{type(self).__name__}: '{own}' of the student has features of {resolutions[0]:g} times the"
                     f" input's resolution, '{other}' of the teacher {resolutions[1]:g} times; tap modules of one"
                 )
-        student, teacher = networks.student, networks.teacher
         self.make_heads(
             [student.channels(path) for path in self.student_taps],
             [teacher.channels(path) for path in self.teacher_taps],
@@ -74,10 +79,7 @@ class FeatureTerm(LossTerm):
         """Makes what the method trains beside the student, from the channels at each position."""
 
     def pairs(self, context: StepContext) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """F_S and F_T at each position, float32, (B, C_S, H, W) and (B, C_T, H, W).
-
-        Where networks extend their input to multiples of a window, what lies beyond it is cut off.
-        """
+        """F_S and F_T at each position, float32 (B, C_S, H, W) and (B, C_T, H, W), cut to the input's size."""
         limits = context.lq.shape[-2:]
         for own, other in zip(self.student_taps, self.teacher_taps, strict=True):
             student = at_least_float32(context.student_features[own])
@@ -90,6 +92,52 @@ class FeatureTerm(LossTerm):
 
 
 def _common(own: int, other: int, image: int) -> int:
-    """The side that two feature maps share: the input's, where they have its resolution and extend it."""
+    """The side that two feature maps share: the input's, where networks only pad it."""
     smaller = min(own, other)
     return image if image < smaller < 2 * image else smaller
+
+
+def summed_distances(features: Sequence[torch.Tensor], others: Iterable[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+    """At each layer i, sum over j of mean |f_i - o_ij|, the mean over one image's channels and positions.
+
+    The gradient with regard to f_i needs only the sum of the differences' signs, a byte per element. So `others` may
+    come from a generator and none is kept; they get no gradients.
+
+    Args:
+        features: f, of each layer, (B, C, H, W).
+        others: o_j, up to `MOST_OTHERS`; each of every layer, (B, C, H, W), or (C, H, W) to compare all images with.
+
+    Returns:
+        For each layer (B,), at least float32.
+    """
+    totals = [at_least_float32(feature.new_zeros(len(feature))) for feature in features]
+    signs = [torch.zeros_like(feature, dtype=torch.int8) for feature in features]
+    with torch.no_grad():
+        for other in others:
+            for layer in zip(features, other, totals, signs, strict=True):
+                _add(*layer)
+            del other, layer  # before the next is made
+    return [_Summed.apply(*layer) for layer in zip(features, totals, signs, strict=True)]
+
+
+def _add(feature: torch.Tensor, other: torch.Tensor, total: torch.Tensor, signs: torch.Tensor) -> None:
+    difference = at_least_float32(feature) - at_least_float32(other)
+    signs += difference.sign().to(torch.int8)
+    total += difference.abs_().flatten(1).mean(1)
+
+
+class _Summed(torch.autograd.Function):
+    """The total as it is; its gradient is that of the mean absolute differences whose signs were summed."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, total: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(signs)
+        ctx.dtype = features.dtype
+        return total.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (signs,) = ctx.saved_tensors
+        each = gradient / signs[0].numel()
+        return (signs * each.view(-1, 1, 1, 1)).to(ctx.dtype), None, None

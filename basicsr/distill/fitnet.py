@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr.distill.base import StepContext
+from basicsr.distill.base import NetworkPair, StepContext
 from basicsr.distill.features import FeatureTerm
-from basicsr.distill.networks import NetworkPair
 from basicsr.utils.ranges import Few, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
 
@@ -20,22 +19,16 @@ class FitNet(FeatureTerm):
     """L_hint = mean over positions k of mean((r_k(F_S^k) - F_T^k)^2).
 
     Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3. r_k is a 1x1 convolution with bias from the
-    student's to the teacher's channels, trained with the student. The hint is taken from the middle of the body, as the
-    paper does; more than one position lie evenly inside the body, not at its end, if it has more stages than that.
+    student's to the teacher's channels, trained with the student. The paper takes the hint from the middle of the body;
+    several positions lie evenly inside the body, not at its end.
 
-    Where we differ: the paper halves a sum of squares, and trains the lower half of the student by the hint alone
-    before the rest; here the hint is one term beside others, and a mean. The public code that comparisons of SR methods
-    use under this name has no regressor: it compares the mean over channels.
+    Where we differ: the paper halves a sum of squares, and first trains the lower half of the student by the hint
+    alone. Public SR code under this name has no regressor and compares means over channels.
 
-    The weight must suit the features. The loss grows with their square, and networks with `img_range: 255.`, as those
-    of the shipped EDSR and RCAN options, have features about 255 times as large as with 1: the hint is then tens of
-    thousands of times as large, beside an L_rec of about 0.02. No paper on SR gives its weight, and in their tables
-    FitNet lies far below training from scratch; in the short trainings of docs/study.md a weight of 1 did well.
+    The loss grows with the square of the features: `img_range: 255.` makes it tens of thousands of times as large as
+    with 1. No SR paper gives its weight; in the short trainings of docs/study.md a weight of 1 did well.
 
     Args:
-        student_taps: modules of the student; where left out, stages as said above.
-        teacher_taps: likewise of the teacher, as many.
-        positions: how many stages to take where taps are left out.
         loss_weight: weight of L_hint.
     """
 

@@ -6,17 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from basicsr.archs.staged import StagedNetwork
-from basicsr.distill.base import LossTerm, StepContext, nothing_of
-from basicsr.distill.mipkd_masks import MaskKind, mixing_mask
-from basicsr.distill.mipkd_mixers import EncoderKind, LatentSpace, bridge
-from basicsr.distill.networks import NetworkPair, boundaries
+from basicsr.distill.base import LossTerm, NetworkPair, StepContext, boundaries, nothing_of
 from basicsr.losses.loss_util import at_least_float32, idle_conflicts
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import BelowOne, Features, Few, Iterations, Probability, Weight
@@ -24,16 +21,18 @@ from basicsr.utils.registry import METHOD_REGISTRY
 from basicsr.utils.signatures import Conflict, Misfit, check_arguments
 
 Route = Literal["student", "teacher"]
+MaskKind = Literal["random", "grid", "cosine", "cka"]
+EncoderKind = Literal["conv", "mlp", "shared", "none"]
 
 OF_THE_MIX = ("encoder", "latent_channels", "mask", "mask_probability", "feature_weight")
 OF_THE_AUTOENCODER = ("autoencoder", "autoencoder_weight", "autoencoder_until")
+# Options that nothing reads, by the option and value for which that is so.
 WITHOUT_EFFECT: dict[tuple[str, object], tuple[str, ...]] = {
     ("feature_mixer", False): (*OF_THE_MIX, *OF_THE_AUTOENCODER),
     ("block_mixer", False): ("block_weight", "ground_truth_share", "coins"),
     ("encoder", "none"): OF_THE_AUTOENCODER,
     ("autoencoder", False): ("autoencoder_weight", "autoencoder_until"),
 }
-"""Options that nothing reads, beside the option and its value for which that is so."""
 
 
 @METHOD_REGISTRY.register()
@@ -42,38 +41,36 @@ class MiPKD(LossTerm):
 
     At each of K positions, which cut the bodies of both networks into even parts:
 
-    Feature prior mixer, eqs. 3 to 5: Z_S = E_S(F_S) and Z_T = E_T(F_T) lie in one latent space; a mask I^M takes some
-    elements of the one and the rest of the other, and a decoder makes the enhanced features of them,
+    Feature prior mixer, eqs. 3 to 5: Z_S = E_S(F_S) and Z_T = E_T(F_T) lie in one latent space; a mask I^M mixes them,
+    and a decoder makes the enhanced features,
         F_E = D(Z_S (1 - I^M) + Z_T I^M),  l_feat = L1(F_E, F_T),  l_ae = L1(D(Z_T), F_T).
 
     Block prior mixer, eqs. 6 to 8: F_E goes on through the stages that follow and the reconstruction of the student
-    (R = 1) or of the teacher (R = 0), or is dropped (D = 0), with R and D fair and independent coins that are tossed
-    once for each step and position:
+    (R = 1) or of the teacher (R = 0), or is dropped (D = 0), with R and D fair and independent coins, tossed once for
+    each step and position:
         l_block = w L1(I_E, I_T) + (1 - w) L1(I_E, I_GT), zero where F_E is dropped.
-    The teacher's weights stay as they are; gradients pass through its stages to the student's. With `coins: block` F_E
-    does not stay in one network: each later part of the bodies, and at last the reconstruction, is that of the network
-    that R of the position before it names; trained 1x1 convolutions bring features from one width to the other.
+    Gradients pass through the teacher's frozen stages. With `coins: block` each later part of the bodies, and at last
+    the reconstruction, is that of the network that R of the position before it names; trained 1x1 convolutions bring
+    features from one width to the other.
 
-    Each part is the sum over the positions, as in eq. 9; L1 is a mean over elements. What the paper leaves open is
-    decided as follows:
+    Each part is the sum over the positions (eq. 9); L1 is a mean over elements. What the paper leaves open:
     - K is not given; four positions.
-    - Eq. 9 has no l_ae, so that it has no weight; it is that of l_feat, which measures the same distance. "Introduced
-      in the initial stage of training" may mean from the beginning on, as here, or then alone (`autoencoder_until`).
+    - Eq. 9 has no l_ae, hence no weight for it; it is that of l_feat, which measures the same distance. "Introduced in
+      the initial stage of training" may mean from the beginning on, as here, or only then (`autoencoder_until`).
     - Eqs. 6 and 7 have one pair of coins for a position, "a dynamic combination of blocks" may mean more (`coins`).
     - Layers of encoders and decoder: see `LatentSpace`. One set for each position.
-    - F_E has the teacher's width. Where the student's is another, a 1x1 convolution, trained too, brings F_E to it.
-    - Without the feature mixer (Table 6) F_S goes on itself: through the student's stages as it is, so that I_E is
-      I_S, and through the teacher's by such a 1x1 convolution where the widths differ. Of a SwinIR student that learns
-      with drop path I_E is another image than I_S, for the stages run again leave out branches drawn anew.
+    - F_E has the teacher's width; a trained 1x1 convolution brings it to the student's.
+    - Without the feature mixer (Table 6) F_S itself goes on: through the student's stages as it is, so that I_E is I_S
+      (drop path of SwinIR aside, drawn anew), and through the teacher's by such a convolution.
     - The mask is drawn for each image. What 'grid', 'cosine' and 'cka' (Table 9) do: see `mixing_mask`.
 
-    Features are compared as large as they are, for the paper names no scale: where `img_range` is 255 they, l_feat and
-    l_ae are about 255 times as large as where it is 1. Networks that extend their input to multiples of a window are
-    compared there, too. L_rec and L_kd of eq. 9 are `pixel_opt` and `resp_kd_opt`, both with weight 1.
+    Features are compared unscaled, for the paper names no scale: with `img_range: 255` l_feat and l_ae are about 255
+    times as large as with 1. Padding to multiples of a window is compared, too. L_rec and L_kd of eq. 9 are `pixel_opt`
+    and `resp_kd_opt`, both with weight 1.
 
-    How much memory a step needs depends on its coins. For EDSR x4 of 32 blocks, 256 channels teaching 64, with 32
-    patches of 48x48 in float32, the backward pass is estimated to keep 4.1 GiB where all positions are dropped, 7.8 GiB
-    where all go on in the student and 17.2 GiB where all go on in the teacher, as in one step of 256.
+    Memory depends on the coins: for EDSR x4 of 32 blocks, 256 channels teaching 64, with 32 patches of 48x48 in float32
+    the backward pass keeps about 4.1 GiB where all positions are dropped, 7.8 GiB where all go on in the student, 17.2
+    GiB where all go on in the teacher (one step of 256).
 
     Args:
         positions: K.
@@ -84,8 +81,8 @@ class MiPKD(LossTerm):
             and there is no l_ae.
         latent_channels: channels of the latent space; the teacher's where left out.
         mask: 'random', 'grid', 'cosine' or 'cka', see `mixing_mask`.
-        mask_probability: how much of the mix is the teacher's: the probability that I^M is 1 at an element, with
-            'cosine' and 'cka' the share of positions or channels.
+        mask_probability: the probability that I^M is 1 at an element; with 'cosine' and 'cka' the share of positions or
+            channels.
         feature_weight: lambda_feat.
         autoencoder_weight: weight of l_ae.
         autoencoder_until: the last iteration that has l_ae; where left out, all have.
@@ -94,8 +91,7 @@ class MiPKD(LossTerm):
         coins: 'position': R_k rules all that follows position k; 'block': only the part up to the next position.
 
     Raises:
-        OptionsError: both mixers are off, or an option is out of its range, or differs from its default where it has
-            no effect beside another.
+        OptionsError: both mixers are off, an option is out of its range, or one without effect is set.
     """
 
     batch_scope = "image"
@@ -175,11 +171,7 @@ class MiPKD(LossTerm):
             yield Misfit("autoencoder_until", f"is {autoencoder_until}, after the end, as total_iter is {total_iter}")
 
     def attach(self, networks: NetworkPair) -> None:
-        """Finds the positions and makes what is trained beside the student.
-
-        Raises:
-            OptionsError: one of the networks is not built of stages.
-        """
+        """Finds the positions and makes the heads; raises OptionsError for a network that is not built of stages."""
         views = {"student": networks.student, "teacher": networks.teacher}
         # In a dict they are no submodules: the model holds the student, and the teacher is in no checkpoint.
         self._networks: dict[str, StagedNetwork] = {key: view.staged for key, view in views.items()}
@@ -202,11 +194,7 @@ class MiPKD(LossTerm):
                     self.crossings[str(len(self.to_student) - 1)] = nn.ModuleDict(widths)
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Returns `l_feat`, `l_ae` and `l_block`, those that the options ask for.
-
-        Raises:
-            OptionsError: the features of student and teacher are not of one size.
-        """
+        """Returns `l_feat`, `l_ae` and `l_block`, those that are on; raises OptionsError if features differ in size."""
         pairs = self._features(context)
         parts: dict[str, torch.Tensor] = {}
         going_on = [student for student, _ in pairs]
@@ -268,12 +256,7 @@ class MiPKD(LossTerm):
         return loss
 
     def _continued(self, context: StepContext, features: torch.Tensor, path: Sequence[Route]) -> torch.Tensor:
-        """I_E, at the run's precision: the features through what follows their position.
-
-        Args:
-            features: at the position from which `path` leads to the end.
-            path: the network of each part that follows, one for each position from theirs on; the last reconstructs.
-        """
+        """I_E: the features through one part after each position, of the networks in `path`; the last reconstructs."""
         number = self._positions - len(path)
         with context.autocast():
             # What the stems keep is computed anew: one convolution, and with the student's gradients.
@@ -283,14 +266,8 @@ class MiPKD(LossTerm):
                 first, last = self._starts[before][at : at + 2]
                 features = self._networks[before].run_stages(features, kept[before], first, last)
                 if route != before:
-                    features = self._crossing(at + 1, route)(features)
+                    features = cast(nn.ModuleDict, self.crossings[str(at + 1)])[route](features)
             return self._networks[path[-1]].reconstruct(features, kept[path[-1]])
-
-    def _crossing(self, position: int, route: Route) -> nn.Module:
-        """From the other network's width to that of `route`."""
-        both = self.crossings[str(position)]
-        assert isinstance(both, nn.ModuleDict)
-        return both[route]
 
 
 def routes(context: StepContext, positions: int) -> list[Route | None]:
@@ -307,3 +284,113 @@ def _tossed(context: StepContext, positions: int) -> list[tuple[bool, Route]]:
 
 def _distance(features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.l1_loss(at_least_float32(features), at_least_float32(target))
+
+
+@torch.no_grad()
+def mixing_mask(
+    kind: MaskKind, student: torch.Tensor, teacher: torch.Tensor, share: float, context: StepContext, purpose: str
+) -> torch.Tensor:
+    """I^M: true where the teacher's features are taken, false where the student's are. No gradients pass through it.
+
+    Args:
+        kind: 'random' draws every element of every image, true with probability `share`;
+            'grid' is a chequerboard over the positions, true in the upper left one, alike in all channels;
+            'cosine' is true at the `share` of an image's positions with the lowest cosine of the two vectors of
+            channels, alike in all channels;
+            'cka' is true in the `share` of an image's channels with the lowest `channel_cka`, alike at all positions.
+        student: Z_S, (B, C, H, W).
+        teacher: Z_T, of that shape.
+        share: of the elements, how many come from the teacher, in [0, 1]; unused by the grid.
+        context: whose images' seeds the random mask derives from.
+        purpose: what the random mask is drawn for; other purposes give others.
+
+    Returns:
+        Booleans (B, C, H, W), with ones in place of axes along which all are alike.
+    """
+    height, width = student.shape[-2:]
+    if kind == "grid":
+        rows, columns = (torch.arange(side, device=student.device) for side in (height, width))
+        return ((rows[:, None] + columns) % 2 == 0)[None, None]
+    if kind == "cosine":
+        likeness = F.cosine_similarity(at_least_float32(student), at_least_float32(teacher), dim=1)
+        return lowest(likeness.flatten(1), share).view(-1, 1, height, width)
+    if kind == "cka":
+        return lowest(channel_cka(student, teacher), share)[..., None, None]
+    mask = context.uniform(purpose, tuple(student.shape[1:])) < share
+    # torch.where lays out its result as it finds the mask.
+    in_channels_last = student.is_contiguous(memory_format=torch.channels_last)
+    return mask.contiguous(memory_format=torch.channels_last) if in_channels_last else mask
+
+
+def lowest(values: torch.Tensor, share: float) -> torch.Tensor:
+    """True at the round(`share` N) smallest of the N `values` of each image, (B, N); of equals, at the first."""
+    count = round(share * values.shape[1])
+    order = values.argsort(dim=1, stable=True)
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, order[:, :count], True)
+
+
+def channel_cka(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Linear centred kernel alignment of each channel of the student with that of the teacher, (B, C) in [0, 1].
+
+    A channel (H, W) counts as H samples of W features, so that an image's mask does not depend on its batch:
+    ||X^T Y||^2 / (||X^T X|| ||Y^T Y||), Frobenius norms, X and Y centred over the rows. Zero where one is constant.
+    """
+    x, y = (at_least_float32(z) - at_least_float32(z).mean(-2, keepdim=True) for z in (student, teacher))
+    shared, own, other = (
+        torch.linalg.matrix_norm(left.transpose(-1, -2) @ right) for left, right in ((x, y), (x, x), (y, y))
+    )
+    return shared.square() / (own * other).clamp_min(torch.finfo(own.dtype).tiny)
+
+
+class LatentSpace(nn.Module):
+    """One space for the features of student and teacher at one position: E_S, E_T and D of eq. 3.
+
+    The paper says "convolutional" and "MLP". Here each of the three is two layers with a ReLU between: convolutions of
+    3x3, or of 1x1. An encoder widens in its first layer, the decoder narrows in its last.
+
+    Args:
+        student_channels: C_S.
+        teacher_channels: C_T.
+        latent_channels: C, channels of the latent space.
+        encoder: 'conv' or 'mlp': E_S and E_T apart; 'shared': one convolutional encoder for both; 'none': the teacher's
+            features are the latent space (C = C_T), without decoder. In the latter two a 1x1 convolution lifts the
+            student's features to C_T.
+    """
+
+    def __init__(
+        self, student_channels: int, teacher_channels: int, latent_channels: int, encoder: EncoderKind
+    ) -> None:
+        super().__init__()
+        if encoder == "none":
+            assert latent_channels == teacher_channels, "without encoders the teacher's features are the latent space"
+            self.encode_teacher: nn.Module = nn.Identity()
+            self.decode: nn.Module = nn.Identity()
+        else:
+            size = 1 if encoder == "mlp" else 3
+            self.encode_teacher = _two_layers(teacher_channels, latent_channels, latent_channels, size)
+            self.decode = _two_layers(latent_channels, latent_channels, teacher_channels, size)
+        # None: the teacher's serves both. Held under one name only, it is once in the training state.
+        self.encode_student: nn.Module | None = None
+        self.lift: nn.Module = nn.Identity()
+        if encoder in ("conv", "mlp"):
+            self.encode_student = _two_layers(student_channels, latent_channels, latent_channels, size)
+        else:
+            self.lift = bridge(student_channels, teacher_channels)
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Z_S and Z_T, both (B, C, H, W), of F_S (B, C_S, H, W) and F_T (B, C_T, H, W)."""
+        encode_student = self.encode_student if self.encode_student is not None else self.encode_teacher
+        return encode_student(self.lift(student)), self.encode_teacher(teacher)
+
+
+def bridge(channels: int, wanted: int) -> nn.Module:
+    """A 1x1 convolution from one width to another, or nothing where they are equal."""
+    return nn.Identity() if channels == wanted else nn.Conv2d(channels, wanted, 1)
+
+
+def _two_layers(inputs: int, hidden: int, outputs: int, size: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, hidden, size, padding=size // 2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(hidden, outputs, size, padding=size // 2),
+    )

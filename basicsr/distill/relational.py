@@ -29,22 +29,17 @@ class RKD(FeatureTerm):
       distance, divided by its mean over those pairs;
     - L_angle = mean over i, j, k that all differ of h(cos(s_i s_j s_k) - cos(t_i t_j t_k)), the angle at j (eq. 7).
 
-    The paper writes sums; its weights belong to means, which its code takes over all B^2 and B^3 entries, also those
-    that are zero because two indices agree. We leave these out, so that the size of the batch does not matter: at
-    B = 16 the code's distance part is 15/16 of ours, the angle part 0.82 of it. Pairs nearer than a ten-thousandth of
-    the mean distance (equal patches) have no direction; their angles count as right angles and give no gradient.
+    The paper writes sums; its code takes means over all B^2 and B^3 entries. We leave out those that are zero because
+    two indices agree, so the batch size does not matter: at B = 16 the code's distance part is 15/16 of ours, its angle
+    part 0.82. Pairs nearer than a ten-thousandth of the mean distance (equal patches) have no direction: their angles
+    count as right angles, without gradient.
 
-    B counts the images of all ranks, whose embeddings are gathered, so that a batch means the same however many ranks
-    share it; batches whose gradients are accumulated are each by themselves. One image has no pairs, two have no angles
-    and always the distance 1, so fewer than three are refused. Memory for the angles grows with B^3 + B^2 C. Nothing is
-    trained beside the student.
+    B counts the images of all ranks; fewer than three are refused. Memory for the angles grows with B^3 + B^2 C.
+    Nothing is trained beside the student.
 
     Args:
-        student_taps: modules of the student; where left out, stages evenly spaced over the body, the last at its end.
-        teacher_taps: likewise of the teacher, as many.
-        positions: how many stages to take where taps are left out; the losses are means over them.
-        distance_weight: weight of L_distance.
-        angle_weight: weight of L_angle.
+        distance_weight: weight of L_distance, a mean over the positions.
+        angle_weight: weight of L_angle, likewise.
     """
 
     batch_scope = "all ranks"
@@ -62,11 +57,7 @@ class RKD(FeatureTerm):
         self.weights = {"l_rkd_distance": distance_weight, "l_rkd_angle": angle_weight}
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Returns `l_rkd_distance` and `l_rkd_angle`.
-
-        Raises:
-            OptionsError: all processes together have fewer than three images, which have no relations to compare.
-        """
+        """Returns `l_rkd_distance` and `l_rkd_angle`; raises OptionsError for fewer than three images on all ranks."""
         distances, angles = [], []
         for student, teacher in self.pairs(context):
             own, other = (gather_with_gradient(features.mean((2, 3)))[0] for features in (student, teacher))
@@ -112,6 +103,4 @@ def _mean_or_one(distances: torch.Tensor) -> torch.Tensor:
 def _distinct(count: int, order: int, like: torch.Tensor) -> torch.Tensor:
     """Which of all pairs (`order` 2) or triples (3) of `count` indices have no index twice: bool, `order` axes."""
     differ = ~torch.eye(count, dtype=torch.bool, device=like.device)
-    if order == 2:
-        return differ
-    return differ[:, :, None] & differ[:, None, :] & differ[None]
+    return differ if order == 2 else differ[:, :, None] & differ[:, None, :] & differ[None]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from basicsr.distill.base import CriterionTerm, StepContext, criterion_scope
 from basicsr.losses.loss_util import BatchScope
 from basicsr.utils.registry import METHOD_REGISTRY
+
+_DEFAULT = {"type": "L1Loss"}
 
 
 @METHOD_REGISTRY.register()
@@ -21,14 +23,15 @@ class ResponseDistillation(CriterionTerm):
     """
 
     teacher_needs = ""
+    _part: ClassVar[str] = "l_resp"
 
     @staticmethod
     def batch_scope(options: Mapping[str, Any]) -> BatchScope:
         """That of the criterion."""
-        return criterion_scope(options.get("criterion") or {"type": "L1Loss"})
+        return criterion_scope(options.get("criterion") or _DEFAULT)
 
     def __init__(self, *, criterion: Mapping[str, Any] | None = None) -> None:
-        super().__init__("l_resp", criterion or {"type": "L1Loss"})
+        super().__init__(self._part, criterion or _DEFAULT)
 
     def target(self, context: StepContext) -> torch.Tensor:
         """I_T."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,8 +12,9 @@ from torch import nn
 from basicsr.archs import build_network
 from basicsr.archs.frozen import Frozen
 from basicsr.config.component_blocks import is_auto
-from basicsr.distill.base import CriterionTerm, StepContext, criterion_scope
-from basicsr.losses.loss_util import BatchScope, at_least_float32
+from basicsr.distill.base import StepContext
+from basicsr.distill.response import ResponseDistillation
+from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.precision import keep_output_precise
 from basicsr.utils.ranges import PositiveWeight
@@ -27,10 +28,10 @@ class FurtherTeacher:
     """An entry of `SeveralTeachers`' option `teachers`.
 
     Attributes:
-        network: options of the network; left out, or {type: auto}, it is recognised from its file.
+        network: options of the network; if left out or {type: auto}, it is recognised from its file.
         path: file with its weights.
         param_key: which state dict in the file to take, `params` or `params_ema`.
-        strict: whether every weight must be there and no other.
+        strict: whether keys must match exactly.
         weight: its weight in the mean, positive.
         allow_random: leave it untrained where there is no `path` (for tests).
     """
@@ -43,12 +44,7 @@ class FurtherTeacher:
     allow_random: bool = False
 
     def build(self) -> tuple[nn.Module, str | None]:
-        """The network with its weights, on the CPU, and what the log should say of them.
-
-        Raises:
-            OptionsError: `path` is missing, or `network` does not fit its constructor.
-            CheckpointError: the file cannot be read or does not fit.
-        """
+        """The network with its weights, on the CPU, and what the log should say of them."""
         if self.path is not None:
             network, remark = network_for(self.network, self.path, param_key=self.param_key, strict=self.strict)
             return network, remark or f"Loaded from {self.path}"
@@ -60,21 +56,18 @@ class FurtherTeacher:
 
 
 @METHOD_REGISTRY.register()
-class SeveralTeachers(CriterionTerm):
+class SeveralTeachers(ResponseDistillation):
     """L_resp = L1(I_S, sum over m of w_m I_T^m / sum over m of w_m), over `network_t` and further teachers.
 
-    After Jiang et al., "MTKD: Multi-Teacher Knowledge Distillation for Image Super-Resolution", ECCV 2024. There a
-    network, trained first, puts the teachers' outputs together, and the loss also compares wavelet bands; here the
-    target is their weighted mean and the loss is any registered one.
-
-    Further teachers stand in the options:
+    After Jiang et al., "MTKD: Multi-Teacher Knowledge Distillation for Image Super-Resolution", ECCV 2024, whose target
+    is a trained combination of the teachers and whose loss also compares wavelet bands. In the options:
 
         teachers:
           - {network: {type: SwinIR, ...}, path: swinir_x4.pth, param_key: params_ema, weight: 2.0}
           - {path: rcan_x4.pth}     # recognised from the file
 
-    They are frozen, run without gradients in the precision of `network_t`, and are in no checkpoint. Without any, the
-    loss is that of ResponseDistillation. Where `network_t`'s output comes from a cache, they are run all the same.
+    Further teachers are frozen, run in the precision of `network_t`, and are in no checkpoint. They run even where
+    `network_t`'s output comes from a cache.
 
     Args:
         teachers: further teachers, with the keys of `FurtherTeacher`.
@@ -82,17 +75,12 @@ class SeveralTeachers(CriterionTerm):
         criterion: options of a registered loss; `{type: L1Loss}` where left out. Its `loss_weight` is the part's.
 
     Raises:
-        OptionsError: a weight is not positive, a teacher has a wrong key or value, or neither weights nor leave to be
-            untrained.
+        OptionsError: a weight is not positive, a teacher has a wrong key or value, or neither `path` nor
+            `allow_random`.
         CheckpointError: a teacher's file cannot be read or does not fit.
     """
 
-    teacher_needs = ""
-
-    @staticmethod
-    def batch_scope(options: Mapping[str, Any]) -> BatchScope:
-        """That of the criterion."""
-        return criterion_scope(options.get("criterion") or {"type": "L1Loss"})
+    _part = "l_teachers"
 
     def __init__(
         self,
@@ -102,7 +90,7 @@ class SeveralTeachers(CriterionTerm):
         criterion: Mapping[str, Any] | None = None,
     ) -> None:
         check_arguments(SeveralTeachers, locals())
-        super().__init__("l_teachers", criterion or {"type": "L1Loss"})
+        super().__init__(criterion=criterion)
         labels = [f"SeveralTeachers: teachers[{number}]" for number in range(len(teachers))]
         entries = [
             FurtherTeacher(**bind_arguments(FurtherTeacher, options, {}, label))
@@ -115,12 +103,12 @@ class SeveralTeachers(CriterionTerm):
         self.teachers = nn.ModuleList(network for network, _ in built)
         self.remarks = [type(said)(f"{label}: {said}") for label, (_, said) in zip(labels, built, strict=True) if said]
 
-    def target(self, context: StepContext) -> torch.Tensor:
-        """The teachers' mean.
+    def further_networks(self) -> Mapping[str, nn.Module]:
+        """The further teachers."""
+        return {f"teachers[{i}].network": cast(Frozen[Any], held).network for i, held in enumerate(self.teachers)}
 
-        Raises:
-            OptionsError: their images differ in size or channels.
-        """
+    def target(self, context: StepContext) -> torch.Tensor:
+        """The teachers' mean; raises OptionsError if their images differ in size or channels."""
         mean = self._shares[0] * context.teacher_output
         for share, teacher, label in zip(self._shares[1:], self.teachers, self._labels, strict=True):
             with torch.no_grad(), context.teacher_autocast():

@@ -26,7 +26,6 @@ from basicsr.data.checks.digests import files_digest, fingerprint
 from basicsr.data.sampling import SampleKey
 from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
-from basicsr.distill.several_teachers import SeveralTeachers
 from basicsr.engine.process.agreement import require_equal
 from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.stop import StopRequest
@@ -311,10 +310,8 @@ def _teachers(run: TrainingRun, device: torch.device) -> Iterator[tuple[Trial, M
     if run.teacher is not None:
         yield Trial("network_t", run.teacher.network, device, precision), run.options.network_t
     for name, term in run.terms.items():
-        if isinstance(term, SeveralTeachers):
-            for number, teacher in enumerate(term.teachers):
-                label = f"train.distill.{name}.teachers[{number}].network"
-                yield Trial(label, cast(Any, teacher).network, device, precision), None
+        for key, network in cast(LossTerm, term).further_networks().items():
+            yield Trial(f"train.distill.{name}.{key}", network, device, precision), None
 
 
 @dataclass(frozen=True)

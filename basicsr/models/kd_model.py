@@ -9,10 +9,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from basicsr.archs.feature_hooks import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.data.batch import Batch
-from basicsr.distill.base import LossTerm, StepContext, nothing_of
-from basicsr.distill.networks import NetworkPair, NetworkView
+from basicsr.distill.base import LossTerm, NetworkPair, NetworkView, StepContext, nothing_of
 from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import Precision
@@ -51,7 +50,7 @@ class KDModel(nn.Module):
         seed: the run's, from which terms derive random choices.
 
     Raises:
-        OptionsError: a term taps a missing module, does not work with these networks, or needs a missing teacher.
+        OptionsError: a term names a missing module, does not work with these networks, or needs a missing teacher.
     """
 
     def __init__(
@@ -75,18 +74,18 @@ class KDModel(nn.Module):
         pair = NetworkPair(NetworkView("network_g", student), NetworkView("network_t", shown))
         for term in self._owner_first:
             term.attach(pair)
-        self._student_taps = pair.student.taps(path for term in terms.values() for path in term.student_taps)
+        self._student_hooks = pair.student.feature_hooks(path for term in terms.values() for path in term.student_taps)
         needed = any(term.needs_teacher for term in terms.values())
         self._outputs_come = needed and teacher is None
         self.teacher: Teacher | None = None
         if teacher is not None and needed:
-            taps = pair.teacher.taps(path for term in terms.values() for path in term.teacher_taps)
-            self.teacher = Teacher(teacher, teacher_precision, taps)
+            hooks = pair.teacher.feature_hooks(path for term in terms.values() for path in term.teacher_taps)
+            self.teacher = Teacher(teacher, teacher_precision, hooks)
 
     def forward(self, batch: Batch, iteration: int) -> StepOutput:
         """Runs student and teacher once and sums the terms' parts, each times its weight."""
         assert batch.gt is not None, "training needs HR images"
-        with self._student_taps as student_features:
+        with self._student_hooks as student_features:
             sr = self.run_network(batch.lq)
         sr_teacher, teacher_features = self._teach(batch, sr)
         context = StepContext(
@@ -166,12 +165,12 @@ class Teacher:
     Args:
         network: a trained network, on its device. It is frozen and put in eval mode for good.
         precision: how to run it.
-        taps: on the modules whose outputs are wanted.
+        hooks: on the modules whose outputs are wanted.
     """
 
-    def __init__(self, network: nn.Module, precision: Precision, taps: FeatureTaps) -> None:
+    def __init__(self, network: nn.Module, precision: Precision, hooks: FeatureHooks) -> None:
         self.network = network.requires_grad_(False).eval()
-        self.precision, self._taps = precision, taps
+        self.precision, self._hooks = precision, hooks
 
     @torch.no_grad()
     def __call__(self, lq: torch.Tensor) -> torch.Tensor:
@@ -180,8 +179,8 @@ class Teacher:
             return at_least_float32(self.network(lq))
 
     def with_features(self, lq: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """I_T and the tapped features."""
-        with self._taps as features:
+        """I_T and the features that were asked for."""
+        with self._hooks as features:
             return self(lq), features
 
 

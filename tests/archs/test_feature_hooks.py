@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.archs.feature_hooks import FeatureTaps, folded, probe_image
+from basicsr.archs.feature_hooks import FeatureHooks, folded, probe_image
 from basicsr.utils.errors import OptionsError
 
 
@@ -17,7 +17,7 @@ def network() -> nn.Module:
 
 def test_named_outputs_are_collected_with_their_gradients_and_only_inside_the_block():
     net, image = network(), torch.rand(1, 3, 8, 8)
-    with FeatureTaps(net, ["0", "1.1"]) as features:
+    with FeatureHooks(net, ["0", "1.1"]) as features:
         output = net(image)
     assert torch.equal(features["1.1"], output)
     features["0"].sum().backward()
@@ -30,7 +30,7 @@ def test_named_outputs_are_collected_with_their_gradients_and_only_inside_the_bl
 
 def test_a_wrong_path_lists_the_right_ones():
     with pytest.raises(OptionsError, match=r"no module '1\.7'.*; in '1' there are: 1\.0, 1\.1$"):
-        FeatureTaps(network(), ["1.7"])
+        FeatureHooks(network(), ["1.7"])
 
 
 class Tokens(nn.Module):
@@ -50,7 +50,7 @@ class Tokens(nn.Module):
 def test_token_maps_are_folded(size, keep_grid):
     image = torch.rand(2, 5, *size)
     net = Tokens(keep_grid)
-    with FeatureTaps(net, ["inside"]) as features:
+    with FeatureHooks(net, ["inside"]) as features:
         net(image)
     folded = features["inside"]
     assert folded.shape == (2, 5, -(-size[0] // 4) * 4, -(-size[1] // 4) * 4)
@@ -59,7 +59,7 @@ def test_token_maps_are_folded(size, keep_grid):
 
 def test_feature_maps_are_left_as_they_are():
     net, image = network(), torch.rand(1, 3, 8, 8)
-    with FeatureTaps(net, ["1.1", "0"]) as features:
+    with FeatureHooks(net, ["1.1", "0"]) as features:
         output = net(image)
     assert features["1.1"] is output
     square = torch.rand(2, 8, 8, 8)  # channels, height and width alike
@@ -69,7 +69,7 @@ def test_feature_maps_are_left_as_they_are():
 def test_what_is_no_feature_map_is_refused_by_name():
     net = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
     with pytest.raises(OptionsError, match=r"Sequential's module '1' gives \(1, 4\), no feature map"):
-        with FeatureTaps(net, ["1"]):
+        with FeatureHooks(net, ["1"]):
             net(torch.rand(1, 3, 8, 8))
 
 
@@ -81,7 +81,7 @@ def test_features_of_swinir_inside_and_between_its_groups_have_the_same_layout()
         }
     ).eval()  # fmt: skip
     paths = ["layers.0.residual_group.blocks.0", "layers.0.residual_group", "layers.0", "norm"]
-    with FeatureTaps(net, paths) as features, torch.no_grad():
+    with FeatureHooks(net, paths) as features, torch.no_grad():
         net(torch.rand(1, 3, 13, 20))
     assert {features[path].shape for path in paths} == {(1, 12, 16, 24)}
 
@@ -89,12 +89,12 @@ def test_features_of_swinir_inside_and_between_its_groups_have_the_same_layout()
 def test_a_wrong_path_deep_inside_lists_what_lies_beside_it():
     rcan = {"type": "RCAN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_group": 9, "num_block": 9}
     with pytest.raises(OptionsError) as caught:
-        FeatureTaps(build_network({**rcan, "squeeze_factor": 2}), ["body.7.residual_group.20"])
+        FeatureHooks(build_network({**rcan, "squeeze_factor": 2}), ["body.7.residual_group.20"])
     assert "; in 'body.7.residual_group' there are: body.7.residual_group.0, body.7.residual_group.1" in str(
         caught.value
     )
     with pytest.raises(OptionsError, match=r"; there are: 0, 1, 1\.0, 1\.1$"):
-        FeatureTaps(network(), ["nowhere"])
+        FeatureHooks(network(), ["nowhere"])
 
 
 def swinir(**options):
@@ -107,7 +107,7 @@ def swinir(**options):
 
 def test_token_maps_are_told_from_feature_maps_even_where_all_sides_are_alike():
     net, inside = swinir(), "layers.0.residual_group"
-    taps = FeatureTaps(net, [inside, "layers.0"])
+    taps = FeatureHooks(net, [inside, "layers.0"])
     taps.probe()
     raw = {}
     for path in (inside, "layers.0"):
@@ -121,7 +121,7 @@ def test_token_maps_are_told_from_feature_maps_even_where_all_sides_are_alike():
 
 def test_what_a_later_layer_changes_in_place_is_kept_as_it_was():
     net, image = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(inplace=True)), torch.rand(1, 3, 20, 20)
-    taps = FeatureTaps(net, ["0"])
+    taps = FeatureHooks(net, ["0"])
     taps.probe()
     with taps as features:
         net(image)
@@ -145,7 +145,7 @@ def test_networks_of_all_kinds_can_be_probed(net, size):
 def test_a_probe_leaves_nothing_behind():
     net = swinir(drop_path_rate=0.5).train()
     before, state = {key: value.clone() for key, value in net.state_dict().items()}, torch.get_rng_state()
-    taps = FeatureTaps(net, ["layers.0"])
+    taps = FeatureHooks(net, ["layers.0"])
     assert taps.probe() == {"": (3, 16, 24), "layers.0": (16, 16, 24)}
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
-from basicsr.archs.feature_hooks import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.distill.attention_transfer import AttentionTransfer, attention
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import METHOD_REGISTRY
@@ -19,7 +19,7 @@ SWINIR = {
 
 
 def tapped(network: torch.nn.Module, paths, lq: torch.Tensor) -> list[np.ndarray]:
-    with FeatureTaps(network, paths) as features, torch.no_grad():
+    with FeatureHooks(network, paths) as features, torch.no_grad():
         network(lq)
     return [features[path].numpy() for path in paths]
 

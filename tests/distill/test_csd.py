@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from basicsr.archs import build_network
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
-from basicsr.distill.base import StepContext
+from basicsr.distill.base import NetworkPair, NetworkView, StepContext
 from basicsr.distill.csd import CSD, SharedCSD
-from basicsr.distill.networks import NetworkPair, NetworkView
 from basicsr.optim.ema import Ema
 from basicsr.utils.errors import OptionsError
 

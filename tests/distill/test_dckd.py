@@ -16,10 +16,9 @@ from torch import nn
 from basicsr.archs.vqgan_arch import VQGANEncoder
 from basicsr.config.load import load_options
 from basicsr.data.batch import Batch
+from basicsr.distill.base import NetworkPair, NetworkView
 from basicsr.distill.csd import SharedCSD
-from basicsr.distill.dckd import DCKD
-from basicsr.distill.degradations import degrade
-from basicsr.distill.networks import NetworkPair, NetworkView
+from basicsr.distill.dckd import DCKD, degrade
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.randomness import generator

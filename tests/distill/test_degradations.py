@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
-from basicsr.distill.degradations import Degradation, degrade, gaussian_kernel
+from basicsr.distill.dckd import Degradation, degrade, gaussian_kernel
 from basicsr.utils.errors import OptionsError
 
 KINDS = get_args(Degradation)
@@ -145,9 +145,9 @@ def test_the_mix_blurs_resizes_and_adds_noise():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(OptionsError, match="degradation is 'rain'; allowed: noise, blur, resize, mix"):
+    with pytest.raises(OptionsError, match="DCKD: degradation is 'rain'; allowed: noise, blur, resize, mix"):
         degrade(images(1), "rain", generators(1))
-    with pytest.raises(OptionsError, match="an LR image of 3x28 is too small to be blurred by"):
+    with pytest.raises(OptionsError, match="DCKD: an LR image of 3x28 is too small to be blurred by"):
         degrade(images(20, 3), "blur", generators(20))
     with pytest.raises(ValueError):
         degrade(images(2), "noise", generators(1))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from basicsr.distill.distances import summed_distances
+from basicsr.distill.features import summed_distances
 
 SHAPES = ((4, 6, 5), (7, 3, 2))
 

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from basicsr.archs import build_network
 from basicsr.data.batch import Batch
 from basicsr.distill.base import StepContext
-from basicsr.distill.dukd import DUKD, applied, reduced, undone
-from basicsr.distill.label_consistency import LabelConsistency
+from basicsr.distill.dukd import DUKD, LabelConsistency, applied, reduced, undone
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 

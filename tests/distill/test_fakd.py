@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
-from basicsr.archs.feature_hooks import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.distill import fakd
 from basicsr.distill.fakd import FAKD, affinity_distance
 from basicsr.utils.errors import OptionsError
@@ -24,7 +24,7 @@ SWINIR = {
 
 
 def tapped(network: torch.nn.Module, paths, lq: torch.Tensor) -> list[np.ndarray]:
-    with FeatureTaps(network, paths) as features, torch.no_grad():
+    with FeatureHooks(network, paths) as features, torch.no_grad():
         network(lq)
     return [features[path][..., : lq.shape[2], : lq.shape[3]].numpy() for path in paths]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
-from basicsr.archs.feature_hooks import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.distill.base import Reconstruction
 from basicsr.distill.fitnet import FitNet
 from basicsr.utils.errors import OptionsError
@@ -25,7 +25,7 @@ PAIRS = [(STUDENT, TEACHER), (STUDENT, RCAN), (RCAN, SWINIR), (SWINIR, TEACHER)]
 
 
 def tapped(network: torch.nn.Module, paths, lq: torch.Tensor) -> list[np.ndarray]:
-    with FeatureTaps(network, paths) as features, torch.no_grad():
+    with FeatureHooks(network, paths) as features, torch.no_grad():
         network(lq)
     return [features[path].numpy() for path in paths]
 

@@ -13,9 +13,8 @@ import torch
 from support.distillation import STUDENT, TEACHER, batch, context, kd_model, trained
 from torch import nn
 
-from basicsr.distill.mipkd import MiPKD, routes
-from basicsr.distill.mipkd_masks import mixing_mask
-from basicsr.distill.networks import NetworkPair, NetworkView
+from basicsr.distill.base import NetworkPair, NetworkView
+from basicsr.distill.mipkd import MiPKD, mixing_mask, routes
 from basicsr.models.kd_model import KDModel
 from basicsr.utils import randomness
 from basicsr.utils.errors import OptionsError

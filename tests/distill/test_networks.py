@@ -11,9 +11,9 @@ from support.distillation import context
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.archs.feature_hooks import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureHooks
+from basicsr.distill.base import NetworkPair, NetworkView, boundaries
 from basicsr.distill.features import FeatureTerm
-from basicsr.distill.networks import NetworkPair, NetworkView, boundaries
 from basicsr.utils.errors import OptionsError
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 6, "upscale": 2}
@@ -110,7 +110,7 @@ def test_features_extended_to_windows_are_cut_to_those_of_the_other_network():
     networks = [build_network({**EDSR, "num_block": 2}), build_network(SWINIR)]
     features, image = [], torch.rand(2, 3, 10, 12)
     for network, taps in zip(networks, (term.student_taps, term.teacher_taps), strict=True):
-        with FeatureTaps(network, taps) as found, torch.no_grad():
+        with FeatureHooks(network, taps) as found, torch.no_grad():
             network(image)
         features.append(found)
     step = dataclasses.replace(context(), lq=image, student_features=features[0], teacher_features=features[1])

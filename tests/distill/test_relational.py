@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
-from basicsr.archs.feature_hooks import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.distill.relational import RKD, cosines, mean_huber, relative_distances
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import METHOD_REGISTRY
@@ -21,7 +21,7 @@ SWINIR = {
 
 
 def embeddings_of(network: torch.nn.Module, path: str, step) -> np.ndarray:
-    with FeatureTaps(network, [path]) as features, torch.no_grad():
+    with FeatureHooks(network, [path]) as features, torch.no_grad():
         network(step.lq)
     height, width = step.lq.shape[-2:]
     return features[path][..., :height, :width].numpy().mean((2, 3))

@@ -10,7 +10,7 @@ from support import published
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.archs.feature_hooks import FeatureTaps
+from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.utils.complexity import count_multiply_adds
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.weights.layouts import to_edsr_pytorch, to_original_rcan
@@ -413,7 +413,7 @@ class TestSpandrel:
 
     def test_taps_features_and_cost_work(self, tmp_path):
         pretrained = load_pretrained(saved(esrgan(2).state_dict(), tmp_path))
-        with torch.no_grad(), FeatureTaps(pretrained.network, ["model.model.0"]) as features:
+        with torch.no_grad(), FeatureHooks(pretrained.network, ["model.model.0"]) as features:
             pretrained.network(image())
         # A later loss must be able to learn from it: not so for tensors of inference mode.
         (features["model.model.0"] * nn.Parameter(torch.ones(()))).sum().backward()
