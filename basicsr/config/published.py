@@ -47,7 +47,7 @@ class PublishedRow:
         scale: the upscaling factor; 1 for deblurring and deraining.
         sources: papers and tables that print these figures, such as "DCKD (AAAI 2025), Table 2".
         figures: by dataset, then by metric: "psnr" in dB and "ssim".
-        note: what is odd about the row in the paper; None if nothing.
+        note: an oddity of the row in the paper, or None.
     """
 
     method: str

@@ -70,7 +70,7 @@ def sizes_for(smallest: int) -> tuple[Size, ...]:
 
 
 def _examples(network: nn.Module, channels: int, scale: int) -> list[Example]:
-    """Smooth images with some noise, and what the network, in float32 on the CPU, makes of them.
+    """Smooth images with some noise, and the outputs of the network, which is in float32 on the CPU.
 
     Raises:
         CheckpointError: its outputs are not images of `scale` times the size, or not finite.

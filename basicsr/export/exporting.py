@@ -18,7 +18,7 @@ from basicsr.files.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
 from basicsr.weights.recognise import load_pretrained
 
-# ONNX: the exporter writes 18 and, by conversion, what is newer.
+# ONNX: the exporter writes 18 and converts to newer ones.
 OPSETS = range(18, 24)
 _NAME = r"\w[\w.+-]*"  # of a file, without its folder
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and scale, precision and ending may be added

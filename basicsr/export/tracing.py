@@ -124,7 +124,7 @@ def trace(network: Named, channels: int) -> ExportedProgram:
     Raises:
         CheckpointError: PyTorch cannot trace it.
     """
-    # No two sizes alike, no multiples of what is inside, and more than one of them a side.
+    # Different sizes, each more than one window and no multiple of it.
     smallest = smallest_side(network.network)
     example = torch.zeros(2, channels, max(23, smallest + 2), max(29, smallest + 8))
     shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)

@@ -111,7 +111,7 @@ def evaluate(
         scale: s, how many times the network enlarges.
         self_ensemble: average over the eight flips and rotations.
         tile: side of the tiles that images are cut into, LR pixels; None runs them whole.
-        tile_overlap: LR pixels that a tile sees beyond each edge; None for what the network needs.
+        tile_overlap: LR pixels that a tile sees beyond each edge; None takes what the network needs.
         amp: the network's precision, float32 for 'none'; metrics are computed in their own.
         save_image: called with an image's name and its result, uint8 HWC BGR.
         should_stop: asked before each image; if it is true on any rank the result is None.

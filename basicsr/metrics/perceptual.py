@@ -132,7 +132,7 @@ def _run(model: Any, images: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _try_out(name: str, device: torch.device) -> None:
-    """Loads a metric and runs it once: some ask for a text, or for a set of images, which only shows then."""
+    """Loads a metric and runs it once: some need a text, or a set of images, which loading does not show."""
     model = _load(name, device)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 1, 3, _TRIAL_SIZE, _TRIAL_SIZE, generator=generator).to(device)

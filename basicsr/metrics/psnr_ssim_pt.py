@@ -1,4 +1,4 @@
-"""PSNR and SSIM of batches of tensors, on whatever device these are; the figures are those of `psnr_ssim`."""
+"""PSNR and SSIM of batches of tensors, on their device; the figures are those of `psnr_ssim`."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _comparable_pair(
 def _window_mean(images: torch.Tensor) -> torch.Tensor:
     """Gaussian-weighted mean around each pixel that has a whole window: (B, C, H, W) to (B, C, H - 10, W - 10).
 
-    On the CPU OpenCV's, several times as fast, where no gradient is asked for. Else a separable depthwise convolution,
+    On the CPU OpenCV's, several times as fast, unless a gradient is needed. Else a separable depthwise convolution,
     written as a sum of shifted images: PyTorch has no fast convolution of float64.
     """
     margin = SSIM_WINDOW // 2

@@ -1,4 +1,4 @@
-"""What the evaluator, the training loop and the tables must know of a metric before they call it."""
+"""Properties of metrics that are needed before they are called, and their options."""
 
 from __future__ import annotations
 

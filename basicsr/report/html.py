@@ -1,8 +1,8 @@
 """The HTML report: one file with tables, plots, visual comparisons and images to compare, for any browser, offline.
 
-`report.html` is its template; `report.css` and `report.js` are written into it. Images are coded without loss, so that
-what one sees enlarged is what the network made, and each is there once, however many places show it. They follow one
-another in the file as they are coded: neither writing nor opening it holds all of them decoded.
+`report.html` is its template; `report.css` and `report.js` are written into it. Images are coded without loss, and each
+is stored once, however many places show it. They are written one after another as they are coded: neither writing nor
+opening the file holds all of them decoded.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def svg_element(svg: str, prefix: str) -> str:
 
 
 class _Store:
-    """Which images are in the report; each is coded when it is first asked for."""
+    """The images in the report; each is coded once, at its first use."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[tuple[int, ...], bytes], str] = {}
@@ -139,7 +139,7 @@ class _Store:
 
 
 def _galleries(results: Results, pictures: Mapping[int, SavedPictures], count: int) -> Iterator[dict[str, Any]]:
-    """The images of each scale and dataset, read and coded when they are asked for: for the template."""
+    """The images of each scale and dataset for the template, which has them read and coded one by one."""
     store = _Store()
     whole: dict[tuple[str, str], list[np.ndarray]] = {}  # HR images so far: other scales may show parts of them
     plan = [

@@ -1,7 +1,7 @@
 """Plots of quality against cost: one dataset and scale, a panel each for parameters, multiply-adds and latency.
 
 Latencies have bars over the middle half of their times; those that were measured under load are not drawn. Nothing here
-touches pyplot or matplotlib's global settings, so that plots look alike whatever a user has configured.
+touches pyplot or matplotlib's global settings, so that plots do not depend on a user's settings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by the colour-blind and in gray; yellow, too light for lines, is left out.
+# Okabe and Ito's colours, told apart by the colour-blind and in gray; without yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
 _INK, _FAINT, _PALE = "#202024", "#707076", "#B4B4BA"
@@ -238,7 +238,7 @@ def _label(axes: Axes, panel: _Panel, networks: _Networks, decimals: int) -> Non
 
 
 def _draw_lines(axes: Axes, networks: _Networks, decimals: int) -> list[np.ndarray]:
-    """Dashed lines of rows without parameters, arrows where they are out of sight; returns what their names cover."""
+    """Dashed lines of rows without parameters, arrows if outside the axes; returns their names' rectangles."""
     boxes: list[np.ndarray] = []
     low, high = axes.get_ylim()
     extent, gap = axes.get_window_extent(), 3 * axes.figure.dpi / 72

@@ -1,4 +1,4 @@
-"""Which squares of which images the visual comparison shows.
+"""Chooses the squares of images that the visual comparison shows.
 
 Where the networks differ most: for each square of an image, the mean squared error of each network in it is taken,
 then the standard deviation of these errors over the networks. It is multiplied by s / (s + 8), s being the standard

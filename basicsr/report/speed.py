@@ -1,4 +1,4 @@
-"""How long forward passes take, and on what: networks in turn, with their spread, and whether it is to be trusted."""
+"""Latency of networks, timed in turn, with its spread and the reasons to doubt it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from basicsr.utils.misc import wait_for
 from basicsr.utils.timing import Measured, Spread, in_turn, spread
 
 MOST_SECONDS = 120.0  # for all networks together; only a pass that has begun is waited for
-_SECONDS_EACH = 5.0  # what is enough for a network
+_SECONDS_EACH = 5.0  # enough for one network
 _ROUNDS, FEWEST_ROUNDS = 15, 3
 _SAMPLE_SECONDS = 0.01  # of a fast network several passes are timed at once
 _WARM_UP_SIDE = 64
@@ -135,7 +135,7 @@ def doubt(spreads: Mapping[str, Spread], rounds: int, load: str) -> str:
 
 
 def architecture(network: nn.Module) -> str:
-    """A name that networks share whose modules, settings and shapes are equal, whatever their weights are."""
+    """A hash of the modules, settings and shapes; networks that differ only in weights share it."""
     parts: list[Any] = []
     for name, module in network.named_modules():
         settings = {key: value for key, value in vars(module).items() if key[:1] != "_" and key != "training"}

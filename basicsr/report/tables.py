@@ -218,7 +218,7 @@ _Texts = Mapping[tuple[str, str], str]  # a row's figures as printed, by dataset
 
 
 def _printed(figures: Mapping[str, Mapping[str, float]], datasets: Sequence[str], metrics: Sequence[str]) -> _Texts:
-    """The figures that there are; published ones have the metrics' names in small letters."""
+    """The figures that exist; published ones have lower-case names of metrics."""
     found = {
         (dataset, metric): figures[dataset].get(metric, figures[dataset].get(metric.lower(), math.nan))
         for dataset in datasets

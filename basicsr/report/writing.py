@@ -24,7 +24,7 @@ from basicsr.report.tables import Table, cost_table, quality_table, weights_used
 def write_files(
     results: Results, folder: Path, options: ReportOptions, pictures: Mapping[int, SavedPictures]
 ) -> Iterator[str]:
-    """Writes metrics.csv, summary.md, tables.tex and what the `report` options ask for; yields lines for the log.
+    """Writes metrics.csv, summary.md, tables.tex and the files of the `report` options; yields lines for the log.
 
     `folder` must exist; `pictures` are the saved images by scale. Raises a UserError if a file cannot be made.
     """
