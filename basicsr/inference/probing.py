@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basicsr.inference.runner import evaluating
 from basicsr.utils.complexity import count_parameters, on_meta
 from basicsr.utils.precision import Precision
 from basicsr.utils.randomness import seeded_global_state
@@ -19,6 +20,7 @@ Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 
 _CHANNELS = (1, 3, 4)
+_HARMLESS = ("basicsr.archs.", "basicsr.utils.precision", "torch.nn.")
 _QUICK = 1e9  # parameters times pixels: run in no more time than the meta device takes for a network of many layers
 _STEP = 64  # sides are shortened by multiples of it, so that networks in need of multiples show the same
 
@@ -115,18 +117,24 @@ class Trial:
             return None
 
     def _run(self, image: Tensor) -> Any:
-        with seeded_global_state(0), torch.no_grad(), self._precision.autocast():
-            return self._copy(image.unsqueeze(0).to(self._device))
+        network = self._network if self._changes_nothing else self._copy
+        with seeded_global_state(0), torch.no_grad(), self._precision.autocast(), evaluating(network):
+            return network(image.unsqueeze(0).to(self._device))
 
     @cached_property
     def _meta(self) -> nn.Module | None:
         return _or_none(lambda: on_meta(self._network))
 
     @cached_property
+    def _changes_nothing(self) -> bool:
+        """Whether the network is made of our modules and PyTorch's only, which change nothing when run in eval mode."""
+        return all(type(module).__module__.startswith(_HARMLESS) for module in self._network.modules())
+
+    @cached_property
     def _copy(self) -> nn.Module:
         """A copy, since custom networks may change anything when they run."""
         copied = _or_none(lambda: copy.deepcopy(self._network))
-        return (self._network if copied is None else copied).eval()
+        return self._network if copied is None else copied
 
 
 def _or_none(make: Callable[[], nn.Module]) -> nn.Module | None:

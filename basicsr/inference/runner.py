@@ -122,7 +122,7 @@ class ImageRunner:
         cores = list(cut_into_cores(Region(0, 0, *lq.shape[-2:]), self._tile))
         means: list[Means] = [()] * len(self._views)
         settling = _Settling(_SETTLED[self._precision.amp])
-        with _evaluating(self._network):
+        with evaluating(self._network):
             for _ in range(_MOST_PASSES):
                 done: list[Region] = []
                 gathered: list[ImageMeans] = []
@@ -263,7 +263,7 @@ class _Settling:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Puts a network in eval mode, then each of its modules back as it was."""
     training = [module for module in network.modules() if module.training]
     network.eval()
