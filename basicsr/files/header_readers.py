@@ -6,6 +6,7 @@ bytes give either a header or a `HeaderError`.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from basicsr.files.image_headers import TURNED, Content, HeaderError, ImageHeade
 from basicsr.files.ppm_files import FOLLOWING, is_alone_ppm
 from basicsr.files.tiff_headers import orientation_of, read_directory, read_tiff_header
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _DEFLATE_AT_MOST = 1032  # bytes that one compressed byte can stand for
 _LONGEST_LIST = 1 << 16  # chunks or segments before the pixels
@@ -39,7 +39,7 @@ _JPEG_SAMPLINGS = {
 
 def sniff(beginning: bytes) -> str | None:
     """The image format of a file that begins with these 12 bytes, None if it is not read here."""
-    return next((name for name, matches in _SIGNATURES.items() if matches(beginning)), None)
+    return next((name for name, (signature, _) in _FORMATS.items() if signature.match(beginning)), None)
 
 
 def read_header(source: Source) -> ImageHeader:
@@ -48,9 +48,9 @@ def read_header(source: Source) -> ImageHeader:
         raise HeaderError("the file is empty")
     kind = sniff(source.read(0, 12))
     if kind is None:
-        raise HeaderError(f"it is no image, or its format is none of {', '.join(_READERS)}")
+        raise HeaderError(f"it is no image, or its format is none of {', '.join(_FORMATS)}")
     try:
-        return _READERS[kind](source)
+        return _FORMATS[kind][1](source)
     except HeaderError:
         raise
     except (struct.error, IndexError, OverflowError, ValueError) as error:
@@ -262,19 +262,12 @@ def _upright(header: ImageHeader, orientation: int) -> ImageHeader:
     return replace(header, height=height, width=width, orientation=orientation)
 
 
-_SIGNATURES: dict[str, Callable[[bytes], bool]] = {
-    "PNG": lambda start: start[:8] == _PNG,
-    "JPEG": lambda start: start[:3] == b"\xff\xd8\xff",
-    "BMP": lambda start: start[:2] == b"BM",
-    "TIFF": lambda start: start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "WebP": lambda start: start[:4] == b"RIFF" and start[8:12] == b"WEBP",
-    "PPM": lambda start: start[:2] in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6") and start[2:3].isspace(),
-}
-_READERS: dict[str, Callable[[Source], ImageHeader]] = {
-    "PNG": _png,
-    "JPEG": _jpeg,
-    "BMP": _bmp,
-    "TIFF": read_tiff_header,
-    "WebP": _webp,
-    "PPM": _ppm,
+# By the format's name, how its files begin and what reads their headers.
+_FORMATS: dict[str, tuple[re.Pattern[bytes], Callable[[Source], ImageHeader]]] = {
+    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
+    "JPEG": (re.compile(rb"\xff\xd8\xff"), _jpeg),
+    "BMP": (re.compile(rb"BM"), _bmp),
+    "TIFF": (re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"), read_tiff_header),
+    "WebP": (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+    "PPM": (re.compile(rb"P[1-6]\s"), _ppm),
 }

@@ -75,15 +75,14 @@ def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALI
         return _encode_tiff(picture)
     if output_format == "png" and picture.pixels.dtype == np.uint16:
         return _encode_png_16(picture)
-    options: dict[str, Any] = {"icc_profile": picture.icc, "dpi": picture.dpi}
-    options["exif"] = exif_bytes(picture.exif) or None
+    options: dict[str, Any] = {"icc_profile": picture.icc, "dpi": picture.dpi, "exif": exif_bytes(picture.exif)}
     if output_format in ("jpg", "webp"):
         options["quality"] = quality
     if output_format == "jpg":
         options["subsampling"] = 0
     buffer = io.BytesIO()
     pixels = picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels
-    kept = {key: value for key, value in options.items() if value is not None}
+    kept = {key: value for key, value in options.items() if value not in (None, b"")}
     Image.fromarray(pixels).save(buffer, {"jpg": "JPEG"}.get(output_format, output_format.upper()), **kept)
     return buffer.getvalue()
 

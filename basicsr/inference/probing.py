@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -70,42 +70,37 @@ class Trial:
         if made is not None:
             return Outcome(shape, made)
         shorter = shape if any_output else shorter
-        try:
-            return Outcome(shorter, _checked_shape(self._run(_noise(shorter)), any_output))
-        except Exception as error:  # whatever a network's code raises
-            return Outcome(shorter, None, self._other_channels(shorter, any_output), _one_line(error), error)
+        outcome = self._outcome(_noise(shorter), any_output)
+        if outcome.made is not None:
+            return outcome
+        others = ((channels, *shorter[1:]) for channels in _CHANNELS if channels != shorter[0])
+        return replace(outcome, takes=next((other[0] for other in others if self._takes(other, any_output)), None))
 
     def values(self, image: Tensor) -> Outcome:
         """Runs the network on a corner of an image (C, H, W), as small as it takes; `reason` says what is wrong."""
         # Small enough to be run in no time, with sides alike in multiples.
         height, width = (min(side, 16 + side % 16) for side in image.shape[-2:])
-        outcome = self._values(image[..., :height, :width])
+        outcome = self._outcome(image[..., :height, :width])
         if outcome.made is not None:
             return outcome
         _, height, width = _shortened(_shape(image))
-        return self._values(image[..., :height, :width])
+        return self._outcome(image[..., :height, :width])
 
-    def _values(self, image: Tensor) -> Outcome:
+    def _outcome(self, image: Tensor, any_output: bool = False) -> Outcome:
+        """Runs the network on an image (C, H, W)."""
         try:
             output = self._run(image)
-            made = _checked_shape(output, False)
+            made = _checked_shape(output, any_output)
         except Exception as error:  # whatever a network's code raises
-            return Outcome(_shape(image), None, None, _one_line(error), error)
-        finite = bool(torch.isfinite(output).all())
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return Outcome(_shape(image), None, reason=reason, error=error)
+        finite = any_output or bool(torch.isfinite(output).all())
         return Outcome(_shape(image), made, reason="" if finite else "puts out values that are not finite")
 
-    def _other_channels(self, shape: Shape, any_output: bool) -> int | None:
-        others = (channels for channels in _CHANNELS if channels != shape[0])
-        return next((channels for channels in others if self._takes((channels, *shape[1:]), any_output)), None)
-
     def _takes(self, shape: Shape, any_output: bool) -> bool:
-        if self._made_on_meta(shape, any_output) is not None:
-            return True
-        try:
-            _checked_shape(self._run(_noise(shape)), any_output)
-        except Exception:  # whatever a network's code raises
-            return False
-        return True
+        return self._made_on_meta(shape, any_output) is not None or (
+            self._outcome(_noise(shape), any_output).made is not None
+        )
 
     def _made_on_meta(self, shape: Shape, any_output: bool) -> Shape | None:
         if self._meta is None:
@@ -167,7 +162,3 @@ def _checked_shape(output: Any, any_output: bool) -> Shape:
         found = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise TypeError(f"forward returned {found}; it must return one tensor (B, C, H, W)")
     return _shape(output[0])
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
