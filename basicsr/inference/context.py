@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from basicsr.inference.memory import is_out_of_memory
 from basicsr.inference.pooling import PoolingOverImage
 from basicsr.inference.tiling import Region
+from basicsr.utils.hardware import is_out_of_memory
 
 # Ten times below what tiles may differ from the whole, for a probe is smaller than the images to come.
 _TOLERANCE = 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections import deque
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from basicsr.files.images import tensor2img
 from basicsr.inference.context import measure_context, multiple_of
-from basicsr.inference.memory import free_caches, is_out_of_memory
 from basicsr.inference.pooling import ImageMeans, Means, PoolingOverImage
 from basicsr.inference.tiling import AS_IT_IS, EIGHT_VIEWS, Region, View, cut_into_cores, with_context
 from basicsr.utils.errors import MachineError, NonFiniteError, OptionsError
+from basicsr.utils.hardware import is_out_of_memory
 from basicsr.utils.precision import Precision
 
 _LOGGER = logging.getLogger("basicsr")
@@ -219,7 +220,9 @@ class ImageRunner:
 
     def _shrink(self, lq: Tensor) -> None:
         """Halves the tiles; raises MachineError if they cannot be smaller."""
-        free_caches()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         longer = max(lq.shape[-2:])
         whole = self._tile is None or self._tile >= longer
         tile = longer if self._tile is None else min(self._tile, longer)

@@ -1,4 +1,4 @@
-"""The processor: its name, the number types it computes in, and whether other programs use its cores."""
+"""The processor's name and number types, the load by other programs, and errors for lack of memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ _INSTRUCTIONS = {
     "bf16": {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "svebf16"},
     "fp16": {"avx512_fp16", "amx_fp16", "fphp", "asimdhp"},
 }
+# PyTorch says it in many ways: its CPU allocator (Linux, Windows), C++, oneDNN, cuBLAS and cuDNN, Apple's GPUs.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "out of memory",
+    "could not create a memory",
+    "could not create a primitive",
+    "could not execute a primitive",
+    "ALLOC_FAILED",
+)
 _SPARE = 0.25  # cores that other programs may take of those we compute on
 _SHORTEST = 0.15  # seconds, below which the kernel's counters, of hundredths, are too coarse
 _BUSY = (0, 1, 2, 5, 6, 7)  # columns of /proc/stat: user, nice, system, irq, softirq, steal
@@ -52,6 +63,13 @@ def processor() -> tuple[str, frozenset[str]]:
 def _gpu_has_bf16() -> bool:
     known = inspect.signature(torch.cuda.is_bf16_supported).parameters
     return torch.cuda.is_bf16_supported(**({"including_emulation": False} if "including_emulation" in known else {}))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no more memory."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 @dataclass(frozen=True)

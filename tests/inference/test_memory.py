@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from basicsr.inference.memory import is_out_of_memory
 from basicsr.inference.runner import ImageRunner
 from basicsr.utils.errors import MachineError
+from basicsr.utils.hardware import is_out_of_memory
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
