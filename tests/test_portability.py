@@ -32,7 +32,10 @@ for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU", "SIGALRM", "SIGKILL", "S
 
 
 COMMANDS = """
-import basicsr.train, basicsr.test, export, upscale
+import basicsr.train, basicsr.test, cache_teacher, compare_methods, export, subprocesses, upscale
+with basicsr.train.StopRequest() as stop:
+    signal.raise_signal(signal.SIGTERM)
+    assert stop
 student, picture = sys.argv[1:]
 for main, line in (
     (basicsr.train.main, "-opt train.yml"),

@@ -84,8 +84,6 @@ class Document:
             text = "'" + text.strip().replace("'", "''") + "'"
         reader = Reader()
         value = reader.read_text(text, position, tuple(keys))
-        if reader.refused:
-            raise OptionsError("\n".join(map(str, reader.refused)))
         section = self.root
         for depth, key in enumerate(keys):
             _require_key(override, keys, depth, section)
@@ -107,8 +105,8 @@ def load_yaml(path: str | Path, *, keep_going: bool = False) -> Document:
     Raises:
         OptionsError: a file is missing, empty, too large, not UTF-8, not YAML, no mapping, or builds on itself.
     """
-    reader = Reader()
-    return _document(reader.read_file(str(path), Position(str(path)), ()), reader, keep_going)
+    reader = Reader(keep_going)
+    return Document(reader.read_file(str(path), Position(str(path)), ()), reader.problems)
 
 
 def document_from_text(text: str, name: str) -> Document:
@@ -121,7 +119,7 @@ def document_from_text(text: str, name: str) -> Document:
     root = reader.read_text(text, Position(name), ())
     if not isinstance(root.value, dict):
         raise OptionsError(f"{name}: options are a mapping of keys to values")
-    return _document(root, reader, keep_going=False)
+    return Document(root, reader.problems)
 
 
 def document_from_mapping(data: Mapping[str, Any], *, keep_going: bool = False) -> Document:
@@ -130,14 +128,8 @@ def document_from_mapping(data: Mapping[str, Any], *, keep_going: bool = False) 
     Raises:
         OptionsError: a key is not text (unless `keep_going`), or a file it builds on cannot be read.
     """
-    reader = Reader()
-    return _document(reader.read_mapping(data, Position("options")), reader, keep_going)
-
-
-def _document(root: Entry, reader: Reader, keep_going: bool) -> Document:
-    if reader.refused and not keep_going:
-        raise OptionsError("\n".join(map(str, reader.refused)))
-    return Document(root, reader.refused + reader.problems)
+    reader = Reader(keep_going)
+    return Document(reader.read_mapping(data, Position("options")), reader.problems)
 
 
 def _meant(override: str) -> str:

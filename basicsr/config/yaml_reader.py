@@ -32,14 +32,13 @@ _NOT_A_PATH = "must be a path or a list of paths"
 class Reader:
     """Makes entries of files with their bases; counts files, bytes and values over all of them.
 
-    Attributes:
-        problems: mistakes that did not stop the reading.
-        refused: mistakes that leave a key without a value, or a value without a key.
+    `problems` are mistakes that did not stop the reading; with `keep_going` also those that leave a key without a value
+    or a value without a key, which otherwise raise.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep_going: bool = False) -> None:
         self.problems: list[LocatedProblem] = []
-        self.refused: list[LocatedProblem] = []
+        self._keep_going = keep_going
         self._open: list[str] = []
         self._num_files = 0
         self._num_bytes = 0
@@ -147,7 +146,7 @@ class Reader:
             value, message = _plain_value(item)
         elif not _has_known_tag(item):
             tag = shortened(item.tag.replace(TAG, "!!"))
-            self.refused.append(LocatedProblem(here, key, f"tag {tag} is not read; write the value plainly"))
+            self._refuse(here, key, f"tag {tag} is not read; write the value plainly", is_of_value=True)
             return Entry(None, here)
         else:
             value, message = scalar_value(item) if isinstance(item, yaml.ScalarNode) else (item.value, None)
@@ -170,7 +169,7 @@ class Reader:
             at = position(written)
             name, message = _key(written)
             if name is None:
-                self.refused.append(LocatedProblem(at, key, message, is_of_value=False))
+                self._refuse(at, key, message)
                 continue
             if name in given:
                 message = f"is given twice, here and at {given[name]}; keep one"
@@ -183,14 +182,19 @@ class Reader:
                 continue
             inherited = entry.value if isinstance(entry.value, list) else [entry]
             if not all(isinstance(source.value, dict) for source in inherited):
-                message = "'<<' takes a mapping or a list of mappings (<<: *name)"
-                self.refused.append(LocatedProblem(at, key, message, is_of_value=False))
+                self._refuse(at, key, "'<<' takes a mapping or a list of mappings (<<: *name)")
                 inherited = []
         for source in inherited:
             merged = dict(source.value)
             note_halves(merged, content)
             content |= {name: entry for name, entry in merged.items() if name not in content}
         return content
+
+    def _refuse(self, at: Position, key: KeyPath, message: str, is_of_value: bool = False) -> None:
+        problem = LocatedProblem(at, key, message, is_of_value)
+        if not self._keep_going:
+            raise OptionsError(str(problem))
+        self.problems.append(problem)
 
     def _with_base(self, entry: Entry, folder: str, key: KeyPath) -> Entry:
         """Merges a mapping over the files that its `_base_` names; later files over earlier ones."""

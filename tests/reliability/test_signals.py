@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections import Counter
 from functools import partial
@@ -141,22 +140,3 @@ def test_what_nohup_ignores_stays_ignored():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_every_command_can_be_imported_where_signals_of_unix_are_missing():
-    modules = "basicsr.train, basicsr.test, subprocesses, compare_methods, cache_teacher, upscale"
-    modules += ", basicsr.engine.process.command"
-    code = f"""
-import select, signal, sys
-for name in ("SIGUSR1", "SIGHUP", "SIGXCPU"):
-    delattr(signal, name)
-del select.poll
-sys.modules["fcntl"] = None
-sys.path.insert(0, "scripts")
-import {modules}
-with basicsr.train.StopRequest() as stop:
-    signal.raise_signal(signal.SIGTERM)
-    assert stop
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -63,33 +63,14 @@ class RankWatchdog:
         self._near = {rank: one for rank, one in enumerate(processes) if rank != self._rank and one.space == mine.space}
         self._main = MainThread()
         self._beats = Heartbeats(meeting, seconds, self._main) if len(processes) > 1 else None
-        self._note: Callable[[UserError], None] = lambda error: None
+        self.note: Callable[[UserError], None] = lambda error: None
+        self.others_may_end = threading.Event()
         self._store_is_there, self._held_up, self._passes = True, 0.0, 0
-        self._over, self._others_may_end = threading.Event(), threading.Event()
+        self._over = threading.Event()
         threading.Thread(target=self._watch, name="rank watchdog", daemon=True).start()
 
-    @contextmanager
-    def following(self, note: Callable[[UserError], None]) -> Iterator[threading.Event]:
-        """See the function `following`."""
-        self._note = note
-        try:
-            yield self._others_may_end
-        except (Preempted, Interrupted, KeyboardInterrupt) as error:
-            cause = self._reported()  # torchrun stops all when one has ended
-            if cause is not None and cause.exit_code not in _STOPPED:
-                raise cause from error
-            raise
-        except RuntimeError as error:
-            if not isinstance(error, dist.DistError) and (not _LOST.search(str(error)) or _NOT_LOST in str(error)):
-                raise
-            gone = self._gone_by_now()
-            if (cause := self._reported()) is not None:
-                raise cause from error
-            reason = " ".join(str(error).split()).split(". ")[0][:200]
-            raise self._lost(gone, "ended", f" ({reason})") from error
-
     def leave(self, error: BaseException | None = None) -> None:
-        """Ends the watch, and reports to the other ranks that this one has ended as it should, or why not."""
+        """Ends the watchdog, and reports to the other ranks that this one has ended as it should, or why not."""
         self._meeting.leave(error)  # watched: a store that does not answer would hold it up
         self._over.set()
         if self._beats is not None:
@@ -103,17 +84,17 @@ class RankWatchdog:
             if launcher is not None and os.getppid() != launcher:
                 launcher, self._store_is_there = None, False  # it goes with torchrun
                 os.kill(os.getpid(), signal.SIGTERM)
-            if self._others_may_end.is_set():
+            if self.others_may_end.is_set():
                 continue
             if (silence := self._silence()) is not None:
                 self._end(silence)
-            error = self._reported(ask=False) or self._loss()
+            error = self.reported(ask=False) or (self._lost(gone, "ended") if (gone := self._gone()) else None)
             found_since = None if error is None else found_since or time.monotonic()
             if error is not None and found_since is not None and time.monotonic() - found_since > _GRACE_SECONDS:
                 self._end(error)
 
     def _end(self, error: UserError) -> None:
-        self._note(error)
+        self.note(error)
         if not error.told:
             print(f"[rank {self._rank}] error: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
@@ -130,10 +111,6 @@ class RankWatchdog:
             return self._lost(silent, f"gave no sign of life for {beats.limit():g} s")
         return LostRanks(f"asked to stop, but the ranks wait for each other; {_RESUME}") if beats.stuck else None
 
-    def _loss(self) -> LostRanks | None:
-        gone = self._gone()
-        return self._lost(gone, "ended") if gone else None
-
     def _gone(self) -> list[int]:
         """Ranks of this machine whose processes have ended without leaving."""
         gone = [rank for rank, one in self._near.items() if start_of(one.pid) not in (one.started, _UNKNOWN)]
@@ -142,15 +119,16 @@ class RankWatchdog:
         self._beats.suspects = gone
         return [rank for rank in gone if rank not in self._beats.left]
 
-    def _gone_by_now(self) -> list[int]:
-        """As `_gone`, but waits a little: a connection may be closed a moment before the process is gone."""
+    def cause_of(self, error: RuntimeError) -> UserError:
+        """Why a collective failed; waits a little, as a connection may close a moment before its process is gone."""
         for _ in range(20):
             if gone := self._gone():
-                return gone
+                break
             time.sleep(0.1)
-        return []
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        return self.reported() or self._lost(gone, "ended", f" ({reason})")
 
-    def _reported(self, ask: bool = True) -> UserError | None:
+    def reported(self, ask: bool = True) -> UserError | None:
         """What another rank has reported as its end; with `ask` the store is asked too, if it answers."""
         failure = self._beats.failure if self._beats is not None else None
         if failure is None and ask and self._store_is_there and self._held_up <= _POLL_SECONDS:
@@ -186,8 +164,18 @@ def following(
     if watchdog is None:
         yield threading.Event()
         return
-    with watchdog.following(note) as others_may_end:
-        yield others_may_end
+    watchdog.note = note
+    try:
+        yield watchdog.others_may_end
+    except (Preempted, Interrupted, KeyboardInterrupt) as error:
+        cause = watchdog.reported()  # torchrun stops all when one has ended
+        if cause is not None and cause.exit_code not in _STOPPED:
+            raise cause from error
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and (not _LOST.search(str(error)) or _NOT_LOST in str(error)):
+            raise
+        raise watchdog.cause_of(error) from error
 
 
 def this_process() -> Process:
