@@ -26,6 +26,7 @@ WRITTEN_BY_THE_READER = {
     "basicsr/archs/plain_arch.py",
     "basicsr/data/hr_only_dataset.py",
     "basicsr/distill/similarity.py",
+    "basicsr/export/pth_format.py",
     "basicsr/losses/fourier_loss.py",
     "basicsr/metrics/mean_error.py",
     "options/methods/similarity.yml",
