@@ -65,9 +65,8 @@ def taking_opt(init: Callable[..., None]) -> Callable[..., None]:
 class ImageDataset(Dataset[dict[str, Any]], ABC):
     """A dataset whose random choices all come from the generator that it is handed.
 
-    If `load` has a parameter `pixels`, the training loader passes True: then images may also be uint8 in [0, 255], for
-    `Batch.to` to scale. A class derived from one of these for BasicSR has a `__getitem__` of its own, and is asked for
-    samples by that.
+    If `load` has a parameter `pixels`, False by default, training passes True: then images may also be uint8 in
+    [0, 255], for `Batch.to` to scale. A derived class written for BasicSR has its own `__getitem__`, which is used.
     """
 
     @abstractmethod

@@ -147,10 +147,9 @@ class TrainLoader:
             batches = iter(self._loader)
         self._batches.slots = None
         workers = set(multiprocessing.active_children()) - others
-        take = partial(_next_from_workers, stopping=stopping) if self._loader.num_workers else _next_in_process
         try:
             for _ in range(len(self)):
-                yield tuple([take(batches) for _ in range(self._accumulate)])
+                yield tuple([_next_batch(batches, stopping) for _ in range(self._accumulate)])
         except NoMoreAsked:
             _kill(workers)  # they do not hear of the end
             raise

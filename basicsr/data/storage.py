@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -205,7 +205,7 @@ class LmdbDatabase(ImageRoot):
 
 
 _KINDS: dict[str, type[ImageRoot]] = {"disk": ImageRoot, "lmdb": LmdbDatabase}
-_OF_FILE_CLIENT = ("db_paths", "client_keys")  # options of BasicSR's, in the place of which are the dataset's roots
+_OF_FILE_CLIENT = ("db_paths", "client_keys")  # BasicSR's options; the dataset's roots are used instead
 
 
 def roots_of(io_backend: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, ImageRoot]:
@@ -216,14 +216,16 @@ def roots_of(io_backend: Mapping[str, Any], paths: Mapping[str, str]) -> dict[st
     if backend not in _KINDS:
         raise OptionsError(f"io_backend type must be one of {', '.join(_KINDS)}, got '{backend}'")
     options = {key: value for key, value in io_backend.items() if key not in ("type", *_OF_FILE_CLIENT)}
+    allowed = [field.name for field in fields(_KINDS[backend]) if field.name != "path"]
+    if unknown := sorted(options.keys() - allowed):
+        raise OptionsError(
+            f"io_backend of type {backend} has no option {', '.join(unknown)}; allowed: {', '.join(allowed) or 'none'}"
+        )
     for path in paths.values():
         if (backend == "lmdb") != path.rstrip("/\\").endswith(".lmdb"):
             needed = "must end in .lmdb" if backend == "lmdb" else "is an LMDB database"
             raise OptionsError(f"{path} {needed} for io_backend type {backend}; change the path or the type")
-    try:
-        return {role: _KINDS[backend](path, **options) for role, path in paths.items()}
-    except TypeError as error:
-        raise OptionsError(f"io_backend of type {backend}: {error}") from error
+    return {role: _KINDS[backend](path, **options) for role, path in paths.items()}
 
 
 @dataclass(frozen=True)

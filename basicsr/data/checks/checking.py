@@ -16,6 +16,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -94,12 +95,10 @@ def check_images(
 def dataset_warnings(name: str, stored: StoredImages, phase: str) -> list[str]:
     """What lies beside a dataset's images, and whether their number is not that of the known set of this name."""
     roots = {stored.roots[role].path: stored.roots[role] for role in stored.files}
-    warnings: list[str] = []
-    for root in roots.values():
-        if not stored.chosen:
-            warnings += root.warnings(len(stored))
-    names = [name] if phase != "train" else []
-    names += [] if stored.chosen else list(map(set_name, roots))
+    names, warnings = [name] if phase != "train" else [], list[str]()
+    if not stored.chosen:
+        names += map(set_name, roots)
+        warnings += chain.from_iterable(root.warnings(len(stored)) for root in roots.values())
     mismatch = next(filter(None, (count_mismatch(called, len(stored)) for called in names)), None)
     return [*warnings, f"{name}: {mismatch}"] if mismatch else warnings
 
