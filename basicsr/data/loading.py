@@ -147,9 +147,10 @@ class TrainLoader:
             batches = iter(self._loader)
         self._batches.slots = None
         workers = set(multiprocessing.active_children()) - others
+        waiting = stopping if self._loader.num_workers else None
         try:
             for _ in range(len(self)):
-                yield tuple([_next_batch(batches, stopping) for _ in range(self._accumulate)])
+                yield tuple([_next_batch(batches, waiting) for _ in range(self._accumulate)])
         except NoMoreAsked:
             _kill(workers)  # they do not hear of the end
             raise
@@ -230,14 +231,15 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _next_from_workers(batches: Iterator[Batch | UserError], stopping: Callable[[], bool]) -> Batch:
+def _next_batch(batches: Iterator[Batch | UserError], stopping: Callable[[], bool] | None) -> Batch:
+    """The next batch; `stopping` is None where there are no workers to wait for."""
     while True:
         try:
-            return _next_in_process(batches)
+            batch = next(batches)
         except (RuntimeError, OSError, EOFError) as error:
             # What the dataset raised carries the worker's traceback. Anything else comes from the connection to
             # the workers; which error it is depends on when a worker was killed.
-            if _WORKERS_TRACEBACK in str(error):
+            if stopping is None or _WORKERS_TRACEBACK in str(error):
                 raise
             if _NOT_YET not in str(error):
                 reason = " ".join(str(error).split()) or type(error).__name__
@@ -245,15 +247,12 @@ def _next_from_workers(batches: Iterator[Batch | UserError], stopping: Callable[
                     f"a data worker was lost ({reason[:200]}); where memory ran out, lower num_worker_per_gpu or "
                     "batch_size_per_gpu"
                 ) from error
+        else:
+            if isinstance(batch, UserError):
+                raise batch
+            return batch
         if stopping():
             raise NoMoreAsked
-
-
-def _next_in_process(batches: Iterator[Batch | UserError]) -> Batch:
-    batch = next(batches)
-    if isinstance(batch, UserError):
-        raise batch
-    return batch
 
 
 def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
