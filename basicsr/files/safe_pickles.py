@@ -272,35 +272,28 @@ class SafeUnpickler(pickle._Unpickler):
         return encoded
 
 
-def check_nesting(value: object) -> None:
-    """Raises Refused for a value that is small in memory, but deeper or longer for those who walk through it."""
-    _measured(value, 0, {})
+def check_nesting(value: Any, depth: int = 0, known: dict[int, Any] | None = None) -> tuple[int, int]:
+    """Raises Refused for a value that is small in memory, but deeper or longer for those who walk through it.
 
-
-def _measured(value: Any, depth: int, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Containers on top of each other, and values, each counted as often as it is reached."""
+    Returns how many containers lie in each other, and how many values there are, each counted as often as it is
+    reached. `depth` containers are around it; `known` are those that were measured, None those that are not yet done.
+    """
+    known = {} if known is None else known
     if not isinstance(value, (dict, list, tuple)):
         return 0, 1
     if depth >= MAX_DEPTH:
         raise Damaged(f"its parts are nested deeper than {MAX_DEPTH}")
-    found = known.setdefault(id(value), (0, 0))
-    if found is None:
-        raise Damaged("a part of it holds itself")
-    if not found[0]:
-        known[id(value)] = None  # until all of it is measured
+    if id(value) not in known:
+        known[id(value)] = None
         parts = [*value.values(), *getattr(value, "__dict__", {}).values()] if isinstance(value, dict) else value
-        sizes = [_measured(part, depth + 1, known) for part in parts]
-        found = 1 + max((size[0] for size in sizes), default=0), 1 + sum(size[1] for size in sizes)
-        known[id(value)] = found
-    if depth + found[0] > MAX_DEPTH or found[1] > MAX_VALUES:
-        raise Damaged(f"nested {depth + found[0]} deep, with {found[1]} values")
-    return found
-
-
-class StorageKind(NamedTuple):
-    """A class of storages: the type of the numbers in them."""
-
-    dtype: torch.dtype
+        sizes = [check_nesting(part, depth + 1, known) for part in parts]
+        known[id(value)] = 1 + max((size[0] for size in sizes), default=0), 1 + sum(size[1] for size in sizes)
+    if known[id(value)] is None:
+        raise Damaged("a part of it holds itself")
+    height, count = known[id(value)]
+    if depth + height > MAX_DEPTH or count > MAX_VALUES:
+        raise Damaged(f"nested {depth + height} deep, with {count} values")
+    return height, count
 
 
 class Storage(NamedTuple):
@@ -327,7 +320,7 @@ class TensorReader:
 
     def unpickler(self, stream: io.BytesIO) -> SafeUnpickler:
         """Reads the pickles in the stream."""
-        kinds = {f"{name}Storage": StorageKind(_DTYPES[kind]) for name, kind in _STORAGES.items()}
+        kinds = {f"{name}Storage": _DTYPES[kind] for name, kind in _STORAGES.items()}
         names: dict[str, object] = {
             "torch._utils._rebuild_tensor": Function(self._tensor),
             "torch._utils._rebuild_tensor_v2": Function(self._tensor),
@@ -339,8 +332,8 @@ class TensorReader:
             "torch.nn.parameter.Parameter": Function(self._parameter),
             "torch.Size": Function(_size),
             "torch.device": Function(_device),
-            "torch.storage.UntypedStorage": StorageKind(torch.uint8),
-            "torch.UntypedStorage": StorageKind(torch.uint8),
+            "torch.storage.UntypedStorage": torch.uint8,
+            "torch.UntypedStorage": torch.uint8,
             **{f"{module}.{name}": kind for module in ("torch", "torch.cuda") for name, kind in kinds.items()},
             **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
         }
@@ -356,7 +349,7 @@ class TensorReader:
 
     def _persistent(self, name: object) -> object:
         match name:
-            case ("storage", StorageKind(dtype), str() as key, str(), int() as count, *rest) if (
+            case ("storage", torch.dtype() as dtype, str() as key, str(), int() as count, *rest) if (
                 len(key) <= _MAX_KEY and type(count) is int and 0 <= count < 1 << 60 and len(rest) < 2
             ):
                 if self._dtypes.setdefault(key, dtype) != dtype:

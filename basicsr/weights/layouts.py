@@ -55,11 +55,11 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
     Raises:
         UnsupportedWeights: the keys are a known layout's, but our network of that name cannot do what they hold.
     """
-    for layout, needed, renames, read in _LAYOUTS:
+    for layout, needed, renames, reading in _LAYOUTS:
         converted = _renamed(state, renames)
         if converted is not None and all(key in converted for key in needed):
             try:
-                return replace(read(converted), layout=layout)
+                return _read(layout, converted, reading)
             except (KeyError, IndexError, ZeroDivisionError, RuntimeError):
                 continue  # keys alike, shapes unlike any network's
     return None
@@ -340,32 +340,22 @@ def _upsampling(state: State) -> int:
     return math.prod(math.isqrt(shape[0] // shape[1]) for shape in steps)
 
 
-_Reading = Callable[[State], Recognised]
-
-
-def _with_usual_range(read: _Reading) -> _Reading:
-    """For layouts whose range and mean colour are options: those that BasicSR's networks were published with."""
-
-    def reading(state: State) -> Recognised:
-        found = read(state)
-        colours = found.options["num_in_ch"]
-        mean = {} if colours == 3 else {"rgb_mean": (0.0,) * colours}
-        usual = "the mean colour of DIV2K" if colours == 3 else "no mean colour"
-        return replace(found, options={**found.options, **mean}, assumed=(*found.assumed, "img_range 255", usual))
-
-    return reading
-
-
-def _with_mean_shift_read(read: _Reading) -> _Reading:
-    """For layouts whose range and mean colour are in their mean shifts."""
-
-    def reading(state: State) -> Recognised:
+def _read(layout: str, state: State, reading: Callable[[State], Recognised]) -> Recognised:
+    """Reads a layout whose range and mean colour are in its mean shifts, are options, or are neither."""
+    if layout in ("EDSR-PyTorch", "RCAN's original"):
         without, img_range, rgb_mean, note = without_mean_shift(state)
-        found = read(without)
+        found = reading(without)
         options = {**found.options, "img_range": img_range, "rgb_mean": rgb_mean}
-        return replace(found, options=options, notes=(note,) if note else (), has_range="sub_mean.weight" in state)
-
-    return reading
+        notes, has_range = (note,) if note else (), "sub_mean.weight" in state
+        return replace(found, layout=layout, options=options, notes=notes, has_range=has_range)
+    found = replace(reading(state), layout=layout)
+    if found.architecture not in ("EDSR", "RCAN"):
+        return found
+    # Those that BasicSR's networks were published with.
+    colours = found.options["num_in_ch"]
+    mean = {} if colours == 3 else {"rgb_mean": (0.0,) * colours}
+    usual = "the mean colour of DIV2K" if colours == 3 else "no mean colour"
+    return replace(found, options={**found.options, **mean}, assumed=(*found.assumed, "img_range 255", usual))
 
 
 _ENDS = ("conv_first.weight", "conv_last.weight")
@@ -378,11 +368,11 @@ _NEEDED_RESTORMER = (
     *("patch_embed.proj.weight", "latent.0.attn.temperature", "output.weight", "reduce_chan_level3.weight"),
 )
 # Whose keys a layout has, the keys of ours that it must have, how keys become ours, and what finds the hyperparameters.
-_LAYOUTS: tuple[tuple[str, tuple[str, ...], Mapping[str, str], _Reading], ...] = (
-    ("BasicSR", _NEEDED_EDSR, _EDSR, _with_usual_range(_read_edsr)),
-    ("EDSR-PyTorch", _NEEDED_EDSR, _patterns(_EDSR_PYTORCH), _with_mean_shift_read(_read_edsr)),
-    ("BasicSR", _NEEDED_RCAN, _RCAN, _with_usual_range(_read_rcan)),
-    ("RCAN's original", _NEEDED_RCAN, _patterns(_RCAN_ORIGINAL), _with_mean_shift_read(_read_rcan)),
+_LAYOUTS: tuple[tuple[str, tuple[str, ...], Mapping[str, str], Callable[[State], Recognised]], ...] = (
+    ("BasicSR", _NEEDED_EDSR, _EDSR, _read_edsr),
+    ("EDSR-PyTorch", _NEEDED_EDSR, _patterns(_EDSR_PYTORCH), _read_edsr),
+    ("BasicSR", _NEEDED_RCAN, _RCAN, _read_rcan),
+    ("RCAN's original", _NEEDED_RCAN, _patterns(_RCAN_ORIGINAL), _read_rcan),
     ("BasicSR", _NEEDED_MSRRESNET, _MSRRESNET, _read_msrresnet),
     ("ESRGAN and KAIR", _NEEDED_MSRRESNET, _MSRRESNET_ESRGAN, _read_msrresnet),
     ("SwinIR's original", _NEEDED_SWINIR, _SWINIR, _read_swinir),

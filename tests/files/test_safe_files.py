@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from basicsr.files.safe_pickles import PLACEHOLDER, Function, Storage, StorageKind
+from basicsr.files.safe_pickles import PLACEHOLDER, Function, Storage
 from basicsr.files.torch_files import _Archive, load_state_dict_only, load_tensors
 from basicsr.utils.errors import CheckpointError
 
@@ -254,7 +254,7 @@ def test_a_pickle_cannot_write_to_what_it_is_handed(named, state, tmp_path):
     build = name_of(*named.split()) + (b"N" + attributes + b"\x86" if state == "slots" else attributes) + b"b"
     with pytest.raises(CheckpointError, match="its pickle has a state for a"):
         load_state_dict_only(archive(tmp_path / "x.ckpt", checkpoint(build)))
-    for handed in (Function, StorageKind, Storage, PLACEHOLDER, torch.FloatStorage, collections.OrderedDict):
+    for handed in (Function, torch.float32, Storage, PLACEHOLDER, torch.FloatStorage, collections.OrderedDict):
         assert not hasattr(handed, "poisoned")
     ordered = call(name_of("collections", "OrderedDict"))
     state_of = b"}(" + text("items") + MKDIR + text("_metadata") + b"}u" + b"b"
