@@ -1,25 +1,15 @@
-"""Functions of an image and its ground truth; BasicSR's names are imported on first use."""
+"""Functions of an image and its ground truth."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from basicsr.metrics.traits import better_direction, bound_metric, prepare_metrics
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import METRIC_REGISTRY
 
 __all__ = ["better_direction", "bound_metric", "calculate_metric", "prepare_metrics"]
-
-_HOMES = {
-    "calculate_psnr": "psnr_ssim",
-    "calculate_ssim": "psnr_ssim",
-    "calculate_psnr_pt": "psnr_ssim_pt",
-    "calculate_ssim_pt": "psnr_ssim_pt",
-    "calculate_lpips": "perceptual",
-    "calculate_dists": "perceptual",
-    "calculate_niqe": "perceptual",
-    "calculate_pyiqa": "perceptual",
-}
 
 
 def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
@@ -38,6 +28,10 @@ def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    """Finds any registered metric, such as `calculate_psnr`, as BasicSR's files import them."""
+    try:
+        if name.startswith("calculate_"):
+            return METRIC_REGISTRY.get(name)
+    except OptionsError as error:
+        raise AttributeError(str(error)) from error
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

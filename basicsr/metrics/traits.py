@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import METRIC_REGISTRY
 from basicsr.utils.signatures import bind_arguments
 
@@ -87,7 +88,9 @@ def bound_metric(block: Mapping[str, Any], images: Iterable[str]) -> Callable[[M
     Raises:
         OptionsError: `type` is missing or unknown, or a key does not fit the metric.
     """
-    metric, given = METRIC_REGISTRY.get(block.get("type", "")), arguments_of(block)
+    if "type" not in block:
+        raise OptionsError(f"a metric needs a 'type'; there are: {', '.join(METRIC_REGISTRY.names())}")
+    metric, given = METRIC_REGISTRY.get(block["type"]), arguments_of(block)
     bound = bind_arguments(metric, given, dict.fromkeys(images), f"metric {block['type']}")
     taken = bound.keys() - given.keys()
     return lambda data: metric(**given, **{name: data[name] for name in taken})

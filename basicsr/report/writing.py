@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -75,18 +76,17 @@ def _write_plots(results: Results, folder: Path, options: ReportOptions) -> dict
     shown: dict[str, str] = {}
     for scale in results.scales:
         published = published_rows(options.published, scale.scale) if options.published else ()
-        for metric in scale.metrics()[:1]:
-            title = ""
-            for dataset in scale.datasets():
-                figure = cost_figure(results, scale, dataset, metric=metric, published=published)
-                if figure is None:
-                    continue
-                folder.mkdir(exist_ok=True)
-                for suffix in ("svg", "png"):
-                    write_figure(figure, folder / f"{metric}_{dataset}_x{scale.scale}.{suffix}")
-                if not title:
-                    title = f"{dataset}, x{scale.scale}"
-                    shown[title] = figure_svg(figure)
+        title = ""
+        for metric, dataset in product(scale.metrics()[:1], scale.datasets()):
+            figure = cost_figure(results, scale, dataset, metric=metric, published=published)
+            if figure is None:
+                continue
+            folder.mkdir(exist_ok=True)
+            for suffix in ("svg", "png"):
+                write_figure(figure, folder / f"{metric}_{dataset}_x{scale.scale}.{suffix}")
+            if not title:
+                title = f"{dataset}, x{scale.scale}"
+                shown[title] = figure_svg(figure)
     return shown
 
 
