@@ -28,7 +28,7 @@ from torch import nn
 from basicsr.archs import build_network
 from basicsr.config.load import load_test_options, parse_arguments
 from basicsr.config.schema import Options
-from basicsr.config.unused import unused_in_testing
+from basicsr.config.warnings import unused_in_testing
 from basicsr.data import build_eval_dataset
 from basicsr.engine.logs.run_log import open_log
 from basicsr.engine.process.agreement import joined, require_equal

@@ -17,7 +17,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,10 @@ def make_schema() -> Schema:
     definitions["Options"] = {key: value for key, value in schema.items() if key != "$defs"}
     for definition in definitions.values():
         _loosen(definition)
-    definitions.update(_components(dataset))
+    components = _components(dataset)
+    for definition in _definitions_in(components):
+        definitions.update(definition)
+    definitions.update(components)
     whole = definitions["Options"]["properties"]
     for name in SET_BY_THE_COMMAND:
         del whole[name]
@@ -86,12 +89,29 @@ def make_schema() -> Schema:
     }
     train = definitions["TrainOptions"]["properties"]
     train["gan_opt"] = {"description": "BasicSR's name of adversarial_opt", "allOf": [{"$ref": "#/$defs/loss"}]}
+    for name, kind, text in (
+        ("resp_kd_opt", "loss", "loss between the student's and teacher's outputs"),
+        ("contrastive_opt", "contrastive", "MCAD-KD's contrastive loss"),
+    ):
+        train[name] = {"description": text, "allOf": [{"$ref": f"#/$defs/{kind}"}]}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Options of basicsr/train.py and basicsr/test.py",
         "$ref": "#/$defs/Options",
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def _definitions_in(node: Any) -> Iterator[dict[str, Schema]]:
+    """Takes out the definitions of sections that are arguments of components."""
+    if isinstance(node, (dict, list)):
+        for inner in list(node.values() if isinstance(node, dict) else node):
+            yield from _definitions_in(inner)
+    if isinstance(node, dict) and "$defs" in node:
+        found = node.pop("$defs")
+        for definition in found.values():
+            _loosen(definition)
+        yield found
 
 
 def _loosen(definition: Schema) -> None:
@@ -205,7 +225,9 @@ def _type_schema(hint: Any) -> Schema:
         schema = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).json_schema()
     except (PydanticInvalidForJsonSchema, PydanticUserError):
         return {"type": "array"} if typing.get_origin(hint) is tuple else {}
-    return {key: value for key, value in schema.items() if key != "title"}
+    if schema.get("x-component") == "loss":
+        return {"$ref": "#/$defs/loss"}
+    return {key: value for key, value in schema.items() if key not in ("title", "x-component")}
 
 
 def _first_line(factory: Callable[..., Any]) -> str:

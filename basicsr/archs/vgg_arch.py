@@ -6,7 +6,7 @@ Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from basicsr.archs.arch_util import in_colour
 from basicsr.files.atomic_files import sha256_of
 from basicsr.files.torch_files import check_not_all_zero, check_weights, load_tensors
 from basicsr.utils.errors import CheckpointError, OptionsError
+from basicsr.utils.signatures import Problem, unknown_key
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")
 RANDOM_WEIGHTS = "random"
@@ -127,6 +128,15 @@ def layer_names(vgg_type: str) -> list[str]:
         names += [f"{kind}{block}_{index}" for index in range(1, convolutions + 1) for kind in kinds]
         names.append(f"pool{block}")
     return names
+
+
+def layer_problems(layers: Iterable[str], vgg_type: str = "vgg19") -> Iterator[Problem]:
+    """What is wrong with the options `layer_weights` and `vgg_type` of losses on VGG features."""
+    if vgg_type not in VGG_TYPES:
+        yield Problem(("vgg_type",), f"no VGG is called '{vgg_type}'", vgg_type, VGG_TYPES)
+        return
+    names = layer_names(vgg_type)
+    yield from (unknown_key(("layer_weights", layer), names) for layer in layers if layer not in names)
 
 
 def local_weights(vgg_type: str) -> Path | None:

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from basicsr.config.checks import find_conflicts
+from pydantic import ValidationError
+
+from basicsr.config.checks import find_conflicts, missing_paths, nothing_left, without_missing
 from basicsr.config.command_line import gathered
 from basicsr.config.command_line import parse_arguments as parse_arguments
-from basicsr.config.component_blocks import find_component_problems
-from basicsr.config.normalise import (
-    apply_debug,
-    fill_scale,
-    normalise,
-    refuse_control_characters,
-    written_value,
-)
-from basicsr.config.paths import check_paths, nothing_left, without_missing
+from basicsr.config.component_blocks import UNCHECKED
+from basicsr.config.normalise import OLDER_NAMES, Normalised
 from basicsr.config.schema import Options, thaw
-from basicsr.config.typing import typed_options
-from basicsr.config.warnings import find_doubts
+from basicsr.config.warnings import find_warnings
 from basicsr.config.yaml_entries import lines_of
 from basicsr.config.yaml_files import (
     OVERRIDE_FILE,
     Document,
-    Entry,
     KeyPath,
     LocatedProblem,
     Position,
     document_from_mapping,
+    document_from_text,
     dump_yaml,
     load_yaml,
 )
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import get_root_logger
-from basicsr.utils.text import one_line, shown
+from basicsr.utils.signatures import REQUIRED, Problem, problems_of
+from basicsr.utils.text import one_line
+
+# What stands for required values that are missing or wrong while the rest is checked; `*` is any key.
+_STAND_INS: dict[KeyPath, Any] = {
+    ("name",): "name",
+    ("scale",): 1,
+    ("datasets", "*", "scale"): 1,
+    ("train", "total_iter"): 1,
+    ("train", "optim_g"): {"type": "Adam"},
+}
 
 
 def load_options(
@@ -63,13 +69,13 @@ def load_options(
     Raises:
         OptionsError: one line for each mistake: FILE:LINE: key: what was given, what is allowed.
     """
-    document = _read(source, overrides)
-    problems, options = _check(document, training, debug, root, paths)
-    if problems or options is None:
-        raise OptionsError(_report(problems, source))
-    if (finding := nothing_left(options)) is not None:
-        raise OptionsError(_report([LocatedProblem(document.position(finding[0]), *finding)], source))
-    _tell(_doubts(document, options), warn)
+    checked = _Checked(_read(source, overrides), training, debug=debug, root=root, paths=paths)
+    options = checked.options
+    if checked.problems or options is None:
+        raise OptionsError(_report(checked.problems, source))
+    if nothing := checked.nothing_left():
+        raise OptionsError(_report([nothing], source))
+    _warn(checked.warnings(), warn)
     return options
 
 
@@ -91,46 +97,166 @@ def load_test_options(
         OptionsError: one line for each mistake, over all scales.
     """
     document = _read(source, overrides)
-    scales = written_value(document, "scale")
+    scales = document.data().get("scale")
     if not isinstance(scales, list):
         return [load_options(source, overrides=overrides, training=False, root=root, paths=paths, warn=warn)]
-    values = document.data()["scale"]
-    whole = all(type(value) is int and value > 0 for value in values)
-    if not values or not whole or len(set(values)) < len(values):
-        message = "a list of scales must hold whole numbers of at least 1, at least one and each once, as [2, 3, 4]"
-        mistake = LocatedProblem(document.position(("scale",)), ("scale",), f"{message}, got {shown(values)}")
-        fill_scale(document, next((value for value in values if type(value) is int and value > 0), 1))
-        document.root.value["scale"] = Entry(None, mistake.position)
-        others, _ = _check(document, False, False, root, paths)
-        raise OptionsError(_report([mistake, *(other for other in others if other.key != ("scale",))], source))
-    problems: list[LocatedProblem] = []
-    loaded: list[Options] = []
-    empty: list[LocatedProblem] = []
-    doubts: list[LocatedProblem] = []
-    for value in values:
-        document = _read(source, [*overrides, f"scale={value}"])
-        found, options = _check(document, False, False, root, paths)
-        problems += found
-        if options is not None:
-            finding = nothing_left(options)
-            empty += [LocatedProblem(document.position(finding[0]), *finding)] if finding else []
-            doubts += _doubts(document, options)
-            loaded.append(options)
-    if problems or len(empty) == len(values):
-        raise OptionsError(_report(problems or empty, source))
+    valid = [value for value in scales if type(value) is int and value > 0]
+    if not scales or len(set(valid)) < len(scales):
+        what = "a list of scales must hold whole numbers of at least 1, at least one and each once, as [2, 3, 4]"
+        mistake = [Problem(("scale",), what, scales)]
+        checked = _Checked(document, False, root=root, paths=paths, scale=(valid or [1])[0], known=mistake)
+        raise OptionsError(_report(checked.problems, source))
+    each = [_Checked(document, False, root=root, paths=paths, scale=value) for value in scales]
+    problems = [problem for checked in each for problem in checked.problems]
+    empty = [checked.nothing_left() for checked in each]
+    if problems or all(empty):
+        raise OptionsError(_report(problems or [problem for problem in empty if problem], source))
+    loaded = [checked.options for checked in each if checked.options is not None]
     if len({options.name for options in loaded}) > 1:
         message = "must be the same for all scales, which share a folder; take {scale} out"
-        raise OptionsError(_report([LocatedProblem(document.position(("name",)), ("name",), message)], source))
-    _tell(doubts, warn)
+        raise OptionsError(_report([each[0].located(("name",), message)], source))
+    _warn([warning for checked in each for warning in checked.warnings()], warn)
     return loaded
 
 
-def _doubts(document: Document, options: Options) -> list[LocatedProblem]:
-    return [LocatedProblem(document.position(key), key, message) for key, message in find_doubts(options)]
+class _Checked:
+    """A document as options, and what is wrong with it.
+
+    Attributes:
+        problems: the mistakes, each with its place.
+        options: what is right of it; None where not even that makes options.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        training: bool,
+        *,
+        debug: bool = False,
+        root: Path | None = None,
+        paths: bool = True,
+        scale: int | None = None,
+        known: Sequence[Problem] = (),
+    ) -> None:
+        self._document = document
+        self._normalised = Normalised(document, training, debug=debug, scale=scale)
+        data = _with_tuples(self._normalised.data)
+        data["is_train"] = training
+        data["root"] = root or Path()
+        data["sources"] = tuple(sorted({position.file for position in document.positions().values()}))
+        problems, dropped, self.options = _typed(data)
+        problems = [*known, *self._normalised.problems, *problems]
+        has_scale = not any(problem.key == ("scale",) for problem in problems)
+        if self.options is not None:
+            wrong = [problem.key for problem in problems]
+            model_type = document.data().get("model_type")
+            later = find_conflicts(self.options, model_type, wrong) if has_scale else []
+            if paths:
+                self.options, missing = without_missing(self.options, missing_paths(self.options))
+                later += [finding for finding in missing if has_scale or "{scale}" not in finding[1]]
+            problems += [Problem(*finding) for finding in later if not _follows(finding[0], dropped)]
+        self.problems = list(document.problems)
+        told = {problem.key for problem in self.problems if problem.is_of_value}
+        for problem in problems:
+            key = self._normalised.as_written(problem.key)
+            if key not in told:
+                self.problems.append(self.located(problem.key, self._as_written(problem).message))
+                told.add(key)
+
+    def _as_written(self, problem: Problem) -> Problem:
+        """The problem with its key, and those that are allowed beside it, as the user writes them."""
+        rename = self._normalised.as_written
+        allowed, around = problem.allowed, problem.key[:-1]
+        if problem.is_unknown_key and allowed is not None:
+            written = [rename((*around, name)) for name in allowed]
+            beside = rename(around)
+            allowed = [str(key[-1]) if key[:-1] == beside else name for key, name in zip(written, allowed, strict=True)]
+        return replace(problem, key=rename(problem.key), allowed=allowed)
+
+    def located(self, key: KeyPath, message: str) -> LocatedProblem:
+        """A problem with the key as it was written, and where."""
+        written = self._normalised.as_written(key)
+        return LocatedProblem(self._document.position(written), written, message)
+
+    def nothing_left(self) -> LocatedProblem | None:
+        """The mistake where `skip_missing` left nothing to test."""
+        finding = nothing_left(self.options) if self.options is not None else None
+        return self.located(*finding) if finding is not None else None
+
+    def warnings(self) -> list[LocatedProblem]:
+        """What is allowed and yet looks like a slip."""
+        return [self.located(*warning) for warning in find_warnings(self.options)] if self.options else []
 
 
-def _tell(doubts: list[LocatedProblem], warn: Callable[[str], None] | None) -> None:
-    for line in lines_of(doubts):
+def _typed(data: dict[str, Any]) -> tuple[list[Problem], list[KeyPath], Options | None]:
+    """Validates the data.
+
+    Returns:
+        The problems; the keys that were left out or replaced so that the rest makes options; these options.
+    """
+    try:
+        return [], [], Options.model_validate(data)
+    except ValidationError as error:
+        problems = problems_of(error, data)
+    dropped: list[KeyPath] = []
+    replaced: dict[KeyPath, Any] = {}
+    options = None
+    while options is None and () not in dropped:
+        try:
+            options = Options.model_validate(_changed(data, dropped, replaced), context=UNCHECKED)
+        except ValidationError as error:
+            before = len(dropped) + len(replaced)
+            for problem in problems_of(error, data):
+                out = tuple(itertools.takewhile(lambda part: isinstance(part, str), problem.key))  # not parts of lists
+                if problem.what == REQUIRED and (stand_in := _stand_in(problem.key)) is not None:
+                    replaced[problem.key] = stand_in
+                elif problem.what == REQUIRED:
+                    out = out[:-1]
+                if out not in dropped:
+                    dropped.append(out)
+            assert len(dropped) + len(replaced) > before, f"still wrong without {dropped}: {error}"
+    # The scale of datasets is the top-level one.
+    problems = [
+        replace(problem, key=("scale",)) if problem.key[:1] == ("datasets",) and problem.key[-1] == "scale" else problem
+        for problem in problems
+    ]
+    return problems, dropped, options
+
+
+def _stand_in(key: KeyPath) -> Any:
+    if len(key) == 3 and key[0] == "datasets":
+        return key[1] if key[2] == "name" else _STAND_INS.get(("datasets", "*", key[2]))
+    return _STAND_INS.get(key)
+
+
+def _follows(key: KeyPath, dropped: Sequence[KeyPath]) -> bool:
+    """Whether a finding at `key` only follows from a key that was left out because it is wrong."""
+    is_nameless = any(gone[:1] == ("datasets",) and gone[-1] == "name" for gone in dropped)
+    if is_nameless and (key[:3] == ("val", "best", "dataset") or key[:2] == ("report", "regions")):
+        return True
+    return any(key[: len(gone)] == gone or gone[: len(key)] == key for gone in dropped)
+
+
+def _changed(data: dict[str, Any], dropped: Sequence[KeyPath], replaced: Mapping[KeyPath, Any]) -> dict[str, Any]:
+    """A copy of nested mappings without the keys in `dropped`, and with the values in `replaced`."""
+    copy: dict[str, Any] = _copied(data)
+    for key in (*dropped, *replaced):
+        holder: Any = copy
+        for part in key[:-1]:
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and key in replaced:
+            holder[key[-1]] = replaced[key]
+        elif isinstance(holder, dict):
+            holder.pop(key[-1], None)
+    return copy
+
+
+def _copied(value: Any) -> Any:
+    return {key: _copied(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+
+
+def _warn(warnings: list[LocatedProblem], warn: Callable[[str], None] | None) -> None:
+    for line in lines_of(warnings):
         (warn or get_root_logger().warning)(line)
 
 
@@ -152,39 +278,20 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> D
     return document
 
 
-def _check(
-    document: Document, training: bool, debug: bool, root: Path | None, paths: bool
-) -> tuple[list[LocatedProblem], Options | None]:
-    """Types a document and checks it; the mistakes, and the options where there are any."""
-    fill_scale(document)
-    apply_debug(document, debug, training)
-    problems = document.problems + refuse_control_characters(document)
-    problems += normalise(document, training)
-    data = _with_tuples(document.data())
-    data["is_train"] = training
-    data["root"] = root or Path()
-    data["sources"] = tuple(sorted({position.file for position in document.positions().values()}))
-
-    typed = typed_options(data)
-    options = typed.options
-    findings = find_component_problems(data) + typed.findings
-    if options is not None:
-        later = find_conflicts(options, written_value(document, "model_type")) if typed.has_scale else []
-        if paths:
-            options, missing = without_missing(options, check_paths(options))
-            later += [finding for finding in missing if typed.has_scale or "{scale}" not in finding[1]]
-        findings += [finding for finding in later if not typed.hides(finding[0])]
-    known = {problem.key for problem in problems if problem.is_of_value}
-    for key, message in findings:
-        if key not in known:
-            problems.append(_located(document, data, key, message))
-            known.add(key)
-    return problems, options
-
-
 def resolved_yaml(options: Options) -> str:
     """The whole options, defaults and merged files included, as YAML that loads to equal options."""
     return dump_yaml(thaw(options))
+
+
+def todays_text(kept: str) -> str:
+    """The resolved options that an earlier version kept, as today's would be."""
+    if not any(f"{key[-1]}:" in kept for key in OLDER_NAMES):
+        return kept
+    try:
+        content = document_from_text(kept, "options").data()
+        return resolved_yaml(load_options(content, training=True, paths=False, warn=no_warning))
+    except OptionsError:
+        return kept
 
 
 def dict2str(opt: Mapping[str, Any], indent_level: int = 1) -> str:
@@ -205,20 +312,6 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_with_tuples(entry) for entry in value)
     return value
-
-
-def _located(document: Document, data: dict[str, Any], key: KeyPath, message: str) -> LocatedProblem:
-    value: Any = data
-    for part in key:
-        if not (isinstance(value, Mapping) and part in value):
-            value = None
-            break
-        value = value[part]
-    if isinstance(value, str) and "boolean" in message and value.lower() in ("yes", "no", "on", "off", "y", "n"):
-        message += "; write true or false"
-    if isinstance(value, str) and value.lower() in ("none", "null", "nil") and "got" in message:
-        message += "; write ~ for nothing"
-    return LocatedProblem(document.position(key), key, message)
 
 
 def _report(problems: list[LocatedProblem], source: str | Path | Mapping[str, Any]) -> str:

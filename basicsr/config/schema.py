@@ -2,14 +2,14 @@
 
 Sections are pydantic models: strict types, no unknown keys, nothing assignable. Blocks that name a component
 by `type` (networks, losses, methods, metrics, optimizers, schedulers, datasets) are `FrozenMapping`s, whose
-keys `options_components` holds against the component's constructor.
+keys are held against the component's constructor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,12 +17,22 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    WithJsonSchema,
+    ModelWrapValidatorHandler,
+    ValidationError,
     model_validator,
 )
-from pydantic_core import core_schema
 
+from basicsr.config.component_blocks import (
+    Component,
+    DiscriminatorBlock,
+    FrozenMapping,
+    LossBlock,
+    MethodBlock,
+    MetricBlock,
+    NetworkBlock,
+    OptimizerBlock,
+    SchedulerBlock,
+)
 from basicsr.utils.ranges import (
     LARGEST_ITERATION,
     BatchSize,
@@ -40,7 +50,10 @@ from basicsr.utils.ranges import (
     Side,
     WeightDecay,
 )
-from basicsr.utils.text import nearest, shown
+from basicsr.utils.registry import DATASET_REGISTRY
+from basicsr.utils.signatures import Key, Problem, find_problems, problems_of, raise_problems, unknown_key
+from basicsr.utils.signatures import thaw as thaw
+from basicsr.utils.text import nearest
 
 MODEL_TYPES = {
     "KDModel": "KDModel",
@@ -54,81 +67,11 @@ MODEL_TYPES = {
 SET_BY_THE_COMMAND = ("root", "skipped", "sources")
 
 
-class FrozenMapping(Mapping[str, Any]):
-    """A mapping that cannot be changed, nor can what it holds: mappings are frozen, lists become tuples."""
-
-    __slots__ = ("_content",)
-
-    def __init__(self, content: Mapping[str, Any] = {}) -> None:
-        self._content = {key: freeze(value) for key, value in content.items()}
-
-    def __getitem__(self, key: str) -> Any:
-        return self._content[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._content)
-
-    def __len__(self) -> int:
-        return len(self._content)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._content.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._content)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FrozenMapping, (self._content,)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(_block)
-
-
-def freeze(value: Any) -> Any:
-    """Mappings as `FrozenMapping`, lists as tuples, all the way down."""
-    if isinstance(value, FrozenMapping):
-        return value
-    if isinstance(value, Mapping):
-        return FrozenMapping(value)
-    if isinstance(value, (list, tuple)):
-        return tuple(freeze(entry) for entry in value)
-    return value
-
-
-def thaw(value: Any) -> Any:
-    """The mutable form: dicts and lists all the way down; sections become dicts without what was left out."""
-    if isinstance(value, Section):
-        return value.to_data()
-    if isinstance(value, Mapping):
-        return {key: thaw(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [thaw(entry) for entry in value]
-    return value
-
-
-def _block(value: Any) -> FrozenMapping:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"must be a mapping such as {{type: ...}}, got {shown(value)}")
-    return FrozenMapping(value)
-
-
 def _model_type(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if value in MODEL_TYPES:
-        return MODEL_TYPES[value]
-    near = nearest(value, list(MODEL_TYPES))
-    raise ValueError(f"no model is called '{value}'{near}; there are: {', '.join(MODEL_TYPES)}")
+    if not isinstance(value, str) or value in MODEL_TYPES:
+        return MODEL_TYPES.get(value, value) if isinstance(value, str) else value
+    raise ValueError(f"no model is called '{value}'{nearest(value, MODEL_TYPES)}; there are: {', '.join(MODEL_TYPES)}")
 
-
-NetworkBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "network"})]
-LossBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "loss"})]
-MethodBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "method"})]
-MetricBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "metric"})]
-OptimizerBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "optimizer"})]
-SchedulerBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "scheduler"})]
-ContrastiveBlock = Annotated[FrozenMapping, WithJsonSchema({"type": "object", "x-component": "contrastive"})]
 
 _ABSENT: Any = None
 Precision = Literal["none", "bf16", "fp16"]
@@ -136,7 +79,11 @@ TrainingPrecision = Literal["auto", "none", "bf16", "fp16"]
 
 
 class Section(BaseModel):
-    """Base of all sections: strict, frozen, no unknown keys; lists become tuples before they come here."""
+    """Base of all sections: strict, frozen, no unknown keys; lists become tuples before they come here.
+
+    Attributes:
+        older_names: keys that stand for others; they are replaced before the options come here.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -146,6 +93,27 @@ class Section(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+    older_names: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_problems(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        """Raises what is wrong as `Problem`s, which know the keys that this section allows."""
+        try:
+            return handler(cls.gathered(dict(data)) if isinstance(data, Mapping) else data)
+        except ValidationError as error:
+            return raise_problems(problems_of(error, data, cls.unknown_key))
+
+    @classmethod
+    def gathered(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The data with the keys that the fields have."""
+        return data
+
+    @classmethod
+    def unknown_key(cls, key: Key) -> Problem:
+        """What to say of a key that the section does not have."""
+        allowed = [name for name in cls.model_fields if name not in SET_BY_THE_COMMAND]
+        return unknown_key(key, allowed, cls.older_names)
 
     def to_data(self) -> dict[str, Any]:
         """Plain dicts and lists from which an equal section can be made, without what is null by default."""
@@ -155,6 +123,24 @@ class Section(BaseModel):
             if not field.exclude and not (value is None and field.default is None):
                 data[name] = thaw(value)
         return data
+
+
+class _Dataset(Component):
+    """A whole entry of `datasets`: the keys that are not the loader's are arguments of the dataset's class."""
+
+    def problems_with(self, member: Any, given: Mapping[str, Any]) -> list[Problem]:
+        """See `Component`."""
+        filled = {key: given.get(key) for key in _FILLED_IN}
+        arguments = {key: value for key, value in given.items() if key not in _FILLED_IN}
+        return find_problems(member, arguments, filled, further=dict.fromkeys(DatasetOptions.loader_keys(), Any))
+
+    def kept(self, block: Mapping[str, Any]) -> FrozenMapping:
+        """See `Component`."""
+        known = ("type", *_FILLED_IN, *DatasetOptions.loader_keys())
+        return FrozenMapping({key: block[key] for key in block if key not in known})
+
+
+_FILLED_IN = ("phase", "scale")
 
 
 class DatasetOptions(Section):
@@ -194,17 +180,22 @@ class DatasetOptions(Section):
     iters: Annotated[tuple[Iterations, ...], Field(min_length=1)] | None = Field(
         default=None, description="of each stage: iterations; together at least train: total_iter"
     )
-    arguments: Annotated[FrozenMapping, WithJsonSchema({"type": "object"})] = Field(
-        default=FrozenMapping(), description="keys for the dataset's own class (written beside the others)"
+    arguments: Annotated[Mapping[str, Any], _Dataset("dataset", DATASET_REGISTRY)] = Field(
+        description="keys for the dataset's own class (written beside the others)"
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _collect_arguments(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        own = {key: value for key, value in data.items() if key in cls.model_fields and key != "arguments"}
-        return {**own, "arguments": {key: value for key, value in data.items() if key not in own}}
+    def loader_keys(cls) -> list[str]:
+        """The keys that users may write for any class."""
+        return [name for name in cls.model_fields if name not in ("type", *_FILLED_IN, "arguments")]
+
+    @classmethod
+    def gathered(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """See `Section`; whether `type` is one is looked at with the arguments."""
+        if "arguments" in data:
+            raise_problems([unknown_key(("arguments",), cls.loader_keys())])
+        own = {key: value for key, value in data.items() if key in cls.model_fields}
+        return {**own, "type": str(data.get("type")), "arguments": data}
 
     def to_data(self) -> dict[str, Any]:
         """As it was written: the class's arguments beside the loader's keys."""
@@ -237,6 +228,7 @@ class PathOptions(Section):
 class TrainOptions(Section):
     """`train`: losses, distillation terms, optimizers and schedule."""
 
+    older_names = ("gan_opt", "resp_kd_opt", "contrastive_opt")
     total_iter: Iterations = Field(description="iterations in all")
     warmup_iter: Annotated[int, Field(ge=-1, le=LARGEST_ITERATION)] = Field(
         default=-1, description="iterations of rising learning rate; -1 for none"
@@ -252,43 +244,19 @@ class TrainOptions(Section):
     scheduler: SchedulerBlock | None = Field(default=None, description="learning rates; ~ for a constant rate")
     pixel_opt: LossBlock | None = Field(default=None, description="loss between output and HR image")
     perceptual_opt: LossBlock | None = Field(default=None, description="perceptual loss between output and HR image")
-    resp_kd_opt: LossBlock | None = Field(default=None, description="loss between the student's and teacher's outputs")
-    contrastive_opt: ContrastiveBlock | None = Field(default=None, description="MCAD-KD's contrastive loss")
     adversarial_opt: LossBlock | None = Field(default=None, description="GAN loss (gan_opt in BasicSR's files)")
     distill: Annotated[Mapping[str, MethodBlock], AfterValidator(FrozenMapping)] = Field(
-        default=FrozenMapping(), description="further distillation terms, by a name of your choice"
+        default=FrozenMapping(), description="distillation terms, by a name of your choice"
     )
     train_adversary: bool = Field(default=True, description="whether the discriminator learns")
     net_d_iters: Iterations = Field(default=1, description="the network is updated every so many iterations")
     net_d_init_iters: IterationsOrNone = Field(default=0, description="iterations that train the discriminator only")
 
     @property
-    def method_blocks(self) -> dict[str, FrozenMapping]:
-        """The distillation terms by name, as `METHOD_REGISTRY.build` takes them."""
-        blocks: dict[str, FrozenMapping] = {}
-        if self.resp_kd_opt is not None:
-            blocks["response"] = FrozenMapping({"type": "ResponseDistillation", "criterion": self.resp_kd_opt})
-        if self.contrastive_opt is not None:
-            blocks["contrastive"] = contrastive_block(self.contrastive_opt)
-        return {**blocks, **self.distill}
-
-    @property
-    def loss_blocks(self) -> dict[str, FrozenMapping]:
+    def loss_blocks(self) -> dict[str, Mapping[str, Any]]:
         """The losses against the HR image by name, as `LOSS_REGISTRY.build` takes them."""
         blocks = {"pix": self.pixel_opt, "percep": self.perceptual_opt}
         return {name: block for name, block in blocks.items() if block is not None}
-
-    @property
-    def adversarial(self) -> FrozenMapping | None:
-        """The GAN loss, if any."""
-        return self.adversarial_opt
-
-
-def contrastive_block(options: Mapping[str, Any]) -> FrozenMapping:
-    """`contrastive_opt`, whose `type` says image, patch or hybrid, as a block of the method registry."""
-    arguments = {key: value for key, value in options.items() if key != "type"}
-    mode = {"mode": options["type"]} if "type" in options else {}
-    return FrozenMapping({"type": "HybridContrastive", **mode, **arguments})
 
 
 class BestOptions(Section):
@@ -429,9 +397,23 @@ class RowOptions(Section):
         return {"type": "bicubic"} if self.type == "bicubic" else super().to_data()
 
 
+class FurtherTeacher(Section):
+    """An entry of `SeveralTeachers`' option `teachers`."""
+
+    network: NetworkBlock | None = Field(default=None, description="the network; recognised from its file if left out")
+    path: str | None = Field(default=None, description="file with its weights")
+    param_key: str | None = Field(default="params", description="key of the weights in the file; ~ if it is flat")
+    strict: bool = Field(default=True, description="refuse weights whose names differ from the network's")
+    weight: PositiveWeight = Field(default=1.0, description="its weight in the mean")
+    allow_random: bool = Field(
+        default=False, description="train without its weights where there is no path (for tests)"
+    )
+
+
 class Options(Section):
     """A whole options file."""
 
+    older_names = ("discriminator",)
     name: str = Field(description="the experiment's name and the name of its folder")
     model_type: Annotated[Literal["KDModel", "SRModel"], BeforeValidator(_model_type)] = Field(
         default="SRModel",
@@ -467,7 +449,7 @@ class Options(Section):
     )
     network_g: NetworkBlock | None = Field(default=None, description="the network to train or test: the student")
     network_t: NetworkBlock | None = Field(default=None, description="the teacher, frozen")
-    network_d: NetworkBlock | None = Field(default=None, description="the discriminator")
+    network_d: DiscriminatorBlock | None = Field(default=None, description="the discriminator")
     networks: Annotated[Mapping[str, RowOptions], AfterValidator(FrozenMapping)] = Field(
         default=FrozenMapping(), description="for test.py: any number of networks, a row of the table each"
     )
@@ -484,6 +466,15 @@ class Options(Section):
     skipped: tuple[str, ...] = Field(default=(), exclude=True, description="what skip_missing left out")
     sources: tuple[str, ...] = Field(default=(), exclude=True, description="the options files that were read")
     root: Path = Field(default=Path("."), exclude=True, description="set by the command: parent of experiments/")
+
+    @classmethod
+    def unknown_key(cls, key: Key) -> Problem:
+        """As for any section; a key of one of the sections is named with it."""
+        sections: dict[str, type[Section]] = {"train": TrainOptions, "val": ValOptions, "path": PathOptions}
+        for name, section in (sections | {"logger": LoggerOptions, "report": ReportOptions}).items():
+            if key[-1] in section.model_fields:
+                return Problem(key, f"unknown key here; it is one of section {name}, {name}:{key[0]} for --force_yml")
+        return super().unknown_key(key)
 
     def __eq__(self, other: object) -> bool:
         """Whether all keys have equal values, whichever files they were read from."""

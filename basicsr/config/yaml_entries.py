@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from basicsr.utils.text import one_line, shortened
+from basicsr.utils.text import key_text, one_line
 
 KeyPath = tuple[str | int, ...]
 PAIRS = (("dataroot_gt", "dataroot_lq"),)
@@ -59,7 +59,8 @@ def lines_of(problems: Iterable[LocatedProblem]) -> list[str]:
 
 def _cause(problem: LocatedProblem) -> tuple[str, str]:
     is_of_folder = problem.message.startswith("lies in ")  # whichever keys name it
-    return problem.message, "" if is_of_folder or not problem.key else str(problem.key[-1])
+    names = [part for part in problem.key if isinstance(part, str)]
+    return problem.message, "" if is_of_folder or not names else names[-1]
 
 
 def _places(group: Sequence[LocatedProblem]) -> str:
@@ -82,12 +83,6 @@ class Entry:
     value: Any
     position: Position
     replaced: Entry | None = None
-
-
-def key_text(key: Sequence[str | int]) -> str:
-    """`('datasets', 'train', 'mean', 0)` as `datasets.train.mean[0]`."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" for part in key)
-    return one_line("".join(parts).removeprefix("."))
 
 
 def merge_entries(base: Entry, own: Entry) -> Entry:

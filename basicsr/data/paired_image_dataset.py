@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from basicsr.config.component_blocks import ON_DISK, StorageBlock
 from basicsr.data.base import Color, PatchDataset, TensorConversion, rgb_tensor, taking_opt
 from basicsr.data.storage import OpenImage, StoredImages, Window, roots_of
 from basicsr.data.teacher_outputs import StoredOutputs, decode
@@ -59,7 +60,7 @@ class PairedImageDataset(PatchDataset):
         dataroot_lq: str,
         scale: Scale,
         phase: Literal["train", "val", "test"] = "train",
-        io_backend: Mapping[str, Any] = {"type": "disk"},
+        io_backend: StorageBlock = ON_DISK,
         filename_tmpl: str = "{}",
         meta_info_file: str | None = None,
         gt_size: Side | None = None,

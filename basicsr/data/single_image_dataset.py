@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from basicsr.config.component_blocks import ON_DISK, StorageBlock
 from basicsr.data.base import Color, ImageDataset, TensorConversion, taking_opt
 from basicsr.data.storage import StoredImages, roots_of
 from basicsr.utils.ranges import Colour, Deviation
@@ -36,7 +37,7 @@ class SingleImageDataset(ImageDataset):
         self,
         *,
         dataroot_lq: str,
-        io_backend: Mapping[str, Any] = {"type": "disk"},
+        io_backend: StorageBlock = ON_DISK,
         meta_info_file: str | None = None,
         color: Color | None = None,
         mean: Sequence[Colour] | None = None,

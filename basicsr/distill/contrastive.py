@@ -20,7 +20,7 @@ from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Features, Few, Many, Side, Weight
 from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.signatures import Conflict, Misfit, check_arguments
 
 TAU_RANGE = (0.01, 1.0)
 Tau = Annotated[float, Ge(TAU_RANGE[0]), Le(TAU_RANGE[1])]
@@ -183,6 +183,20 @@ class HybridContrastive(LossTerm):
         multiple = 2 if mode == "image" else 4
         if embed_dim % multiple:
             yield "embed_dim", f"is {embed_dim}, allowed: multiples of {multiple}, as the heads' layers halve it"
+
+    @staticmethod
+    def misfits(
+        mode: str, patch_size: int, gather_negatives: bool, gt_size: int, batch_size: int, ranks: int
+    ) -> Iterator[Misfit]:
+        """See `basicsr.utils.signatures.find_misfits`."""
+        if mode != "image" and patch_size > gt_size:
+            yield Misfit("patch_size", f"{patch_size} is larger than the smallest gt_size {gt_size}; lower it", True)
+        if mode != "patch" and batch_size == 1 and not (ranks > 1 and gather_negatives):
+            yield Misfit(
+                "mode",
+                f"is {mode}, but batch_size_per_gpu is 1: the contrast of whole images has no other image, and l_img is"
+                " 0; raise it, or take patch",
+            )
 
     @property
     def tau(self) -> torch.Tensor:

@@ -29,14 +29,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from basicsr.archs.frozen import Frozen
-from basicsr.archs.vgg_arch import VGGFeatureExtractor
+from basicsr.archs.vgg_arch import VGGFeatureExtractor, layer_problems
 from basicsr.distill.base import LossTerm, NetworkPair, StepContext
 from basicsr.distill.features import Others, summed_distances
 from basicsr.losses.loss_util import at_least_float32, check_images_for
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Weight
 from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.signatures import Conflict, Problem, check_arguments
 
 LAYER_WEIGHTS = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0}
 EPSILON = 1e-7
@@ -97,8 +97,9 @@ class CSD(LossTerm):
         )
 
     @staticmethod
-    def conflicts(layer_weights: Mapping[str, float] | None) -> Iterator[Conflict]:
+    def conflicts(layer_weights: Mapping[str, float] | None) -> Iterator[Conflict | Problem]:
         """See `basicsr.utils.signatures.find_problems`."""
+        yield from layer_problems(layer_weights or ())
         if layer_weights is not None and not any(layer_weights.values()):
             yield "layer_weights", "names no layer with a weight above 0; give one, or leave it out"
 

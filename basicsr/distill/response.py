@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from basicsr.config.component_blocks import LossBlock
 from basicsr.distill.base import CriterionTerm, StepContext, criterion_scope
 from basicsr.losses.loss_util import BatchScope
 from basicsr.utils.registry import METHOD_REGISTRY
@@ -30,7 +31,7 @@ class ResponseDistillation(CriterionTerm):
         """That of the criterion."""
         return criterion_scope(options.get("criterion") or _DEFAULT)
 
-    def __init__(self, *, criterion: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, *, criterion: LossBlock | None = None) -> None:
         super().__init__(self._part, criterion or _DEFAULT)
 
     def target(self, context: StepContext) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,7 +10,8 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.archs.frozen import Frozen
-from basicsr.config.component_blocks import is_auto
+from basicsr.config.component_blocks import UNCHECKED, LossBlock, is_auto
+from basicsr.config.schema import FurtherTeacher
 from basicsr.distill.base import StepContext
 from basicsr.distill.response import ResponseDistillation
 from basicsr.losses.loss_util import at_least_float32
@@ -19,40 +19,8 @@ from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.precision import keep_output_precise
 from basicsr.utils.ranges import PositiveWeight
 from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.signatures import bind_arguments, check_arguments
+from basicsr.utils.signatures import check_arguments
 from basicsr.weights.recognise import network_for
-
-
-@dataclass(frozen=True, kw_only=True)
-class FurtherTeacher:
-    """An entry of `SeveralTeachers`' option `teachers`.
-
-    Attributes:
-        network: options of the network; if left out or {type: auto}, it is recognised from its file.
-        path: file with its weights.
-        param_key: which state dict in the file to take, `params` or `params_ema`.
-        strict: whether keys must match exactly.
-        weight: its weight in the mean, positive.
-        allow_random: leave it untrained where there is no `path` (for tests).
-    """
-
-    network: Mapping[str, Any] | None = None
-    path: str | None = None
-    param_key: str | None = "params"
-    strict: bool = True
-    weight: PositiveWeight = 1.0
-    allow_random: bool = False
-
-    def build(self) -> tuple[nn.Module, str | None]:
-        """The network with its weights, on the CPU, and what the log should say of them."""
-        if self.path is not None:
-            network, remark = network_for(self.network, self.path, param_key=self.param_key, strict=self.strict)
-            return network, remark or f"Loaded from {self.path}"
-        if self.network is None or is_auto(self.network):
-            raise OptionsError("path is required where network is left out or auto: it is recognised from this file")
-        if not self.allow_random:
-            raise OptionsError("path is required: an untrained teacher teaches noise (allow_random: true allows it)")
-        return build_network(self.network), None
 
 
 @METHOD_REGISTRY.register()
@@ -85,17 +53,14 @@ class SeveralTeachers(ResponseDistillation):
     def __init__(
         self,
         *,
-        teachers: Sequence[Mapping[str, Any]] = (),
+        teachers: Sequence[FurtherTeacher] = (),
         weight: PositiveWeight = 1.0,
-        criterion: Mapping[str, Any] | None = None,
+        criterion: LossBlock | None = None,
     ) -> None:
         check_arguments(SeveralTeachers, locals())
         super().__init__(criterion=criterion)
         labels = [f"SeveralTeachers: teachers[{number}]" for number in range(len(teachers))]
-        entries = [
-            FurtherTeacher(**bind_arguments(FurtherTeacher, options, {}, label))
-            for options, label in zip(teachers, labels, strict=True)
-        ]
+        entries = [FurtherTeacher.model_validate(options, context=UNCHECKED) for options in teachers]
         shares = {"SeveralTeachers": weight, **{label: e.weight for label, e in zip(labels, entries, strict=True)}}
         self._shares = [share / sum(shares.values()) for share in shares.values()]
         self._labels = labels
@@ -124,8 +89,20 @@ class SeveralTeachers(ResponseDistillation):
 
 def _frozen(entry: FurtherTeacher, label: str) -> tuple[Frozen[nn.Module], str | None]:
     try:
-        network, remark = entry.build()
+        network, remark = _built(entry)
     except (OptionsError, CheckpointError) as error:
         raise type(error)(f"{label}: {error}") from error
     keep_output_precise(network)
     return Frozen(network), remark
+
+
+def _built(entry: FurtherTeacher) -> tuple[nn.Module, str | None]:
+    """The network with its weights, on the CPU, and what the log should say of them."""
+    if entry.path is not None:
+        network, remark = network_for(entry.network, entry.path, param_key=entry.param_key, strict=entry.strict)
+        return network, remark or f"Loaded from {entry.path}"
+    if entry.network is None or is_auto(entry.network):
+        raise OptionsError("path is required where network is left out or auto: it is recognised from this file")
+    if not entry.allow_random:
+        raise OptionsError("path is required: an untrained teacher teaches noise (allow_random: true allows it)")
+    return build_network(entry.network), None

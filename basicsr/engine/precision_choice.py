@@ -133,7 +133,9 @@ def _faster(options: Options, asked: tuple[str, str], device: torch.device) -> t
         return pick(False, None)
     plain, fast = (_with_auto_as(asked, modes) for modes in (_PLAIN, _FAST))
     assert options.train is not None
-    in_part = bool(set(options.train.method_blocks) - {"response"})  # heads are left out
+    in_part = any(
+        block["type"] != "ResponseDistillation" for block in options.train.distill.values()
+    )  # heads are left out
     return pick(True, _times(options, plain, fast, device, least_gain(in_part)), in_part)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basicsr.config.load import load_options, no_warning
+from basicsr.config.normalise import Normalised, todays_name
 from basicsr.config.schema import Options, thaw
 from basicsr.config.yaml_files import document_from_text
 from basicsr.distill.base import criterion_scope
@@ -115,7 +116,7 @@ def _changes(resume: Checkpoint, options: Options, rank_info: RankInfo) -> tuple
     state = resume.state
     before, after = _saved_options(resume), flat(thaw(options))
     files = input_digests(options)
-    known = state.get("files", files)
+    known = {todays_name(option): digest for option, digest in state.get("files", files).items()}
     ignored = _OF_THE_TEACHER if TEACHER_CACHE in known and TEACHER_CACHE in files else ()
     grave: list[str] = []
     slight: list[str] = []
@@ -235,13 +236,14 @@ def _saved_options(resume: Checkpoint) -> dict[str, Any]:
     """The options of a checkpoint, with the defaults of keys that are younger than it."""
     text = resume.state.get("options")
     try:
-        content = document_from_text(str(text), f"the options in {resume.path}").data()
+        document = document_from_text(str(text), f"the options in {resume.path}")
     except OptionsError as error:
         raise CheckpointError(f"{resume.path} cannot be resumed: {error}") from error
     try:
-        return flat(thaw(load_options(content, training=True, paths=False, warn=no_warning)))
+        return flat(thaw(load_options(document.data(), training=True, paths=False, warn=no_warning)))
     except OptionsError:  # of a version that knew other keys
-        return flat(content)
+        saved, today = flat(document.data()), flat(Normalised(document, training=True).data)
+        return {key: today[key] for key in today if key in saved or key.startswith("train.distill.")}
 
 
 def _in_force(options: Mapping[str, Any], kept: Mapping[str, str]) -> dict[str, Any]:
@@ -259,8 +261,8 @@ def _batch_scopes(options: Options) -> set[BatchScope]:
     """Which images the losses compare. A discriminator's batch normalisation sees one batch of all ranks at a time."""
     train = options.train
     scopes = {criterion_scope(block) for block in train.loss_blocks.values()}
-    scopes |= {batch_scope_of(METHOD_REGISTRY.get(block["type"]), block) for block in train.method_blocks.values()}
-    return scopes | ({"all ranks"} if train.adversarial is not None else set())
+    scopes |= {batch_scope_of(METHOD_REGISTRY.get(block["type"]), block) for block in train.distill.values()}
+    return scopes | ({"all ranks"} if train.adversarial_opt is not None else set())
 
 
 def _per_stage(options: Mapping[str, Any]) -> list[int]:

@@ -26,16 +26,16 @@ class FileClient:
     """
 
     def __init__(self, backend: str = "disk", **options: Any) -> None:
-        if backend not in _BACKENDS:
-            raise OptionsError(f"io_backend type must be one of {', '.join(_BACKENDS)}, got '{backend}'")
-        allowed = _BACKENDS[backend].options
+        if backend not in BACKENDS:
+            raise OptionsError(f"io_backend type must be one of {', '.join(BACKENDS)}, got '{backend}'")
+        allowed = BACKENDS[backend].options
         if unknown := sorted(set(options) - set(allowed)):
             raise OptionsError(
                 f"io_backend of type {backend} has no option {', '.join(unknown)}; "
                 f"allowed: {', '.join(allowed) or 'none'}"
             )
         self.backend = backend
-        self.client: _Disk | _Lmdb = _BACKENDS[backend](**options)
+        self.client: _Disk | _Lmdb = BACKENDS[backend](**options)
 
     def get(self, filepath: str | os.PathLike[str], client_key: str = "default") -> bytes:
         """The content of a file, or the value of the key `filepath` in the database named `client_key`.
@@ -93,4 +93,4 @@ class _Lmdb:
         return stored_value(self._paths[client_key], name, self._readahead)
 
 
-_BACKENDS: dict[str, Any] = {"disk": _Disk, "lmdb": _Lmdb}
+BACKENDS: dict[str, Any] = {"disk": _Disk, "lmdb": _Lmdb}

@@ -66,7 +66,7 @@ def build_model(options: Options, device: torch.device) -> tuple[KDModel, list[s
         if options.teacher_cache is None:
             teacher, loaded = load_teacher(options, device)
             remarks.append(loaded)
-        for name, block in options.train.method_blocks.items():
+        for name, block in options.train.distill.items():
             terms[name] = METHOD_REGISTRY.build(block)
     precision = Precision.of(device, options.amp)
     teacher_precision = Precision.of(device, options.amp_teacher or options.amp)
@@ -88,7 +88,7 @@ def build_networks(options: Options, device: torch.device) -> dict[str, nn.Modul
 
     labels = ["g"]
     labels += ["t"] if options.model_type == "KDModel" and options.teacher_cache is None else []
-    labels += ["d"] if options.train.adversarial is not None else []
+    labels += ["d"] if options.train.adversarial_opt is not None else []
     networks = {}
     for label in labels:
         block = getattr(options, f"network_{label}")
@@ -110,7 +110,7 @@ def build_adversary(options: Options, device: torch.device, distributed: bool) -
     from basicsr.models.adversary import Adversary
     from basicsr.utils.precision import Precision
 
-    block = options.train.adversarial
+    block = options.train.adversarial_opt
     if block is None:
         return None, []
     discriminator, remark = _load_network(options, "d", device)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.text import nearest
+from basicsr.utils.signatures import bind_arguments, call_style, thaw, unknown_name
 
 
 class Registry:
@@ -60,16 +60,14 @@ class Registry:
         Raises:
             OptionsError: there is no such member; lists those there are and the nearest name.
         """
-        if name not in self._members:
-            self._import_files(defining=name)
-        for known in (name, f"{name}_{suffix}"):
-            if known in self._members:
-                return self._members[known]
+        for defining in (name, None):  # the one file that defines it, else all
+            if name not in self._members:
+                self._import_files(defining)
+            for known in (name, f"{name}_{suffix}"):
+                if known in self._members:
+                    return self._members[known]
         names = self.names()
-        for known in (name, f"{name}_{suffix}"):
-            if known in self._members:
-                return self._members[known]
-        raise OptionsError(f"no {self.kind} is called '{name}'{nearest(name, names)}; there are: {', '.join(names)}")
+        raise OptionsError(unknown_name(self.kind, name, names).message)
 
     def names(self) -> list[str]:
         """All names, sorted; imports every file of the registry's folder."""
@@ -87,13 +85,11 @@ class Registry:
         Raises:
             OptionsError: `type` is missing or unknown, or a key does not fit the constructor.
         """
-        from basicsr.utils.signatures import bind_arguments, call_style
-
         if "type" not in options:
             raise OptionsError(f"a {self.kind} needs a 'type'; there are: {', '.join(self.names())}")
         factory = self.get(options["type"])
         if call_style(factory) == "opt":
-            return factory({**_thawed(options), **provided})
+            return factory({**thaw(options), **provided})
         given = {key: value for key, value in options.items() if key != "type"}
         return factory(**bind_arguments(factory, given, provided, f"{self.kind} {options['type']}"))
 
@@ -125,15 +121,6 @@ class Registry:
                     importlib.import_module(f"{self._package}.{file.stem}")
                 except Exception as error:  # whatever a file of the user's own raises
                     raise OptionsError(f"{file} does not import: {type(error).__name__}: {error}") from error
-
-
-def _thawed(value: Any) -> Any:
-    """A mutable copy of options: dicts and lists all the way down, as classes written for BasicSR expect."""
-    if isinstance(value, Mapping):
-        return {key: _thawed(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_thawed(entry) for entry in value]
-    return value
 
 
 ARCH_REGISTRY = Registry("network", "basicsr.archs", "_arch")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _LONGEST_MESSAGE = 4000
@@ -67,6 +67,12 @@ def one_line(text: str) -> str:
     """As `printable`, with the middle of a very long text cut out."""
     half = _LONGEST_MESSAGE // 2
     return printable(text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}")
+
+
+def key_text(key: Sequence[str | int]) -> str:
+    """`('datasets', 'train', 'mean', 0)` as `datasets.train.mean[0]`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" for part in key)
+    return one_line("".join(parts).removeprefix("."))
 
 
 def readable(size: int) -> str:

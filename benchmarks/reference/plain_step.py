@@ -57,15 +57,17 @@ class PlainStep:
         self.memory_before = memory()["now"]
         torch.manual_seed(0)
         train = options["train"]
+        terms = train["distill"]
         self.student = _network(archs, options["network_g"]).train()
         self.teacher = _network(archs, options["network_t"]).eval()
         self.discriminator = _network(archs, options["network_d"]).train()
         for parameter in self.teacher.parameters():
             parameter.requires_grad = False
         self.pixel_loss, self.response_loss, self.gan_loss = (
-            losses.build_loss(dict(train[key])) for key in ("pixel_opt", "resp_kd_opt", "adversarial_opt")
+            losses.build_loss(dict(block))
+            for block in (train["pixel_opt"], terms["response"]["criterion"], train["adversarial_opt"])
         )
-        self.contrast = train["contrastive_opt"]
+        self.contrast = terms["contrastive"]
         size = self.contrast.get("embed_dim", 256)
         self.image_head = Head([3, size // 2], size)
         self.patch_head = Head([3, size // 4, size // 2], size)

@@ -31,8 +31,7 @@ def cache(bench: Bench, pair: str) -> Report:
     alone = copy.deepcopy(taught)
     alone["model_type"] = "SRModel"
     del alone["network_t"], alone["path"]
-    for key in ("resp_kd_opt", "contrastive_opt"):
-        del alone["train"][key]
+    del alone["train"]["distill"]
     folder = bench.folder / f"cache_{pair}"
     _store_outputs(bench, folder, taught)
     taught["datasets"]["train"]["teacher_cache"] = str(folder / "outputs")

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 import photographs
 from subprocesses import Programs, StepFailed, Stopped, exclusive
 
-from basicsr.config.load import load_options, no_warning, resolved_yaml
+from basicsr.config.load import load_options, no_warning, resolved_yaml, todays_text
 from basicsr.config.schema import Options
 from basicsr.engine.precision_choice import choose_for_several, read_choice
 from basicsr.engine.process.command import run_command
@@ -57,7 +57,9 @@ def state_of(options: Options, inputs: Iterable[Path]) -> State:
         inputs: files that it is made from.
     """
     kept = options.experiment_folder / f"{options.name}.yml"
-    if not kept.is_file() or kept.read_text("utf-8", "replace").partition("\n")[2] != resolved_yaml(options):
+    if not kept.is_file():
+        return "start"
+    if todays_text(kept.read_text("utf-8", "replace").partition("\n")[2]) != resolved_yaml(options):
         return "start"
     if not _is_newer(kept, inputs):
         return "start"

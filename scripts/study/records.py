@@ -15,7 +15,7 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
-from basicsr.config.load import resolved_yaml
+from basicsr.config.load import resolved_yaml, todays_text
 from basicsr.config.schema import Options
 from basicsr.data import build_eval_dataset
 from basicsr.engine.logs.metric_writers import flat
@@ -137,7 +137,7 @@ def kept_options(options: Options) -> str | None:
     """The options in the folder of a training, without the line of versions; None where it was never started."""
     kept = options.experiment_folder / f"{options.name}.yml"
     try:
-        return kept.read_text("utf-8").partition("\n")[2] if kept.is_file() else None
+        return todays_text(kept.read_text("utf-8").partition("\n")[2]) if kept.is_file() else None
     except (OSError, UnicodeError) as error:
         raise _damaged(kept) from error
 

@@ -100,17 +100,17 @@ def test_example_of_the_readme_means_what_it_says():
     assert options.val.val_freq == options.logger.save_checkpoint_freq == 5000
     assert options.train.optim_g["lr"] == 1e-4
     assert options.train.loss_blocks == {"pix": {"type": "L1Loss", "loss_weight": 3.0, "reduction": "mean"}}
-    assert options.train.method_blocks["response"] == {
+    assert options.train.distill["response"] == {
         "type": "ResponseDistillation",
         "criterion": FrozenMapping({"type": "L1Loss", "loss_weight": 0.5, "reduction": "mean"}),
     }
-    contrastive = options.train.method_blocks["contrastive"]
+    contrastive = options.train.distill["contrastive"]
     assert (contrastive["type"], contrastive["mode"], contrastive["loss_weight"]) == (
         "HybridContrastive",
         "hybrid",
         0.05,
     )
-    assert options.train.adversarial["loss_weight"] == 0.01
+    assert options.train.adversarial_opt["loss_weight"] == 0.01
 
 
 @pytest.mark.parametrize("file", sorted(FILES.glob("*.yml")), ids=lambda file: file.stem)
@@ -124,7 +124,7 @@ def test_resolved_options_load_to_equal_options(file, tmp_path):
 def test_basicsr_files_keep_their_meaning():
     options = load(FILES / "train_MSRGAN_x4.yml")
     assert options.model_type == "SRModel"
-    assert options.train.adversarial == {
+    assert options.train.adversarial_opt == {
         "type": "GANLoss",
         "gan_type": "vanilla",
         "real_label_val": 1.0,
@@ -175,7 +175,7 @@ def test_options_survive_pickling_and_hold_no_part_of_the_input(options):
         ("scale", True, "scale: input should be a valid integer, got True"),
         ("model_type", "MCADK", "model_type: no model is called 'MCADK' (did you mean 'MCADKD'?)"),
         ("model_type", "ESRGANModel", "model_type: no model is called 'ESRGANModel'"),
-        ("num_gpu", "all", "num_gpu: input should be a valid integer, got 'all' or input should be 'auto'"),
+        ("num_gpu", "all", "num_gpu: input should be a valid integer or input should be 'auto', got 'all'"),
         ("num_gpu", -1, "num_gpu: input should be greater than or equal to 0"),
         ("amp", "fp32", "amp: input should be 'auto', 'none', 'bf16' or 'fp16', got 'fp32'"),
         ("channels_last", "yes", "channels_last: input should be a valid boolean, got 'yes'; write true or false"),
@@ -189,8 +189,9 @@ def test_options_survive_pickling_and_hold_no_part_of_the_input(options):
         ("datasets.val.dataroot_gt", ..., "datasets.val.dataroot_gt: is required"),
         ("datasets.val.filename_tmpl", 3, "datasets.val.filename_tmpl: input should be a valid string, got 3"),
         ("datasets.val.type", "PairedDataset", "no dataset is called 'PairedDataset' (did you mean 'PairedIma"),
-        ("datasets.val.io_backend", {"type": "dsk"}, "must be the name of a storage, got 'dsk'; there are: disk, lmdb"),
-        ("datasets.val.io_backend", {"type": "lmdb", "a": 1}, "io_backend.a: unknown key; allowed: type, readahead"),
+        ("datasets.val.io_backend", {"type": "dsk"},
+         "no storage is called 'dsk' (did you mean 'disk'?); there are: disk, lmdb"),
+        ("datasets.val.io_backend", {"type": "lmdb", "a": 1}, "io_backend.a: unknown key; allowed: readahead"),
         ("datasets.val.type", ..., "datasets.val.type: is required, as a dataset needs a type; there are: "),
         ("datasets.val.scale", 3, "datasets.val.scale: is filled in: 2 here, got 3"),
         ("datasets.val.phase", "train", "datasets.val.phase: is filled in: 'val' here, got 'train'"),
@@ -250,8 +251,11 @@ def test_options_survive_pickling_and_hold_no_part_of_the_input(options):
         ("train.contrastive_opt.type", "hybird", "train.contrastive_opt.type: input should be 'image', 'patch' or"),
         ("train.contrastive_opt.mode", "hybrid", "train.contrastive_opt.mode: unknown key; write it as type"),
         ("train.contrastive_opt.temperature", 0.1, "train.contrastive_opt.temperature: unknown key"),
-        ("train.contrastive_opt.patch_size", 128, "train.contrastive_opt.patch_size: 128 is larger than gt_size 96"),
-        ("train.distill", {"response": {"type": "ResponseDistillation"}}, "is the name of a built-in term"),
+        ("train.contrastive_opt.patch_size", 128,
+         "train.contrastive_opt.patch_size: 128 is larger than the smallest gt_size 96"),
+        ("train.distill", {"response": {"type": "ResponseDistillation"}},
+         "train.resp_kd_opt: is an older name of distill.response, which stands at options; keep one"),
+        ("train.distill", {"pix": {"type": "ResponseDistillation"}}, "is the name of a built-in term"),
         ("train.distill", {"a.b": {"type": "ResponseDistillation"}}, "cannot be a term's name"),
         ("train.distill", {"keys": {"type": "ResponseDistillation"}}, "cannot be a term's name"),
         ("train.distill", {"more": {"type": "Respons"}}, "train.distill.more.type: no distillation method is called"),
@@ -269,7 +273,7 @@ def test_options_survive_pickling_and_hold_no_part_of_the_input(options):
         ),
         ("val.metrics.psnr.type", "psnr", "val.metrics.psnr.type: no metric is called 'psnr'"),
         ("val.metrics.psnr.crop", 3, "val.metrics.psnr.crop: unknown key"),
-        ("val.metrics.psnr.better", "more", "val.metrics.psnr.better: must be higher or lower, got 'more'"),
+        ("val.metrics.psnr.better", "more", "val.metrics.psnr.better: input should be 'higher' or 'lower', got 'more'"),
         ("val.best", {"dataset": "Set6", "metric": "psnr"}, "no validation dataset is named 'Set6'; there are: Set5"),
         ("val.best", {"dataset": "Set5", "metric": "lpips"}, "no metric is named 'lpips'; there are: psnr"),
         ("logger.wandb", {"projekt": "x"}, "logger.wandb.projekt: unknown key"),
@@ -345,7 +349,7 @@ def test_older_names_mean_the_newer_ones(options):
     options["train"]["gan_opt"] = options["train"].pop("adversarial_opt")
     loaded = load(options)
     assert loaded.network_d["type"] == "UNetDiscriminatorSN"
-    assert loaded.train.adversarial["gan_type"] == "vanilla"
+    assert loaded.train.adversarial_opt["gan_type"] == "vanilla"
 
 
 def test_top_level_crop_border_serves_metrics_that_set_none(options):

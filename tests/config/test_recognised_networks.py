@@ -67,5 +67,5 @@ def test_auto_takes_no_other_keys():
 
 
 def test_a_discriminator_is_named():
-    with pytest.raises(OptionsError, match=r"network_d.type: auto recognises networks that make images"):
+    with pytest.raises(OptionsError, match=r"network_d.type: no network is called 'auto'"):
         load({**TRAIN, "network_d": AUTO}, True)

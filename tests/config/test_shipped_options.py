@@ -182,10 +182,11 @@ def test_training_files_follow_the_paper(backbone, scale):
     assert (mcadkd.network_g, mcadkd.network_t) == (scratch.network_g, teacher.network_g)
     train = mcadkd.train
     assert train.pixel_opt["loss_weight"] == 3.0
-    assert train.resp_kd_opt["loss_weight"] == 0.5
-    assert train.adversarial["loss_weight"] == 0.01
-    assert dict(train.contrastive_opt) == {
-        "type": "hybrid", "patch_size": 48, "num_patches": 8, "image_weight": 0.3, "patch_weight": 0.7,
+    assert train.distill["response"]["criterion"]["loss_weight"] == 0.5
+    assert train.adversarial_opt["loss_weight"] == 0.01
+    assert dict(train.distill["contrastive"]) == {
+        "type": "HybridContrastive", "mode": "hybrid", "patch_size": 48, "num_patches": 8, "image_weight": 0.3,
+        "patch_weight": 0.7,
         "loss_weight": 0.05, "tau": 0.07, "mining": "hard",
     }  # fmt: skip
 
@@ -211,17 +212,20 @@ def test_networks_have_the_parameters_of_the_papers_tables(file, millions):
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 2) == millions
 
 
+def losses(train):
+    return [train.pixel_opt, train.distill["response"]["criterion"], train.adversarial_opt]
+
+
 @pytest.mark.parametrize("backbone", ["edsr", "swinir"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_as_published_files_set_every_deviation_of_the_public_code(backbone, scale):
     published = load(OPTIONS / f"train/mcadkd_as_published_{backbone}_x{scale}.yml")
     paper = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
     train = published.train
-    for name in ("pixel_opt", "resp_kd_opt", "adversarial_opt"):
-        squared = getattr(paper.train, name)["loss_weight"] ** 2
-        assert getattr(train, name)["loss_weight"] == pytest.approx(squared)
-    contrastive = train.contrastive_opt
-    assert contrastive["loss_weight"] == paper.train.contrastive_opt["loss_weight"] == 0.05
+    for own, others in zip(losses(train), losses(paper.train), strict=True):
+        assert own["loss_weight"] == pytest.approx(others["loss_weight"] ** 2)
+    contrastive = train.distill["contrastive"]
+    assert contrastive["loss_weight"] == paper.train.distill["contrastive"]["loss_weight"] == 0.05
     assert (contrastive["train_heads"], contrastive["crops"], contrastive["mining"]) == (False, "independent", "all")
     assert (contrastive["denominator"], contrastive["patch_negatives"]) == ("negatives", "batch")
     assert (contrastive["gather_negatives"], contrastive["reduction"]) == (False, "mean")
@@ -242,14 +246,14 @@ def test_as_published_files_set_every_deviation_of_the_public_code(backbone, sca
 def test_the_equations_files_differ_from_the_others_in_mining_and_sum_alone(backbone, scale):
     equations = load(OPTIONS / f"train/mcadkd_equations_{backbone}_x{scale}.yml")
     others = load(OPTIONS / f"train/mcadkd_{backbone}_x{scale}.yml")
-    contrastive = dict(equations.train.contrastive_opt)
+    contrastive = dict(equations.train.distill["contrastive"])
     assert (contrastive["mining"], contrastive["reduction"]) == ("all", "sum")
     own = HybridContrastive(**{key: value for key, value in contrastive.items() if key != "type"})
     default = HybridContrastive()
     assert own.weights == default.weights
     differing = {key for key, value in vars(default).items() if key[0] != "_" and vars(own)[key] != value}
     assert differing == {"mining", "reduction"}
-    update = {"contrastive_opt": others.train.contrastive_opt}
+    update = {"distill": others.train.distill}
     assert equations.model_copy(
         update={"name": others.name, "train": equations.train.model_copy(update=update)}
     ) == others.model_copy(update={"train": others.train.model_copy(update=update)})
@@ -264,7 +268,7 @@ def test_dckd_follows_its_paper_or_its_public_code(backbone, scale):
         train = options.datasets["train"]
         assert (train.arguments["gt_size"], train.batch_size_per_gpu) == (48 * scale, 16)
         assert options.train.total_iter == 250_000
-        assert options.train.pixel_opt["loss_weight"] == options.train.resp_kd_opt["loss_weight"] == 1
+        assert [loss["loss_weight"] for loss in losses(options.train)[:2]] == [1, 1]
     assert dict(paper.train.distill["dckd"]) == {"type": "DCKD"}
     assert (paper.train.ema_decay, paper.train.scheduler["milestones"]) == (0, (100_000, 200_000))
     assert (published.train.ema_decay, published.train.scheduler["milestones"]) == (0.999, (250_000,))

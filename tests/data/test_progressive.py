@@ -255,7 +255,7 @@ class TestOptions:
 
     def test_the_contrastive_patch_fits_into_the_smallest_patch(self, entry):
         options = whole(entry, contrastive_opt={"type": "patch", "patch_size": 12})
-        with pytest.raises(OptionsError, match="patch_size: 12 is larger than the smallest of gt_sizes, 8; lower it"):
+        with pytest.raises(OptionsError, match="patch_size: 12 is larger than the smallest gt_size 8; lower it"):
             load_options(options, training=True, paths=False)
 
     def test_only_training_grows(self, entry):

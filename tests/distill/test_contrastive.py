@@ -73,7 +73,7 @@ def test_patch_loss_is_equation_4(reduction):
 def test_the_equations_piece_is_equations_2_4_and_7d_to_the_letter():
     """As shipped, with its sizes and weights: every negative, sums over an image's patches, the mean over images."""
     piece = load_options(OPTIONS / "train/mcadkd_equations_edsr_x2.yml", training=True, paths=False).train
-    method = METHOD_REGISTRY.build(piece.method_blocks["contrastive"]).double()
+    method = METHOD_REGISTRY.build(piece.distill["contrastive"]).double()
     step = step_in_double(context(batch=3, size=64))
     parts = method(step)
     image_queries, image_keys = ([embed(method.image_head, one) for one in x] for x in (step.sr, step.sr_teacher))

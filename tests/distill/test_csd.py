@@ -190,7 +190,10 @@ def test_csd_takes_two_networks_of_any_kind_and_freezes_the_teacher():
     [
         ({"num_negatives": 0}, "num_negatives: input should be greater than or equal to 1, got 0"),
         ({"vgg_input": "rgb"}, "vgg_input: input should be 'imagenet' or 'range255', got 'rgb'"),
-        ({"layer_weights": {"relu9_1": 1.0}}, "has no layer relu9_1"),
+        (
+            {"layer_weights": {"relu9_1": 1.0}},
+            r"layer_weights\.relu9_1: unknown key \(did you mean 'relu._1'\?\); allowed: conv1_1",
+        ),
     ],
 )
 @pytest.mark.parametrize("method", [term, shared])

@@ -347,7 +347,7 @@ def test_each_part_can_be_left_out():
         ({"degradation": "rain"}, "degradation: input should be 'noise', 'blur', 'resize' or 'mix', got 'rain'"),
         ({"attenuation": 1.5}, "attenuation: input should be less than or equal to 1, got 1.5"),
         ({"update_steps": []}, r"update_steps: is \[\], allowed: one or more, each from 1"),
-        ({"update_steps": [1000, 0]}, r"update_steps: input should be greater than or equal to 1, got \[1000, 0\]"),
+        ({"update_steps": [1000, 0]}, r"update_steps\[1\]: input should be greater than or equal to 1, got 0"),
         ({"quotient": "mean"}, "quotient: input should be 'image' or 'batch', got 'mean'"),
         ({"history_of": "ema"}, "history_of: input should be 'student' or 'average', got 'ema'"),
         ({"period": 0}, "period: input should be greater than or equal to 1, got 0"),

@@ -136,19 +136,19 @@ def test_the_log_says_what_was_loaded(tmp_path):
     [
         (
             {"netwrok": RCAN},
-            r"teachers\[1\]: netwrok: unknown key \(did you mean 'network'\?\); allowed: network, path",
+            r"teachers\[1\]\.netwrok: unknown key \(did you mean 'network'\?\); allowed: network, path",
         ),
         (
             {"network": RCAN},
             r"teachers\[1\]: path is required: an untrained teacher teaches noise \(allow_random: true",
         ),
         ({"allow_random": True}, r"teachers\[1\]: path is required where network is left out or auto"),
-        ({**RANDOM, "weight": 0}, r"teachers\[1\]: weight: input should be greater than 0, got 0"),
-        ({**RANDOM, "weight": "2"}, r"teachers\[1\]: weight: "),
-        ({**RANDOM, "network": {**RCAN, "num_fet": 1}}, r"teachers\[1\]: .*num_fet.*did you mean 'num_feat'"),
+        ({**RANDOM, "weight": 0}, r"teachers\[1\]\.weight: input should be greater than 0, got 0"),
+        ({**RANDOM, "weight": "2"}, r"teachers\[1\]\.weight: "),
+        ({**RANDOM, "network": {**RCAN, "num_fet": 1}}, r"teachers\[1\]\.network\.num_fet.*did you mean 'num_feat'"),
         (
             {**RANDOM, "network": {"type": "RCAM"}},
-            r"teachers\[1\]: no network is called 'RCAM' \(did you mean 'RCAN'\?\)",
+            r"teachers\[1\]\.network\.type: no network is called 'RCAM' \(did you mean 'RCAN'\?\)",
         ),
     ],
 )

@@ -151,9 +151,15 @@ def test_pooling_may_be_left_out() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer_weights": {"conv6_1": 1.0}}, "vgg19 has no layer conv6_1; there are: conv1_1"),
+        (
+            {"layer_weights": {"conv6_1": 1.0}},
+            r"layer_weights\.conv6_1: unknown key \(did you mean 'conv._1'\?\); allowed: conv1_1",
+        ),
         ({"layer_weights": {}}, "layer_weights: names no layer with a weight above 0"),
-        ({"vgg_type": "vgg20"}, "vgg_type is 'vgg20'; allowed: vgg11, vgg11_bn"),
+        (
+            {"vgg_type": "vgg20"},
+            r"vgg_type: no VGG is called 'vgg20' \(did you mean 'vgg1.'\?\); there are: vgg11, vgg11_bn",
+        ),
         ({"criterion": "huber"}, "criterion: input should be 'l1', 'l2' or 'fro', got 'huber'"),
     ],
 )

@@ -12,12 +12,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from support.registering import registered
 from support.training import changed, finish, run_ranks, start, told, told_by_ranks, train
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.config.load import load_options, resolved_yaml
+from basicsr.config.load import load_options, resolved_yaml, todays_text
 from basicsr.data.sampling import KeySampler
 from basicsr.distill.base import LossTerm, StepContext
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
@@ -49,7 +50,7 @@ GRAVE = {
     "network_g.num_feat: 8 -> 12": {"network_g__num_feat": 12},
     "amp: none -> bf16": {"amp": "bf16"},
     "datasets.train.use_rot: True -> False": {"datasets__train__use_rot": False},
-    "train.contrastive_opt.embed_dim: 16 -> 8": {"train__contrastive_opt__embed_dim": 8},
+    "train.distill.contrastive.embed_dim: 16 -> 8": {"train__contrastive_opt__embed_dim": 8},
     "train.ema_decay: 0.9 -> 0.99": {"train__ema_decay": 0.99},
     "images to an iteration: 2 (1 rank x 2) -> 3 (1 rank x 3)": {"datasets__train__batch_size_per_gpu": 3},
     "images to an iteration: 2 (1 rank x 2) -> 4 (1 rank x 2 batches x 2)": {"train__accumulate": 2},
@@ -275,6 +276,33 @@ def test_a_checkpoint_of_an_older_version_has_the_defaults_of_options_that_it_di
     code, errors = told(begun, tmp_path, auto_resume=True)
     assert code == 0, errors
     assert "check_images" not in errors
+
+
+OLDER = """
+  resp_kd_opt: {type: PerceptualLoss, layer_weights: {conv5_4: 1.0}, vgg_weights: vgg.pth}
+  contrastive_opt: {type: patch, patch_size: 12, num_patches: 4, embed_dim: 16}
+  distill: {more: {type: LabelConsistency}}
+"""
+
+
+@pytest.mark.parametrize("unknown", ["", "a_key_of_old: 1\n"])
+def test_terms_that_an_older_version_kept_under_other_names_are_the_same(options, tmp_path, monkeypatch, unknown):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vgg.pth").write_bytes(b"weights")
+    without = changed(options, train__resp_kd_opt=None, train__contrastive_opt=None)
+    written = {**without, "train": {**without["train"], **yaml.safe_load(OLDER)}}
+    now = load_options(written, training=True, paths=False)
+    assert list(now.train.distill) == ["response", "contrastive", "more"]
+    assert now.train.distill["contrastive"]["mode"] == "patch"
+    kept = resolved_yaml(now)
+    start = kept.index("  distill:")
+    end = start + re.search(r"\n  (?=\w)", kept[start:]).start()
+    older = kept[:start] + OLDER.strip("\n") + kept[end:]
+    files = {"train.resp_kd_opt.vgg_weights": input_digests(now)["train.distill.response.criterion.vgg_weights"]}
+    saved = Checkpoint(4, {}, {"options": unknown + older, "files": files}, Path("4.state"))
+    remarks = check_options(saved, now, RankInfo(torch.device("cpu")), bool(unknown))
+    assert remarks == (["changed since 4.state was saved: a_key_of_old: 1 -> not set"] if unknown else [])
+    assert unknown or todays_text(older) == kept
 
 
 def test_a_second_process_does_not_train_in_the_same_folder(mcadkd, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 import basicsr.test as testing
 from basicsr.config.load import load_options
-from basicsr.config.unused import unused_in_testing
+from basicsr.config.warnings import unused_in_testing
 from basicsr.engine import validation
 from basicsr.files.csv_files import read_csv
 from basicsr.test import test_pipeline as run_test

@@ -47,7 +47,7 @@ def test_norms_and_cosines_are_those_of_gradients_taken_by_hand(script, options,
         network = build_network(options[f"network_{name}"])
         files[f"path__pretrain_network_{name}"] = str(tmp_path / f"{name}.pth")
         torch.save({"params": network.state_dict()}, tmp_path / f"{name}.pth")
-    options = changed(options, train__resp_kd_opt={"type": "L1Loss", "loss_weight": 3.0}, **files)
+    options = changed(options, train__distill__response__criterion__loss_weight=3.0, **files)
     pulls = measured(script, options, 2)
 
     networks = {}
@@ -100,8 +100,8 @@ def test_a_weight_ten_times_as_large_pulls_ten_times_as_much_the_adversarys_too(
     loaded = load_options(ROOT / "options/train/mcadkd_edsr_x2.yml", training=True, paths=False)
     options = reduced(loaded, image_pairs)
     stronger = changed(options)
-    for name in ("adversarial_opt", "contrastive_opt"):
-        stronger["train"][name]["loss_weight"] *= 10
+    for block in (stronger["train"]["adversarial_opt"], stronger["train"]["distill"]["contrastive"]):
+        block["loss_weight"] *= 10
     pulls, stronger_pulls = (measured(script, given, 2) for given in (options, stronger))
     assert list(pulls) == list(stronger_pulls) == ["l_pix", "l_resp", "l_img", "l_patch", "l_adv"]
     for name, pull in pulls.items():

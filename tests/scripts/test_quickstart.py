@@ -144,10 +144,11 @@ def test_both_students_train_under_equal_conditions():
 def test_the_distillation_keeps_the_papers_terms_and_weights():
     quick = load_options(OPTIONS / "train/quickstart_mcadkd.yml", training=True, paths=False).train
     paper = load_options(OPTIONS / "train/mcadkd_edsr_x2.yml", training=True, paths=False).train
-    for key in ("pixel_opt", "resp_kd_opt", "adversarial_opt"):
+    for key in ("pixel_opt", "adversarial_opt"):
         assert getattr(quick, key) == getattr(paper, key), key
+    assert quick.distill["response"] == paper.distill["response"]
     smaller = {"patch_size": 24, "embed_dim": 32}
-    assert dict(quick.contrastive_opt) == {**paper.contrastive_opt, **smaller}
+    assert dict(quick.distill["contrastive"]) == {**paper.distill["contrastive"], **smaller}
 
 
 def test_the_schedule_ends_with_the_training():

@@ -43,7 +43,7 @@ def test_each_piece_trains_and_resumes_bitwise(joined, piece, image_pairs, tmp_p
 def test_a_small_base_takes_its_own_small_pieces_by_name(joined, base, folder):
     """The paper's discriminator has 4.38 M parameters, 64 channels in its first layer: most of a small run's time."""
     options = joined(COMPARE / f"{base}.yml", "mcadkd")
-    assert options.network_d["num_feat"] == 8 and options.train.contrastive_opt["patch_size"] == 24
+    assert options.network_d["num_feat"] == 8 and options.train.distill["contrastive"]["patch_size"] == 24
     assert joined(COMPARE / f"{base}.yml", ROOT / "options/methods/mcadkd.yml").network_d["num_feat"] == 64
     assert joined(COMPARE / "edsr_x4.yml", "mcadkd").network_d["num_feat"] == 64  # which has no pieces of its own
 

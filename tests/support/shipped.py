@@ -43,10 +43,9 @@ def reduced(loaded: Options, image_pairs) -> dict[str, Any]:
             dataset.update(gt_size=8 * max(scale, 2), num_worker_per_gpu=0, batch_size_per_gpu=3)
         if "gt_sizes" in dataset:
             dataset.update(gt_size=24, gt_sizes=[16, 24], mini_batch_sizes=[3, 1], iters=[2, 4])
-    contrastive = options["train"].get("contrastive_opt")
-    if contrastive:
-        contrastive.update(patch_size=6, num_patches=3, embed_dim=8)
     for method in options["train"].get("distill", {}).values():
+        if method["type"] == "HybridContrastive":
+            method.update(patch_size=6, num_patches=3, embed_dim=8)
         for taps in ("student_taps", "teacher_taps"):
             if method.get(taps) == ["body.7"]:  # the end of eight blocks
                 method[taps] = ["body.1"]

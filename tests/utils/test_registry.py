@@ -6,11 +6,12 @@ import sys
 from typing import Any, Literal
 
 import pytest
+from support.typed import type_mismatch
 
 from basicsr.config.schema import FrozenMapping
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import Registry
-from basicsr.utils.signatures import Problem, bind_arguments, find_problems, type_mismatch
+from basicsr.utils.signatures import Problem, bind_arguments, find_problems
 from basicsr.utils.text import nearest
 
 
@@ -101,13 +102,14 @@ def test_build_refuses_what_does_not_fit(registry, options, message):
 def test_all_problems_of_a_block_are_told_at_once():
     with pytest.raises(OptionsError) as caught:
         bind_arguments(Blur, {"size": "3", "zigma": 1}, {}, "filter Blur")
-    assert [part.split(": ")[-2 if i else 1] for i, part in enumerate(str(caught.value).split("; ")[:1])] == ["size"]
-    assert {problem.key for problem in find_problems(Blur, {"size": "3", "zigma": 1}, {})} == {"size", "zigma", "sigma"}
+    assert all(f"{key}: " in str(caught.value) for key in ("size", "zigma", "sigma"))
+    problems = find_problems(Blur, {"size": "3", "zigma": 1}, {})
+    assert {problem.key for problem in problems} == {("size",), ("zigma",), ("sigma",)}
 
 
 def test_functions_with_open_keywords_take_any_key():
     assert find_problems(anything, {"x": 1}, {"image": None}) == []
-    assert find_problems(anything, {"x": 1}, {}) == [Problem("image", "is required")]
+    assert find_problems(anything, {"x": 1}, {}) == [Problem(("image",), "is required")]
 
 
 @pytest.mark.parametrize(
