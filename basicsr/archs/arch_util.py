@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from basicsr.archs.staged import StagedNetwork
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.signatures import Conflict
 
@@ -46,12 +47,9 @@ def make_layer(basic_block: Callable[..., nn.Module], num_basic_block: int, **kw
 
 
 class ResidualBlockNoBN(nn.Module):
-    """EDSR's block without batch norm: x + res_scale * conv3x3(relu(conv3x3(x))), on (B, C, H, W).
+    """EDSR's block without batch norm: x + res_scale * conv3x3(relu(conv3x3(x))), on (B, `num_feat`, H, W).
 
-    Args:
-        num_feat: channels C.
-        res_scale: factor on the residual branch.
-        pytorch_init: keep PyTorch's initial weights; otherwise `default_init_weights` at scale 0.1.
+    Weights begin by `default_init_weights` at scale 0.1, or with `pytorch_init` as PyTorch's.
     """
 
     def __init__(self, num_feat: int = 64, res_scale: float = 1, pytorch_init: bool = False) -> None:
@@ -71,12 +69,7 @@ class ResidualBlockNoBN(nn.Module):
 class Upsample(nn.Sequential):
     """Sub-pixel upsampling by convolutions and pixel shuffles: (B, C, H, W) to (B, C, scale H, scale W).
 
-    Args:
-        scale: a power of two (1 is the identity) or 3.
-        num_feat: channels C.
-
-    Raises:
-        OptionsError: any other scale.
+    `scale` is a power of two (1 is the identity) or 3, others raise OptionsError; `num_feat` is C.
     """
 
     def __init__(self, scale: int, num_feat: int) -> None:
@@ -90,13 +83,13 @@ class Upsample(nn.Sequential):
 
 
 def block_conflicts(key: str, blocks: int) -> Iterator[Conflict]:
-    """What to say of more blocks than a network can be made of in any useful time."""
+    """Refuses more blocks than a network can be made of in any useful time."""
     if blocks > MOST_BLOCKS:
         yield key, f"makes {blocks} blocks in all, allowed: {MOST_BLOCKS}; lower it"
 
 
 def upscale_conflicts(upscale: int) -> Iterator[Conflict]:
-    """What to say of a factor that `Upsample` does not have."""
+    """Refuses a factor that `Upsample` does not have."""
     if upscale != 3 and (upscale < 1 or upscale & (upscale - 1)):
         yield "upscale", f"{upscale} is not supported: give a power of two or 3"
 
@@ -117,7 +110,7 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
 
 
 def mean_conflicts(rgb_mean: Sequence[float], num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
-    """What to say of a mean colour that has not one entry per channel of the input and of the output."""
+    """Refuses a mean colour without one entry per channel of the input and of the output."""
     if not len(rgb_mean) == num_in_ch == num_out_ch:
         yield (
             "rgb_mean",
@@ -126,17 +119,57 @@ def mean_conflicts(rgb_mean: Sequence[float], num_in_ch: int, num_out_ch: int) -
         )
 
 
-def channel_mean(rgb_mean: Sequence[float], num_in_ch: int, num_out_ch: int) -> Tensor:
-    """The mean colour that a network takes off its input and puts back on its output, as (1, C, 1, 1).
-
-    Raises:
-        OptionsError: `rgb_mean` has not one entry per channel of the input and of the output.
-    """
-    for key, message in mean_conflicts(rgb_mean, num_in_ch, num_out_ch):
-        raise OptionsError(f"{key}: {message}")
-    return torch.tensor(rgb_mean).view(1, -1, 1, 1)
-
-
 def in_colour(images: Tensor) -> Tensor:
     """Gray images (B, 1, H, W) as three equal channels, for networks that know colour images only; others as given."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+class ResidualTrunk(StagedNetwork):
+    """A network on images without their mean colour: a convolution, a residual body, sub-pixel upsampling."""
+
+    mean: Tensor
+    slices_are_networks = True
+
+    def _add_layers(
+        self,
+        body: Callable[[], nn.Sequential],
+        channels: tuple[int, int],
+        num_feat: int,
+        upscale: int,
+        img_range: float,
+        rgb_mean: Sequence[float],
+    ) -> None:
+        """Adds all layers, in the order of BasicSR, in which initial weights are drawn."""
+        self.img_range = img_range
+        self.register_buffer("mean", torch.tensor(rgb_mean).view(1, -1, 1, 1), persistent=False)
+        self.conv_first = nn.Conv2d(channels[0], num_feat, 3, 1, 1)
+        self.body = body()
+        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.upsample = Upsample(upscale, num_feat)
+        self.conv_last = nn.Conv2d(num_feat, channels[1], 3, 1, 1)
+
+    def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `StagedNetwork`; what is kept are the first features."""
+        shallow = self.conv_first((x - self.mean) * self.img_range)
+        return shallow, shallow
+
+    def reconstruct(self, features: Tensor, kept: Tensor) -> Tensor:
+        """See `StagedNetwork`."""
+        # Not in place: a hook on conv_after_body must see its own output.
+        x = self.conv_last(self.upsample(self.conv_after_body(features) + kept))
+        return x / self.img_range + self.mean
+
+
+def fill_at_random(network: nn.Module, nonlinearity: Literal["linear", "relu"]) -> None:
+    """Initial weights for a network on 'meta', always the same ones; Kaiming's rule for `nonlinearity`."""
+    generator = torch.Generator().manual_seed(0)
+    network.to_empty(device="cpu")
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity=nonlinearity, generator=generator)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, (nn.GroupNorm, nn.BatchNorm2d)):
+            layer.reset_parameters()
+        elif isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, std=0.5, generator=generator)

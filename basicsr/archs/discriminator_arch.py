@@ -23,9 +23,6 @@ class VGGStyleDiscriminator(nn.Module):
         num_in_ch: channels of the input.
         num_feat: channels of the first layer; later ones have up to eight times as many.
         input_size: height and width of the input: 128 or 256.
-
-    Raises:
-        OptionsError: `input_size` is not supported.
     """
 
     def __init__(self, *, num_in_ch: ImageChannels, num_feat: Features, input_size: Literal[128, 256] = 128) -> None:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
-
-from basicsr.archs.arch_util import (
-    ResidualBlockNoBN,
-    Upsample,
-    channel_mean,
-    make_layer,
-    mean_conflicts,
-    upscale_conflicts,
-)
-from basicsr.archs.staged import StagedNetwork
+from basicsr.archs.arch_util import ResidualBlockNoBN, ResidualTrunk, make_layer, mean_conflicts, upscale_conflicts
 from basicsr.utils.ranges import Blocks, Colour, Factor, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY
 from basicsr.utils.signatures import Conflict, check_arguments
 
 
 @ARCH_REGISTRY.register()
-class EDSR(StagedNetwork):
+class EDSR(ResidualTrunk):
     """EDSR (Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPRW 2017).
 
     Args:
@@ -33,13 +23,7 @@ class EDSR(StagedNetwork):
         res_scale: factor on each residual branch; 0.1 for wide networks.
         img_range: factor on the input, which is in [0, 1].
         rgb_mean: mean colour in [0, 1], one entry per channel; the default is DIV2K's.
-
-    Raises:
-        OptionsError: `upscale` is not supported, or `rgb_mean` does not fit the channels.
     """
-
-    mean: Tensor
-    slices_are_networks = True
 
     def __init__(
         self,
@@ -55,27 +39,18 @@ class EDSR(StagedNetwork):
     ) -> None:
         check_arguments(EDSR, locals())
         super().__init__()
-        self.img_range = img_range
-        self.register_buffer("mean", channel_mean(rgb_mean, num_in_ch, num_out_ch), persistent=False)
-        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
-        self.body = make_layer(ResidualBlockNoBN, num_block, num_feat=num_feat, res_scale=res_scale, pytorch_init=True)
-        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
-        self.upsample = Upsample(upscale, num_feat)
-        self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
+        block = {"num_feat": num_feat, "res_scale": res_scale, "pytorch_init": True}
+        self._add_layers(
+            lambda: make_layer(ResidualBlockNoBN, num_block, **block),
+            (num_in_ch, num_out_ch),
+            num_feat,
+            upscale,
+            img_range,
+            rgb_mean,
+        )
 
     @staticmethod
     def conflicts(upscale: int, rgb_mean: tuple[float, ...], num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
         """See `basicsr.utils.signatures.find_problems`."""
         yield from upscale_conflicts(upscale)
         yield from mean_conflicts(rgb_mean, num_in_ch, num_out_ch)
-
-    def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `StagedNetwork`; what is kept are the first features."""
-        shallow = self.conv_first((x - self.mean) * self.img_range)
-        return shallow, shallow
-
-    def reconstruct(self, features: Tensor, kept: Tensor) -> Tensor:
-        """See `StagedNetwork`."""
-        # Not in place: a tap on conv_after_body must see its own output.
-        x = self.conv_last(self.upsample(self.conv_after_body(features) + kept))
-        return x / self.img_range + self.mean

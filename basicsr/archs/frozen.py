@@ -14,12 +14,9 @@ Network = TypeVar("Network", bound=nn.Module)
 class Frozen(nn.Module, Generic[Network]):
     """Holds a network that is frozen for good and belongs to no checkpoint.
 
-    Its weights get no gradients, its input does. It is in eval mode whatever `train()` says. It is in neither
-    `parameters()`, `state_dict()` nor `children()`, so that no optimizer, checkpoint or exchange among processes sees
-    it; yet it follows to another device, precision or memory format.
-
-    Args:
-        network: itself, not a copy, is frozen.
+    Its weights get no gradients, its input does. It stays in eval mode. No optimizer, checkpoint or exchange among
+    processes sees it, for it is in neither `parameters()`, `state_dict()` nor `children()`; yet it follows to another
+    device, precision or memory format. The network itself, not a copy, is frozen.
     """
 
     def __init__(self, network: Network) -> None:

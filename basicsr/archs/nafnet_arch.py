@@ -88,10 +88,6 @@ class NAFNet(nn.Module):
         middle_blk_num: blocks at the lowest resolution.
         enc_blk_nums: blocks of each level on the way down.
         dec_blk_nums: blocks of each level on the way up, the lowest first; as many entries.
-
-    Raises:
-        OptionsError: as many levels down as up are needed, and widths and numbers of blocks of at least 1 (0 for blocks
-            at the lowest resolution).
     """
 
     def __init__(

@@ -25,9 +25,6 @@ class PatchGANDiscriminator(nn.Module):
         num_feat: channels of the first layer; later ones have up to eight times as many.
         n_layers: convolutions of stride 2; the receptive field is 16, 34, 70, 142 pixels for 1, 2, 3, 4.
         norm: batch or instance norm after the inner convolutions, nothing, or spectral norm of every weight.
-
-    Raises:
-        OptionsError: `n_layers` is below 1, or `norm` is none of these.
     """
 
     def __init__(

@@ -16,12 +16,7 @@ from basicsr.utils.signatures import Conflict, check_arguments
 
 
 class _ProjectionHead(nn.Module):
-    """3x3 convolutions with ReLU through the given channels, global average, linear layer, L2 normalisation.
-
-    Args:
-        channels: of the input and after each convolution.
-        embed_dim: length of the embedding.
-    """
+    """3x3 convolutions with ReLU through the given channels, global average, linear layer, L2 normalisation."""
 
     def __init__(self, channels: tuple[int, ...], embed_dim: int) -> None:
         super().__init__()
@@ -44,9 +39,6 @@ class ImageProjectionHead(_ProjectionHead):
     Args:
         num_in_ch: channels of the input.
         embed_dim: length d of the embedding, a multiple of 2.
-
-    Raises:
-        OptionsError: `embed_dim` is not a multiple of 2.
     """
 
     def __init__(self, *, num_in_ch: ImageChannels = 3, embed_dim: Features = 256) -> None:
@@ -67,9 +59,6 @@ class PatchProjectionHead(_ProjectionHead):
     Args:
         num_in_ch: channels of the input.
         embed_dim: length d of the embedding, a multiple of 4.
-
-    Raises:
-        OptionsError: `embed_dim` is not a multiple of 4.
     """
 
     def __init__(self, *, num_in_ch: ImageChannels = 3, embed_dim: Features = 256) -> None:
@@ -87,15 +76,13 @@ class _GlobalAverage(nn.Module):
     """Average over all pixels: (B, C, H, W) to (B, C, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the averages in the type of `x`."""
         return _GlobalAverageFunction.apply(x)
 
 
 class _GlobalAverageFunction(torch.autograd.Function):
     """PyTorch's own makes a float32 copy of bf16 images on the CPU, and a whole image of its gradient.
 
-    A product with ones adds up in float32 without a copy; its sum would not fit in fp16. The gradient is one number a
-    channel, seen as an image.
+    A product with ones adds up in float32 without a copy, but would not fit in fp16.
     """
 
     @staticmethod

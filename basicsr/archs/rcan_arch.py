@@ -7,27 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from basicsr.archs.arch_util import (
-    Upsample,
-    block_conflicts,
-    channel_mean,
-    make_layer,
-    mean_conflicts,
-    upscale_conflicts,
-)
-from basicsr.archs.staged import StagedNetwork
+from basicsr.archs.arch_util import ResidualTrunk, block_conflicts, make_layer, mean_conflicts, upscale_conflicts
 from basicsr.utils.ranges import Blocks, Colour, Factor, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY
 from basicsr.utils.signatures import Conflict, check_arguments
 
 
 class ChannelAttention(nn.Module):
-    """Scales each channel of (B, C, H, W) by a gate in (0, 1) computed from the means of all channels.
-
-    Args:
-        num_feat: channels C.
-        squeeze_factor: how many times fewer channels the gate has inside.
-    """
+    """Scales each channel of (B, num_feat, H, W) by a gate in (0, 1), from all channels' means, squeezed inside."""
 
     def __init__(self, num_feat: int, squeeze_factor: int = 16) -> None:
         super().__init__()
@@ -78,7 +65,7 @@ class ResidualGroup(nn.Module):
 
 
 @ARCH_REGISTRY.register()
-class RCAN(StagedNetwork):
+class RCAN(ResidualTrunk):
     """RCAN (Zhang et al., Super-Resolution Using Very Deep Residual Channel Attention Networks, ECCV 2018).
 
     Args:
@@ -92,13 +79,7 @@ class RCAN(StagedNetwork):
         res_scale: factor on the residual branch of each block.
         img_range: factor on the input, which is in [0, 1].
         rgb_mean: mean colour in [0, 1], one entry per channel; the default is DIV2K's.
-
-    Raises:
-        OptionsError: `upscale` or `squeeze_factor` is not supported, or `rgb_mean` does not fit the channels.
     """
-
-    mean: Tensor
-    slices_are_networks = True
 
     def __init__(
         self,
@@ -116,20 +97,16 @@ class RCAN(StagedNetwork):
     ) -> None:
         check_arguments(RCAN, locals())
         super().__init__()
-        self.img_range = img_range
-        self.register_buffer("mean", channel_mean(rgb_mean, num_in_ch, num_out_ch), persistent=False)
-        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
-        self.body = make_layer(
-            ResidualGroup,
-            num_group,
-            num_feat=num_feat,
-            num_block=num_block,
-            squeeze_factor=squeeze_factor,
-            res_scale=res_scale,
+        group = {"num_feat": num_feat, "num_block": num_block}
+        block = {"squeeze_factor": squeeze_factor, "res_scale": res_scale}
+        self._add_layers(
+            lambda: make_layer(ResidualGroup, num_group, **group, **block),
+            (num_in_ch, num_out_ch),
+            num_feat,
+            upscale,
+            img_range,
+            rgb_mean,
         )
-        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
-        self.upsample = Upsample(upscale, num_feat)
-        self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, 1, 1)
 
     @staticmethod
     def conflicts(
@@ -148,14 +125,3 @@ class RCAN(StagedNetwork):
         if squeeze_factor > num_feat:
             yield "squeeze_factor", f"{squeeze_factor} is not between 1 and num_feat, {num_feat}: change either"
         yield from block_conflicts("num_group", num_group * num_block)
-
-    def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `StagedNetwork`; what is kept are the first features."""
-        shallow = self.conv_first((x - self.mean) * self.img_range)
-        return shallow, shallow
-
-    def reconstruct(self, features: Tensor, kept: Tensor) -> Tensor:
-        """See `StagedNetwork`."""
-        # Not in place: a tap on conv_after_body must see its own output.
-        x = self.conv_last(self.upsample(self.conv_after_body(features) + kept))
-        return x / self.img_range + self.mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Literal
 
@@ -19,10 +20,9 @@ LEVELS = 4
 
 
 class ChannelScale(nn.Module):
-    """Divides the channels of each pixel (..., C) by their standard deviation; the mean is not taken away ('BiasFree').
+    """'BiasFree' norm: y = weight x / sqrt(var(x) + eps), var over the channels of each pixel (..., C)."""
 
-    y = weight x / sqrt(var(x) + eps), var over C.
-    """
+    computes_in_float32 = True
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -50,9 +50,8 @@ class LayerNorm(nn.Module):
 class Attention(nn.Module):
     """Transposed attention: which channel attends to which, by their likeness over all pixels; on (B, C, H, W).
 
-    In each head of c = C / heads channels, with queries, keys and values of shape (c, H W) from a 1x1 and a depthwise
-    3x3 convolution, and the rows of q and k divided by their norms: softmax(temperature q k^T) v. So the cost grows
-    with the number of pixels, not its square, and every output depends on every pixel.
+    In each head, with queries, keys and values (C / heads, H W) from a 1x1 and a depthwise 3x3 convolution, and unit
+    rows of q and k: softmax(temperature q k^T) v. Its cost is linear in the number of pixels.
     """
 
     def __init__(self, channels: int, heads: int, bias: bool) -> None:
@@ -105,42 +104,6 @@ class TransformerBlock(nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
-class OverlapPatchEmbed(nn.Module):
-    """The first convolution, 3x3: (B, colours, H, W) to (B, C, H, W)."""
-
-    def __init__(self, colours: int, channels: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(colours, channels, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the first features."""
-        return self.proj(x)
-
-
-class Downsample(nn.Module):
-    """(B, C, H, W) to (B, 2C, H/2, W/2)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(channels, channels // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns features of half the size."""
-        return self.body(x)
-
-
-class Upsample(nn.Module):
-    """(B, C, H, W) to (B, C/2, 2H, 2W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(channels, channels * 2, 3, padding=1, bias=False), nn.PixelShuffle(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns features of twice the size."""
-        return self.body(x)
-
-
 @ARCH_REGISTRY.register()
 class Restormer(nn.Module):
     """Restormer (Zamir et al., Efficient Transformer for High-Resolution Image Restoration, CVPR 2022).
@@ -160,9 +123,6 @@ class Restormer(nn.Module):
         LayerNorm_type: 'WithBias', or 'BiasFree' as the networks for denoising have it.
         dual_pixel_task: for two views of a dual-pixel camera, six colours in: adds the first features to the last ones
             instead of the input to the output.
-
-    Raises:
-        OptionsError: an argument, or a combination, that is not supported.
     """
 
     def __init__(
@@ -187,21 +147,21 @@ class Restormer(nn.Module):
             made = (channels, heads[level], ffn_expansion_factor, bias, LayerNorm_type)
             return nn.Sequential(*[TransformerBlock(*made) for _ in range(count)])
 
-        self.patch_embed = OverlapPatchEmbed(inp_channels, dim)
+        self.patch_embed = _named("proj", _conv3(inp_channels, dim))
         self.encoder_level1 = blocks(0, num_blocks[0], dim)
-        self.down1_2 = Downsample(dim)
+        self.down1_2 = _down(dim)
         self.encoder_level2 = blocks(1, num_blocks[1], 2 * dim)
-        self.down2_3 = Downsample(2 * dim)
+        self.down2_3 = _down(2 * dim)
         self.encoder_level3 = blocks(2, num_blocks[2], 4 * dim)
-        self.down3_4 = Downsample(4 * dim)
+        self.down3_4 = _down(4 * dim)
         self.latent = blocks(3, num_blocks[3], 8 * dim)
-        self.up4_3 = Upsample(8 * dim)
+        self.up4_3 = _up(8 * dim)
         self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
         self.decoder_level3 = blocks(2, num_blocks[2], 4 * dim)
-        self.up3_2 = Upsample(4 * dim)
+        self.up3_2 = _up(4 * dim)
         self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=bias)
         self.decoder_level2 = blocks(1, num_blocks[1], 2 * dim)
-        self.up2_1 = Upsample(2 * dim)
+        self.up2_1 = _up(2 * dim)
         self.decoder_level1 = blocks(0, num_blocks[0], 2 * dim)
         self.refinement = blocks(0, num_refinement_blocks, 2 * dim)
         self.dual_pixel_task = dual_pixel_task
@@ -261,7 +221,26 @@ class Restormer(nn.Module):
         return self.decoder_level1(torch.cat([self.up2_1(features), level1], 1))
 
 
+def _conv3(before: int, after: int) -> nn.Conv2d:
+    return nn.Conv2d(before, after, 3, padding=1, bias=False)
+
+
+def _named(name: str, module: nn.Module) -> nn.Sequential:
+    """The module under a name of its own, as in its authors' weights."""
+    return nn.Sequential(OrderedDict({name: module}))
+
+
+def _down(channels: int) -> nn.Sequential:
+    """(B, C, H, W) to (B, 2C, H/2, W/2)."""
+    return _named("body", nn.Sequential(_conv3(channels, channels // 2), nn.PixelUnshuffle(2)))
+
+
+def _up(channels: int) -> nn.Sequential:
+    """(B, C, H, W) to (B, C/2, 2H, 2W)."""
+    return _named("body", nn.Sequential(_conv3(channels, channels * 2), nn.PixelShuffle(2)))
+
+
 def _unit_rows(x: Tensor) -> Tensor:
     """Divides each channel's pixels, the last axis, by their Euclidean norm, in at least float32."""
-    # A sum of squares over a whole image has no place in float16.
+    # A sum of squares over a whole image overflows float16.
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)

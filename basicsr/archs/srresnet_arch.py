@@ -24,9 +24,6 @@ class MSRResNet(StagedNetwork):
         num_feat: channels of the features.
         num_block: residual blocks in the trunk.
         upscale: factor of enlargement: 2, 3 or 4.
-
-    Raises:
-        OptionsError: `upscale` is not supported, or `num_out_ch` is not `num_in_ch`.
     """
 
     def __init__(

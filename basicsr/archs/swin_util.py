@@ -62,7 +62,7 @@ def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -
 def shifted_window_mask(
     size: tuple[int, int], window_size: int, shift_size: int, device: torch.device | None = None
 ) -> Tensor:
-    """What to add to the attention scores of a shifted image: (H W / N, N, N) with N = window_size^2.
+    """What to add to the attention scores of a shifted image, (H W / N, N, N) with N = window_size^2.
 
     0 between pixels that are neighbours in the image too, -100 between those that the shift brought together.
     """
@@ -77,16 +77,9 @@ def shifted_window_mask(
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows, with a learned bias for each relative position.
+    """Multi-head self-attention within square windows, with a learned bias for each relative position.
 
-    Args:
-        dim: channels C, a multiple of `num_heads`.
-        window_size: side of the square windows, which hold N = window_size^2 pixels.
-        num_heads: attention heads.
-        qkv_bias: whether queries, keys and values have a bias.
-        qk_scale: factor on the scores; None means (C / num_heads)^-0.5.
-        attn_drop: dropout of the attention weights.
-        proj_drop: dropout of the output.
+    `dim` is a multiple of `num_heads`; `qk_scale` None means (dim / num_heads)^-0.5.
     """
 
     relative_position_index: Tensor
@@ -137,21 +130,10 @@ class WindowAttention(nn.Module):
 
 
 class SwinTransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), on (B, H, W, C).
+    """x + attention(norm(x)), then x + mlp(norm(x)), on (B, H, W, dim).
 
-    Args:
-        dim: channels C.
-        input_resolution: the (H, W) for which the mask of shifted windows is kept in the buffer `attn_mask`.
-        num_heads: attention heads.
-        window_size: side of the windows, at most the smaller side of `input_resolution`.
-        shift_size: by how many pixels the windows are shifted.
-        mlp_ratio: hidden channels of the mlp over C.
-        qkv_bias: as in WindowAttention.
-        qk_scale: as in WindowAttention.
-        drop: dropout of the attention's output and in the mlp.
-        attn_drop: dropout of the attention weights.
-        drop_path: probability of leaving out a branch, per sample, in training.
-        norm_layer: makes a norm of the last axis from its length.
+    The buffer `attn_mask` masks windows shifted by `shift_size` at `input_resolution` (H, W). `drop_path` is the
+    probability of leaving out a branch, per sample, in training.
     """
 
     attn_mask: Tensor | None

@@ -52,11 +52,7 @@ class ChannelNorm(nn.Module):
 class SwinInput(NamedTuple):
     """What SwinIR's later parts need of its input.
 
-    Attributes:
-        image: the input, extended and normalised.
-        shallow: the first features.
-        mask: of shifted windows, where the size is not the one that the blocks have masks for.
-        size: height and width of the input as it came.
+    `mask` is of shifted windows, where the blocks have none for the size; `size` is the input's as it came.
     """
 
     image: Tensor
@@ -98,8 +94,6 @@ class SwinIR(StagedNetwork):
             x4 only), '' or None (no enlargement, whatever `upscale`; adds the input to the output).
         resi_connection: '1conv' or '3conv' at the end of each group.
 
-    Raises:
-        OptionsError: an argument, or a combination, that is not supported.
     """
 
     mean: Tensor
@@ -134,7 +128,7 @@ class SwinIR(StagedNetwork):
         super().__init__()
         (height, width), (patch_height, patch_width) = to_2tuple(img_size), to_2tuple(patch_size)
         self.resolution = (height // patch_height, width // patch_width)
-        self.window_size = min(window_size, *self.resolution)
+        self.window_size = self.padder_size = min(window_size, *self.resolution)
         self.shift_size = window_size // 2 if self.window_size < min(self.resolution) else 0
         self.img_range = img_range
         self.upsampler = upsampler or ""

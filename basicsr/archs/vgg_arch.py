@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from basicsr.archs.arch_util import in_colour
+from basicsr.archs.arch_util import fill_at_random, in_colour
 from basicsr.files.atomic_files import sha256_of
 from basicsr.files.torch_files import check_not_all_zero, check_weights, load_tensors
 from basicsr.utils.errors import CheckpointError, OptionsError
@@ -32,10 +32,9 @@ VGG_TYPES = tuple(name + ending for name in _CONVOLUTIONS for ending in ("", "_b
 
 
 class VGGFeatureExtractor(nn.Module):
-    """Layers of a VGG trained on ImageNet, up to the deepest that is asked for.
+    """Layers of a VGG trained on ImageNet, up to the deepest that is asked for; in no registry.
 
-    Layers are called as in BasicSR: conv1_1, (bn1_1,) relu1_1, conv1_2, ..., pool1, conv2_1 and so on. As it is
-    no network for `network_g`, it is in no registry.
+    Layers are called as in BasicSR: conv1_1, (bn1_1,) relu1_1, conv1_2, ..., pool1, conv2_1 and so on.
 
     Args:
         layer_name_list: the layers whose output to return.
@@ -46,8 +45,7 @@ class VGGFeatureExtractor(nn.Module):
         remove_pooling: leave the pooling layers out.
         pooling_stride: of the pooling layers.
         vgg_weights: file with torchvision's weights of this VGG. None: `<vgg_type>-<hash>.pth` in
-            `experiments/pretrained_models` if it is there, else torchvision's download, kept in PyTorch's
-            cache. 'random': untrained weights, always the same ones; for tests.
+            `experiments/pretrained_models`, else torchvision's download. 'random': fixed untrained weights, for tests.
 
     Raises:
         OptionsError: there is no such VGG or layer.
@@ -78,16 +76,14 @@ class VGGFeatureExtractor(nn.Module):
         if unknown or not layer_name_list:
             given = f"has no layer {', '.join(unknown)}" if unknown else "is asked for no layer"
             raise OptionsError(f"{vgg_type} {given}; there are: {', '.join(offered)}")
-        self.layer_name_list = list(layer_name_list)
-        self.use_input_norm = use_input_norm
-        self.range_norm = range_norm
-        self._trainable = requires_grad
+        self.layer_name_list, self._trainable = list(layer_name_list), requires_grad
+        self.use_input_norm, self.range_norm = use_input_norm, range_norm
         names = names[: 1 + max(names.index(name) for name in layer_name_list)]
         # On 'meta' the layers draw no random numbers and take no memory before the weights come.
         with torch.device("meta"):
             features = nn.Sequential(*_layers(names, set(layer_name_list), pooling_stride))
         if vgg_weights == RANDOM_WEIGHTS:
-            _fill_at_random(features)
+            fill_at_random(features, "relu")
         else:
             _load(features, vgg_type, vgg_weights)
         self.vgg_net = nn.Sequential()
@@ -103,10 +99,7 @@ class VGGFeatureExtractor(nn.Module):
         return super().train(mode and self._trainable)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The features of images (B, 3, H, W), RGB in [0, 1] ([-1, 1] with `range_norm`), by layer.
-
-        Gray images (B, 1, H, W) are seen as three equal channels.
-        """
+        """The features by layer of images (B, 3 or 1, H, W), RGB or gray in [0, 1] ([-1, 1] with `range_norm`)."""
         x = in_colour(x)
         if self.range_norm:
             x = (x + 1) / 2
@@ -140,7 +133,7 @@ def layer_problems(layers: Iterable[str], vgg_type: str = "vgg19") -> Iterator[P
 
 
 def local_weights(vgg_type: str) -> Path | None:
-    """The file that is taken where none is named; None where torchvision's is fetched."""
+    """The file in `experiments/pretrained_models` that is taken where none is named."""
     return next(iter(sorted(WEIGHTS_FOLDER.glob(f"{vgg_type}-*.pth"))), None)
 
 
@@ -161,18 +154,6 @@ def _layers(names: list[str], keep: set[str], pooling_stride: int) -> list[nn.Mo
             layers.append(nn.MaxPool2d(2, stride=pooling_stride))
         previous = name
     return layers
-
-
-def _fill_at_random(features: nn.Sequential) -> None:
-    generator = torch.Generator().manual_seed(0)
-    features.to_empty(device="cpu")
-    for layer in features:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm2d):
-            layer.reset_parameters()
 
 
 def _load(features: nn.Sequential, vgg_type: str, vgg_weights: str | None) -> None:

@@ -5,6 +5,7 @@ Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image Synthes
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.archs.arch_util import in_colour
+from basicsr.archs.arch_util import fill_at_random, in_colour
 from basicsr.files.torch_files import check_not_all_zero, check_weights, load_state_dict_only
 from basicsr.utils.errors import CheckpointError, OptionsError
 
@@ -30,15 +31,8 @@ _KEPT = ("encoder.", "quant_conv.", "quantize.embedding.")
 class VQGANSizes:
     """What the shapes of a VQGAN's weights say; by default the one trained on ImageNet with 1024 codes.
 
-    Attributes:
-        embed_dim: length of a codebook entry.
-        num_entries: entries of the codebook.
-        ch: channels after the first convolution.
-        ch_mult: channels at each resolution, in multiples of `ch`.
-        num_res_blocks: residual blocks at each resolution.
-        attention: whether attention follows the blocks at each resolution. The published options say this by
-            `attn_resolutions` of an image of `resolution` pixels: 16 of 256 is the last.
-        z_channels: channels of the encoder's output.
+    `ch_mult` are the channels at each resolution in multiples of `ch`; `attention` says where attention follows the
+    blocks, in the published options `attn_resolutions` 16 of 256, the last.
     """
 
     embed_dim: int = 256
@@ -50,19 +44,17 @@ class VQGANSizes:
     z_channels: int = 256
 
 
+# The sizes of `vqgan_weights: random`.
 SMALL = VQGANSizes(embed_dim=16, num_entries=32, ch=32, num_res_blocks=1, z_channels=16)
-"""The sizes of `vqgan_weights: random`."""
 
 
 class VQGANEncoder(nn.Module):
-    """The encoder of a VQGAN, frozen, with its codebook; keys are those of taming-transformers.
-
-    Its sizes are read off the weights. As it is no network for `network_g`, it is in no registry.
+    """The encoder of a VQGAN, frozen, with its codebook; keys are those of taming-transformers. In no registry.
 
     Args:
-        vqgan_weights: file with the weights, a checkpoint of taming-transformers; its decoder and its loss are not
-            read. None: `vqgan_imagenet_f16_1024*` in `experiments/pretrained_models`. 'random': a small untrained
-            encoder, always the same one; for tests.
+        vqgan_weights: file with the weights, a checkpoint of taming-transformers; its sizes are read off them, its
+            decoder and loss are not read. None: `vqgan_imagenet_f16_1024*` in `experiments/pretrained_models`.
+            'random': a small untrained encoder, always the same one; for tests.
         input_range: what 0 and 1 of an image become before the first convolution. VQGANs are trained on [-1, 1].
 
     Attributes:
@@ -90,7 +82,7 @@ class VQGANEncoder(nn.Module):
             entries = nn.Embedding(self.sizes.num_entries, self.sizes.embed_dim)
             self.quantize = nn.ModuleDict({"embedding": entries})
         if path is None:
-            _fill_at_random(self)
+            fill_at_random(self, "linear")
         else:
             _load(self, state, path)
         self.requires_grad_(False).eval()
@@ -104,16 +96,13 @@ class VQGANEncoder(nn.Module):
         """The features and the latent of images.
 
         Args:
-            x: (B, 3, H, W), RGB in [0, 1], of any size from `factor` pixels; (B, 1, H, W) is seen as gray in three
-                equal channels.
+            x: (B, 3 or 1, H, W), RGB or gray in [0, 1], of any size from `factor` pixels; smaller ones raise
+                OptionsError.
             with_latent: without it, the layers after the last feature are left out.
 
         Returns:
             The output of the first residual block at each resolution, (B, ch * ch_mult[i], H / 2^i, W / 2^i) rounded
             down, and the latent, (B, embed_dim, H / factor, W / factor), which may be compared with the codebook.
-
-        Raises:
-            OptionsError: the images are smaller than `factor`.
         """
         if min(x.shape[-2:]) < self.factor:
             raise OptionsError(
@@ -129,12 +118,7 @@ class VQGANEncoder(nn.Module):
 def category_log_probabilities(latent: Tensor, codebook: Tensor) -> Tensor:
     """log softmax_n(-||F - e_n||^2) at each position: how likely each entry of the codebook is there.
 
-    Args:
-        latent: F, (B, C, h, w).
-        codebook: e, (N, C).
-
-    Returns:
-        Logarithms of probabilities, (B, N, h, w), at least float32; their exponentials sum to 1 over N.
+    For the latent F, (B, C, h, w), and the codebook e, (N, C); returns (B, N, h, w), at least float32.
     """
     dtype = torch.promote_types(latent.dtype, torch.float32)
     latent, codebook = latent.to(dtype), codebook.to(dtype)
@@ -183,17 +167,6 @@ class _Attention(nn.Module):
         return x + self.proj_out((value @ weights.transpose(1, 2)).view(x.shape))
 
 
-class _Downsample(nn.Module):
-    """A convolution of stride 2, padded on the right and at the bottom only."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
 class _Level(nn.Module):
     """The blocks of one resolution, then the way down to the next."""
 
@@ -202,7 +175,10 @@ class _Level(nn.Module):
         widths = [in_channels] + [out_channels] * (blocks - 1)
         self.block = nn.ModuleList(_ResidualBlock(width, out_channels) for width in widths)
         self.attn = nn.ModuleList(_Attention(out_channels) for _ in range(blocks if attention else 0))
-        self.downsample = None if last else _Downsample(out_channels)
+        self.downsample = None
+        if not last:  # padded on the right and at the bottom only
+            down = nn.Conv2d(out_channels, out_channels, 3, stride=2)
+            self.downsample = nn.Sequential(OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=down))
 
     def forward(self, x: Tensor, only_first: bool) -> tuple[Tensor, Tensor]:
         """The first block's output, and what goes to the next level; the former twice with `only_first`."""
@@ -213,17 +189,6 @@ class _Level(nn.Module):
             x = block(x) if number else x
             x = self.attn[number](x) if self.attn else x
         return feature, x if self.downsample is None else self.downsample(x)
-
-
-class _Middle(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.block_1 = _ResidualBlock(channels, channels)
-        self.attn_1 = _Attention(channels)
-        self.block_2 = _ResidualBlock(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class _Encoder(nn.Module):
@@ -237,7 +202,9 @@ class _Encoder(nn.Module):
                 zip([sizes.ch, *widths[:-1]], widths, sizes.attention, strict=True), start=1
             )
         )
-        self.mid = _Middle(widths[-1])
+        width = widths[-1]
+        blocks = {"block_1": _ResidualBlock(width, width), "attn_1": _Attention(width)}
+        self.mid = nn.Sequential(OrderedDict(blocks, block_2=_ResidualBlock(width, width)))
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], sizes.z_channels, 3, padding=1)
 
@@ -252,9 +219,8 @@ class _Encoder(nn.Module):
 
 def local_weights() -> Path | None:
     """The file that is taken where none is named, if it is there."""
-    return next(
-        iter(sorted(path for path in WEIGHTS_FOLDER.glob(f"{WEIGHTS_NAME}*") if path.suffix in _SUFFIXES)), None
-    )
+    found = sorted(path for path in WEIGHTS_FOLDER.glob(f"{WEIGHTS_NAME}*") if path.suffix in _SUFFIXES)
+    return found[0] if found else None
 
 
 def _path(given: str | None) -> Path:
@@ -270,11 +236,7 @@ def _path(given: str | None) -> Path:
 
 
 def _sizes(state: Mapping[str, Tensor], path: Path) -> VQGANSizes:
-    """What the shapes say; whether all of them agree is found on loading.
-
-    Raises:
-        CheckpointError: the weights are none of a VQGAN's.
-    """
+    """What the shapes say; whether all of them agree is found on loading."""
     dimensions = {"encoder.conv_in.weight": 4, "quant_conv.weight": 4, "quantize.embedding.weight": 2}
     for key, dimension in dimensions.items():
         if key not in state or state[key].dim() != dimension:
@@ -321,17 +283,3 @@ def _load(network: VQGANEncoder, state: Mapping[str, Tensor], path: Path) -> Non
     check_weights(state, path, wanted)
     check_not_all_zero(state, path)
     network.load_state_dict({key: state[key].float().contiguous() for key in wanted}, assign=True)
-
-
-def _fill_at_random(network: VQGANEncoder) -> None:
-    generator = torch.Generator().manual_seed(0)
-    network.to_empty(device="cpu")
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear", generator=generator)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.GroupNorm):
-            layer.reset_parameters()
-        elif isinstance(layer, nn.Embedding):
-            nn.init.normal_(layer.weight, std=0.5, generator=generator)

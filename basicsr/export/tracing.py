@@ -7,14 +7,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from basicsr.archs.restormer_arch import ChannelScale
-from basicsr.archs.swinir_arch import SwinIR
 from basicsr.utils.errors import CheckpointError
 
 Precision = Literal["float32", "fp16"]
@@ -43,16 +41,15 @@ class AnySize(Named):
     sizes only. Here padding is an index computed from the size, and masks are always computed.
 
     Args:
-        network: a SwinIR, or one with `padder_size`; it is changed, so pass a copy.
+        network: one with `padder_size`; it is changed, so pass a copy.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self.multiple = _multiple_inside(network)
-        self.scale = 1
-        if isinstance(network, SwinIR):
-            self.scale = network.scale
-            network.resolution = (0, 0)  # no image has this size, so no mask is taken from the buffers
+        self.scale = int(getattr(network, "scale", 1))
+        if hasattr(network, "resolution"):
+            cast(Any, network).resolution = (0, 0)  # no image has this size, so no mask is taken from the buffers
             for module in network.modules():
                 if isinstance(getattr(module, "attn_mask", None), Tensor):
                     module.register_buffer("attn_mask", None)
@@ -68,9 +65,7 @@ class AnySize(Named):
 
 
 def _multiple_inside(network: nn.Module) -> int:
-    """What `network` pads heights and widths to multiples of: a SwinIR's window, else `padder_size`, else 1."""
-    if isinstance(network, SwinIR):
-        return network.window_size
+    """What `network` pads heights and widths to multiples of: its `padder_size`, by default 1."""
     return int(getattr(network, "padder_size", 1))
 
 
@@ -101,7 +96,7 @@ def _halve_inside(network: nn.Module) -> None:
     convolutions[0].float().register_forward_hook(lambda module, inputs, output: output.half())
     convolutions[-1].float().register_forward_pre_hook(lambda module, inputs: inputs[0].float())
     for module in network.modules():
-        if isinstance(module, ChannelScale):  # computes in float32
+        if getattr(module, "computes_in_float32", False):
             module.register_forward_hook(lambda module, inputs, output: output.half())
     mean = getattr(network, "mean", None)
     if isinstance(mean, Tensor):

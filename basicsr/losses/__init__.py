@@ -1,8 +1,4 @@
-"""Losses on images: pixel, perceptual and adversarial.
-
-`build_loss` makes the loss that an options block names. The classes and functions that BasicSR users import
-from here are found on first use, so that importing the package costs nothing.
-"""
+"""Losses on images: pixel, perceptual and adversarial; `build_loss` makes the one that an options block names."""
 
 from __future__ import annotations
 
@@ -13,21 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-_HOMES = {
-    "L1Loss": "basic_loss",
-    "MSELoss": "basic_loss",
-    "CharbonnierLoss": "basic_loss",
-    "WeightedTVLoss": "basic_loss",
-    "l1_loss": "basic_loss",
-    "mse_loss": "basic_loss",
-    "charbonnier_loss": "basic_loss",
-    "weighted_tv_loss": "basic_loss",
-    "PerceptualLoss": "perceptual_loss",
-    "GANLoss": "gan_loss",
-    "adversarial_loss": "gan_loss",
-    "r1_penalty": "gan_loss",
-    "gradient_penalty_loss": "gan_loss",
+# What BasicSR's users import from here, found on first use, so that importing the package costs nothing.
+_NAMES = {
+    "basic_loss": "L1Loss MSELoss CharbonnierLoss WeightedTVLoss l1_loss mse_loss charbonnier_loss weighted_tv_loss",
+    "perceptual_loss": "PerceptualLoss",
+    "gan_loss": "GANLoss adversarial_loss r1_penalty gradient_penalty_loss",
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def build_loss(opt: Mapping[str, Any]) -> nn.Module:

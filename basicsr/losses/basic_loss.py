@@ -46,84 +46,61 @@ def weighted_tv_loss(pred: torch.Tensor, weight: torch.Tensor | None = None, red
     return vertical + horizontal
 
 
-@LOSS_REGISTRY.register()
-class L1Loss(nn.Module):
-    """Mean absolute error: `loss_weight` * mean |pred - target|.
+class _PixelLoss(nn.Module):
+    """`loss_weight` times an element-wise loss, reduced.
 
     Args:
         loss_weight: factor of the result.
         reduction: 'mean', 'sum' or 'none'.
-
-    Raises:
-        OptionsError: `reduction` is none of these.
     """
 
     batch_scope = staticmethod(scope_of_reduction)
 
     def __init__(self, *, loss_weight: Weight = 1.0, reduction: Reduction = "mean") -> None:
-        check_arguments(L1Loss, locals())
+        check_arguments(type(self), locals())
         super().__init__()
-        self.loss_weight = loss_weight
-        self.reduction = reduction
+        self.loss_weight, self.reduction = loss_weight, reduction
 
     def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         """For `pred` and `target` (B, C, H, W) and element-wise weights (B, C or 1, H, W)."""
-        return self.loss_weight * l1_loss(pred, target, weight, reduction=self.reduction)
+        return self.loss_weight * self._pixels(pred, target, weight, reduction=self.reduction)
+
+    def _pixels(self, *images: Any, reduction: str) -> torch.Tensor:
+        raise NotImplementedError
 
 
 @LOSS_REGISTRY.register()
-class MSELoss(nn.Module):
-    """Mean squared error: `loss_weight` * mean (pred - target)^2.
+class L1Loss(_PixelLoss):
+    """Mean absolute error: `loss_weight` * mean |pred - target|."""
 
-    Args:
-        loss_weight: factor of the result.
-        reduction: 'mean', 'sum' or 'none'.
-
-    Raises:
-        OptionsError: `reduction` is none of these.
-    """
-
-    batch_scope = staticmethod(scope_of_reduction)
-
-    def __init__(self, *, loss_weight: Weight = 1.0, reduction: Reduction = "mean") -> None:
-        check_arguments(MSELoss, locals())
-        super().__init__()
-        self.loss_weight = loss_weight
-        self.reduction = reduction
-
-    def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """For `pred` and `target` (B, C, H, W) and element-wise weights (B, C or 1, H, W)."""
-        return self.loss_weight * mse_loss(pred, target, weight, reduction=self.reduction)
+    _pixels = staticmethod(l1_loss)
 
 
 @LOSS_REGISTRY.register()
-class CharbonnierLoss(nn.Module):
+class MSELoss(_PixelLoss):
+    """Mean squared error: `loss_weight` * mean (pred - target)^2."""
+
+    _pixels = staticmethod(mse_loss)
+
+
+@LOSS_REGISTRY.register()
+class CharbonnierLoss(_PixelLoss):
     """A smooth L1: `loss_weight` * mean sqrt((pred - target)^2 + eps).
 
     Lai et al., "Deep Laplacian Pyramid Networks for Fast and Accurate Super-Resolution", CVPR 2017; `eps` is
     the square of the paper's epsilon, as in BasicSR.
 
     Args:
-        loss_weight: factor of the result.
-        reduction: 'mean', 'sum' or 'none'.
         eps: positive; the loss bends where |pred - target| is about sqrt(eps).
-
-    Raises:
-        OptionsError: `reduction` is none of these, or `eps` is not positive.
     """
-
-    batch_scope = staticmethod(scope_of_reduction)
 
     def __init__(self, *, loss_weight: Weight = 1.0, reduction: Reduction = "mean", eps: Small = 1e-12) -> None:
         check_arguments(CharbonnierLoss, locals())
-        super().__init__()
-        self.loss_weight = loss_weight
-        self.reduction = reduction
+        super().__init__(loss_weight=loss_weight, reduction=reduction)
         self.eps = eps
 
-    def forward(self, pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """For `pred` and `target` (B, C, H, W) and element-wise weights (B, C or 1, H, W)."""
-        return self.loss_weight * charbonnier_loss(pred, target, weight, reduction=self.reduction, eps=self.eps)
+    def _pixels(self, *images: Any, reduction: str) -> torch.Tensor:
+        return charbonnier_loss(*images, reduction=reduction, eps=self.eps)
 
 
 @LOSS_REGISTRY.register()
@@ -133,9 +110,6 @@ class WeightedTVLoss(nn.Module):
     Args:
         loss_weight: factor of the result.
         reduction: 'mean' or 'sum'.
-
-    Raises:
-        OptionsError: `reduction` is neither.
     """
 
     batch_scope = staticmethod(scope_of_reduction)
@@ -143,8 +117,7 @@ class WeightedTVLoss(nn.Module):
     def __init__(self, *, loss_weight: Weight = 1.0, reduction: Literal["mean", "sum"] = "mean") -> None:
         check_arguments(WeightedTVLoss, locals())
         super().__init__()
-        self.loss_weight = loss_weight
-        self.reduction = reduction
+        self.loss_weight, self.reduction = loss_weight, reduction
 
     def forward(self, pred: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         """For `pred` (B, C, H, W) and weights of its pixels (B, C or 1, H, W)."""

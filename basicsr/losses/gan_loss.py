@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ def adversarial_loss(
     real_label_val: float = 1.0,
     fake_label_val: float = 0.0,
 ) -> torch.Tensor:
-    """How far a discriminator's output is from the verdict asked for.
+    """How far a discriminator's output (logits of any shape) is from the verdict asked for, a scalar.
 
     With x the prediction, y the verdict's label and s = 1 for real, -1 for fake, the mean over elements of
 
@@ -37,18 +37,12 @@ def adversarial_loss(
       hinge          max(0, 1 - s x) for the discriminator, -x for the generator, whatever s (Lim and Ye 2017)
 
     Args:
-        prediction: logits of any shape, unbounded.
+        prediction: x.
         target_is_real: the verdict asked for.
-        gan_type: which of the above.
+        gan_type: which of the above; any other raises OptionsError.
         is_disc: whether the discriminator learns from it, rather than the generator.
         real_label_val: y for real.
         fake_label_val: y for fake.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        OptionsError: `gan_type` is none of these.
     """
     check_choice("gan_type", gan_type, get_args(GANType))
     prediction = at_least_float32(prediction)
@@ -73,9 +67,6 @@ class GANLoss(nn.Module):
         real_label_val: label of the real images (vanilla, lsgan).
         fake_label_val: label of the generated images (vanilla, lsgan).
         loss_weight: factor of the generator's loss; the discriminator's is always 1.
-
-    Raises:
-        OptionsError: `gan_type` is none of these.
     """
 
     def __init__(
@@ -88,10 +79,12 @@ class GANLoss(nn.Module):
     ) -> None:
         check_arguments(GANLoss, locals())
         super().__init__()
-        self.gan_type = gan_type
-        self.real_label_val = real_label_val
-        self.fake_label_val = fake_label_val
         self.loss_weight = loss_weight
+        self._options: dict[str, Any] = {
+            "gan_type": gan_type,
+            "real_label_val": real_label_val,
+            "fake_label_val": fake_label_val,
+        }
 
     @staticmethod
     def conflicts(gan_type: str, real_label_val: float, fake_label_val: float) -> Iterator[Conflict]:
@@ -101,19 +94,12 @@ class GANLoss(nn.Module):
 
     def forward(self, input: torch.Tensor, target_is_real: bool, is_disc: bool = False) -> torch.Tensor:
         """For logits of any shape; see `adversarial_loss`."""
-        loss = adversarial_loss(
-            input,
-            target_is_real,
-            gan_type=self.gan_type,
-            is_disc=is_disc,
-            real_label_val=self.real_label_val,
-            fake_label_val=self.fake_label_val,
-        )
+        loss = adversarial_loss(input, target_is_real, is_disc=is_disc, **self._options)
         return loss if is_disc else self.loss_weight * loss
 
 
 def r1_penalty(real_pred: torch.Tensor, real_img: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of ||d D(x) / d x||^2 at the real images.
+    """Mean over the batch of ||d D(x) / d x||^2 at the real images, with gradients for the discriminator.
 
     Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018, eq. 9, without its
     factor gamma / 2.
@@ -121,9 +107,6 @@ def r1_penalty(real_pred: torch.Tensor, real_img: torch.Tensor) -> torch.Tensor:
     Args:
         real_pred: D(x), any shape that begins with B.
         real_img: x, (B, C, H, W), with gradients on.
-
-    Returns:
-        A scalar, with gradients for the discriminator.
     """
     (gradient,) = torch.autograd.grad(real_pred.sum(), real_img, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
@@ -136,7 +119,7 @@ def gradient_penalty_loss(
     weight: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """WGAN-GP: mean of (||d D(x) / d x|| - 1)^2 at random points between real and generated images.
+    """WGAN-GP: mean of (||d D(x) / d x|| - 1)^2 at random points between real and generated images, a scalar.
 
     Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017. As in BasicSR, the norm is taken
     over the channels of each pixel, where the paper takes it over the whole image.
@@ -147,9 +130,6 @@ def gradient_penalty_loss(
         fake_data: of the same shape.
         weight: factors of the gradient, (B, C or 1, H, W); the result is divided by their mean.
         generator: on the CPU, draws one point per image. None: PyTorch's global generator.
-
-    Returns:
-        A scalar, with gradients for the discriminator.
     """
     share = torch.rand(len(real_data), 1, 1, 1, generator=generator).to(real_data)
     between = (share * real_data + (1 - share) * fake_data).detach().requires_grad_()

@@ -1,7 +1,4 @@
-"""What losses share: reduction, element-wise weights, precision.
-
-`reduce_loss`, `weight_reduce_loss` and `weighted_loss` are for losses written for BasicSR, too.
-"""
+"""What losses share: reduction, element-wise weights, precision."""
 
 from __future__ import annotations
 
@@ -25,13 +22,7 @@ ranks in any way. 'one rank': the loss depends on which images come to a rank to
 
 
 def batch_scope_of(component: object, options: Mapping[str, Any]) -> BatchScope:
-    """The `batch_scope` that a loss or method declares; 'one rank', the strictest, where it declares none.
-
-    Args:
-        component: the registered class or function. Its `batch_scope` is a `BatchScope`, or a static method that
-            returns one for the options.
-        options: of the loss or method, without defaults.
-    """
+    """The `batch_scope` that a registered loss or method declares, or derives from its options; else the strictest."""
     declared: Any = getattr(component, "batch_scope", "one rank")
     scope: BatchScope = declared(options) if callable(declared) else declared
     return scope
@@ -49,13 +40,7 @@ def check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:
 
 
 def idle_conflicts(loss: type, beside: str, given: Mapping[str, object]) -> Iterator[Conflict]:
-    """What to say of options that do nothing beside others and yet differ from their defaults.
-
-    Args:
-        loss: the class whose constructor's arguments they are.
-        beside: the options that leave them without effect, such as 'zoom_out: false'.
-        given: them, by name.
-    """
+    """The options `given` that differ from their defaults without effect (`beside` others: 'zoom_out: false')."""
     defaults = inspect.signature(loss).parameters
     for name, value in given.items():
         if value != defaults[name].default:
@@ -68,14 +53,7 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def check_images_for(method: str, network: str, shape: Sequence[int], least: int) -> None:
-    """Raises OptionsError where images (C, H, W) are no use to a network that looks at pictures.
-
-    Args:
-        method: of the loss or method whose network it is.
-        network: its name.
-        shape: of the images, which must be gray or RGB.
-        least: pixels a side that it needs.
-    """
+    """Raises OptionsError unless images (C, H, W) are gray or RGB and `least` pixels a side, for a method's network."""
     channels, *size = shape
     if channels not in (1, 3) or min(size) < least:
         raise OptionsError(
@@ -85,11 +63,7 @@ def check_images_for(method: str, network: str, shape: Sequence[int], least: int
 
 
 def reduce_loss(loss: torch.Tensor, reduction: str) -> torch.Tensor:
-    """The element-wise loss itself ('none'), its mean or its sum.
-
-    Raises:
-        OptionsError: `reduction` is none of these.
-    """
+    """The element-wise loss itself ('none'), its mean or its sum; OptionsError for another `reduction`."""
     check_choice("reduction", reduction, get_args(Reduction))
     if reduction == "none":
         return loss
@@ -110,8 +84,7 @@ def weight_reduce_loss(loss: torch.Tensor, weight: torch.Tensor | None = None, r
     """
     if weight is None:
         return reduce_loss(loss, reduction)
-    fits = weight.dim() == loss.dim() and all(w in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True))
-    if not fits:
+    if weight.dim() != loss.dim() or any(w not in (1, n) for w, n in zip(weight.shape, loss.shape, strict=True)):
         raise AssertedDataError(
             f"weight has shape {tuple(weight.shape)}, the loss {tuple(loss.shape)}:"
             " each dimension of the weight must agree or be 1"
@@ -124,8 +97,8 @@ def weight_reduce_loss(loss: torch.Tensor, weight: torch.Tensor | None = None, r
 def weighted_loss(loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Adds weight and reduction to `loss_func(pred, target, **kwargs)`, which returns the element-wise loss.
 
-    The outcome is called as `(pred, target, weight=None, reduction='mean', **kwargs)`: see
-    `weight_reduce_loss`. It raises ValueError where the shapes of `pred` and `target` differ.
+    The result is called as `(pred, target, weight=None, reduction='mean', **kwargs)`, see `weight_reduce_loss`, and
+    raises ValueError if the shapes of `pred` and `target` differ.
     """
 
     @functools.wraps(loss_func)

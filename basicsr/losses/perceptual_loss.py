@@ -26,14 +26,10 @@ def gram_matrix(features: torch.Tensor) -> torch.Tensor:
     return flat @ flat.transpose(1, 2) / (channels * height * width)
 
 
-def _frobenius(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(first - second)
-
-
 _DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "l1": F.l1_loss,
     "l2": F.mse_loss,
-    "fro": _frobenius,
+    "fro": lambda first, second: torch.linalg.vector_norm(first - second),
 }
 
 
@@ -46,9 +42,7 @@ class PerceptualLoss(nn.Module):
 
     with f_k the features of layer k, G their Gram matrix, and d the mean absolute difference ('l1'), the mean
     squared one ('l2') or the Frobenius norm of the difference over the whole batch ('fro'). Johnson et al.,
-    "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016.
-
-    The VGG is frozen: it is no part of `parameters()` or `state_dict()`, and follows the loss to its device.
+    "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016. The VGG is `Frozen`.
 
     Args:
         layer_weights: w_k by layer, such as {'conv5_4': 1.0} for the features before relu5_4.
@@ -88,14 +82,15 @@ class PerceptualLoss(nn.Module):
         self.perceptual_weight = perceptual_weight
         self.style_weight = style_weight
         self._distance = _DISTANCES[criterion]
-        vgg = VGGFeatureExtractor(
-            layer_name_list=list(layer_weights),
-            vgg_type=vgg_type,
-            use_input_norm=use_input_norm,
-            range_norm=range_norm,
-            vgg_weights=vgg_weights,
+        self._frozen = Frozen(
+            VGGFeatureExtractor(
+                layer_name_list=list(layer_weights),
+                vgg_type=vgg_type,
+                use_input_norm=use_input_norm,
+                range_norm=range_norm,
+                vgg_weights=vgg_weights,
+            )
         )
-        self._frozen = Frozen(vgg)
 
     @staticmethod
     def conflicts(layer_weights: Mapping[str, float], vgg_type: str) -> Iterator[Conflict | Problem]:
