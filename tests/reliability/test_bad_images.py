@@ -231,6 +231,12 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
         assert torch.equal(batch.seeds, other.seeds)
 
 
+@pytest.fixture(scope="module")
+def expected(store) -> list[Batch]:
+    """The batches of a store, loaded in this process from the beginning."""
+    return batches(store)
+
+
 class TestSkipping:
     def test_takes_the_next_good_image_with_the_seed_of_the_position(self, folders):
         found = batches(folders)
@@ -251,15 +257,14 @@ class TestSkipping:
             skipped |= set(batch.skipped)
         assert len(skipped) == len(FAULTS)
 
-    def test_depends_neither_on_workers_nor_on_where_a_run_resumes(self, store):
-        expected = batches(store)
+    def test_depends_neither_on_workers_nor_on_where_a_run_resumes(self, store, expected):
         for workers in (1, 2):
             assert_same(batches(store, workers=workers), expected)
         assert_same(batches(store, start=7), expected[7:])
 
-    def test_takes_the_same_images_whether_they_were_known_or_not(self, store):
+    def test_takes_the_same_images_whether_they_were_known_or_not(self, store, expected):
         known = check_images(build_dataset(store), options(), rank=0, world_size=1)
-        assert_same(batches(store, known=known), batches(store))
+        assert_same(batches(store, known=known), expected)
 
     def test_is_off_by_default_and_ends_where_more_are_bad_in_a_row(self, folders):
         with pytest.raises(DataError, match="cannot read image"):
