@@ -59,6 +59,7 @@ class Component:
         members: the registry, or a function that returns the members by name.
         further: keys that the block may have beside the member's arguments, with their types.
         provided: arguments that the framework passes itself.
+        hints: types of arguments whose signatures have no ranges.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class Component:
         members: Registry | Callable[[], Mapping[str, Any]],
         further: Mapping[str, Any] = {},
         provided: Sequence[str] = (),
+        hints: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        self.kind, self._members, self.further, self.provided = kind, members, further, provided
+        self.kind, self._members, self.further, self.provided, self._hints = kind, members, further, provided, hints
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.with_info_plain_validator_function(self._validated)
@@ -101,12 +103,8 @@ class Component:
     def problems_with(self, member: Any, given: Mapping[str, Any]) -> list[Problem]:
         """Compares arguments with the member's parameters."""
         free = {key: value for key, value in given.items() if key not in self.provided}
-        problems = find_problems(member, free, dict.fromkeys(self.provided), self.hints(), self.further)
+        problems = find_problems(member, free, dict.fromkeys(self.provided), self._hints(), self.further)
         return problems + [unknown_key((key,), list(self.further)) for key in given if key in self.provided]
-
-    def hints(self) -> Mapping[str, Any]:
-        """Types of arguments whose signatures have no ranges."""
-        return {}
 
     def _member(self, name: str) -> Any:
         if isinstance(self._members, Registry):
@@ -157,11 +155,10 @@ class _Built(Component):
         return problems
 
 
-class _Optimizer(_Built):
-    def hints(self) -> Mapping[str, Any]:
-        from basicsr.optim.optimizers import ARGUMENTS
+def _ranges_of_optimizers() -> Mapping[str, Any]:
+    from basicsr.optim.optimizers import ARGUMENTS
 
-        return ARGUMENTS
+    return ARGUMENTS
 
 
 def _optimizers() -> Mapping[str, Any]:
@@ -189,7 +186,7 @@ DiscriminatorBlock = Annotated[Mapping[str, Any], Component("network", ARCH_REGI
 LossBlock = Annotated[Mapping[str, Any], Component("loss", LOSS_REGISTRY)]
 MethodBlock = Annotated[Mapping[str, Any], Component("method", METHOD_REGISTRY)]
 MetricBlock = Annotated[Mapping[str, Any], Component("metric", METRIC_REGISTRY, _BETTER, ("img", "img2"))]
-OptimizerBlock = Annotated[Mapping[str, Any], _Optimizer("optimizer", _optimizers, provided=("params",))]
+OptimizerBlock = Annotated[Mapping[str, Any], _Built("optimizer", _optimizers, {}, ("params",), _ranges_of_optimizers)]
 SchedulerBlock = Annotated[Mapping[str, Any], _Built("scheduler", _schedules)]
 StorageBlock = Annotated[Mapping[str, Any], Component("storage", _storages, provided=("db_paths", "client_keys"))]
 

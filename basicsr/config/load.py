@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,10 @@ from basicsr.utils.logger import get_root_logger
 from basicsr.utils.signatures import REQUIRED, Problem, problems_of
 from basicsr.utils.text import one_line
 
-# What stands for required values that are missing or wrong while the rest is checked; `*` is any key.
+# What stands for required values that are missing or wrong while the rest is checked.
 _STAND_INS: dict[KeyPath, Any] = {
     ("name",): "name",
     ("scale",): 1,
-    ("datasets", "*", "scale"): 1,
     ("train", "total_iter"): 1,
     ("train", "optim_g"): {"type": "Adam"},
 }
@@ -188,71 +188,59 @@ class _Checked:
         return [self.located(*warning) for warning in find_warnings(self.options)] if self.options else []
 
 
-def _typed(data: dict[str, Any]) -> tuple[list[Problem], list[KeyPath], Options | None]:
-    """Validates the data.
-
-    Returns:
-        The problems; the keys that were left out or replaced so that the rest makes options; these options.
-    """
+def _typed(data: dict[str, Any]) -> tuple[list[Problem], Collection[KeyPath], Options | None]:
+    """The problems, the keys that are left out or replaced so that the rest can be checked, and this rest."""
     try:
         return [], [], Options.model_validate(data)
     except ValidationError as error:
         problems = problems_of(error, data)
-    dropped: list[KeyPath] = []
-    replaced: dict[KeyPath, Any] = {}
+    changes: dict[KeyPath, Any] = {}  # None leaves the key out
     options = None
-    while options is None and () not in dropped:
+    while options is None and () not in changes:
         try:
-            options = Options.model_validate(_changed(data, dropped, replaced), context=UNCHECKED)
+            options = Options.model_validate(_changed(data, changes), context=UNCHECKED)
         except ValidationError as error:
-            before = len(dropped) + len(replaced)
+            before = dict(changes)
             for problem in problems_of(error, data):
-                out = tuple(itertools.takewhile(lambda part: isinstance(part, str), problem.key))  # not parts of lists
-                if problem.what == REQUIRED and (stand_in := _stand_in(problem.key)) is not None:
-                    replaced[problem.key] = stand_in
-                elif problem.what == REQUIRED:
-                    out = out[:-1]
-                if out not in dropped:
-                    dropped.append(out)
-            assert len(dropped) + len(replaced) > before, f"still wrong without {dropped}: {error}"
-    # The scale of datasets is the top-level one.
-    problems = [
-        replace(problem, key=("scale",)) if problem.key[:1] == ("datasets",) and problem.key[-1] == "scale" else problem
-        for problem in problems
-    ]
-    return problems, dropped, options
+                is_missing = problem.what == REQUIRED
+                if is_missing and (stand_in := _stand_in(problem.key)) is not None:
+                    changes[problem.key] = stand_in
+                else:
+                    key = problem.key[:-1] if is_missing else problem.key
+                    around = itertools.takewhile(lambda part: isinstance(part, str), key)  # no parts of lists
+                    changes.setdefault(tuple(around), None)
+            assert changes != before, f"still wrong with {changes}: {error}"
+    for index, problem in enumerate(problems):
+        if problem.key[:1] == ("datasets",) and problem.key[-1] == "scale":  # which is the top-level one
+            problems[index] = replace(problem, key=("scale",))
+    return problems, changes, options
 
 
 def _stand_in(key: KeyPath) -> Any:
     if len(key) == 3 and key[0] == "datasets":
-        return key[1] if key[2] == "name" else _STAND_INS.get(("datasets", "*", key[2]))
+        return {"name": key[1], "scale": 1}.get(str(key[2]))
     return _STAND_INS.get(key)
 
 
-def _follows(key: KeyPath, dropped: Sequence[KeyPath]) -> bool:
+def _follows(key: KeyPath, changed: Collection[KeyPath]) -> bool:
     """Whether a finding at `key` only follows from a key that was left out because it is wrong."""
-    is_nameless = any(gone[:1] == ("datasets",) and gone[-1] == "name" for gone in dropped)
+    is_nameless = any(gone[:1] == ("datasets",) and gone[-1] == "name" for gone in changed)
     if is_nameless and (key[:3] == ("val", "best", "dataset") or key[:2] == ("report", "regions")):
         return True
-    return any(key[: len(gone)] == gone or gone[: len(key)] == key for gone in dropped)
+    return any(key[: len(gone)] == gone or gone[: len(key)] == key for gone in changed)
 
 
-def _changed(data: dict[str, Any], dropped: Sequence[KeyPath], replaced: Mapping[KeyPath, Any]) -> dict[str, Any]:
-    """A copy of nested mappings without the keys in `dropped`, and with the values in `replaced`."""
-    copy: dict[str, Any] = _copied(data)
-    for key in (*dropped, *replaced):
+def _changed(data: dict[str, Any], changes: Mapping[KeyPath, Any]) -> dict[str, Any]:
+    copy = deepcopy(data)
+    for key, value in changes.items():
         holder: Any = copy
         for part in key[:-1]:
             holder = holder.get(part) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and key in replaced:
-            holder[key[-1]] = replaced[key]
-        elif isinstance(holder, dict):
+        if isinstance(holder, dict) and value is None:
             holder.pop(key[-1], None)
+        elif isinstance(holder, dict):
+            holder[key[-1]] = value
     return copy
-
-
-def _copied(value: Any) -> Any:
-    return {key: _copied(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def _warn(warnings: list[LocatedProblem], warn: Callable[[str], None] | None) -> None:

@@ -92,17 +92,13 @@ def find_problems(
     A class may say what must hold between its arguments: by a static method `conflicts` whose parameters are some of
     the constructor's and which yields, for each mistake, a key and a message that begins with a verb, or a `Problem`.
 
-    Args:
-        factory: a registered class or function.
-        given: the block without its `type`.
-        provided: what the framework passes itself; may be overridden by `given`.
-        hints: types of parameters with their ranges, where the signature has none.
-        further: keys that the block may have beside the parameters, with their types.
+    `provided` is what the framework passes itself; `hints` are types of parameters whose signature has no ranges;
+    `further` are types of keys that the block may have beside the parameters.
 
     Returns:
-        A problem for each unknown key, each value of the wrong type or out of its range and each required parameter
-        left out; where there is none, the class's own `conflicts`. None where the factory takes its options whole, and
-        none for unknown keys where it takes **kwargs.
+        A problem for each unknown key (none where the factory takes **kwargs), each value of the wrong type or out of
+        its range and each missing parameter; where there is none, those of `conflicts`. None where the factory takes
+        its options whole.
     """
     if call_style(factory) == "opt":
         return []
@@ -168,13 +164,7 @@ def _accepting_lists(schema: Any) -> Any:
 def problems_of(
     error: Any, data: Any, unknown: Callable[[Key], Problem] = lambda key: unknown_key(key, ())
 ) -> list[Problem]:
-    """What pydantic found in `data`, one problem for each key.
-
-    Args:
-        error: a ValidationError.
-        data: what was validated.
-        unknown: makes the problem of an unknown key.
-    """
+    """What a ValidationError found in `data`, one problem for each key; `unknown` makes those of unknown keys."""
     found: dict[Key, list[Problem]] = {}
     for item in error.errors(include_url=False):
         key, value = _located(item["loc"], data)
@@ -242,13 +232,9 @@ class Misfit(NamedTuple):
 
 
 def find_misfits(factory: Callable[..., Any], given: Mapping[str, Any], run: Mapping[str, Any]) -> list[Misfit]:
-    """Asks a class that has a static method `misfits` whether its options fit the run.
+    """What a class's static method `misfits` says; its parameters are some of the constructor's and keys of `run`.
 
-    Args:
-        factory: a class; `misfits` has parameters of its constructor and keys of `run`.
-        given: its options, which are right by themselves.
-        run: `scale`, `total_iter`, `lr`, and of training `gt_size` and `batch_size` (the smallest there will be) and
-            `ranks`.
+    `run` has `scale`, `total_iter`, `lr`, `ranks`, and `gt_size` and `batch_size`, the smallest there will be.
     """
     return list(_asked(factory, "misfits", given, run))
 
@@ -266,16 +252,7 @@ def _asked(
 
 
 def check_arguments(component: type, values: Mapping[str, Any], label: str | None = None) -> None:
-    """For constructors: refuses what the check of options refuses, where an object is made without options.
-
-    Args:
-        component: the class.
-        values: its arguments by name, such as `locals()` at the constructor's beginning; others are not looked at.
-        label: begins the message; the component's name where None.
-
-    Raises:
-        OptionsError: an argument is of the wrong type or out of its range, or two contradict each other.
-    """
+    """For constructors: raises OptionsError for what the check of options refuses in `values`, such as `locals()`."""
     given = {name: values[name] for name in _parameters(component) if name in values}
     for problem in find_problems(component, given, {}):
         raise AssertedOptionsError(f"{label or component.__name__}: {_text(problem)}")
@@ -284,11 +261,7 @@ def check_arguments(component: type, values: Mapping[str, Any], label: str | Non
 def bind_arguments(
     factory: Callable[..., Any], given: Mapping[str, Any], provided: Mapping[str, Any], label: str
 ) -> dict[str, Any]:
-    """Returns the keyword arguments to call `factory` with: `given`, and those of `provided` that it takes.
-
-    Raises:
-        OptionsError: `given` does not fit; the message begins with `label` and names every problem.
-    """
+    """The arguments to call `factory` with: `given`, and those of `provided` that it takes; raises all problems."""
     if problems := find_problems(factory, given, provided):
         raise OptionsError(f"{label}: " + "; ".join(map(_text, problems)))
     parameters = _parameters(factory)
