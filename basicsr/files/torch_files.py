@@ -181,7 +181,10 @@ def read_safetensors(file: BinaryIO, size: int) -> tuple[dict[str, Tensor], dict
     if not isinstance(header, dict) or len(header) > MAX_TENSORS:
         raise Refused(f"it is damaged or no safetensors file (its header lists no tensors, or more than {MAX_TENSORS})")
     file.seek(0)
-    return safetensors.torch.load(file.read(size)), header.get("__metadata__") or {}
+    tensors = safetensors.torch.load(file.read(size))
+    metadata = header.pop("__metadata__", None) or {}
+    # The library's own order is another one each time.
+    return {name: tensors[name] for name in sorted(header, key=lambda name: header[name]["data_offsets"])}, metadata
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

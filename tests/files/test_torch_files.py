@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import pickle
 import struct
 from typing import Any
@@ -167,6 +168,10 @@ def test_safetensors_are_read_as_their_own_library_reads_them(dtype, tmp_path):
         found, metadata = read_safetensors(*opening)
     wanted = load_file(tmp_path / "x.safetensors")
     assert metadata == {"a": "b"} and found.keys() == wanted.keys()
+    content = (tmp_path / "x.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    places = [header[name]["data_offsets"] for name in found]
+    assert places == sorted(places), "in the order of the file each time"
     for name, value in wanted.items():
         assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
         assert bytes(found[name].untyped_storage()) == bytes(value.untyped_storage())
