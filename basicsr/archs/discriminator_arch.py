@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -73,14 +74,10 @@ class UNetDiscriminatorSN(nn.Module):
         super().__init__()
         self.skip_connection = skip_connection
         self.conv0 = nn.Conv2d(num_in_ch, num_feat, 3, 1, 1)
-        self.conv1 = spectral_norm(nn.Conv2d(num_feat, num_feat * 2, 4, 2, 1, bias=False))
-        self.conv2 = spectral_norm(nn.Conv2d(num_feat * 2, num_feat * 4, 4, 2, 1, bias=False))
-        self.conv3 = spectral_norm(nn.Conv2d(num_feat * 4, num_feat * 8, 4, 2, 1, bias=False))
-        self.conv4 = spectral_norm(nn.Conv2d(num_feat * 8, num_feat * 4, 3, 1, 1, bias=False))
-        self.conv5 = spectral_norm(nn.Conv2d(num_feat * 4, num_feat * 2, 3, 1, 1, bias=False))
-        self.conv6 = spectral_norm(nn.Conv2d(num_feat * 2, num_feat, 3, 1, 1, bias=False))
-        self.conv7 = spectral_norm(nn.Conv2d(num_feat, num_feat, 3, 1, 1, bias=False))
-        self.conv8 = spectral_norm(nn.Conv2d(num_feat, num_feat, 3, 1, 1, bias=False))
+        wide = [num_feat * multiple for multiple in (1, 2, 4, 8, 4, 2, 1, 1, 1)]
+        for number, (before, after) in enumerate(pairwise(wide), start=1):
+            size = (4, 2, 1) if number <= 3 else (3, 1, 1)  # the first three halve the image
+            self.add_module(f"conv{number}", spectral_norm(nn.Conv2d(before, after, *size, bias=False)))
         self.conv9 = nn.Conv2d(num_feat, 1, 3, 1, 1)
         self.lrelu = nn.LeakyReLU(negative_slope=0.2, inplace=True)
 
@@ -96,16 +93,17 @@ class UNetDiscriminatorSN(nn.Module):
                 f"{x.shape[-2]}x{x.shape[-1]}: change gt_size"
             )
         down = [self.lrelu(self.conv0(x))]
-        for conv in (self.conv1, self.conv2, self.conv3):
+        convs = [self.get_submodule(f"conv{number}") for number in range(1, 9)]
+        for conv in convs[:3]:
             down.append(self.lrelu(conv(down[-1])))
         x = down.pop()
-        for conv in (self.conv4, self.conv5, self.conv6):
+        for conv in convs[3:6]:
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = self.lrelu(conv(x))
             same_size = down.pop()
             if self.skip_connection:
                 x = x + same_size
-        return _to_few_channels(self.conv9, self.lrelu(self.conv8(self.lrelu(self.conv7(x)))))
+        return _to_few_channels(self.conv9, self.lrelu(convs[7](self.lrelu(convs[6](x)))))
 
 
 def _to_few_channels(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -173,8 +173,8 @@ def _no_module(network: nn.Module, modules: dict[str, nn.Module], path: str) -> 
     while parent and parent not in modules:
         parent = parent.rpartition(".")[0]
     depth = parent.count(".") + 1 if parent else 0
-    inside = [name for name in modules if name and (not parent or name.startswith(f"{parent}."))]
-    near = [name for name in inside if name.count(".") <= max(1, depth)]
+    prefix = f"{parent}." if parent else ""
+    near = [name for name in modules if name and name.startswith(prefix) and name.count(".") <= max(1, depth)]
     more = f", and {len(near) - _MOST_LISTED} more" if len(near) > _MOST_LISTED else ""
     there = f"in '{parent}' there are" if parent else "there are"
     return (

@@ -65,10 +65,6 @@ class CSD(LossTerm):
         layer_weights: w_j by layer of the VGG; where left out, 1/32, 1/16, 1/8, 1/4, 1 from relu1_1 to relu5_1.
         vgg_input: 'imagenet' normalises images by ImageNet's mean and deviation; 'range255' multiplies them by 255.
         vgg_weights: see `VGGFeatureExtractor`.
-
-    Raises:
-        OptionsError: an option is none of these.
-        CheckpointError: the VGG's weights cannot be had.
     """
 
     teacher_needs = ""
@@ -160,10 +156,6 @@ class SharedCSD(CSD):
         layer_weights: w_j by layer of the VGG, as in `CSD`.
         vgg_input: as in `CSD`.
         vgg_weights: as in `CSD`.
-
-    Raises:
-        OptionsError: an option is none of these.
-        CheckpointError: the VGG's weights cannot be had.
     """
 
     needs_teacher = False

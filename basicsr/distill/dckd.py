@@ -101,10 +101,6 @@ class DCKD(LossTerm):
         history_of: whether the history model follows the 'student' or the moving 'average' of its weights, which
             needs `train: ema_decay`.
         vqgan_weights: see `VQGANEncoder`.
-
-    Raises:
-        OptionsError: an option is none of these.
-        CheckpointError: the VQGAN's weights cannot be had.
     """
 
     batch_scope = "image"
@@ -219,13 +215,14 @@ class DCKD(LossTerm):
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Returns `l_dcl` and `l_ce`, those that are on; raises OptionsError for unfit images."""
         self.check_output(tuple(context.sr.shape[1:]))
-        student, student_latent = self._encoded(context, context.sr, self.distribution)
-        with torch.no_grad():
-            teacher, teacher_latent = self._encoded(context, context.teacher_output, self.distribution)
+        with context.autocast():
+            student, student_latent = self.vqgan(context.sr, with_latent=self.distribution)
+            with torch.no_grad():
+                teacher, teacher_latent = self.vqgan(context.teacher_output, with_latent=self.distribution)
         parts = {}
         if self.contrastive:
             parts["l_dcl"] = self._contrast(context, student, teacher)
-        if student_latent is not None and teacher_latent is not None:
+        if self.distribution:
             parts["l_ce"] = self._cross_entropy(student_latent, teacher_latent)
         return parts
 
@@ -233,19 +230,12 @@ class DCKD(LossTerm):
         """See `LossTerm`."""
         check_images_for("DCKD", "VQGAN", shape, self.vqgan.network.factor)
 
-    def _encoded(
-        self, context: StepContext, images: torch.Tensor, with_latent: bool
-    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        with context.autocast():
-            features, latent = self.vqgan(images, with_latent=with_latent)
-        return features, latent
-
     def _contrast(
         self, context: StepContext, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """L_dcl by the features of I_S and of I_T."""
         near = summed_distances(student, [teacher])
-        far = summed_distances(student, (self._encoded(context, one, False)[0] for one in self._negatives(context)))
+        far = summed_distances(student, (self._features(context, one) for one in self._negatives(context)))
         total = torch.zeros_like(near[0])
         if self.quotient == "batch":
             near, far = ([distances.mean(0, keepdim=True) for distances in each] for each in (near, far))
@@ -265,6 +255,11 @@ class DCKD(LossTerm):
             with context.autocast():
                 image = at_least_float32(self.history(lq))
             yield image
+
+    def _features(self, context: StepContext, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        with context.autocast():
+            features: Sequence[torch.Tensor] = self.vqgan(images, with_latent=False)[0]
+        return features
 
     def _cross_entropy(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """L_ce by the latents of I_S and of I_T."""

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr.archs.staged import StagedNetwork
 from basicsr.distill.base import LossTerm, NetworkPair, StepContext, boundaries, nothing_of
 from basicsr.losses.loss_util import at_least_float32, idle_conflicts
 from basicsr.utils.errors import OptionsError
@@ -121,9 +120,8 @@ class MiPKD(LossTerm):
         self.encoder: EncoderKind = encoder
         self.mask: MaskKind = mask
         self.latent_channels, self.mask_probability = latent_channels, mask_probability
-        self.ground_truth_share = ground_truth_share
+        self.ground_truth_share, self._positions = ground_truth_share, positions
         self.autoencoder_until, self.coins = autoencoder_until, coins
-        self._positions = positions
         self.weights = {}
         if feature_mixer:
             self.weights["l_feat"] = feature_weight
@@ -172,14 +170,12 @@ class MiPKD(LossTerm):
 
     def attach(self, networks: NetworkPair) -> None:
         """Finds the positions and makes the heads; raises OptionsError for a network that is not built of stages."""
-        views = {"student": networks.student, "teacher": networks.teacher}
+        count = self._positions
         # In a dict they are no submodules: the model holds the student, and the teacher is in no checkpoint.
-        self._networks: dict[str, StagedNetwork] = {key: view.staged for key, view in views.items()}
-        self._starts = {
-            key: boundaries(len(network.stage_names), self._positions) for key, network in self._networks.items()
-        }
-        self.student_taps = networks.student.positions(self._positions)
-        self.teacher_taps = networks.teacher.positions(self._positions)
+        self._networks = {"student": networks.student.staged, "teacher": networks.teacher.staged}
+        self._starts = {key: boundaries(len(each.stage_names), count) for key, each in self._networks.items()}
+        self.student_taps = networks.student.positions(count)
+        self.teacher_taps = networks.teacher.positions(count)
         for own, other in zip(self.student_taps, self.teacher_taps, strict=True):
             student, teacher = networks.student.channels(own), networks.teacher.channels(other)
             enhanced = student
@@ -307,13 +303,12 @@ def mixing_mask(
     Returns:
         Booleans (B, C, H, W), with ones in place of axes along which all are alike.
     """
-    height, width = student.shape[-2:]
     if kind == "grid":
-        rows, columns = (torch.arange(side, device=student.device) for side in (height, width))
+        rows, columns = (torch.arange(side, device=student.device) for side in student.shape[-2:])
         return ((rows[:, None] + columns) % 2 == 0)[None, None]
     if kind == "cosine":
         likeness = F.cosine_similarity(at_least_float32(student), at_least_float32(teacher), dim=1)
-        return lowest(likeness.flatten(1), share).view(-1, 1, height, width)
+        return lowest(likeness.flatten(1), share).view(-1, 1, *student.shape[-2:])
     if kind == "cka":
         return lowest(channel_cka(student, teacher), share)[..., None, None]
     mask = context.uniform(purpose, tuple(student.shape[1:])) < share

@@ -53,10 +53,6 @@ class PerceptualLoss(nn.Module):
         style_weight: factor of the style part; 0 leaves it out.
         criterion: 'l1', 'l2' or 'fro'.
         vgg_weights: see `VGGFeatureExtractor`.
-
-    Raises:
-        OptionsError: an option is none of these.
-        CheckpointError: the VGG's weights cannot be had.
     """
 
     @staticmethod
