@@ -11,13 +11,13 @@ class UserError(ValueError):
     Attributes:
         exit_code: what the command returns to the shell.
         known_to_all: whether every rank raises it, so that one of them reports it.
-        told: whether another rank reports it.
+        printed_elsewhere: whether another rank reports it.
         first_hand: False if possibly caused by another rank's failure.
     """
 
     exit_code = 1
     known_to_all = False
-    told = False
+    printed_elsewhere = False
     first_hand = True
 
     def extend(self, *, before: str = "", after: str = "") -> None:

@@ -43,7 +43,7 @@ def run_command(main: Callable[[], int]) -> int:
         return code
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        if not error.told and (rank == "0" or not error.known_to_all):
+        if not error.printed_elsewhere and (rank == "0" or not error.known_to_all):
             prefix = f"[rank {rank}] " if "RANK" in os.environ else ""
             label = "" if isinstance(error, (Preempted, Interrupted)) else "error: "
             print(f"{prefix}{label}{printable_lines(str(error))}", file=sys.stderr, flush=True)

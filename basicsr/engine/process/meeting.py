@@ -196,7 +196,7 @@ class Meeting:
                 report = json.dumps([self.launched.rank, *_report(error)])
                 rank, _, message = json.loads(self.store.compare_set(_FAILED, "", report))
                 if isinstance(error, UserError) and rank != self.launched.rank and message == str(error):
-                    error.told = not error.known_to_all
+                    error.printed_elsewhere = not error.known_to_all
             self.store.set(f"left/{self.launched.rank}", "")
             if self._keeps_store:
                 self._wait([f"left/{rank}" for rank in range(self.launched.world_size)], _LEAVING_SECONDS)

@@ -95,7 +95,7 @@ class RankWatchdog:
 
     def _end(self, error: UserError) -> None:
         self.note(error)
-        if not error.told:
+        if not error.printed_elsewhere:
             print(f"[rank {self._rank}] error: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
 
@@ -192,7 +192,8 @@ def this_process() -> Process:
 def _as_error(failure: RankFailure) -> UserError:
     error = UserError(f"[rank {failure.rank}] {failure.message}")
     error.exit_code = failure.exit_code
-    error.known_to_all, error.told = True, failure.exit_code not in _STOPPED  # ranks that were stopped print nothing
+    error.known_to_all = True
+    error.printed_elsewhere = failure.exit_code not in _STOPPED  # ranks that were stopped print nothing
     return error
 
 
