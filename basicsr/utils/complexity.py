@@ -59,9 +59,16 @@ class _MultiplyAddCounter(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # hiding from torch.compile, which is not used here, would import it
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if operator in _ELEMENTWISE and {tensor.dtype for tensor in tensors} == {torch.float32}:
+            return torch.empty(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)), device="meta")
+        result = func(*args, **(kwargs or {}))
         if operator in _COSTS:
             self.total += _COSTS[operator](args, result)
         elif operator in flop_registry:
@@ -76,6 +83,8 @@ def _norm(x: Tensor, weight: Tensor | None, training: bool = True) -> int:
 
 
 _aten = torch.ops.aten
+# They cost nothing here; on the meta device their first call would import torch.compile, for a second.
+_ELEMENTWISE = {_aten.add, _aten.sub, _aten.mul, _aten.div, _aten.relu, _aten.leaky_relu, _aten.gelu, _aten.sigmoid}
 
 _COSTS: dict[Any, Callable[[Any, Any], int]] = {
     _aten.native_layer_norm: lambda args, result: _norm(args[0], args[2]),
