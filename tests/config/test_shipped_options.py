@@ -251,7 +251,8 @@ def test_the_equations_files_differ_from_the_others_in_mining_and_sum_alone(back
     own = HybridContrastive(**{key: value for key, value in contrastive.items() if key != "type"})
     default = HybridContrastive()
     assert own.weights == default.weights
-    differing = {key for key, value in vars(default).items() if key[0] != "_" and vars(own)[key] != value}
+    settings = [{**vars(term), **term._info_nce.keywords} for term in (own, default)]
+    differing = {key for key, value in settings[1].items() if key[0] != "_" and settings[0][key] != value}
     assert differing == {"mining", "reduction"}
     update = {"distill": others.train.distill}
     assert equations.model_copy(
