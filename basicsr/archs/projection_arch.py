@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,29 @@ from basicsr.utils.signatures import Conflict, check_arguments
 
 
 class _ProjectionHead(nn.Module):
-    """3x3 convolutions with ReLU through the given channels, global average, linear layer, L2 normalisation."""
+    """3x3 convolutions with ReLU, the last to `embed_dim` / 2 channels, global average, linear layer, L2 normalisation.
 
-    def __init__(self, channels: tuple[int, ...], embed_dim: int) -> None:
+    Args:
+        num_in_ch: channels of the input.
+        embed_dim: length d of the embedding, a multiple of 2 for images, of 4 for patches.
+    """
+
+    _convolutions: ClassVar[int]
+
+    def __init__(self, *, num_in_ch: ImageChannels = 3, embed_dim: Features = 256) -> None:
+        check_arguments(type(self), locals())
         super().__init__()
+        widths = [num_in_ch, *(embed_dim // 2**halvings for halvings in range(self._convolutions, 0, -1))]
         layers: list[nn.Module] = []
-        for before, after in pairwise(channels):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, 1, 1), nn.ReLU(inplace=True)]
-        self.encoder = nn.Sequential(*layers, _GlobalAverage(), nn.Flatten(), nn.Linear(channels[-1], embed_dim))
+        self.encoder = nn.Sequential(*layers, _GlobalAverage(), nn.Flatten(), nn.Linear(widths[-1], embed_dim))
+
+    @classmethod
+    def conflicts(cls, embed_dim: int) -> Iterator[Conflict]:
+        """See `basicsr.utils.signatures.find_problems`."""
+        if embed_dim % 2**cls._convolutions:
+            yield "embed_dim", f"{embed_dim} is not supported: give a multiple of {2**cls._convolutions}"
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns float32 (or wider) embeddings (B, embed_dim) of norm 1 of images (B, C, H, W) in [0, 1]."""
@@ -34,42 +49,16 @@ class _ProjectionHead(nn.Module):
 
 @ARCH_REGISTRY.register()
 class ImageProjectionHead(_ProjectionHead):
-    """phi_img of MCAD-KD: one convolution to `embed_dim` / 2 channels.
+    """phi_img of MCAD-KD: one convolution to `embed_dim` / 2 channels."""
 
-    Args:
-        num_in_ch: channels of the input.
-        embed_dim: length d of the embedding, a multiple of 2.
-    """
-
-    def __init__(self, *, num_in_ch: ImageChannels = 3, embed_dim: Features = 256) -> None:
-        check_arguments(ImageProjectionHead, locals())
-        super().__init__((num_in_ch, embed_dim // 2), embed_dim)
-
-    @staticmethod
-    def conflicts(embed_dim: int) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
-        if embed_dim % 2:
-            yield "embed_dim", f"{embed_dim} is not supported: give a multiple of 2"
+    _convolutions = 1
 
 
 @ARCH_REGISTRY.register()
 class PatchProjectionHead(_ProjectionHead):
-    """phi_patch of MCAD-KD: two convolutions, to `embed_dim` / 4 and `embed_dim` / 2 channels.
+    """phi_patch of MCAD-KD: two convolutions, to `embed_dim` / 4 and `embed_dim` / 2 channels."""
 
-    Args:
-        num_in_ch: channels of the input.
-        embed_dim: length d of the embedding, a multiple of 4.
-    """
-
-    def __init__(self, *, num_in_ch: ImageChannels = 3, embed_dim: Features = 256) -> None:
-        check_arguments(PatchProjectionHead, locals())
-        super().__init__((num_in_ch, embed_dim // 4, embed_dim // 2), embed_dim)
-
-    @staticmethod
-    def conflicts(embed_dim: int) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
-        if embed_dim % 4:
-            yield "embed_dim", f"{embed_dim} is not supported: give a multiple of 4"
+    _convolutions = 2
 
 
 class _GlobalAverage(nn.Module):

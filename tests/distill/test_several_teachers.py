@@ -93,6 +93,8 @@ def test_further_teachers_learn_nothing_and_are_in_no_state():
     method = SeveralTeachers(teachers=[RANDOM, {**RANDOM, "network": SWINIR}])
     model = kd_model({"teachers": method})
     further = [teacher.network for teacher in method.teachers]
+    tried_at_start = {"teachers[0].network": further[0], "teachers[1].network": further[1]}
+    assert method.further_networks() == tried_at_start
     before = copy.deepcopy([network.state_dict() for network in further])
     model.train()
     model(batch(), 1).total.backward()
