@@ -69,7 +69,14 @@ def calculate_ssim(
 
     SSIM = (2 mu_x mu_y + c1) (2 sigma_xy + c2) / ((mu_x^2 + mu_y^2 + c1) (sigma_x^2 + sigma_y^2 + c2)),
     c1 = (0.01 * 255)^2, c2 = (0.03 * 255)^2: Wang et al., "Image Quality Assessment: From Error Visibility to
-    Structural Similarity", IEEE TIP 2004. Args and Raises are those of `calculate_psnr`.
+    Structural Similarity", IEEE TIP 2004. Raises as `calculate_psnr`.
+
+    Args:
+        img: as `calculate_psnr`.
+        img2: of the same shape.
+        crop_border: pixels to leave out at each edge.
+        input_order: 'HWC' or 'CHW'.
+        test_y_channel: whether to compare luma (Y of ITU-R BT.601) instead of BGR.
 
     Warns:
         NoFigureWarning: less than a window is left inside the border; the result is NaN.

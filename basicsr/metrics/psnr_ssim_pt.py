@@ -51,7 +51,14 @@ def calculate_ssim_pt(
     test_y_channel: bool = False,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
-    """Mean SSIM of each image, as `calculate_ssim` defines it: (B,) float64. Args are those of `calculate_psnr_pt`.
+    """Mean SSIM of each image, as `calculate_ssim` defines it: (B,) float64.
+
+    Args:
+        img: (B, C, H, W) RGB in [0, 1], of any floating type.
+        img2: of the same shape.
+        crop_border: pixels to leave out at each edge.
+        test_y_channel: whether to compare luma (see `rgb2ycbcr_pt`) where there are three channels.
+        round_to_8_bits: clip and round both, as images are when they are saved; else take them as they are.
 
     Raises:
         DataError: the shapes differ or are not (B, C, H, W), or less than a window is left inside the border.
