@@ -91,9 +91,15 @@ def bound_metric(block: Mapping[str, Any], images: Iterable[str]) -> Callable[[M
     if "type" not in block:
         raise OptionsError(f"a metric needs a 'type'; there are: {', '.join(METRIC_REGISTRY.names())}")
     metric, given = METRIC_REGISTRY.get(block["type"]), arguments_of(block)
-    bound = bind_arguments(metric, given, dict.fromkeys(images), f"metric {block['type']}")
-    taken = bound.keys() - given.keys()
-    return lambda data: metric(**given, **{name: data[name] for name in taken})
+    name = f"metric {block['type']}"
+    taken = bind_arguments(metric, given, dict.fromkeys(images), name).keys() - given.keys()
+
+    def measure(data: Mapping[str, Any]) -> Any:
+        if not taken <= data.keys():
+            bind_arguments(metric, given, data, name)  # raises if the metric needs the missing image
+        return metric(**given, **{key: data[key] for key in taken & data.keys()})
+
+    return measure
 
 
 def takes_tensors(block: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from basicsr.files.images import tensor2img
 from basicsr.metrics import traits
 from basicsr.metrics.evaluator import evaluate, image_name
-from basicsr.utils.errors import DataError, NonFiniteError
+from basicsr.utils.errors import DataError, NonFiniteError, OptionsError
 
 
 def test_figures_are_those_worked_out_by_hand():
@@ -115,6 +115,13 @@ def test_a_metric_without_a_figure_ends_an_evaluation():
     ssim = {"ssim": {"type": "calculate_ssim", "crop_border": 1}}
     with pytest.raises(DataError, match=r"^metric ssim of a.png: crop_border 1 leaves 10 x 10 pixels; SSIM needs 11"):
         evaluate(nn.Identity(), [{"lq": image, "gt": image, "lq_path": "a.png"}], ssim, torch.device("cpu"))
+
+
+def test_a_later_image_without_an_hr_image_ends_an_evaluation_in_one_line():
+    image = torch.full((3, 12, 12), 0.5)
+    images = [{"lq": image, "gt": image, "lq_path": "a.png"}, {"lq": image, "lq_path": "b.png"}]
+    with pytest.raises(OptionsError, match=r"^metric calculate_psnr: img2: is required$"):
+        evaluate(nn.Identity(), images, PSNR, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
