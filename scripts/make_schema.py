@@ -42,8 +42,9 @@ from basicsr.utils.registry import (
     METHOD_REGISTRY,
     METRIC_REGISTRY,
     Registry,
+    call_style,
+    type_hints,
 )
-from basicsr.utils.signatures import call_style, type_hints
 
 SCHEMA_FILE = Path(__file__).resolve().parents[1] / "options" / "schema.json"
 Schema = dict[str, Any]

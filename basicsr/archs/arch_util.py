@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.staged import StagedNetwork
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.signatures import Conflict
+from basicsr.utils.registry import Conflict
 
 MOST_BLOCKS = 2000
 

@@ -12,8 +12,7 @@ from torch.nn.utils import spectral_norm
 
 from basicsr.utils.errors import AssertedDataError, DataError
 from basicsr.utils.ranges import Features, ImageChannels
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, check_arguments
 
 
 @ARCH_REGISTRY.register()

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from basicsr.archs.arch_util import ResidualBlockNoBN, ResidualTrunk, make_layer, mean_conflicts, upscale_conflicts
 from basicsr.utils.ranges import Blocks, Colour, Factor, Features, ImageChannels, ImageRange, Scale
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
 
 @ARCH_REGISTRY.register()
@@ -51,6 +50,6 @@ class EDSR(ResidualTrunk):
 
     @staticmethod
     def conflicts(upscale: int, rgb_mean: tuple[float, ...], num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         yield from upscale_conflicts(upscale)
         yield from mean_conflicts(rgb_mean, num_in_ch, num_out_ch)

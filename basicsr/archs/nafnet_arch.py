@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from basicsr.archs.arch_util import block_conflicts
 from basicsr.archs.swin_util import pad_to_multiple
 from basicsr.utils.ranges import BlocksOrNone, Features, ImageChannels
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
 MOST_LEVELS = 8
 WIDEST = 16384
@@ -119,7 +118,7 @@ class NAFNet(nn.Module):
     def conflicts(
         width: int, middle_blk_num: int, enc_blk_nums: tuple[int, ...], dec_blk_nums: tuple[int, ...]
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         levels = len(enc_blk_nums)
         if levels != len(dec_blk_nums):
             yield (

@@ -9,8 +9,7 @@ from torch.nn.utils import spectral_norm
 
 from basicsr.utils.errors import DataError
 from basicsr.utils.ranges import Features, ImageChannels, Levels
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, check_arguments
 
 
 @ARCH_REGISTRY.register()

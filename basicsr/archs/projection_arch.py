@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.utils.ranges import Features, ImageChannels
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
 
 class _ProjectionHead(nn.Module):
@@ -36,7 +35,7 @@ class _ProjectionHead(nn.Module):
 
     @classmethod
     def conflicts(cls, embed_dim: int) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         if embed_dim % 2**cls._convolutions:
             yield "embed_dim", f"{embed_dim} is not supported: give a multiple of {2**cls._convolutions}"
 

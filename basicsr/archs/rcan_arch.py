@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from basicsr.archs.arch_util import ResidualTrunk, block_conflicts, make_layer, mean_conflicts, upscale_conflicts
 from basicsr.utils.ranges import Blocks, Colour, Factor, Features, ImageChannels, ImageRange, Scale
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
 
 class ChannelAttention(nn.Module):
@@ -119,7 +118,7 @@ class RCAN(ResidualTrunk):
         num_in_ch: int,
         num_out_ch: int,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         yield from upscale_conflicts(upscale)
         yield from mean_conflicts(rgb_mean, num_in_ch, num_out_ch)
         if squeeze_factor > num_feat:

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from basicsr.archs.arch_util import block_conflicts
 from basicsr.archs.swin_util import pad_to_multiple
 from basicsr.utils.ranges import BlocksOrNone, Features, Heads, ImageChannels, Ratio
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
 LEVELS = 4
 
@@ -179,7 +178,7 @@ class Restormer(nn.Module):
         heads: tuple[int, ...],
         dual_pixel_task: bool,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         if inp_channels != out_channels and not dual_pixel_task:
             yield (
                 "inp_channels",

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from basicsr.archs.arch_util import ResidualBlockNoBN, default_init_weights, make_layer
 from basicsr.archs.staged import StagedNetwork
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, Scale
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
 
 @ARCH_REGISTRY.register()
@@ -52,7 +51,7 @@ class MSRResNet(StagedNetwork):
 
     @staticmethod
     def conflicts(upscale: int, num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         if upscale not in (2, 3, 4):
             yield "upscale", f"{upscale} is not supported: give 2, 3 or 4"
         if num_out_ch != num_in_ch:

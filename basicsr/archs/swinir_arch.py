@@ -33,8 +33,7 @@ from basicsr.utils.ranges import (
     Scale,
     Window,
 )
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
 
 class ChannelNorm(nn.Module):
@@ -181,7 +180,7 @@ class SwinIR(StagedNetwork):
         upscale: int,
         upsampler: str | None,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         if len(depths) != len(num_heads) or not depths:
             yield "depths", f"has {len(depths)} entries and num_heads {len(num_heads)}: give one per group in each"
         if uneven := [heads for heads in num_heads if embed_dim % heads]:

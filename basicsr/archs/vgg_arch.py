@@ -16,7 +16,7 @@ from basicsr.archs.arch_util import fill_at_random, in_colour
 from basicsr.files.atomic_files import sha256_of
 from basicsr.files.torch_files import check_not_all_zero, check_weights, load_tensors
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.signatures import Problem, unknown_key
+from basicsr.utils.registry import Problem, unknown_key
 
 WEIGHTS_FOLDER = Path("experiments/pretrained_models")
 RANDOM_WEIGHTS = "random"

@@ -9,8 +9,19 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic_core import core_schema
 
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METHOD_REGISTRY, METRIC_REGISTRY, Registry
-from basicsr.utils.signatures import REQUIRED, Problem, find_problems, raise_problems, unknown_key, unknown_name
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    LOSS_REGISTRY,
+    METHOD_REGISTRY,
+    METRIC_REGISTRY,
+    REQUIRED,
+    Problem,
+    Registry,
+    find_problems,
+    raise_problems,
+    unknown_key,
+    unknown_name,
+)
 from basicsr.utils.text import nearest, shown
 
 UNCHECKED = "blocks of components are not checked"

@@ -32,7 +32,7 @@ from basicsr.config.yaml_files import (
 )
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import get_root_logger
-from basicsr.utils.signatures import REQUIRED, Problem, problems_of
+from basicsr.utils.registry import REQUIRED, Problem, problems_of
 from basicsr.utils.text import one_line
 
 # What stands for required values that are missing or wrong while the rest is checked.

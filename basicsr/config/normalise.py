@@ -14,8 +14,7 @@ from basicsr.config.schema import SET_BY_THE_COMMAND, Options
 from basicsr.config.yaml_entries import PAIRS
 from basicsr.config.yaml_files import Document, KeyPath
 from basicsr.utils.ranges import LARGEST_SCALE
-from basicsr.utils.registry import METRIC_REGISTRY
-from basicsr.utils.signatures import Problem
+from basicsr.utils.registry import METRIC_REGISTRY, Problem
 from basicsr.utils.text import nearest, shown
 
 # All control characters but tab and line ends, and halves of surrogate pairs, which UTF-8 cannot hold.

@@ -50,9 +50,16 @@ from basicsr.utils.ranges import (
     Side,
     WeightDecay,
 )
-from basicsr.utils.registry import DATASET_REGISTRY
-from basicsr.utils.signatures import Key, Problem, find_problems, problems_of, raise_problems, unknown_key
-from basicsr.utils.signatures import thaw as thaw
+from basicsr.utils.registry import (
+    DATASET_REGISTRY,
+    Key,
+    Problem,
+    find_problems,
+    problems_of,
+    raise_problems,
+    unknown_key,
+)
+from basicsr.utils.registry import thaw as thaw
 from basicsr.utils.text import nearest
 
 MODEL_TYPES = {

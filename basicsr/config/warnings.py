@@ -11,8 +11,7 @@ from typing import Any
 from basicsr.config.component_blocks import constructor_of
 from basicsr.config.schema import Options, thaw
 from basicsr.config.yaml_entries import KeyPath
-from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.signatures import find_misfits
+from basicsr.utils.registry import METHOD_REGISTRY, find_misfits
 from basicsr.utils.text import shown
 
 OptionWarning = tuple[KeyPath, str]

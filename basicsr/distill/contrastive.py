@@ -19,8 +19,7 @@ from basicsr.losses.loss_util import BatchScope, idle_conflicts
 from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Features, Few, Many, Side, Weight
-from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.signatures import Conflict, Misfit, check_arguments
+from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
 
 TAU_RANGE = (0.01, 1.0)
 Tau = Annotated[float, Ge(TAU_RANGE[0]), Le(TAU_RANGE[1])]
@@ -177,7 +176,7 @@ class HybridContrastive(LossTerm):
 
     @staticmethod
     def conflicts(mode: str, embed_dim: int, mining: str, num_negatives: int | None) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         if mining == "all":
             yield from idle_conflicts(HybridContrastive, "mining: all", {"num_negatives": num_negatives})
         multiple = 2 if mode == "image" else 4
@@ -188,7 +187,7 @@ class HybridContrastive(LossTerm):
     def misfits(
         mode: str, patch_size: int, gather_negatives: bool, gt_size: int, batch_size: int, ranks: int
     ) -> Iterator[Misfit]:
-        """See `basicsr.utils.signatures.find_misfits`."""
+        """See `basicsr.utils.registry.find_misfits`."""
         if mode != "image" and patch_size > gt_size:
             yield Misfit("patch_size", f"{patch_size} is larger than the smallest gt_size {gt_size}; lower it", True)
         if mode != "patch" and batch_size == 1 and not (ranks > 1 and gather_negatives):

@@ -35,8 +35,7 @@ from basicsr.distill.features import Others, summed_distances
 from basicsr.losses.loss_util import at_least_float32, check_images_for
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Weight
-from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY
-from basicsr.utils.signatures import Conflict, Problem, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY, Conflict, Problem, check_arguments
 
 LAYER_WEIGHTS = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0}
 EPSILON = 1e-7
@@ -94,7 +93,7 @@ class CSD(LossTerm):
 
     @staticmethod
     def conflicts(layer_weights: Mapping[str, float] | None) -> Iterator[Conflict | Problem]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         yield from layer_problems(layer_weights or ())
         if layer_weights is not None and not any(layer_weights.values()):
             yield "layer_weights", "names no layer with a weight above 0; give one, or leave it out"

@@ -56,8 +56,7 @@ from basicsr.distill.features import Others, summed_distances
 from basicsr.losses.loss_util import at_least_float32, check_images_for
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Iterations, Label, Probability, Weight
-from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.signatures import Conflict, Misfit, check_arguments
+from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
 
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 EPSILON = 1e-7
@@ -152,7 +151,7 @@ class DCKD(LossTerm):
     def conflicts(
         contrastive: bool, distribution: bool, update_steps: Sequence[int], input_range: tuple[float, float]
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         if not (contrastive or distribution):
             yield "contrastive", "is false, as is distribution; turn one on, or leave the method out"
         if not update_steps:
@@ -162,7 +161,7 @@ class DCKD(LossTerm):
 
     @staticmethod
     def misfits(contrastive: bool, update_steps: Sequence[int], period: int, total_iter: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.signatures.find_misfits`."""
+        """See `basicsr.utils.registry.find_misfits`."""
         if contrastive and update_steps[0] > total_iter:
             yield Misfit(
                 "update_steps",

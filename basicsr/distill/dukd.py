@@ -36,8 +36,7 @@ from basicsr.losses.loss_util import idle_conflicts
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.ranges import Few, Probability, Weight
-from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.signatures import Conflict, Misfit, check_arguments
+from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
 
 PIXEL_WEIGHT = 5.0  # published, of both losses against true images
 
@@ -109,7 +108,7 @@ class DUKD(LossTerm):
         zoom_out_consistency: bool,
         pixel_weight: float | None,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         if not (zoom_in or zoom_out):
             yield "zoom_in", "is false, as is zoom_out; turn one on, or leave the method out"
         if not zoom_out:
@@ -123,7 +122,7 @@ class DUKD(LossTerm):
 
     @staticmethod
     def misfits(zoom_in: bool, num_patches: int, scale: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.signatures.find_misfits`."""
+        """See `basicsr.utils.registry.find_misfits`."""
         if scale < 2:
             yield Misfit("type", f"DUKD needs a scale of 2 or more to zoom, got {scale}; leave the method out", True)
         elif zoom_in and num_patches > scale**2:

@@ -11,8 +11,7 @@ from torch.autograd.function import once_differentiable
 from basicsr.distill.base import StepContext
 from basicsr.distill.features import FeatureTerm
 from basicsr.utils.ranges import Few, Weight
-from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.signatures import check_arguments
+from basicsr.utils.registry import METHOD_REGISTRY, check_arguments
 
 _ENTRIES_AT_ONCE = 2**24  # 64 MiB in float32, but at least one image's matrix
 

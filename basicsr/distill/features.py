@@ -13,7 +13,7 @@ from basicsr.distill.base import LossTerm, NetworkPair, StepContext
 from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Few
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.registry import Conflict, check_arguments
 
 MOST_OTHERS = 127  # an int8 counts so far
 Others = Annotated[int, Ge(1), Le(MOST_OTHERS)]
@@ -48,7 +48,7 @@ class FeatureTerm(LossTerm):
 
     @staticmethod
     def conflicts(student_taps: Sequence[str] | None, teacher_taps: Sequence[str] | None) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         given = [taps for taps in (student_taps, teacher_taps) if taps is not None]
         if any(len(taps) != len(given[0]) or not taps for taps in given):
             counts = " and ".join(str(len(taps)) for taps in given)

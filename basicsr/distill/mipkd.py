@@ -16,8 +16,7 @@ from basicsr.distill.base import LossTerm, NetworkPair, StepContext, boundaries,
 from basicsr.losses.loss_util import at_least_float32, idle_conflicts
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import BelowOne, Features, Few, Iterations, Probability, Weight
-from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.signatures import Conflict, Misfit, check_arguments
+from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
 
 Route = Literal["student", "teacher"]
 MaskKind = Literal["random", "grid", "cosine", "cka"]
@@ -149,7 +148,7 @@ class MiPKD(LossTerm):
         ground_truth_share: float,
         coins: str,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         given = dict(locals())
         if not (feature_mixer or block_mixer):
             yield "feature_mixer", "is false, as is block_mixer; set one to true"
@@ -164,7 +163,7 @@ class MiPKD(LossTerm):
 
     @staticmethod
     def misfits(autoencoder_until: int | None, total_iter: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.signatures.find_misfits`."""
+        """See `basicsr.utils.registry.find_misfits`."""
         if autoencoder_until is not None and autoencoder_until > total_iter:
             yield Misfit("autoencoder_until", f"is {autoencoder_until}, after the end, as total_iter is {total_iter}")
 

@@ -18,8 +18,7 @@ from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.precision import keep_output_precise
 from basicsr.utils.ranges import PositiveWeight
-from basicsr.utils.registry import METHOD_REGISTRY
-from basicsr.utils.signatures import check_arguments
+from basicsr.utils.registry import METHOD_REGISTRY, check_arguments
 from basicsr.weights.recognise import network_for
 
 

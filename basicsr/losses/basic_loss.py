@@ -9,8 +9,7 @@ from torch import nn
 
 from basicsr.losses.loss_util import Reduction, at_least_float32, scope_of_reduction, weighted_loss
 from basicsr.utils.ranges import Small, Weight
-from basicsr.utils.registry import LOSS_REGISTRY
-from basicsr.utils.signatures import check_arguments
+from basicsr.utils.registry import LOSS_REGISTRY, check_arguments
 
 
 @weighted_loss

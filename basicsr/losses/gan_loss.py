@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.losses.loss_util import at_least_float32, check_choice
 from basicsr.utils.ranges import Label, Weight
-from basicsr.utils.registry import LOSS_REGISTRY
-from basicsr.utils.signatures import Conflict, check_arguments
+from basicsr.utils.registry import LOSS_REGISTRY, Conflict, check_arguments
 
 GANType = Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"]
 
@@ -88,7 +87,7 @@ class GANLoss(nn.Module):
 
     @staticmethod
     def conflicts(gan_type: str, real_label_val: float, fake_label_val: float) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         if gan_type in ("vanilla", "lsgan") and real_label_val == fake_label_val:
             yield "real_label_val", f"is {real_label_val}, as is fake_label_val: nothing to tell apart; change either"
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from basicsr.utils.errors import AssertedDataError, OptionsError
-from basicsr.utils.signatures import Conflict
+from basicsr.utils.registry import Conflict
 
 Reduction = Literal["none", "mean", "sum"]
 BatchScope = Literal["image", "all ranks", "one rank"]

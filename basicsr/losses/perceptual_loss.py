@@ -13,8 +13,7 @@ from basicsr.archs.frozen import Frozen
 from basicsr.archs.vgg_arch import VGGFeatureExtractor, layer_problems
 from basicsr.losses.loss_util import BatchScope, at_least_float32, check_images_for
 from basicsr.utils.ranges import Weight
-from basicsr.utils.registry import LOSS_REGISTRY
-from basicsr.utils.signatures import Conflict, Problem, check_arguments
+from basicsr.utils.registry import LOSS_REGISTRY, Conflict, Problem, check_arguments
 
 Criterion = Literal["l1", "l2", "fro"]
 
@@ -90,7 +89,7 @@ class PerceptualLoss(nn.Module):
 
     @staticmethod
     def conflicts(layer_weights: Mapping[str, float], vgg_type: str) -> Iterator[Conflict | Problem]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         yield from layer_problems(layer_weights, vgg_type)
         if not any(layer_weights.values()):
             yield "layer_weights", "names no layer with a weight above 0, such as {conv5_4: 1.0}"

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.registry import METRIC_REGISTRY
-from basicsr.utils.signatures import bind_arguments
+from basicsr.utils.registry import METRIC_REGISTRY, bind_arguments
 
 if TYPE_CHECKING:
     import torch

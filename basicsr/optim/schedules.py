@@ -17,7 +17,7 @@ from annotated_types import Gt, Le
 
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Iterations, IterationsOrNone, PositiveWeight, SmallOrNone
-from basicsr.utils.signatures import Conflict, Misfit, bind_arguments
+from basicsr.utils.registry import Conflict, Misfit, bind_arguments
 from basicsr.utils.text import nearest
 
 _NEARLY = 0.02  # by which part a schedule may be longer or shorter than the training
@@ -40,12 +40,12 @@ class MultiStepLR:
 
     @staticmethod
     def conflicts(milestones: Sequence[int]) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         yield from _ascending("milestones", milestones)
 
     @staticmethod
     def misfits(milestones: Sequence[int], gamma: float, total_iter: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.signatures.find_misfits`."""
+        """See `basicsr.utils.registry.find_misfits`."""
         yield from _out_of_reach("milestones", milestones, total_iter, "the rate never changes")
         if gamma > 1:
             yield Misfit("gamma", f"is {gamma}, above 1: the rate rises at each milestone")
@@ -76,14 +76,14 @@ class MultiStepRestartLR:
     def conflicts(
         milestones: Sequence[int], restarts: Sequence[int], restart_weights: Sequence[float]
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         yield from _ascending("milestones", milestones)
         yield from _ascending("restarts", restarts)
         yield from _equally_many("restarts", restarts, "restart_weights", restart_weights)
 
     @staticmethod
     def misfits(milestones: Sequence[int], restarts: Sequence[int], gamma: float, total_iter: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.signatures.find_misfits`."""
+        """See `basicsr.utils.registry.find_misfits`."""
         yield from MultiStepLR.misfits(milestones, gamma, total_iter)
         yield from _out_of_reach("restarts", restarts, total_iter, "the schedule never starts again")
 
@@ -121,13 +121,13 @@ class CosineAnnealingRestartCyclicLR:
     def conflicts(
         periods: Sequence[int], restart_weights: Sequence[float], eta_mins: Sequence[float]
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         yield from _equally_many("periods", periods, "restart_weights", restart_weights)
         yield from _equally_many("periods", periods, "eta_mins", eta_mins)
 
     @staticmethod
     def misfits(periods: Sequence[int], eta_mins: Sequence[float], total_iter: int, lr: float) -> Iterator[Misfit]:
-        """See `basicsr.utils.signatures.find_misfits`."""
+        """See `basicsr.utils.registry.find_misfits`."""
         yield from _too_long("periods", sum(periods), total_iter)
         yield from _rising("eta_mins", max(eta_mins), lr)
 
@@ -154,12 +154,12 @@ class CosineAnnealingRestartLR(CosineAnnealingRestartCyclicLR):
 
     @staticmethod
     def conflicts(periods: Sequence[int], restart_weights: Sequence[float]) -> Iterator[Conflict]:  # type: ignore[override]
-        """See `basicsr.utils.signatures.find_problems`."""
+        """See `basicsr.utils.registry.find_problems`."""
         yield from _equally_many("periods", periods, "restart_weights", restart_weights)
 
     @staticmethod
     def misfits(periods: Sequence[int], eta_min: float, total_iter: int, lr: float) -> Iterator[Misfit]:  # type: ignore[override]
-        """See `basicsr.utils.signatures.find_misfits`."""
+        """See `basicsr.utils.registry.find_misfits`."""
         yield from _too_long("periods", sum(periods), total_iter)
         yield from _rising("eta_min", eta_min, lr)
 
@@ -172,7 +172,7 @@ class CosineAnnealingLR(CosineAnnealingRestartLR):
 
     @staticmethod
     def misfits(T_max: int, eta_min: float, total_iter: int, lr: float) -> Iterator[Misfit]:  # type: ignore[override]
-        """See `basicsr.utils.signatures.find_misfits`."""
+        """See `basicsr.utils.registry.find_misfits`."""
         yield from _too_long("T_max", T_max, total_iter)
         yield from _rising("eta_min", eta_min, lr)
         if T_max < (1 - _NEARLY) * total_iter:

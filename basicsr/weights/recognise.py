@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from basicsr.archs import build_network
 from basicsr.files.torch_files import check_weights
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import find_problems
+from basicsr.utils.registry import ARCH_REGISTRY, find_problems
 from basicsr.weights.layouts import Recognised, UnsupportedWeights, recognise
 from basicsr.weights.loading import (
     HIDDEN_OPTIONS,

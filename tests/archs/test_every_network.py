@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from basicsr.archs import build_network
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.utils.signatures import find_problems
+from basicsr.utils.registry import ARCH_REGISTRY, find_problems
 
 TINY: dict[str, Any] = {
     "num_in_ch": 3,

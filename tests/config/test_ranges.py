@@ -30,8 +30,9 @@ from basicsr.utils.registry import (
     LOSS_REGISTRY,
     METHOD_REGISTRY,
     METRIC_REGISTRY,
+    call_style,
+    type_hints,
 )
-from basicsr.utils.signatures import call_style, type_hints
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRIES = (ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METHOD_REGISTRY, METRIC_REGISTRY)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from basicsr.utils.signatures import find_problems
+from basicsr.utils.registry import find_problems
 
 
 @cache

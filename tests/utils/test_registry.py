@@ -10,8 +10,7 @@ from support.typed import type_mismatch
 
 from basicsr.config.schema import FrozenMapping
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.registry import Registry
-from basicsr.utils.signatures import Problem, bind_arguments, find_problems
+from basicsr.utils.registry import Problem, Registry, bind_arguments, find_problems
 from basicsr.utils.text import nearest
 
 
