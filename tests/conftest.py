@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import compileall
 import gc
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,21 @@ import torch
 from support.tiny_run import tiny_mcadkd
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parents[1]
+WRITES_BYTECODE = not sys.dont_write_bytecode
+sys.dont_write_bytecode = False  # until the tests are collected: their rewritten assertions are worth keeping
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles the sources once; where the environment writes no bytecode, each of many processes would."""
+    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist
+        for folder in ("basicsr", "scripts", "tests/support"):
+            compileall.compile_dir(ROOT / folder, quiet=2)
 
 
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector need not look through it again and again."""
+    sys.dont_write_bytecode = not WRITES_BYTECODE
     gc.collect()
     gc.freeze()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from support.training import PROCESSES, enter_rank, free_port, start
+from support.training import PROCESSES, enter_rank, free_port, launch, start
 
 from basicsr.train import train_pipeline
 
@@ -158,7 +158,7 @@ def live(
             for rank in range(ranks)
         ]
         for process in processes:
-            process.start()
+            launch(process)
         wait([process.sentinel for process in processes], timeout=300)
         for process in processes:
             if all_at_once and any(other.exitcode == -signal.SIGKILL for other in processes):

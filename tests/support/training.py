@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from support.images import PSNR, Pairs
 from torch import nn
@@ -34,11 +35,9 @@ from basicsr.metrics.evaluator import evaluate
 from basicsr.train import train_pipeline, train_step
 from basicsr.utils.dist_util import gather_objects
 
+TESTS = str(Path(__file__).resolve().parents[1])
 PROCESSES = multiprocessing.get_context("forkserver")
-# DistributedDataParallel imports torch._dynamo when the first one is made.
-PROCESSES.set_forkserver_preload(
-    ["torch", "torch._dynamo", "torch.distributed.tensor", "basicsr.train", "basicsr.data.building"]
-)
+PROCESSES.set_forkserver_preload(["support.preloaded"])
 
 
 def changed(options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
@@ -70,8 +69,15 @@ def without_teacher(options: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def start(function: Callable[..., None], *arguments: Any) -> Any:
     """Starts `function` in a process of its own, as leader of a process group, and returns the process."""
     process = PROCESSES.Process(target=_enter, args=(function, arguments))
-    process.start()
+    launch(process)
     return process
+
+
+def launch(process: Any) -> None:
+    """Starts a process; the parent of all, which the first one starts, finds `support` by its environment alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)
+        process.start()
 
 
 def free_port(following: int = 0) -> int:
@@ -108,7 +114,7 @@ def run_ranks(function: Callable[..., None], world_size: int, *arguments: Any) -
         for rank in range(world_size)
     ]
     for process in processes:
-        process.start()
+        launch(process)
     running = list(processes)
     while running:
         ended = wait([process.sentinel for process in running], timeout=300)
@@ -185,6 +191,12 @@ def checkpoint_of(experiment: Path, iteration: int) -> dict[str, Any]:
 def train(options: dict[str, Any], root: str) -> None:
     """Trains on, from the newest checkpoint if there is one."""
     train_pipeline(options, auto_resume=True, root=root)
+
+
+def train_each(runs: list[dict[str, Any]], root: str) -> None:
+    """As `train`, for one run after the other."""
+    for options in runs:
+        train(options, root)
 
 
 def told(options: dict[str, Any], root: Path, **arguments: Any) -> tuple[int, str]:

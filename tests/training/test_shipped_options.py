@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 from support.shipped import check_student, reduced, trains_and_resumes
-from support.training import changed, checkpoint_of, differences, finish, run_ranks, start, train, train_rank_all
+from support.training import (
+    changed,
+    checkpoint_of,
+    differences,
+    run_ranks,
+    start,
+    train,
+    train_each,
+    train_rank_all,
+)
 
 from basicsr.config.load import load_options
 from basicsr.config.yaml_files import load_yaml
@@ -31,17 +40,28 @@ def repeats(name: str) -> bool:
 
 FIRST = [file for file in FILES if not repeats(file.stem)]
 REPEATED = [file for file in FILES if repeats(file.stem)]
+KILLED = [*FIRST, None]  # without a file: see `with_two_networks`
 
 
 def reduced_file(file: Path, image_pairs) -> dict[str, Any]:
     return reduced(load_options(file, training=True, paths=False), image_pairs)
 
 
-@pytest.mark.parametrize("file", REPEATED, ids=lambda file: file.stem)
-def test_a_file_that_repeats_another_is_built_and_trains(file, image_pairs, tmp_path):
-    options = reduced_file(file, image_pairs)
-    finish(options, tmp_path)
-    check_student(options, tmp_path / "experiments" / options["name"])
+@pytest.mark.parametrize("part", range(10))
+def test_files_that_repeat_others_are_built_and_train(part, image_pairs, tmp_path):
+    runs = [reduced_file(file, image_pairs) for file in REPEATED[part::10]]
+    train_all(runs, tmp_path)
+    for options in runs:
+        check_student(options, tmp_path / "experiments" / options["name"])
+
+
+def train_all(runs: list[dict[str, Any]], root: Path) -> None:
+    """Trains one run after the other, in a process that they share."""
+    process = start(train_each, runs, str(root))
+    process.join()
+    assert process.exitcode == 0
+    for options in runs:
+        assert (root / "experiments" / options["name"] / "models/net_g_latest.pth").exists()
 
 
 @pytest.mark.long
@@ -57,38 +77,41 @@ def with_two_networks(image_pairs) -> dict[str, Any]:
     return changed(options, name="csd_two_networks", train__distill={"csd": {**method, "vgg_weights": "random"}})
 
 
-@pytest.mark.parametrize("file", [*FIRST, None], ids=lambda file: file.stem if file else "csd_two_networks")
-def test_a_killed_run_of_a_shipped_file_ends_as_one_that_was_not(file, image_pairs, tmp_path):
-    options = reduced_file(file, image_pairs) if file else with_two_networks(image_pairs)
-    options = changed(options, train__total_iter=4, val__val_freq=4)
-    expected = finish(options, tmp_path / "whole")
-    states = tmp_path / "killed/experiments" / options["name"] / "training_states"
-    process = start(train, options, str(tmp_path / "killed"))
-    while not (states / "2.json").exists() and process.is_alive():
-        time.sleep(0.001)
-    process.kill()
-    process.join()
-    assert (states / "2.json").exists()
-    assert differences(expected, finish(options, tmp_path / "killed")) == []
-    check_student(options, states.parent)
+@pytest.mark.parametrize("part", range(12))
+def test_killed_runs_of_shipped_files_end_as_those_that_were_not(part, image_pairs, tmp_path):
+    runs = [reduced_file(file, image_pairs) if file else with_two_networks(image_pairs) for file in KILLED[part::12]]
+    runs = [changed(options, train__total_iter=4, val__val_freq=4) for options in runs]
+    train_all(runs, tmp_path / "whole")
+    for options in runs:
+        states = tmp_path / "killed/experiments" / options["name"] / "training_states"
+        process = start(train, options, str(tmp_path / "killed"))
+        while not (states / "2.json").exists() and process.is_alive():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert (states / "2.json").exists() and not (states / "4.json").exists(), options["name"]
+    train_all(runs, tmp_path / "killed")
+    for options in runs:
+        whole, killed = (tmp_path / root / "experiments" / options["name"] for root in ("whole", "killed"))
+        assert differences(checkpoint_of(whole, 4), checkpoint_of(killed, 4)) == [], options["name"]
+        check_student(options, killed)
 
 
 def of_distinct_kinds(image_pairs) -> list[dict[str, Any]]:
-    """Of the files that repeat none, those with a network, a method or an adversary that no file before has."""
-    chosen: list[dict[str, Any]] = []
-    seen: set[Any] = set()
-    for file in FIRST:
-        options = reduced_file(file, image_pairs)
-        methods = [method["type"] for method in options["train"].get("distill", {}).values()]
-        kinds = {
+    """Of the files that repeat none, few that have every network, method and kind of model among them."""
+    runs = {file.stem: reduced_file(file, image_pairs) for file in FIRST}
+    kinds = {
+        name: {
             options["network_g"]["type"],
-            *methods,
+            *(method["type"] for method in options["train"].get("distill", {}).values()),
             "adversary" if options.get("network_d") else options["model_type"],
         }
-        if kinds - seen:
-            seen |= kinds
-            chosen.append(options)
-    return chosen
+        for name, options in runs.items()
+    }
+    chosen: list[str] = []
+    while missing := set().union(*kinds.values()).difference(*(kinds[name] for name in chosen)):
+        chosen.append(max(kinds, key=lambda name: len(kinds[name] & missing)))
+    return [runs[name] for name in chosen]
 
 
 def test_files_of_each_kind_train_and_resume_bitwise_on_two_ranks(image_pairs, tmp_path):
