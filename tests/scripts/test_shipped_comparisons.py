@@ -6,7 +6,8 @@ import importlib
 from pathlib import Path
 
 import pytest
-from support.shipped import reduced, trains_and_resumes
+from support.shipped import reduced, train_and_resume
+from support.training import changed
 
 from basicsr.config.load import load_options
 
@@ -32,11 +33,15 @@ def joined(monkeypatch, tmp_path):
     return join
 
 
-@pytest.mark.parametrize("piece", PIECES, ids=lambda file: str(file.relative_to(COMPARE).with_suffix("")))
-def test_each_piece_trains_and_resumes_bitwise(joined, piece, image_pairs, tmp_path):
-    folder = piece.relative_to(COMPARE).parts[0]
-    base = next(file for file in BASES if file.stem.startswith(f"{folder}_"))
-    trains_and_resumes(reduced(joined(base, piece), image_pairs), tmp_path)
+@pytest.mark.parametrize("part", range(4))
+def test_pieces_train_and_resume_bitwise(joined, part, image_pairs, tmp_path):
+    runs = []
+    for piece in PIECES[part::4]:
+        folder = piece.relative_to(COMPARE).parts[0]
+        base = next(file for file in BASES if file.stem.startswith(f"{folder}_"))
+        name = piece.relative_to(COMPARE).with_suffix("").as_posix().replace("/", "_")
+        runs.append(changed(reduced(joined(base, piece), image_pairs), name=name))
+    train_and_resume(runs, tmp_path)
 
 
 @pytest.mark.parametrize(("base", "folder"), [("small_edsr_x2", "small"), ("quickstart_x2", "quickstart")])
@@ -56,11 +61,8 @@ def test_whose_piece_is_taken_is_told(joined, monkeypatch):
     assert f"mcadkd is {own}, the base's own; for another give its path" in study.remarks
 
 
-@pytest.mark.parametrize("base", BASES, ids=lambda file: file.stem)
-def test_each_base_trains_and_resumes_bitwise(joined, base, image_pairs, tmp_path):
-    trains_and_resumes(reduced(joined(base, "kd"), image_pairs), tmp_path)
-
-
-@pytest.mark.parametrize("file", TEACHERS, ids=lambda file: file.stem)
-def test_each_teacher_trains_and_resumes_bitwise(file, image_pairs, tmp_path):
-    trains_and_resumes(reduced(load_options(file, training=True, paths=False), image_pairs), tmp_path)
+def test_bases_and_teachers_train_and_resume_bitwise(joined, image_pairs, tmp_path):
+    bases = {file.stem: joined(file, "kd") for file in BASES}
+    teachers = {file.stem: load_options(file, training=True, paths=False) for file in TEACHERS}
+    runs = [changed(reduced(options, image_pairs), name=name) for name, options in (bases | teachers).items()]
+    train_and_resume(runs, tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.training import changed, differences, finish
+from support.training import changed, checkpoint_of, differences, start, train_each
 
 from basicsr.archs import build_network
 from basicsr.config.schema import Options, thaw
@@ -64,10 +64,23 @@ def check_student(options: dict[str, Any], folder: Path) -> None:
     build_network(options["network_g"]).load_state_dict(saved)
 
 
-def trains_and_resumes(options: dict[str, Any], folder: Path) -> None:
-    """A run, and another that lost its last iteration and did it again, end with equal bits and a student alone."""
-    expected = finish(options, folder)
-    run = folder / "experiments" / options["name"]
-    (run / "training_states/3.json").unlink()
-    assert differences(expected, finish(options, folder)) == []
-    check_student(options, run)
+def train_all(runs: list[dict[str, Any]], root: Path) -> None:
+    """Trains one run after the other, in a process that they share."""
+    process = start(train_each, runs, str(root))
+    process.join()
+    assert process.exitcode == 0
+    for options in runs:
+        assert (root / "experiments" / options["name"] / "models/net_g_latest.pth").exists()
+
+
+def train_and_resume(runs: list[dict[str, Any]], root: Path) -> None:
+    """Runs that lose their last iteration and do it again, in another process, end with equal bits, a student alone."""
+    train_all(runs, root)
+    folders = [root / "experiments" / options["name"] for options in runs]
+    expected = [checkpoint_of(folder, 3) for folder in folders]
+    for folder in folders:
+        (folder / "training_states/3.json").unlink()
+    train_all(runs, root)
+    for options, folder, before in zip(runs, folders, expected, strict=True):
+        assert differences(before, checkpoint_of(folder, 3)) == [], folder.name
+        check_student(options, folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.shipped import check_student, reduced, trains_and_resumes
+from support.shipped import check_student, reduced, train_all, train_and_resume
 from support.training import (
     changed,
     checkpoint_of,
@@ -18,7 +18,6 @@ from support.training import (
     run_ranks,
     start,
     train,
-    train_each,
     train_rank_all,
 )
 
@@ -55,19 +54,10 @@ def test_files_that_repeat_others_are_built_and_train(part, image_pairs, tmp_pat
         check_student(options, tmp_path / "experiments" / options["name"])
 
 
-def train_all(runs: list[dict[str, Any]], root: Path) -> None:
-    """Trains one run after the other, in a process that they share."""
-    process = start(train_each, runs, str(root))
-    process.join()
-    assert process.exitcode == 0
-    for options in runs:
-        assert (root / "experiments" / options["name"] / "models/net_g_latest.pth").exists()
-
-
 @pytest.mark.long
-@pytest.mark.parametrize("file", REPEATED, ids=lambda file: file.stem)
-def test_a_file_that_repeats_another_resumes_bitwise(file, image_pairs, tmp_path):
-    trains_and_resumes(reduced_file(file, image_pairs), tmp_path)
+@pytest.mark.parametrize("part", range(10))
+def test_files_that_repeat_others_resume_bitwise(part, image_pairs, tmp_path):
+    train_and_resume([reduced_file(file, image_pairs) for file in REPEATED[part::10]], tmp_path)
 
 
 def with_two_networks(image_pairs) -> dict[str, Any]:
