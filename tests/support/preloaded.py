@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import pkgutil
@@ -24,3 +25,5 @@ for room in ("archs", "data", "distill", "inference", "losses", "metrics", "mode
         importlib.import_module(f"basicsr.{room}.{module.name}")
 for file in (Path(__file__).resolve().parents[2] / "options/train").glob("*_edsr_x2.yml"):
     load_options(file, training=True, paths=False)
+gc.collect()
+gc.freeze()  # what is imported stays
