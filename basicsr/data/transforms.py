@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import random
 import shlex
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 
 from basicsr.utils.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 Size = tuple[int, int]
 """Height and width."""
@@ -214,11 +216,11 @@ def _coin(rng: np.random.Generator | None) -> bool:
 
 
 def _size(img: np.ndarray | torch.Tensor) -> Size:
-    height, width = img.shape[-2:] if isinstance(img, torch.Tensor) else img.shape[:2]
+    height, width = img.shape[:2] if isinstance(img, np.ndarray) else img.shape[-2:]
     return int(height), int(width)
 
 
 def _cut(img: Any, top: int, left: int, side: int) -> Any:
-    if isinstance(img, torch.Tensor):
-        return img[..., top : top + side, left : left + side]
-    return img[top : top + side, left : left + side]
+    if isinstance(img, np.ndarray):
+        return img[top : top + side, left : left + side]
+    return img[..., top : top + side, left : left + side]

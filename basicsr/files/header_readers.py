@@ -39,7 +39,10 @@ _JPEG_SAMPLINGS = {
 
 def sniff(beginning: bytes) -> str | None:
     """The image format of a file that begins with these 12 bytes, None if it is not read here."""
-    return next((name for name, (signature, _) in _FORMATS.items() if signature.match(beginning)), None)
+    for name, (signature, _) in _FORMATS.items():
+        if signature.match(beginning):
+            return name
+    return None
 
 
 def read_header(source: Source) -> ImageHeader:
@@ -70,9 +73,11 @@ def _png(source: Source) -> ImageHeader:
             " truncated or made to fill the memory"
         )
     bits, space = 8 if colour == 3 else bits, "gray" if colour in (0, 4) else "colour"
-    header = ImageHeader("PNG", height, width, _PNG_CHANNELS[colour], bits, space)
     orientation, frames, transparent = _png_chunks(source)
-    return _upright(replace(header, frames=frames, transparent=transparent), orientation)
+    header = ImageHeader(
+        "PNG", height, width, _PNG_CHANNELS[colour], bits, space, frames=frames, transparent=transparent
+    )
+    return _upright(header, orientation)
 
 
 def _png_chunks(source: Source) -> tuple[int, int, bytes | None]:
@@ -258,6 +263,8 @@ def _exif_orientation(block: bytes) -> int:
 
 def _upright(header: ImageHeader, orientation: int) -> ImageHeader:
     """The header, of which the stored size is known, with the orientation and the upright size."""
+    if orientation == 1:
+        return header
     height, width = header.size[::-1] if orientation in TURNED else header.size
     return replace(header, height=height, width=width, orientation=orientation)
 

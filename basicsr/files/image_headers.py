@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -104,30 +103,28 @@ def find_fault(header: ImageHeader, most_pixels: int = MOST_PIXELS) -> str | Non
     images of more than `most_pixels`, CMYK (whose colours depend on a profile), other than 8 or 16 bits, files of
     several pictures, and whatever else has no exact meaning in three channels.
     """
-    return next(_faults(header, most_pixels), None)
-
-
-def _faults(header: ImageHeader, most_pixels: int) -> Iterator[str]:
-    size, pixels = f"{header.height}x{header.width}", header.height * header.width
+    size = f"{header.height}x{header.width}"
+    pixels = header.height * header.width
     if min(header.size) < 1:
-        yield f"its header announces {size} pixels; the file is damaged"
+        return f"its header announces {size} pixels; the file is damaged"
     if pixels > most_pixels:
         tool = "scripts/data/extract_subimages.py" if pixels <= MOST_TO_CUT else "an image editor first"
-        yield f"it announces {size} pixels (H x W), allowed are {most_pixels:,d} in all; cut it into squares by {tool}"
+        return f"it announces {size} pixels (H x W), allowed are {most_pixels:,d} in all; cut it into squares by {tool}"
     if header.space == "CMYK":
-        yield "its pixels are CMYK, allowed are gray and RGB; convert it"
+        return "its pixels are CMYK, allowed are gray and RGB; convert it"
     if header.floating:
-        yield f"its pixels are float{header.bits}, allowed are 8 or 16 bits; convert it"
+        return f"its pixels are float{header.bits}, allowed are 8 or 16 bits; convert it"
     if header.bits == 1:
-        yield "it has 1 bit to a pixel, allowed are 8 or 16 bits; convert it"
+        return "it has 1 bit to a pixel, allowed are 8 or 16 bits; convert it"
     if header.bits not in _BITS.get(header.format, (8, 16)):
-        yield f"its pixels are of {header.bits} bits, allowed are 8 or 16 bits; convert it"
+        return f"its pixels are of {header.bits} bits, allowed are 8 or 16 bits; convert it"
     if header.largest not in (None, 255, 65535):
-        yield f"its largest value is {header.largest}, allowed are 255 or 65535; convert it"
+        return f"its largest value is {header.largest}, allowed are 255 or 65535; convert it"
     if header.format == "JPEG" and header.channels not in (1, 3):
-        yield f"it has {header.channels} channels, allowed are 1 or 3; convert it"
+        return f"it has {header.channels} channels, allowed are 1 or 3; convert it"
     if header.oddity is not None:
-        yield header.oddity
+        return header.oddity
     if header.frames > 1:
         kind = "pages" if header.format == "TIFF" else "pictures"
-        yield f"it holds {header.frames} {kind}, allowed is one; save each in a file of its own"
+        return f"it holds {header.frames} {kind}, allowed is one; save each in a file of its own"
+    return None

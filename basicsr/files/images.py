@@ -21,17 +21,19 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import MOST_PIXELS, Content, HeaderError, ImageHeader, find_fault
 from basicsr.files.tiff_headers import CMYK, MIN_IS_WHITE, PALETTE
 from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.text import printable
+
+if TYPE_CHECKING:  # its import takes a second, which scripts that make no tensors do not spend
+    import torch
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 AGAIN = "copy or download the file again"
@@ -357,6 +359,8 @@ def img2tensor(imgs: Any, bgr2rgb: bool = True, float32: bool = True) -> Any:
     Returns:
         A tensor (C, H, W) with memory of its own, or a list of them.
     """
+    import torch
+
     if isinstance(imgs, list):
         return [img2tensor(img, bgr2rgb, float32) for img in imgs]
     ordered = imgs[..., ::-1] if bgr2rgb and imgs.shape[2] == 3 else imgs
@@ -385,6 +389,8 @@ def tensor2img(
     Raises:
         TypeError: not a tensor, or of another number of dimensions.
     """
+    import torch
+
     tensors = [tensor] if torch.is_tensor(tensor) else tensor
     if not isinstance(tensors, list) or not all(torch.is_tensor(entry) for entry in tensors):
         raise TypeError(f"a tensor or a list of tensors is expected, got {type(tensor)}")

@@ -11,7 +11,6 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 _KERNEL_WIDTH = 4
 # A product such as 49 * (1 / 49) may miss a whole number by rounding; without this, `ceil` could add a pixel.
@@ -29,13 +28,15 @@ def imresize(img: Any, scale: float, antialiasing: bool = True) -> Any:
     Returns:
         As `img`, resized: float64 if `img` is, else float32. A tensor stays on its device, without gradients.
     """
-    if torch.is_tensor(img):
-        pixels = img.detach().cpu().double().numpy()
-        rows = _along(pixels, pixels.ndim - 2, scale, antialiasing)
-        resized = torch.from_numpy(_along(rows, pixels.ndim - 1, scale, antialiasing))
-        return resized.to(img.device, torch.float64 if img.dtype == torch.float64 else torch.float32)
-    rows = _along(img, 0, scale, antialiasing)
-    return _along(rows, 1, scale, antialiasing).astype(np.float64 if img.dtype == np.float64 else np.float32)
+    if isinstance(img, np.ndarray):
+        rows = _along(img, 0, scale, antialiasing)
+        return _along(rows, 1, scale, antialiasing).astype(np.float64 if img.dtype == np.float64 else np.float32)
+    import torch
+
+    pixels = img.detach().cpu().double().numpy()
+    rows = _along(pixels, pixels.ndim - 2, scale, antialiasing)
+    resized = torch.from_numpy(_along(rows, pixels.ndim - 1, scale, antialiasing))
+    return resized.to(img.device, torch.float64 if img.dtype == torch.float64 else torch.float32)
 
 
 def imresize_integer(img: np.ndarray, scale: float, rounding: Literal["each_pass", "once"] = "each_pass") -> np.ndarray:

@@ -6,16 +6,20 @@ import os
 import random
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from basicsr.utils.errors import DataError
+
+if TYPE_CHECKING:  # scripts that only list folders do not wait for its import
+    import torch
 
 
 def set_random_seed(seed: int) -> None:
     """Seeds Python's, numpy's and torch's global generators, all with `seed` itself."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -89,11 +93,15 @@ def sizeof_fmt(size: float, suffix: str = "B") -> str:
 def wait_for(device: torch.device) -> None:
     """Waits until the device has finished its work, before a clock is read."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.synchronize(device)
 
 
 def size_of(content: Any) -> int:
     """Bytes of the tensors in nested dicts and lists, about the size of a file of them."""
+    import torch
+
     if isinstance(content, torch.Tensor):
         return content.nbytes
     if isinstance(content, Mapping):
