@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from basicsr.config.schema import Region
+from basicsr.metrics.metric_util import SSIM_WINDOW
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 from basicsr.report.pictures import SavedPictures
 from basicsr.report.regions import choose_regions, image_name, images_that_differ, size_text
@@ -21,9 +22,12 @@ from basicsr.utils.errors import DataError
 
 INK, FAINT, PAPER, ACCENT = (32, 32, 36), (96, 96, 102), (255, 255, 255), (228, 62, 40)
 _SEARCHED = 4  # images in which to look for each region that is wanted
-_LEAST_FOR_SSIM = 11
 _MOST_IN_A_ROW = 5  # crops
 _FOOTER = "Crops are enlarged without smoothing. PSNR and SSIM: luma in the crop."
+
+
+_Place = tuple[float, float]
+_Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,7 @@ class _Example:
 
 
 class _Layout:
-    """Pixels of one example's strip: the overview to the left, then cells, each a crop's place with its caption.
-
-    Up to five crops stand in one row, more in two. All lengths follow from the cell, which is near `target`.
-    """
+    """Pixels of a strip: the overview, then the crops' cells, up to five in a row, else in two rows."""
 
     def __init__(self, target: int, examples: Sequence[_Example]) -> None:
         self.target = target
@@ -89,11 +90,7 @@ def compare_scale(
     better: Mapping[str, str] | None = None,
     cell: int = 384,
 ) -> tuple[np.ndarray, list[Region]] | None:
-    """The comparison, uint8 (H, W, 3) BGR, of one scale's networks, and the regions it shows; None if there are none.
-
-    Without `regions`, of which those of datasets that this scale does not have are skipped, `count` are chosen. An
-    enlarged crop measures about `cell` pixels. Raises DataError if a region does not lie in its image.
-    """
+    """One scale's comparison, uint8 (H, W, 3) BGR, with its regions, of which `count` are chosen if none are given."""
     datasets = scale.datasets()
     shown = [region for region in regions if region.dataset in datasets]
     if not regions and count:
@@ -123,10 +120,7 @@ def draw_comparison(
 
 
 def _find(pictures: SavedPictures, region: Region, scale: int) -> tuple[str, np.ndarray, Region]:
-    """A region's image by name, the HR image, and the region as it lies in it.
-
-    Scales crop HR images at the right and below to multiples of their own: a region is moved by at most as much.
-    """
+    """The image's name, HR image and the region, moved by less than the scale as each scale crops HR images."""
     image = image_name(region, pictures.names(region.dataset), scale)
     hr = pictures.hr(region.dataset, image)
     if hr is None:
@@ -195,19 +189,12 @@ def _draw_overview(strip: Image.Image, canvas: ImageDraw.ImageDraw, example: _Ex
 def figures_text(image: np.ndarray, hr: np.ndarray) -> str:
     """PSNR and SSIM of luma as they stand below a crop; a dash for SSIM where the crop is smaller than its window."""
     psnr = calculate_psnr(image, hr, crop_border=0, test_y_channel=True)
-    if min(image.shape[:2]) < _LEAST_FOR_SSIM:
+    if min(image.shape[:2]) < SSIM_WINDOW:
         return f"{psnr:.2f} / -"
     return f"{psnr:.2f} / {calculate_ssim(image, hr, crop_border=0, test_y_channel=True):.4f}"
 
 
-def _write(
-    canvas: ImageDraw.ImageDraw,
-    place: tuple[float, float],
-    text: str,
-    size: float,
-    colour: tuple[int, int, int],
-    width: float,
-) -> None:
+def _write(canvas: ImageDraw.ImageDraw, place: _Place, text: str, size: float, colour: _Colour, width: float) -> None:
     """Writes a line, centred on its baseline; smaller, then shortened, where it would be wider than `width`."""
     text = " ".join(text.split())
     font = _font(size)

@@ -79,10 +79,7 @@ def choose_keys(runs: Sequence[RunHistory], patterns: Sequence[str]) -> list[str
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential average of the values up to each one, NaN skipped, without a bias to zero at the start.
-
-    `weight` is that of the past, in [0, 1); 0 leaves the values as they are.
-    """
+    """Exponential average without a bias to zero at the start, NaN skipped; `weight` in [0, 1) is that of the past."""
     average, total, result = 0.0, 0.0, []
     for value in values:
         if not math.isnan(value):
@@ -93,10 +90,7 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
 
 
 def curves_figure(runs: Sequence[RunHistory], keys: Sequence[str], *, smooth: float = 0.0) -> Figure:
-    """Draws a panel for each of the figures `keys`, with a line for each run that has it.
-
-    `smooth` is the weight of the past in the average of what is logged in training; the values stay visible, pale.
-    """
+    """Draws a panel for each of `keys`, a line for each run; `smooth` averages what is logged in training."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -60,16 +60,14 @@ def write_report(
 ) -> int:
     """Writes the report and returns its size in bytes; the same arguments give the same bytes.
 
-    Args:
-        path: the file to create or replace.
-        results: what was measured.
-        pictures: by scale; a scale without them has no images to compare.
-        images_per_dataset: how many of them of each scale and dataset: those whose figures differ most.
-        tables: in this order.
-        plots: <svg> elements by title.
-        comparisons: visual comparisons by scale, as the bytes of image files.
-        date: for the header; none by default.
+    `pictures` and `comparisons`, the bytes of image files, are by scale; `plots` are <svg> elements by title. Of each
+    scale and dataset, those `images_per_dataset` images whose figures differ most are shown.
     """
+
+    def data_url(content: bytes) -> str:
+        mime, smallest = lossless(imfrombytes(content, source="the visual comparison"))
+        return f"data:{mime};base64,{base64.b64encode(smallest).decode('ascii')}"
+
     skipped = gaps(results)
     names = list(dict.fromkeys(row.name for scale in results.scales for row in scale.rows))
     context = {
@@ -81,7 +79,7 @@ def write_report(
         "tables": [(table, [note for note in table.notes if note not in skipped]) for table in tables],
         "weights": weights_used(results),
         "plots": [(title, svg_element(svg, f"plot{number}-")) for number, (title, svg) in enumerate(plots.items())],
-        "comparisons": [(scale, _data_url(content)) for scale, content in comparisons.items()],
+        "comparisons": [(scale, data_url(image)) for scale, image in comparisons.items()],
         "pictures": bool(pictures) and images_per_dataset > 0,
         "choices": [HR, LR, *names],
         "scales": [scale.scale for scale in results.scales if scale.scale in pictures],
@@ -96,11 +94,7 @@ def write_report(
 
 
 def svg_element(svg: str, prefix: str) -> str:
-    """An <svg> element made fit to stand in an HTML page beside others.
-
-    Its ids, and references to them, get the prefix; style sheets, which would hold for the page, comments and metadata
-    are removed; names are those of HTML, without namespaces.
-    """
+    """An <svg> element for an HTML page: ids and references get the prefix; style sheets and metadata are removed."""
     root = ElementTree.fromstring(svg)
     for element in root.iter():
         for child in [child for child in element if _local(child.tag) in ("style", "metadata")]:
@@ -209,7 +203,13 @@ def _card(
         *({"name": row.name, "figures": _figures(results, row, dataset, image)} for row in rows),
     ]
     if hr is not None:
-        arrays.insert(0, _whole_of(hr, whole.setdefault((dataset, title), [])))
+        known = whole.setdefault((dataset, title), [])
+        # Scales crop HR images at the right and below: a larger one shows this one too.
+        larger = (other for other in known if np.array_equal(other[:height, :width], hr))
+        shown = next(larger, hr)
+        if shown is hr:
+            known.append(hr)
+        arrays.insert(0, shown)
         sources.insert(0, {"name": HR, "figures": ["ground truth"]})
     keys, stored = store.add(arrays)
     for source, key in zip(sources, keys, strict=True):
@@ -248,21 +248,6 @@ def _region(hr: np.ndarray | None, outputs: Mapping[str, np.ndarray], scale: int
         return None
     x, y, _ = most_different_square(hr, outputs, side, border=scale)
     return [x, y, side]
-
-
-def _whole_of(hr: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
-    """A known HR image whose top-left crop this one is, as scales crop them differently; else this image."""
-    for image in known:
-        if np.array_equal(image[: hr.shape[0], : hr.shape[1]], hr):
-            return image
-    known.append(hr)
-    return hr
-
-
-def _data_url(content: bytes) -> str:
-    """An image file, coded as `lossless` does, as the address of an <img>."""
-    mime, smallest = lossless(imfrombytes(content, source="the visual comparison"))
-    return f"data:{mime};base64,{base64.b64encode(smallest).decode('ascii')}"
 
 
 def _times(width: int, height: int) -> str:

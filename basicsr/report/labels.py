@@ -46,11 +46,7 @@ class Label(NamedTuple):
 
 
 def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[Point], taken: Sequence[_Array]) -> None:
-    """Writes the labels, each with a thin line to its point where it does not stand right beside it.
-
-    The limits and the position of the axes must be final. `obstacles` are further points that no label should cover, in
-    the units of the axes; `taken` are rectangles in use already: left, bottom, right, top in pixels.
-    """
+    """Writes the labels into final axes, off `obstacles` and `taken` (pixels), with lines to far points."""
     if not labels:
         return
     pixels = axes.figure.dpi / 72  # for each point of type
@@ -75,10 +71,7 @@ def text_size(axes: Axes, text: str) -> Point:
 
 
 def cheapest_places(boxes: _Array, anchors: _Array, taken: _Array, frame: _Array) -> list[int]:
-    """Which place each label takes, of `boxes` (labels, places, 4), nearer ones first, beside `anchors` (labels, 2).
-
-    The rectangles `taken` (N, 4) are to be left free, and labels belong into `frame` (4,).
-    """
+    """Which of its `boxes` (labels, places, 4) each label takes: off `taken` (N, 4), inside `frame`, near `anchors`."""
     labels, places, _ = boxes.shape
     flat = boxes.reshape(-1, 4)
     starts = anchors.repeat(places, axis=0)
@@ -119,10 +112,7 @@ def _settle(own: _Array, pairs: _Array) -> list[int]:
 
 
 def _places(anchor: _Array, size: Point, pixels: float) -> _Array:
-    """Rectangles of one label around its point, nearer ones first.
-
-    A label to the right starts at its point, one to the left ends there, one above is centred: and so between.
-    """
+    """Rectangles of one label around its point, nearer ones first; those to the right begin at it."""
     ways = np.array([(radius * x, radius * y, (x - 1) / 2, (y - 1) / 2) for radius in _RADII for x, y in _SIDES])
     low = anchor + pixels * ways[:, :2] + size * ways[:, 2:]
     return np.concatenate([low, low + size], axis=1)

@@ -20,24 +20,13 @@ _Sample = tuple[np.ndarray | None, np.ndarray]  # HR and LR image
 
 @dataclass
 class SavedPictures:
-    """Images of one scale: uint8 (H, W, 3) BGR; HR and outputs of one image have one size.
-
-    HR and LR images are decoded once, however many parts of a report show them; beyond 128 MiB the least recently used
-    are dropped.
-
-    Attributes:
-        datasets: by name.
-        image_names: each dataset's images, in its order.
-        folder: of the saved outputs.
-        by_network: whether each network has a folder of its own there.
-        suffix: ends the saved files' names.
-    """
+    """Images of one scale, uint8 (H, W, 3) BGR; HR and LR images are decoded once and kept within 128 MiB."""
 
     datasets: Mapping[str, EvaluationDataset]
-    image_names: Mapping[str, Sequence[str]]
-    folder: Path
-    by_network: bool
-    suffix: str
+    image_names: Mapping[str, Sequence[str]]  # by dataset, in its order
+    folder: Path  # of the saved outputs
+    by_network: bool  # whether each network has a folder of its own there
+    suffix: str  # of the saved files' names
     _samples: dict[tuple[str, str], _Sample] = field(default_factory=dict)
 
     def path(self, row: str, dataset: str, image: str) -> Path:
@@ -66,21 +55,21 @@ class SavedPictures:
             raise DataError(f"cannot read {path}: {error.strerror}; run the test again") from error
 
     def _sample(self, dataset: str, image: str) -> _Sample:
-        sample = self._samples.pop((dataset, image), None) or self._read(dataset, image)
-        self._samples[dataset, image] = sample  # the last used come last
-        while len(self._samples) > 1 and sum(map(_size, self._samples.values())) > _MOST_BYTES:
+        found = self._samples.pop((dataset, image), None)
+        if found is None:
+            images = self.datasets[dataset]
+            restored = getattr(images, "restored", lambda given: given)
+            sample = images[self.image_names[dataset].index(image)]
+            hr = _bgr(restored(sample["gt"])) if "gt" in sample else None
+            found = hr, _bgr(restored(sample["lq"]))
+        self._samples[dataset, image] = found  # the last used come last
+        while len(self._samples) > 1 and self._size() > _MOST_BYTES:
             del self._samples[next(iter(self._samples))]
-        return sample
+        return found
 
-    def _read(self, dataset: str, image: str) -> _Sample:
-        images = self.datasets[dataset]
-        restored = getattr(images, "restored", lambda given: given)
-        sample = images[self.image_names[dataset].index(image)]
-        return _bgr(restored(sample["gt"])) if "gt" in sample else None, _bgr(restored(sample["lq"]))
-
-
-def _size(sample: _Sample) -> int:
-    return sum(image.nbytes for image in sample if image is not None)
+    def _size(self) -> int:
+        kept = (image for sample in self._samples.values() for image in sample)
+        return sum(image.nbytes for image in kept if image is not None)
 
 
 def _bgr(image: Tensor) -> np.ndarray:

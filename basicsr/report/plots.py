@@ -87,11 +87,7 @@ class _Networks:
 def cost_figure(
     results: Results, scale: ScaleResults, dataset: str, *, metric: str = "psnr", published: Sequence[PublishedRow] = ()
 ) -> Figure | None:
-    """Draws a metric's average on a dataset against the networks' costs, a panel for each kind of cost that is known.
-
-    Rows without parameters, such as bicubic interpolation, are dashed lines. Published rows are gray, in the panels of
-    the costs that papers give (x4, input of 3 x 256 x 256). None if no network has both a figure and a cost.
-    """
+    """A metric against the networks' costs, one panel a kind; None if no network has both. Published rows are gray."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -30,11 +30,7 @@ _AS_GOOD_AS_EQUAL = 100.0  # dB
 
 
 def images_that_differ(scale: ScaleResults, better: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
-    """Datasets and names of the images, those whose figures differ most between the networks first.
-
-    The figures are those of the dataset's first metric; images without figures are skipped. An infinite PSNR counts
-    as 100 dB. With one network, the images with the worst figures come first; `better` is that of `Results`.
-    """
+    """Datasets and names of images: largest difference of the first metric between networks, or worst figure, first."""
     rows = scale.compared()
     spreads: dict[tuple[str, str], float] = {}
     for dataset in scale.datasets():

@@ -11,23 +11,14 @@ from basicsr.utils.timing import Spread
 
 @dataclass(frozen=True)
 class Row:
-    """One network's figures at one scale.
-
-    Attributes:
-        name: of the network.
-        parameters: how many it has; 0 for bicubic interpolation.
-        evaluations: by dataset; missing datasets are skipped.
-        multiply_adds: of one forward pass of `Results.input_shape`; None if not counted.
-        latency: seconds of that pass on `Results.device`; None if not measured.
-        weights: the file that they are from and its SHA-256, in words; None if there is none.
-    """
+    """One network's figures at one scale."""
 
     name: str
-    parameters: int
-    evaluations: Mapping[str, Evaluation]
-    multiply_adds: int | None = None
-    latency: Spread | None = None
-    weights: str | None = None
+    parameters: int  # 0 for bicubic interpolation
+    evaluations: Mapping[str, Evaluation]  # by dataset
+    multiply_adds: int | None = None  # of one forward pass of `Results.input_shape`
+    latency: Spread | None = None  # seconds of that pass on `Results.device`
+    weights: str | None = None  # the file that they are from and its SHA-256
 
     @property
     def is_ranked(self) -> bool:
@@ -37,15 +28,12 @@ class Row:
 
 @dataclass(frozen=True)
 class ScaleResults:
-    """All networks at one scale, in the order of the options file.
-
-    `skipped` are sentences on missing datasets and networks, `warnings` on datasets that are not what their names say.
-    """
+    """All networks at one scale, in the order of the options file."""
 
     scale: int
     rows: tuple[Row, ...]
-    skipped: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # sentences on missing datasets and networks
+    warnings: tuple[str, ...] = ()  # sentences on datasets that are not what their names say
 
     def datasets(self) -> tuple[str, ...]:
         """Names of the datasets that any row was evaluated on, in the order of their first appearance."""
@@ -64,27 +52,16 @@ class ScaleResults:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that one run of test.py measured.
-
-    Attributes:
-        name: of the experiment.
-        scales: in the order of the options file.
-        device: on which `Row.latency` was measured, by its maker's name.
-        input_shape: (C, H, W) of the input of `Row.multiply_adds` and `Row.latency`.
-        better: `higher` or `lower` by the name of a metric; higher by default.
-        incomplete: why not all was measured; empty where it was.
-        latency_doubt: why latencies are no figures to quote; empty where they are.
-        precision: of the networks whose outputs were judged; latencies are of float32.
-    """
+    """Everything that one run of test.py measured."""
 
     name: str
     scales: tuple[ScaleResults, ...]
-    device: str
-    input_shape: tuple[int, int, int]
-    better: Mapping[str, str]
-    incomplete: str = ""
-    latency_doubt: str = ""
-    precision: str = "none"
+    device: str  # on which `Row.latency` was measured
+    input_shape: tuple[int, int, int]  # (C, H, W) for `Row.multiply_adds` and `Row.latency`
+    better: Mapping[str, str]  # `higher`, the default, or `lower` by the name of a metric
+    incomplete: str = ""  # why not all was measured
+    latency_doubt: str = ""  # why latencies are no figures to quote
+    precision: str = "none"  # of the networks whose outputs were judged; latencies are of float32
 
     def datasets(self) -> tuple[str, ...]:
         """Names of the datasets of any scale, in the order of their first appearance."""

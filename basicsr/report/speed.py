@@ -57,22 +57,21 @@ class Stopwatch:
 
     @torch.no_grad()
     def measure(self, should_stop: Callable[[], bool] = lambda: False) -> Latencies:
-        """Times passes of one image in float32, all networks in turn, after warming up, for `MOST_SECONDS` at most.
-
-        Rounds are added until 5 seconds were spent for each network, and as long as there are fewer than three. Random
-        numbers are the input, since the time does not depend on them.
-        """
+        """Times float32 passes of one random image, all networks in turn, 5 seconds each but three rounds."""
         end = time.perf_counter() + MOST_SECONDS
         image = torch.rand(1, *self._shape, generator=torch.Generator().manual_seed(0)).to(self._device)
+        part = image[..., :_WARM_UP_SIDE, :_WARM_UP_SIDE].contiguous()
         sides: dict[str, Callable[[], float]] = {}
         remarks: list[str] = []
         seconds_of_round = 0.0
         for name, network in self._networks.items():
             try:
-                expected = self._expected(network.to(self._device), image)
+                self._seconds(network.to(self._device), part, 1)
+                seconds = self._seconds(network, part, 1)
             except (RuntimeError, torch.OutOfMemoryError) as error:
                 remarks.append(f"{self._labels[name]} was not timed: {str(error).splitlines()[0]}")
                 continue
+            expected = max(seconds * image.numel() / part.numel(), 1e-6)
             if time.perf_counter() + seconds_of_round + expected > end:
                 remarks.append(f"{self._labels[name]} was not timed: a pass would take about {expected:.0f} s")
                 continue
@@ -102,12 +101,6 @@ class Stopwatch:
         load = load_between(before, cpu_times(), threads)
         return Latencies(spreads, doubt(labelled, len(next(iter(times.values()))), load), tuple(remarks))
 
-    def _expected(self, network: nn.Module, image: torch.Tensor) -> float:
-        """Estimates the seconds of a pass by one of a smaller image, after one that warms up."""
-        part = image[..., :_WARM_UP_SIDE, :_WARM_UP_SIDE].contiguous()
-        self._seconds(network, part, 1)
-        return max(self._seconds(network, part, 1) * image.numel() / part.numel(), 1e-6)
-
     def _seconds(self, network: nn.Module, image: torch.Tensor, passes: int) -> float:
         wait_for(self._device)
         start = time.perf_counter()
@@ -118,11 +111,7 @@ class Stopwatch:
 
 
 def doubt(spreads: Mapping[str, Spread], rounds: int, load: str) -> str:
-    """Why times are no figures to quote; empty where they are.
-
-    `spreads` are seconds by the name of a network, each timed `rounds` times; `load` says that other programs took the
-    cores meanwhile, or is empty.
-    """
+    """Why times, `rounds` of each network, are no figures to quote; `load` names other programs, if any."""
     reasons = []
     if rounds < FEWEST_ROUNDS:
         reasons.append(f"there was time for {rounds} round{'s' if rounds > 1 else ''} only")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from basicsr.report.tables import Cell, Line, Table
+from basicsr.report.tables import Line, Table
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -22,10 +22,7 @@ _LATEX = {
 
 
 def to_markdown(table: Table) -> str:
-    """A table as GitHub, GitLab and editors show it; padded, so that it reads as a table also where it is printed.
-
-    The best figure is bold, the second best between <ins> and </ins>; published lines are in italics.
-    """
+    """A padded table: the best figure is bold, the second best in <ins>, published lines are in italics."""
     marks = {"best": "**{}**", "second": "<ins>{}</ins>", "": "{}"}
     rows = [["Scale", "Method", *(_markdown(f"{column.title} {column.subtitle}") for column in table.columns)]]
     for group in table.groups:
@@ -48,10 +45,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table, experiment: str = "") -> str:
-    r"""A table for the packages booktabs and multirow; best \textbf, second best \underline.
-
-    `experiment` begins the label, so that tables of several experiments can stand in one paper.
-    """
+    r"""A table for booktabs and multirow, best \textbf, second best \underline; `experiment` begins its label."""
     marks = {"best": "\\textbf{{{}}}", "second": "\\underline{{{}}}", "": "{}"}
     subtitled = any(column.subtitle for column in table.columns)
     front = [r"\multirow{2}{*}{Scale}", r"\multirow{2}{*}{Method}"] if subtitled else ["Scale", "Method"]
@@ -95,12 +89,11 @@ def latex_escape(text: str) -> str:
 
 
 def _texts(line: Line, marks: dict[str, str], escape: Callable[[str], str]) -> list[str]:
-    """The line's cells, marked."""
-
-    def text(cell: Cell) -> str:
-        return "/".join(marks[figure.mark].format(escape(figure.text)) for figure in cell)
-
-    return [text(cell) for cell in line.cells]
+    texts = []
+    for cell in line.cells:
+        figures = [marks[figure.mark].format(escape(figure.text)) for figure in cell]
+        texts.append("/".join(figures))
+    return texts
 
 
 def _markdown(text: str) -> str:

@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal
 from basicsr.config.published import PublishedRow, published_rows
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.csv_files import Number, csv_text
-from basicsr.report.results import Results, Row, ScaleResults
+from basicsr.report.results import Results, Row
 
 DASH = "\N{EN DASH}"
 
@@ -65,22 +65,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table in the layout of the papers.
+    """A table in the layout of the papers, without the columns of the scale and of the method."""
 
-    Attributes:
-        name: a word, for labels and file names.
-        caption: above the table.
-        columns: without those of the scale and of the method.
-        groups: one for each scale.
-        references: sources of published lines by a number, and remarks on them by a letter.
-        notes: sentences to print below.
-    """
-
-    name: str
+    name: str  # a word, for labels and file names
     caption: str
     columns: tuple[Column, ...]
     groups: tuple[Group, ...]
-    references: Mapping[str, str] = field(default_factory=dict)
+    references: Mapping[str, str] = field(default_factory=dict)  # sources by number, remarks by letter
     notes: tuple[str, ...] = ()
 
 
@@ -116,14 +107,8 @@ def quality_table(
 ) -> Table:
     """Average figures by scale, network and dataset; the module's docstring says which are marked.
 
-    Args:
-        results: what was measured.
-        published: backbone whose published figures, of the datasets and metrics measured, stand below ours.
-        ranked: which of our rows take part in the ranking.
-        images: sentences on how many images the averages are over; by default those of `results`.
-
-    Raises:
-        OptionsError: nothing is published of that backbone.
+    Below ours stand those published of the backbone `published`; OptionsError if there are none. `ranked` rows take
+    part in the ranking; `images` are sentences on how many images were measured.
     """
     metrics, datasets = results.metrics(), results.datasets()
     theirs = {scale.scale: _published(results, published, scale.scale) for scale in results.scales}
@@ -194,10 +179,7 @@ def metric_label(metric: str, higher_is_better: bool) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """`value` with at least `digits` significant digits, never in powers of ten: 3293, 43.1, 0.459, 0.0123.
-
-    Whole numbers of more digits keep them all.
-    """
+    """`value` with at least `digits` significant digits, never in powers of ten: 3293, 43.1, 0.459, 0.0123."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
@@ -255,16 +237,11 @@ def _cells(
     )
 
 
-def _two_decimals(value: float) -> str:
-    """As the papers; more where the value is small."""
-    return f"{value:.2f}" if value >= 1 else significant(value)
-
-
 def _costs(row: Row, speed: bool) -> tuple[Cell, ...]:
-    texts = [
-        _two_decimals(row.parameters / 1e6) if row.parameters else DASH,
-        _two_decimals(row.multiply_adds / 1e9) if row.multiply_adds else DASH,
-    ]
+    texts = []
+    for count, unit in ((row.parameters, 1e6), (row.multiply_adds or 0, 1e9)):
+        text = f"{count / unit:.2f}" if count >= unit else significant(count / unit)
+        texts.append(text if count else DASH)
     if speed and row.latency is not None:
         times = (row.latency.median, row.latency.low, row.latency.high)
         median, low, high = (significant(1000 * value) for value in times)
@@ -327,16 +304,12 @@ def gaps(results: Results) -> list[str]:
     """Missing figures, and warnings; one sentence for several scales."""
     scales: dict[str, list[str]] = {}
     for scale in results.scales:
-        warnings = [f"WARNING: {warning}." for warning in scale.warnings]
-        for sentence in (*warnings, *(f"left out {skipped}" for skipped in scale.skipped), *_without_figures(scale)):
+        sentences = [f"WARNING: {warning}." for warning in scale.warnings]
+        sentences += [f"left out {skipped}" for skipped in scale.skipped]
+        for dataset in scale.datasets():
+            if not any(row.evaluations[dataset].metrics for row in scale.rows if dataset in row.evaluations):
+                sentences.append(f"{dataset} has no figures: it has no HR images, or no metric was asked for.")
+        for sentence in sentences:
             scales.setdefault(sentence, []).append(f"x{scale.scale}")
     about = [f"INCOMPLETE: {results.incomplete}"] if results.incomplete else []
     return about + [f"{', '.join(where)}: {sentence}" for sentence, where in scales.items()]
-
-
-def _without_figures(scale: ScaleResults) -> list[str]:
-    return [
-        f"{dataset} has no figures: it has no HR images, or no metric was asked for."
-        for dataset in scale.datasets()
-        if not any(row.evaluations[dataset].metrics for row in scale.rows if dataset in row.evaluations)
-    ]

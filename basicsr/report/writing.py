@@ -25,10 +25,7 @@ from basicsr.report.tables import Table, cost_table, quality_table, weights_used
 def write_files(
     results: Results, folder: Path, options: ReportOptions, pictures: Mapping[int, SavedPictures]
 ) -> Iterator[str]:
-    """Writes metrics.csv, summary.md, tables.tex and the files of the `report` options; yields lines for the log.
-
-    `folder` must exist; `pictures` are the saved images by scale. Raises a UserError if a file cannot be made.
-    """
+    """Writes the tables and what the `report` options ask for into `folder`; yields lines for the log."""
     tables, summary = write_tables(results, folder, options)
     yield f"{results.name}; files in {folder}\n{summary}"
     plots = _write_plots(results, folder / "plots", options) if options.plots else {}
@@ -95,14 +92,16 @@ def _write_comparisons(
 ) -> dict[int, bytes]:
     """Each scale's visual comparison; PNG bytes by scale."""
     drawn = {}
-    for scale in (scale for scale in results.scales if scale.scale in pictures):
-        compared = compare_scale(
-            scale, pictures[scale.scale], count=options.crops, regions=options.regions, better=results.better
-        )
+    for scale in results.scales:
+        if scale.scale not in pictures:
+            continue
+        shown, better = pictures[scale.scale], results.better
+        compared = compare_scale(scale, shown, count=options.crops, regions=options.regions, better=better)
         if compared is None:
             continue
         image, regions = compared
-        imwrite(image, folder / f"comparison_x{scale.scale}.png")
-        write_regions(folder / f"comparison_x{scale.scale}.yml", regions)
+        path = folder / f"comparison_x{scale.scale}.png"
+        imwrite(image, path)
+        write_regions(path.with_suffix(".yml"), regions)
         drawn[scale.scale] = cv2.imencode(".png", image)[1].tobytes()
     return drawn
