@@ -42,19 +42,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Check:
-    """One run of an exported file.
+    """One run of an exported file."""
 
-    Attributes:
-        kind: the file's format and what ran it.
-        shape: of the input, (B, C, H, W).
-        difference: largest absolute difference from the network's output in float32; nan or inf where it is not finite.
-        tolerance: largest difference allowed.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    difference: float
-    tolerance: float
+    kind: str  # the format and what ran it
+    shape: tuple[int, ...]  # of the input, (B, C, H, W)
+    difference: float  # largest one from the network's output in float32
+    tolerance: float  # largest difference allowed
 
     @property
     def passed(self) -> bool:
@@ -70,11 +63,7 @@ def sizes_for(smallest: int) -> tuple[Size, ...]:
 
 
 def _examples(network: nn.Module, channels: int, scale: int) -> list[Example]:
-    """Smooth images with some noise, and the outputs of the network, which is in float32 on the CPU.
-
-    Raises:
-        CheckpointError: its outputs are not images of `scale` times the size, or not finite.
-    """
+    """Smooth images with some noise, and the network's outputs, which must be finite and of the right size."""
     generator = torch.Generator().manual_seed(0)
     made = []
     for batch, height, width in sizes_for(smallest_side(network)):
@@ -138,21 +127,13 @@ class Student:
 
 @dataclass
 class ExportJob:
-    """What a format is to write.
-
-    Attributes:
-        student: the network.
-        precision: 'float32', or 'fp16' for weights and inside in half precision, input and output in float32.
-        opset: of ONNX.
-        layout: of the safetensors file.
-        remarks: sentences for the user; formats append to them.
-    """
+    """What a format is to write."""
 
     student: Student
-    precision: Precision
-    opset: int
-    layout: Layout
-    remarks: list[str] = field(default_factory=list)
+    precision: Precision  # of weights and inside; input and output are float32
+    opset: int  # of ONNX
+    layout: Layout  # of the safetensors file
+    remarks: list[str] = field(default_factory=list)  # sentences for the user; formats append to them
 
     @cached_property
     def program(self) -> ExportedProgram:
@@ -169,8 +150,7 @@ class ExportJob:
     ) -> list[Check]:
         """Runs a written file on the examples of at least `smallest` pixels a side; raises CheckpointError if it fails.
 
-        `kind` names the format and what runs it, `run` maps (B, C, H, W) in [0, 1] to (B, C, sH, sW) in float32, and
-        `tolerance` is the largest difference allowed, the precision's where None.
+        `kind` names the format and what runs it, `run` maps (B, C, H, W) in [0, 1] to (B, C, sH, sW) in float32.
         """
         allowed = TOLERANCES[self.precision] if tolerance is None else tolerance
         checks = []
@@ -205,12 +185,7 @@ class ExportFormat(ABC):
 
     @abstractmethod
     def write(self, job: ExportJob, path: Path) -> list[Check]:
-        """Writes the file, loads it again and returns `job.compare` of it.
-
-        Raises:
-            CheckpointError: the network cannot be written in this format, or the file cannot be run.
-            OSError: the file cannot be written.
-        """
+        """Writes the file, loads it and returns `job.compare` of it; raises CheckpointError or OSError."""
 
 
 def export_formats() -> dict[str, ExportFormat]:

@@ -34,12 +34,7 @@ class Exported:
 
 
 def load_student(path: str | os.PathLike[str], *, param_key: str | None = None) -> Student:
-    """Reads a checkpoint to be exported: its state dict `param_key`, by default `params_ema`, then `params`.
-
-    Raises:
-        CheckpointError: the file is not read or recognised, lacks `param_key`, or is not one of our networks for
-            images of any size.
-    """
+    """Reads a checkpoint's `param_key`, else `params_ema` or `params`; CheckpointError if it cannot be exported."""
     path = Path(path)
     pretrained = load_pretrained(path, param_key=param_key, only_this=True)
     if pretrained.block is None:
@@ -139,10 +134,7 @@ def _is_short(name: str) -> bool:
 
 @contextmanager
 def _all_or_none(folder: Path, targets: Sequence[Path]) -> Iterator[Path]:
-    """Yields a new folder in which to write files of the targets' names; at its end they are moved to their places.
-
-    Existing files are replaced; if anything fails they stay as they are, and no new ones are left.
-    """
+    """Yields a new folder for files that are moved to the targets at its end; if anything fails all stays as it was."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

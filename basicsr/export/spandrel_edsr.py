@@ -10,10 +10,7 @@ from basicsr.weights.layouts import UnsupportedWeights, recognise
 
 
 def register(registry: Any = None) -> None:
-    """Makes spandrel load EDSR, in EDSR-PyTorch's layout and in ours; a second call does nothing.
-
-    `registry` is a `spandrel.ArchRegistry`; None means spandrel's `MAIN_REGISTRY`, that of every `ModelLoader`.
-    """
+    """Makes spandrel's `MAIN_REGISTRY`, or another, load EDSR in EDSR-PyTorch's layout and ours; once is enough."""
     import_torchvision()
     from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor, StateDict
 

@@ -31,13 +31,9 @@ class Converted:
 
 
 def for_spandrel(network: nn.Module, architecture: str) -> Converted:
-    """Converts the weights of one of our networks to what spandrel 0.4.2 loads with the same outputs.
+    """Weights that spandrel 0.4.2 loads with the same outputs; CheckpointError if it knows no such layout.
 
-    RCAN gets its authors' keys, and SwinIR keeps its own. EDSR gets EDSR-PyTorch's: spandrel has no EDSR, but
-    `spandrel_edsr.register` adds it.
-
-    Raises:
-        CheckpointError: the network has no layout that spandrel knows.
+    RCAN gets its authors' keys, SwinIR keeps its own, EDSR gets EDSR-PyTorch's, for `spandrel_edsr.register`.
     """
     state = {key: value.detach().clone() for key, value in network.state_dict().items()}
     converters: dict[str, Callable[[Any, State], Converted]] = {"EDSR": _edsr, "RCAN": _rcan, "SwinIR": _swinir}
@@ -55,11 +51,7 @@ def for_spandrel(network: nn.Module, architecture: str) -> Converted:
 
 
 def spandrel_runner(path: Path, architecture: str) -> Callable[[Tensor], Tensor]:
-    """Loads a file into spandrel itself, with our EDSR; the network's output is not clipped.
-
-    Raises:
-        CheckpointError: spandrel does not load it, or takes it for another architecture.
-    """
+    """Loads a file into spandrel itself; raises CheckpointError if it is refused or taken for another network."""
     import_torchvision()
     from spandrel import MAIN_REGISTRY, ModelLoader
 

@@ -19,11 +19,7 @@ Precision = Literal["float32", "fp16"]
 
 
 class Named(nn.Module):
-    """A network whose weights have names of two words in a graph, such as network.mean.
-
-    PyTorch's ONNX exporter names results after their operators: a buffer `mean` and a mean over pixels would share a
-    name, which makes the file invalid.
-    """
+    """A network whose weights' names have two words in a graph: ONNX's exporter calls results `mean`, as our buffer."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -35,13 +31,9 @@ class Named(nn.Module):
 
 
 class AnySize(Named):
-    """A network that pads images to multiples, with the outputs of `network` and one graph for every size.
+    """A network that pads images to multiples as one graph for all sizes with equal outputs; it changes `network`.
 
-    The network's own padding is a loop, and a SwinIR keeps its masks for one size: traced, both would hold for some
-    sizes only. Here padding is an index computed from the size, and masks are always computed.
-
-    Args:
-        network: one with `padder_size`; it is changed, so pass a copy.
+    The padding's loop becomes an index, and SwinIR's masks, kept for one size, are always computed.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -104,21 +96,13 @@ def _halve_inside(network: nn.Module) -> None:
 
 
 def smallest_side(network: nn.Module) -> int:
-    """The smallest side, in pixels, that a program of torch.export takes of `network`; ONNX takes any.
-
-    PyTorch lays tensors with one window along a side, or one pixel at the lowest resolution, out differently from those
-    with several, and a program holds for one of the two.
-    """
+    """Smallest side that a torch.export program takes: one window alone is laid out differently. ONNX takes any."""
     multiple = _multiple_inside(network)
     return multiple + 1 if multiple > 1 else 1
 
 
 def trace(network: Named, channels: int) -> ExportedProgram:
-    """The program of a `traceable` network with `channels`: batch, height and width are free.
-
-    Raises:
-        CheckpointError: PyTorch cannot trace it.
-    """
+    """The program of a `traceable` network for any batch, height and width; raises CheckpointError if that fails."""
     # Different sizes, each more than one window and no multiple of it.
     smallest = smallest_side(network.network)
     example = torch.zeros(2, channels, max(23, smallest + 2), max(29, smallest + 8))

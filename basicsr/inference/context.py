@@ -24,11 +24,11 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Context:
-    """Pixels that a tile must see beyond its core, the multiples where it begins, and the error, in [0, 1], left."""
+    """What a tile must see beyond its core."""
 
-    overlap: int
-    multiple: int
-    error: float
+    overlap: int  # pixels
+    multiple: int  # tiles begin at multiples of it
+    error: float  # that is left, in [0, 1]
 
     @property
     def is_enough(self) -> bool:
@@ -48,11 +48,9 @@ def multiple_of(network: nn.Module) -> int:
 
 
 def measure_context(network: Network, channels: int, scale: int, device: torch.device, multiple: int) -> Context:
-    """Measures how far from its edges a tile's output differs from that of the whole image.
+    """The context after which a tile's output, float32 in eval mode, no longer differs from the whole image's.
 
-    The network, in eval mode, runs in float32 on a random image, and on a tile out of its middle. The difference falls
-    with the distance from the tile's edge; the overlap is where it has become negligible. A network that averages over
-    its whole input is given the averages of the image. `multiple` is known to suit its tiles.
+    Averages over the whole input are given to it, and `multiple` is known to suit its tiles.
     """
     larger = math.lcm(multiple, _LARGER_STEP)
     attempts = [(multiple, 32), (multiple, 64), (larger, _LARGER_STEP), (multiple, 128)]

@@ -18,14 +18,11 @@ from basicsr.utils.text import printable
 
 @dataclass(frozen=True)
 class Source:
-    """A picture to be read; its path `below` the folder or the fixed part of the pattern given, or a file's name.
-
-    `named` is True if the command line named the file itself.
-    """
+    """A picture to be read."""
 
     path: str
-    below: str
-    named: bool
+    below: str  # the folder or the fixed part of the pattern given; a file's name
+    named: bool  # whether the command line named the file itself
 
 
 @dataclass(frozen=True)
@@ -37,13 +34,9 @@ class Job:
 
 
 def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Source]:
-    """The pictures of files, folders and patterns (`*`, `?`, `[...]`, and `**` for any folders), each once.
+    """The pictures of files, folders and patterns (`**` stands for any folders), each once; DataError if there is none.
 
-    Files are taken as they are named; of folders and patterns, names that end in one of `PICTURE_SUFFIXES`. An existing
-    file or folder is no pattern, whatever its name. With `recursive`, folders below the folders given are read too.
-
-    Raises:
-        DataError: there is no such file or folder, or no picture in a folder or for a pattern.
+    Folders and patterns are searched for `PICTURE_SUFFIXES`; what exists is no pattern, whatever its name.
     """
     sources: dict[str, Source] = {}
     for given in inputs:
@@ -69,13 +62,10 @@ def not_taken(given: str, output: Path, *, recursive: bool) -> Iterator[str]:
 
 
 def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str, scale: int) -> tuple[list[Job], int]:
-    """Each picture's result goes below `output`, to NAME + `suffix` + `ending` in the same folders as the picture.
+    """The jobs, each result going to NAME + `suffix` + `ending` below `output`, and how many pictures were skipped.
 
-    Results of an earlier run in any format, recognised by name and size, are skipped, unless the command line names
-    them. Returns the jobs, and how many pictures were skipped.
-
-    Raises:
-        DataError: two results would have one name, or a result that of a picture to be read.
+    Skipped are results of an earlier run, recognised by name and size, unless the command line names them. Raises
+    DataError if a result would overwrite another or a picture to be read.
     """
     targets = {
         source.path: output / os.path.dirname(source.below) / (Path(source.below).stem + suffix + ending)

@@ -47,11 +47,7 @@ def check_fits(name: str, output_format: Format, height: int, width: int, bits: 
 
 
 def suited(name: str, picture: Picture, output_format: Format) -> Picture:
-    """The picture as the format can hold it: for JPEG, without an opaque alpha channel and too long EXIF data.
-
-    Raises:
-        DataError: it has transparency, which JPEG has not.
-    """
+    """The picture as the format can hold it; DataError if it has transparency, which JPEG has not."""
     if output_format != "jpg":
         return picture
     if len(exif_bytes(picture.exif)) > _LARGEST_JPEG_EXIF:
@@ -64,13 +60,7 @@ def suited(name: str, picture: Picture, output_format: Format) -> Picture:
 
 
 def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALITY) -> bytes:
-    """A picture that passed `check_fits` and `suited` as the bytes of a file; `quality` of JPEG and WebP is 1 to 100.
-
-    PNG and TIFF are lossless. WebP knows no gray: it becomes R, G, B.
-
-    Raises:
-        DataError: it becomes too large for TIFF.
-    """
+    """The bytes of a file of a picture that passed `check_fits` and `suited`; DataError if too large for TIFF."""
     if output_format == "tif":
         return _encode_tiff(picture)
     if output_format == "png" and picture.pixels.dtype == np.uint16:
@@ -88,12 +78,7 @@ def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALI
 
 
 def write(content: bytes, path: Path) -> None:
-    """Writes a file and the folders above it; nothing is left of a file that failed.
-
-    Raises:
-        OutputError: it cannot be written.
-        DataError: it cannot be written under this name; others may.
-    """
+    """Writes a file whole or not at all; raises OutputError, or DataError if only this name is the reason."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(content))

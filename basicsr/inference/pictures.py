@@ -47,15 +47,11 @@ _DESCRIPTIVE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels, upright, and their metadata.
+    """Pixels, upright, and their metadata."""
 
-    `pixels` are (H, W, C) uint8 or uint16; C is 1 (gray), 2 (gray, alpha), 3 (R, G, B) or 4 (R, G, B, alpha, not
-    multiplied). `exif` is EXIF's first directory, tag to value; the directories below it are mappings.
-    """
-
-    pixels: np.ndarray
+    pixels: np.ndarray  # (H, W, C) uint8 or uint16: gray, gray and alpha, RGB, or RGBA, not multiplied
     icc: bytes | None = None  # profile, fit for this number of colours
-    exif: Mapping[int, Any] = field(default_factory=dict)
+    exif: Mapping[int, Any] = field(default_factory=dict)  # tag to value; directories are mappings
     dpi: tuple[float, float] | None = None  # horizontally and vertically
     notes: tuple[str, ...] = ()  # what was lost or changed in reading
 
@@ -79,11 +75,7 @@ class Picture:
 
 
 class PictureFile:
-    """A picture's file, opened but not decoded: `width` and `height` upright in pixels, `bits` to a channel, 8 or 16.
-
-    Raises:
-        DataError: it cannot be read, is damaged, or none of the known formats or kinds of pixels; one line with `path`.
-    """
+    """A picture's file, not decoded: `width` and `height` upright, `bits` a channel; DataError if not readable."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = printable(os.fspath(path))

@@ -33,16 +33,11 @@ Means = Sequence[Tensor | None]
 
 @dataclass
 class ImageMeans:
-    """What a network averages, of a tile or of several.
+    """What a network averages, of a tile or of several."""
 
-    Attributes:
-        sums: of each average, in the network's order, the float64 (C,) sum and its number of pixels; None where it
-            cannot be gathered.
-        followed: False if tiles kept averages of their own.
-    """
-
+    # Of each average, in the network's order: float64 (C,) and how many pixels; None if it cannot be gathered.
     sums: list[tuple[Tensor, int] | None] = field(default_factory=list)
-    followed: bool = True
+    followed: bool = True  # False if tiles kept averages of their own
 
     def plus(self, other: ImageMeans) -> ImageMeans:
         """The averages over both."""
@@ -64,14 +59,9 @@ class ImageMeans:
 
 
 class PoolingOverImage(TorchDispatchMode):
-    """While a network runs on a tile: gathers its averages over the core, and replaces them by known means.
+    """While a network runs on a tile: gathers its averages over the core, and replaces them by `known` means.
 
-    Args:
-        core: the pixels that count.
-        region: those that the network sees, core and context, of the same image.
-        size: height and width of that image.
-        multiple: regions begin at multiples of it.
-        known: the means of the whole image, in the network's order; without one it keeps that of the region.
+    The tile is `region` of an image of this size and contains `core`; regions begin at multiples of `multiple`.
     """
 
     def __init__(self, core: Region, region: Region, size: tuple[int, int], multiple: int, known: Means = ()) -> None:

@@ -37,11 +37,7 @@ class Outcome:
 
 
 class Trial:
-    """A network that is tried; weights, buffers, modes and random generators stay as they are.
-
-    Shapes are tried on the meta device, where nothing is computed. The network is run if that fails, or takes next to
-    no time. The options call it `label`, such as 'network_g'.
-    """
+    """A network that is tried, on the meta device where that works; weights, modes and random generators stay."""
 
     def __init__(
         self, label: str, network: nn.Module, device: torch.device, precision: Precision | None = None
@@ -60,10 +56,7 @@ class Trial:
         return next((module.in_channels for module in self._network.modules() if isinstance(module, nn.Conv2d)), None)
 
     def outcome(self, shape: Shape, *, any_output: bool = False) -> Outcome:
-        """What the network makes of an image of this shape, or of one with shorter sides where it must be run.
-
-        With `any_output`, the output need not be an image, as that of a discriminator.
-        """
+        """What the network makes of an image of this shape, or a shorter one where it must be run."""
         shorter = _shortened(shape)
         quick = shape == shorter and 0 < count_parameters(self._network) * shape[1] * shape[2] < _QUICK
         made = None if quick else self._made_on_meta(shape, any_output)

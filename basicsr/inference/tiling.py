@@ -54,11 +54,7 @@ def cut_into_cores(region: Region, tile: int | None) -> Iterator[Region]:
 
 
 def with_context(core: Region, height: int, width: int, overlap: int, multiple: int = 1) -> Region:
-    """A core with at least `overlap` pixels around it, as far as the image of this size goes.
-
-    The region begins at multiples of `multiple`, and ends at them or with the image: so attention windows lie in it
-    as in the whole image, and a network that extends images to full windows does it where it does it to the whole.
-    """
+    """A core and at least `overlap` pixels around it, to multiples, as attention windows lie, or the image's end."""
     top, bottom = _extend(core.top, core.bottom, height, overlap, multiple)
     left, right = _extend(core.left, core.right, width, overlap, multiple)
     return Region(top, left, bottom, right)

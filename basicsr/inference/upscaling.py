@@ -25,8 +25,7 @@ Run = Callable[[Tensor, Any], np.ndarray]
 class Upscaler:
     """Upscales pictures `scale` times by a network of 1 or 3 channels.
 
-    A network for colour images is given gray as three equal channels, and the mean of its output is taken. A network
-    for gray images is run on R, G and B one by one.
+    Gray becomes the mean of a colour network's output for three equal channels; a gray network runs on R, G, B apart.
     """
 
     def __init__(self, run: Run, scale: int, channels: int) -> None:
@@ -37,9 +36,8 @@ class Upscaler:
     def __call__(self, picture: Picture) -> Picture:
         """The picture `scale` times as large, of the same channels and depth.
 
-        Alpha is upscaled as a gray picture, between the smallest and the largest value around each pixel, so that
-        opaque and transparent areas stay so. Fully transparent pixels first get the colour of the nearest other pixel,
-        so that invisible colours do not shine through at the edges.
+        Alpha stays between the extremes around each pixel. Transparent pixels first get the colour of the nearest
+        other one, so that invisible colours do not shine through at the edges.
         """
         if not picture.has_alpha:
             return picture.with_pixels(self._upscale(picture.pixels))
@@ -72,11 +70,9 @@ class Upscaler:
 
 
 def upscale_file(job: Job, upscaler: Upscaler, output_format: Format, quality: int) -> tuple[str, str, tuple[str, ...]]:
-    """Reads, upscales and writes one picture; returns the sizes before and after, `WIDTHxHEIGHT`, and notes on losses.
+    """Upscales one file; returns the sizes before and after, `WIDTHxHEIGHT`, and notes on losses.
 
-    Raises:
-        OutputError: the result cannot be written.
-        DataError: this picture cannot be upscaled, and says why; others may be.
+    Raises OutputError if the result cannot be written, DataError if this picture cannot be upscaled.
     """
     file = PictureFile(job.source)
     height, width = file.height * upscaler.scale, file.width * upscaler.scale

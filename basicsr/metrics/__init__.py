@@ -13,16 +13,10 @@ __all__ = ["better_direction", "bound_metric", "calculate_metric", "prepare_metr
 
 
 def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
-    """Evaluates the metric `opt['type']` on `data`, usually {'img': ..., 'img2': ...}; `opt` is not changed.
+    """Evaluates the metric `opt['type']` with its own arguments in `opt` on `data`, {'img': ..., 'img2': ...}.
 
-    Args:
-        data: uint8 (H, W, 3) arrays in BGR; for a metric whose parameter `img` is annotated `torch.Tensor`, tensors
-            (B, C, H, W) in RGB and [0, 1].
-        opt: `type` and the metric's own arguments; its key `better` is not passed on.
-
-    Raises:
-        OptionsError: `type` is missing or unknown, or a key does not fit the metric.
-        DataError: the metric is not defined for these images.
+    Images are uint8 (H, W, 3) in BGR, or for metrics of tensors (B, C, H, W) in RGB and [0, 1]. Raises OptionsError if
+    `opt` does not fit the metric, DataError if it is not defined for these images.
     """
     return bound_metric(opt, data)(data)
 

@@ -37,19 +37,12 @@ class EvaluationDataset(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one network on one dataset.
-
-    Attributes:
-        metrics: names of the columns of `values`.
-        images: names of its rows, in the dataset's order.
-        values: float64 (number of images, number of metrics).
-        seconds: float64 (number of images,), time of the forward pass.
-    """
+    """Figures of one network on one dataset."""
 
     metrics: tuple[str, ...]
-    images: tuple[str, ...]
-    values: np.ndarray
-    seconds: np.ndarray
+    images: tuple[str, ...]  # in the dataset's order
+    values: np.ndarray  # float64 (images, metrics)
+    seconds: np.ndarray  # float64 (images,), of the forward pass
 
     def means(self) -> dict[str, float]:
         """Average over the images, by metric."""
@@ -66,11 +59,7 @@ def image_name(lq_path: str) -> str:
 
 
 def image_names(dataset: EvaluationDataset) -> list[str] | None:
-    """Names of a dataset's images in its order, if it has a list `paths` of them.
-
-    Raises:
-        DataError: two images have one name.
-    """
+    """Names of a dataset's images, if it has a list `paths` of them; DataError if two have one name."""
     paths = getattr(dataset, "paths", None)
     if not isinstance(paths, Sequence) or len(paths) != len(dataset):
         return None
@@ -103,19 +92,9 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluates a network; each rank takes every world-size-th image. All ranks must call, and all get the result.
 
-    Args:
-        network: maps (1, 3, h, w) to (1, 3, sh, sw); run in eval mode, and left as it was.
-        dataset: the images.
-        metrics: options of each metric by its name; those that need HR images are skipped where there are none.
-        device: of the network.
-        scale: s, how many times the network enlarges.
-        self_ensemble: average over the eight flips and rotations.
-        tile: side of the tiles that images are cut into, LR pixels; None runs them whole.
-        tile_overlap: LR pixels that a tile sees beyond each edge; None takes what the network needs.
-        amp: the network's precision, float32 for 'none'; metrics are computed in their own.
-        save_image: called with an image's name and its result, uint8 HWC BGR.
-        should_stop: asked before each image; if it is true on any rank the result is None.
-        progress: wraps the iteration over this rank's indices.
+    The network maps (1, 3, h, w) to (1, 3, sh, sw); it runs in eval mode, as `ImageRunner` says, and is left as it was.
+    Metrics that need HR images are skipped where there are none. `save_image` gets an image's name and result, uint8
+    HWC BGR. If `should_stop` is true on any rank before an image, the result is None.
 
     Raises:
         NonFiniteError: the network's output is not finite, on any rank.
@@ -186,10 +165,7 @@ def evaluate(
 
 
 def _to_bgr(image: torch.Tensor) -> np.ndarray:
-    """As `tensor2img` of (1, C, H, W), in fewer passes: uint8 (H, W, C), or (H, W) for one channel.
-
-    By NumPy: PyTorch's threads wait for each other at every step, which is slower where the machine is busy.
-    """
+    """As `tensor2img` of (1, C, H, W), in fewer passes and by NumPy: PyTorch's threads wait for each other."""
     planes = np.clip(image[0].detach().float().cpu().numpy(), 0, 1)
     planes *= 255
     levels = np.rint(planes, out=planes).astype(np.uint8)

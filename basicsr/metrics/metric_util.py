@@ -57,12 +57,7 @@ def check_ssim_window(height: int, width: int, crop_border: int) -> None:
 
 
 def reorder_image(img: Image, input_order: str = "HWC") -> Image:
-    """An image as (H, W, C), from (H, W), or from what `input_order` says: 'HWC' or 'CHW'.
-
-    Raises:
-        OptionsError: `input_order` is neither.
-        DataError: the array has neither two nor three dimensions.
-    """
+    """(H, W) or 'HWC' or 'CHW' as (H, W, C); OptionsError for another `input_order`, DataError for other dimensions."""
     if input_order not in ("HWC", "CHW"):
         raise OptionsError(f"input_order is '{input_order}'; allowed: HWC, CHW")
     if img.ndim not in (2, 3):
@@ -73,10 +68,7 @@ def reorder_image(img: Image, input_order: str = "HWC") -> Image:
 
 
 def to_y_channel(img: Image) -> npt.NDArray[np.float32]:
-    """The luma Y of ITU-R BT.601 in [16, 235], not rounded: (H, W, 3) BGR in [0, 255] to (H, W, 1) float32.
-
-    An image of another number of channels is returned as float32.
-    """
+    """Y of BT.601 in [16, 235], not rounded: (H, W, 3) BGR in [0, 255] to (H, W, 1); others are returned as float32."""
     unit = img.astype(np.float32) / 255.0
     if img.ndim == 3 and img.shape[2] == 3:
         unit = bgr2ycbcr(unit, y_only=True)[..., None]
@@ -122,10 +114,9 @@ def total_over_rows(
     dtype: Precision = np.float64,
     in_threads: bool = False,
 ) -> float:
-    """The sum of `measure` over blocks of rows of two images (H, W, C), which share `overlap` rows.
+    """The sum of `measure` over blocks of rows of two images (H, W, C), or of their Y, which share `overlap` rows.
 
-    The blocks depend on the size of the images alone and are added up in their order, so that the total does not
-    depend on the number of threads, to the last bit. With `on_luma` Y of BGR is compared, mixed in `dtype`.
+    Blocks depend on the size alone and are added in their order: the total is that of one thread, to the last bit.
     """
     height, width, channels = first.shape
     blocks = _blocks(height - overlap, width * (1 if on_luma else channels))

@@ -22,10 +22,6 @@ _LPIPS = {"alex": "lpips", "vgg": "lpips-vgg"}
 _TRIAL_SIZE = 256  # pixels a side: more than any network of pyiqa asks for
 
 
-def _lpips_name(arguments: Mapping[str, Any]) -> str:
-    return _LPIPS[arguments.get("net", "alex")]
-
-
 def _traits(arguments: Mapping[str, Any]) -> Traits:
     configuration = _configuration(arguments["metric"])
     better: Direction = "lower" if configuration.get("lower_better") else "higher"
@@ -33,7 +29,10 @@ def _traits(arguments: Mapping[str, Any]) -> Traits:
 
 
 @METRIC_REGISTRY.register()
-@described(traits=lambda _: Traits("lower"), prepare=lambda given, device: _try_out(_lpips_name(given), device))
+@described(
+    traits=lambda _: Traits("lower"),
+    prepare=lambda given, device: _try_out(_LPIPS[given.get("net", "alex")], device),
+)
 def calculate_lpips(
     img: torch.Tensor,
     img2: torch.Tensor,
@@ -41,7 +40,7 @@ def calculate_lpips(
     net: Literal["alex", "vgg"] = "alex",
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
-    """LPIPS 0.1 (Zhang et al., CVPR 2018) of each image; 0 for equal images, lower is better.
+    """LPIPS 0.1 (Zhang et al., CVPR 2018) of each image, (B,) float64; 0 for equal images, lower is better.
 
     Args:
         img: (B, C, H, W) RGB in [0, 1], of any floating type.
@@ -49,9 +48,6 @@ def calculate_lpips(
         crop_border: pixels to leave out at each edge.
         net: whose features are compared: AlexNet's, or VGG16's.
         round_to_8_bits: clip and round both, as images are when they are saved.
-
-    Returns:
-        (B,) float64.
 
     Raises:
         MachineError: pyiqa is not installed, or its weights cannot be downloaded.
@@ -86,17 +82,9 @@ def calculate_pyiqa(
     crop_border: Border = 0,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
-    """Any metric of pyiqa that judges single images; else as `calculate_lpips`.
+    """The metric that pyiqa calls `metric`, if it judges single images; else as `calculate_lpips`.
 
-    Args:
-        img: as `calculate_lpips`.
-        img2: likewise; unused by a metric without a reference.
-        metric: pyiqa's name of it; `pyiqa.list_models()` lists them.
-        crop_border: as `calculate_lpips`.
-        round_to_8_bits: as `calculate_lpips`.
-
-    Raises:
-        OptionsError: pyiqa has no such metric, or it judges sets of images.
+    `pyiqa.list_models()` lists them; those without a reference ignore `img2`. Raises OptionsError for any other.
     """
     reference = img2 if _configuration(metric).get("metric_mode") == "FR" else None
     return _figures(metric, img, reference, crop_border, round_to_8_bits)

@@ -102,14 +102,9 @@ def _squared_error(first: Plane, second: Plane, scratch: Scratch) -> float:
 def _similarity(first: Plane, second: Plane, scratch: Scratch) -> float:
     """Sum of the SSIM of all pixels of a block with a whole window.
 
-    With s = x + y and d = x - y, SSIM is the product of two fractions of one form,
-    (mu_s^2 - mu_d^2 + 2 c1) / (mu_s^2 + mu_d^2 + 2 c1) and (var_s - var_d + 2 c2) / (var_s + var_d + 2 c2):
-    four window means, as from x and y, but fewer passes over memory, which is what takes the time; and equal images,
-    with d = 0, have exactly 1.
-
-    This form allows float32 on luma. What a wrong variance does to the second fraction has the factor
-    2 var_d / (var_s + var_d + 2 c2)^2 for var_s, which is next to nothing where the images are near to each other, and
-    2 (var_s + 2 c2) / (var_s + var_d + 2 c2)^2 for var_d, whose error is as small as d itself.
+    With s = x + y and d = x - y, SSIM is (mu_s^2 - mu_d^2 + 2 c1) / (mu_s^2 + mu_d^2 + 2 c1) times the same of the
+    variances and c2: fewer passes over memory. Equal images, d = 0, have exactly 1, and float32 is exact enough: an
+    error of var_s counts little where images are alike, and that of var_d is as small as d.
     """
     shape, (c1, c2) = first.shape, ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
     sums = np.add(first, second, out=scratch("sums", shape))
@@ -129,13 +124,10 @@ def _similarity(first: Plane, second: Plane, scratch: Scratch) -> float:
 
 
 def _window_moments(block: Plane, means: Plane, scratch: Scratch) -> tuple[Plane, Plane]:
-    """Gaussian-weighted mean and variance around each pixel, for those rows that have whole windows.
+    """Gaussian-weighted mean and variance around each pixel, for the h - 10 rows that have whole windows.
 
-    A variance is the mean of squares less the square of the mean. Both are taken of values from which the block's mean
-    is subtracted, since the difference of two large numbers is a rough one: in a flat image nothing is left of it.
-
-    `block` (h, w) or (h, w, C) is overwritten, `means` is of its shape, for the result. Both results have h - 10 rows;
-    their first and last five columns, which have no whole window, mean nothing.
+    The block's mean is subtracted first: a small difference of large squares would be a rough variance. `block` is
+    overwritten, `means` receives the result; the five columns at each side mean nothing.
     """
     kernel = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA)
     centre = block.dtype.type(block.mean(dtype=np.float64))

@@ -23,7 +23,7 @@ def calculate_psnr_pt(
     test_y_channel: bool = False,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
-    """PSNR = 10 log10(255^2 / MSE) in dB of each image; infinite for equal images.
+    """PSNR = 10 log10(255^2 / MSE) in dB of each image, (B,) float64; infinite for equal images.
 
     Args:
         img: (B, C, H, W) RGB in [0, 1], of any floating type.
@@ -31,9 +31,6 @@ def calculate_psnr_pt(
         crop_border: pixels to leave out at each edge.
         test_y_channel: whether to compare luma (see `rgb2ycbcr_pt`) where there are three channels.
         round_to_8_bits: clip and round both, as images are when they are saved; else take them as they are.
-
-    Returns:
-        (B,) float64.
 
     Raises:
         OptionsError: `crop_border` is negative.
@@ -51,17 +48,9 @@ def calculate_ssim_pt(
     test_y_channel: bool = False,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
-    """Mean SSIM of each image, as `calculate_ssim` defines it: (B,) float64.
+    """Mean SSIM of each image, as `calculate_ssim` defines it: (B,) float64; else as `calculate_psnr_pt`.
 
-    Args:
-        img: (B, C, H, W) RGB in [0, 1], of any floating type.
-        img2: of the same shape.
-        crop_border: pixels to leave out at each edge.
-        test_y_channel: whether to compare luma (see `rgb2ycbcr_pt`) where there are three channels.
-        round_to_8_bits: clip and round both, as images are when they are saved; else take them as they are.
-
-    Raises:
-        DataError: the shapes differ or are not (B, C, H, W), or less than a window is left inside the border.
+    DataError, too, if less than a window is left inside the border.
     """
     first, second = _comparable_pair(img, img2, crop_border, test_y_channel, round_to_8_bits)
     check_ssim_window(first.shape[-2], first.shape[-1], crop_border)
@@ -76,21 +65,14 @@ def calculate_ssim_pt(
 
 
 def eight_bit_levels(images: torch.Tensor) -> torch.Tensor:
-    """Images in [0, 1], of any floating type, as the whole numbers in 0...255 that they are saved as; float32.
-
-    They are multiplied in float32, as in `tensor2img`, so that ties are rounded alike.
-    """
+    """Images in [0, 1] as the whole numbers 0...255 that `tensor2img` saves, ties alike; float32."""
     return images.detach().float().clamp(0, 1).mul_(255).round_()
 
 
 def _comparable_pair(
     img: torch.Tensor, img2: torch.Tensor, crop_border: int, test_y_channel: bool, round_to_8_bits: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both batches as float64 in [0, 255], without the border, on Y if asked for.
-
-    In float32 a variance, which is the small difference of two large numbers, would be off by more than SSIM's
-    constant c2 allows.
-    """
+    """Both batches in [0, 255] without the border, on Y if asked for; in float64, as variances need it."""
     check_same_shape(img.shape, img2.shape)
     if img.dim() != 4:
         raise DataError(f"images have shape {tuple(img.shape)}; expected (B, C, H, W)")
@@ -109,8 +91,7 @@ def _comparable_pair(
 def _window_mean(images: torch.Tensor) -> torch.Tensor:
     """Gaussian-weighted mean around each pixel that has a whole window: (B, C, H, W) to (B, C, H - 10, W - 10).
 
-    On the CPU OpenCV's, several times as fast, unless a gradient is needed. Else a separable depthwise convolution,
-    written as a sum of shifted images: PyTorch has no fast convolution of float64.
+    OpenCV is several times as fast on the CPU; PyTorch has no fast convolution of float64, but a sum of shifted images.
     """
     margin = SSIM_WINDOW // 2
     if images.device.type == "cpu" and not images.requires_grad:

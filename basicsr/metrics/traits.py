@@ -28,12 +28,7 @@ class Traits:
 def described(
     traits: Callable[[Mapping[str, Any]], Traits], prepare: Callable[[Mapping[str, Any], torch.device], None]
 ) -> Callable[[Metric], Metric]:
-    """Decorates a metric whose signature does not say everything.
-
-    Args:
-        traits: returns its traits, given its options without `type` and `better`.
-        prepare: loads what the metric needs on the device of the evaluation, or raises a `UserError`.
-    """
+    """Decorates a metric with `traits`, made of its options, and `prepare`, which loads what it needs on a device."""
 
     def decorate(metric: Metric) -> Metric:
         vars(metric).update(traits=traits, prepare=prepare)
@@ -43,13 +38,9 @@ def described(
 
 
 def traits_of(block: Mapping[str, Any]) -> Traits:
-    """The traits of a metric by its options.
+    """A metric's traits by its options; by default higher is better, and a parameter `img2` means an HR image.
 
-    By default a metric is better higher, and needs the HR image where it has a parameter `img2`.
-
-    Raises:
-        OptionsError: `type` is unknown.
-        MachineError: the metric belongs to a package that is not installed.
+    Raises OptionsError if `type` is unknown, MachineError if its package is not installed.
     """
     metric = METRIC_REGISTRY.get(block["type"])
     declared: Callable[[Mapping[str, Any]], Traits] | None = getattr(metric, "traits", None)
@@ -65,12 +56,7 @@ def better_direction(block: Mapping[str, Any]) -> Direction:
 
 
 def prepare_metrics(blocks: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
-    """Loads what the metrics need, so that a missing package or file is found before a run begins.
-
-    Raises:
-        OptionsError: the options do not fit a metric.
-        MachineError: a package is not installed, or weights cannot be downloaded.
-    """
+    """Loads what the metrics need before a run begins; raises OptionsError or MachineError."""
     for block in blocks.values():
         prepare = getattr(METRIC_REGISTRY.get(block["type"]), "prepare", None)
         if prepare is not None:
@@ -78,15 +64,7 @@ def prepare_metrics(blocks: Mapping[str, Mapping[str, Any]], device: torch.devic
 
 
 def bound_metric(block: Mapping[str, Any], images: Iterable[str]) -> Callable[[Mapping[str, Any]], Any]:
-    """The metric as a function of its images alone; the options are validated here, once.
-
-    Args:
-        block: options of the metric.
-        images: the names that its argument will have: `img` and, where there are HR images, `img2`.
-
-    Raises:
-        OptionsError: `type` is missing or unknown, or a key does not fit the metric.
-    """
+    """The metric as a function of its images `img` and, if they exist, `img2`; OptionsError if `block` does not fit."""
     if "type" not in block:
         raise OptionsError(f"a metric needs a 'type'; there are: {', '.join(METRIC_REGISTRY.names())}")
     metric, given = METRIC_REGISTRY.get(block["type"]), arguments_of(block)
