@@ -46,11 +46,7 @@ class Staged:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> tuple[str, int]:
-    """Writes a file: temporary neighbour, flush, fsync, rename, fsync of the folder. Returns SHA-256 and size.
-
-    Raises:
-        CheckpointError: the file could not be written; the old one, if any, is untouched.
-    """
+    """Writes a file whole or not at all, and returns its SHA-256 and size; CheckpointError leaves the old file."""
     staged = stage(path, path.with_name(f".{path.name}.{os.getpid()}.tmp"), write)
     try:
         staged.commit()
@@ -61,12 +57,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> tuple[s
 
 
 def stage(path: Path, temporary: Path, write: Callable[[BinaryIO], object]) -> Staged:
-    """Writes the future `path` to `temporary` in the same folder, and waits until the disk has it.
-
-    Raises:
-        NoSpaceError: there is no room for it; nothing is left of it.
-        CheckpointError: it cannot be written for another reason; nothing is left of it.
-    """
+    """Writes and syncs the future `path` as `temporary`; raises NoSpaceError or CheckpointError and leaves nothing."""
     recorder: _Recorder | None = None
     try:
         with open(temporary, "w+b") as file:
@@ -106,10 +97,7 @@ class _Recorder:
 
 
 def check_writable(folder: Path) -> None:
-    """Writes a file into a folder, or its nearest existing parent, and removes it again; raises CheckpointError.
-
-    Permissions do not show it: a disk may be read-only, full, or forbid it for another reason.
-    """
+    """Writes and removes a file in a folder or its nearest parent: permissions do not show a full disk."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
     try:
         with tempfile.NamedTemporaryFile(dir=there, prefix=".try_", suffix=".tmp") as file:

@@ -1,8 +1,4 @@
-"""Tables of text and numbers as CSV that spreadsheets do not execute.
-
-Text that begins with = + - @, a tab or the like is a formula to Excel, LibreOffice and Google Sheets, and names may
-come from anybody. Such text gets an apostrophe in front, as does text that begins with one; `read_csv` removes it.
-"""
+"""Tables as CSV in which no text is a formula to a spreadsheet: one that might be gets an apostrophe in front."""
 
 from __future__ import annotations
 

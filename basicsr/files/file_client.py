@@ -14,15 +14,11 @@ from basicsr.utils.text import printable
 
 
 class FileClient:
-    """Reads from one kind of storage.
+    """Reads from one kind of storage; raises OptionsError for an unknown backend or option.
 
     Args:
         backend: 'disk' or 'lmdb'.
-        **options: for 'lmdb', `db_paths` (a path or a list), `client_keys` (a name for each, 'default' if
-            there is one) and `readahead` (False: better for databases larger than the memory).
-
-    Raises:
-        OptionsError: the backend or an option is unknown.
+        **options: for 'lmdb', `db_paths` (a path or a list), `client_keys` (a name for each) and `readahead`.
     """
 
     def __init__(self, backend: str = "disk", **options: Any) -> None:
@@ -38,21 +34,14 @@ class FileClient:
         self.client: _Disk | _Lmdb = BACKENDS[backend](**options)
 
     def get(self, filepath: str | os.PathLike[str], client_key: str = "default") -> bytes:
-        """The content of a file, or the value of the key `filepath` in the database named `client_key`.
-
-        Raises:
-            DataError: there is no such file, database or key, or it cannot be read.
-        """
+        """The content of a file, or the value of the key `filepath` in the database `client_key`; raises DataError."""
         with self.view(filepath, client_key) as value:
             return bytes(value)
 
     def view(
         self, filepath: str | os.PathLike[str], client_key: str = "default"
     ) -> AbstractContextManager[bytes | memoryview]:
-        """As `get`, for the length of a block: of a database the stored bytes themselves, which are not copied.
-
-        No part of them, and no array that lies on them, may be kept after the block.
-        """
+        """As `get`, without copying a database's memory: nothing that lies on it may be kept after the block."""
         return self.client.view(os.fspath(filepath), client_key)
 
     def get_text(self, filepath: str | os.PathLike[str], client_key: str = "default") -> str:

@@ -1,8 +1,4 @@
-"""Reads the headers of image files.
-
-By hand, not by a library: no memory is taken for the pixels announced, only some bytes of the file are read, and any
-bytes give either a header or a `HeaderError`.
-"""
+"""Reads the headers of image files in bounded memory: any bytes give either a header or a `HeaderError`."""
 
 from __future__ import annotations
 
@@ -81,11 +77,7 @@ def _png(source: Source) -> ImageHeader:
 
 
 def _png_chunks(source: Source) -> tuple[int, int, bytes | None]:
-    """Orientation, number of pictures and transparent colours, from the chunks before the pixels.
-
-    The orientation may stand among the last bytes as well. An animation may show another picture than that of the
-    file, which is then one more.
-    """
+    """Orientation, number of pictures and transparent colours, from the chunks before the pixels and the last bytes."""
     start, frames, begun, orientation, transparent = 33, 0, False, None, None
     for _ in range(_LONGEST_LIST):
         length, kind = struct.unpack(">I4s", source.read(start, 8))

@@ -43,22 +43,19 @@ class Content:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file announces.
+    """What a file announces; height and width are those of the upright image.
 
     Attributes:
         format: 'PNG', 'JPEG', 'BMP', 'TIFF', 'WebP' or 'PPM'.
-        height: of the upright image, turned as `orientation` says.
-        width: likewise.
         channels: as stored, alpha included; 3 for colours from a palette.
         bits: to a channel; 8 for colours from a palette.
         space: 'gray', 'colour', 'CMYK', or 'other'.
-        floating: whether the pixels are floating-point numbers.
         end: bytes that the file must have at least for its pixels; 0 if unknown.
         largest: the value of full intensity, where the file states it, as PPM files do.
         orientation: how the stored rows are to be turned, 1 to 8 as in EXIF.
         frames: pictures in the file: of an animation, or pages.
         transparent: the tRNS chunk of a PNG file without alpha channel.
-        oddity: why its pixels cannot be read, in words after 'cannot read image NAME: '.
+        oddity: why its pixels cannot be read.
     """
 
     format: str
@@ -97,12 +94,7 @@ class ImageHeader:
 
 
 def find_fault(header: ImageHeader, most_pixels: int = MOST_PIXELS) -> str | None:
-    """Why training, evaluation and the scripts for data do not read such an image, or None.
-
-    Gray images become three equal channels and alpha is dropped, so both are read, as are palettes. Refused are
-    images of more than `most_pixels`, CMYK (whose colours depend on a profile), other than 8 or 16 bits, files of
-    several pictures, and whatever else has no exact meaning in three channels.
-    """
+    """Why an image is refused, or None: whatever is too large or has no exact meaning in three channels is."""
     size = f"{header.height}x{header.width}"
     pixels = header.height * header.width
     if min(header.size) < 1:

@@ -64,23 +64,18 @@ def imfrombytes(
     source: str = "image",
     most_pixels: int = MOST_PIXELS,
 ) -> np.ndarray:
-    """Decodes an image file to its true pixels, or refuses it with the reason.
-
-    16 bits stay 16 bits, and the image is turned upright as its orientation says. With `flag` 'color', gray becomes
-    three equal channels and alpha is dropped, on purpose: super-resolution networks take three channels, and the
-    colours under the alpha are kept as they are.
+    """Decodes an image file to its true pixels, turned upright, or refuses it with the reason.
 
     Args:
         content: the file's bytes.
-        flag: 'color' (H, W, 3), 'grayscale' (H, W), rounded luma Y = 0.299 R + 0.587 G + 0.114 B of colours, or
-            'unchanged' as the file has it: gray (H, W), BGR, or BGR and alpha, also for gray with alpha.
+        flag: 'color' (H, W, 3), gray three times and alpha dropped; 'grayscale' (H, W), rounded luma; 'unchanged' as
+            the file has it: gray (H, W), BGR, or BGR and alpha, also for gray with alpha.
         float32: return float32 in [0, 1] instead of uint8 or uint16.
         source: what to call the image in errors, such as its path.
         most_pixels: the most it may have.
 
     Raises:
-        DataError: truncated, damaged, not an image, too large, or of pixels that `find_fault` refuses, before memory
-            is taken for them; one line that names `source`.
+        DataError: truncated, damaged, not an image, or refused by `find_fault` before memory is taken.
     """
     assert flag in ("color", "grayscale", "unchanged"), flag
     name = printable(source)
@@ -113,15 +108,10 @@ def check_header(content: bytes, source: str, most_pixels: int = MOST_PIXELS) ->
 
 
 def decode(content: bytes, header: ImageHeader, colour: bool = False) -> np.ndarray:
-    """The upright pixels of a whole image file, with a header that `find_fault` allows.
+    """The upright pixels, uint8 or uint16, of an image file with a header that `find_fault` allows.
 
-    Returns:
-        uint8 or uint16: with `colour` (H, W, 3) BGR, gray three times, without alpha. Else also (H, W) gray, (H, W, 4)
-        BGR and alpha, or (H, W, 2) gray and alpha; palettes as their colours; TIFF's CMYK as C, M, Y, K.
-
-    Raises:
-        DamageError: the decoder refuses the file, or gives other pixels than the header announces.
-        MemoryError: there is too little.
+    With `colour` (H, W, 3) BGR. Else also (H, W) gray, (H, W, 4) BGR and alpha, or (H, W, 2) gray and alpha; TIFF's
+    CMYK as C, M, Y, K. Raises DamageError where the decoder refuses or contradicts the header.
     """
     reader = {"JPEG": _jpeg, "PPM": _ppm, "TIFF": _tiff}.get(header.format, _by_opencv)
     pixels = reader(content, header, colour)
@@ -253,10 +243,7 @@ def _package(name: str, what: str) -> Any:
 
 
 def find_damage(content: bytes) -> str | None:
-    """Damage that is seen without decoding: PNG checksums are compared, JPEG files followed to their end marker.
-
-    Other formats are not looked at: their decoders refuse truncated files.
-    """
+    """Damage seen without decoding: PNG checksums, JPEG end markers; decoders of other formats refuse truncation."""
     if len(content) == 0:
         return "the file is empty"
     if content[:8] == _PNG_SIGNATURE:
@@ -349,15 +336,12 @@ def imwrite(
 
 
 def img2tensor(imgs: Any, bgr2rgb: bool = True, float32: bool = True) -> Any:
-    """Arrays to tensors.
+    """An array (H, W, C) as a tensor (C, H, W) with memory of its own, or a list of them as a list.
 
     Args:
-        imgs: an array (H, W, C), or a list of them.
+        imgs: the array or arrays.
         bgr2rgb: reverse the channels where there are three.
         float32: convert to float32; values are not scaled.
-
-    Returns:
-        A tensor (C, H, W) with memory of its own, or a list of them.
     """
     import torch
 
@@ -374,17 +358,13 @@ def tensor2img(
     out_type: Any = np.uint8,
     min_max: tuple[float, float] = (0, 1),
 ) -> Any:
-    """Tensors to arrays.
+    """A tensor as an array (H, W, 3), or (H, W) for one channel; of several tensors a list.
 
     Args:
-        tensor: (1, C, H, W), (C, H, W) or (H, W) with C of 1 or 3; (B, C, H, W) gives a grid; or a list of
-            these. It is not changed.
+        tensor: (1, C, H, W), (C, H, W) or (H, W) with C of 1 or 3; (B, C, H, W) gives a grid; or a list of these.
         rgb2bgr: reverse the channels.
         out_type: np.uint8 or np.uint16 (rounded to 0..255 or 0..65535), or a floating type in [0, 1].
         min_max: values to clamp to and to map to 0 and 1.
-
-    Returns:
-        An array (H, W, 3), or (H, W) for one channel; a list of them if more than one was given.
 
     Raises:
         TypeError: not a tensor, or of another number of dimensions.

@@ -42,9 +42,7 @@ _opening = threading.Lock()
 
 
 class LmdbMaker:
-    """Writes one database; nothing appears under its name before all is written.
-
-    Used as a context manager, it completes the database, or removes it after an exception.
+    """Writes one database; as a context manager, it completes it or removes it after an exception.
 
     Args:
         lmdb_path: the folder to make; its name ends in `.lmdb`.
@@ -85,11 +83,7 @@ class LmdbMaker:
         self._bytes = 0
 
     def put(self, img_byte: bytes, key: str, img_shape: tuple[int, int, int]) -> None:
-        """Adds the bytes of a PNG or PPM file under the image's name without ending; shape (H, W, C).
-
-        Raises:
-            DataError: the key is too long or has been written before, or the disk is full.
-        """
+        """Adds a PNG or PPM file under the image's name without ending; shape (H, W, C). Raises DataError."""
         encoded = key.encode("utf-8")
         if len(encoded) > _LONGEST_KEY:
             raise DataError(f"the name '{key[:40]}...' is longer than {_LONGEST_KEY} bytes, LMDB's limit; rename it")
@@ -151,12 +145,7 @@ def encode_png(img: Any, compress_level: int) -> bytes:
 
 
 def read_meta_info(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, int]]:
-    """Keys of a database, sorted, with height, width and channels of the images, from its `meta_info.txt`.
-
-    Raises:
-        DataError: the file is missing, empty or no text, a line of it is not as BasicSR writes it, or a key is named
-            twice, too long for LMDB, or leads out of its folder.
-    """
+    """Keys in `meta_info.txt`, sorted, with height, width and channels; raises DataError for any line but BasicSR's."""
     path = Path(folder) / "meta_info.txt"
     entries: dict[str, tuple[int, int, int]] = {}
     for number, line in read_lines(path, ""):
@@ -181,13 +170,9 @@ def read_meta_info(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, 
 
 @contextmanager
 def stored_value(path: str, key: str, readahead: bool = False) -> Iterator[memoryview]:
-    """A database's value of a key, in the database's own memory: not copied, and gone after the block.
+    """A database's value of a key, in its own memory: not copied, and gone after the block; raises DataError.
 
-    Environments are opened on first use, once per process and path: LMDB allows no second opening in a process, and
-    none may cross a fork. They are read-only and take no lock, so that any number of processes can read at once.
-
-    Raises:
-        DataError: the database or the key is missing or damaged.
+    LMDB allows one opening of a database in a process, and none across a fork. It is read-only and takes no lock.
     """
     environment = _environment(path, readahead)
     lmdb = _lmdb("reading")
@@ -256,11 +241,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def find_damaged_page(path: str) -> str | None:
-    """Walks all pages of a `data.mdb` that lead to keys, and says what is wrong with the first damaged one.
+    """What is wrong with the first damaged page of a `data.mdb`; None if all that lead to keys are sound.
 
-    The library maps the file into memory and follows page numbers, places of nodes and places of values without
-    checking them: with lmdb 3.0.0, damaged databases ended the process with SIGBUS or SIGSEGV, which no `except`
-    catches. Here the same is checked on plain bytes. Values themselves are not read.
+    The library follows page numbers unchecked: damaged databases end its process with SIGBUS or SIGSEGV.
     """
     return _find_damage(path, pages=True)
 

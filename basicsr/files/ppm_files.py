@@ -1,8 +1,6 @@
 """Binary PPM files (P6): uncompressed, so that a rectangle of pixels is read without the rest.
 
-A header such as `P6 480 320 255`, then rows from top to bottom, in each pixel R, G, B; of 16 bits the higher byte
-comes first. Only unambiguous files are read here: 255 or 65535 as the largest value, no comments, all pixels present
-and no second picture behind them. `images.imfrombytes` reads or refuses all others.
+Of 16 bits the higher byte comes first. Only files without comments and of one picture are read here.
 """
 
 from __future__ import annotations

@@ -26,12 +26,7 @@ _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # categories of characters
 
 
 def open_regular(path: str | os.PathLike[str]) -> FileIO:
-    """Opens a file for reading, unbuffered.
-
-    Raises:
-        OSError: it cannot be opened, or is no file; `strerror` says which.
-        ValueError: the name has a NUL byte.
-    """
+    """Opens a file unbuffered; raises OSError, also if it is no file, and ValueError for a NUL byte in its name."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
@@ -60,13 +55,9 @@ def _not_a_file(mode: int) -> str | None:
 
 
 def read_lines(path: str | os.PathLike[str], what: str) -> list[tuple[int, str]]:
-    """The stripped lines of a UTF-8 file that are not blank, with their numbers from 1.
+    """The stripped lines of a UTF-8 file that are not blank, with their numbers from 1; `what` names it in errors.
 
-    `what`, such as 'meta_info_file', names the file in errors.
-
-    Raises:
-        DataError: it cannot be read, is larger than 256 MiB, not UTF-8, or has a line of more than 4096 characters
-            or with control characters.
+    Raises DataError: unreadable, over 256 MiB, not UTF-8, a line of over 4096 characters or with control characters.
     """
     name = f"{what} {os.fspath(path)}".strip()
     try:
@@ -94,11 +85,7 @@ def read_lines(path: str | os.PathLike[str], what: str) -> list[tuple[int, str]]
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a name could lead out of its folder, or name the folder itself, on this system or another.
-
-    True for absolute names, drives of Windows, any part `..`, and names of files that begin with a dot, which listings
-    skip as hidden and of which nothing may be left without the ending.
-    """
+    """Whether a name could lead out of its folder on any system, name the folder itself, or be hidden there."""
     parts = name.replace("\\", "/").split("/")
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
     return bool(absolute) or ".." in parts or parts[-1][:1] in ("", ".")

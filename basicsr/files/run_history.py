@@ -28,13 +28,9 @@ _LARGEST = 2**63
 
 
 class History:
-    """Appends to the history of a run, from which lines later than `start` iterations are removed first.
+    """Appends to a run's history, without lines after `start`, and with `validating` without metrics of `start`.
 
-    With `validating`, metrics of that iteration are removed too, since it is still to be validated. A damaged history
-    does not stop a run: the file is kept under another name, with a warning, and its sound lines go on.
-
-    Raises:
-        CheckpointError: the file cannot be written, here and in every method.
+    A damaged history is kept under another name, with a warning. Raises CheckpointError if it cannot be written.
     """
 
     shows_images = False
@@ -72,11 +68,7 @@ class History:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The lines of a history: values by name, and the iteration as `iter`; NaN where a value was not finite.
-
-    Raises:
-        DataError: there is no such file, or a line before the last is damaged.
-    """
+    """The lines of a history: values by name, the iteration as `iter`, null as NaN; raises DataError if damaged."""
     try:
         entries, damaged = _parsed(read_regular(path))
     except OSError as error:

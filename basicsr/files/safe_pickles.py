@@ -74,16 +74,10 @@ PLACEHOLDER = Placeholder()
 
 
 class SafeUnpickler(pickle._Unpickler):
-    """Reads pickles that follow one another in a stream in memory.
+    """Reads pickles from a stream with bounded depth, time and memory.
 
-    `load` raises Refused where a pickle goes beyond a limit or names something unknown, and any exception where it is
-    damaged.
-
-    Args:
-        stream: where to read.
-        names: what 'module.name' means: a Function, or a value that cannot be changed.
-        persistent_load: makes an object of a persistent id.
-        tolerant: put PLACEHOLDER in the place of unknown names instead of refusing them.
+    `names` says what 'module.name' means: a Function, or a value that cannot be changed. With `tolerant`, PLACEHOLDER
+    stands for unknown names, for which `load` otherwise raises Refused.
     """
 
     def __init__(
@@ -273,10 +267,9 @@ class SafeUnpickler(pickle._Unpickler):
 
 
 def check_nesting(value: Any, depth: int = 0, known: dict[int, Any] | None = None) -> tuple[int, int]:
-    """Raises Refused for a value that is small in memory, but deeper or longer for those who walk through it.
+    """Raises Refused for a value that is deeper or longer to walk than it looks; returns depth and number of values.
 
-    Returns how many containers lie in each other, and how many values there are, each counted as often as it is
-    reached. `depth` containers are around it; `known` are those that were measured, None those that are not yet done.
+    `depth` containers are around it; `known` are those measured, None those not yet done.
     """
     known = {} if known is None else known
     if not isinstance(value, (dict, list, tuple)):
@@ -306,12 +299,7 @@ class Storage(NamedTuple):
 
 
 class TensorReader:
-    """What pickles of torch.save may name: dense tensors are made on the CPU, whatever device they were on.
-
-    Args:
-        size: of the file in bytes.
-        tolerant: replace what is unknown, and make tensors only where they are called for.
-    """
+    """What pickles of torch.save may name; `tolerant` makes tensors only where they are called for."""
 
     def __init__(self, size: int, tolerant: bool) -> None:
         self._tolerant, self._tensors, self._numbers_left = tolerant, 0, MAX_SHARING * size + _LEAST_SHARED

@@ -1,8 +1,4 @@
-"""The headers of TIFF files, which have many dialects: each is read exactly, or named so that it is refused.
-
-A file is a chain of directories of tags; the first describes the picture. Everything that changes what the stored
-numbers mean is checked here, so that a check of headers knows what decoding would do.
-"""
+"""The headers of TIFF files: each dialect is read exactly, or named so that it is refused."""
 
 from __future__ import annotations
 

@@ -57,11 +57,7 @@ _WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """The file and its size in bytes; folders, devices and pipes, at which reading could wait for ever, are refused.
-
-    Raises:
-        CheckpointError: it is no file, of another kind, cannot be read, or the block failed to make sense of it.
-    """
+    """The file and its size in bytes; raises CheckpointError if it is no file, or the block fails to read it."""
     try:
         _refuse_special(path, os.stat(path).st_mode)
         # Were it replaced by a pipe meanwhile, opening would not wait for a writer.
@@ -96,14 +92,9 @@ def _refuse_special(path: Path, mode: int) -> None:
 
 
 def load_tensors(path: str | os.PathLike[str], *, checksums: bool = True) -> Any:
-    """Reads a file written by torch.save onto the CPU: tensors and plain Python values only, no code is run.
+    """Reads a file of torch.save onto the CPU: tensors and plain values only, no code is run; raises CheckpointError.
 
-    Args:
-        path: of the file.
-        checksums: compare what is read with the CRC-32 in the file. Leave it out where the file's SHA-256 is known.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or holds objects other than tensors and plain values.
+    `checksums` compares what is read with the CRC-32 in the file; not needed where the file's SHA-256 is known.
     """
     with opened(Path(path)) as (file, size):
         return read_torch_file(file, size, checksums)
@@ -135,24 +126,18 @@ def _other_kind(head: bytes) -> str | None:
 def load_state_dict_only(
     path: str | os.PathLike[str], key: str = "state_dict", prefixes: tuple[str, ...] = ("",)
 ) -> dict[str, Tensor]:
-    """Reads one state dict out of a file that holds other things beside it, such as a checkpoint of Lightning.
+    """Reads one state dict out of a file that names classes beside it, such as a checkpoint of Lightning.
 
-    Such files name classes of callbacks and hyper-parameters, for which `load_tensors` refuses them. Here nothing is
-    imported or called for them: whatever the file names beside dicts and tensors becomes an inert placeholder, and is
-    left out. Tensors that are not asked for are not read from the disk.
-
-    Only files of PyTorch 1.6 and later (ZIP archives) are read so; older ones are by `load_tensors`.
+    Nothing is imported or called for these: they become inert placeholders. Other tensors are not read from the disk.
+    Files before PyTorch 1.6 are read as by `load_tensors`.
 
     Args:
         path: file written by torch.save.
         key: where the state dict lies. A file without it is taken for the state dict itself.
         prefixes: beginnings of the names to take.
 
-    Returns:
-        The tensors by name, on the CPU. Entries that are no dense tensor of a usual type are left out.
-
     Raises:
-        CheckpointError: the file is missing, damaged, or holds no such tensors.
+        CheckpointError: the file is missing, damaged, or holds no such dense tensors.
     """
     with opened(Path(path)) as (file, size):
         is_zip = file.read(2) == b"PK"
@@ -338,18 +323,9 @@ class _Legacy(TensorReader):
 def check_weights(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str], expected: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Checks type and values of each tensor; shapes are compared elsewhere.
+    """Raises CheckpointError unless weights are dense, floating and finite, and counters whole numbers.
 
-    Weights are dense and of 16, 32 or 64 bits, floating point, with finite values as float32. Counters and indices are
-    whole numbers.
-
-    Args:
-        tensors: by key.
-        path: where they are from, for messages.
-        expected: the network's own tensors by key, which say what is a weight; without them the names do.
-
-    Raises:
-        CheckpointError: names the file, the key and what is wrong with it.
+    `expected` are the network's own tensors, which say what is a weight; without them the names do.
     """
     for key, value in tensors.items():
         wanted = None if expected is None else expected.get(key)

@@ -21,11 +21,7 @@ def luma_of_bgr() -> np.ndarray:
 
 
 def rgb2ycbcr(img: np.ndarray, y_only: bool = False) -> np.ndarray:
-    """RGB (..., 3), uint8 in 0..255 or float in [0, 1], to YCbCr of the same type, uint8 rounded; `y_only` to Y (...).
-
-    Raises:
-        TypeError: another type of pixels.
-    """
+    """RGB (..., 3), uint8 or float in [0, 1] (else TypeError), to YCbCr of the same type; `y_only` to Y (...)."""
     return _to_ycbcr(img, _RGB_TO_YCBCR, y_only)
 
 
@@ -38,9 +34,6 @@ def ycbcr2rgb(img: np.ndarray) -> np.ndarray:
     """The inverse of `rgb2ycbcr`: (..., 3), uint8 in 0..255 or float in [0, 1], to RGB of the same type.
 
     Colours outside RGB are clipped for uint8, as MATLAB does, and left as they are for floats.
-
-    Raises:
-        TypeError: another type of pixels.
     """
     unit, full_scale = _unit_range(img)
     return _as_given((unit * 255.0 - _OFFSET) @ np.linalg.inv(_RGB_TO_YCBCR) * 255.0, img, full_scale)

@@ -1,9 +1,7 @@
-"""Parameters and multiply-adds of a network, in the convention of the papers' tables.
+"""Parameters and multiply-adds of a network, in the convention of the papers' tables: fvcore's `FlopCountAnalysis`.
 
-The figures published for EDSR, RCAN and SwinIR (Table 2 of MCAD-KD, Table 1 of MiPKD) are those of fvcore's
-`FlopCountAnalysis`, which calls one multiply-add one FLOP. It counts convolutions, linear layers and matrix
-products (attention's too) without biases, 5 for each element of a norm with affine parameters, 1 for each
-element averaged, 1 or 4 for each interpolated; activations, additions and pixel shuffles count nothing.
+It counts one for each multiply-add of convolutions, linear layers and matrix products without biases, 5 for each
+element of an affine norm, 1 for each element averaged, 1 or 4 for each interpolated; nothing for anything else.
 """
 
 from __future__ import annotations
@@ -28,10 +26,7 @@ def count_parameters(network: nn.Module) -> int:
 def count_multiply_adds(network: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """The multiply-adds that `network`, in eval mode, spends on one image of shape (C, H, W).
 
-    Nothing is computed: a copy of the network runs on the meta device, where tensors have shapes only.
-
-    Raises:
-        DataError: the network does not take an input of this shape.
+    A copy runs on the meta device, so nothing is computed; raises DataError if it does not take the shape.
     """
     copied = on_meta(network)
     try:

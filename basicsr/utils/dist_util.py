@@ -34,9 +34,8 @@ def master_only(function: Function) -> Function:
 def gather_with_gradient(local: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Concatenates `local`, shape (B, ...), of all ranks in rank order: (world * B, ...), and the row of `local`.
 
-    The gradient of a rank's slice is the sum of the gradients that all ranks compute for it. With the average that
-    DistributedDataParallel takes, a loss averaged over each rank's queries thus has the gradients of one rank that
-    holds the whole batch. All ranks must call it, with equal shapes.
+    Gradients are summed over the ranks: with DDP's average, a loss averaged over each rank's queries has the gradients
+    of one rank with the whole batch. All ranks must call it, with equal shapes.
     """
     if get_dist_info()[1] == 1:
         return local, 0
@@ -77,11 +76,7 @@ def averages(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def raise_together(failure: Exception | None) -> None:
-    """Raises a rank's `failure` on all ranks, of several the first that no other rank caused. All ranks must call.
-
-    Raises:
-        UserError: that failure, or a `ForeignError` in place of an error that is not the user's mistake.
-    """
+    """Raises a failure of any rank on all; one that no other rank caused goes first, bugs as `ForeignError`."""
     mine = failure
     if failure is not None and not isinstance(failure, UserError):
         mine = ForeignError(f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}")

@@ -27,9 +27,7 @@ def get_root_logger(
     log_level: int = logging.INFO,
     log_file: str | os.PathLike[str] | None = None,
 ) -> logging.Logger:
-    """Returns the logger `logger_name`; sets it up on the first call. Further calls never repeat a line.
-
-    Ranks other than 0 log errors only, and to no file, whenever the process group came to be.
+    """Returns the logger `logger_name`, set up on the first call; ranks other than 0 log errors only.
 
     Args:
         logger_name: its name; lines go to stderr and not to loggers above.

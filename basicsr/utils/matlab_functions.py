@@ -26,7 +26,7 @@ def imresize(img: Any, scale: float, antialiasing: bool = True) -> Any:
         antialiasing: widen the kernel when shrinking.
 
     Returns:
-        As `img`, resized: float64 if `img` is, else float32. A tensor stays on its device, without gradients.
+        As `img`, float64 if it is, else float32; a tensor on its device, without gradients.
     """
     if isinstance(img, np.ndarray):
         rows = _along(img, 0, scale, antialiasing)
@@ -42,9 +42,8 @@ def imresize(img: Any, scale: float, antialiasing: bool = True) -> Any:
 def imresize_integer(img: np.ndarray, scale: float, rounding: Literal["each_pass", "once"] = "each_pass") -> np.ndarray:
     """Resizes an image of integers, (H, W) or (H, W, C) of uint8 or uint16, to one of the same type.
 
-    MATLAB's `imresize` on a uint8 image rounds and clips after resizing the rows, and again after the
-    columns: 'each_pass'. Converting to double first and back at the end (`im2uint8(imresize(im2double(img),
-    scale))`) rounds 'once'. Both are found among the public benchmarks' LR images. Halves are rounded upwards.
+    MATLAB rounds and clips after the rows and after the columns: 'each_pass'; through im2double it rounds 'once'. The
+    public benchmarks have both. Halves are rounded upwards.
     """
     rows = _along(img, 0, scale, antialiasing=True)
     if rounding == "each_pass":

@@ -36,18 +36,13 @@ def scandir(
     recursive: bool = False,
     full_path: bool = False,
 ) -> Iterator[str]:
-    """Yields the files of a folder in the order of their names; hidden files and folders are skipped.
-
-    Broken links are yielded too, so that reading them fails visibly.
+    """Yields the files of a folder in the order of their names, without hidden ones; raises DataError if it cannot.
 
     Args:
         dir_path: the folder.
         suffix: only entries whose name ends so, in upper or lower case.
         recursive: also files in folders below, but not in a linked folder that contains this one.
         full_path: yield paths that begin with `dir_path`; otherwise paths relative to it.
-
-    Raises:
-        DataError: the folder does not exist or cannot be read.
     """
     yield from _entries(os.fspath(dir_path), suffix, recursive, full_path, ())
 

@@ -34,10 +34,7 @@ Pass = Callable[[Modes, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class PassTimes:
-    """Seconds of a pass, round by round, in float32 and in the other precision.
-
-    `load` says if other programs took the cores; then the seconds are one thread's processor time.
-    """
+    """Seconds of a pass, round by round; `load` if other programs took the cores, then of one thread by itself."""
 
     float32: tuple[float, ...]
     other: tuple[float, ...]
@@ -113,9 +110,8 @@ def measure(
 ) -> PassTimes | None:
     """Times passes in `plain` and `other` precisions, in turn; None where a network does not take such images.
 
-    Takes two to three seconds, or a few small passes: rounds end when they are clearly above or below the gain that
-    `decides`. If other programs use the cores, the processor time of one thread counts instead of the clock.
-    `largest` is the largest number of images, their channels and their largest side.
+    Rounds end when clearly above or below the gain that `decides`. `largest` is the largest number of images, their
+    channels and their largest side.
     """
     threads = torch.get_num_threads()
     load = load_now(threads) if device.type == "cpu" else ""

@@ -16,12 +16,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """How networks are run on a device.
-
-    Attributes:
-        device_type: 'cpu' or 'cuda'.
-        amp: autocast type; 'none' runs in float32.
-    """
+    """How networks are run: `device_type` is 'cpu' or 'cuda', `amp` the autocast type, 'none' for float32."""
 
     device_type: str
     amp: Amp = "none"
@@ -44,11 +39,7 @@ class Precision:
 
 
 def keep_output_precise(network: nn.Module) -> None:
-    """Makes the last convolution of an SR network run in float32 under autocast.
-
-    bf16 has 8 significant bits: rounding the output image itself to them costs as much as 8-bit quantisation, and
-    more where the network works on a range of 255. The one layer costs little. State dicts do not change.
-    """
+    """Makes the last convolution run in float32 under autocast: bf16 rounds images as much as 8 bits do."""
     convolutions = [module for module in network.modules() if type(module) is nn.Conv2d]
     if convolutions:
         convolutions[-1].forward = MethodType(_forward_in_float32, convolutions[-1])  # type: ignore[method-assign]

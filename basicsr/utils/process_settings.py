@@ -26,10 +26,7 @@ _LARGEST_OF_OLD = 32 << 20  # bytes, which older versions refuse to exceed
 
 
 def sleep_while_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Lets waiting threads of this process and its children sleep; what the user has set stays.
-
-    For commands, before they import PyTorch. A program that uses the package as a library decides for itself.
-    """
+    """Lets waiting threads sleep, here and in children, unless the user decides; for before PyTorch's import."""
     for name, value in THREAD_VARIABLES.items():
         environment.setdefault(name, value)
 
@@ -40,11 +37,9 @@ def is_ignored(number: signal.Signals) -> bool:
 
 
 def keep_freed_memory(block: int = _LARGEST, end: int = _LARGEST) -> bool:
-    """Lets glibc reuse freed tensors of any size instead of returning them to the system; True if that was set.
+    """Lets glibc reuse freed tensors instead of mapping zeroed pages anew, a tenth of a training step at HR resolution.
 
-    glibc maps every large block anew, and the system zeroes its pages one after another: at HR resolution that was a
-    tenth of a whole training step. Nothing changes where the user has tuned malloc, or the C library is another.
-    Blocks of up to `block` bytes are kept, and `end` bytes at the end of the heap.
+    Blocks of up to `block` bytes are kept, and `end` bytes at the end of the heap. True if that was set.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _MALLOC_VARIABLES):
         return False

@@ -1,8 +1,4 @@
-"""Random streams that depend on their purpose only: not on processes, workers, ranks or history.
-
-Every random choice of a run derives from the manual seed and the global position of a sample, so that a
-resumed run, another number of workers, or more ranks at the same global batch draw the same.
-"""
+"""Random streams that depend on the manual seed and a sample's position only: not on processes, ranks or history."""
 
 from __future__ import annotations
 
@@ -52,10 +48,7 @@ def preserved_global_state() -> Iterator[None]:
 
 @contextmanager
 def seeded_global_state(seed: int) -> Iterator[None]:
-    """Seeds the CPU's global generators for the length of a block, then puts them back as they were.
-
-    CUDA's are left alone: torch.manual_seed would queue a call for them each time until CUDA is first used.
-    """
+    """Seeds the CPU's global generators for a block; CUDA's are left alone, as seeding would queue calls for them."""
     with preserved_global_state():
         _seed_cpu(seed)
         yield

@@ -45,11 +45,7 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Measures every side once a round, every other round in reverse order; returns the measurements by name.
 
-    Args:
-        sides: by name, what gives a measurement each time it is called.
-        rounds: how many are counted at most, at least 1.
-        warm_up: rounds before those.
-        goes_on: asked after each counted round but the last, given the measurements, whether to go on.
+    `goes_on` is asked after each of at most `rounds` counted rounds whether to go on; `warm_up` rounds go before.
     """
     measured: dict[str, list[float]] = {name: [] for name in sides}
     for count in range(-warm_up, rounds):

@@ -13,13 +13,9 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def import_torchvision() -> Any:
-    """Imports and returns torchvision, also the CUDA build of it beside the CPU build of PyTorch.
+    """Imports torchvision, also its CUDA build beside a CPU PyTorch, for which it declares operators; else MachineError.
 
-    That one cannot load its compiled operators, and fails to import because it attaches to operators that nobody
-    declared. They are declared here; models and weights work, `torchvision.ops.nms` does not.
-
-    Raises:
-        MachineError: torchvision is not installed, or does not fit this PyTorch.
+    Models and weights work then, `torchvision.ops.nms` does not.
     """
     try:
         try:

@@ -24,8 +24,7 @@ class Recognised:
     Attributes:
         architecture: name of the network in our registry.
         layout: whose keys the file has.
-        options: block for `build_network`; what shapes do not show is left to the constructor's defaults, or as
-            `assumed` says.
+        options: block for `build_network`.
         scale: factor of enlargement.
         state: the weights under our keys.
         assumed: what neither keys nor shapes show, and was taken as it was published; in words.
@@ -47,13 +46,9 @@ class Recognised:
 
 
 def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
-    """Says which of our networks a state dict belongs to, or None if to none of them.
+    """Says which of our networks a state dict (without prefixes such as `module.`) belongs to; None if to none.
 
-    Args:
-        state: weights by key, without prefixes such as `module.`.
-
-    Raises:
-        UnsupportedWeights: the keys are a known layout's, but our network of that name cannot do what they hold.
+    Raises UnsupportedWeights where the layout is known, but our network cannot do what the weights hold.
     """
     for layout, needed, renames, reading in _LAYOUTS:
         converted = _renamed(state, renames)
@@ -80,13 +75,7 @@ def to_edsr_pytorch(
 ) -> State:
     """Weights of our EDSR under EDSR-PyTorch's keys, mean shifts included, for images in [0, 255].
 
-    Args:
-        state: our EDSR's state dict.
-        img_range: the network's.
-        rgb_mean: the network's.
-
-    Raises:
-        UnsupportedWeights: `state` is not our EDSR's.
+    `img_range` and `rgb_mean` are the network's. Raises UnsupportedWeights if `state` is not our EDSR's.
     """
     return _original("EDSR", _EDSR_PYTORCH, state, img_range, rgb_mean)
 

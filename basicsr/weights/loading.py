@@ -53,21 +53,17 @@ def load_network(
     strict: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """Loads weights from a file of torch.save or safetensors, with or without prefixes such as `module.`.
-
-    Where the file has another published layout of the same network (EDSR-PyTorch's, RCAN's original), its weights are
-    converted; `docs/pretrained.md` lists the layouts.
+    """Loads weights from a file of torch.save or safetensors, in any published layout, without `module.` and the like.
 
     Args:
         network: receives the weights.
         path: file with a state dict, or with state dicts under keys such as `params` and `params_ema`.
-        param_key: which of these to take. Another usual key is taken where it is absent, and a file without such
-            keys is read as the state dict itself.
+        param_key: which of these to take; another usual key, or the file itself, where it is absent.
         strict: whether every weight must be there and no other. If not, those that fit are loaded.
         options: those that the network was built from, which those recorded in the file must not contradict.
 
     Returns:
-        A remark in one line where other keys than asked for were used, weights were converted or left out; else None.
+        A remark in one line where other keys were used, weights were converted or left out; else None.
 
     Raises:
         CheckpointError: the file cannot be read, or does not fit: a line, and a table of keys and shapes.
@@ -260,7 +256,7 @@ def _table(mismatches: list[_Mismatch]) -> str:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file holds beside its name.
+    """What a file of weights holds.
 
     Attributes:
         state: the weights by key, without DataParallel's and torch.compile's prefixes.
@@ -278,16 +274,9 @@ class WeightFile:
 
 
 def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, only_this: bool = False) -> WeightFile:
-    """Reads a file written by torch.save or by safetensors; runs no code from it.
+    """Reads a file of torch.save or safetensors without running code; raises CheckpointError if it holds no weights.
 
-    Args:
-        path: the file.
-        param_key: which of several state dicts to take. Another is taken where it is absent, and a file without any is
-            read as the state dict itself. None prefers `params_ema`, then `params`.
-        only_this: refuse a file without `param_key`.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, of another kind, or holds no weights (`check_weights`).
+    `param_key` is as for `load_network`, None prefers `params_ema`, then `params`; `only_this` refuses others.
     """
     content, header = _content_of(Path(path))
     if not isinstance(content, Mapping):

@@ -23,8 +23,7 @@ class UnsupportedWeights(Exception):
 def with_mean_shift(state: State, img_range: float, rgb_mean: Sequence[float]) -> State:
     """Adds the shifts that do what img_range and rgb_mean do, to a state with `head.0` and `tail.1`.
 
-    For other than three colours these layouts have none and take images in [0, 1]; then img_range is folded into the
-    first and the last convolution. Raises UnsupportedWeights where the layout cannot express rgb_mean.
+    These layouts have none for other than three colours; then img_range goes into the outer convolutions.
     """
     mean = torch.tensor(rgb_mean, dtype=torch.float64)
     colours = state["head.0.weight"].shape[1]
@@ -47,16 +46,10 @@ def with_mean_shift(state: State, img_range: float, rgb_mean: Sequence[float]) -
 
 
 def without_mean_shift(state: Mapping[str, Tensor]) -> tuple[State, float, tuple[float, ...], str]:
-    """Turns the shifts beside `conv_first` and `conv_last` into img_range and rgb_mean.
+    """Turns the shifts beside `conv_first` and `conv_last` into img_range and rgb_mean; returns a note on them, or ''.
 
-    What these cannot say goes into the first and the last convolution, which changes no output beyond rounding: a
-    deviation, colours mixed, another mean at the end. (Early releases trained the shifts along with the rest.)
-
-    Returns:
-        The state without the shifts, img_range, rgb_mean, and what is worth saying of them ('' if nothing).
-
-    Raises:
-        UnsupportedWeights: there is only a part of the shifts, or they cannot be undone.
+    What these cannot say (a deviation, mixed colours, another mean at the end) goes into the outer convolutions.
+    Raises UnsupportedWeights if a part is missing or they cannot be undone.
     """
     state = dict(state)
     keys = [f"{name}_mean.{kind}" for name in ("sub", "add") for kind in ("weight", "bias")]

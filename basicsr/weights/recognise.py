@@ -36,15 +36,14 @@ class Pretrained:
     """A network with its weights, and what is known of it.
 
     Attributes:
-        network: in eval mode, float32, on the CPU; maps (B, C, H, W) in [0, 1] to (B, C, sH, sW), any H and W but where
-            `only_size` says otherwise.
+        network: in eval mode, float32, on the CPU; maps (B, C, H, W) in [0, 1] to (B, C, sH, sW), see `only_size`.
         block: options from which `build_network` builds it; None where it is spandrel's own module.
         architecture: 'EDSR', 'RCAN', 'SwinIR'..., or spandrel's name for it.
         layout: whose keys the file has: 'ours', 'BasicSR', 'EDSR-PyTorch', "RCAN's original", 'spandrel'...
         scale: factor of enlargement.
         in_channels, out_channels: colours of the input and the output.
         weights: the name under which the weights lie in the file, such as 'params_ema'; None at its top.
-        metadata: `training` as our training writes it, and what a safetensors header says; {} if nothing.
+        metadata: as of `WeightFile`.
         remark: what was taken for granted, in one line, or None.
     """
 
@@ -69,10 +68,7 @@ class Pretrained:
 def load_pretrained(
     path: str | os.PathLike[str], *, param_key: str | None = None, only_this: bool = False
 ) -> Pretrained:
-    """Builds and loads the network that a file holds, recognised from the file alone.
-
-    In this order: by the options that our training writes beside the weights; by the keys and shapes of our own
-    networks in any published layout; by spandrel. `docs/pretrained.md` says what is recognised.
+    """Builds and loads a file's network: by its recorded options, by keys and shapes, or by spandrel.
 
     Args:
         path: file of torch.save or safetensors.
@@ -92,11 +88,7 @@ def load_pretrained(
 def recognised_block(
     path: str | os.PathLike[str], *, param_key: str | None, scale: int
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """The options of the network that a file holds, without building it, and a remark; None for other people's.
-
-    Raises:
-        CheckpointError: the file cannot be read, or its network is for another scale.
-    """
+    """The options of our network that a file holds, without building it, and a remark; raises if the scale is wrong."""
     search = _Search(path, read_weights(path, param_key))
     for candidate in search.candidates():
         _check_scale(candidate.block["type"], candidate.scale, scale, path)
@@ -112,20 +104,10 @@ def network_for(
     strict: bool = True,
     scale: int | None = None,
 ) -> tuple[nn.Module, str | None]:
-    """Builds the network that `block` describes and loads its weights.
+    """Builds the network that `block` describes and loads its weights; None or {type: auto} recognises it.
 
-    Args:
-        block: options of the network; None or {type: auto} recognises it from the file.
-        path: file with the weights.
-        param_key: as for `load_network`.
-        strict: likewise; means nothing to a network that is recognised.
-        scale: what a recognised network's scale must be; None takes any.
-
-    Returns:
-        The network, in eval mode where it was recognised, and a remark in one line or None.
-
-    Raises:
-        OptionsError, CheckpointError: `block`, or the file, does not fit.
+    Returns the network, in eval mode where it was recognised, and a remark in one line or None. `scale` is what a
+    recognised network's scale must be. Raises OptionsError or CheckpointError where `block` or the file does not fit.
     """
     if block is None or block.get("type") == "auto":
         pretrained = load_pretrained(path, param_key=param_key)

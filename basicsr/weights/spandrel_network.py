@@ -21,18 +21,12 @@ class NotRecognised(Exception):
 
 
 class SpandrelNetwork(nn.Module):
-    """A network of spandrel's, which takes images of any size: extended as it asks for, its output cropped.
-
-    Its modules lie under `model`: a feature tap is called `model.body.3` where spandrel's module has `body.3`.
-
-    Args:
-        state: weights by key, without prefixes.
+    """A network of spandrel's under `model`, for images of any size: padded as it asks for, its output cropped.
 
     Attributes:
         architecture: spandrel's name of the architecture.
         scale: factor of enlargement; 1 for restoration.
-        in_channels: colours of the input.
-        out_channels: colours of the output.
+        in_channels, out_channels: colours of the input and the output.
         window_size: images are best cut at multiples of it.
 
     Raises:
