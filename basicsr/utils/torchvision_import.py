@@ -13,9 +13,9 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def import_torchvision() -> Any:
-    """Imports torchvision, also its CUDA build beside a CPU PyTorch, for which it declares operators; else MachineError.
+    """Imports torchvision, or its CUDA build beside a CPU PyTorch, for which it declares operators.
 
-    Models and weights work then, `torchvision.ops.nms` does not.
+    Models and weights work then, `torchvision.ops.nms` does not. Raises MachineError where it cannot be imported.
     """
     try:
         try:
