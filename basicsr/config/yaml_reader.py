@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from basicsr.config.yaml_entries import Entry, KeyPath, LocatedProblem, Position, key_text, merge_entries, note_halves
-from basicsr.config.yaml_scalars import MAX_DEPTH, TAG, Loader, fits_64_bits, scalar_value
+from basicsr.config.yaml_scalars import MAX_DEPTH, TAG, fits_64_bits, parse, scalar_value
 from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.text import one_line, shortened
@@ -121,8 +121,7 @@ class Reader:
     def _parsed(self, text: str, position: Callable[[int], Position]) -> yaml.Node | None:
         """The text's one document; `position` is that of an index in the text."""
         try:
-            loader = Loader(text, self._num_written)
-            node = loader.get_single_node()
+            node, self._num_written = parse(text, self._num_written)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             raise _error(f"{position(mark.index if mark else 0)}: {_syntax_message(error)}") from None
@@ -130,7 +129,6 @@ class Reader:
             sign = f"U+{ord(text[error.position]):04X}"
             message = f"is not text in UTF-8: holds the control character {sign}; remove it"
             raise _error(f"{position(error.position)}: {message}") from None
-        self._num_written = loader.written
         return node
 
     def _entry(self, item: Any, position: _Locate, key: KeyPath, folder: str = "") -> Entry:

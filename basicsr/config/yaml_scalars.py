@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -21,15 +22,19 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)\Z")
 _NAN = re.compile(r"\.(nan|NaN|NAN)\Z")
 _UNUSUAL_LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
+_COMMENT = re.compile(r"(?m)(?:^|(?<= ))#[^'\"\n]*$")
+_RARE = re.compile(r"[^\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff]|[?!|>%&*@`]")
+_LARGEST_FAST = 10_000
 
 
-class Loader(yaml.SafeLoader):
-    """PyYAML's scanner, parser and composer with YAML 1.2's plain scalars and limits on depth and number of nodes."""
+class _Limited(yaml.composer.Composer, yaml.resolver.BaseResolver):
+    """PyYAML's composer with YAML 1.2's plain scalars and limits on depth and number of nodes."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
     def __init__(self, text: str, written: int = 0) -> None:
-        super().__init__(text)
+        super().__init__()
+        yaml.resolver.BaseResolver.__init__(self)
         self.depth = 0
         self.written = written
 
@@ -43,10 +48,48 @@ class Loader(yaml.SafeLoader):
         elif self.written > MAX_WRITTEN:
             problem = f"more than {MAX_WRITTEN} keys and values; is it an options file?"
         if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)  # type: ignore[attr-defined]
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+class Loader(_Limited, yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser):
+    """Scans and parses in Python, with PyYAML's messages."""
+
+    def __init__(self, text: str, written: int = 0) -> None:
+        yaml.reader.Reader.__init__(self, text)
+        yaml.scanner.Scanner.__init__(self)
+        yaml.parser.Parser.__init__(self)
+        super().__init__(text, written)
+
+
+if yaml.__with_libyaml__:
+    from yaml._yaml import CParser
+
+    class FastLoader(_Limited, CParser):
+        """Scans and parses by libyaml, six times as fast."""
+
+        def __init__(self, text: str, written: int = 0) -> None:
+            CParser.__init__(self, text)
+            super().__init__(text, written)
+
+
+def parse(text: str, written: int = 0) -> tuple[yaml.Node | None, int]:
+    """The text's one document, and `written` plus the number of its keys and values.
+
+    libyaml parses what is written as usual; PyYAML's own parser all else, as the two differ in rare signs, and what is
+    wrong, for its messages.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, nested too deeply, or too much.
+    """
+    if yaml.__with_libyaml__ and len(text) <= _LARGEST_FAST and not _RARE.search(_COMMENT.sub("", text)):
+        with suppress(yaml.YAMLError):
+            fast = FastLoader(text, written)
+            return fast.get_single_node(), fast.written
+    loader = Loader(text, written)
+    return loader.get_single_node(), loader.written
 
 
 def scalar_value(node: yaml.ScalarNode) -> tuple[Any, str | None]:
@@ -54,7 +97,7 @@ def scalar_value(node: yaml.ScalarNode) -> tuple[Any, str | None]:
     text: str = node.value
     kind = node.tag.removeprefix(TAG)
     if kind in ("str", "merge"):
-        bare_none = text == "None" and node.style is None
+        bare_none = text == "None" and not node.style
         return text, "None is text in YAML; write ~ for nothing, or quote it" if bare_none else None
     if kind == "null":
         return None, None if text in ("", "~") or text.lower() == "null" else "!!null takes ~ or nothing"
@@ -107,7 +150,7 @@ for _tag, _pattern, _first in (
     ("float", rf"^({_FLOAT.pattern}|{_INFINITE.pattern}|{_NAN.pattern})", list("-+0123456789.")),
     ("merge", r"^<<$", ["<"]),
 ):
-    Loader.add_implicit_resolver(TAG + _tag, re.compile(_pattern), _first)
+    _Limited.add_implicit_resolver(TAG + _tag, re.compile(_pattern), _first)
 
 
 class _Dumper(yaml.SafeDumper):

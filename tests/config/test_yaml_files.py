@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +18,10 @@ from basicsr.config.yaml_files import (
     key_text,
     load_yaml,
 )
+from basicsr.config.yaml_scalars import Loader, parse
 from basicsr.utils.errors import OptionsError
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options"
 
 
 @pytest.fixture
@@ -325,3 +331,40 @@ def test_what_is_written_is_read_back_equal(data, tmp_path_factory):
     document = load_yaml(file)
     assert document.problems == []
     assert document.data() == data
+
+
+def tree(node):
+    """All of a node that is read of it."""
+    content = node.value if node else None
+    if isinstance(node, yaml.MappingNode):
+        content = [(tree(key), tree(value)) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        content = [tree(value) for value in node.value]
+    return node and (node.tag, node.start_mark.index, getattr(node, "style", None) or None, content)
+
+
+def test_libyaml_reads_and_refuses_what_pyyaml_does():
+    """Shipped files as they are, and pieces of them with signs changed at random."""
+    generator = random.Random(0)
+    texts = [file.read_text("utf-8") for file in sorted(OPTIONS.rglob("*.yml"))]
+    pieces = []
+    for _ in range(1500):
+        lines = generator.choice(texts).splitlines()
+        first = generator.randrange(len(lines))
+        text = "\n".join(lines[first : first + 5])
+        for _ in range(generator.randrange(1, 4)):
+            at = generator.randrange(len(text) + 1)
+            text = text[:at] + generator.choice("{}[]:,-?&*!|>'\"%@#~ \n a1\u00e9\t") + text[at + 1 :]
+        pieces.append(text)
+    refused = 0
+    for text in texts + pieces:
+        try:
+            expected = tree(Loader(text).get_single_node())
+        except yaml.YAMLError as error:
+            refused += 1
+            with pytest.raises(type(error)) as caught:
+                parse(text)
+            assert str(caught.value) == str(error), text
+        else:
+            assert tree(parse(text)[0]) == expected, text
+    assert 300 < refused < 1300
