@@ -1,8 +1,7 @@
 """Pictures as people keep them: files of many kinds, read with all their metadata.
 
-Training and evaluation read three channels of pixels and nothing else (`files/images.py`). Here the same decoder's
-gray stays gray, and transparency, 16 bits, colour profile, resolution and EXIF data are kept. Pillow reads what is no
-exact image but shown as one: GIF, the first frame of an animation, CMYK, one bit.
+`files/images.py` decodes what is exact, here with gray, alpha and 16 bits kept. Pillow reads what is only shown as an
+image: GIF, the first frame of an animation, CMYK, one bit.
 """
 
 from __future__ import annotations

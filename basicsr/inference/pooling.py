@@ -1,8 +1,7 @@
 """Means over the whole image inside a network that sees it in tiles.
 
-A network with channel attention averages its features over all they cover. Run on a tile, it would average over the
-tile, and each tile would be processed differently. Here these averages are gathered over the cores of all tiles, and
-in the next pass over the image every tile is given those of the whole.
+Run on a tile, channel attention would average over the tile alone. Here averages are gathered over the cores of all
+tiles, and in the next pass over the image every tile is given those of the whole.
 """
 
 from __future__ import annotations

@@ -125,7 +125,11 @@ def evaluate(
                 break
             item = dataset[index] if index > 0 else first
             name, path = image_name(item["lq_path"]), item["lq_path"]
-            output, seconds = _run(runner, item["lq"].unsqueeze(0).to(device))
+            lq = item["lq"].unsqueeze(0).to(device)
+            wait_for(device)
+            start = time.perf_counter()
+            output = runner(lq)  # on the CPU, so it is there
+            seconds = time.perf_counter() - start
             if not _all_finite(output):
                 raise NonFiniteError(
                     f"{type(network).__name__} makes values of {path} that are not finite; its weights are damaged or"
@@ -185,11 +189,3 @@ def _measured(metric: str, measure: Callable[[Mapping[str, Any]], Any], images: 
             return float(measure(images))
     except (DataError, NoFigureWarning) as error:
         raise DataError(f"metric {metric} of {path}: {error}") from error
-
-
-def _run(runner: ImageRunner, lq: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The network's output on the CPU, and the seconds it took until it was there."""
-    wait_for(lq.device)
-    start = time.perf_counter()
-    output = runner(lq)
-    return output, time.perf_counter() - start

@@ -16,7 +16,7 @@ from basicsr.config.schema import Region
 from basicsr.metrics.metric_util import SSIM_WINDOW
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
 from basicsr.report.pictures import SavedPictures
-from basicsr.report.regions import choose_regions, image_name, images_that_differ, size_text
+from basicsr.report.regions import choose_regions, image_name, images_that_differ, load_output, size_text
 from basicsr.report.results import ScaleResults
 from basicsr.utils.errors import DataError
 
@@ -139,13 +139,7 @@ def _load(pictures: SavedPictures, names: Sequence[str], region: Region, scale: 
     image, hr, region = _find(pictures, region, scale)
     images = [("HR", hr)]
     for name in names:
-        output = pictures.output(name, region.dataset, image)
-        if output.shape != hr.shape:
-            raise DataError(
-                f"{name} made {image} {size_text(output)} pixels large, the HR image has {size_text(hr)};"
-                f" were both made at x{scale}?"
-            )
-        images.append((name, output))
+        images.append((name, load_output(pictures, name, region.dataset, image, hr.shape[:2], scale)))
     return _Example(f"{region.dataset} x{scale}: {region.image}", images, region)
 
 

@@ -1,8 +1,6 @@
-"""The HTML report: one file with tables, plots, visual comparisons and images to compare, for any browser, offline.
+"""The HTML report: one file for any browser, offline, of the template `report.html`, `report.css` and `report.js`.
 
-`report.html` is its template; `report.css` and `report.js` are written into it. Images are coded without loss, and each
-is stored once, however many places show it. They are written one after another as they are coded: neither writing nor
-opening the file holds all of them decoded.
+Images are coded without loss, stored once, and written one by one: never are all of them decoded.
 """
 
 from __future__ import annotations
@@ -29,14 +27,13 @@ from basicsr.report.pictures import SavedPictures
 from basicsr.report.regions import (
     LEAST_SIDE,
     images_that_differ,
+    load_output,
     most_different_square,
-    size_text,
     square_size,
     without_scale,
 )
 from basicsr.report.results import Results, Row, ScaleResults
 from basicsr.report.tables import Table, decimals_of, format_figure, gaps, metric_label, weights_used
-from basicsr.utils.errors import DataError
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -188,14 +185,10 @@ def _card(
     """One image to compare: `view` is for report.js, `stored` are the images that are not in the page yet."""
     rows = [row for row in scale.rows if dataset in row.evaluations]
     hr, lr = pictures.hr(dataset, image), pictures.lr(dataset, image)
-    outputs = {row.name: pictures.output(row.name, dataset, image) for row in rows}
     height, width = hr.shape[:2] if hr is not None else (side * scale.scale for side in lr.shape[:2])
-    for name, output in outputs.items():
-        if output.shape[:2] != (height, width):
-            raise DataError(
-                f"{name} made {dataset}'s {image} {size_text(output)} pixels large, not {width} x {height};"
-                f" were both made at x{scale.scale}?"
-            )
+    outputs = {}
+    for row in rows:
+        outputs[row.name] = load_output(pictures, row.name, dataset, image, (height, width), scale.scale)
     title = without_scale(image, scale.scale, pictures.names(dataset))
     arrays = [lr, *outputs.values()]
     sources: list[dict[str, Any]] = [
@@ -218,7 +211,7 @@ def _card(
     left = next((index for index, row in enumerate(rows) if not row.parameters), -1)
     right = max((index for index, row in enumerate(rows) if row.is_ranked), default=len(rows) - 1)
     before = len(sources) - len(rows)
-    compared = {row.name: outputs[row.name] for row in scale.compared() if row.name in outputs}
+    compared = [outputs[row.name] for row in scale.compared() if row.name in outputs]
     view = {
         "width": width,
         "height": height,
@@ -242,7 +235,7 @@ def _figures(results: Results, row: Row, dataset: str, image: str) -> list[str]:
     ]
 
 
-def _region(hr: np.ndarray | None, outputs: Mapping[str, np.ndarray], scale: int) -> list[int] | None:
+def _region(hr: np.ndarray | None, outputs: Sequence[np.ndarray], scale: int) -> list[int] | None:
     """Left, top and side of the square in which the networks differ most; None where that cannot be said."""
     if hr is None or not outputs or (side := square_size(hr, scale)) < LEAST_SIDE:
         return None

@@ -1,8 +1,7 @@
 """Names beside the points of a plot, placed so that they hide neither points nor one another.
 
-Each label has some hundred places around its point to choose from. A place has a price: for its distance, for leaving
-the axes, for covering points; two places of different labels have one for covering one another and for lines to the
-points that cross. Labels take their cheapest place in turn until none changes; of several orders the best one stays.
+Each place around a point has a price, and so have two places that meet; labels take their cheapest place in turn until
+none changes, and the best of several orders stays.
 """
 
 from __future__ import annotations

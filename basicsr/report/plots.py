@@ -120,21 +120,21 @@ def cost_figure(
 
 def write_figure(figure: Figure, path: Path) -> None:
     """Writes a figure, whole or not at all, in the format of the path's ending, such as .svg, .png or .pdf."""
-
-    def write(file: BinaryIO) -> None:
-        figure.savefig(file, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
-
-    with plot_style():
-        write_atomically(path, write)
+    write_atomically(path, lambda file: _save(figure, file, path.suffix[1:]))
 
 
 def figure_svg(figure: Figure) -> str:
     """The figure as an <svg> element to put into an HTML page; its letters are text."""
-    file = io.StringIO()
-    with plot_style():
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    text = file.getvalue()
+    file = io.BytesIO()
+    _save(figure, file, "svg")
+    text = file.getvalue().decode()
     return text[text.index("<svg") :]
+
+
+def _save(figure: Figure, file: BinaryIO, kind: str) -> None:
+    metadata = {"Date": None} if kind == "svg" else None
+    with plot_style():
+        figure.savefig(file, format=kind, metadata=metadata)
 
 
 def plot_style() -> AbstractContextManager[None]:

@@ -55,12 +55,25 @@ def choose_regions(
         hr = pictures.hr(dataset, image)
         if hr is None or (size := square_size(hr, scale)) < LEAST_SIDE:
             continue
-        outputs = {name: pictures.output(name, dataset, image) for name in names}
+        outputs = [load_output(pictures, name, dataset, image, hr.shape[:2], scale) for name in names]
         x, y, score = most_different_square(hr, outputs, size, border=scale)
         short = without_scale(image, scale, pictures.names(dataset))
         scored.append((score, Region(dataset=dataset, image=short, x=x, y=y, size=size)))
     scored.sort(key=lambda entry: -entry[0])
     return [region for _, region in scored[:count]]
+
+
+def load_output(
+    pictures: SavedPictures, name: str, dataset: str, image: str, size: tuple[int, ...], scale: int
+) -> np.ndarray:
+    """What the network `name` made of an image; raises DataError unless its height and width are `size`."""
+    output = pictures.output(name, dataset, image)
+    if output.shape[:2] != size:
+        raise DataError(
+            f"{name} made {dataset}'s {image} {size_text(output)} pixels large, not {size[1]} x {size[0]};"
+            f" were both made at x{scale}?"
+        )
+    return output
 
 
 def square_size(hr: np.ndarray, border: int) -> int:
@@ -70,15 +83,9 @@ def square_size(hr: np.ndarray, border: int) -> int:
 
 
 def most_different_square(
-    hr: np.ndarray, outputs: Mapping[str, np.ndarray], size: int, *, border: int
+    hr: np.ndarray, outputs: Sequence[np.ndarray], size: int, *, border: int
 ) -> tuple[int, int, float]:
     """Left edge, upper edge and score of the square in which the outputs differ most; see the module's docstring."""
-    for name, output in outputs.items():
-        if output.shape != hr.shape:
-            raise DataError(
-                f"{name} made an image of {size_text(output)} pixels, the HR image has {size_text(hr)};"
-                " were both made at this scale?"
-            )
     if min(hr.shape[:2]) < size + 2 * border:
         raise DataError(
             f"an image of {size_text(hr)} pixels has no square of {size} pixels {border} off the border; it must be"
@@ -86,7 +93,7 @@ def most_different_square(
         )
     inner = slice(border, hr.shape[0] - border), slice(border, hr.shape[1] - border)
     truth = hr[inner].astype(np.float64)
-    errors = np.stack([_means(((output[inner] - truth) ** 2).mean(2), size) for output in outputs.values()])
+    errors = np.stack([_means(((output[inner] - truth) ** 2).mean(2), size) for output in outputs])
     luma = to_y_channel(hr[inner])[..., 0].astype(np.float64)
     deviation = np.sqrt(np.clip(_means(luma**2, size) - _means(luma, size) ** 2, 0, None))
     difference = errors.std(0) if len(outputs) > 1 else errors[0]

@@ -1,11 +1,7 @@
 """Figures as tables: quality laid out as Tables 3 to 5 of MCAD-KD, cost as its Table 2, and every image as CSV.
 
-A `Table` is text without markup; `table_text` writes it as Markdown or LaTeX.
-
-Which figures are marked: within a scale, per dataset and metric, the best figure of the ranked rows is bold and the
-second best underlined. Figures are compared as they are printed, so rows that print the same share a mark. Ranked are,
-by default, the networks that one chooses among: not bicubic interpolation, which has no parameters, and not a row with
-"teacher" in its name. Published rows are not ranked. One ranked row alone is not marked.
+Marked are, within a scale, per dataset and metric, the best (bold) and second best (underlined) figure, as printed, of
+the ranked rows, if there are several: by default not bicubic interpolation, teachers and published rows.
 """
 
 from __future__ import annotations
@@ -178,12 +174,12 @@ def metric_label(metric: str, higher_is_better: bool) -> str:
     return metric.upper() if higher_is_better else f"{metric.upper()}↓"
 
 
-def significant(value: float, digits: int = 3) -> str:
-    """`value` with at least `digits` significant digits, never in powers of ten: 3293, 43.1, 0.459, 0.0123."""
+def significant(value: float) -> str:
+    """`value` with at least three significant digits, never in powers of ten: 3293, 43.1, 0.459, 0.0123."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
-    return f"{value:.{max(digits - 1 - exponent, 0)}f}"
+    exponent = math.floor(math.log10(abs(float(f"{value:.2e}"))))
+    return f"{value:.{max(2 - exponent, 0)}f}"
 
 
 def format_figure(value: float, decimals: int) -> str:

@@ -114,7 +114,7 @@ def test_a_region_beyond_the_image_is_refused(x, y, size):
 def test_outputs_of_another_size_and_missing_hr_images_are_refused():
     hr = image(60, 60, 0)
     region = Region(dataset="Set5", image="a", x=0, y=0)
-    with pytest.raises(DataError, match=r"student made a 50 x 60 pixels large, the HR image has 60 x 60"):
+    with pytest.raises(DataError, match=r"student made Set5's a 50 x 60 pixels large, not 60 x 60"):
         draw_comparison(Memory({("Set5", "a"): {"hr": hr, "student": hr[:, :50]}}), ["student"], [region], scale=2)
     with pytest.raises(DataError, match="Set5 has no HR images"):
         draw_comparison(Memory({("Set5", "a"): {"student": hr}}), ["student"], [region], scale=2)

@@ -32,7 +32,7 @@ def test_the_square_is_where_one_network_errs_and_the_other_does_not():
     bad[60:80, 30:50] += 40
     good[10:40, 70:110] += 20  # a larger error, of both
     bad[10:40, 70:110] += 20
-    x, y, score = most_different_square(hr, {"good": good, "bad": bad}, 20, border=2)
+    x, y, score = most_different_square(hr, [good, bad], 20, border=2)
     assert (x, y) == (30, 60)
     assert score > 0
 
@@ -44,7 +44,7 @@ def test_one_network_is_shown_where_it_is_worst():
     output[:40, :40] += 1
     output[80, 90] += 50
     output[0, 119] += 55
-    x, y, _ = most_different_square(hr, {"one": output}, 20, border=2)
+    x, y, _ = most_different_square(hr, [output], 20, border=2)
     assert x <= 90 < x + 20 and y <= 80 < y + 20
     assert 2 <= x <= 98 and 2 <= y <= 78
 
@@ -55,7 +55,7 @@ def test_differences_in_plain_areas_weigh_little():
     other = hr.copy()
     other[20:40, 20:40] += 12
     other[20:40, 80:100] += 10
-    x, y, _ = most_different_square(hr, {"same": hr, "other": other}, 20, border=2)
+    x, y, _ = most_different_square(hr, [hr, other], 20, border=2)
     assert (x, y) == (80, 20)
 
 
@@ -71,7 +71,7 @@ def test_squares_are_those_found_by_looking_at_each():
             luma = 16 + (truth @ [24.966, 128.553, 65.481]) / 255
             best[x, y] = np.std(errors) * luma.std() / (luma.std() + 8)
     expected = max(best, key=best.get)
-    x, y, score = most_different_square(hr, {"first": first, "second": second}, size, border=border)
+    x, y, score = most_different_square(hr, [first, second], size, border=border)
     assert (x, y) == expected
     assert score == pytest.approx(best[expected], rel=1e-5)  # luma is float32
 
@@ -79,9 +79,9 @@ def test_squares_are_those_found_by_looking_at_each():
 def test_the_square_needs_room_and_images_of_one_size():
     image = texture(20, 60)
     with pytest.raises(DataError, match=r"60 x 20 pixels.*at least 24 a side"):
-        most_different_square(image, {"a": image}, 20, border=2)
-    with pytest.raises(DataError, match=r"^a made an image of 59 x 20 pixels, the HR image has 60 x 20"):
-        most_different_square(image, {"a": image[:, 1:]}, 10, border=2)
+        most_different_square(image, [image], 20, border=2)
+    with pytest.raises(DataError, match=r"^a made Set5's b 59 x 20 pixels large, not 60 x 20; were both made at x2\?"):
+        choose_regions(Memory({("Set5", "b"): {"hr": image, "a": image[:, 1:]}}), ["a"], [("Set5", "b")], 1, scale=2)
 
 
 @pytest.mark.parametrize("side, size", [(1000, 128), (400, 96), (256, 64), (200, 48), (100, 48), (52, 44)])
