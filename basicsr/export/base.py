@@ -150,7 +150,8 @@ class ExportJob:
     ) -> list[Check]:
         """Runs a written file on the examples of at least `smallest` pixels a side; raises CheckpointError if it fails.
 
-        `kind` names the format and what runs it, `run` maps (B, C, H, W) in [0, 1] to (B, C, sH, sW) in float32.
+        `kind` names the format and what runs it, `run` maps (B, C, H, W) in [0, 1] to (B, C, sH, sW) in float32, and
+        `tolerance` is the largest difference allowed, the precision's where None.
         """
         allowed = TOLERANCES[self.precision] if tolerance is None else tolerance
         checks = []

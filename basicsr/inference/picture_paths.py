@@ -21,7 +21,7 @@ class Source:
     """A picture to be read."""
 
     path: str
-    below: str  # the folder or the fixed part of the pattern given; a file's name
+    below: str  # path below the folder or the fixed part of the pattern given; a file's name
     named: bool  # whether the command line named the file itself
 
 

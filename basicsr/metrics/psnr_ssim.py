@@ -102,9 +102,10 @@ def _squared_error(first: Plane, second: Plane, scratch: Scratch) -> float:
 def _similarity(first: Plane, second: Plane, scratch: Scratch) -> float:
     """Sum of the SSIM of all pixels of a block with a whole window.
 
-    With s = x + y and d = x - y, SSIM is (mu_s^2 - mu_d^2 + 2 c1) / (mu_s^2 + mu_d^2 + 2 c1) times the same of the
-    variances and c2: fewer passes over memory. Equal images, d = 0, have exactly 1, and float32 is exact enough: an
-    error of var_s counts little where images are alike, and that of var_d is as small as d.
+    With s = x + y and d = x - y, SSIM is (mu_s^2 - mu_d^2 + 2 c1) / (mu_s^2 + mu_d^2 + 2 c1) times
+    (var_s - var_d + 2 c2) / (var_s + var_d + 2 c2): fewer passes over memory than from x and y. Equal images, d = 0,
+    have exactly 1. Float32 is exact enough on luma: an error of var_s counts little where images are alike, and that of
+    var_d is as small as d.
     """
     shape, (c1, c2) = first.shape, ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
     sums = np.add(first, second, out=scratch("sums", shape))
