@@ -23,8 +23,9 @@ if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
 from basicsr.config.load import load_options, load_test_options, resolved_yaml
-from basicsr.config.yaml_files import key_text, load_yaml
+from basicsr.config.yaml_files import load_yaml
 from basicsr.engine.process.command import run_command
+from basicsr.utils.text import key_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

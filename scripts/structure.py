@@ -239,7 +239,7 @@ def _tiny_run(folder: Path) -> dict[str, Any]:
             "contrastive_opt": {"type": "hybrid", "patch_size": 16, "num_patches": 2, "embed_dim": 16},
             "adversarial_opt": {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 0.01},
         },
-        "logger": {"print_freq": 1000, "save_checkpoint_freq": 1000, "use_tb_logger": False},
+        "logger": {"print_freq": 10**9, "save_checkpoint_freq": 10**9, "use_tb_logger": False},  # never
     }
 
 

@@ -1,4 +1,7 @@
-"""What must hold between several options, and between the options and the disk."""
+"""What must hold between several options, and between the options and the disk; and what looks like a slip.
+
+Each check yields the keys that are wrong, or that a warning is about, with what to say of each.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,17 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from basicsr.config.component_blocks import constructor_of, is_auto
-from basicsr.config.schema import DatasetOptions, FrozenMapping, Options, RowOptions
-from basicsr.config.warnings import num_processors, run_misfits
-from basicsr.config.yaml_entries import KeyPath
-from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY
+from basicsr.config.schema import DatasetOptions, FrozenMapping, Options, RowOptions, thaw
+from basicsr.config.yaml_reader import KeyPath
+from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY, Problem, find_misfits
 from basicsr.utils.text import shortened, shown
 
 Finding = tuple[KeyPath, str]
-"""A key and what is wrong there."""
 
 _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
 _IN_FILE_NAMES = re.compile(r"[\w(\[][^/\\]*\Z")
@@ -29,24 +30,33 @@ _LONGEST_PATH = 500
 _UPSCALE_KEYS = ("upscale", "scale")
 _CHANGES_COLOURS = ("color", "mean", "std")
 _PROGRESSIVE = ("gt_sizes", "mini_batch_sizes", "iters")
+_BUILT_IN_TERMS = {"response": "ResponseDistillation", "contrastive": "HybridContrastive"}
 _NEEDED_BY_AUTO = "is required by {} type: auto, which recognises the network from this file"
+# `x2` of a name: /X2, _x2, {}x2, EDSR_Lx2, 2x_, RealESRGAN_x4plus; not 48x48, box2, x264, X4K1000FPS or X2Y.
+_SCALES = re.compile(
+    r"(?:(?<![A-Za-z0-9])[xX]|(?<=[A-Z])x)([23468]|16)(?![0-9xX]|[A-Z](?![A-Za-z]))|(?<![A-Za-z0-9])([23468]|16)[xX](?![0-9])"
+)
+_NEVER = 10**8  # so many iterations from one event to the next are meant as never
+_RANKS = ("WORLD_SIZE", "SLURM_NTASKS")
+_EMA_LEFT = 0.05  # of the weights that an average began with
+_BENCHMARKS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109")
+_VALUES = ("color", "mean", "std")  # what a network takes, as a dataset makes it
+_INTERVALS = {
+    ("val", "val_freq"): "evaluated",
+    ("logger", "save_checkpoint_freq"): "saved",
+    ("logger", "print_freq"): "logged",
+}
 
 
-def find_conflicts(options: Options, model_type: Any, wrong: Collection[KeyPath]) -> list[Finding]:
-    """Checks options against each other.
-
-    Args:
-        options: typed options.
-        model_type: as it was written, because SRGANModel asks for more than SRModel.
-        wrong: keys whose values are wrong by themselves.
-    """
+def find_conflicts(options: Options, model_type: Any, wrong: Collection[KeyPath]) -> list[Problem]:
+    """Checks options against each other, but for keys in `wrong`; `model_type` is as written: SRGANModel needs more."""
     checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _datasets, _best, _rows]
     checks += [_model, _losses, _schedule, _training_data] if options.is_train else [_testing]
     findings = [finding for check in checks for finding in check(options)]
-    findings += [(key, message) for key, message, is_mistake in run_misfits(options, wrong) if is_mistake]
+    findings += [(key, message) for key, message, is_mistake in _run_misfits(options, wrong) if is_mistake]
     if model_type == "SRGANModel" and options.is_train and options.train and options.train.adversarial_opt is None:
         findings.append((("train", "adversarial_opt"), "model_type SRGANModel needs it (or gan_opt, BasicSR's name)"))
-    return findings
+    return [Problem(*finding) for finding in findings]
 
 
 def _names(options: Options) -> Iterator[Finding]:
@@ -242,8 +252,11 @@ def _distillation(options: Options) -> Iterator[Finding]:
                 f"{block['type']} uses {uses}, and datasets.train.teacher_cache has outputs only; remove teacher_cache,"
                 " or this method",
             )
+        built_in = _BUILT_IN_TERMS.get(name)
         if name in ("pix", "percep"):
             yield at, "is the name of a built-in term; choose another"
+        elif built_in is not None and block.get("type") not in (built_in, None):
+            yield at, f"is the name of a built-in term, a {built_in}; choose another"
         elif not name.isidentifier() or hasattr(nn.ModuleDict(), name):
             yield at, "cannot be a term's name: use letters, digits and _, such as my_hint"
         if getattr(method, "replaces_student", False) and options.path.pretrain_network_g is not None:
@@ -324,19 +337,12 @@ def _testing(options: Options) -> Iterator[Finding]:
 
 
 class Missing(NamedTuple):
-    """A file or folder that is not there.
-
-    Attributes:
-        key: which names it.
-        message: that it is not there.
-        hint: what to do, or where its path ends.
-        above: the first folder of its path that is not there, where this is not the path itself.
-    """
+    """A file or folder that is not there."""
 
     key: KeyPath
     message: str
-    hint: str = ""
-    above: str | None = None
+    hint: str  # what to do, or where its path ends
+    above: str | None = None  # the first folder of its path that is not there, unless that is the path itself
 
 
 def missing_paths(options: Options) -> list[Missing]:
@@ -355,7 +361,7 @@ def missing_paths(options: Options) -> list[Missing]:
             kind = "folder" if name.startswith("dataroot") else "file" if name.startswith("meta_info") else None
             for text in value if isinstance(value, tuple) else (value,):
                 missing += _missing((*at, name), text, kind) if kind is not None and isinstance(text, str) else []
-        workers, processors = dataset.num_worker_per_gpu, num_processors()
+        workers, processors = dataset.num_worker_per_gpu, _num_processors()
         if options.is_train and workers > max(64, 16 * processors):  # the machine would stand still
             message = f"is {workers}, but this machine has {processors} processors"
             missing.append(Missing((*at, "num_worker_per_gpu"), message, f"take {processors}"))
@@ -384,27 +390,20 @@ def _missing(key: KeyPath, path: str, kind: str) -> list[Missing]:
     return [Missing(key, message, hint, above and shortened(above, _LONGEST_PATH))]
 
 
-def without_missing(options: Options, missing: list[Missing]) -> tuple[Options, list[Finding]]:
-    """With `skip_missing`, leaves out the datasets and networks of which files are missing.
+def without_missing(options: Options, missing: list[Missing]) -> tuple[Options, list[Problem]]:
+    """The options, with `skip_missing` without the datasets and networks of which files are missing; and the mistakes.
 
-    Returns:
-        The options, which say in `skipped` what was left out, and the mistakes that remain; those that lack one folder
-        have one message.
+    Those that lack one folder have one message.
     """
     if options.is_train or not options.skip_missing:
         counts = Counter(entry.above for entry in missing)
-        return options, [
-            (entry.key, f"{entry.message}; {entry.hint}")
-            if entry.above is None or counts[entry.above] < 3
-            else (entry.key, f"lies in {entry.above}, which is not there; check its path")
-            for entry in missing
-        ]
+        return options, [_problem(entry, entry.above is not None and counts[entry.above] >= 3) for entry in missing]
     left: dict[str, dict[str, Any]] = {"datasets": dict(options.datasets), "networks": dict(options.networks)}
     skipped, mistakes = [], []
     for entry in missing:
         section, name = str(entry.key[0]), str(entry.key[1])
         if section not in left:
-            mistakes.append((entry.key, f"{entry.message}; {entry.hint}"))
+            mistakes.append(_problem(entry, False))
         elif left[section].pop(name, None) is not None:
             label = options.datasets[name].name if section == "datasets" else name
             skipped.append(f"{label}: {entry.message}")
@@ -414,9 +413,181 @@ def without_missing(options: Options, missing: list[Missing]) -> tuple[Options, 
     return options.model_copy(update={**update, "skipped": tuple(skipped)}), mistakes
 
 
-def nothing_left(options: Options) -> Finding | None:
+def _problem(entry: Missing, names_folder: bool) -> Problem:
+    if names_folder:
+        return Problem(entry.key, f"lies in {entry.above}, which is not there; check its path", at_any_key=True)
+    return Problem(entry.key, f"{entry.message}; {entry.hint}")
+
+
+def nothing_left(options: Options) -> Problem | None:
     """The mistake where `skip_missing` left nothing to test, else None."""
     if not options.skipped or (options.datasets_of("val", "test") and (options.networks or options.network_g)):
         return None
     section = "networks" if options.datasets_of("val", "test") else "datasets"
-    return (section,), f"none of them is there at x{options.scale}: {'; '.join(options.skipped)}"
+    return Problem((section,), f"none of them is there at x{options.scale}: {'; '.join(options.skipped)}")
+
+
+def find_warnings(options: Options) -> list[Problem]:
+    """What is allowed and yet looks like a slip, such as a schedule of a longer run, or does nothing."""
+    checks: list[Callable[[Options], Iterator[Finding]]] = [_other_scales, _borders, _tiles, _loading]
+    checks += [_lengths, _left_over] if options.is_train else [_published]
+    found = [warning for check in checks for warning in check(options)]
+    found += [(key, message) for key, message, is_mistake in _run_misfits(options) if not is_mistake]
+    return [Problem(*warning) for warning in found]
+
+
+def _run_misfits(options: Options, wrong: Collection[KeyPath] = ()) -> Iterator[tuple[KeyPath, str, bool]]:
+    """What the schedule and the methods say of the run, but for those with keys in `wrong`; see `find_misfits`."""
+    train = options.train
+    if not options.is_train or train is None:
+        return
+    from basicsr.optim.schedules import SCHEDULES
+
+    run: dict[str, Any] = {"scale": options.scale, "total_iter": train.total_iter, "ranks": _num_ranks()}
+    if isinstance(lr := train.optim_g.get("lr"), (int, float)):
+        run["lr"] = lr
+    for dataset in options.datasets_of("train").values():
+        run["batch_size"] = min((dataset.batch_size_per_gpu, *(dataset.mini_batch_sizes or ())))
+        if type(size := dataset.arguments.get("gt_size")) is int:
+            run["gt_size"] = min(dataset.gt_sizes or (size,))
+    members: dict[KeyPath, tuple[Callable[..., Any] | None, Mapping[str, Any]]] = {
+        ("train", "distill", name): (constructor_of(METHOD_REGISTRY, block), block)
+        for name, block in train.distill.items()
+    }
+    if train.scheduler is not None:
+        members["train", "scheduler"] = (SCHEDULES.get(train.scheduler.get("type", "")), train.scheduler)
+    for at, (factory, block) in members.items():
+        if factory is not None and not any(key[: len(at)] == at for key in wrong):
+            for key, message, is_mistake in find_misfits(factory, block, run):
+                yield (*at, key), message, is_mistake
+
+
+def _num_ranks() -> int:
+    return max(int(text) for text in (os.environ.get(name, "1") for name in _RANKS) if text.isdigit())
+
+
+def _other_scales(options: Options) -> Iterator[Finding]:
+    """Texts that name a scale, but not this one."""
+    data = thaw(options)
+    texts: list[tuple[KeyPath, Any]] = [((key,), data.get(key)) for key in ("name", "path", "datasets", "networks")]
+    texts += [(("train", "distill"), thaw(options.train.distill) if options.train is not None else None)]
+    for key, text in (found for at, value in texts for found in _texts(value, at)):
+        if key == ("path", "pretrain_network_g") and not options.path.strict_load_g:
+            continue  # to begin with the weights of another scale is usual
+        scales = {int(first or second) for first, second in _SCALES.findall(text)}
+        if scales and options.scale not in scales:
+            named = " and ".join(f"x{scale}" for scale in sorted(scales))
+            yield (
+                key,
+                f"{shown(text)} says {named}, but scale is {options.scale}; if it was copied from there, change it"
+                " ({scale} stands for the scale)",
+            )
+
+
+def _texts(value: Any, key: KeyPath) -> Iterator[Finding]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, (dict, list)):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(inner, (*key, name))
+
+
+def _borders(options: Options) -> Iterator[Finding]:
+    usual = options.scale if options.scale > 1 else 0
+    for name, block in options.val.metrics.items():
+        border = block.get("crop_border", usual)
+        if border not in (usual, usual + 6):  # the latter is that of DIV2K's challenges
+            yield (
+                ("val", "metrics", name, "crop_border"),
+                f"is {border}, but scale is {options.scale}: published figures leave out {usual} pixels at each edge;"
+                " leave crop_border out, and it follows the scale",
+            )
+
+
+def _tiles(options: Options) -> Iterator[Finding]:
+    tile, overlap = options.val.tile, options.val.tile_overlap
+    if tile is not None and overlap is not None and overlap > tile:
+        yield ("val", "tile_overlap"), f"is {overlap}, more than tile {tile}: most pixels are computed many times"
+    elif tile is None and overlap is not None:
+        yield ("val", "tile_overlap"), f"is {overlap}, but there is no val.tile: images are run whole"
+
+
+def _published(options: Options) -> Iterator[Finding]:
+    from basicsr.config.published import published_rows
+
+    backbone = options.report.published
+    if backbone is not None and not published_rows(backbone, options.scale):
+        yield ("report", "published"), f"has no figures of {backbone} at scale {options.scale}; none are shown"
+
+
+def _lengths(options: Options) -> Iterator[Finding]:
+    train, total = options.train, options.train.total_iter
+    if train.warmup_iter >= total:
+        message = f"is {train.warmup_iter}, but total_iter is {total}: training ends before the rate has reached lr"
+        yield ("train", "warmup_iter"), message
+    for (section, key), done in _INTERVALS.items():
+        value = getattr(getattr(options, section), key)
+        is_given = key in getattr(options, section).model_fields_set
+        if is_given and total < value < _NEVER and (section != "val" or options.datasets_of("val")):
+            yield (section, key), f"is {value}, but total_iter is {total}: it is {done} at the end alone"
+    left = train.ema_decay**total
+    if left > _EMA_LEFT:
+        highest = 1 - float(f"{5 / total:.2g}")  # leaves less than 1% of them
+        remedy = f"take {highest:.10g} or less" if total > 5 else "take 0, for none"
+        yield (
+            ("train", "ema_decay"),
+            f"is {train.ema_decay:g}: after total_iter {total} the average still holds {left:.0%} of the weights that"
+            f" training began with; {remedy}",
+        )
+
+
+def _loading(options: Options) -> Iterator[Finding]:
+    for key, dataset in options.datasets.items():
+        at = ("datasets", key)
+        folders = {name: str(value) for name, value in dataset.arguments.items() if name.startswith("dataroot")}
+        for name, folder in folders.items() if dataset.name in _BENCHMARKS else ():
+            others = [part for part in re.split(r"[/\\]", folder) if part in _BENCHMARKS]
+            if others and dataset.name not in others:
+                yield (*at, name), f"is a folder of {others[-1]}, but the dataset is named {dataset.name}"
+        if not options.is_train:
+            continue
+        workers, processors = dataset.num_worker_per_gpu, _num_processors()
+        if workers > 4 * processors:
+            message = f"is {workers}, but this machine has {processors} processors, and each worker needs one; lower it"
+            yield (*at, "num_worker_per_gpu"), message
+        total, ends = options.train.total_iter, list(accumulate(dataset.iters or ()))
+        reached = 1 + sum(end < total for end in ends[:-1])
+        if dataset.phase == "train" and reached < len(ends):
+            message = (
+                f"has {len(ends)} stages, but total_iter {total} ends in stage {reached}; the others are not reached"
+            )
+            yield (*at, "iters"), message
+        for trained in options.datasets_of("train").values() if dataset.phase == "val" else ():
+            for name in _VALUES:
+                given, other = dataset.arguments.get(name), trained.arguments.get(name)
+                if given != other:
+                    yield (
+                        (*at, name),
+                        f"is {shown(given)}, but that of training is {shown(other)}: the network is evaluated on"
+                        " values that it has not learned; make them equal",
+                    )
+
+
+def _left_over(options: Options) -> Iterator[Finding]:
+    """Parts of a loss or a model that the run does not have."""
+    path, train = options.path, options.train
+    of_adversary: dict[KeyPath, Any] = {
+        ("network_d",): options.network_d,
+        ("train", "optim_d"): train.optim_d,
+        ("path", "pretrain_network_d"): path.pretrain_network_d,
+    }
+    for key, given in of_adversary.items() if train.adversarial_opt is None else ():
+        if given is not None:
+            yield key, "is not used, as there is no train.adversarial_opt (gan_opt); give it, or remove this"
+    if options.model_type != "KDModel" and path.pretrain_network_t is not None:
+        yield ("path", "pretrain_network_t"), f"is not used, as model_type is {options.model_type}; remove it"
+
+
+def _num_processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -64,26 +64,3 @@ def _unknown(text: str, known: Sequence[str], given: str | None) -> str:
     if text.endswith((".yml", ".yaml")):
         return f"{message}: {'one options file at a time' if given is not None else f'write -opt {text}'}"
     return message
-
-
-def gathered(overrides: Sequence[str]) -> list[tuple[str, str | None]]:
-    """The overrides of `--force_yml`, each with the remedy if spaces split it, else None.
-
-    `train:total_iter 5`, `train:total_iter = 5` and `milestones=[5, 6]` reach the program as several arguments.
-    """
-    groups: list[list[str]] = []
-    for text in overrides:
-        value = " ".join(groups[-1]).partition("=")[2] if groups else ""
-        is_open = not value.strip() or any(value.count(left) > value.count(right) for left, right in ("[]", "{}"))
-        if groups and is_open and not re.match(r"[\w.:]+=[^=]", text):
-            groups[-1].append(text)
-        else:
-            groups.append([text])
-    return [(" ".join(group), None if len(group) == 1 else _without_spaces(group)) for group in groups]
-
-
-def _without_spaces(group: Sequence[str]) -> str:
-    key, equals, value = " ".join(group).partition("=")
-    if not equals:
-        key, value = group[0], " ".join(group[1:])
-    return f"holds blanks, which take it apart; write {key.strip(' :')}={value.replace(' ', '')}, or put it in quotes"

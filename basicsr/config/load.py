@@ -1,9 +1,16 @@
-"""From an options file and a command line to typed options, or to one message that names every mistake."""
+"""From an options file and a command line to typed options, or to one message that names every mistake.
+
+The options are read, older names are replaced by today's (`Normalised`), and the result is validated once.
+"""
 
 from __future__ import annotations
 
+import glob
+import inspect
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -11,30 +18,55 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from basicsr.config.checks import find_conflicts, missing_paths, nothing_left, without_missing
-from basicsr.config.command_line import gathered
+from basicsr.config.checks import find_conflicts, find_warnings, missing_paths, nothing_left, without_missing
 from basicsr.config.command_line import parse_arguments as parse_arguments
-from basicsr.config.component_blocks import UNCHECKED
-from basicsr.config.normalise import OLDER_NAMES, Normalised
-from basicsr.config.schema import Options, thaw
-from basicsr.config.warnings import find_warnings
-from basicsr.config.yaml_entries import lines_of
+from basicsr.config.component_blocks import UNCHECKED, constructor_of
+from basicsr.config.schema import SET_BY_THE_COMMAND, Options, thaw
 from basicsr.config.yaml_files import (
-    OVERRIDE_FILE,
     Document,
-    KeyPath,
-    LocatedProblem,
-    Position,
+    apply_overrides,
     document_from_mapping,
     document_from_text,
     dump_yaml,
+    lines_of,
     load_yaml,
 )
+from basicsr.config.yaml_reader import PAIRS, KeyPath, LocatedProblem
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import get_root_logger
-from basicsr.utils.registry import REQUIRED, Problem, problems_of
-from basicsr.utils.text import one_line
+from basicsr.utils.ranges import LARGEST_SCALE
+from basicsr.utils.registry import METRIC_REGISTRY, REQUIRED, Problem, problems_of
+from basicsr.utils.text import nearest, shown
 
+# All control characters but tab and line ends, and halves of surrogate pairs, which UTF-8 cannot hold.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_CONTROL_OR_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SCALE = re.compile(r"[xX](\d+|\{scale\})")
+_DATASET_KEY = re.compile(r"train|(val|test)(_\w+)?")
+_TERM = ("train", "distill")
+OLDER_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("discriminator",): ("network_d",),
+    ("train", "gan_opt"): ("train", "adversarial_opt"),
+    ("train", "resp_kd_opt"): (*_TERM, "response"),
+    ("train", "contrastive_opt"): (*_TERM, "contrastive"),
+}
+"""Keys of BasicSR's and of earlier versions, and those that stand for them; see also `_term_of`."""
+_NULL_REMOVES = (("datasets",), ("networks",), ("val", "metrics"), _TERM)
+_DEBUG_FREQUENCIES = {"val": {"val_freq": 8}, "logger": {"print_freq": 1, "save_checkpoint_freq": 8}}
+_REAL_ESRGAN = "belongs to BasicSR's Real-ESRGAN models, which make their inputs as they train; remove it"
+_VIDEO = "belongs to BasicSR's video models, which are not part of this framework; remove it"
+_STYLEGAN = "belongs to BasicSR's StyleGAN2 and HiFaceGAN models, which are not part of this framework; remove it"
+_REFUSED: dict[KeyPath, str] = {
+    **{(key,): _REAL_ESRGAN for key in ("gt_usm", "l1_gt_usm", "percep_gt_usm", "gan_gt_usm")},
+    **{(key,): _REAL_ESRGAN for key in ("high_order_degradation", "queue_size")},
+    **{("train", key): _VIDEO for key in ("fix_flow", "flow_lr_mul", "dcn_lr_mul", "tsa_iter")},
+    **{("train", key): _STYLEGAN for key in ("r1_reg_weight", "path_reg_weight", "path_batch_shrink", "mixing_prob")},
+    **{("train", key): _STYLEGAN for key in ("net_g_reg_every", "net_d_reg_every", "feature_matching_opt")},
+    ("train", "ldl_opt"): "BasicSR's LDL artifact loss is not part of this framework; remove it",
+    ("train", "use_grad_clip"): (
+        "does not say how large a gradient may be; write grad_clip: 0.01 (Restormer's and NAFNet's norm)"
+    ),
+}
 # What stands for required values that are missing or wrong while the rest is checked.
 _STAND_INS: dict[KeyPath, Any] = {
     ("name",): "name",
@@ -114,18 +146,13 @@ def load_test_options(
     loaded = [checked.options for checked in each if checked.options is not None]
     if len({options.name for options in loaded}) > 1:
         message = "must be the same for all scales, which share a folder; take {scale} out"
-        raise OptionsError(_report([each[0].located(("name",), message)], source))
+        raise OptionsError(_report([each[0].located(Problem(("name",), message))], source))
     _warn([warning for checked in each for warning in checked.warnings()], warn)
     return loaded
 
 
 class _Checked:
-    """A document as options, and what is wrong with it.
-
-    Attributes:
-        problems: the mistakes, each with its place.
-        options: what is right of it; None where not even that makes options.
-    """
+    """A document's `options`, as far as they are right, and its `problems`, each with its position."""
 
     def __init__(
         self,
@@ -150,42 +177,43 @@ class _Checked:
         if self.options is not None:
             wrong = [problem.key for problem in problems]
             model_type = document.data().get("model_type")
-            later = find_conflicts(self.options, model_type, wrong) if has_scale else []
+            later: list[Problem] = []
+            if has_scale:
+                later += find_conflicts(self.options, model_type, wrong)
             if paths:
                 self.options, missing = without_missing(self.options, missing_paths(self.options))
-                later += [finding for finding in missing if has_scale or "{scale}" not in finding[1]]
-            problems += [Problem(*finding) for finding in later if not _follows(finding[0], dropped)]
+                later += [problem for problem in missing if has_scale or "{scale}" not in problem.what]
+            problems += [problem for problem in later if not _follows(problem.key, dropped)]
         self.problems = list(document.problems)
-        told = {problem.key for problem in self.problems if problem.is_of_value}
+        reported = {problem.key for problem in self.problems if problem.is_of_value}
         for problem in problems:
-            key = self._normalised.as_written(problem.key)
-            if key not in told:
-                self.problems.append(self.located(problem.key, self._as_written(problem).message))
-                told.add(key)
+            located = self.located(problem)
+            if located.key not in reported:
+                self.problems.append(located)
+                reported.add(located.key)
 
-    def _as_written(self, problem: Problem) -> Problem:
-        """The problem with its key, and those that are allowed beside it, as the user writes them."""
+    def located(self, problem: Problem) -> LocatedProblem:
+        """The problem with its key, and those that are allowed beside it, as the user writes them, and its position."""
         rename = self._normalised.as_written
-        allowed, around = problem.allowed, problem.key[:-1]
-        if problem.is_unknown_key and allowed is not None:
-            written = [rename((*around, name)) for name in allowed]
-            beside = rename(around)
-            allowed = [str(key[-1]) if key[:-1] == beside else name for key, name in zip(written, allowed, strict=True)]
-        return replace(problem, key=rename(problem.key), allowed=allowed)
-
-    def located(self, key: KeyPath, message: str) -> LocatedProblem:
-        """A problem with the key as it was written, and where."""
-        written = self._normalised.as_written(key)
-        return LocatedProblem(self._document.position(written), written, message)
+        if problem.is_unknown_key and problem.allowed is not None:
+            around = problem.key[:-1]
+            allowed = []
+            for name in problem.allowed:
+                written = rename((*around, name))
+                allowed.append(str(written[-1]) if written[:-1] == rename(around) else name)
+            problem = replace(problem, allowed=allowed)
+        key = rename(problem.key)
+        problem = replace(problem, key=key)
+        return LocatedProblem(self._document.position(key), key, problem.message, at_any_key=problem.at_any_key)
 
     def nothing_left(self) -> LocatedProblem | None:
         """The mistake where `skip_missing` left nothing to test."""
-        finding = nothing_left(self.options) if self.options is not None else None
-        return self.located(*finding) if finding is not None else None
+        problem = nothing_left(self.options) if self.options is not None else None
+        return self.located(problem) if problem is not None else None
 
     def warnings(self) -> list[LocatedProblem]:
         """What is allowed and yet looks like a slip."""
-        return [self.located(*warning) for warning in find_warnings(self.options)] if self.options else []
+        return [self.located(warning) for warning in find_warnings(self.options)] if self.options else []
 
 
 def _typed(data: dict[str, Any]) -> tuple[list[Problem], Collection[KeyPath], Options | None]:
@@ -233,12 +261,10 @@ def _follows(key: KeyPath, changed: Collection[KeyPath]) -> bool:
 def _changed(data: dict[str, Any], changes: Mapping[KeyPath, Any]) -> dict[str, Any]:
     copy = deepcopy(data)
     for key, value in changes.items():
-        holder: Any = copy
-        for part in key[:-1]:
-            holder = holder.get(part) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and value is None:
+        holder = _section(copy, key[:-1])
+        if value is None:
             holder.pop(key[-1], None)
-        elif isinstance(holder, dict):
+        else:
             holder[key[-1]] = value
     return copy
 
@@ -253,16 +279,7 @@ def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> D
         document = document_from_mapping(source, keep_going=True)
     else:
         document = load_yaml(source, keep_going=True)
-    position = Position(OVERRIDE_FILE)
-    for override, split in gathered(overrides):
-        try:
-            if split is not None:
-                raise OptionsError(one_line(f"{OVERRIDE_FILE}: '{override}': {split}"))
-            document.set(override)
-        except OptionsError as error:
-            for line in str(error).splitlines():
-                message = line.removeprefix(f"{OVERRIDE_FILE}: ")
-                document.problems.append(LocatedProblem(position, (), message, is_of_value=False))
+    apply_overrides(document, overrides)
     return document
 
 
@@ -294,6 +311,13 @@ def dict2str(opt: Mapping[str, Any], indent_level: int = 1) -> str:
     return "\n" + lines
 
 
+def _section(data: Any, key: KeyPath) -> dict[Any, Any]:
+    """The mapping at `key`; an empty one where there is none."""
+    for part in key:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
 def _with_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_tuples(entry) for key, entry in value.items()}
@@ -307,3 +331,215 @@ def _report(problems: list[LocatedProblem], source: str | Path | Mapping[str, An
     name = "the options" if isinstance(source, Mapping) else str(source)
     count = "one mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
     return "\n".join([f"{name}: {count}", *lines])
+
+
+class Normalised:
+    """Options in today's form, as `data` of dicts, lists and scalars; `problems` are what was refused and left out.
+
+    `written` has, by today's key, or by one around it, the key that was written in its place.
+    """
+
+    def __init__(self, document: Document, training: bool, *, debug: bool = False, scale: int | None = None) -> None:
+        self.data = document.data()
+        self.problems: list[Problem] = []
+        self.written: dict[KeyPath, KeyPath] = {}
+        given = self.data.get("scale") if scale is None else scale
+        if type(given) is int:
+            self.data = _with_scale({**self.data, "scale": given}, given)
+        _apply_debug(self.data, debug, training)
+        self.data = self._cleaned(self.data, ())
+        self._rename(document)
+        self._refuse(training)
+        for name in ("val", "report", "logger", "path", "dist_params", "datasets", "networks"):
+            if self.data.get(name) is None:
+                self.data.pop(name, None)
+        for key in _NULL_REMOVES:
+            section = self._section(*key)
+            for name in [name for name, value in section.items() if value is None]:
+                del section[name]
+        self._fill_datasets(document)
+        self._fill_metrics()
+        _expand_users(self._section("path"))
+        for row in self._section("networks"):
+            _expand_users(self._section("networks", row))
+            self._find_weights(row)
+
+    def as_written(self, key: KeyPath) -> KeyPath:
+        """The key that the user wrote, as in `train.contrastive_opt.type` for `train.distill.contrastive.mode`."""
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.written:
+                return (*self.written[key[:length]], *key[length:])
+        return key
+
+    def _section(self, *key: str | int) -> dict[Any, Any]:
+        return _section(self.data, key)
+
+    def _cleaned(self, value: Any, key: KeyPath) -> Any:
+        """The value without texts and keys that hold what no file's name and no terminal can show."""
+        if isinstance(value, str) and (found := _CONTROL.search(value)):
+            self.problems.append(Problem(key, _control(found)))
+            return None
+        if isinstance(value, list):
+            return [self._cleaned(inner, (*key, index)) for index, inner in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        for name in value:
+            if found := _CONTROL_OR_LINE.search(name):
+                self.problems.append(Problem((*key, name), f"unknown key: {_control(found)}"))
+        names = [name for name in value if not _CONTROL_OR_LINE.search(name)]
+        return {name: self._cleaned(value[name], (*key, name)) for name in names}
+
+    def _rename(self, document: Document) -> None:
+        train = self._section("train")
+        terms: dict[str, Any] = {}
+        for old, new in OLDER_NAMES.items():
+            section = self._section(*old[:-1])
+            if old[-1] not in section:
+                continue
+            value = section.pop(old[-1])
+            if new[-1] in self._section(*new[:-1]):
+                stands = document.position(new)
+                name = ".".join(map(str, new[len(old) - 1 :]))
+                self.problems.append(Problem(old, f"is an older name of {name}, which stands at {stands}; keep one"))
+            elif value is not None:
+                self.written[new] = old
+                holder, value = (terms, self._term_of(old, value)) if new[:-1] == _TERM else (section, value)
+                holder[new[-1]] = value
+        if terms and isinstance(train.setdefault("distill", {}), dict):
+            train["distill"] = {**terms, **train["distill"]}
+
+    def _term_of(self, old: KeyPath, value: Any) -> Any:
+        """`resp_kd_opt` is the criterion of a term; `contrastive_opt`'s `type` (image, patch, hybrid) is its `mode`."""
+        if old[-1] == "resp_kd_opt":
+            self.written["train", "distill", "response", "criterion"] = old
+            return {"type": "ResponseDistillation", "criterion": value}
+        if not isinstance(value, dict):
+            return value
+        if "mode" in value:
+            self.problems.append(Problem((*old, "mode"), "unknown key; write it as type: image, patch or hybrid"))
+        self.written["train", "distill", "contrastive", "mode"] = (*old, "type")
+        arguments = {key: entry for key, entry in value.items() if key not in ("type", "mode")}
+        mode = {"mode": value["type"]} if "type" in value else {}
+        return {"type": "HybridContrastive", **mode, **arguments}
+
+    def _refuse(self, training: bool) -> None:
+        for key, reason in _REFUSED.items():
+            if self._section(*key[:-1]).pop(str(key[-1]), None) not in (None, False):
+                self.problems.append(Problem(key, reason))
+        for name in SET_BY_THE_COMMAND:
+            if name in self.data:
+                del self.data[name]
+                self.problems.append(Options.unknown_key((name,)))
+        if self.data.pop("is_train", training) is not training:
+            command = "train.py" if training else "test.py"
+            what = f"is set by the command; {command} makes it {str(training).lower()}; remove it"
+            self.problems.append(Problem(("is_train",), what))
+
+    def _fill_datasets(self, document: Document) -> None:
+        datasets = self._section("datasets")
+        for key, block in list(datasets.items()):
+            at = ("datasets", key)
+            if not _DATASET_KEY.fullmatch(key):
+                near = nearest(key.partition("_")[0], ["train", "val", "test"])
+                allowed = "allowed: train, val, val_1, ..., test, test_1, ..."
+                self.problems.append(Problem(at, f"unknown key{near}; {allowed}"))
+                del datasets[key]
+            elif isinstance(block, dict):
+                filled = {"phase": key.split("_")[0]}
+                if "scale" in self.data:
+                    filled["scale"] = self.data["scale"]
+                for name, value in filled.items():
+                    given = block.get(name, value)
+                    if given != value:
+                        text = "another" if isinstance(given, (dict, list)) else shown(given)
+                        what = f"is filled in: {value!r} here, got {text}; remove it"
+                        self.problems.append(Problem((*at, name), what))
+                block.update(filled)
+                self.problems += _halves(document, key)
+                _expand_users(block, ("dataroot", "meta_info"))
+
+    def _fill_metrics(self) -> None:
+        """Sets `crop_border` of the metrics that take one and do not set it: as at the top level, else the scale."""
+        border, source = self.data.get("crop_border"), "crop_border"
+        if border is None:
+            if "scale" not in self.data:
+                return
+            scale, source = self.data["scale"], "scale"
+            is_border = type(scale) is int and 1 < scale <= LARGEST_SCALE  # at 1 nothing is left out
+            border = scale if is_border else 0
+        for name, block in self._section("val", "metrics").items():
+            if not isinstance(block, dict) or "crop_border" in block:
+                continue
+            function = constructor_of(METRIC_REGISTRY, block)
+            if function is not None and "crop_border" in inspect.signature(function).parameters:
+                block["crop_border"] = border
+                self.written["val", "metrics", name, "crop_border"] = (source,)
+
+    def _find_weights(self, row: str) -> None:
+        """Puts the one file that matches a row's `path`, which may hold wildcards, in its place."""
+        block = self._section("networks", row)
+        path = block.get("path")
+        if not isinstance(path, str) or os.path.exists(path):
+            return
+        matches = sorted(glob.glob(path))
+        if len(matches) > 1:
+            what = f"{path} matches {len(matches)} files, {matches[0]} and {matches[1]} among them; name one"
+            self.problems.append(Problem(("networks", row, "path"), what))
+        elif matches:
+            block["path"] = matches[0]
+
+
+def todays_name(option: str) -> str:
+    """Today's name of a file of weights that an earlier version has saved a digest of."""
+    return option.replace("train.resp_kd_opt.", "train.distill.response.criterion.")
+
+
+def _with_scale(value: Any, scale: int) -> Any:
+    """The value with the scale in the place of `{scale}`, as a number where that is all of a text."""
+    if isinstance(value, str):
+        return scale if value == "{scale}" else value.replace("{scale}", str(scale))
+    if isinstance(value, dict):
+        return {key: _with_scale(inner, scale) for key, inner in value.items()}
+    return [_with_scale(inner, scale) for inner in value] if isinstance(value, list) else value
+
+
+def _apply_debug(data: dict[str, Any], debug: bool, training: bool) -> None:
+    """BasicSR's --debug, also for names that begin with 'debug': short intervals, and a name that says so."""
+    name = data.get("name")
+    if not isinstance(name, str):
+        return
+    if debug and not name.startswith("debug"):
+        data["name"] = f"debug_{name}"
+    if training and data["name"].startswith("debug"):
+        for section, frequencies in _DEBUG_FREQUENCIES.items():
+            if isinstance(data.setdefault(section, {}), dict):
+                data[section].update(frequencies)
+
+
+def _control(found: re.Match[str]) -> str:
+    return f"holds the control character U+{ord(found.group()):04X}; take it out"
+
+
+def _halves(document: Document, key: str) -> Iterator[Problem]:
+    """Problems of a folder that was replaced where the other one of its pair is still a base's."""
+    block = document.root.value["datasets"].value[key].value
+    for pair in PAIRS:
+        for half, other in (pair, pair[::-1]):
+            entry, kept = block.get(half), block.get(other)
+            if entry is None or entry.replaced is None or kept is None or kept.value is None:
+                continue
+            if _SCALE.sub("", str(entry.value)) == _SCALE.sub("", str(entry.replaced.value)):
+                continue  # the same images at another scale
+            folder = "a list" if isinstance(kept.value, list) else shown(kept.value)
+            what = (
+                f"replaces the folder of {entry.replaced.position}, but {other} is still {folder} of {kept.position}:"
+                " their images would be taken for pairs; give both (again where it is meant)"
+            )
+            yield Problem(("datasets", key, half), what)
+
+
+def _expand_users(block: dict[str, Any], beginnings: tuple[str, ...] = ("",)) -> None:
+    """Puts the home folder in the place of `~` in texts whose key begins so."""
+    for name, value in block.items():
+        if isinstance(value, str) and value.startswith("~") and name.startswith(beginnings):
+            block[name] = os.path.expanduser(value)

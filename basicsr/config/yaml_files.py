@@ -13,29 +13,34 @@ Differences from PyYAML's safe loader, each of which has cost somebody a trainin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from basicsr.config.yaml_entries import (
+import yaml
+
+from basicsr.config.yaml_reader import (
+    BASE_KEY,
+    MAX_DEPTH,
+    TAG,
     Entry,
     KeyPath,
+    Loader,
     LocatedProblem,
     Position,
-    key_text,
-    merge_entries,
+    Reader,
+    ReadError,
     note_halves,
+    read_error,
 )
-from basicsr.config.yaml_reader import BASE_KEY, Reader
-from basicsr.config.yaml_scalars import MAX_DEPTH, dump_yaml
-from basicsr.utils.errors import OptionsError
-from basicsr.utils.text import one_line, shortened
-
-__all__ = ["Document", "Entry", "KeyPath", "LocatedProblem", "Position", "dump_yaml", "key_text", "merge_entries"]
+from basicsr.utils.text import key_text, one_line, shortened
 
 OVERRIDE_FILE = "--force_yml"
 _CHOSEN_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
+_UNUSUAL_LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
+_FEWEST_GROUPED = 3
+_MOST_PLACES = 5
 
 
 @dataclass
@@ -69,7 +74,7 @@ class Document:
         What begins with `{}` or `{scale}` is text, such as `{}x2`, quotes or not; `{}` alone is so for `filename_tmpl`.
 
         Raises:
-            OptionsError: the text is not of that form, or the key leads through what is not a mapping.
+            ReadError: the text is not of that form, or the key leads through what is not a mapping.
         """
         position = Position(OVERRIDE_FILE)
         key_part, equals, text = override.partition("=")
@@ -97,39 +102,65 @@ class Document:
 def load_yaml(path: str | Path, *, keep_going: bool = False) -> Document:
     """Reads an options file and the files it builds on.
 
-    Args:
-        path: the file.
-        keep_going: add values that cannot be read (tags, keys that are not text) to the document's `problems` and
-            skip them, so that the rest can be checked; otherwise they raise.
+    With `keep_going` values that cannot be read (tags, keys that are not text) are added to the document's `problems`
+    and skipped, so that the rest can be checked; otherwise they raise.
 
     Raises:
-        OptionsError: a file is missing, empty, too large, not UTF-8, not YAML, no mapping, or builds on itself.
+        ReadError: a file is missing, empty, too large, not UTF-8, not YAML, no mapping, or builds on itself.
     """
     reader = Reader(keep_going)
-    return Document(reader.read_file(str(path), Position(str(path)), ()), reader.problems)
+    return Document(reader.read_file(str(path), None, ()), reader.problems)
 
 
 def document_from_text(text: str, name: str) -> Document:
-    """Reads options from YAML text that errors call `name`, within the limits of files.
-
-    Raises:
-        OptionsError: it is no mapping, or not YAML within the limits.
-    """
+    """Reads options from YAML text that errors call `name`, within the limits of files; raises as `load_yaml`."""
     reader = Reader()
     root = reader.read_text(text, Position(name), ())
     if not isinstance(root.value, dict):
-        raise OptionsError(f"{name}: options are a mapping of keys to values")
+        raise read_error(Position(name), "options are a mapping of keys to values")
     return Document(root, reader.problems)
 
 
 def document_from_mapping(data: Mapping[str, Any], *, keep_going: bool = False) -> Document:
-    """Wraps options given as a mapping; `_base_` paths in it are relative to the working directory.
-
-    Raises:
-        OptionsError: a key is not text (unless `keep_going`), or a file it builds on cannot be read.
-    """
+    """As `load_yaml` for a mapping; `_base_` paths in it are relative to the working directory."""
     reader = Reader(keep_going)
     return Document(reader.read_mapping(data, Position("options")), reader.problems)
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Sets the keys of `--force_yml`, in order; what cannot be set is added to the document's problems."""
+    position = Position(OVERRIDE_FILE)
+    for override, remedy in _gathered(overrides):
+        try:
+            if remedy is not None:
+                raise read_error(position, f"'{override}': {remedy}")
+            document.set(override)
+        except ReadError as error:
+            problem = LocatedProblem(error.position or position, (), error.message, is_of_value=False)
+            document.problems.append(problem)
+
+
+def _gathered(overrides: Sequence[str]) -> list[tuple[str, str | None]]:
+    """The overrides, each with the remedy if spaces split it, else None.
+
+    `train:total_iter 5`, `train:total_iter = 5` and `milestones=[5, 6]` reach the program as several arguments.
+    """
+    groups: list[list[str]] = []
+    for text in overrides:
+        value = " ".join(groups[-1]).partition("=")[2] if groups else ""
+        is_open = not value.strip() or any(value.count(left) > value.count(right) for left, right in ("[]", "{}"))
+        if groups and is_open and not re.match(r"[\w.:]+=[^=]", text):
+            groups[-1].append(text)
+        else:
+            groups.append([text])
+    return [(" ".join(group), None if len(group) == 1 else _without_spaces(group)) for group in groups]
+
+
+def _without_spaces(group: Sequence[str]) -> str:
+    key, equals, value = " ".join(group).partition("=")
+    if not equals:
+        key, value = group[0], " ".join(group[1:])
+    return f"holds blanks, which take it apart; write {key.strip(' :')}={value.replace(' ', '')}, or put it in quotes"
 
 
 def _meant(override: str) -> str:
@@ -167,8 +198,8 @@ def _require_key(override: str, keys: Sequence[str], depth: int, section: Entry)
     raise _refusal(override, f"keys are joined by colons: did you mean {written}={override.partition('=')[2]}")
 
 
-def _refusal(override: str, message: str) -> OptionsError:
-    return OptionsError(one_line(f"{OVERRIDE_FILE}: '{shortened(override)}': {message}"))
+def _refusal(override: str, message: str) -> ReadError:
+    return read_error(Position(OVERRIDE_FILE), f"'{shortened(override)}': {message}")
 
 
 def _plain(entry: Entry) -> Any:
@@ -187,3 +218,57 @@ def _positions(entry: Entry, key: KeyPath) -> Iterator[tuple[KeyPath, Position]]
     elif isinstance(entry.value, list):
         for index, value in enumerate(entry.value):
             yield from _positions(value, (*key, index))
+
+
+def lines_of(problems: Iterable[LocatedProblem]) -> list[str]:
+    """The problems as lines in the order of the files; three or more of one cause share a line with their places."""
+    ordered = sorted(dict.fromkeys(problems), key=lambda problem: (problem.position.file, problem.position.line or 0))
+    groups: dict[tuple[str, str], list[LocatedProblem]] = {}
+    for problem in ordered:
+        groups.setdefault(_cause(problem), []).append(problem)
+    lines: dict[str, None] = {}
+    for problem in ordered:
+        group = groups[_cause(problem)]
+        if len(group) < _FEWEST_GROUPED:
+            lines[str(problem)] = None
+        elif problem is group[0]:
+            lines[one_line(f"{problem}; likewise {_places(group)}")] = None
+    return list(lines)
+
+
+def _cause(problem: LocatedProblem) -> tuple[str, str]:
+    names = [part for part in problem.key if isinstance(part, str)]
+    return problem.message, "" if problem.at_any_key or not names else names[-1]
+
+
+def _places(group: Sequence[LocatedProblem]) -> str:
+    """Where else a problem is, as `7 more: val.metrics.a (base.yml:7), ...`."""
+    first, *others = group
+    shown = []
+    for other in others[:_MOST_PLACES]:
+        where = str(other.position) if other.position.file != first.position.file else f"line {other.position.line}"
+        shown.append(key_text(other.key) + ("" if other.position == first.position else f" ({where})"))
+    return f"{len(others)} more: {', '.join(shown)}{', ...' if len(others) > _MOST_PLACES else ''}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes all text that PyYAML or `Loader` would read as something else."""
+
+    yaml_implicit_resolvers = {
+        first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *resolvers]
+        for first, resolvers in {**yaml.SafeDumper.yaml_implicit_resolvers, **Loader.yaml_implicit_resolvers}.items()
+    }
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """PyYAML would read line ends other than LF, written as they are, as LF or as a space."""
+    return dumper.represent_scalar(TAG + "str", text, style='"' if _UNUSUAL_LINE_ENDS.search(text) else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_implicit_resolver(TAG + "null", re.compile("^None$"), ["N"])
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Plain dicts, lists and scalars as YAML that `load_yaml` reads back equal."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)

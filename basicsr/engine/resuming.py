@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basicsr.config.load import load_options, no_warning
-from basicsr.config.normalise import Normalised, todays_name
+from basicsr.config.load import Normalised, load_options, no_warning, todays_name
 from basicsr.config.schema import Options, thaw
 from basicsr.config.yaml_files import document_from_text
 from basicsr.distill.base import criterion_scope

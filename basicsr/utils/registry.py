@@ -45,6 +45,7 @@ class Problem:
     given: Any = _NOTHING  # the value that the message shows, or the name that is none of `allowed`
     allowed: Sequence[str] | None = None  # the keys or names that there are
     also: Sequence[str] = ("_base_",)  # further keys that may have been meant
+    at_any_key: bool = False  # whether the same message at other keys has the same cause
 
     @property
     def is_unknown_key(self) -> bool:

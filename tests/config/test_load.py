@@ -256,6 +256,11 @@ def test_options_survive_pickling_and_hold_no_part_of_the_input(options):
         ("train.distill", {"response": {"type": "ResponseDistillation"}},
          "train.resp_kd_opt: is an older name of distill.response, which stands at options; keep one"),
         ("train.distill", {"pix": {"type": "ResponseDistillation"}}, "is the name of a built-in term"),
+        (
+            "train.distill",
+            {"response": {"type": "HybridContrastive"}},
+            "train.distill.response: is the name of a built-in term, a ResponseDistillation; choose another",
+        ),
         ("train.distill", {"a.b": {"type": "ResponseDistillation"}}, "cannot be a term's name"),
         ("train.distill", {"keys": {"type": "ResponseDistillation"}}, "cannot be a term's name"),
         ("train.distill", {"more": {"type": "Respons"}}, "train.distill.more.type: no distillation method is called"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.tiny_run import EDSR
 
-from basicsr.config import warnings as options_warnings
+from basicsr.config import checks
 from basicsr.config.load import load_options, load_test_options, no_warning
 from basicsr.config.yaml_files import load_yaml
 from basicsr.optim.ema import Ema
@@ -226,7 +226,7 @@ def test_stages_that_are_not_reached_are_told():
 
 
 def test_workers_are_held_against_the_machines_processors(monkeypatch, tmp_path):
-    monkeypatch.setattr(options_warnings.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(checks.os, "sched_getaffinity", lambda pid: {0, 1})
     assert warnings(training(), overrides=["datasets:train:num_worker_per_gpu=8"]) == []
     (line,) = warnings(training(), overrides=["datasets:train:num_worker_per_gpu=9"])
     assert "num_worker_per_gpu: is 9, but this machine has 2 processors" in line

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from basicsr.config.load import load_options, load_test_options
-from basicsr.config.yaml_files import Document, document_from_mapping, dump_yaml, load_yaml, merge_entries
+from basicsr.config.yaml_files import Document, document_from_mapping, dump_yaml, load_yaml
+from basicsr.config.yaml_reader import merge_entries
 from basicsr.utils.errors import OptionsError
 
 BOUNDED = settings(derandomize=True, database=None, deadline=None, max_examples=60)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from basicsr.archs import build_network
-from basicsr.config import yaml_entries
+from basicsr.config import yaml_files
 from basicsr.config.load import load_options, load_test_options, resolved_yaml
-from basicsr.config.yaml_files import dump_yaml, key_text, load_yaml
+from basicsr.config.yaml_files import dump_yaml, load_yaml
 from basicsr.distill.contrastive import HybridContrastive
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.text import key_text
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 BACKBONES = ("edsr", "rcan", "swinir")
@@ -133,7 +134,7 @@ def test_shipped_file_begins_with_its_schema_and_what_it_reproduces(shipped):
 
 
 def test_shipped_file_refuses_every_misspelt_key_with_its_line(shipped_with_new_keys, tmp_path, monkeypatch):
-    monkeypatch.setattr(yaml_entries, "_MOST_PLACES", 10**6)  # equal mistakes share a line, which names some of them
+    monkeypatch.setattr(yaml_files, "_MOST_PLACES", 10**6)  # equal mistakes share a line, which names some of them
     document = load_yaml(shipped_with_new_keys)
     file = tmp_path / shipped_with_new_keys.parent.name / "misspelt.yml"
     file.parent.mkdir()

@@ -11,15 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from basicsr.config.yaml_files import (
-    Position,
-    document_from_mapping,
-    dump_yaml,
-    key_text,
-    load_yaml,
-)
-from basicsr.config.yaml_scalars import Loader, parse
+from basicsr.config.yaml_files import document_from_mapping, dump_yaml, load_yaml
+from basicsr.config.yaml_reader import Loader, Position, parse
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.text import key_text
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 

@@ -40,8 +40,10 @@ from support.mutations import (
 )
 
 from basicsr.config.load import load_options
-from basicsr.config.yaml_files import KeyPath, key_text, load_yaml
+from basicsr.config.yaml_files import load_yaml
+from basicsr.config.yaml_reader import KeyPath
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.text import key_text
 
 # What is given in the place of each value: other types, and texts that look like them.
 FEW_WRONG = ("seven", 7, True, None, ["seven"], {"seven": 7})

@@ -11,7 +11,8 @@ from typing import Any
 
 from basicsr.config.load import load_options, load_test_options
 from basicsr.config.schema import Options, thaw
-from basicsr.config.yaml_files import Document, Entry, KeyPath, Position, load_yaml, merge_entries
+from basicsr.config.yaml_files import Document, load_yaml
+from basicsr.config.yaml_reader import Entry, KeyPath, Position, merge_entries
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 SCHEMA = json.loads((OPTIONS / "schema.json").read_text("utf-8"))
