@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from basicsr.data.checks.folder_contents import folder_warnings, folders_like_images, some
 from basicsr.files.images import IMAGE_SUFFIXES
-from basicsr.files.lmdb_databases import find_damaged_page, read_meta_info
+from basicsr.files.lmdb_databases import find_database_damage, read_meta_info
 from basicsr.files.regular_files import leaves_folder, read_lines
 from basicsr.utils.errors import AssertedDataError, DataError, OptionsError
 from basicsr.utils.misc import scandir
@@ -177,7 +177,7 @@ def _keys_of(folder: str) -> dict[str, tuple[int, int, int]]:
     """As `read_meta_info`; also looks at the database's pages, of which a damaged one could end the process."""
     keys = read_meta_info(folder)
     pages = os.path.join(folder, "data.mdb")
-    if os.path.isfile(pages) and (damage := find_damaged_page(pages)):
+    if os.path.isfile(pages) and (damage := find_database_damage(pages, pages=True)):
         raise DataError(f"cannot open LMDB database {folder}: {damage}; copy it again, or create it again")
     return keys
 

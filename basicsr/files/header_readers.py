@@ -68,16 +68,7 @@ def _png(source: Source) -> ImageHeader:
             f"it announces {height}x{width} pixels (H x W), more than {source.size:,d} bytes can hold; the file is"
             " truncated or made to fill the memory"
         )
-    bits, space = 8 if colour == 3 else bits, "gray" if colour in (0, 4) else "colour"
-    orientation, frames, transparent = _png_chunks(source)
-    header = ImageHeader(
-        "PNG", height, width, _PNG_CHANNELS[colour], bits, space, frames=frames, transparent=transparent
-    )
-    return _upright(header, orientation)
-
-
-def _png_chunks(source: Source) -> tuple[int, int, bytes | None]:
-    """Orientation, number of pictures and transparent colours, from the chunks before the pixels and the last bytes."""
+    # The chunks before the pixels, where an animation may say that it has another picture than the file's.
     start, frames, begun, orientation, transparent = 33, 0, False, None, None
     for _ in range(_LONGEST_LIST):
         length, kind = struct.unpack(">I4s", source.read(start, 8))
@@ -94,7 +85,17 @@ def _png_chunks(source: Source) -> tuple[int, int, bytes | None]:
         start += 12 + length
     if orientation is None:
         orientation = _late_orientation(source.read(max(source.size - _PNG_TAIL, start), _PNG_TAIL))
-    return orientation, frames + (not begun), transparent
+    header = ImageHeader(
+        "PNG",
+        height,
+        width,
+        channels=_PNG_CHANNELS[colour],
+        bits=8 if colour == 3 else bits,
+        space="gray" if colour in (0, 4) else "colour",
+        frames=frames + (not begun),
+        transparent=transparent,
+    )
+    return _upright(header, orientation)
 
 
 def _late_orientation(tail: bytes) -> int:

@@ -210,7 +210,7 @@ def _opened(path: str, real_path: str, readahead: bool) -> Any:
     data = os.path.join(real_path, "data.mdb")
     if not os.path.isfile(data):
         raise DataError(f"{path} is no LMDB database: it has no data.mdb; check the path, or run create_lmdb.py")
-    if damage := _find_damage(data, pages=False):
+    if damage := find_database_damage(data, pages=False):
         raise DataError(f"cannot open LMDB database {path}: {damage}; copy it again, or create it again")
     try:
         return lmdb.open(real_path, readonly=True, lock=False, readahead=readahead)
@@ -240,16 +240,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_inherited)
 
 
-def find_damaged_page(path: str) -> str | None:
-    """What is wrong with the first damaged page of a `data.mdb`; None if all that lead to keys are sound.
+def find_database_damage(path: str, *, pages: bool) -> str | None:
+    """What is wrong with a `data.mdb`: with the first damaged page of those that lead to keys; None if nothing is.
 
-    The library follows page numbers unchecked: damaged databases end its process with SIGBUS or SIGSEGV.
+    Without `pages` only the first two pages and the size are looked at. The library follows page numbers unchecked:
+    damaged databases end its process with SIGBUS or SIGSEGV.
     """
-    return _find_damage(path, pages=True)
-
-
-def _find_damage(path: str, *, pages: bool) -> str | None:
-    """Damage seen from the first two pages and the size of a `data.mdb`, or from all `pages`."""
     try:
         with open(path, "rb") as file:
             meta = _newest_meta(file)

@@ -112,7 +112,9 @@ def read_directory(source: Source, start: int | None = None, wanted: Set[int] = 
         raise HeaderError(f"the file is damaged (the TIFF announces {count:,d} tags)")
     size = count * struct.calcsize(order + entry)
     entries = source.read(start + length, size)
-    page = Directory({}, [], _pointed(source, start + length + size, order + pointer), [])
+    after = source.read(start + length + size, struct.calcsize(order + pointer))
+    whole = len(after) == struct.calcsize(order + pointer)
+    page = Directory({}, [], struct.unpack(order + pointer, after)[0] if whole else 0, [])
     for tag, kind, number, value in struct.iter_unpack(order + entry, entries):
         page.all_tags.append(tag)
         if tag not in wanted or number > source.size or kind not in _SIZES or tag in page.tags:
@@ -126,12 +128,6 @@ def read_directory(source: Source, start: int | None = None, wanted: Set[int] = 
         elif tag == _DESCRIPTION and len(page.descriptions) < 2:  # a user's, and the writing program's
             page.descriptions.append(value[:stored])
     return page
-
-
-def _pointed(source: Source, place: int, pointer: str) -> int:
-    """The pointer at a place; 0 where the file ends before it."""
-    found = source.read(place, struct.calcsize(pointer))
-    return struct.unpack(pointer, found)[0] if len(found) == struct.calcsize(pointer) else 0
 
 
 def _pages(source: Source) -> Iterator[Directory]:

@@ -41,9 +41,11 @@ def get_root_logger(
         _add(logger, _Stderr())
     if get_dist_info()[0] != 0:
         logger.setLevel(logging.ERROR)
-    elif log_file is not None and os.path.abspath(log_file) not in _files_of(logger):
-        logger.setLevel(log_level)
-        _add(logger, _File(log_file, mode="a", encoding="utf-8", errors="backslashreplace"))
+    elif log_file is not None:
+        files = [handler.baseFilename for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
+        if os.path.abspath(log_file) not in files:
+            logger.setLevel(log_level)
+            _add(logger, _File(log_file, mode="a", encoding="utf-8", errors="backslashreplace"))
     return logger
 
 
@@ -72,7 +74,3 @@ class _File(logging.FileHandler):
 def _add(logger: logging.Logger, handler: logging.Handler) -> None:
     handler.setFormatter(logging.Formatter(_FORMAT))
     logger.addHandler(handler)
-
-
-def _files_of(logger: logging.Logger) -> list[str]:
-    return [handler.baseFilename for handler in logger.handlers if isinstance(handler, logging.FileHandler)]

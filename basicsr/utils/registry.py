@@ -234,7 +234,7 @@ def _asked(
 ) -> Iterator[Any] | Sequence[Any]:
     check = getattr(factory, method, None)
     values = {name: arguments.get(name, parameter.default) for name, parameter in _parameters(factory).items()}
-    values = {**values, **further}
+    values.update(further)
     if check is None or not set(names := _parameters(check)) <= set(values):  # inherited by another constructor
         return ()
     found: Iterator[Any] = check(**{name: values[name] for name in names})
@@ -300,11 +300,7 @@ class Registry:
         self._members: dict[str, Callable[..., Any]] = {}
 
     def register(self, obj: Callable[..., Any] | None = None, suffix: str | None = None) -> Callable[..., Any]:
-        """Registers `obj` under its `__name__` (plus `_suffix`); without `obj`, returns a decorator that does so.
-
-        Raises:
-            ValueError: the name is taken.
-        """
+        """Registers `obj` (or decorates) under its name plus `_suffix`; raises ValueError if that is taken."""
         if obj is None:
             return lambda decorated: self.register(decorated, suffix)
         name = obj.__name__ if suffix is None else f"{obj.__name__}_{suffix}"
@@ -315,11 +311,7 @@ class Registry:
         return obj
 
     def get(self, name: str, suffix: str = "basicsr") -> Callable[..., Any]:
-        """Returns the member called `name` (or `name_suffix`), importing the file that defines it if needed.
-
-        Raises:
-            OptionsError: there is no such member; lists those there are and the nearest name.
-        """
+        """The member called `name` (or `name_suffix`), imported if needed; OptionsError lists those there are."""
         for defining in (name, None):  # the one file that defines it, else all
             if name not in self._members:
                 self._import_files(defining)
@@ -334,15 +326,10 @@ class Registry:
         return sorted(self._members)
 
     def build(self, options: Mapping[str, Any], **provided: Any) -> Any:
-        """Builds the member that `options['type']` names from the remaining keys.
+        """Builds the member that `options['type']` names from the remaining keys; raises OptionsError if these do not fit.
 
-        Args:
-            options: `type` and the arguments of the member's constructor.
-            **provided: values of the framework's own (scale, phase), passed where the constructor has a parameter
-                of that name and `options` does not set it.
-
-        Raises:
-            OptionsError: `type` is missing or unknown, or a key does not fit the constructor.
+        `provided` are values of the framework's own (scale, phase), passed where the constructor has a parameter of that
+        name and `options` does not set it.
         """
         if "type" not in options:
             raise OptionsError(f"a {self.kind} needs a 'type'; there are: {', '.join(self.names())}")
