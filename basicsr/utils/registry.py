@@ -326,10 +326,10 @@ class Registry:
         return sorted(self._members)
 
     def build(self, options: Mapping[str, Any], **provided: Any) -> Any:
-        """Builds the member that `options['type']` names from the remaining keys; raises OptionsError if these do not fit.
+        """Builds the member that `options['type']` names from the remaining keys.
 
-        `provided` are values of the framework's own (scale, phase), passed where the constructor has a parameter of that
-        name and `options` does not set it.
+        `provided` are the framework's own values (scale, phase), passed where the constructor has a parameter of that name
+        and `options` does not set it. Raises OptionsError where `type` is unknown or a key does not fit.
         """
         if "type" not in options:
             raise OptionsError(f"a {self.kind} needs a 'type'; there are: {', '.join(self.names())}")
