@@ -262,8 +262,7 @@ class SafeUnpickler(pickle._Unpickler):
     def _encode(self, content: Any, encoding: Any) -> bytes:
         if encoding not in ("latin1", "latin-1"):
             self._refuse("text in another encoding than Latin-1")
-        encoded: bytes = self._copy(content, str).encode("latin-1")
-        return encoded
+        return bytes(self._copy(content, str).encode("latin-1"))
 
 
 def check_nesting(value: Any, depth: int = 0, known: dict[int, Any] | None = None) -> tuple[int, int]:

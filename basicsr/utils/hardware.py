@@ -37,7 +37,9 @@ _BUSY = (0, 1, 2, 5, 6, 7)  # columns of /proc/stat: user, nice, system, irq, so
 def has_units(device: torch.device, kind: Literal["bf16", "fp16"]) -> bool:
     """Whether a device computes in `kind` by itself; PyTorch accepts autocast to it in any case, and emulates."""
     if device.type == "cuda":
-        return kind == "fp16" or _gpu_has_bf16()
+        known = inspect.signature(torch.cuda.is_bf16_supported).parameters
+        native = {"including_emulation": False} if "including_emulation" in known else {}
+        return kind == "fp16" or torch.cuda.is_bf16_supported(**native)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     supports = getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported", None)  # as of PyTorch 2.6 to 2.13
@@ -58,11 +60,6 @@ def processor() -> tuple[str, frozenset[str]]:
     if (ask := getattr(torch.cpu, "get_capabilities", None)) is not None:
         features |= {name for name, there in ask().items() if there is True}
     return entries.get("model name") or platform.processor() or platform.machine() or "CPU", frozenset(features)
-
-
-def _gpu_has_bf16() -> bool:
-    known = inspect.signature(torch.cuda.is_bf16_supported).parameters
-    return torch.cuda.is_bf16_supported(**({"including_emulation": False} if "including_emulation" in known else {}))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -120,7 +117,7 @@ def load_between(before: CpuTimes | None, after: CpuTimes | None, threads: int) 
 
 def load_now(threads: int) -> str:
     """`load_message` of a moment in which this process does nothing."""
-    before = cpu_times()
-    if before is not None:
-        time.sleep(0.2)
+    if (before := cpu_times()) is None:
+        return ""
+    time.sleep(0.2)
     return load_between(before, cpu_times(), threads)

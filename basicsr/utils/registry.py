@@ -328,8 +328,8 @@ class Registry:
     def build(self, options: Mapping[str, Any], **provided: Any) -> Any:
         """Builds the member that `options['type']` names from the remaining keys.
 
-        `provided` are the framework's own values (scale, phase), passed where the constructor has a parameter of that name
-        and `options` does not set it. Raises OptionsError where `type` is unknown or a key does not fit.
+        `provided` are the framework's own values (scale, phase), passed where the constructor has such a parameter and
+        `options` does not set it. Raises OptionsError where `type` is unknown or a key does not fit.
         """
         if "type" not in options:
             raise OptionsError(f"a {self.kind} needs a 'type'; there are: {', '.join(self.names())}")

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -317,8 +318,12 @@ def _content_of(path: Path) -> tuple[Any, dict[str, Any]]:
         announced = int.from_bytes(head[:8], "little")
         if path.suffix != ".safetensors" and not (head[8:] == b"{" and announced <= size - 8):
             return read_torch_file(file, size), {}
-        tensors, metadata = read_safetensors(file, size)
-        return tensors, {key: _meaning(value) for key, value in metadata.items()}
+        tensors, texts = read_safetensors(file, size)
+        metadata: dict[str, Any] = dict(texts)
+        for key, text in texts.items():
+            with suppress(ValueError, RecursionError):
+                metadata[key] = json.loads(text)
+        return tensors, metadata
 
 
 def inner_states(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -403,10 +408,3 @@ def _elsewhere(content: Mapping[Any, Any], held: list[str]) -> str:
 
 def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
-
-
-def _meaning(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text

@@ -143,7 +143,12 @@ class _Search:
         self._states = list(inner_states(file.state))
         self._doubt: str | None = None
         self._reasons: list[str] = []
-        self._found = next(filter(None, map(self._recognised, self._states)), None)
+        self._found: Recognised | None = None
+        for state in self._states:
+            try:
+                self._found = self._found or recognise(state)
+            except UnsupportedWeights as error:
+                self._reasons.append(str(error))
 
     def candidates(self) -> Iterator[_Candidate]:
         """Our networks that the file may hold: by the options recorded in it, then by keys and shapes."""
@@ -194,13 +199,6 @@ class _Search:
             f" its {len(keys)} weights begin with {', '.join(keys[:3])}. Write its network into the options;"
             " docs/pretrained.md says what is recognised"
         )
-
-    def _recognised(self, state: Mapping[str, Tensor]) -> Recognised | None:
-        try:
-            return recognise(state)
-        except UnsupportedWeights as error:
-            self._reasons.append(str(error))
-            return None
 
     def built(self, candidate: _Candidate) -> Pretrained | None:
         """The network of a candidate, if it takes the weights."""
