@@ -339,12 +339,12 @@ class TestRecognition:
     [
         ({**NAFNET, "dec_blk_nums": (1,)}, "enc_blk_nums: has 2 entries and dec_blk_nums 1"),
         ({**NAFNET, "width": 0}, "width: input should be greater than or equal to 1, got 0"),
-        ({**NAFNET, "enc_blk_nums": (1, -1)}, "enc_blk_nums: input should be greater than or equal to 0"),
+        ({**NAFNET, "enc_blk_nums": (1, -1)}, r"enc_blk_nums\[1\]: input should be greater than or equal to 0"),
         ({**RESTORMER, "dim": 7}, "dim: must be even"),
         ({**RESTORMER, "heads": (1, 2, 4)}, "heads: needs 4 entries, one per level"),
         ({**RESTORMER, "heads": (3, 2, 4, 8)}, "3 do not divide the 8 channels of level 1"),
         ({**RESTORMER, "inp_channels": 6}, "inp_channels: 6 and out_channels 3 must be equal"),
-        ({**RESTORMER, "num_blocks": (1, 1, -1, 1)}, "num_blocks: input should be greater than or equal to 0"),
+        ({**RESTORMER, "num_blocks": (1, 1, -1, 1)}, r"num_blocks\[2\]: input should be greater than or equal to 0"),
         ({**RESTORMER, "LayerNorm_type": "Bias"}, "LayerNorm_type"),
     ],
 )
