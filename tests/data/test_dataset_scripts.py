@@ -34,6 +34,13 @@ def test_every_script_starts_from_any_folder_and_explains_itself(tmp_path):
         assert "usage:" in output and script in output
 
 
+def test_scripts_that_make_no_tensors_do_not_import_torch():
+    """Its import takes longer than the work on a few images."""
+    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); sys.modules['torch'] = None; "
+    code += "import create_lmdb, extract_subimages, generate_lr, basicsr.data.checks.inspection"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 class TestGenerateLr:
     def test_writes_matlabs_bicubic_by_scale_and_name(self, tmp_path):
         write_images(tmp_path / "HR", {"a.png": (25, 31), "b.bmp": (24, 24)})
