@@ -105,10 +105,7 @@ class TrainLoader:
         )
 
     def leave_out(self, bad: Iterable[tuple[int, str]]) -> None:
-        """Replaces bad images, by their samples and 'path: reason', without trying to load them.
-
-        To be called before iterating, with the same on all ranks. Without `skip_bad_images` it has no effect.
-        """
+        """Replaces bad images (sample, 'path: reason') without loading them; call it before iterating, on all ranks."""
         for index, note in bad:
             self._batches.bad.setdefault(index, []).append(note)
 
@@ -164,10 +161,7 @@ class TrainLoader:
 
 
 class _BatchesByKeys(Dataset[Any]):
-    """Loads whole batches, and returns the user's mistakes as values.
-
-    The DataLoader would wrap an exception in a text with the worker's traceback; as a value it arrives as it is.
-    """
+    """Loads whole batches; returns a UserError as a value, which torch's DataLoader would wrap in a text."""
 
     def __init__(self, dataset: Dataset[Any], skip_bad_images: int) -> None:
         self._dataset, self._skip_bad_images = dataset, skip_bad_images
@@ -191,11 +185,7 @@ class _BatchesByKeys(Dataset[Any]):
 def load_or_replace(
     dataset: Dataset[Any], key: SampleKey, limit: int, bad: Mapping[int, Sequence[str]], pixels: bool = False
 ) -> tuple[dict[str, Any], list[Skipped]]:
-    """Loads a sample, or the next one that can be loaded, and says what was skipped for it; with limit 0 only that one.
-
-    Samples in `bad`, with 'path: reason' each, are not tried. Raises DataError where more than `limit` in a row cannot
-    be loaded.
-    """
+    """Loads a sample, or the next good one; raises DataError after `limit` bad ones. `bad` ones are not tried."""
     if limit == 0:
         return load_sample(dataset, key, pixels), []
     length = len(dataset)  # type: ignore[arg-type]
@@ -263,11 +253,7 @@ def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
 
 @contextmanager
 def _child_signals_kept() -> Iterator[None]:
-    """Undoes the handler by which torch raises a killed worker's error wherever the program happens to be.
-
-    That may be in the middle of a step or of saving. Without it, the next batch asked for raises the error,
-    within a second or two.
-    """
+    """Undoes torch's SIGCHLD handler, which may raise a killed worker's error in the middle of a step."""
     settable = sys.platform != "win32" and threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if settable else None
     yield

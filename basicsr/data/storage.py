@@ -52,11 +52,7 @@ class DecodedImage:
 
 
 class PpmImage:
-    """An uncompressed image, of which only the rows of a window are read.
-
-    `read_bytes` gives bytes by offset and length. They are read, not mapped: mapped ones would end the process where a
-    file is cut short.
-    """
+    """An uncompressed image read by rows; not mapped, since a file cut short would then end the process."""
 
     def __init__(self, read_bytes: Callable[[int, int], bytes], header: PpmHeader, label: str) -> None:
         self._read_bytes, self._header, self._label = read_bytes, header, label

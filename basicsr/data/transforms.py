@@ -172,10 +172,7 @@ def check_whole_pair(gt_size: Size, lq_size: Size, scale: int, gt_path: str, lq_
 
 
 def check_depths(gt_bits: int, lq_bits: int, gt_path: str, lq_path: str) -> None:
-    """Raises DataError unless both images have 8 bits to a channel, or both 16.
-
-    In a pair of both kinds, values were cut or stretched, as where 8-bit values in 16 bits read as black.
-    """
+    """Raises DataError unless both have the same bits to a channel: else values were cut or stretched."""
     if gt_bits != lq_bits:
         raise DataError(
             f"HR {gt_path} has {gt_bits} bits to a channel, LR {lq_path} has {lq_bits}; make one from the other again"

@@ -42,11 +42,7 @@ _LONGEST_FAULT = 500
 
 @dataclass(frozen=True, order=True)
 class BadImage:
-    """An image that cannot be used, of the dataset's sample `index`.
-
-    `path` is the file, or the LMDB database and the key in it. `pair` has the names of both images where each is sound,
-    but they do not fit each other.
-    """
+    """An image of sample `index` that cannot be used; `pair` names both images where only the pair is wrong."""
 
     index: int
     path: str
@@ -60,15 +56,7 @@ class BadImage:
 def check_images(
     dataset: Any, options: DatasetOptions, *, rank: int = 0, world_size: int = 1, processes: int | None = None
 ) -> list[BadImage]:
-    """Checks the images of every world-size-th sample, as `check_images` of the options says.
-
-    Datasets without a method `stored_images` are not checked. At a terminal, rank 0 shows progress. Results are kept
-    for the next start (`NoteCache`). `processes` decode; by default this process's share of the machine's cores.
-
-    Raises:
-        DataError: an LMDB database is missing or damaged.
-        MachineError: a process was killed while it decoded.
-    """
+    """Checks the images of every world-size-th sample as `check_images` says; keeps results for the next start."""
     stored = stored_images(dataset)
     if options.check_images == "none" or stored is None:
         return []
@@ -115,10 +103,7 @@ def report(bad: Sequence[BadImage], total: int, name: str) -> str:
 
 
 def grouped(faults: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
-    """Lines about faults, up to twenty; pairs that do not fit for one reason are one, with their number.
-
-    A fault is a text, and for pairs that do not fit the names of both images, which it may have.
-    """
+    """Up to twenty lines about faults (text, names of a pair); pairs that fail for one reason are counted in one."""
     kinds: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for text, pair in faults:
         kind = text

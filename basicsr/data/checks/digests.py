@@ -64,11 +64,7 @@ def files_digest(dataset: Any) -> str | None:
 
 
 def digests_of(names: Sequence[str], root: ImageRoot, bar: Bar = lambda items, total: items) -> list[str]:
-    """SHA-256, in hexadecimal, of a root's images; unchanged ones are not read again, `bar` shows the others.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
+    """SHA-256 of a root's images, read again only if changed; raises DataError if one cannot be read."""
 
     def read(pool: Executor, waiting: list[str]) -> Iterator[str]:
         return bar(in_tasks(pool, partial(_digest, root), waiting, _TO_A_TASK), len(waiting))

@@ -57,11 +57,7 @@ def first_few(names: Sequence[str]) -> str:
 
 
 def folder_warnings(folder: str, *, recursive: bool = False) -> Iterator[str]:
-    """What a folder has beside the images that are taken from it, and what to do about it.
-
-    With `recursive`, images are taken from the folders below too, which are looked at likewise. Raises DataError where
-    the folder cannot be read.
-    """
+    """Warns about files in a folder that are not used; with `recursive`, in the folders below too."""
     entries = _entries_of(folder)
     folders = [entry for entry in entries if not _is_image(entry.name) and is_folder(entry)]
     below = {entry.name: count for entry in folders if (count := count_images(entry.path)) != 0}

@@ -29,11 +29,7 @@ class Inspection(NamedTuple):
 def examine(
     name: str, root: ImageRoot = _ANY_ROOT, *, decode: bool = False, most_pixels: int = MOST_PIXELS
 ) -> Inspection:
-    """Inspects the image that `root` calls `name`, by its header and its end, or with `decode` by all of it.
-
-    A whole file is read only where its end does not show whether it is complete: where bytes follow the end of a PNG
-    or JPEG file, or pixels are stored in a way that tells no length.
-    """
+    """Inspects an image by its header and end, and reads all of it with `decode` or if the end tells too little."""
     try:
         with root.opened(name) as source:
             header = read_header(source)

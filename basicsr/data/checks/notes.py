@@ -35,11 +35,7 @@ Result = TypeVar("Result")
 
 
 class NoteCache(Generic[Result]):
-    """The notes of one kind about the images of one root; each rank writes a file of its own and reads those of all.
-
-    `to_note` gives a result as JSON values. `from_note` takes none of these for granted: it returns None, or raises
-    TypeError or ValueError, where they are of no use.
-    """
+    """Notes of one kind on one root's images; `from_note` returns None or raises for notes of no use."""
 
     def __init__(
         self,

@@ -52,21 +52,17 @@ def _start(options: Sequence[Options], flags: Mapping[str, Any], failure: UserEr
     named: dict[str, Any] = {}
     for one in options:
         named |= flat(thaw(one), f"x{one.scale}: " if len(options) > 1 else "")
+    code: list[str | bytes] = []
+    for file in sorted(_PACKAGE.rglob("*.py")):
+        code += [file.relative_to(_PACKAGE).as_posix(), file.read_bytes()]
     facts = {
         "basicsr": basicsr.__version__,
         "PyTorch": torch.__version__,
-        "code of basicsr (SHA-256 of its files)": _code_digest()[:12],
+        "code of basicsr (SHA-256 of its files)": digest_of(*code)[:12],
         **{name: str(value) for name, value in flags.items()},
         OPTIONS: digest_of(json.dumps(named, default=str)),
     }
     return Start(facts, named, failure)
-
-
-def _code_digest() -> str:
-    parts: list[str | bytes] = []
-    for file in sorted(_PACKAGE.rglob("*.py")):
-        parts += [file.relative_to(_PACKAGE).as_posix(), file.read_bytes()]
-    return digest_of(*parts)
 
 
 def digest_of(*parts: str | bytes) -> str:
@@ -90,12 +86,7 @@ def weights_digest(module: nn.Module | None) -> str:
 
 
 def require_equal(compute: Callable[[], Mapping[str, Any]]) -> None:
-    """Requires that `compute` returns the same plain values on all ranks. All must call; one rank computes nothing.
-
-    Raises:
-        DataError: they differ; lists each value with its ranks, on every rank.
-        UserError: what `compute` raised, on every rank.
-    """
+    """Raises DataError on all ranks unless `compute` returns the same plain values there. All must call."""
     if get_dist_info()[1] == 1:
         return
     values: Mapping[str, Any] = {}

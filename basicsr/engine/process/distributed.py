@@ -77,7 +77,12 @@ def distributed(
         UserError: a rank cannot start, or would begin something else; on every rank.
     """
     if launcher == "none":
-        _refuse_torchrun()
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+            several = MachineError(
+                "started by torchrun with several processes but --launcher none: add --launcher pytorch"
+            )
+            several.known_to_all = True
+            raise several
         if start.failure is not None:
             raise start.failure
         device, remark = _choose_device(num_gpu, 0, 1)
@@ -120,14 +125,6 @@ def distributed(
     watchdog.leave()
 
 
-def _refuse_torchrun() -> None:
-    """Refuses several processes of torchrun that know nothing of each other."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
-        error = MachineError("started by torchrun with several processes but --launcher none: add --launcher pytorch")
-        error.known_to_all = True
-        raise error
-
-
 def _choose_device(num_gpu: int | str, local_rank: int, world_size: int) -> tuple[torch.device, str]:
     available = torch.cuda.device_count()
     if num_gpu == 0:
@@ -146,12 +143,7 @@ def _choose_device(num_gpu: int | str, local_rank: int, world_size: int) -> tupl
 
 
 def any_rank(flags: Sequence[bool] | torch.Tensor, device: torch.device) -> list[bool]:
-    """Which of `flags` are set on any rank, the same answer on all. One small collective and one wait.
-
-    Args:
-        flags: as many on all ranks; a bool tensor (N,) is not waited for before.
-        device: this rank's.
-    """
+    """Which of `flags` (bool, (N,)) are set on any rank, the same on all; one collective and one wait."""
     flags = torch.as_tensor(flags, dtype=torch.bool, device=device)
     if dist.is_available() and dist.is_initialized():
         flags = flags.int()

@@ -25,11 +25,7 @@ _IDLE = 0.2  # of a core, below which a process waits
 
 
 class MainThread:
-    """Tells other threads whether the thread that made it waits for other ranks, or was asked to stop.
-
-    Python's signal handlers run in the main thread only, and not during foreign code such as a collective. The wake-up
-    descriptor gets a signal's number at once.
-    """
+    """Tells other threads whether the thread that made it waits for other ranks, or was asked to stop."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()

@@ -67,11 +67,7 @@ class RankFailure(NamedTuple):
 
 
 def read_launched_rank(launcher: str, port: int | None) -> LaunchedRank:
-    """Reads torchrun's variables ('pytorch') or srun's ('slurm'); `port` is rank 0's if srun has no MASTER_PORT.
-
-    Raises:
-        MachineError: variables are missing, no numbers, or out of range.
-    """
+    """Reads the variables of torchrun or srun; `port` replaces a missing MASTER_PORT. Raises MachineError."""
     if launcher == "slurm":
         _require_set([*_SLURM.values(), "SLURM_NODELIST"], "--launcher slurm", "start with srun")
         os.environ.update({name: os.environ[theirs] for name, theirs in _SLURM.items()})

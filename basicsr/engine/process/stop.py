@@ -92,10 +92,7 @@ class StopRequest:
 
 
 def quiet_start(signals: Sequence[signal.Signals] = (signal.SIGINT,)) -> None:
-    """Lets `signals` end the program at once and without a traceback until it answers them itself.
-
-    `run_command` takes Ctrl+C over. See `guard_streams` too.
-    """
+    """Lets `signals` end the program at once and without a traceback until `run_command` takes over."""
     guard_streams()
     gc.disable()  # imports make no garbage, and looking for it takes a fifth of their time; `run_command` enables it
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages where another rank's store has gone

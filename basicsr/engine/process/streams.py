@@ -14,10 +14,7 @@ _CLOSED = OSError(errno.EBADF, "it is closed")
 
 
 class _Outlet(io.FileIO):
-    """A standard stream that drops what cannot be written and keeps the reason, which may be known before.
-
-    Only if the reader of standard output has gone, as `head` does, the failure is raised.
-    """
+    """A standard stream that drops what cannot be written and keeps the reason; a broken pipe on stdout raises."""
 
     def __init__(self, descriptor: int, known: OSError | None) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -41,10 +38,7 @@ class _Outlet(io.FileIO):
 
 
 def guard_streams() -> None:
-    """Replaces standard output and error by streams that cannot fail.
-
-    Closed descriptors are opened on nothing, so that no file that the program opens gets their number and their output.
-    """
+    """Replaces standard streams by ones that cannot fail, and opens closed descriptors on nothing."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
