@@ -198,13 +198,13 @@ def check_evaluation(
     fit = _Fit(trial, network_block, images, options.scale)
     channels, height, width = images.shape
     largest = options.val.tile or max(height, width)
-    made = fit.output((channels, min(height, largest), min(width, largest)))
+    tried = fit.output((channels, min(height, largest), min(width, largest)))
     if options.val.tile is None and trial.outcome((channels, *_ODD)).made is None:
         for size in _lr_sizes(images.dataset):
             fit.output((channels, *size))
-    fit.check_values()
+    fit.check_values([tried])
     luma = [name for name, block in options.val.metrics.items() if arguments_of(block).get("test_y_channel")]
-    if made[0] != 1 or not luma:
+    if tried.made is None or tried.made[0] != 1 or not luma:
         return []
     return [f"{images.label} ({images.block.name}) has one channel: test_y_channel of {', '.join(luma)} has no effect"]
 
@@ -325,16 +325,18 @@ class _Fit:
 
     def outputs(self, shapes: Sequence[Shape]) -> list[Shape]:
         """The shapes of the outputs for patches of `shapes`, once values are checked too."""
-        channels = [self.output(shape)[0] for shape in shapes]
-        self.check_values()
+        tried = [self.output(shape) for shape in shapes]
+        self.check_values(tried)
+        made = [outcome.made[0] for outcome in tried if outcome.made is not None]
         return [
-            (made, shape[1] * self.scale, shape[2] * self.scale) for made, shape in zip(channels, shapes, strict=True)
+            (channels, shape[1] * self.scale, shape[2] * self.scale)
+            for channels, shape in zip(made, shapes, strict=True)
         ]
 
-    def output(self, shape: Shape) -> Shape:
-        """The output's shape for an image of `shape`: it must be `scale` times as large and have HR's channels."""
+    def output(self, shape: Shape) -> Outcome:
+        """The outcome for an image of `shape`: the output must be `scale` times as large and have HR's channels."""
         trial, images, scale = self.trial, self.images, self.scale
-        outcome = trial.outcome(shape)
+        outcome = trial.outcome(shape, image=images.lq)
         if outcome.made is None:
             raise self._refusal(outcome) from outcome.error
         channels, height, width = outcome.made
@@ -358,11 +360,12 @@ class _Fit:
                 f"{trial.name} gives {channels} channels, the HR images of {images.label} have {wanted}: set"
                 f" {_channel_keys(trial.label, self.block, _OUT_KEYS)} to {wanted}"
             )
-        return outcome.made
+        return outcome
 
-    def check_values(self) -> None:
-        """Runs the network on a corner of the image; raises NonFiniteError where its output is not finite."""
-        outcome = self.trial.values(self.images.lq)
+    def check_values(self, tried: Sequence[Outcome]) -> None:
+        """Runs the network on a corner of the image unless it ran on it; raises NonFiniteError for NaN or infinity."""
+        ran = next((outcome for outcome in tried if outcome.of_image), None)
+        outcome = ran or self.trial.values(self.images.lq)
         if outcome.made is None:
             raise self._refusal(outcome) from outcome.error
         if outcome.reason:

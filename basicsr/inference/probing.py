@@ -34,6 +34,7 @@ class Outcome:
     takes: int | None = None  # channels with which it works, where it fails with those given
     reason: str = ""
     error: Exception | None = None
+    of_image: bool = False  # whether a whole image was run, so that `reason` speaks of its values too
 
 
 class Trial:
@@ -55,15 +56,21 @@ class Trial:
         """Channels that the network's first convolution takes; None where it has none."""
         return next((module.in_channels for module in self._network.modules() if isinstance(module, nn.Conv2d)), None)
 
-    def outcome(self, shape: Shape, *, any_output: bool = False) -> Outcome:
-        """What the network makes of an image of this shape, or a shorter one where it must be run."""
+    def outcome(self, shape: Shape, *, image: Tensor | None = None, any_output: bool = False) -> Outcome:
+        """What the network makes of an image of this shape, or a shorter one where it must be run.
+
+        A network that is quick is run on `image`, if that is large enough, else on noise.
+        """
         shorter = _shortened(shape)
         quick = shape == shorter and 0 < count_parameters(self._network) * shape[1] * shape[2] < _QUICK
         made = None if quick else self._made_on_meta(shape, any_output)
         if made is not None:
             return Outcome(shape, made)
         shorter = shape if any_output else shorter
-        outcome = self._outcome(_noise(shorter), any_output)
+        if quick and image is not None and _covers(image, shape):
+            outcome = replace(self._outcome(image[..., : shape[1], : shape[2]]), of_image=True)
+        else:
+            outcome = self._outcome(_noise(shorter), any_output)
         if outcome.made is not None:
             return outcome
         others = ((channels, *shorter[1:]) for channels in _CHANNELS if channels != shorter[0])
@@ -136,6 +143,11 @@ def _shortened(shape: Shape) -> Shape:
     channels, *sides = shape
     height, width = (side if side <= 2 * _STEP else _STEP + side % _STEP for side in sides)
     return channels, height, width
+
+
+def _covers(image: Tensor, shape: Shape) -> bool:
+    channels, height, width = _shape(image)
+    return channels == shape[0] and height >= shape[1] and width >= shape[2]
 
 
 def _shape(image: Tensor) -> Shape:

@@ -13,6 +13,7 @@ from torch import nn
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import WarningRemark
 from basicsr.utils.ranges import BelowOne, Probability, WeightDecay
+from basicsr.utils.text import nearest
 
 
 def _eager(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
@@ -63,17 +64,24 @@ def build_optimizer(
     Frozen parameters are left out. Each group carries its name and, as `initial_lr`, the base of its schedule.
 
     Args:
-        options: the optimizer's type and arguments, which the options' checks have found right.
+        options: the optimizer's type and arguments.
         groups: parameters by the name of their group.
         weight_decay_heads: weight decay of the group `HEADS`. That in `options` is the other groups': it regularises
             the network that is kept, while it would pull a temperature, whose logarithm is learned, towards 1.
 
     Raises:
-        OptionsError: a weight decay for an optimizer that has none.
+        OptionsError: unknown type or keys, or a weight decay for an optimizer that has none.
     """
     arguments = dict(options)
-    name = arguments.pop("type")
-    known = inspect.signature(OPTIMIZERS[name]).parameters
+    name = arguments.pop("type", "")
+    if name not in OPTIMIZERS:
+        raise OptionsError(
+            f"no optimizer is called '{name}'{nearest(name, list(OPTIMIZERS))}; there are: {', '.join(OPTIMIZERS)}"
+        )
+    known = list(inspect.signature(OPTIMIZERS[name]).parameters)[1:]
+    for key in arguments:
+        if key not in known:
+            raise OptionsError(f"optimizer {name}: unknown key {key}{nearest(key, known)}; allowed: {', '.join(known)}")
     if weight_decay_heads and "weight_decay" not in known:
         raise OptionsError(
             f"train.weight_decay_heads is {weight_decay_heads}, but {name} has no weight decay; remove it"

@@ -136,3 +136,17 @@ def test_a_state_of_one_group_of_all_terms_goes_on_in_two():
     )
     present = optimizer.state_dict()
     assert regrouped(present, in_order, optimizer) is present
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.1}, "no optimizer is called ''; there are: Adam,"),
+        ({"type": "Adm", "lr": 0.1}, r"no optimizer is called 'Adm' \(did you mean 'Adam'\?\); there are: Adam,"),
+        ({"type": "Adam", "lrr": 0.1}, r"optimizer Adam: unknown key lrr \(did you mean 'lr'\?\); allowed: lr,"),
+    ],
+)
+def test_wrong_options_of_a_direct_call_are_refused_in_one_line(options, message):
+    with pytest.raises(OptionsError, match=message) as raised:
+        build_optimizer(options, {"student": nn.Linear(1, 1).parameters()})
+    assert "\n" not in str(raised.value)
