@@ -10,11 +10,7 @@ if TYPE_CHECKING:
 
 
 def build_network(opt: Mapping[str, Any]) -> nn.Module:
-    """Builds the network that `opt['type']` names from the other keys of `opt`.
-
-    Raises:
-        OptionsError: `type` is missing or unknown, or a key does not fit the network's constructor.
-    """
+    """Builds the network that `opt['type']` names from the other keys; raises OptionsError where one does not fit."""
     from basicsr.utils.registry import ARCH_REGISTRY
 
     return ARCH_REGISTRY.build(opt)

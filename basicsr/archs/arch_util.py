@@ -22,11 +22,7 @@ def default_init_weights(
 ) -> None:
     """Fills convolutions and linear layers by Kaiming's normal rule times `scale`, batch norms with ones.
 
-    Args:
-        module_list: modules to fill, with all they contain.
-        scale: factor on the drawn weights; below 1 it starts a residual branch near the identity.
-        bias_fill: value of every bias.
-        **kwargs: passed to `torch.nn.init.kaiming_normal_`.
+    `bias_fill` is the value of every bias; `kwargs` go to `torch.nn.init.kaiming_normal_`.
     """
     modules = module_list if isinstance(module_list, list) else [module_list]
     for module in (inner for outer in modules for inner in outer.modules()):
@@ -109,14 +105,13 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
     return nn.init.trunc_normal_(tensor, mean, std, a, b)
 
 
-def mean_conflicts(rgb_mean: Sequence[float], num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
-    """Refuses a mean colour without one entry per channel of the input and of the output."""
+def trunk_conflicts(upscale: int, rgb_mean: tuple[float, ...], num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
+    """Refuses a factor or a mean colour that does not fit a `ResidualTrunk`."""
+    yield from upscale_conflicts(upscale)
     if not len(rgb_mean) == num_in_ch == num_out_ch:
-        yield (
-            "rgb_mean",
-            f"has {len(rgb_mean)} entries for num_in_ch {num_in_ch} and num_out_ch {num_out_ch}: give one per channel,"
-            " and as many channels out as in",
-        )
+        channels = f"num_in_ch {num_in_ch} and num_out_ch {num_out_ch}"
+        remedy = "give one per channel, and as many channels out as in"
+        yield "rgb_mean", f"has {len(rgb_mean)} entries for {channels}: {remedy}"
 
 
 def in_colour(images: Tensor) -> Tensor:

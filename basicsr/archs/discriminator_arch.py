@@ -44,11 +44,7 @@ class VGGStyleDiscriminator(nn.Module):
         self.lrelu = nn.LeakyReLU(negative_slope=0.2, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the logits (B, 1) of images (B, C, input_size, input_size).
-
-        Raises:
-            DataError: the images have another size.
-        """
+        """Returns the logits (B, 1) of images (B, C, input_size, input_size); DataError for other sizes."""
         if x.shape[-2:] != (self.input_size, self.input_size):
             raise AssertedDataError(
                 f"VGGStyleDiscriminator takes {self.input_size}x{self.input_size} images, got "
@@ -81,11 +77,7 @@ class UNetDiscriminatorSN(nn.Module):
         self.lrelu = nn.LeakyReLU(negative_slope=0.2, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the logits (B, 1, H, W) of images (B, C, H, W).
-
-        Raises:
-            DataError: H or W is not a multiple of 8.
-        """
+        """Returns the logits (B, 1, H, W) of images (B, C, H, W); DataError unless 8 divides H and W."""
         if x.shape[-2] % 8 or x.shape[-1] % 8:
             raise DataError(
                 f"UNetDiscriminatorSN takes heights and widths that are multiples of 8, got "
@@ -106,11 +98,7 @@ class UNetDiscriminatorSN(nn.Module):
 
 
 def _to_few_channels(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """`conv(x)`, of a convolution without padding modes, computed with eight output channels where gradients follow.
-
-    oneDNN's and cuDNN's kernels work in blocks of channels: the gradients of one channel take longer than those of
-    eight, of which seven are zeros here.
-    """
+    """`conv(x)` with zero channels up to eight where gradients follow, as kernels compute gradients in blocks."""
     if not torch.is_grad_enabled():
         return conv(x)
     missing = max(0, 8 - conv.out_channels)

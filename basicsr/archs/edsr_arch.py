@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 
-from basicsr.archs.arch_util import ResidualBlockNoBN, ResidualTrunk, make_layer, mean_conflicts, upscale_conflicts
+from basicsr.archs.arch_util import ResidualBlockNoBN, ResidualTrunk, make_layer, trunk_conflicts
 from basicsr.utils.ranges import Blocks, Colour, Factor, Features, ImageChannels, ImageRange, Scale
-from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
+from basicsr.utils.registry import ARCH_REGISTRY, check_arguments
 
 
 @ARCH_REGISTRY.register()
@@ -24,6 +24,8 @@ class EDSR(ResidualTrunk):
         rgb_mean: mean colour in [0, 1], one entry per channel; the default is DIV2K's.
     """
 
+    conflicts = staticmethod(trunk_conflicts)
+
     def __init__(
         self,
         *,
@@ -39,17 +41,6 @@ class EDSR(ResidualTrunk):
         check_arguments(EDSR, locals())
         super().__init__()
         block = {"num_feat": num_feat, "res_scale": res_scale, "pytorch_init": True}
-        self._add_layers(
-            lambda: make_layer(ResidualBlockNoBN, num_block, **block),
-            (num_in_ch, num_out_ch),
-            num_feat,
-            upscale,
-            img_range,
-            rgb_mean,
-        )
-
-    @staticmethod
-    def conflicts(upscale: int, rgb_mean: tuple[float, ...], num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
-        yield from upscale_conflicts(upscale)
-        yield from mean_conflicts(rgb_mean, num_in_ch, num_out_ch)
+        body = partial(make_layer, ResidualBlockNoBN, num_block, **block)
+        channels = (num_in_ch, num_out_ch)
+        self._add_layers(body, channels, num_feat, upscale, img_range, rgb_mean)

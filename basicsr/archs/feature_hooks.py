@@ -21,15 +21,8 @@ _MOST_LISTED = 60
 class FeatureHooks:
     """Collects the outputs of modules during the forward passes within a `with` block, as (B, C, H, W).
 
-    Token maps, (B, H W, C) or (B, H, W, C), are folded, see `folded`. Outputs that later layers change in place are
-    copied first, if `probe` was called before.
-
-    Args:
-        network: the network to listen to.
-        paths: names as in `network.named_modules()`, such as `body.31`.
-
-    Raises:
-        OptionsError: a path names no module; lists those near it. While listening: an output is no feature map.
+    `paths` are names as in `network.named_modules()`. One that names no module, or whose output is no feature map,
+    raises OptionsError. Token maps are folded, see `folded`. After `probe`, outputs changed in place are copied.
     """
 
     def __init__(self, network: nn.Module, paths: Sequence[str]) -> None:
@@ -47,15 +40,9 @@ class FeatureHooks:
 
     @torch.no_grad()
     def probe(self) -> dict[str, tuple[int, int, int]]:
-        """Runs the network once on a small image that is not square, to learn how each output is laid out.
+        """Runs the network once in eval mode on `probe_image`, to learn how each output is laid out.
 
-        It runs in eval mode, and its modes are put back.
-
-        Returns:
-            (C, H, W) of the features by path, and of the image of `probe_image` under ''.
-
-        Raises:
-            OptionsError: a module is not run, or its output is no feature map.
+        Returns (C, H, W) of features by path, and of the image under ''; a module that is not run raises OptionsError.
         """
         training = [module for module in self._network.modules() if module.training]
         self._network.eval()  # so that no statistic moves and no random number is drawn
@@ -130,13 +117,10 @@ def probe_image(network: nn.Module) -> torch.Tensor:
 
 
 def folded(output: Any, size: tuple[int, int], source: str, tokens_last: bool | None = None) -> torch.Tensor:
-    """A module's output as a feature map (B, C, H, W); `source` names the module in an error.
+    """A module's output as a feature map (B, C, H, W); another output raises OptionsError, naming `source`.
 
     (B, N, C) is folded to the H W = N of the network's input `size`, or of that size extended to multiples of a window.
     (B, H, W, C) is told from (B, C, H, W) by where these H and W stand, unless `tokens_last` says which it is.
-
-    Raises:
-        OptionsError: it is neither.
     """
     if isinstance(output, torch.Tensor) and output.dim() == 4:
         if tokens_last is None:

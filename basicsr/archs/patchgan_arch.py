@@ -36,12 +36,8 @@ class PatchGANDiscriminator(nn.Module):
     ) -> None:
         check_arguments(PatchGANDiscriminator, locals())
         super().__init__()
-        norms = {
-            "batch": nn.BatchNorm2d,
-            "instance": nn.InstanceNorm2d,
-            "none": nn.Identity,
-            "spectral": nn.Identity,
-        }
+        norms: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
+        norm_layer = norms.get(norm, nn.Identity)
         self.n_layers = n_layers
 
         def conv(channels: int, wider: int, stride: int, bias: bool = True) -> nn.Module:
@@ -54,15 +50,14 @@ class PatchGANDiscriminator(nn.Module):
             wider = num_feat * min(2**depth, 8)
             # Batch norm has a bias of its own.
             layers += [conv(channels, wider, 2 if depth < n_layers else 1, bias=norm != "batch")]
-            layers += [norms[norm](wider), nn.LeakyReLU(0.2)]
+            layers += [norm_layer(wider), nn.LeakyReLU(0.2)]
             channels = wider
         self.model = nn.Sequential(*layers, conv(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits (B, 1, H // 2^n_layers - 2, W // 2^n_layers - 2) of images (B, C, H, W).
 
-        Raises:
-            DataError: the images are too small for one logit.
+        Images too small for one logit raise DataError.
         """
         smallest = 3 * 2**self.n_layers
         if min(x.shape[-2:]) < smallest:

@@ -68,10 +68,7 @@ class _GlobalAverage(nn.Module):
 
 
 class _GlobalAverageFunction(torch.autograd.Function):
-    """PyTorch's own makes a float32 copy of bf16 images on the CPU, and a whole image of its gradient.
-
-    A product with ones adds up in float32 without a copy, but would not fit in fp16.
-    """
+    """Without PyTorch's float32 copy of bf16 images on the CPU; a product with ones adds in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

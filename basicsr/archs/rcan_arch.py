@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from basicsr.archs.arch_util import ResidualTrunk, block_conflicts, make_layer, mean_conflicts, upscale_conflicts
+from basicsr.archs.arch_util import ResidualTrunk, block_conflicts, make_layer, trunk_conflicts
 from basicsr.utils.ranges import Blocks, Colour, Factor, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -96,16 +97,10 @@ class RCAN(ResidualTrunk):
     ) -> None:
         check_arguments(RCAN, locals())
         super().__init__()
-        group = {"num_feat": num_feat, "num_block": num_block}
-        block = {"squeeze_factor": squeeze_factor, "res_scale": res_scale}
-        self._add_layers(
-            lambda: make_layer(ResidualGroup, num_group, **group, **block),
-            (num_in_ch, num_out_ch),
-            num_feat,
-            upscale,
-            img_range,
-            rgb_mean,
-        )
+        body = partial(make_layer, ResidualGroup, num_group, num_feat=num_feat, num_block=num_block)
+        body = partial(body, squeeze_factor=squeeze_factor, res_scale=res_scale)
+        channels = (num_in_ch, num_out_ch)
+        self._add_layers(body, channels, num_feat, upscale, img_range, rgb_mean)
 
     @staticmethod
     def conflicts(
@@ -119,8 +114,7 @@ class RCAN(ResidualTrunk):
         num_out_ch: int,
     ) -> Iterator[Conflict]:
         """See `basicsr.utils.registry.find_problems`."""
-        yield from upscale_conflicts(upscale)
-        yield from mean_conflicts(rgb_mean, num_in_ch, num_out_ch)
+        yield from trunk_conflicts(upscale, rgb_mean, num_in_ch, num_out_ch)
         if squeeze_factor > num_feat:
             yield "squeeze_factor", f"{squeeze_factor} is not between 1 and num_feat, {num_feat}: change either"
         yield from block_conflicts("num_group", num_group * num_block)

@@ -62,10 +62,7 @@ def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -
 def shifted_window_mask(
     size: tuple[int, int], window_size: int, shift_size: int, device: torch.device | None = None
 ) -> Tensor:
-    """What to add to the attention scores of a shifted image, (H W / N, N, N) with N = window_size^2.
-
-    0 between pixels that are neighbours in the image too, -100 between those that the shift brought together.
-    """
+    """Attention scores to add, (H W / N, N, N), N = window_size^2: 0, or -100 where the shift joined pixels."""
 
     def region(length: int) -> Tensor:
         position = torch.arange(length, device=device)
@@ -77,10 +74,7 @@ def shifted_window_mask(
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within square windows, with a learned bias for each relative position.
-
-    `dim` is a multiple of `num_heads`; `qk_scale` None means (dim / num_heads)^-0.5.
-    """
+    """Multi-head self-attention in square windows, with a learned bias for each relative position."""
 
     relative_position_index: Tensor
 
@@ -130,11 +124,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinTransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), on (B, H, W, dim).
-
-    The buffer `attn_mask` masks windows shifted by `shift_size` at `input_resolution` (H, W). `drop_path` is the
-    probability of leaving out a branch, per sample, in training.
-    """
+    """x + attention(norm(x)), then x + mlp(norm(x)), on (B, H, W, dim), with windows shifted by `shift_size`."""
 
     attn_mask: Tensor | None
 
@@ -234,10 +224,7 @@ class RSTB(nn.Module):
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Extends (B, C, H, W) at the bottom and at the right, by reflection, to multiples of `multiple`.
-
-    Where more is missing than there is, reflection is repeated; a single row or column is replicated.
-    """
+    """Extends (B, C, H, W) at the bottom and at the right by reflection, repeated if need be; one row is replicated."""
     height, width = (-(-size // multiple) * multiple for size in x.shape[-2:])
     x = x.expand(-1, -1, height, -1) if x.shape[-2] == 1 else x
     x = x.expand(-1, -1, -1, width) if x.shape[-1] == 1 else x

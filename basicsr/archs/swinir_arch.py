@@ -49,10 +49,7 @@ class ChannelNorm(nn.Module):
 
 
 class SwinInput(NamedTuple):
-    """What SwinIR's later parts need of its input.
-
-    `mask` is of shifted windows, where the blocks have none for the size; `size` is the input's as it came.
-    """
+    """What SwinIR's later parts need of its input: `mask` of shifted windows, `size` before padding."""
 
     image: Tensor
     shallow: Tensor
@@ -220,11 +217,7 @@ class SwinIR(StagedNetwork):
             self.conv_last = nn.Conv2d(num_feat if self.upsampler else embed_dim, num_out_ch, 3, 1, 1)
 
     def stem(self, x: Tensor) -> tuple[Tensor, SwinInput]:
-        """See `StagedNetwork`; the features are extended to multiples of the window.
-
-        Raises:
-            DataError: the network has an absolute position embedding, for another size.
-        """
+        """See `StagedNetwork`; extends images to multiples of the window; with `ape`, other sizes raise DataError."""
         height, width = x.shape[-2:]
         x = (pad_to_multiple(x, self.window_size) - self.mean) * self.img_range
         shallow = self.conv_first(x)

@@ -29,11 +29,7 @@ _KEPT = ("encoder.", "quant_conv.", "quantize.embedding.")
 
 @dataclass(frozen=True)
 class VQGANSizes:
-    """What the shapes of a VQGAN's weights say; by default the one trained on ImageNet with 1024 codes.
-
-    `ch_mult` are the channels at each resolution in multiples of `ch`; `attention` says where attention follows the
-    blocks, in the published options `attn_resolutions` 16 of 256, the last.
-    """
+    """Sizes read from weights, `ch_mult` in multiples of `ch`; by default of ImageNet's VQGAN with 1024 codes."""
 
     embed_dim: int = 256
     num_entries: int = 1024
@@ -93,16 +89,11 @@ class VQGANEncoder(nn.Module):
         return self.quantize["embedding"].get_parameter("weight")
 
     def forward(self, x: Tensor, *, with_latent: bool = True) -> tuple[list[Tensor], Tensor | None]:
-        """The features and the latent of images.
+        """The features and the latent of images (B, 3 or 1, H, W) in [0, 1]; OptionsError for sides below `factor`.
 
-        Args:
-            x: (B, 3 or 1, H, W), RGB or gray in [0, 1], of any size from `factor` pixels; smaller ones raise
-                OptionsError.
-            with_latent: without it, the layers after the last feature are left out.
-
-        Returns:
-            The output of the first residual block at each resolution, (B, ch * ch_mult[i], H / 2^i, W / 2^i) rounded
-            down, and the latent, (B, embed_dim, H / factor, W / factor), which may be compared with the codebook.
+        Features are the outputs of the first residual block at each resolution, (B, ch * ch_mult[i], H / 2^i, W / 2^i)
+        rounded down. The latent (B, embed_dim, H / factor, W / factor) may be compared with the codebook; None unless
+        `with_latent`.
         """
         if min(x.shape[-2:]) < self.factor:
             raise OptionsError(

@@ -69,10 +69,7 @@ class StepContext:
         return self.sr_teacher
 
     def generators(self, purpose: str) -> list[np.random.Generator]:
-        """One random generator per image, (B,), derived from its seed and `purpose`.
-
-        Draws do not depend on batch, rank or worker, so they repeat after a resume and under any number of ranks.
-        """
+        """One random generator per image from its seed and `purpose`, whatever the batch, rank or worker."""
         return [randomness.generator(int(seed), purpose) for seed in self.seeds]
 
     def step_generator(self, purpose: str) -> np.random.Generator:
@@ -229,11 +226,9 @@ def criterion_scope(block: Mapping[str, Any]) -> BatchScope:
 
 
 class CriterionTerm(LossTerm):
-    """A registered loss between the student's output and a target image.
+    """A registered loss between the student's output and a target image; the logs call its part `name`.
 
-    Args:
-        name: the part's name in logs.
-        criterion: options of the loss; its `loss_weight` becomes the part's weight and is not applied twice.
+    The `loss_weight` of the `criterion` becomes the part's weight and is not applied twice.
     """
 
     def __init__(self, name: str, criterion: Mapping[str, Any]) -> None:

@@ -34,19 +34,11 @@ def info_nce(
     mining: Literal["hard", "all"] = "all",
     num_negatives: int | None = None,
 ) -> torch.Tensor:
-    """InfoNCE per query: -log(exp(s_p / tau) / sum_k exp(s_k / tau)).
+    """InfoNCE per query: -log(exp(s_p / tau) / sum_k exp(s_k / tau)), (..., Q), zero without negatives.
 
-    Args:
-        similarity: cosine similarities of queries and keys, (..., Q, K), in [-1, 1].
-        positive: int64 (Q,), the index of each query's positive among the K keys.
-        tau: temperature, > 0.
-        denominator: 'all' sums over the positive and the negatives (eqs. 2 and 4); 'negatives' leaves the positive
-            out, which makes the loss unbounded below.
-        mining: 'all' uses every negative; 'hard' the most similar ones only, chosen anew at each step.
-        num_negatives: how many with 'hard'; half of them, at least one, where None.
-
-    Returns:
-        Losses (..., Q), zero without negatives.
+    `similarity` are cosines (..., Q, K) of queries and keys, `positive` (Q,) the index of each query's positive. The
+    denominator 'negatives' leaves the positive out, which makes the loss unbounded below. 'hard' mining keeps the
+    `num_negatives` most similar negatives (None: half, at least one), chosen anew at each step.
     """
     keys = similarity.shape[-1]
     if keys == 1:
@@ -71,10 +63,7 @@ def crop_positions(
 
 
 def crop_patches(images: torch.Tensor, positions: np.ndarray, size: int) -> torch.Tensor:
-    """Cuts the crops at `positions` (B, N, 2) out of `images` (B, C, H, W): (B * N, C, size, size).
-
-    Where crops overlap, gradients add up in a fixed order, so that they repeat bit for bit.
-    """
+    """Cuts crops (B * N, C, size, size) out of images (B, C, H, W); overlapping gradients add in a fixed order."""
     return _CropPatches.apply(images, positions, size)
 
 
@@ -208,16 +197,13 @@ class HybridContrastive(LossTerm):
             self.log_tau.clamp_(*map(math.log, TAU_RANGE))
         parts = {}
         if "l_img" in self.weights:
-            parts["l_img"] = self._image_loss(context)
+            images = (in_colour(context.sr), in_colour(context.teacher_output))
+            with context.autocast():
+                queries, keys = map(self.image_head, images)
+            parts["l_img"] = self._contrast_over_batch(queries, keys).mean()
         if "l_patch" in self.weights:
             parts["l_patch"] = self._patch_loss(context)
         return parts
-
-    def _image_loss(self, context: StepContext) -> torch.Tensor:
-        images = (in_colour(context.sr), in_colour(context.teacher_output))
-        with context.autocast():
-            queries, keys = map(self.image_head, images)
-        return self._contrast_over_batch(queries, keys).mean()
 
     def _patch_loss(self, context: StepContext) -> torch.Tensor:
         patches = map(in_colour, self._patches(context))

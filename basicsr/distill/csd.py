@@ -117,7 +117,8 @@ class CSD(LossTerm):
         aside = summed_distances(list(student.values()), zip(*negatives.values(), strict=True))
         total = context.sr.new_zeros(len(context.sr))
         for (layer, features), others in zip(student.items(), aside, strict=True):
-            apart = _mean_absolute_difference(features, positive[layer])
+            difference = at_least_float32(features) - at_least_float32(positive[layer])
+            apart = difference.abs().flatten(1).mean(1)
             total = total + self.layer_weights[layer] * apart / (others * (self.num_negatives / count) + EPSILON)
         return total.mean()
 
@@ -216,10 +217,6 @@ class SharedCSD(CSD):
             "l_csd": self._contrast(context, teacher.detach() if self.detach_teacher else teacher),
             "l_wide": F.l1_loss(teacher, context.gt),
         }
-
-
-def _mean_absolute_difference(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    return (at_least_float32(features) - at_least_float32(others)).abs().flatten(1).mean(1)
 
 
 def _check_shareable(student: nn.Module, teacher: nn.Module) -> None:

@@ -272,25 +272,14 @@ class DCKD(LossTerm):
 
 @torch.no_grad()
 def degrade(images: torch.Tensor, kind: Degradation, generators: Sequence[np.random.Generator]) -> torch.Tensor:
-    """Degrades every image in a way of its own.
+    """Degrades every image (B, C, H, W) in [0, 1] in a way of its own, without gradients; one generator for each.
 
     - 'noise': Gaussian, of a standard deviation in [1, 30] of 255; with probability 0.5 gray, the same in all channels.
     - 'blur': an anisotropic Gaussian of standard deviations in [0.1, 2] pixels, turned by any angle, cut off to an odd
-      size from 3 to 11; images are mirrored at their borders.
+      size from 3 to 11; images are mirrored at their borders, and OptionsError is raised where they are too small.
     - 'resize': down by a factor in [0.5, 1] (with probability 3/4) or up by one in [1, 1.5], and back, each by area,
       bilinear or bicubic interpolation. By a factor near 1 nothing may change.
     - 'mix': blur, resize, noise, resize back, in Real-ESRGAN's order.
-
-    Args:
-        images: (B, C, H, W) in [0, 1]; no gradients flow through.
-        kind: of degradation.
-        generators: one for each image. Noise is drawn on the images' device, seeded by them.
-
-    Returns:
-        Images of the same shape in [0, 1].
-
-    Raises:
-        OptionsError: there is no such kind, or an image is too small to be mirrored for the blur.
     """
     if kind not in _KINDS:
         raise OptionsError(f"DCKD: degradation is '{kind}'; allowed: {', '.join(_KINDS)}")
@@ -299,11 +288,7 @@ def degrade(images: torch.Tensor, kind: Degradation, generators: Sequence[np.ran
 
 
 def gaussian_kernel(size: int, sigmas: tuple[float, float], angle: float) -> np.ndarray:
-    """A Gaussian of two axes, float64 (size, size), of sum 1.
-
-    k(p) ~ exp(-u^2 / (2 s_1^2) - v^2 / (2 s_2^2)) with u = x cos(a) + y sin(a), v = y cos(a) - x sin(a), (x, y) from
-    the middle. `size` is odd and, as s_1 and s_2 (`sigmas`), in pixels; a (`angle`) in radians.
-    """
+    """exp(-u^2 / (2 s_1^2) - v^2 / (2 s_2^2)) of sum 1, float64 (size, size); u, v are x, y turned by `angle`."""
     positions = np.arange(size) - size // 2
     y, x = np.meshgrid(positions, positions, indexing="ij")
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)

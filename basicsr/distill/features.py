@@ -55,11 +55,7 @@ class FeatureTerm(LossTerm):
             yield "student_taps", f"must name as many modules as teacher_taps, at least one, got {counts}"
 
     def attach(self, networks: NetworkPair) -> None:
-        """Chooses the modules that the options left open, then makes the heads.
-
-        Raises:
-            OptionsError: a module has no feature map, resolutions differ, or a network without stages needs taps.
-        """
+        """Chooses the modules left open, makes the heads; OptionsError unless resolutions agree at each position."""
         student, teacher = networks.student, networks.teacher
         self.student_taps = self.student_taps or student.positions(self._positions)
         self.teacher_taps = self.teacher_taps or teacher.positions(self._positions)
@@ -98,17 +94,10 @@ def _common(own: int, other: int, image: int) -> int:
 
 
 def summed_distances(features: Sequence[torch.Tensor], others: Iterable[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
-    """At each layer i, sum over j of mean |f_i - o_ij|, the mean over one image's channels and positions.
+    """At each layer i, (B,): sum over j of mean |f_i - o_ij|, the mean over one image's channels and positions.
 
-    The gradient with regard to f_i needs only the sum of the differences' signs, a byte per element. So `others` may
-    come from a generator and none is kept; they get no gradients.
-
-    Args:
-        features: f, of each layer, (B, C, H, W).
-        others: o_j, up to `MOST_OTHERS`; each of every layer, (B, C, H, W), or (C, H, W) to compare all images with.
-
-    Returns:
-        For each layer (B,), at least float32.
+    `others` are up to `MOST_OTHERS`, each of every layer, (B, C, H, W), or (C, H, W) to compare all images with. They
+    get no gradients and may come from a generator: the gradient of f_i needs only the sum of the differences' signs.
     """
     totals = [at_least_float32(feature.new_zeros(len(feature))) for feature in features]
     signs = [torch.zeros_like(feature, dtype=torch.int8) for feature in features]

@@ -285,22 +285,13 @@ def _distance(features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def mixing_mask(
     kind: MaskKind, student: torch.Tensor, teacher: torch.Tensor, share: float, context: StepContext, purpose: str
 ) -> torch.Tensor:
-    """I^M: true where the teacher's features are taken, false where the student's are. No gradients pass through it.
+    """I^M: true where the teacher's features Z_T (B, C, H, W) are taken, false where the student's are; no gradients.
 
-    Args:
-        kind: 'random' draws every element of every image, true with probability `share`;
-            'grid' is a chequerboard over the positions, true in the upper left one, alike in all channels;
-            'cosine' is true at the `share` of an image's positions with the lowest cosine of the two vectors of
-            channels, alike in all channels;
-            'cka' is true in the `share` of an image's channels with the lowest `channel_cka`, alike at all positions.
-        student: Z_S, (B, C, H, W).
-        teacher: Z_T, of that shape.
-        share: of the elements, how many come from the teacher, in [0, 1]; unused by the grid.
-        context: whose images' seeds the random mask derives from.
-        purpose: what the random mask is drawn for; other purposes give others.
-
-    Returns:
-        Booleans (B, C, H, W), with ones in place of axes along which all are alike.
+    'random' draws every element of every image, true with probability `share`;
+    'grid' is a chequerboard over the positions, true in the upper left one, alike in all channels;
+    'cosine' is true at the `share` of an image's positions with the lowest cosine of the two vectors of channels;
+    'cka' is true in the `share` of an image's channels with the lowest `channel_cka`, alike at all positions.
+    Axes along which all are alike have length 1.
     """
     if kind == "grid":
         rows, columns = (torch.arange(side, device=student.device) for side in student.shape[-2:])
@@ -324,10 +315,9 @@ def lowest(values: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def channel_cka(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Linear centred kernel alignment of each channel of the student with that of the teacher, (B, C) in [0, 1].
+    """Linear centred kernel alignment of each channel with the teacher's, (B, C) in [0, 1]; zero where one is constant.
 
-    A channel (H, W) counts as H samples of W features, so that an image's mask does not depend on its batch:
-    ||X^T Y||^2 / (||X^T X|| ||Y^T Y||), Frobenius norms, X and Y centred over the rows. Zero where one is constant.
+    ||X^T Y||^2 / (||X^T X|| ||Y^T Y||), Frobenius norms, of channels (H, W) as H samples of W features, centred over H.
     """
     x, y = (at_least_float32(z) - at_least_float32(z).mean(-2, keepdim=True) for z in (student, teacher))
     shared, own, other = (
@@ -339,16 +329,9 @@ def channel_cka(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 class LatentSpace(nn.Module):
     """One space for the features of student and teacher at one position: E_S, E_T and D of eq. 3.
 
-    The paper says "convolutional" and "MLP". Here each of the three is two layers with a ReLU between: convolutions of
-    3x3, or of 1x1. An encoder widens in its first layer, the decoder narrows in its last.
-
-    Args:
-        student_channels: C_S.
-        teacher_channels: C_T.
-        latent_channels: C, channels of the latent space.
-        encoder: 'conv' or 'mlp': E_S and E_T apart; 'shared': one convolutional encoder for both; 'none': the teacher's
-            features are the latent space (C = C_T), without decoder. In the latter two a 1x1 convolution lifts the
-            student's features to C_T.
+    The paper says "convolutional" and "MLP": here two layers with a ReLU between, 3x3 or 1x1. 'shared': one
+    convolutional encoder for both; 'none': the teacher's features are the latent space, without decoder. In the
+    latter two a 1x1 convolution lifts the student's features to the teacher's width.
     """
 
     def __init__(

@@ -19,11 +19,7 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names.spl
 
 
 def build_loss(opt: Mapping[str, Any]) -> nn.Module:
-    """Builds the loss that `opt['type']` names from the remaining keys; `opt` itself is left as it is.
-
-    Raises:
-        OptionsError: `type` is missing or unknown, or a key does not fit the loss.
-    """
+    """Builds the loss that `opt['type']` names from the other keys; raises OptionsError where one does not fit."""
     from basicsr.utils.registry import LOSS_REGISTRY
 
     loss: nn.Module = LOSS_REGISTRY.build(opt)

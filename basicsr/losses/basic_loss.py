@@ -33,10 +33,8 @@ def charbonnier_loss(pred: torch.Tensor, target: torch.Tensor, eps: float = 1e-1
 def weighted_tv_loss(pred: torch.Tensor, weight: torch.Tensor | None = None, reduction: str = "mean") -> torch.Tensor:
     """Anisotropic total variation: |x[i+1, j] - x[i, j]| and |x[i, j+1] - x[i, j]|, each reduced, then added.
 
-    Args:
-        pred: (B, C, H, W), H and W at least 2.
-        weight: (B, C or 1, H, W); the weight of a difference is that of its upper or left pixel.
-        reduction: 'mean' or 'sum'.
+    `pred` is (B, C, H, W), H and W at least 2. A difference has the weight (B, C or 1, H, W) of its upper or left
+    pixel.
     """
     upper_weight = None if weight is None else weight[:, :, :-1, :]
     left_weight = None if weight is None else weight[:, :, :, :-1]

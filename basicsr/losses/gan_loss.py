@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -79,11 +79,8 @@ class GANLoss(nn.Module):
         check_arguments(GANLoss, locals())
         super().__init__()
         self.loss_weight = loss_weight
-        self._options: dict[str, Any] = {
-            "gan_type": gan_type,
-            "real_label_val": real_label_val,
-            "fake_label_val": fake_label_val,
-        }
+        self.gan_type: GANType = gan_type
+        self.real_label_val, self.fake_label_val = real_label_val, fake_label_val
 
     @staticmethod
     def conflicts(gan_type: str, real_label_val: float, fake_label_val: float) -> Iterator[Conflict]:
@@ -93,19 +90,21 @@ class GANLoss(nn.Module):
 
     def forward(self, input: torch.Tensor, target_is_real: bool, is_disc: bool = False) -> torch.Tensor:
         """For logits of any shape; see `adversarial_loss`."""
-        loss = adversarial_loss(input, target_is_real, is_disc=is_disc, **self._options)
+        loss = adversarial_loss(
+            input,
+            target_is_real,
+            gan_type=self.gan_type,
+            is_disc=is_disc,
+            real_label_val=self.real_label_val,
+            fake_label_val=self.fake_label_val,
+        )
         return loss if is_disc else self.loss_weight * loss
 
 
 def r1_penalty(real_pred: torch.Tensor, real_img: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of ||d D(x) / d x||^2 at the real images, with gradients for the discriminator.
+    """Mean over the batch of ||d D(x) / d x||^2 at real images x, (B, C, H, W) with gradients on; `real_pred` is D(x).
 
-    Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018, eq. 9, without its
-    factor gamma / 2.
-
-    Args:
-        real_pred: D(x), any shape that begins with B.
-        real_img: x, (B, C, H, W), with gradients on.
+    Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018, eq. 9, without gamma / 2.
     """
     (gradient,) = torch.autograd.grad(real_pred.sum(), real_img, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
@@ -118,17 +117,11 @@ def gradient_penalty_loss(
     weight: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """WGAN-GP: mean of (||d D(x) / d x|| - 1)^2 at random points between real and generated images, a scalar.
+    """WGAN-GP: mean of (||d D(x) / d x|| - 1)^2 at random points between real and generated images (B, C, H, W).
 
-    Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017. As in BasicSR, the norm is taken
-    over the channels of each pixel, where the paper takes it over the whole image.
-
-    Args:
-        discriminator: D.
-        real_data: (B, C, H, W).
-        fake_data: of the same shape.
-        weight: factors of the gradient, (B, C or 1, H, W); the result is divided by their mean.
-        generator: on the CPU, draws one point per image. None: PyTorch's global generator.
+    Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017. As in BasicSR, the norm is taken over the
+    channels of each pixel, where the paper takes it over the whole image. `weight` (B, C or 1, H, W) are factors of the
+    gradient; the result is divided by their mean. `generator`, on the CPU, draws one point per image.
     """
     share = torch.rand(len(real_data), 1, 1, 1, generator=generator).to(real_data)
     between = (share * real_data + (1 - share) * fake_data).detach().requires_grad_()

@@ -71,16 +71,9 @@ def reduce_loss(loss: torch.Tensor, reduction: str) -> torch.Tensor:
 
 
 def weight_reduce_loss(loss: torch.Tensor, weight: torch.Tensor | None = None, reduction: str = "mean") -> torch.Tensor:
-    """Weights a loss element by element, then reduces it.
+    """Weights a loss (B, C, H, W) element by element, then reduces it; 'mean' is sum_i w_i l_i / sum_i w_i.
 
-    Args:
-        loss: element-wise, (B, C, H, W).
-        weight: of as many dimensions, each as long as the loss's or 1. None: every element counts alike.
-        reduction: 'none', 'sum', or 'mean': sum_i w_i l_i / sum_i w_i.
-
-    Raises:
-        OptionsError: `reduction` is none of these.
-        AssertedDataError: the shape of `weight` does not fit.
+    Each axis of `weight` is as long as the loss's or 1, else AssertedDataError; None: every element counts alike.
     """
     if weight is None:
         return reduce_loss(loss, reduction)

@@ -105,11 +105,9 @@ class PerceptualLoss(nn.Module):
         check_images_for("PerceptualLoss", "VGG", shape, 2**halvings)
 
     def forward(self, x: torch.Tensor, gt: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The perceptual and the style part, None for one whose weight is 0.
+        """The perceptual and the style part, None for one whose weight is 0; no gradients flow to `gt`.
 
-        Args:
-            x: (B, 3, H, W) RGB, or (B, 1, H, W) gray, in [0, 1] ([-1, 1] with `range_norm`).
-            gt: of the same shape; no gradients flow to it.
+        `x` and `gt` are (B, 3, H, W) RGB, or (B, 1, H, W) gray, in [0, 1] ([-1, 1] with `range_norm`).
         """
         if not (self.perceptual_weight > 0 or self.style_weight > 0):
             return None, None

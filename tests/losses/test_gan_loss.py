@@ -102,3 +102,8 @@ def test_gradient_penalty_draws_from_the_given_generator_alone() -> None:
     ]
     assert values[0] == values[1] != values[2]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_attributes_are_those_that_code_for_basicsr_reads() -> None:
+    loss = GANLoss(gan_type="lsgan", real_label_val=0.9, fake_label_val=0.2, loss_weight=0.1)
+    assert (loss.gan_type, loss.real_label_val, loss.fake_label_val, loss.loss_weight) == ("lsgan", 0.9, 0.2, 0.1)
