@@ -51,7 +51,11 @@ _INTERVALS = {
 def find_conflicts(options: Options, model_type: Any, wrong: Collection[KeyPath]) -> list[Problem]:
     """Checks options against each other, but for keys in `wrong`; `model_type` is as written: SRGANModel needs more."""
     checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _datasets, _best, _rows]
-    checks += [_model, _losses, _schedule, _training_data] if options.is_train else [_testing]
+    if options.is_train:
+        checks += [_model, _training_data]
+        checks += [_losses, _schedule] if options.train is not None else []
+    else:
+        checks.append(_testing)
     findings = [finding for check in checks for finding in check(options)]
     findings += [(key, message) for key, message, is_mistake in _run_misfits(options, wrong) if is_mistake]
     if model_type == "SRGANModel" and options.is_train and options.train and options.train.adversarial_opt is None:
@@ -127,11 +131,8 @@ def _datasets(options: Options) -> Iterator[Finding]:
             message = f"must be a multiple of scale {options.scale}, got {size}; take {nearest_size}"
             yield (*at, "gt_size"), message
         if not trains and dataset.skip_bad_images:
-            yield (
-                (*at, "skip_bad_images"),
-                f"is of training only, got {dataset.skip_bad_images}: an average without some images is of another set;"
-                " remove it",
-            )
+            why = "an average without some images is of another set"
+            yield (*at, "skip_bad_images"), f"is of training only, got {dataset.skip_bad_images}: {why}; remove it"
         columns = {name: getattr(dataset, name) for name in _PROGRESSIVE if getattr(dataset, name) is not None}
         if columns and not trains:
             yield (*at, next(iter(columns))), "is of training only; remove it"
@@ -159,11 +160,8 @@ def _stages(options: Options, at: KeyPath, dataset: DatasetOptions, columns: Map
     if (batch := dataset.batch_size_per_gpu) != batches[0]:
         yield (*at, "batch_size_per_gpu"), f"must be the first of mini_batch_sizes, {batches[0]}, got {batch}"
     if options.train is not None and sum(iterations) < options.train.total_iter:
-        yield (
-            (*at, "iters"),
-            f"end after {sum(iterations)} iterations, before train: total_iter {options.train.total_iter}; lengthen the"
-            " last stage",
-        )
+        ends = f"end after {sum(iterations)} iterations, before train: total_iter {options.train.total_iter}"
+        yield (*at, "iters"), f"{ends}; lengthen the last stage"
 
 
 def _cached(options: Options, at: KeyPath, dataset: DatasetOptions) -> Iterator[Finding]:
@@ -215,7 +213,8 @@ def _model(options: Options) -> Iterator[Finding]:
         yield ("train",), "is required: losses, optimizers and schedule"
     if options.model_type == "KDModel":
         yield from _teacher(options)
-        yield from _distillation(options)
+        if options.train is not None:
+            yield from _distillation(options)
         return
     if options.network_t is not None:
         yield ("network_t",), "only model_type KDModel (MCADKD) has a teacher; change model_type or remove network_t"
@@ -240,18 +239,13 @@ def _teacher(options: Options) -> Iterator[Finding]:
 def _distillation(options: Options) -> Iterator[Finding]:
     from torch import nn
 
-    if options.train is None:
-        return
     if not options.train.distill:
         yield ("train",), "names nothing to distil: give resp_kd_opt, contrastive_opt or distill, or use SRModel"
     for name, block in options.train.distill.items():
         at, method = ("train", "distill", name), constructor_of(METHOD_REGISTRY, block)
         if options.teacher_cache is not None and (uses := getattr(method, "teacher_needs", "")):
-            yield (
-                at,
-                f"{block['type']} uses {uses}, and datasets.train.teacher_cache has outputs only; remove teacher_cache,"
-                " or this method",
-            )
+            conflict = f"{block['type']} uses {uses}, and datasets.train.teacher_cache has outputs only"
+            yield at, f"{conflict}; remove teacher_cache, or this method"
         built_in = _BUILT_IN_TERMS.get(name)
         if name in ("pix", "percep"):
             yield at, "is the name of a built-in term; choose another"
@@ -266,8 +260,6 @@ def _distillation(options: Options) -> Iterator[Finding]:
 
 def _losses(options: Options) -> Iterator[Finding]:
     train = options.train
-    if train is None:
-        return
     blocks = [*train.loss_blocks.values(), *train.distill.values()]
     blocks += [train.adversarial_opt] if train.adversarial_opt is not None else []
     if not blocks:
@@ -294,8 +286,6 @@ def _loss_weight(block: Mapping[str, Any]) -> Any:
 
 def _schedule(options: Options) -> Iterator[Finding]:
     train = options.train
-    if train is None:
-        return
     if train.total_iter // train.net_d_iters <= train.net_d_init_iters // train.net_d_iters:
         name = "net_d_iters" if train.net_d_iters > train.total_iter else "net_d_init_iters"
         given = getattr(train, name)
@@ -443,7 +433,12 @@ def _run_misfits(options: Options, wrong: Collection[KeyPath] = ()) -> Iterator[
         return
     from basicsr.optim.schedules import SCHEDULES
 
-    run: dict[str, Any] = {"scale": options.scale, "total_iter": train.total_iter, "ranks": _num_ranks()}
+    ranks = [os.environ.get(name, "1") for name in _RANKS]
+    run: dict[str, Any] = {
+        "scale": options.scale,
+        "total_iter": train.total_iter,
+        "ranks": max(int(text) for text in ranks if text.isdigit()),
+    }
     if isinstance(lr := train.optim_g.get("lr"), (int, float)):
         run["lr"] = lr
     for dataset in options.datasets_of("train").values():
@@ -462,10 +457,6 @@ def _run_misfits(options: Options, wrong: Collection[KeyPath] = ()) -> Iterator[
                 yield (*at, key), message, is_mistake
 
 
-def _num_ranks() -> int:
-    return max(int(text) for text in (os.environ.get(name, "1") for name in _RANKS) if text.isdigit())
-
-
 def _other_scales(options: Options) -> Iterator[Finding]:
     """Texts that name a scale, but not this one."""
     data = thaw(options)
@@ -477,11 +468,8 @@ def _other_scales(options: Options) -> Iterator[Finding]:
         scales = {int(first or second) for first, second in _SCALES.findall(text)}
         if scales and options.scale not in scales:
             named = " and ".join(f"x{scale}" for scale in sorted(scales))
-            yield (
-                key,
-                f"{shown(text)} says {named}, but scale is {options.scale}; if it was copied from there, change it"
-                " ({scale} stands for the scale)",
-            )
+            conflict = f"{shown(text)} says {named}, but scale is {options.scale}"
+            yield key, f"{conflict}; if it was copied from there, change it ({{scale}} stands for the scale)"
 
 
 def _texts(value: Any, key: KeyPath) -> Iterator[Finding]:
@@ -497,11 +485,11 @@ def _borders(options: Options) -> Iterator[Finding]:
     for name, block in options.val.metrics.items():
         border = block.get("crop_border", usual)
         if border not in (usual, usual + 6):  # the latter is that of DIV2K's challenges
-            yield (
-                ("val", "metrics", name, "crop_border"),
-                f"is {border}, but scale is {options.scale}: published figures leave out {usual} pixels at each edge;"
-                " leave crop_border out, and it follows the scale",
+            why = f"published figures leave out {usual} pixels at each edge"
+            message = (
+                f"is {border}, but scale is {options.scale}: {why}; leave crop_border out, and it follows the scale"
             )
+            yield ("val", "metrics", name, "crop_border"), message
 
 
 def _tiles(options: Options) -> Iterator[Finding]:
@@ -534,11 +522,8 @@ def _lengths(options: Options) -> Iterator[Finding]:
     if left > _EMA_LEFT:
         highest = 1 - float(f"{5 / total:.2g}")  # leaves less than 1% of them
         remedy = f"take {highest:.10g} or less" if total > 5 else "take 0, for none"
-        yield (
-            ("train", "ema_decay"),
-            f"is {train.ema_decay:g}: after total_iter {total} the average still holds {left:.0%} of the weights that"
-            f" training began with; {remedy}",
-        )
+        holds = f"after total_iter {total} the average still holds {left:.0%} of the weights that training began with"
+        yield ("train", "ema_decay"), f"is {train.ema_decay:g}: {holds}; {remedy}"
 
 
 def _loading(options: Options) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""BasicSR's command lines of train.py and test.py, and remedies for slips in them."""
+"""BasicSR's command lines of train.py and test.py."""
 
 from __future__ import annotations
 
@@ -25,12 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(argv: Sequence[str] | None, training: bool) -> argparse.Namespace:
-    """Reads the command line of train.py (`training`) or test.py; that of the process if `argv` is None.
-
-    Returns:
-        `opt` (path), `launcher`, `force_yml` (list of `a:b=value`), and in training `auto_resume`,
-        `allow_config_change` and `debug`.
-    """
+    """Reads the command line of train.py (`training`) or test.py; that of the process if `argv` is None."""
     what = "Trains a network, with or without a teacher." if training else "Tests networks on benchmarks."
     parser = _Parser(allow_abbrev=False, description=what)
     add = parser.add_argument

@@ -65,12 +65,8 @@ def freeze(value: Any) -> Any:
 class Component:
     """Annotates the type of a block that names one of its members by `type` and holds the member's arguments.
 
-    Args:
-        kind: what messages and options/schema.json call a member.
-        members: the registry, or a function that returns the members by name.
-        further: keys that the block may have beside the member's arguments, with their types.
-        provided: arguments that the framework passes itself.
-        hints: types of arguments whose signatures have no ranges.
+    `further` are types of keys that the block may have beside them; `provided` are arguments that the framework passes
+    itself; `hints` are types of arguments whose signatures have no ranges.
     """
 
     def __init__(

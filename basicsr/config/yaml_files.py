@@ -72,9 +72,7 @@ class Document:
         """Sets one key from `a:b:c=value`, the value read as YAML; mappings on the way are made if missing.
 
         What begins with `{}` or `{scale}` is text, such as `{}x2`, quotes or not; `{}` alone is so for `filename_tmpl`.
-
-        Raises:
-            ReadError: the text is not of that form, or the key leads through what is not a mapping.
+        Raises `ReadError` if the text is not of that form, or the key leads through what is not a mapping.
         """
         position = Position(OVERRIDE_FILE)
         key_part, equals, text = override.partition("=")
@@ -100,13 +98,10 @@ class Document:
 
 
 def load_yaml(path: str | Path, *, keep_going: bool = False) -> Document:
-    """Reads an options file and the files it builds on.
+    """Reads an options file and the files it builds on; raises `ReadError`.
 
     With `keep_going` values that cannot be read (tags, keys that are not text) are added to the document's `problems`
-    and skipped, so that the rest can be checked; otherwise they raise.
-
-    Raises:
-        ReadError: a file is missing, empty, too large, not UTF-8, not YAML, no mapping, or builds on itself.
+    and skipped, so that the rest can be checked.
     """
     reader = Reader(keep_going)
     return Document(reader.read_file(str(path), None, ()), reader.problems)

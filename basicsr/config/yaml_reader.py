@@ -175,13 +175,10 @@ if yaml.__with_libyaml__:
 
 
 def parse(text: str, written: int = 0) -> tuple[yaml.Node | None, int]:
-    """The text's one document, and `written` plus the number of its keys and values.
+    """The text's one document, and `written` plus the number of its keys and values; raises yaml.YAMLError.
 
-    libyaml parses what is written as usual; PyYAML's own parser all else, as the two differ in rare signs, and what is
-    wrong, for its messages.
-
-    Raises:
-        yaml.YAMLError: it is not YAML, nested too deeply, or too much.
+    libyaml parses what is written as usual; PyYAML's own parser all else, as the two differ in rare characters, and
+    what is wrong, for its messages.
     """
     if yaml.__with_libyaml__ and len(text) <= _LARGEST_FAST and not _RARE.search(_COMMENT.sub("", text)):
         with suppress(yaml.YAMLError):
