@@ -84,7 +84,14 @@ def calculate_pyiqa(
 ) -> torch.Tensor:
     """The metric that pyiqa calls `metric`, if it judges single images; else as `calculate_lpips`.
 
-    `pyiqa.list_models()` lists them; those without a reference ignore `img2`. Raises OptionsError for any other.
+    Raises OptionsError for any other.
+
+    Args:
+        img: as `calculate_lpips`.
+        img2: likewise; unused by a metric without a reference.
+        metric: pyiqa's name of it; `pyiqa.list_models()` lists them.
+        crop_border: pixels to leave out at each edge.
+        round_to_8_bits: clip and round both, as images are when they are saved.
     """
     reference = img2 if _configuration(metric).get("metric_mode") == "FR" else None
     return _figures(metric, img, reference, crop_border, round_to_8_bits)

@@ -48,9 +48,16 @@ def calculate_ssim_pt(
     test_y_channel: bool = False,
     round_to_8_bits: bool = True,
 ) -> torch.Tensor:
-    """Mean SSIM of each image, as `calculate_ssim` defines it: (B,) float64; else as `calculate_psnr_pt`.
+    """Mean SSIM of each image, as `calculate_ssim` defines it: (B,) float64; raises as `calculate_psnr_pt`.
 
     DataError, too, if less than a window is left inside the border.
+
+    Args:
+        img: (B, C, H, W) RGB in [0, 1], of any floating type.
+        img2: of the same shape.
+        crop_border: pixels to leave out at each edge.
+        test_y_channel: whether to compare luma (see `rgb2ycbcr_pt`) where there are three channels.
+        round_to_8_bits: clip and round both, as images are when they are saved; else take them as they are.
     """
     first, second = _comparable_pair(img, img2, crop_border, test_y_channel, round_to_8_bits)
     check_ssim_window(first.shape[-2], first.shape[-1], crop_border)

@@ -61,3 +61,12 @@ def test_every_reference_in_the_schema_resolves(schema):
     found = set(references(schema))
     assert {reference.removeprefix("#/$defs/") for reference in found} <= set(schema["$defs"])
     assert len(found) > 10
+
+
+@pytest.mark.parametrize("metric", ["psnr", "ssim", "psnr_pt", "ssim_pt", "lpips", "pyiqa"])
+def test_editors_describe_the_arguments_of_metrics(metric):
+    """The texts come from the docstrings' `Args`."""
+    cases = json.loads((ROOT / "options" / "schema.json").read_text())["$defs"]["metric"]["allOf"]
+    (case,) = (case["then"] for case in cases if case["if"]["properties"]["type"]["const"] == f"calculate_{metric}")
+    arguments = {name: entry for name, entry in case["properties"].items() if name not in ("type", "better", "_base_")}
+    assert arguments and all("description" in json.dumps(entry) for entry in arguments.values())
