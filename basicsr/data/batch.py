@@ -96,13 +96,7 @@ def collate(
     skipped: Sequence[Skipped] = (),
     empty: _Empty = np.empty,
 ) -> Batch:
-    """Stacks samples, dicts with `lq` and optionally `gt`, `sr_teacher`, `lq_path`, `gt_path`, into a batch.
-
-    Memory for images of whole numbers comes from `empty`.
-
-    Raises:
-        DataError: a sample has no `lq`, some have `gt` or `sr_teacher` and others not, or sizes differ.
-    """
+    """Stacks dicts of `lq`, and maybe `gt`, `sr_teacher` and paths; raises DataError where keys or sizes differ."""
     lq_paths = tuple(str(sample.get("lq_path", "")) for sample in samples)
     gt_paths = tuple(str(sample.get("gt_path", "")) for sample in samples)
     others = [name for name in ("gt", "sr_teacher") if any(name in sample for sample in samples)]

@@ -198,8 +198,7 @@ def _names_of(meta_info_file: str, folder: str) -> list[str]:
 
 
 def _named(line: str, number: int, meta_info_file: str) -> str:
-    """The image that a line names: what stands before `(h,w,c)`; without that the whole line, which may have blanks,
-    or, as BasicSR reads it, its first word where that alone is the name of an image."""
+    """The image that a line names: before `(h,w,c)`, else the line, or its first word if an image, as in BasicSR."""
     if shaped := _WITH_SHAPE.fullmatch(line):
         return shaped["name"]
     first, _, rest = line.partition(" ")

@@ -194,8 +194,7 @@ def advice(gt_size: Size, lq_size: Size, scale: int, gt_path: str | None) -> str
 
 
 def _is_cut_of(gt_size: Size, lq_size: Size, scale: int) -> bool:
-    """Whether LR may be made from HR at this scale: pixels that fill no multiple are left over at most, or make one
-    more, as where MATLAB's `imresize` rounds up."""
+    """Whether LR may be made from HR at this scale, up to a cut or one pixel more, as MATLAB rounds up."""
     rests = (large - small * scale for large, small in zip(gt_size, lq_size, strict=True))
     return all(-scale < rest < max(_MOST_CUT_OFF, scale) for rest in rests)
 

@@ -27,13 +27,7 @@ _PACKAGE = Path(basicsr.__file__).parent
 def joined(
     launcher: Launcher, load: Callable[[], Sequence[Options]], flags: Mapping[str, Any]
 ) -> Iterator[tuple[Sequence[Options], RankInfo]]:
-    """Loads the options (one for each scale) and joins the ranks, if all of them begin the same; see `distributed`.
-
-    `flags` are further values of the command line that all ranks must share.
-
-    Raises:
-        UserError: the options cannot be read on some rank, or differ; on every rank.
-    """
+    """Loads the options, one for each scale, and joins the ranks if these and `flags` are the same on all."""
     options: Sequence[Options] = ()
     start = Start({}, {})
     try:

@@ -146,13 +146,7 @@ class Meeting:
         return dist.PrefixStore(self._prefix, store)
 
     def join(self, mine: Start, process: Sequence[Any]) -> list[Any]:
-        """Waits for the other ranks, which must all begin the same; returns every rank's `process` (plain values).
-
-        Raises:
-            UserError: a rank cannot begin, on every rank.
-            OptionsError: ranks would begin something else, on every rank.
-            LostRankError: a rank does not come.
-        """
+        """Returns every rank's `process`; raises UserError, on all ranks, unless all come and begin the same."""
         size = self.launched.world_size
         try:
             failure = self._announce(mine, process)
@@ -183,10 +177,7 @@ class Meeting:
         return None if failure is None or failure.rank == self.launched.rank else failure
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Reports that this rank ends, and why; the keeper of the store waits a little for the others.
-
-        What all ranks end with is not reported. Of several with the same error the first one prints it.
-        """
+        """Reports why this rank ends, unless all know; the store's keeper waits a little for the others."""
         with suppress(RuntimeError):  # the store may be gone
             if error is not None and (isinstance(error, Preempted) or not getattr(error, "known_to_all", False)):
                 report = json.dumps([self.launched.rank, *_report(error)])

@@ -24,14 +24,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 @contextmanager
 def owned(folders: Sequence[Path], rank_info: RankInfo, doing: str = "trains there") -> Iterator[Callable[[], None]]:
-    """Within the block, no other process may have `folders`, which may be missing. All ranks must call.
-
-    Yields:
-        What all ranks are to call when folders were made anew.
-
-    Raises:
-        CheckpointError: see `FolderLock`.
-    """
+    """Holds `folders` against other processes, on all ranks; yields what to call after they were made anew."""
     with ExitStack() as held:
         locks: list[FolderLock] = []
 

@@ -61,12 +61,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block, which must have nothing to save, a signal ends the run by an exception.
-
-        Raises:
-            Preempted: a signal came, within the block or before it.
-            KeyboardInterrupt: the signal was SIGINT.
-        """
+        """Within the block, a signal raises Preempted, or KeyboardInterrupt for SIGINT; nothing may be left to save."""
         self._at_once = True
         try:
             self._end_if_asked()
