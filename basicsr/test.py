@@ -100,7 +100,7 @@ def test_pipeline(
         for scale in scales:
             scale.check()
         prepare_metrics(first.val.metrics, rank_info.device)
-        prepare_results(loaded, rank_info)
+        on_master(rank_info, lambda: prepare_results(loaded))
         own_again()
         with open_log(first.results_folder, "test", first.name, rank_info) as logger:
             report = _Report(scales, rank_info, logger)

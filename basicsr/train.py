@@ -280,7 +280,7 @@ def _train(
         remarks += check_all_images(run, stop)
         if resume is not None:
             remarks += resuming.check_skipped(resume, run, allow_config_change)
-        remarks += prepare_training(run, resume)
+        remarks += on_master(rank_info, lambda: prepare_training(run, resume))
         own_again()
         status.update(state="running")
         with open_log(folder, "train", options.name, rank_info, goes_on=resume is not None) as logger:

@@ -65,28 +65,6 @@ def check_training_folders(options: Options, goes_on: bool) -> None:
         check_archivable(curves, CURVES)
 
 
-def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
-    """Makes the run's folders and keeps its options and record there, on rank 0; returns remarks. All ranks must call.
-
-    A run that starts anew renames the folders of an earlier run of its name, as BasicSR does.
-
-    Raises:
-        CheckpointError: a folder cannot be renamed or written, or has no room for a checkpoint.
-    """
-    return on_master(run.rank_info, lambda: _prepare_training(run, resume))
-
-
-def prepare_results(scales: Sequence[Options], rank_info: RankInfo) -> None:
-    """Makes the folder of a test's results and keeps each scale's options there, on rank 0.
-
-    The folder of an earlier test of the name is renamed.
-
-    Raises:
-        CheckpointError: a folder cannot be renamed or written.
-    """
-    on_master(rank_info, lambda: _prepare_results(scales))
-
-
 @contextmanager
 def results_taken(scales: Sequence[Options], rank_info: RankInfo) -> Iterator[Callable[[], None]]:
     """Within the block, results/NAME is this test's, at all its scales. All ranks must call.
@@ -144,7 +122,14 @@ def archive(folder: Path, marks: Sequence[str], never: Sequence[str] = ()) -> No
     get_root_logger().info(f"{folder} exists: renamed to {archived.name}")
 
 
-def _prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
+def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
+    """Makes the run's folders and writes its options and record there; returns remarks. To be called on rank 0.
+
+    A run that starts anew renames the folders of an earlier run of its name, as BasicSR does.
+
+    Raises:
+        CheckpointError: a folder cannot be renamed or written, or has no room for a checkpoint.
+    """
     options, folder = run.options, run.options.experiment_folder
     checkpoints, size = CheckpointFolder(folder, options.logger.keep_checkpoints), run.checkpoint_size()
     checkpoints.check_space(size)
@@ -203,7 +188,8 @@ def _forecast(options: Options, iteration: int, size: int) -> list[str]:
     ]
 
 
-def _prepare_results(scales: Sequence[Options]) -> None:
+def prepare_results(scales: Sequence[Options]) -> None:
+    """Makes the folder of a test's results, renaming an earlier one, and writes each scale's options there."""
     folder = scales[0].results_folder
     check_writable(folder.parent)
     archive(folder, RESULTS, never=RUN)

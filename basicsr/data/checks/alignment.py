@@ -105,8 +105,8 @@ def _best_shift(large: np.ndarray, small: np.ndarray, scale: int) -> tuple[tuple
 
     def coarse_error(shift: tuple[int, int]) -> float:
         y, x = top * scale + shift[0], left * scale + shift[1]
-        moved = means[y : y + side * scale : scale, x : x + side * scale : scale]
-        return float(np.square(moved - target).mean())
+        difference = means[y : y + side * scale : scale, x : x + side * scale : scale] - target
+        return float(np.vdot(difference, difference))
 
     best = min(shifts, key=coarse_error)
     if best == (0, 0):
