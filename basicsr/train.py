@@ -18,11 +18,11 @@ if __package__ in (None, ""):  # started as a file: import the package it lies i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.engine.process.stop import Preempted, StopRequest, quiet_start
-from basicsr.utils.process_settings import STOP_SIGNALS, sleep_while_waiting
+from basicsr.utils.process_settings import STOP_SIGNALS, shorten_spinning
 
 if __name__ == "__main__":
     quiet_start(STOP_SIGNALS)  # what is imported below takes seconds
-    sleep_while_waiting()
+    shorten_spinning()
 
 import torch
 

@@ -18,11 +18,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 0)]
 
 from basicsr.engine.process.stop import quiet_start
-from basicsr.utils.process_settings import sleep_while_waiting
+from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
-    sleep_while_waiting()
+    shorten_spinning()
 
 import torch
 from study.execution import Trainings, check_fits, load_teacher, say, threads_for, train_teacher, write_options

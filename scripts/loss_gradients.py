@@ -24,11 +24,11 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 from basicsr.engine.process.stop import quiet_start
-from basicsr.utils.process_settings import sleep_while_waiting
+from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
-    sleep_while_waiting()
+    shorten_spinning()
 
 import torch
 from torch.nn import functional as F

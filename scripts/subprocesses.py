@@ -13,9 +13,10 @@ from types import FrameType, TracebackType
 from typing import IO
 
 from basicsr.utils.errors import DataError, MachineError, UserError
-from basicsr.utils.process_settings import STOP_SIGNALS, THREAD_VARIABLES, is_ignored
+from basicsr.utils.process_settings import STOP_SIGNALS, is_ignored, shorten_spinning
 
-ENVIRONMENT = {**THREAD_VARIABLES, **os.environ}
+ENVIRONMENT = dict(os.environ)
+shorten_spinning(ENVIRONMENT)
 
 # A program's beginning that has Linux send it SIGTERM at its parent's death (PR_SET_PDEATHSIG, 1), which stays in
 # force for what it then becomes. subprocess could do so between fork and exec, but not safely beside PyTorch's threads.

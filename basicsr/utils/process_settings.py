@@ -11,8 +11,11 @@ import signal
 import sys
 from collections.abc import MutableMapping
 
-# Threads that spin while they wait slow small networks several times where other programs use the processor.
-THREAD_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE"}
+# How often libgomp's threads ask for work before they sleep. Its default, 300,000, slows small networks several times
+# where other programs use the processor; without any spinning, threads wake too late and a small network's step takes
+# up to 1.6 times as long on idle cores.
+THREAD_VARIABLES = {"GOMP_SPINCOUNT": "10000"}
+_POLICY = "OMP_WAIT_POLICY"
 
 _STOP_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU", "SIGBREAK")
 # Windows lacks some of them, other systems lack SIGBREAK.
@@ -25,10 +28,11 @@ _LARGEST = 2**31 - 1
 _LARGEST_OF_OLD = 32 << 20  # bytes, which older versions refuse to exceed
 
 
-def sleep_while_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Lets waiting threads sleep, here and in children, unless the user decides; for before PyTorch's import."""
+def shorten_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Lets waiting threads sleep soon, here and in children, unless the user decides; for before PyTorch's import."""
     for name, value in THREAD_VARIABLES.items():
-        environment.setdefault(name, value)
+        if _POLICY not in environment:
+            environment.setdefault(name, value)
 
 
 def is_ignored(number: signal.Signals) -> bool:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from basicsr.utils.process_settings import sleep_while_waiting
+from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
-    sleep_while_waiting()  # as train.py does, before PyTorch is imported
+    shorten_spinning()  # as train.py does, before PyTorch is imported
 
 from benchmarks.ours.data import Data
 from benchmarks.ours.indexing import Indexing

@@ -18,11 +18,11 @@ from typing import Literal
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (2, 1)]
 
 from basicsr.engine.process.stop import quiet_start
-from basicsr.utils.process_settings import sleep_while_waiting
+from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
-    sleep_while_waiting()
+    shorten_spinning()
 
 import photographs
 from subprocesses import Programs, StepFailed, Stopped, exclusive
