@@ -23,6 +23,10 @@ ranks in any way. 'one rank': the loss depends on which images come to a rank to
 
 def batch_scope_of(component: object, options: Mapping[str, Any]) -> BatchScope:
     """The `batch_scope` that a registered loss or method declares, or derives from its options; else the strictest."""
+    classes = getattr(component, "__mro__", ())
+    newest = next((kind for kind in classes if {"batch_scope", "forward"} & set(vars(kind))), None)
+    if newest is not None and "batch_scope" not in vars(newest):
+        return "one rank"  # a derived class computes something else than what its base declares
     declared: Any = getattr(component, "batch_scope", "one rank")
     scope: BatchScope = declared(options) if callable(declared) else declared
     return scope

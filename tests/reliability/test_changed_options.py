@@ -25,6 +25,7 @@ from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.provenance import input_digests
 from basicsr.engine.resuming import check_options
+from basicsr.losses.basic_loss import L1Loss
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import LOSS_REGISTRY, METHOD_REGISTRY
 
@@ -194,6 +195,13 @@ class UndeclaredLoss(nn.Module):
         return (output - target).std()
 
 
+class DerivedLoss(L1Loss):
+    """A loss that inherits a declaration and compares images all the same."""
+
+    def forward(self, pred, target, weight=None, **kwargs):
+        return (pred - target).std()
+
+
 class UndeclaredMethod(LossTerm):
     """A method as the guide shows it, which says nothing of batches."""
 
@@ -205,6 +213,7 @@ class UndeclaredMethod(LossTerm):
 
 UNFIT_FOR_OTHER_RANKS = {
     "a loss without a declaration": {"train__pixel_opt__type": "UndeclaredLoss"},
+    "a loss that inherits its declaration": {"train__pixel_opt__type": "DerivedLoss"},
     "a sum over the batch": {"train__pixel_opt__reduction": "sum"},
     "the criterion of a method": {
         "train__distill": {"own": {"type": "ResponseDistillation", "criterion": {"type": "UndeclaredLoss"}}}
@@ -224,7 +233,7 @@ FIT_FOR_OTHER_RANKS = {
 
 @pytest.mark.parametrize("changes", [*UNFIT_FOR_OTHER_RANKS.values(), *FIT_FOR_OTHER_RANKS.values()])
 def test_another_number_of_ranks_is_refused_unless_every_loss_declares_that_it_does_not_mind(mcadkd, tmp_path, changes):
-    with registered(LOSS_REGISTRY, UndeclaredLoss), registered(METHOD_REGISTRY, UndeclaredMethod):
+    with registered(LOSS_REGISTRY, UndeclaredLoss, DerivedLoss), registered(METHOD_REGISTRY, UndeclaredMethod):
         options = load_options(changed(mcadkd, **changes), training=True, root=tmp_path)
         before = load_options(
             changed(mcadkd, **changes, datasets__train__batch_size_per_gpu=1), training=True, root=tmp_path
