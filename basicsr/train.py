@@ -17,7 +17,7 @@ from typing import Any
 if __package__ in (None, ""):  # started as a file: import the package it lies in, whatever else is installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr.engine.process.stop import Preempted, StopRequest, quiet_start
+from basicsr.engine.process.command import StopRequest, quiet_start, run_command
 from basicsr.utils.process_settings import STOP_SIGNALS, shorten_spinning
 
 if __name__ == "__main__":
@@ -34,7 +34,6 @@ from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.logs.run_log import RunLog, describe, open_log, open_run_log
 from basicsr.engine.prefetch import PrefetchedBatches, SkippedImages
 from basicsr.engine.process.agreement import joined, require_equal
-from basicsr.engine.process.command import run_command
 from basicsr.engine.process.distributed import Launcher, RankInfo, any_rank, on_master
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.process.run_lock import owned
@@ -47,7 +46,7 @@ from basicsr.engine.validation import validate
 from basicsr.files.atomic_files import sha256_of
 from basicsr.models import recognise_networks
 from basicsr.utils.dist_util import averages, gather_objects, raise_together
-from basicsr.utils.errors import NonFiniteError, UserError
+from basicsr.utils.errors import NonFiniteError, Preempted, UserError
 from basicsr.utils.logger import log_remark
 from basicsr.utils.process_settings import keep_freed_memory
 from basicsr.utils.randomness import seed_everything

@@ -25,12 +25,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
-from basicsr.engine.process.command import run_command
 from basicsr.files.lmdb_databases import LmdbMaker
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.timing import spread

@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -27,7 +27,6 @@ if __name__ == "__main__":
 import torch
 from option_files.super_resolution import methods_of
 
-from basicsr.engine.process.command import run_command
 from basicsr.utils.hardware import cpu_times, load_between
 from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.images import write_pairs

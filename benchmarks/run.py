@@ -28,12 +28,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
-from basicsr.engine.process.command import run_command
 from basicsr.utils.errors import DataError, OptionsError, UserError
 from basicsr.utils.hardware import cpu_times, load_between
 from benchmarks.bench import FALLBACK, Bench

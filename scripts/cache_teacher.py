@@ -19,7 +19,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from basicsr.config.load import load_options, no_warning
 from basicsr.config.schema import Options
-from basicsr.engine.process.command import run_command
 from basicsr.engine.teacher_cache.making import CacheSettings, CacheSummary, make_cache
 from basicsr.utils.errors import MachineError, OptionsError
 from basicsr.utils.text import readable

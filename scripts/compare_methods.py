@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 0)]
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
@@ -33,7 +33,6 @@ from subprocesses import Stopped, exclusive
 
 from basicsr.config.schema import Options
 from basicsr.engine.precision_choice import Choice, choose_for_several, read_choice
-from basicsr.engine.process.command import run_command
 from basicsr.utils.errors import OptionsError
 
 _DRY = {"start": "would start", "resume": "would go on", "done": "done already"}

@@ -18,7 +18,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
@@ -27,7 +27,6 @@ if __name__ == "__main__":
 
 import torch
 
-from basicsr.engine.process.command import run_command
 from basicsr.export.base import export_formats, table
 from basicsr.export.exporting import OPSETS, export, load_student
 from basicsr.utils.complexity import count_parameters

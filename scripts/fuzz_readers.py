@@ -32,7 +32,7 @@ for folder in (ROOT, str(Path(__file__).resolve().parent)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -40,7 +40,6 @@ if __name__ == "__main__":
 import numpy as np
 from fuzz_cases import READERS, Reader
 
-from basicsr.engine.process.command import run_command
 from basicsr.utils.errors import OptionsError, UserError
 
 SECONDS_A_CASE: float = 10  # of the processor; four times as many by the clock, for what waits

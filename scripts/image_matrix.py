@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "scripts/data"), str(ROOT / "tests")]
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -37,8 +37,6 @@ import cv2
 import numpy as np
 from dialects import all_dialects
 from dialects.base import Dialect
-
-from basicsr.engine.process.command import run_command
 
 EQUAL, TOLD, REFUSED, SILENT, MISSED = "equal", "told", "refused", "SILENT", "MISSED"
 READERS = (

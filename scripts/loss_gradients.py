@@ -23,7 +23,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
@@ -38,7 +38,6 @@ from basicsr.config.schema import Options
 from basicsr.data import build_train_loader
 from basicsr.data.batch import Batch
 from basicsr.distill.base import LossTerm
-from basicsr.engine.process.command import run_command
 from basicsr.engine.process.distributed import distributed
 from basicsr.engine.resuming import find_checkpoint
 from basicsr.engine.training_run import TrainingRun

@@ -13,14 +13,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 0)]
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
 from option_files import restoration, super_resolution
-
-from basicsr.engine.process.command import run_command
 
 OPTIONS = Path(__file__).resolve().parents[1] / "options"
 

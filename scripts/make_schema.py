@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -32,7 +32,6 @@ from pydantic import ConfigDict, PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic.json_schema import PydanticJsonSchemaWarning
 
 from basicsr.config.schema import SET_BY_THE_COMMAND, Options
-from basicsr.engine.process.command import run_command
 from basicsr.optim.optimizers import ARGUMENTS, OPTIMIZERS
 from basicsr.optim.schedules import SCHEDULES
 from basicsr.utils.registry import (

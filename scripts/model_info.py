@@ -21,7 +21,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
@@ -35,7 +35,6 @@ from basicsr.config.component_blocks import is_auto
 from basicsr.config.load import load_options, load_test_options
 from basicsr.config.schema import FrozenMapping, Options
 from basicsr.config.yaml_files import load_yaml
-from basicsr.engine.process.command import run_command
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.text import printable

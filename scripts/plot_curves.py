@@ -18,12 +18,11 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
-from basicsr.engine.process.command import run_command
 from basicsr.report.curves import choose_keys, curves_figure, read_runs
 from basicsr.report.plots import write_figure
 from basicsr.utils.errors import CheckpointError, OptionsError

@@ -17,14 +17,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
 from basicsr.config.load import load_options, load_test_options, resolved_yaml
 from basicsr.config.yaml_files import load_yaml
-from basicsr.engine.process.command import run_command
 from basicsr.utils.text import key_text
 
 

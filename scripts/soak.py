@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -33,7 +33,6 @@ import cv2
 import numpy as np
 import yaml
 
-from basicsr.engine.process.command import run_command
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
 
 TRAIN = Path(__file__).resolve().parents[1] / "basicsr/train.py"

@@ -19,7 +19,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
@@ -29,7 +29,6 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
-from basicsr.engine.process.command import run_command
 from basicsr.files.atomic_files import check_writable
 from basicsr.inference.picture_paths import Job, find_sources, not_taken, plan
 from basicsr.inference.picture_writing import DEFAULT_QUALITY, FORMATS, OutputError

@@ -11,10 +11,9 @@ from typing import Generic, TypeVar
 from basicsr.data.batch import Batch, Skipped
 from basicsr.data.loading import NoMoreAsked
 from basicsr.engine.process.distributed import RankInfo, on_master
-from basicsr.engine.process.stop import Preempted
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.dist_util import gather_objects
-from basicsr.utils.errors import CheckpointError, DataError
+from basicsr.utils.errors import CheckpointError, DataError, Preempted
 
 SKIPPED = "skipped_images.txt"
 _Item = TypeVar("_Item")

@@ -27,8 +27,8 @@ from basicsr.data.sampling import SampleKey
 from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
 from basicsr.engine.process.agreement import require_equal
+from basicsr.engine.process.command import StopRequest
 from basicsr.engine.process.distributed import RankInfo, on_master
-from basicsr.engine.process.stop import StopRequest
 from basicsr.engine.teacher_cache.matching import check_content
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import HeaderError

@@ -25,10 +25,9 @@ from basicsr.config.schema import Options
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.process.rank_watchdog import LostRanks, start_of
-from basicsr.engine.process.stop import Interrupted, Preempted
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.regular_files import read_regular
-from basicsr.utils.errors import CheckpointError, UserError
+from basicsr.utils.errors import CheckpointError, Interrupted, Preempted, UserError
 
 STATUS = "status.json"
 _TICK_SECONDS = 5.0

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from basicsr.config.schema import Options
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.logs.run_log import RunLog
+from basicsr.engine.process.command import StopRequest
 from basicsr.engine.process.distributed import RankInfo, on_master
-from basicsr.engine.process.stop import StopRequest
 from basicsr.files.images import imwrite
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate
 from basicsr.utils.errors import UserError

@@ -63,6 +63,19 @@ class MachineError(UserError):
     exit_code = 6
 
 
+class Preempted(UserError):
+    """The run was asked to stop; it has saved its state and can be resumed."""
+
+    exit_code = 75
+    known_to_all = True
+
+
+class Interrupted(UserError):
+    """A command without a state to save was asked to stop."""
+
+    exit_code = 130
+
+
 class ForeignError(UserError):
     """A bug, not the user's mistake; `__cause__` is the error itself, on the rank that has it."""
 

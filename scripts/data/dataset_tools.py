@@ -23,11 +23,10 @@ from tqdm import tqdm
 
 from basicsr.data.checks.folder_contents import count_mismatch, folder_warnings, set_name
 from basicsr.engine.process.command import run_command
-from basicsr.engine.process.stop import Interrupted
 from basicsr.files.file_client import FileClient
 from basicsr.files.image_headers import MOST_PIXELS
 from basicsr.files.images import IMAGE_SUFFIXES, imfrombytes
-from basicsr.utils.errors import DataError, MachineError
+from basicsr.utils.errors import DataError, Interrupted, MachineError
 from basicsr.utils.misc import scandir
 from basicsr.utils.text import printable
 

@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds

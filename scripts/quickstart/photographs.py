@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
@@ -29,7 +29,6 @@ if __name__ == "__main__":
 import numpy as np
 
 from basicsr.data.transforms import mod_crop
-from basicsr.engine.process.command import run_command
 from basicsr.engine.run_folder import archive, check_archivable
 from basicsr.files.images import imfrombytes, imwrite
 from basicsr.files.regular_files import read_regular

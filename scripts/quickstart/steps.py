@@ -17,7 +17,7 @@ from typing import Literal
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (2, 1)]
 
-from basicsr.engine.process.stop import quiet_start
+from basicsr.engine.process.command import quiet_start, run_command
 from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
@@ -30,7 +30,6 @@ from subprocesses import Programs, StepFailed, Stopped, exclusive
 from basicsr.config.load import load_options, no_warning, resolved_yaml, todays_text
 from basicsr.config.schema import Options
 from basicsr.engine.precision_choice import choose_for_several, read_choice
-from basicsr.engine.process.command import run_command
 from basicsr.utils.errors import DataError
 
 DATA = Path("datasets/quickstart")

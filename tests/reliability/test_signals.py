@@ -19,8 +19,7 @@ from support.jobs import ROOT, Job, status_of, torchrun, write_options
 from support.kills import PHASES, act_in_phase, live
 from support.training import changed, checkpoint_of, differences, free_port, start
 
-from basicsr.engine.process.command import run_command
-from basicsr.engine.process.stop import StopRequest
+from basicsr.engine.process.command import StopRequest, run_command
 from basicsr.train import main
 
 PREEMPTED = 75

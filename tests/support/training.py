@@ -28,8 +28,8 @@ from basicsr.config.load import load_options
 from basicsr.config.schema import Options
 from basicsr.engine.process import command
 from basicsr.engine.process.agreement import require_equal, weights_digest
+from basicsr.engine.process.command import StopRequest
 from basicsr.engine.process.distributed import RankInfo, any_rank, distributed
-from basicsr.engine.process.stop import StopRequest
 from basicsr.engine.training_run import TrainingRun
 from basicsr.metrics.evaluator import evaluate
 from basicsr.train import train_pipeline, train_step

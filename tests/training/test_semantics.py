@@ -19,12 +19,12 @@ from support.training import (
     without_teacher,
 )
 
-from basicsr.engine.process.stop import Preempted
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.test import test_pipeline as evaluate_file
 from basicsr.train import train_pipeline
+from basicsr.utils.errors import Preempted
 
 
 def states(options, tmp_path, iterations: int) -> list[dict]:

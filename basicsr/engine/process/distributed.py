@@ -13,9 +13,9 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 
+from basicsr.engine.process.command import deadly_signals
 from basicsr.engine.process.meeting import COLLECTIVE_TIMEOUT, Meeting, Start, read_launched_rank
 from basicsr.engine.process.rank_watchdog import Process, RankWatchdog, following, this_process
-from basicsr.engine.process.stop import deadly_signals
 from basicsr.utils.dist_util import gather_objects
 from basicsr.utils.errors import MachineError, UserError
 

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from basicsr.engine.process.stop import Interrupted, Preempted
-from basicsr.utils.errors import LostRankError, MachineError, OptionsError, UserError
+from basicsr.utils.errors import Interrupted, LostRankError, MachineError, OptionsError, Preempted, UserError
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 OPTIONS = "options"

@@ -18,8 +18,7 @@ import torch.distributed as dist
 
 from basicsr.engine.process.heartbeats import Heartbeats, MainThread
 from basicsr.engine.process.meeting import Meeting, RankFailure
-from basicsr.engine.process.stop import Interrupted, Preempted
-from basicsr.utils.errors import LostRankError, UserError
+from basicsr.utils.errors import Interrupted, LostRankError, Preempted, UserError
 
 _UNKNOWN = "unknown"
 _POLL_SECONDS = 1.0

@@ -43,8 +43,8 @@ from basicsr.data.teacher_outputs import (
     size_of_file,
     write_manifest,
 )
+from basicsr.engine.process.command import StopRequest
 from basicsr.engine.process.run_lock import LOCK, FolderLock
-from basicsr.engine.process.stop import Interrupted, Preempted, StopRequest
 from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.startup_checks import check_teacher
 from basicsr.engine.teacher_cache.matching import progress
@@ -54,7 +54,15 @@ from basicsr.files.images import imfrombytes
 from basicsr.files.ppm_files import encode_ppm, read_ppm_header
 from basicsr.inference.runner import ImageRunner
 from basicsr.models import load_teacher, recognise_networks
-from basicsr.utils.errors import CheckpointError, DataError, NonFiniteError, OptionsError, UserError
+from basicsr.utils.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    NonFiniteError,
+    OptionsError,
+    Preempted,
+    UserError,
+)
 from basicsr.utils.logger import WarningRemark
 from basicsr.utils.pass_times import faster_precision, warn_if_slow
 from basicsr.utils.precision import Amp, Precision

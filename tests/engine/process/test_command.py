@@ -12,8 +12,7 @@ import pytest
 
 from basicsr.engine.process import command
 from basicsr.engine.process.command import run_command
-from basicsr.engine.process.stop import Preempted
-from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
+from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError, Preempted
 
 ROOT = Path(__file__).parents[3]
 
