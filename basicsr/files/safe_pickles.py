@@ -1,4 +1,4 @@
-"""Unpickles plain values, and what it is given names for; imports, calls and changes nothing else.
+"""Unpickles plain values, and tensors whose numbers lie elsewhere; imports, calls and changes nothing else.
 
 Python's own unpickler calls whatever a file names. PyTorch's (`weights_only`) has a list of names, but no limits of
 depth, time and memory, and lacks protocols 3 to 5. This one is Python's, reduced to the plain instructions; those that
@@ -7,12 +7,11 @@ call, write or hash are replaced.
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 import pickle
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import torch
@@ -73,27 +72,54 @@ class Placeholder:
 PLACEHOLDER = Placeholder()
 
 
-class SafeUnpickler(pickle._Unpickler):
-    """Reads pickles from a stream with bounded depth, time and memory.
+class Storage(NamedTuple):
+    """Memory for numbers of the file, or the part of it, in bytes, that is a view in files of PyTorch 0.1."""
 
-    `names` says what 'module.name' means: a Function, or a value that cannot be changed. With `tolerant`, PLACEHOLDER
-    stands for unknown names, for which `load` otherwise raises Refused.
+    dtype: torch.dtype
+    memory: torch.UntypedStorage
+    begin: int
+    size: int
+
+
+class SafeUnpickler(pickle._Unpickler):
+    """Reads pickles of a file of `size` bytes from a stream, with bounded depth, time and memory.
+
+    `storages` are those that they name, by key; the caller reads their numbers. With `tolerant`, PLACEHOLDER stands for
+    whatever is neither tensor nor plain value, for which `load` otherwise raises Refused.
     """
 
-    def __init__(
-        self,
-        stream: io.BytesIO,
-        names: Mapping[str, object],
-        persistent_load: Callable[[object], object],
-        *,
-        tolerant: bool = False,
-    ) -> None:
+    def __init__(self, stream: io.BytesIO, size: int, *, tolerant: bool = False) -> None:
         super().__init__(stream, encoding="utf-8", errors="replace")  # for the strings of Python 2
-        self.persistent_load = persistent_load  # type: ignore[method-assign, assignment]
+        self.storages: dict[str, Storage] = {}
         self._stream, self._tolerant = stream, tolerant
-        self._names = {**names, **self._builtin_names()}
-        self._operations = self._tuple_keys = 0
+        self._operations = self._tuple_keys = self._tensors = 0
         self._copied = [0, 0]  # entries of containers; letters and bytes
+        self._bytes_left, self._shared_left = size, MAX_SHARING * size + _LEAST_SHARED
+        kinds = {f"{name}Storage": _DTYPES[kind] for name, kind in _STORAGES.items()}
+        self._names: dict[str, object] = {
+            # Plain values that have no instruction of their own in old protocols.
+            "collections.OrderedDict": Function(self._ordered),
+            "collections.Counter": Function(lambda content=(): Counter(self._ordered(content))),
+            "builtins.set": Function(lambda content=(): set(map(self._key, self._copy(content, list)))),
+            "builtins.complex": Function(lambda real, imaginary: complex(float(real), float(imaginary))),
+            "builtins.bytearray": Function(self._bytearray),
+            "_codecs.encode": Function(self._encode),
+            # What torch.save writes.
+            "torch._utils._rebuild_tensor": Function(self._tensor),
+            "torch._utils._rebuild_tensor_v2": Function(self._tensor),
+            "torch._utils._rebuild_tensor_v3": Function(self._tensor_of_dtype),
+            "torch._utils._rebuild_parameter": Function(self._parameter),
+            "torch._utils._rebuild_parameter_with_state": Function(self._parameter),
+            "torch._tensor._rebuild_from_type_v2": Function(self._with_attributes),
+            "torch.Tensor": torch.Tensor,
+            "torch.nn.parameter.Parameter": Function(self._parameter),
+            "torch.Size": Function(_size),
+            "torch.device": Function(_device),
+            "torch.storage.UntypedStorage": torch.uint8,
+            "torch.UntypedStorage": torch.uint8,
+            **{f"{module}.{name}": kind for module in ("torch", "torch.cuda") for name, kind in kinds.items()},
+            **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
+        }
 
     def load(self) -> Any:
         """The value of the next pickle."""
@@ -108,7 +134,7 @@ class SafeUnpickler(pickle._Unpickler):
             if code == pickle.STOP:
                 return self.stack.pop()
             if code[0] not in self._handlers:
-                self._refuse(f"the instruction {code!r}")
+                _refuse(f"the instruction {code!r}")
             self._handlers[code[0]](self)
         raise Refused(f"its pickle has more than {MAX_OPERATIONS} instructions")
 
@@ -132,12 +158,39 @@ class SafeUnpickler(pickle._Unpickler):
 
     def get_extension(self, code: int) -> NoReturn:
         """Refuses the short codes that any module of this process may have given to names."""
-        self._refuse(f"the unregistered extension code {code}")
+        _refuse(f"the unregistered extension code {code}")
+
+    def persistent_load(self, pid: Any) -> object:
+        """The storage that a persistent id names, of a size that the file can hold."""
+        match pid:
+            case ("storage", torch.dtype() as dtype, str() as key, str(), int() as count, *rest) if (
+                len(key) <= _MAX_KEY and type(count) is int and 0 <= count < 1 << 60 and len(rest) < 2
+            ):
+                view = rest[0] if rest else None
+            case _ if self._tolerant:
+                return PLACEHOLDER
+            case _:
+                raise Damaged("its pickle names no storage")
+        size = count * dtype.itemsize
+        if key not in self.storages:
+            self._bytes_left -= size + 8
+            if self._bytes_left < 0:
+                raise Damaged("its storages are larger than it")
+            self.storages[key] = Storage(dtype, torch.UntypedStorage(size), 0, size)
+        storage = self.storages[key]
+        if (storage.dtype, storage.size) != (dtype, size):
+            raise Damaged("a storage is used as two types")
+        match view:
+            case None:
+                return storage
+            case (str(), int() as offset, int() as length) if offset >= 0 and length >= 0 and offset + length <= count:
+                return storage._replace(begin=offset * dtype.itemsize, size=length * dtype.itemsize)
+        raise Damaged("a view of a storage is none")
 
     def _read(self, count: int) -> bytes:
         content = self._stream.read(count)
         if len(content) < count:
-            self._refuse(f"fewer than the {count} bytes that it announces")
+            _refuse(f"fewer than the {count} bytes that it announces")
         return content
 
     def _extend(self, values: list[Any]) -> None:
@@ -147,12 +200,12 @@ class SafeUnpickler(pickle._Unpickler):
         elif type(target) is set:
             target.update(map(self._key, values))
         elif target is not PLACEHOLDER:
-            self._refuse(f"something added to a {type(target).__name__}")
+            _refuse(f"something added to a {type(target).__name__}")
 
     def _set_items(self, flat: list[Any]) -> None:
         target = self.stack[-1]
         if len(flat) % 2 or not isinstance(target, (dict, Placeholder)):
-            self._refuse(f"keys set in a {type(target).__name__}")
+            _refuse(f"keys set in a {type(target).__name__}")
         if isinstance(target, dict):
             target.update(self._pairs(zip(flat[::2], flat[1::2], strict=True)))
 
@@ -161,18 +214,19 @@ class SafeUnpickler(pickle._Unpickler):
 
     def _key(self, key: Any) -> Any:
         """The key if it is cheap to hash whatever else is in the dict; PLACEHOLDER for others where tolerant."""
-        problem = None
-        if type(key) is int and not -(1 << 63) <= key < 1 << 63:  # many of these could share one hash
-            problem = "a key that is an integer of more than 64 bits"
-        elif type(key) is tuple and all(type(part) in _PLAIN_VALUES for part in key):
+        if type(key) is int:
+            fits = -(1 << 63) <= key < 1 << 63  # many larger ones could share one hash
+        elif type(key) is tuple:
             self._tuple_keys += 1  # likewise
-            if self._tuple_keys > MAX_TUPLE_KEYS or len(key) > MAX_DEPTH:
-                problem = "too many keys that are tuples"
-        elif type(key) not in _PLAIN_VALUES and key is not PLACEHOLDER:
-            problem = f"a key that is a {type(key).__name__}"
-        if problem and not self._tolerant:
-            self._refuse(problem)
-        return PLACEHOLDER if problem else key
+            fits = self._tuple_keys <= MAX_TUPLE_KEYS and len(key) <= MAX_DEPTH
+            fits = fits and all(type(part) in _PLAIN_VALUES for part in key)
+        else:
+            fits = type(key) in _PLAIN_VALUES or key is PLACEHOLDER
+        if fits:
+            return key
+        if not self._tolerant:
+            _refuse(f"a key that is a {type(key).__name__}, neither text nor a number of 64 bits")
+        return PLACEHOLDER
 
     def _call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
@@ -183,7 +237,7 @@ class SafeUnpickler(pickle._Unpickler):
 
     def _make_unknown(self, kind: Any) -> None:
         if not self._tolerant:
-            self._refuse(f"a call of a {type(kind).__name__}")
+            _refuse(f"a call of a {type(kind).__name__}")
         self.append(PLACEHOLDER)
 
     def _instance(self) -> None:
@@ -199,15 +253,12 @@ class SafeUnpickler(pickle._Unpickler):
             if isinstance(state, dict) and isinstance(state.get("_metadata"), dict):
                 target._metadata = state["_metadata"]  # type: ignore[attr-defined]
         elif target is not PLACEHOLDER:
-            self._refuse(f"a state for a {type(target).__name__}")
+            _refuse(f"a state for a {type(target).__name__}")
 
     def _mapping(self) -> None:
         items = self.pop_mark()
         self.append({})
         self._set_items(items)
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise Damaged(f"its pickle has {what}")
 
     _handlers: ClassVar[dict[int, Callable[[Any], object]]] = {
         **{
@@ -230,26 +281,14 @@ class SafeUnpickler(pickle._Unpickler):
         pickle.BUILD[0]: _build,
     }
 
-    # What every pickle may call: plain values that have no instruction of their own in old protocols.
-
-    def _builtin_names(self) -> dict[str, object]:
-        return {
-            "collections.OrderedDict": Function(self._ordered),
-            "collections.Counter": Function(lambda content=(): Counter(self._ordered(content))),
-            "builtins.set": Function(lambda content=(): set(map(self._key, self._copy(content, list)))),
-            "builtins.complex": Function(lambda real, imaginary: complex(float(real), float(imaginary))),
-            "builtins.bytearray": Function(self._bytearray),
-            "_codecs.encode": Function(self._encode),
-        }
-
     def _copy(self, content: Any, *kinds: type[Any]) -> Any:
         """`content`, if it is of this kind, and if copies of it are no way to fill the memory with a small file."""
         if not isinstance(content, kinds):
-            self._refuse(f"a copy of a {type(content).__name__}")
+            _refuse(f"a copy of a {type(content).__name__}")
         is_text = isinstance(content, (str, bytes))
         self._copied[is_text] += len(content)
         if self._copied[is_text] > (len(self._stream.getbuffer()) if is_text else self._operations):
-            self._refuse("too many copies of its own parts")
+            _refuse("too many copies of its own parts")
         return content
 
     def _ordered(self, content: Any = ()) -> OrderedDict[Any, Any]:
@@ -261,8 +300,87 @@ class SafeUnpickler(pickle._Unpickler):
 
     def _encode(self, content: Any, encoding: Any) -> bytes:
         if encoding not in ("latin1", "latin-1"):
-            self._refuse("text in another encoding than Latin-1")
+            _refuse("text in another encoding than Latin-1")
         return bytes(self._copy(content, str).encode("latin-1"))
+
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, learns: Any = False, *more: Any) -> Any:
+        if any(more[1:]):
+            raise Refused("it holds tensors that are conjugate or negated only when they are read; save clones of them")
+        return self._made(storage, getattr(storage, "dtype", None), offset, size, stride, learns)
+
+    def _tensor_of_dtype(self, storage: Any, *described: Any) -> Any:
+        offset, size, stride, learns, _, dtype, *_ = described
+        return self._made(storage, dtype, offset, size, stride, learns)
+
+    def _made(self, storage: Any, dtype: Any, offset: Any, size: Any, stride: Any, learns: Any) -> Any:
+        """The tensor that a pickle describes; raises Refused if it is none, or larger than its storage."""
+        if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
+            if self._tolerant:
+                return PLACEHOLDER
+            raise Damaged("a tensor has no storage")
+        if not (_are_numbers(size) and _are_numbers(stride) and _are_numbers((offset,))) or len(size) != len(stride):
+            raise Damaged("a tensor has no shape")
+        count, there = math.prod(size), storage.size // dtype.itemsize
+        shape = f"a tensor of shape {tuple(size)}"
+        if math.prod(length for length, step in zip(size, stride, strict=True) if step) <= there < count:
+            raise Refused(f"it has {shape} that repeats its numbers, as torch.expand does; save a clone")
+        if count > there:
+            raise Damaged(f"{shape} is larger than its storage, of {there} numbers")
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if (last if count else offset - 1) >= there:
+            raise Damaged("a tensor is out of bounds of its storage")
+        self._tensors += 1
+        self._shared_left -= count * dtype.itemsize
+        if self._tensors > MAX_TENSORS or self._shared_left < 0:
+            raise Refused(f"it has more than {MAX_TENSORS} tensors, or they share their numbers too often")
+        begin, remainder = divmod(storage.begin, dtype.itemsize)
+        if remainder:
+            raise Damaged("a storage begins between two numbers")
+        tensor = torch.empty(0, dtype=dtype).set_(storage.memory, begin + offset, tuple(size), tuple(stride))
+        return tensor.requires_grad_(_learns(learns, tensor))
+
+    def _parameter(self, data: Any, learns: Any = True, hooks: Any = None, state: Any = None) -> Any:
+        if isinstance(data, torch.Tensor):
+            return torch.nn.Parameter(data.detach(), _learns(learns, data))
+        if self._tolerant:
+            return data
+        raise Damaged("a parameter has no tensor")
+
+    def _with_attributes(self, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+        """A tensor with attributes of its own, which are left out; other kinds of tensor need their class."""
+        known = (self._tensor, self._tensor_of_dtype, self._parameter)
+        is_known = isinstance(function, Function) and function.call in known and isinstance(arguments, tuple)
+        if is_known and (kind is torch.Tensor or kind == Function(self._parameter)):
+            return function.call(*arguments)
+        if self._tolerant:
+            return PLACEHOLDER
+        raise Damaged("a tensor is of no known kind")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise Damaged(f"its pickle has {what}")
+
+
+def _learns(requested: Any, tensor: torch.Tensor) -> bool:
+    return requested is True and (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _are_numbers(values: Any) -> bool:
+    # Larger ones are no tensor's, and their product may take minutes.
+    fits = isinstance(values, tuple) and len(values) <= MAX_DIMENSIONS
+    return fits and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+
+
+def _size(size: Any) -> torch.Size:
+    if not _are_numbers(size):
+        raise Damaged("a size is no tuple of numbers")
+    return torch.Size(size)
+
+
+def _device(kind: Any, index: Any = None) -> torch.device:
+    if not isinstance(kind, str) or not (index is None or (type(index) is int and 0 <= index < 128)):
+        raise Damaged("a device has no name")
+    return torch.device(kind) if index is None else torch.device(kind, index)
 
 
 def check_nesting(value: Any, depth: int = 0, known: dict[int, Any] | None = None) -> tuple[int, int]:
@@ -286,142 +404,3 @@ def check_nesting(value: Any, depth: int = 0, known: dict[int, Any] | None = Non
     if depth + height > MAX_DEPTH or count > MAX_VALUES:
         raise Damaged(f"nested {depth + height} deep, with {count} values")
     return height, count
-
-
-class Storage(NamedTuple):
-    """A row of numbers in the file, or the part of it, in bytes, that is a view in files of PyTorch 0.1."""
-
-    dtype: torch.dtype
-    key: str
-    begin: int
-    size: int
-
-
-class TensorReader:
-    """What pickles of torch.save may name; `tolerant` makes tensors only where they are called for."""
-
-    def __init__(self, size: int, tolerant: bool) -> None:
-        self._tolerant, self._tensors, self._numbers_left = tolerant, 0, MAX_SHARING * size + _LEAST_SHARED
-        self._rows: dict[str, torch.UntypedStorage] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
-
-    def unpickler(self, stream: io.BytesIO) -> SafeUnpickler:
-        """Reads the pickles in the stream."""
-        kinds = {f"{name}Storage": _DTYPES[kind] for name, kind in _STORAGES.items()}
-        names: dict[str, object] = {
-            "torch._utils._rebuild_tensor": Function(self._tensor),
-            "torch._utils._rebuild_tensor_v2": Function(self._tensor),
-            "torch._utils._rebuild_tensor_v3": Function(self._tensor_of_dtype),
-            "torch._utils._rebuild_parameter": Function(self._parameter),
-            "torch._utils._rebuild_parameter_with_state": Function(self._parameter),
-            "torch._tensor._rebuild_from_type_v2": Function(self._with_attributes),
-            "torch.Tensor": torch.Tensor,
-            "torch.nn.parameter.Parameter": Function(self._parameter),
-            "torch.Size": Function(_size),
-            "torch.device": Function(_device),
-            "torch.storage.UntypedStorage": torch.uint8,
-            "torch.UntypedStorage": torch.uint8,
-            **{f"{module}.{name}": kind for module in ("torch", "torch.cuda") for name, kind in kinds.items()},
-            **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
-        }
-        return SafeUnpickler(stream, names, self._persistent, tolerant=self._tolerant)
-
-    def storage(self, dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
-        """The storage of a persistent id; raises Refused if the file does not hold it."""
-        raise NotImplementedError
-
-    def row(self, storage: Storage) -> torch.UntypedStorage:
-        """The numbers of a row; those of old files are read later."""
-        return self._rows[storage.key]
-
-    def _persistent(self, name: object) -> object:
-        match name:
-            case ("storage", torch.dtype() as dtype, str() as key, str(), int() as count, *rest) if (
-                len(key) <= _MAX_KEY and type(count) is int and 0 <= count < 1 << 60 and len(rest) < 2
-            ):
-                if self._dtypes.setdefault(key, dtype) != dtype:
-                    raise Damaged("a storage is used as two types")
-                return self.storage(dtype, key, count, rest[0] if rest else None)
-        if self._tolerant:
-            return PLACEHOLDER
-        raise Damaged("its pickle names no storage")
-
-    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, learns: Any = False, *more: Any) -> Any:
-        if any(more[1:]):
-            raise Refused("it holds tensors that are conjugate or negated only when they are read; save clones of them")
-        return self._described(storage, getattr(storage, "dtype", None), offset, size, stride, learns)
-
-    def _tensor_of_dtype(self, storage: Any, *described: Any) -> Any:
-        offset, size, stride, learns, _, dtype, *_ = described
-        return self._described(storage, dtype, offset, size, stride, learns)
-
-    def _described(self, storage: Any, *described: Any) -> Any:
-        if not self._tolerant:
-            return self._made(storage, *described)
-        return functools.partial(self._made, storage, *described) if isinstance(storage, Storage) else PLACEHOLDER
-
-    def _made(self, storage: Any, dtype: Any, offset: Any, size: Any, stride: Any, learns: Any) -> torch.Tensor:
-        """The tensor that a pickle describes; raises Refused if it is none, or larger than its storage."""
-        if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
-            raise Damaged("a tensor has no storage")
-        if not (_are_numbers(size) and _are_numbers(stride) and _are_numbers((offset,))) or len(size) != len(stride):
-            raise Damaged("a tensor has no shape")
-        count, there = math.prod(size), storage.size // dtype.itemsize
-        shape = f"a tensor of shape {tuple(size)}"
-        if math.prod(length for length, step in zip(size, stride, strict=True) if step) <= there < count:
-            raise Refused(f"it has {shape} that repeats its numbers, as torch.expand does; save a clone")
-        if count > there:
-            raise Damaged(f"{shape} is larger than its storage, of {there} numbers")
-        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-        if (last if count else offset - 1) >= there:
-            raise Damaged("a tensor is out of bounds of its storage")
-        self._tensors += 1
-        self._numbers_left -= count * dtype.itemsize
-        if self._tensors > MAX_TENSORS or self._numbers_left < 0:
-            raise Refused(f"it has more than {MAX_TENSORS} tensors, or they share their numbers too often")
-        begin, remainder = divmod(storage.begin, dtype.itemsize)
-        if remainder:
-            raise Damaged("a storage begins between two numbers")
-        tensor = torch.empty(0, dtype=dtype).set_(self.row(storage), begin + offset, tuple(size), tuple(stride))
-        return tensor.requires_grad_(_learns(learns, tensor))
-
-    def _parameter(self, data: Any, learns: Any = True, hooks: Any = None, state: Any = None) -> Any:
-        if isinstance(data, torch.Tensor):
-            return torch.nn.Parameter(data.detach(), _learns(learns, data))
-        if isinstance(data, functools.partial):
-            return functools.partial(lambda: self._parameter(data(), learns))
-        if self._tolerant:
-            return data
-        raise Damaged("a parameter has no tensor")
-
-    def _with_attributes(self, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-        """A tensor with attributes of its own, which are left out; other kinds of tensor need their class."""
-        known = (self._tensor, self._tensor_of_dtype, self._parameter)
-        is_known = isinstance(function, Function) and function.call in known and isinstance(arguments, tuple)
-        if is_known and (kind is torch.Tensor or kind == Function(self._parameter)):
-            return function.call(*arguments)
-        if self._tolerant:
-            return PLACEHOLDER
-        raise Damaged("a tensor is of no known kind")
-
-
-def _learns(requested: Any, tensor: torch.Tensor) -> bool:
-    return requested is True and (tensor.is_floating_point() or tensor.is_complex())
-
-
-def _are_numbers(values: Any) -> bool:
-    # Larger ones are no tensor's, and their product may take minutes.
-    fits = isinstance(values, tuple) and len(values) <= MAX_DIMENSIONS
-    return fits and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
-
-
-def _size(size: Any) -> torch.Size:
-    if not _are_numbers(size):
-        raise Damaged("a size is no tuple of numbers")
-    return torch.Size(size)
-
-
-def _device(kind: Any, index: Any = None) -> torch.device:
-    if not isinstance(kind, str) or not (index is None or (type(index) is int and 0 <= index < 128)):
-        raise Damaged("a device has no name")
-    return torch.device(kind) if index is None else torch.device(kind, index)

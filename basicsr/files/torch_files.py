@@ -6,16 +6,14 @@ opened once: what was checked is what is read.
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
-import stat
 import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +21,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from basicsr.files.safe_pickles import MAX_TENSORS, Damaged, Refused, Storage, TensorReader, check_nesting
+from basicsr.files.regular_files import open_regular
+from basicsr.files.safe_pickles import MAX_TENSORS, Damaged, Refused, SafeUnpickler, Storage, check_nesting
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.text import printable
 
@@ -59,15 +58,11 @@ _WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The file and its size in bytes; raises CheckpointError if it is no file, or the block fails to read it."""
     try:
-        _refuse_special(path, os.stat(path).st_mode)
-        # Were it replaced by a pipe meanwhile, opening would not wait for a writer.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-            status = os.fstat(file.fileno())
-            _refuse_special(path, status.st_mode)
+        with io.BufferedReader(open_regular(path)) as file:
             if reason := _other_kind(file.read(512)):
                 raise Refused(reason)
             file.seek(0)
-            yield file, status.st_size
+            yield file, os.fstat(file.fileno()).st_size
     except CheckpointError:
         raise
     except Refused as error:
@@ -75,6 +70,10 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     except OSError as error:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise CheckpointError(f"checkpoint {path} does not exist; check the path") from None
+        if path.is_dir():
+            raise CheckpointError(f"checkpoint {path} is a folder; name the file") from None
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"checkpoint {path} is a device or a pipe; name a file") from None
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file makes a reader fail in any way
         if "\0" in str(path):
@@ -82,31 +81,6 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         said = printable((str(error) or type(error).__name__).splitlines()[0][:200])
         reason = f" ({said})" if " " in said else ""
         raise CheckpointError(f"checkpoint {path} was not loaded: it is damaged or no checkpoint{reason}") from error
-
-
-def _refuse_special(path: Path, mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        raise CheckpointError(f"checkpoint {path} is a folder; name the file")
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"checkpoint {path} is a device or a pipe; name a file")
-
-
-def load_tensors(path: str | os.PathLike[str], *, checksums: bool = True) -> Any:
-    """Reads a file of torch.save onto the CPU: tensors and plain values only, no code is run; raises CheckpointError.
-
-    `checksums` compares what is read with the CRC-32 in the file; not needed where the file's SHA-256 is known.
-    """
-    with opened(Path(path)) as (file, size):
-        return read_torch_file(file, size, checksums)
-
-
-def read_torch_file(file: BinaryIO, size: int, checksums: bool = True) -> Any:
-    """As `load_tensors`, from an open file; raises Refused and whatever damaged files lead to."""
-    file.seek(0)
-    is_zip = file.read(2) == b"PK"
-    content = (_Archive(file, size, checksums) if is_zip else _Legacy(file, size)).content()
-    check_nesting(content)
-    return content
 
 
 def _other_kind(head: bytes) -> str | None:
@@ -123,31 +97,46 @@ def _other_kind(head: bytes) -> str | None:
     return next((reason for beginnings, reason in _OTHERS if head.startswith(beginnings)), None)
 
 
+def load_tensors(path: str | os.PathLike[str], *, checksums: bool = True) -> Any:
+    """Reads a file of torch.save onto the CPU: tensors and plain values only, no code is run; raises CheckpointError.
+
+    `checksums` compares what is read with the CRC-32 in the file; not needed where the file's SHA-256 is known.
+    """
+    with opened(Path(path)) as (file, size):
+        return read_torch_file(file, size, checksums)
+
+
+def read_torch_file(file: BinaryIO, size: int, checksums: bool = True) -> Any:
+    """As `load_tensors`, from an open file; raises Refused and whatever damaged files lead to."""
+    file.seek(0)
+    if file.read(2) != b"PK":
+        return _read_legacy(file, size)
+    archive = _Archive(file, size, checksums)
+    content = archive.load()
+    check_nesting(content)
+    archive.read_storages()
+    return content
+
+
 def load_state_dict_only(
     path: str | os.PathLike[str], key: str = "state_dict", prefixes: tuple[str, ...] = ("",)
 ) -> dict[str, Tensor]:
-    """Reads one state dict out of a file that names classes beside it, such as a checkpoint of Lightning.
+    """Reads a state dict whose names begin with `prefixes` out of a file that names classes beside it, as Lightning's.
 
-    Nothing is imported or called for these: they become inert placeholders. Other tensors are not read from the disk.
-    Files before PyTorch 1.6 are read as by `load_tensors`.
-
-    Args:
-        path: file written by torch.save.
-        key: where the state dict lies. A file without it is taken for the state dict itself.
-        prefixes: beginnings of the names to take.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or holds no such dense tensors.
+    `key` says where it lies; a file without it is taken for the state dict itself. Nothing is imported or called for
+    the rest: it becomes placeholders, and its tensors are not read. Files before PyTorch 1.6 are read as by
+    `load_tensors`. Raises CheckpointError where the file is missing, damaged, or holds no such dense tensors.
     """
     with opened(Path(path)) as (file, size):
-        is_zip = file.read(2) == b"PK"
-        content = _Archive(file, size, tolerant=True).content() if is_zip else read_torch_file(file, size)
+        archive = _Archive(file, size, tolerant=True) if file.read(2) == b"PK" else None
+        content = archive.load() if archive else _read_legacy(file, size)
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
         items = content.items() if isinstance(content, dict) else ()
-        asked = {name: value for name, value in items if isinstance(name, str) and name.startswith(prefixes)}
-        found = {name: value() if isinstance(value, functools.partial) else value for name, value in asked.items()}
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        named = {name: value for name, value in items if isinstance(name, str) and name.startswith(prefixes)}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        if archive:
+            archive.read_storages({value.untyped_storage().data_ptr() for value in tensors.values()})
     if not tensors:
         beginning = f" that begin with {' or '.join(prefixes)}" if any(prefixes) else ""
         raise CheckpointError(f"checkpoint {path} holds no tensors{beginning}, neither under '{key}' nor at its top")
@@ -179,11 +168,10 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-class _Archive(TensorReader):
+class _Archive:
     """A ZIP archive of torch.save: nothing in it is compressed, so nothing can unfold."""
 
     def __init__(self, file: BinaryIO, size: int, checksums: bool = True, *, tolerant: bool = False) -> None:
-        super().__init__(size, tolerant)
         self._file, self._checksums = file, checksums
         end = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # None where it is no ZIP
         if end and end[5] > MAX_DIRECTORY_BYTES:
@@ -201,34 +189,32 @@ class _Archive(TensorReader):
             raise Damaged("its files overlap")
         folder = _folder_of(names)
         self._members = {name.removeprefix(folder): member for name, member in zip(names, members, strict=True)}
-        order = self.read("byteorder", 16) if "byteorder" in self._members else b"little"
+        order = self._read("byteorder", 16) if "byteorder" in self._members else b"little"
         if order not in (b"little", b"big"):
             raise Damaged(f"its byte order is {order!r}")
         self._swaps = order != sys.byteorder.encode()
+        pickled = io.BytesIO(self._read("data.pkl", MAX_PICKLE_BYTES))
+        self._unpickler = SafeUnpickler(pickled, size, tolerant=tolerant)
 
-    def content(self) -> Any:
-        """What was saved."""
-        return self.unpickler(io.BytesIO(self.read("data.pkl", MAX_PICKLE_BYTES))).load()
+    def load(self) -> Any:
+        """What was saved; the numbers of its tensors are not yet read."""
+        return self._unpickler.load()
 
-    def storage(self, dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
-        member = self._members.get(f"data/{key}")
-        if view is not None or (count and member is None) or (member and member.file_size != count * dtype.itemsize):
-            raise Damaged(f"its file {f'data/{key}'!r} has not {count} numbers")
-        return Storage(dtype, key, 0, count * dtype.itemsize)
-
-    def row(self, storage: Storage) -> torch.UntypedStorage:
-        key, dtype = storage.key, storage.dtype
-        if key not in self._rows:
-            content = torch.empty(storage.size, dtype=torch.uint8)
-            if storage.size:
-                self.read_into(f"data/{key}", content.numpy())
+    def read_storages(self, only: Set[int] | None = None) -> None:
+        """Reads the numbers, those of all tensors or of those at some addresses."""
+        for key, storage in self._unpickler.storages.items():
+            if not storage.size or (only is not None and storage.memory.data_ptr() not in only):
+                continue
+            dtype, member = storage.dtype, self._members.get(f"data/{key}")
+            if member is None or member.file_size != storage.size:
+                raise Damaged(f"its file {f'data/{key}'!r} has not {storage.size // dtype.itemsize} numbers")
+            content = _bytes_of(storage)
+            self.read_into(f"data/{key}", content.numpy())
             if self._swaps:
-                content = content.view(-1, dtype.itemsize // (2 if dtype.is_complex else 1)).flip(1).flatten()
-            self._rows[key] = content.untyped_storage()
-        return self._rows[key]
+                number = dtype.itemsize // (2 if dtype.is_complex else 1)
+                content.copy_(content.view(-1, number).flip(1).flatten())
 
-    def read(self, name: str, limit: int) -> bytes:
-        """The content of a small file."""
+    def _read(self, name: str, limit: int) -> bytes:
         size = self._members[name].file_size
         if size > limit:
             raise Refused(f"its {name} has {size} bytes, more than the {limit} that are read")
@@ -270,54 +256,30 @@ def _folder_of(names: list[str]) -> str:
     return folders[0]
 
 
-class _Legacy(TensorReader):
+def _read_legacy(file: BinaryIO, size: int) -> Any:
     """A file of PyTorch before 1.6: pickles of a number, a version, the machine and the content, then the storages."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        super().__init__(size, tolerant=False)
-        self._file, self._size, self._announced = file, size, 0
-
-    def content(self) -> Any:
-        """What was saved."""
-        self._file.seek(0)
-        stream = io.BytesIO(self._file.read(min(self._size, MAX_PICKLE_BYTES)))
-        pickles = self.unpickler(stream)
-        if [pickles.load(), pickles.load()] != [_LEGACY_MAGIC, _LEGACY_VERSION]:
-            raise Damaged("it is a pickle, but none of torch.save")
-        pickles.load()  # about the machine that wrote it
-        content, keys = pickles.load(), pickles.load()
-        known = isinstance(keys, list) and len(keys) == len(self._rows) and all(type(key) is str for key in keys)
-        if not known or set(keys) != set(self._rows):
-            raise Damaged("its storages are not those of its tensors")
-        self._file.seek(stream.tell())
-        for key in keys:
-            self._fill(self._rows[key], self._dtypes[key].itemsize)
-        return content
-
-    def storage(self, dtype: torch.dtype, key: str, count: int, view: Any) -> Storage:
-        size = count * dtype.itemsize
-        if key not in self._rows:
-            self._announced += size + 8
-            if self._announced > self._size:
-                raise Damaged("its storages are larger than it")
-            self._rows[key] = torch.UntypedStorage(size)
-        if self._rows[key].nbytes() != size:
-            raise Damaged("a storage is used as two types")
-        match view:
-            case None:
-                return Storage(dtype, key, 0, size)
-            case (str(), int() as offset, int() as length) if offset >= 0 and length >= 0 and offset + length <= count:
-                return Storage(dtype, key, offset * dtype.itemsize, length * dtype.itemsize)
-        raise Damaged("a view of a storage is none")
-
-    def _fill(self, row: torch.UntypedStorage, itemsize: int) -> None:
-        begin = self._file.read(8)
-        if len(begin) != 8 or struct.unpack("<q", begin)[0] * itemsize != row.nbytes():
+    file.seek(0)
+    stream = io.BytesIO(file.read(min(size, MAX_PICKLE_BYTES)))
+    unpickler = SafeUnpickler(stream, size)
+    if [unpickler.load(), unpickler.load()] != [_LEGACY_MAGIC, _LEGACY_VERSION]:
+        raise Damaged("it is a pickle, but none of torch.save")
+    unpickler.load()  # about the machine that wrote it
+    content, keys = unpickler.load(), unpickler.load()
+    check_nesting(content)
+    if not isinstance(keys, list) or sorted(keys) != sorted(unpickler.storages):
+        raise Damaged("its storages are not those of its tensors")
+    file.seek(stream.tell())
+    for key in keys:
+        storage, begin = unpickler.storages[key], file.read(8)
+        if len(begin) != 8 or struct.unpack("<q", begin)[0] * storage.dtype.itemsize != storage.size:
             raise Refused("it is damaged (a storage has another length than its tensors say); fetch it again")
-        if row.nbytes():
-            view: Any = torch.empty(0, dtype=torch.uint8).set_(row).numpy()
-            if self._file.readinto(view) != row.nbytes():  # type: ignore[attr-defined]
-                raise Damaged("it ends too early")
+        if storage.size and file.readinto(_bytes_of(storage).numpy()) != storage.size:  # type: ignore[attr-defined]
+            raise Damaged("it ends too early")
+    return content
+
+
+def _bytes_of(storage: Storage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8).set_(storage.memory)
 
 
 def check_weights(
@@ -328,16 +290,8 @@ def check_weights(
     `expected` are the network's own tensors, which say what is a weight; without them the names do.
     """
     for key, value in tensors.items():
-        wanted = None if expected is None else expected.get(key)
-        if fault := _fault(key, value, wanted):
+        if fault := _fault(key, value, None if expected is None else expected.get(key)):
             raise CheckpointError(f"checkpoint {path} was not loaded: its weight '{key}' {fault}")
-
-
-def check_not_all_zero(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Raises CheckpointError for a file of zeros, as of a download that set aside its room and no more."""
-    weights = [value for value in tensors.values() if value.is_floating_point() and value.numel()]
-    if weights and not any(bool(value.any()) for value in weights):
-        raise CheckpointError(f"checkpoint {path} was not loaded: all its weights are 0; fetch or copy it again")
 
 
 def _fault(key: str, value: Tensor, wanted: Tensor | None) -> str | None:
@@ -357,3 +311,10 @@ def _fault(key: str, value: Tensor, wanted: Tensor | None) -> str | None:
     if wanted is not None and not learned and not torch.equal(value, value.round()):
         return f"is {kind} with fractions where the network counts; give another file"
     return None
+
+
+def check_not_all_zero(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Raises CheckpointError for a file of zeros, as of a download that set aside its room and no more."""
+    weights = [value for value in tensors.values() if value.is_floating_point() and value.numel()]
+    if weights and not any(bool(value.any()) for value in weights):
+        raise CheckpointError(f"checkpoint {path} was not loaded: all its weights are 0; fetch or copy it again")
