@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # started as a file: import the package it lies i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.engine.process.command import StopRequest, quiet_start, run_command
+from basicsr.utils.dist_util import any_rank, on_master
 from basicsr.utils.process_settings import STOP_SIGNALS, shorten_spinning
 
 if __name__ == "__main__":
@@ -32,7 +33,7 @@ from basicsr.config.warnings import unused_in_testing
 from basicsr.data import build_eval_dataset
 from basicsr.engine.logs.run_log import open_log
 from basicsr.engine.process.agreement import joined, require_equal
-from basicsr.engine.process.distributed import Launcher, RankInfo, any_rank, on_master
+from basicsr.engine.process.distributed import Launcher, RankInfo
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.run_folder import prepare_results, results_taken
@@ -90,7 +91,7 @@ def test_pipeline(
     with (
         joined(launcher, load, {}) as (loaded, rank_info),
         following(rank_info.watch),
-        results_taken(loaded, rank_info) as own_again,
+        results_taken(loaded) as own_again,
     ):
         first, stop = loaded[0], StopRequest()
         timed = first.report.speed and rank_info.is_master
@@ -99,7 +100,7 @@ def test_pipeline(
         for scale in scales:
             scale.check()
         prepare_metrics(first.val.metrics, rank_info.device)
-        on_master(rank_info, lambda: prepare_results(loaded))
+        on_master(lambda: prepare_results(loaded))
         own_again()
         with open_log(first.results_folder, "test", first.name, rank_info) as logger:
             report = _Report(scales, rank_info, logger)
@@ -142,9 +143,7 @@ class _Report:
         """Times all networks, once their figures are there; all ranks must call. Raises Interrupted."""
         if stopwatch is not None:
             stopwatch.announce(self._logger.info)
-        self._latencies = on_master(
-            self._rank_info, lambda: stopwatch.measure(lambda: bool(stop)) if stopwatch else Latencies()
-        )
+        self._latencies = on_master(lambda: stopwatch.measure(lambda: bool(stop)) if stopwatch else Latencies())
         _raise_if_stopped(stop, self._rank_info)
         for remark in self._latencies.remarks:
             self._logger.warning(remark)
@@ -156,7 +155,7 @@ class _Report:
     def keep(self) -> None:
         """Writes the tables of all finished figures, in case the test ends early. All ranks must call."""
         results = self.results("the test has not come to its end.")
-        on_master(self._rank_info, lambda: write_tables(results, self._folder, self._options.report))
+        on_master(lambda: write_tables(results, self._folder, self._options.report))
 
     def write(self) -> Results:
         """Writes everything; raises UserError where that is not possible."""

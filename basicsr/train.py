@@ -34,7 +34,7 @@ from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.logs.run_log import RunLog, describe, open_log, open_run_log
 from basicsr.engine.prefetch import PrefetchedBatches, SkippedImages
 from basicsr.engine.process.agreement import joined, require_equal
-from basicsr.engine.process.distributed import Launcher, RankInfo, any_rank, on_master
+from basicsr.engine.process.distributed import Launcher, RankInfo
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.process.run_lock import owned
 from basicsr.engine.provenance import input_digests
@@ -45,7 +45,7 @@ from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.files.atomic_files import sha256_of
 from basicsr.models import recognise_networks
-from basicsr.utils.dist_util import averages, gather_objects, raise_together
+from basicsr.utils.dist_util import any_rank, averages, gather_objects, on_master, raise_together
 from basicsr.utils.errors import NonFiniteError, Preempted, UserError
 from basicsr.utils.logger import log_remark
 from basicsr.utils.process_settings import keep_freed_memory
@@ -200,7 +200,7 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
                 break
     if stopping and (run.iteration < total or run.validation_due):
         raise Preempted(f"preempted: saved {run.iteration}.state; go on with --auto_resume")
-    on_master(rank_info, lambda: folder.save_named("latest", run.student_weights()))
+    on_master(lambda: folder.save_named("latest", run.student_weights()))
 
 
 def train_pipeline(
@@ -258,14 +258,14 @@ def _train(
             raise error
 
     with (
-        owned(_taken(options), rank_info) as own_again,
+        owned(_taken(options)) as own_again,
         status.followed(),
         checkpoints.named_in_failures(),
         following(rank_info.watch, note) as others_may_end,
     ):
         resume, remarks = resuming.find_checkpoint(options, rank_info, auto_resume)
         goes_on = checkpoints.holds(resume)
-        on_master(rank_info, lambda: check_training_folders(options, goes_on))
+        on_master(lambda: check_training_folders(options, goes_on))
         require_equal(lambda: _files_read(options, resume))
         status.begin(resume)
         options, recognised = recognise_networks(options)
@@ -279,7 +279,7 @@ def _train(
         remarks += check_all_images(run, stop)
         if resume is not None:
             remarks += resuming.check_skipped(resume, run, allow_config_change)
-        remarks += on_master(rank_info, lambda: prepare_training(run, resume))
+        remarks += on_master(lambda: prepare_training(run, resume))
         own_again()
         status.update(state="running")
         with open_log(folder, "train", options.name, rank_info, goes_on=resume is not None) as logger:
@@ -365,7 +365,7 @@ def _not_finite(
 
 def _save(run: TrainingRun, folder: CheckpointFolder, status: RunStatus) -> None:
     """Saves on rank 0; where that fails, every rank ends. All ranks must call."""
-    on_master(run.rank_info, lambda: run.save(folder))
+    on_master(lambda: run.save(folder))
     status.saved(run.iteration)
 
 
@@ -389,7 +389,7 @@ def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Te
             rates = run.set_learning_rates(run.iteration)
             log.step(run.iteration, run.epoch, rates, averages(of_ranks), waited)
 
-    on_master(run.rank_info, write)
+    on_master(write)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+
+from basicsr.utils.errors import OptionsError
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -37,3 +39,13 @@ class Frozen(nn.Module, Generic[Network]):
         self.network._apply(fn, recurse)
         super()._apply(fn, recurse)
         return self
+
+
+def check_images_for(method: str, network: str, shape: Sequence[int], least: int) -> None:
+    """Raises OptionsError unless images (C, H, W) are gray or RGB and `least` pixels a side, for a method's network."""
+    channels, *size = shape
+    if channels not in (1, 3) or min(size) < least:
+        raise OptionsError(
+            f"{method}: the {network} needs gray or colour images of {least}x{least} at least, the output has"
+            f" {channels} channels and {size[0]}x{size[1]} pixels; raise gt_size or leave the method out"
+        )

@@ -20,7 +20,7 @@ from torch import nn
 from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.archs.staged import StagedNetwork
 from basicsr.losses import build_loss
-from basicsr.losses.loss_util import BatchScope, batch_scope_of
+from basicsr.losses.basic_loss import BatchScope, batch_scope_of
 from basicsr.utils import randomness
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY

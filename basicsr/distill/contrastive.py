@@ -15,11 +15,11 @@ from torch import nn
 from basicsr.archs import build_network
 from basicsr.archs.arch_util import in_colour
 from basicsr.distill.base import LossTerm, StepContext
-from basicsr.losses.loss_util import BatchScope, idle_conflicts
+from basicsr.losses.basic_loss import BatchScope
 from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Features, Few, Many, Side, Weight
-from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
+from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments, idle_conflicts
 
 TAU_RANGE = (0.01, 1.0)
 Tau = Annotated[float, Ge(TAU_RANGE[0]), Le(TAU_RANGE[1])]

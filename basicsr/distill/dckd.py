@@ -49,12 +49,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr.archs.frozen import Frozen
+from basicsr.archs.frozen import Frozen, check_images_for
 from basicsr.archs.vqgan_arch import VQGANEncoder, category_log_probabilities
 from basicsr.distill.base import LossTerm, NetworkPair, StepContext
 from basicsr.distill.features import Others, summed_distances
-from basicsr.losses.loss_util import at_least_float32, check_images_for
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import Iterations, Label, Probability, Weight
 from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
 

@@ -32,11 +32,10 @@ import torch
 from torch.nn import functional as F
 
 from basicsr.distill.base import LossTerm, StepContext
-from basicsr.losses.loss_util import idle_conflicts
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.ranges import Few, Probability, Weight
-from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
+from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments, idle_conflicts
 
 PIXEL_WEIGHT = 5.0  # published, of both losses against true images
 

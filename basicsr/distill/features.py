@@ -10,8 +10,8 @@ from annotated_types import Ge, Le
 from torch.autograd.function import once_differentiable
 
 from basicsr.distill.base import LossTerm, NetworkPair, StepContext
-from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import Few
 from basicsr.utils.registry import Conflict, check_arguments
 

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from basicsr.distill.base import LossTerm, NetworkPair, StepContext, boundaries, nothing_of
-from basicsr.losses.loss_util import at_least_float32, idle_conflicts
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import BelowOne, Features, Few, Iterations, Probability, Weight
-from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
+from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments, idle_conflicts
 
 Route = Literal["student", "teacher"]
 MaskKind = Literal["random", "grid", "cosine", "cka"]

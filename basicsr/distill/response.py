@@ -9,7 +9,7 @@ import torch
 
 from basicsr.config.component_blocks import LossBlock
 from basicsr.distill.base import CriterionTerm, StepContext, criterion_scope
-from basicsr.losses.loss_util import BatchScope
+from basicsr.losses.basic_loss import BatchScope
 from basicsr.utils.registry import METHOD_REGISTRY
 
 _DEFAULT = {"type": "L1Loss"}

@@ -14,9 +14,8 @@ from basicsr.config.component_blocks import UNCHECKED, LossBlock, is_auto
 from basicsr.config.schema import FurtherTeacher
 from basicsr.distill.base import StepContext
 from basicsr.distill.response import ResponseDistillation
-from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.precision import keep_output_precise
+from basicsr.utils.precision import at_least_float32, keep_output_precise
 from basicsr.utils.ranges import PositiveWeight
 from basicsr.utils.registry import METHOD_REGISTRY, check_arguments
 from basicsr.weights.recognise import network_for

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from basicsr.config.schema import Options
-from basicsr.engine.process.distributed import RankInfo, on_master
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.regular_files import read_regular
 from basicsr.models import build_networks
+from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import CheckpointError, DataError
 from basicsr.utils.hardware import has_units
 from basicsr.utils.pass_times import (
@@ -73,7 +74,7 @@ def choose_precision(options: Options, rank_info: RankInfo, state: Mapping[str, 
         choice = _choose(options, rank_info.device, kept)
         return replace(choice, warnings=(*choice.warnings, *_about_validation(options, rank_info.device)))
 
-    return on_master(rank_info, choose)
+    return on_master(choose)
 
 
 def kept_precision(state: Mapping[str, Any]) -> dict[str, Amp] | None:

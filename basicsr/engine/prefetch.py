@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 
 from basicsr.data.batch import Batch, Skipped
 from basicsr.data.loading import NoMoreAsked
-from basicsr.engine.process.distributed import RankInfo, on_master
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.files.regular_files import read_regular
-from basicsr.utils.dist_util import gather_objects
+from basicsr.utils.dist_util import gather_objects, on_master
 from basicsr.utils.errors import CheckpointError, DataError, Preempted
 
 SKIPPED = "skipped_images.txt"
@@ -78,7 +78,7 @@ class SkippedImages:
         self._path, self._limit, self._rank_info, self._known = folder / SKIPPED, limit, rank_info, known
         self._new: set[Skipped] = set()
         self._skipped: set[Skipped] = set()  # since this start
-        self._listed: set[str] = set(on_master(rank_info, self._read)) if limit else set()
+        self._listed: set[str] = set(on_master(self._read)) if limit else set()
 
     def note(self, batches: Sequence[Batch]) -> None:
         """Notes the images that an iteration's batches lack."""
@@ -96,7 +96,7 @@ class SkippedImages:
             if image.note not in (notes := self._known.setdefault(image.sample, [])):
                 notes.append(image.note)
         lines = sorted(image.note for image in new)
-        on_master(self._rank_info, lambda: self._append([line for line in lines if line not in self._listed]))
+        on_master(lambda: self._append([line for line in lines if line not in self._listed]))
         return lines
 
     @property

@@ -23,12 +23,12 @@ from basicsr.engine.checkpoint import (
 )
 from basicsr.engine.logs.metric_writers import flat
 from basicsr.engine.precision_choice import kept_precision
-from basicsr.engine.process.distributed import RankInfo, on_master
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.process.meeting import restarts
 from basicsr.engine.provenance import RECORD, TEACHER_CACHE, input_digests
 from basicsr.engine.status import STATUS, launched_by_us
-from basicsr.losses.loss_util import BatchScope, batch_scope_of
-from basicsr.utils.dist_util import gather_objects, raise_together
+from basicsr.losses.basic_loss import BatchScope, batch_scope_of
+from basicsr.utils.dist_util import gather_objects, on_master, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from basicsr.utils.registry import METHOD_REGISTRY
 from basicsr.utils.text import printable
@@ -76,7 +76,7 @@ def find_checkpoint(options: Options, rank_info: RankInfo, auto_resume: bool) ->
         kept.append(checkpoint)
         return str(checkpoint.path), remarks
 
-    path, remarks = on_master(rank_info, choose)
+    path, remarks = on_master(choose)
     if path is None:
         return None, remarks
     failure: UserError | None = None

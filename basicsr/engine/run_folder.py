@@ -26,10 +26,10 @@ from basicsr.config.load import resolved_yaml
 from basicsr.config.schema import Options, thaw
 from basicsr.data.checks.notes import cache_folder
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, names_in
-from basicsr.engine.process.distributed import RankInfo, on_master
 from basicsr.engine.process.run_lock import owned
 from basicsr.engine.provenance import texts_in, write_record
 from basicsr.files.atomic_files import check_writable, write_atomically
+from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.text import printable, readable
@@ -66,7 +66,7 @@ def check_training_folders(options: Options, goes_on: bool) -> None:
 
 
 @contextmanager
-def results_taken(scales: Sequence[Options], rank_info: RankInfo) -> Iterator[Callable[[], None]]:
+def results_taken(scales: Sequence[Options]) -> Iterator[Callable[[], None]]:
     """Within the block, results/NAME is this test's, at all its scales. All ranks must call.
 
     Yields:
@@ -83,8 +83,8 @@ def results_taken(scales: Sequence[Options], rank_info: RankInfo) -> Iterator[Ca
             _refuse_inputs(options, folder, ())
         check_archivable(folder, RESULTS, never=RUN)
 
-    on_master(rank_info, check)
-    with owned([folder], rank_info, "writes its results there") as own_again:
+    on_master(check)
+    with owned([folder], "writes its results there") as own_again:
         yield own_again
 
 

@@ -28,13 +28,13 @@ from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
 from basicsr.engine.process.agreement import require_equal
 from basicsr.engine.process.command import StopRequest
-from basicsr.engine.process.distributed import RankInfo, on_master
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.teacher_cache.matching import check_content
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import HeaderError
 from basicsr.inference.probing import Outcome, Shape, Trial
 from basicsr.metrics.traits import arguments_of
-from basicsr.utils.dist_util import gather_objects, raise_together
+from basicsr.utils.dist_util import gather_objects, on_master, raise_together
 from basicsr.utils.errors import DataError, NonFiniteError, OptionsError, UserError
 from basicsr.utils.precision import Precision
 
@@ -83,7 +83,7 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
         with stop.at_once():
             check_content(run.options, run.loader.dataset)
 
-    on_master(run.rank_info, compare)
+    on_master(compare)
     return remarks
 
 

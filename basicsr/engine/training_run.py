@@ -22,7 +22,7 @@ from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.logs.metric_writers import check_packages
 from basicsr.engine.precision_choice import choose_precision, kept_precision, settled
 from basicsr.engine.process.agreement import require_equal, weights_digest
-from basicsr.engine.process.distributed import RankInfo, on_master
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.provenance import input_digests
 from basicsr.engine.state_checks import (
     StateMismatch,
@@ -46,6 +46,7 @@ from basicsr.optim.optimizers import (
     without_moments,
 )
 from basicsr.optim.schedules import build_schedule, warmed_up
+from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import CheckpointError, NonFiniteError, OptionsError
 from basicsr.utils.misc import size_of
 from basicsr.utils.randomness import seed_everything
@@ -85,7 +86,7 @@ class TrainingRun:
         self.skipped: dict[int, list[str]] = {}
         train = options.train
         self.files = input_digests(options)
-        self.cache = on_master(rank_info, lambda: check_key(options, self.files))
+        self.cache = on_master(lambda: check_key(options, self.files))
         self.precision = choose_precision(options, rank_info, resume.state if resume is not None else None)
         computed = settled(options, self.precision.kept())
         check_packages(options)

@@ -16,9 +16,10 @@ from basicsr.config.schema import Options
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.logs.run_log import RunLog
 from basicsr.engine.process.command import StopRequest
-from basicsr.engine.process.distributed import RankInfo, on_master
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.files.images import imwrite
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate
+from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _note(
             folder.save_named("best", run.student_weights())
 
     try:
-        on_master(run.rank_info, write)
+        on_master(write)
     except UserError:
         run.best = before  # the validation stays due, and is to find the best once more
         raise

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr.losses.loss_util import at_least_float32, check_choice
+from basicsr.losses.basic_loss import check_choice
+from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import Label, Weight
 from basicsr.utils.registry import LOSS_REGISTRY, Conflict, check_arguments
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr.archs.frozen import Frozen
+from basicsr.archs.frozen import Frozen, check_images_for
 from basicsr.archs.vgg_arch import VGGFeatureExtractor, layer_problems
-from basicsr.losses.loss_util import BatchScope, at_least_float32, check_images_for
+from basicsr.losses.basic_loss import BatchScope
+from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import Weight
 from basicsr.utils.registry import LOSS_REGISTRY, Conflict, Problem, check_arguments
 

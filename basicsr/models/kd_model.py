@@ -12,9 +12,8 @@ from torch import nn
 from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.data.batch import Batch
 from basicsr.distill.base import LossTerm, NetworkPair, NetworkView, StepContext, nothing_of
-from basicsr.losses.loss_util import at_least_float32
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.precision import Precision
+from basicsr.utils.precision import Precision, at_least_float32
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MODULES = {
+    "basicsr.losses.loss_util": "basicsr.losses.basic_loss",
     "basicsr.utils.file_client": "basicsr.files.file_client",
     "basicsr.utils.img_util": "basicsr.files.images",
     "basicsr.utils.lmdb_util": "basicsr.files.lmdb_databases",

@@ -1,4 +1,4 @@
-"""This process's rank, and the collectives that losses and metrics need."""
+"""This process's rank, and what all ranks do together: all of them must call it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from basicsr.utils.errors import ForeignError, UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 
 def get_dist_info() -> tuple[int, int]:
@@ -64,6 +65,30 @@ def gather_objects(value: Any) -> list[Any]:
     gathered = [None] * world_size
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def any_rank(flags: Sequence[bool] | torch.Tensor, device: torch.device) -> list[bool]:
+    """Which of `flags` (bool, (N,)) are set on any rank, the same on all; one collective and one wait."""
+    flags = torch.as_tensor(flags, dtype=torch.bool, device=device)
+    if get_dist_info()[1] > 1:
+        flags = flags.int()
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def on_master(action: Callable[[], Result]) -> Result:
+    """Runs `action` on rank 0 and returns its plain value, or raises its UserError, on every rank."""
+    outcome: Result | UserError | None = None
+    if get_dist_info()[0] == 0:
+        try:
+            outcome = action()
+        except UserError as error:
+            outcome = error
+    outcome = gather_objects(outcome)[0]
+    if isinstance(outcome, UserError):
+        outcome.known_to_all = True
+        raise outcome
+    return outcome
 
 
 def averages(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -38,6 +38,11 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.amp == "fp16")
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32 if it is in a shorter format, else as it is: long sums need the digits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def keep_output_precise(network: nn.Module) -> None:
     """Makes the last convolution run in float32 under autocast: bf16 rounds images as much as 8 bits do."""
     convolutions = [module for module in network.modules() if type(module) is nn.Conv2d]
@@ -47,7 +52,7 @@ def keep_output_precise(network: nn.Module) -> None:
 
 def _forward_in_float32(self: nn.Conv2d, input: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) of any floating type to float32, or to float64 from float64."""
-    device, precise = input.device.type, input.to(torch.promote_types(input.dtype, torch.float32))
+    device, precise = input.device.type, at_least_float32(input)
     if device == "meta":  # where sizes are tried; it has no autocast
         return nn.Conv2d.forward(self, precise)
     with torch.autocast(device, enabled=False):

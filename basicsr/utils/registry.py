@@ -83,6 +83,14 @@ Conflict = tuple[str, str]
 """A key of a component's options, and what is wrong with its value beside others."""
 
 
+def idle_conflicts(loss: type, beside: str, given: Mapping[str, object]) -> Iterator[Conflict]:
+    """The options `given` that differ from their defaults without effect (`beside` others: 'zoom_out: false')."""
+    defaults = inspect.signature(loss).parameters
+    for name, value in given.items():
+        if value != defaults[name].default:
+            yield name, f"is {value}, without effect beside {beside}; leave {name} out"
+
+
 def call_style(factory: Callable[..., Any]) -> Literal["opt", "keywords"]:
     """How a registered class wants its options: BasicSR's datasets and models take them whole, as one dict `opt`."""
     return "opt" if list(_parameters(factory)) == ["opt"] else "keywords"

@@ -16,7 +16,7 @@ from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
 from basicsr.data.batch import Batch
 from basicsr.distill.base import LossTerm, Reconstruction
-from basicsr.losses.loss_util import batch_scope_of
+from basicsr.losses.basic_loss import batch_scope_of
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.registry import METHOD_REGISTRY
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from basicsr.losses import build_loss
-from basicsr.losses.loss_util import batch_scope_of
+from basicsr.losses.basic_loss import batch_scope_of
 from basicsr.utils.registry import LOSS_REGISTRY
 
 OPTIONS: dict[str, Any] = {"layer_weights": {"relu1_1": 1.0, "conv2_1": 0.5}, "vgg_weights": "random"}
@@ -146,7 +146,7 @@ def test_all_the_losses_of_the_house_are_covered() -> None:
 
 
 def test_a_loss_written_for_basicsr_works_dropped_in() -> None:
-    from basicsr.losses.loss_util import weighted_loss
+    from basicsr.losses.basic_loss import weighted_loss
 
     @weighted_loss
     def squared_log(pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

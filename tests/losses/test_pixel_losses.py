@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from basicsr.losses import CharbonnierLoss, L1Loss, MSELoss, WeightedTVLoss, build_loss, charbonnier_loss, l1_loss
-from basicsr.losses.loss_util import weighted_loss
+from basicsr.losses.basic_loss import weighted_loss
 from basicsr.utils.errors import OptionsError
 
 # errors 1, -2, 0, 3 by row, then by column

@@ -29,11 +29,11 @@ from basicsr.config.schema import Options
 from basicsr.engine.process import command
 from basicsr.engine.process.agreement import require_equal, weights_digest
 from basicsr.engine.process.command import StopRequest
-from basicsr.engine.process.distributed import RankInfo, any_rank, distributed
+from basicsr.engine.process.distributed import RankInfo, distributed
 from basicsr.engine.training_run import TrainingRun
 from basicsr.metrics.evaluator import evaluate
 from basicsr.train import train_pipeline, train_step
-from basicsr.utils.dist_util import gather_objects
+from basicsr.utils.dist_util import any_rank, gather_objects
 
 TESTS = str(Path(__file__).resolve().parents[1])
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -26,9 +26,10 @@ from tqdm import tqdm
 import basicsr
 from basicsr.engine.checkpoint import Checkpoint
 from basicsr.engine.logs.metric_writers import MetricWriter, open_metric_writers
-from basicsr.engine.process.distributed import RankInfo, on_master
+from basicsr.engine.process.distributed import RankInfo
 from basicsr.files.images import tensor2img
 from basicsr.inference.runner import ImageRunner
+from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import CheckpointError, UserError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.matlab_functions import imresize
@@ -64,7 +65,7 @@ def open_log(
         except OSError as error:
             raise CheckpointError(f"cannot write {file}: {error.strerror}") from error
 
-    on_master(rank_info, add)
+    on_master(add)
     handlers = (handler for handler in logger.handlers if isinstance(handler, logging.FileHandler))
     opened = [handler for handler in handlers if Path(handler.baseFilename) == file.absolute()]
     try:
@@ -89,7 +90,7 @@ def open_run_log(run: TrainingRun, logger: logging.Logger) -> Iterator[RunLog | 
         images = ComparisonImages(run)
         opened.append(RunLog(logger, options.name, run.iteration, options.train.total_iter, writers, images))
 
-    on_master(run.rank_info, opens)
+    on_master(opens)
     exit_code = 1
     try:
         yield opened[0] if opened else None

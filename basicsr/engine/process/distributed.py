@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -16,8 +16,7 @@ import torch.distributed as dist
 from basicsr.engine.process.command import deadly_signals
 from basicsr.engine.process.meeting import COLLECTIVE_TIMEOUT, Meeting, Start, read_launched_rank
 from basicsr.engine.process.rank_watchdog import Process, RankWatchdog, following, this_process
-from basicsr.utils.dist_util import gather_objects
-from basicsr.utils.errors import MachineError, UserError
+from basicsr.utils.errors import MachineError
 
 Launcher = Literal["none", "pytorch", "slurm"]
 _Result = TypeVar("_Result")
@@ -140,27 +139,3 @@ def _choose_device(num_gpu: int | str, local_rank: int, world_size: int) -> tupl
         remark = f"num_gpu is {num_gpu} but {world_size} process(es) were started: using {world_size}"
         remark += f"; for more, torchrun --nproc_per_node={num_gpu} ... --launcher pytorch"
     return torch.device("cuda", local_rank), remark
-
-
-def any_rank(flags: Sequence[bool] | torch.Tensor, device: torch.device) -> list[bool]:
-    """Which of `flags` (bool, (N,)) are set on any rank, the same on all; one collective and one wait."""
-    flags = torch.as_tensor(flags, dtype=torch.bool, device=device)
-    if dist.is_available() and dist.is_initialized():
-        flags = flags.int()
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return [bool(flag) for flag in flags.tolist()]
-
-
-def on_master(rank_info: RankInfo, action: Callable[[], _Result]) -> _Result:
-    """Runs `action` on rank 0 and returns its plain value, or raises its UserError, on every rank. All must call."""
-    outcome: _Result | UserError | None = None
-    if rank_info.is_master:
-        try:
-            outcome = action()
-        except UserError as error:
-            outcome = error
-    outcome = gather_objects(outcome)[0]
-    if isinstance(outcome, UserError):
-        outcome.known_to_all = True
-        raise outcome
-    return outcome

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from basicsr.engine.process.distributed import RankInfo, on_master
+from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.text import printable
@@ -23,7 +23,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 
 @contextmanager
-def owned(folders: Sequence[Path], rank_info: RankInfo, doing: str = "trains there") -> Iterator[Callable[[], None]]:
+def owned(folders: Sequence[Path], doing: str = "trains there") -> Iterator[Callable[[], None]]:
     """Holds `folders` against other processes, on all ranks; yields what to call after they were made anew."""
     with ExitStack() as held:
         locks: list[FolderLock] = []
@@ -35,8 +35,8 @@ def owned(folders: Sequence[Path], rank_info: RankInfo, doing: str = "trains the
             for lock in locks:
                 lock.take_inside()
 
-        on_master(rank_info, take)
-        yield lambda: on_master(rank_info, take_again)
+        on_master(take)
+        yield lambda: on_master(take_again)
 
 
 class FolderLock:

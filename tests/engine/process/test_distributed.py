@@ -6,8 +6,9 @@ import pytest
 import torch
 from support.training import run_ranks, slurm_task
 
-from basicsr.engine.process.distributed import any_rank, distributed
+from basicsr.engine.process.distributed import distributed
 from basicsr.engine.process.meeting import first_slurm_host
+from basicsr.utils.dist_util import any_rank
 from basicsr.utils.errors import MachineError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
