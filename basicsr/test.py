@@ -40,7 +40,7 @@ from basicsr.engine.run_folder import prepare_results, results_taken
 from basicsr.engine.startup_checks import check_datasets, check_evaluation, evaluation_images, require_equal_images
 from basicsr.engine.validation import evaluate_with
 from basicsr.files.images import imwrite
-from basicsr.inference.probing import Trial
+from basicsr.inference.runner import Trial
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, image_names
 from basicsr.report.comparison import check_regions

@@ -30,11 +30,9 @@ import torch
 from tqdm import tqdm
 
 from basicsr.files.atomic_files import check_writable
-from basicsr.inference.picture_paths import Job, find_sources, not_taken, plan
-from basicsr.inference.picture_writing import DEFAULT_QUALITY, FORMATS, OutputError
-from basicsr.inference.probing import Trial
-from basicsr.inference.runner import ImageRunner
-from basicsr.inference.upscaling import Upscaler, upscale_file
+from basicsr.inference.pictures import DEFAULT_QUALITY, FORMATS, OutputError
+from basicsr.inference.runner import ImageRunner, Trial
+from basicsr.inference.upscaling import Job, Upscaler, find_sources, not_taken, plan, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, keep_output_precise

@@ -1,7 +1,7 @@
 """What is checked before a run begins: all its images, and that networks, losses and images fit each other.
 
 The fit is tried on one small image per set. What does not fit is refused in one line that names the option to change.
-Nothing of the run is changed by it: networks are copied (`inference/probing.py`), and samples are read as evaluation
+Nothing of the run is changed by it: networks are copied (`inference/runner.py`), and samples are read as evaluation
 reads them.
 """
 
@@ -32,7 +32,7 @@ from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.teacher_cache.matching import check_content
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import HeaderError
-from basicsr.inference.probing import Outcome, Shape, Trial
+from basicsr.inference.runner import Outcome, Shape, Trial
 from basicsr.metrics.traits import arguments_of
 from basicsr.utils.dist_util import gather_objects, on_master, raise_together
 from basicsr.utils.errors import DataError, NonFiniteError, OptionsError, UserError

@@ -1,4 +1,4 @@
-"""Pictures as people keep them: files of many kinds, read with all their metadata.
+"""Pictures as people keep them: files of many kinds, read and written with all their metadata.
 
 `files/images.py` decodes what is exact, here with gray, alpha and 16 bits kept. Pillow reads what is only shown as an
 image: GIF, the first frame of an animation, CMYK, one bit.
@@ -6,42 +6,61 @@ image: GIF, the first frame of an animation, CMYK, one bit.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import struct
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from basicsr.files.atomic_files import write_atomically
 from basicsr.files.header_readers import read_header, sniff
 from basicsr.files.image_headers import MOST_TO_CUT, Content, HeaderError, ImageHeader, find_fault
 from basicsr.files.images import AGAIN, IMAGE_SUFFIXES, decode, find_damage, upright
 from basicsr.files.regular_files import read_regular
-from basicsr.utils.errors import DataError, UserError
+from basicsr.utils.errors import CheckpointError, DataError, UserError
+from basicsr.utils.misc import sizeof_fmt
 from basicsr.utils.text import printable
 
+Format = Literal["png", "jpg", "webp", "tif"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+DEFAULT_QUALITY = 95
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 
 # Pillow knows more formats; some of them start other programs on the file.
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+_READ_BY_PILLOW = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 _COLOUR_SPACES = {1: b"GRAY", 2: b"GRAY", 3: b"RGB ", 4: b"RGB "}
 
-_ORIENTATION = 274
+_TAGS = ExifTags.Base
 _EXIF_IFD, _GPS_IFD, _INTEROP_IFD = 0x8769, 0x8825, 0xA005
-_RESOLUTION = (282, 283, 296)
-_PIXEL_WIDTH, _PIXEL_HEIGHT = 0xA002, 0xA003
+_RESOLUTION = (_TAGS.XResolution, _TAGS.YResolution, _TAGS.ResolutionUnit)
 # The tags of EXIF's first directory that describe the picture. Others say how the pixels were stored in the old file.
 _DESCRIPTIVE = {
-    *(269, 270, 271, 272, _ORIENTATION, *_RESOLUTION, 285, 305, 306, 315, 316),  # DocumentName to HostComputer
+    *(269, 270, 271, 272, _TAGS.Orientation, *_RESOLUTION, 285, 305, 306, 315, 316),  # DocumentName to HostComputer
     *(18246, 18249, 33432, *range(40091, 40096)),  # ratings, Copyright, Windows' titles and comments
 }
+
+_LARGEST_SIDE = {"png": 2**31 - 1, "jpg": 65500, "webp": 16383, "tif": 2**31 - 1}  # libjpeg's bound lies below JPEG's
+_LARGEST_TIFF = 4 * 2**30 - 2**24  # its offsets have 32 bits; what is not pixels needs room too
+_LARGEST_JPEG_EXIF = 65533
+_ROWS_AT_ONCE = 256
+_METRES_PER_INCH = 0.0254
+_PNG_HEADER = 33  # bytes: signature and IHDR
+
+
+class OutputError(DataError):
+    """Results cannot be written to their folder, neither this one nor the next."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ class Picture:
         """The picture with other pixels, such as larger ones; a size in its EXIF data is changed too."""
         exif = dict(self.exif)
         if _EXIF_IFD in exif:
-            new = {_PIXEL_WIDTH: pixels.shape[1], _PIXEL_HEIGHT: pixels.shape[0]}
+            new = {_TAGS.ExifImageWidth: pixels.shape[1], _TAGS.ExifImageHeight: pixels.shape[0]}
             exif[_EXIF_IFD] = {tag: new.get(tag, value) for tag, value in exif[_EXIF_IFD].items()}
         return replace(self, pixels=pixels, exif=exif)
 
@@ -90,7 +109,7 @@ class PictureFile:
         with self._decoding():
             # Pillow knows fewer dialects of TIFF; of those the metadata are lost.
             with suppress(Exception) if self._is_exact else nullcontext():
-                self._image = Image.open(io.BytesIO(self._content), formats=_FORMATS)
+                self._image = Image.open(io.BytesIO(self._content), formats=_READ_BY_PILLOW)
         if self._header is None:
             assert self._image is not None
             self.width, self.height = self._image.size
@@ -100,14 +119,25 @@ class PictureFile:
 
     def read(self) -> Picture:
         """Decodes the picture, upright; raises DataError if it is damaged or of an unknown kind of pixels."""
-        with self._decoding(), _silent_decoders():
-            notes = self._find_notes()
+        header = self._header
+        is_cmyk = header is not None and header.space == "CMYK"
+        notes = []
+        with self._decoding():
+            frames = header.frames if header else getattr(self._image, "n_frames", 1)
+            if frames > 1:
+                is_tiff = header is not None and header.format == "TIFF"
+                notes.append(f"only the first of its {frames} {'pages' if is_tiff else 'frames'}")
+            if is_cmyk:
+                notes.append("CMYK converted to RGB")
+            if self._image is None:
+                notes.append("its EXIF data and profile were left out")
             exif = self._exif(notes)
             pixels = self._exact() if self._is_exact else self._as_shown()
-            icc = self._info.get("icc_profile") or b""
-            if icc[16:20] != _COLOUR_SPACES[pixels.shape[2]] or (self._header and self._header.space == "CMYK"):
+            info = {} if self._image is None else self._image.info
+            icc = info.get("icc_profile") or b""
+            if is_cmyk or icc[16:20] != _COLOUR_SPACES[pixels.shape[2]]:
                 icc = None
-            dpi = self._dpi()
+            dpi = _usable_dpi(info)
             if dpi is None:
                 exif = {tag: value for tag, value in exif.items() if tag not in _RESOLUTION}
             return Picture(np.ascontiguousarray(pixels), icc, exif, dpi, tuple(notes))
@@ -117,22 +147,32 @@ class PictureFile:
 
     @contextmanager
     def _decoding(self) -> Iterator[None]:
-        """Turns all errors of decoders into one line; allows pictures of any size, and prints no warnings."""
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+        """Turns all errors of decoders into one line, keeps them from printing, and allows pictures of any size."""
+        with ExitStack() as undo:
+            undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = None
+            undo.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+            undo.callback(cv2.utils.logging.setLogLevel, level)
+            sys.stderr.flush()
+            with suppress(OSError):  # standard error, which libtiff writes to, may be closed
+                kept = os.dup(2)
+                undo.callback(os.close, kept)
+                undo.callback(os.dup2, kept, 2)
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), 2)
+            try:
                 yield
-        except UserError:
-            raise
-        except UnidentifiedImageError as error:
-            raise self._error(f"damaged, or its format is none of {', '.join(_FORMATS)}; convert it") from error
-        except MemoryError as error:
-            raise self._error("there is not enough memory; cut it into parts") from error
-        except Exception as error:  # decoders fail on damaged files in any way
-            raise self._error(f"{(str(error) or type(error).__name__).splitlines()[0]}; {AGAIN}") from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            except UserError:
+                raise
+            except UnidentifiedImageError as error:
+                known = ", ".join(_READ_BY_PILLOW)
+                raise self._error(f"damaged, or its format is none of {known}; convert it") from error
+            except MemoryError as error:
+                raise self._error("there is not enough memory; cut it into parts") from error
+            except Exception as error:  # decoders fail on damaged files in any way
+                raise self._error(f"{(str(error) or type(error).__name__).splitlines()[0]}; {AGAIN}") from error
 
     def _find_header(self) -> ImageHeader:
         """The file's header; CMYK, one bit and several pictures, of which the first is shown, are allowed here."""
@@ -160,22 +200,6 @@ class PictureFile:
             return header.format == "TIFF"
         return header.bits > 1 or header.format == "PNG"
 
-    @property
-    def _info(self) -> dict[Any, Any]:
-        return {} if self._image is None else self._image.info
-
-    def _find_notes(self) -> list[str]:
-        frames = self._header.frames if self._header else getattr(self._image, "n_frames", 1)
-        notes = []
-        if frames > 1:
-            is_tiff = self._header is not None and self._header.format == "TIFF"
-            notes.append(f"only the first of its {frames} {'pages' if is_tiff else 'frames'}")
-        if self._header is not None and self._header.space == "CMYK":
-            notes.append("CMYK converted to RGB")
-        if self._image is None:
-            notes.append("its EXIF data and profile were left out")
-        return notes
-
     def _exif(self, notes: list[str]) -> dict[int, Any]:
         """The descriptive EXIF data; damaged data are skipped, with a note."""
         if self._image is None:
@@ -188,21 +212,13 @@ class PictureFile:
                     exif[tag] = below
             if _INTEROP_IFD in exif.get(_EXIF_IFD, {}):
                 exif[_EXIF_IFD][_INTEROP_IFD] = dict(found.get_ifd(_INTEROP_IFD))
-            if _ORIENTATION in exif:
-                exif[_ORIENTATION] = 1
+            if _TAGS.Orientation in exif:
+                exif[_TAGS.Orientation] = 1
             exif_bytes(exif)
         except Exception:  # Pillow fails on damaged EXIF data in any way
             notes.append("its EXIF data are damaged and were left out")
             return {}
         return exif
-
-    def _dpi(self) -> tuple[float, float] | None:
-        with suppress(TypeError, ValueError, ZeroDivisionError):
-            horizontal, vertical = (float(value) for value in self._info.get("dpi", ()))
-            # Pillow says 1 where a TIFF file says nothing; more than JPEG can say is no resolution.
-            if all(1 < value < 65536 for value in (horizontal, vertical)):
-                return horizontal, vertical
-        return None
 
     def _exact(self) -> np.ndarray:
         """(H, W, C) as `files.images` decodes it."""
@@ -210,7 +226,7 @@ class PictureFile:
         pixels = decode(self._content, self._header)
         if self._header.space == "CMYK":
             image = Image.fromarray(pixels, "CMYK")
-            image.info = self._info
+            image.info = {} if self._image is None else self._image.info
             return np.asarray(_cmyk_to_rgb(image))
         if pixels.ndim == 2:
             return pixels[..., None]
@@ -236,14 +252,13 @@ class PictureFile:
         return upright(pixels.reshape(*pixels.shape[:2], _CHANNELS[mode]), orientation)
 
 
-def exif_bytes(exif: Mapping[int, Any]) -> bytes:
-    """EXIF data as files hold them, beginning with `Exif` and two zeros; empty if there are none."""
-    if not exif:
-        return b""
-    block = Image.Exif()
-    for tag, value in exif.items():
-        block[tag] = value
-    return block.tobytes()
+def _usable_dpi(info: Mapping[Any, Any]) -> tuple[float, float] | None:
+    with suppress(TypeError, ValueError, ZeroDivisionError):
+        horizontal, vertical = (float(value) for value in info.get("dpi", ()))
+        # Pillow says 1 where a TIFF file says nothing; more than JPEG can say is no resolution.
+        if all(1 < value < 65536 for value in (horizontal, vertical)):
+            return horizontal, vertical
+    return None
 
 
 def _layout_of(image: Image.Image) -> str | None:
@@ -274,22 +289,121 @@ def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-@contextmanager
-def _silent_decoders() -> Iterator[None]:
-    """Keeps OpenCV and libtiff from writing their own lines about damage to standard error."""
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    sys.stderr.flush()
+def exif_bytes(exif: Mapping[int, Any]) -> bytes:
+    """EXIF data as files hold them, beginning with `Exif` and two zeros; empty if there are none."""
+    block = Image.Exif()
+    block.update(exif)
+    return block.tobytes() if exif else b""
+
+
+def check_fits(name: str, output_format: Format, height: int, width: int, bits: int) -> None:
+    """Raises DataError for the picture `name` where a format cannot hold this size and depth."""
+    side = _LARGEST_SIDE[output_format]
+    if max(height, width) > side:
+        raise DataError(
+            f"{name} would become {width}x{height}, {output_format} allows at most {side} pixels a side;"
+            f" use --format {'png' if output_format != 'png' else 'tif'}, or cut it into parts"
+        )
+    if bits == 16 and output_format in ("jpg", "webp"):
+        raise DataError(f"{name} has 16 bits a channel, {output_format} allows 8; use --format png or tif")
+
+
+def suited(name: str, picture: Picture, output_format: Format) -> Picture:
+    """The picture as the format can hold it; DataError if it has transparency, which JPEG has not."""
+    if output_format != "jpg":
+        return picture
+    if len(exif_bytes(picture.exif)) > _LARGEST_JPEG_EXIF:
+        picture = replace(picture, exif={}, notes=(*picture.notes, "its EXIF data are too long for jpg: left out"))
+    if not picture.has_alpha:
+        return picture
+    if (picture.pixels[..., -1] < 255).any():
+        raise DataError(f"{name} has transparent pixels, which jpg cannot hold; use --format png, webp or tif")
+    return picture.with_pixels(np.ascontiguousarray(picture.pixels[..., :-1]))
+
+
+def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALITY) -> bytes:
+    """The bytes of a file of a picture that passed `check_fits` and `suited`; DataError if too large for TIFF."""
+    if output_format == "tif":
+        return _encode_tiff(picture)
+    if output_format == "png" and picture.pixels.dtype == np.uint16:
+        return _encode_png_16(picture)
+    options: dict[str, Any] = {"icc_profile": picture.icc, "dpi": picture.dpi, "exif": exif_bytes(picture.exif)}
+    if output_format in ("jpg", "webp"):
+        options["quality"] = quality
+    if output_format == "jpg":
+        options["subsampling"] = 0
+    buffer = io.BytesIO()
+    pixels = picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels
+    kept = {key: value for key, value in options.items() if value not in (None, b"")}
+    Image.fromarray(pixels).save(buffer, "JPEG" if output_format == "jpg" else output_format.upper(), **kept)
+    return buffer.getvalue()
+
+
+def _encode_png_16(picture: Picture) -> bytes:
+    """PNG of 16 bits: Pillow and OpenCV write neither all numbers of channels nor all metadata."""
+    import imagecodecs
+
+    content = bytes(imagecodecs.png_encode(picture.pixels, level=1))
+    chunks = io.BytesIO()
+    if picture.icc:
+        PngImagePlugin.putchunk(chunks, b"iCCP", b"ICC Profile\0\0", zlib.compress(picture.icc))
+    if picture.dpi:
+        per_metre = [round(dots / _METRES_PER_INCH) for dots in picture.dpi]
+        PngImagePlugin.putchunk(chunks, b"pHYs", struct.pack(">IIB", *per_metre, 1))
+    if exif := exif_bytes(picture.exif):
+        PngImagePlugin.putchunk(chunks, b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    return content[:_PNG_HEADER] + chunks.getvalue() + content[_PNG_HEADER:]
+
+
+def _encode_tiff(picture: Picture) -> bytes:
+    """TIFF of 8 or 16 bits, deflated. Pillow writes the directory only: of 16 bits it would write gray only."""
+    height, width, channels = picture.pixels.shape
+    compressor, strip = zlib.compressobj(3), []
+    for start in range(0, height, _ROWS_AT_ONCE):
+        rows = picture.pixels[start : start + _ROWS_AT_ONCE]
+        # Horizontal differencing: each sample less that of the pixel to the left.
+        rows = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1)
+        strip.append(compressor.compress(rows.astype(rows.dtype.newbyteorder("<")).tobytes()))
+    strip.append(compressor.flush())
+    length = sum(map(len, strip))
+    if length > _LARGEST_TIFF:
+        raise DataError(f"a picture of {sizeof_fmt(length)} does not fit into a TIFF file; use --format png")
+    entries = {
+        **picture.exif,
+        _TAGS.ImageWidth: width,
+        _TAGS.ImageLength: height,
+        _TAGS.BitsPerSample: (picture.pixels.dtype.itemsize * 8,) * channels,
+        _TAGS.Compression: 8,
+        _TAGS.Predictor: 2,
+        _TAGS.PhotometricInterpretation: 1 if channels < 3 else 2,
+        _TAGS.SamplesPerPixel: channels,
+        _TAGS.RowsPerStrip: height,
+        _TAGS.StripByteCounts: length,
+        _TAGS.StripOffsets: 0,  # from the end of the directory, which makes it a position in the file
+    }
+    if picture.has_alpha:
+        entries[_TAGS.ExtraSamples] = 2
+    if picture.dpi:
+        entries |= dict(zip(_RESOLUTION, (*picture.dpi, 2), strict=True))
+    if picture.icc:
+        entries[_TAGS.InterColorProfile] = picture.icc
+    directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
+    for tag, value in entries.items():
+        directory[tag] = value
+    buffer = io.BytesIO()
+    directory.save(buffer)
+    buffer.writelines(strip)
+    return buffer.getvalue()
+
+
+def write(content: bytes, path: Path) -> None:
+    """Writes a file whole or not at all; raises OutputError, or DataError if only this name is the reason."""
     try:
-        kept = os.dup(2)
-    except OSError:  # standard error is closed
-        kept = None
-    try:
-        if kept is not None:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-        if kept is not None:
-            os.dup2(kept, 2)
-            os.close(kept)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(content))
+    except (OSError, CheckpointError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = (isinstance(cause, OSError) and cause.strerror) or str(cause)
+        if isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.EISDIR):
+            raise DataError(f"cannot write {path}: {reason}; choose another --output folder or --suffix") from error
+        raise OutputError(f"cannot write {path}: {reason}; make room or choose another --output folder") from error

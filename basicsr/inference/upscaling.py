@@ -1,9 +1,15 @@
-"""Upscaling a picture of any kind by a network for gray or colour images."""
+"""Upscaling pictures of any kind: which ones a command line names, where results go, and the way of each.
+
+Networks are for gray or colour images.
+"""
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,15 +17,145 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basicsr.data.checks.folder_contents import count_images, looks_like_image, some
 from basicsr.files.images import to_float32
-from basicsr.inference.picture_paths import Job
-from basicsr.inference.picture_writing import Format, check_fits, encode, suited, write
-from basicsr.inference.pictures import Picture, PictureFile
+from basicsr.inference.pictures import (
+    FORMATS,
+    PICTURE_SUFFIXES,
+    Format,
+    Picture,
+    PictureFile,
+    check_fits,
+    encode,
+    suited,
+    write,
+)
 from basicsr.utils.errors import DataError, UserError
-from basicsr.utils.misc import sizeof_fmt
+from basicsr.utils.misc import scandir, sizeof_fmt
+from basicsr.utils.text import printable
 
 Run = Callable[[Tensor, Any], np.ndarray]
 """As `ImageRunner.to_array`: (1, C, h, w) in [0, 1] and the type wanted to (sh, sw, C) of that type."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture to be read."""
+
+    path: str
+    below: str  # path below the folder or the fixed part of the pattern given; a file's name
+    named: bool  # whether the command line named the file itself
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture and the file that its result is written to."""
+
+    source: str
+    target: Path
+
+
+def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Source]:
+    """The pictures of files, folders and patterns (`**` stands for any folders), each once; DataError if there is none.
+
+    Folders and patterns are searched for `PICTURE_SUFFIXES`; what exists is no pattern, whatever its name.
+    """
+    sources: dict[str, Source] = {}
+    for given in inputs:
+        for source in _sources_of(given, recursive):
+            sources.setdefault(_place(source.path), source)
+    return list(sources.values())
+
+
+def _sources_of(given: str, recursive: bool) -> list[Source]:
+    endings = ", ".join(PICTURE_SUFFIXES)
+    if os.path.isdir(given):
+        names = list(scandir(given, suffix=PICTURE_SUFFIXES, recursive=recursive))
+        if not names:
+            more = "" if recursive else "; --recursive looks into the folders below"
+            raise DataError(f"folder {printable(given)} holds no picture ({endings}){more}")
+        return [Source(os.path.join(given, name), name, named=False) for name in names]
+    if os.path.lexists(given):
+        return [Source(given, os.path.basename(given), named=True)]
+    if not glob.has_magic(given):
+        raise DataError(
+            f"{printable(given)} does not exist; give files, folders, or patterns in quotes such as 'photos/*.jpg'"
+        )
+    found = sorted(path for path in glob.glob(given, recursive=True) if os.path.isfile(path))
+    pictures = [path for path in found if path.lower().endswith(PICTURE_SUFFIXES)]
+    if not pictures:
+        what = f"{len(found)} files, none of them a picture ({endings})" if found else "no file"
+        raise DataError(f"pattern '{printable(given)}' matches {what}")
+    fixed = given
+    while glob.has_magic(fixed):
+        fixed = os.path.dirname(fixed)
+    return [Source(path, os.path.relpath(path, fixed or os.curdir), named=False) for path in pictures]
+
+
+def not_taken(given: str, output: Path, *, recursive: bool) -> Iterator[str]:
+    """Warnings of pictures in a given folder that `find_sources` skips, except results."""
+    if not os.path.isdir(given):
+        return
+    names = sorted(os.listdir(given))
+    folders = [name for name in names if os.path.isdir(os.path.join(given, name))]
+    inputs = [name for name in folders if _place(os.path.join(given, name)) != _place(output)]
+    below = {name: count for name in inputs if (count := count_images(os.path.join(given, name))) != 0}
+    if below and not recursive:
+        counts = [f"{name}: {'cannot be read' if count is None else f'{count:,d}'}" for name, count in below.items()]
+        yield f"{some(counts, 'folder')} in it, with pictures, not read; --recursive takes them"
+    files = (name for name in names if name not in folders and not name.lower().endswith(PICTURE_SUFFIXES))
+    if others := [name for name in files if looks_like_image(name)]:
+        yield f"{some(others, 'file')} in it not read, because of the ending; convert to PNG"
+
+
+def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str, scale: int) -> tuple[list[Job], int]:
+    """The jobs, each result going to NAME + `suffix` + `ending` below `output`, and how many pictures were skipped.
+
+    Skipped are results of an earlier run, recognised by name and size, unless the command line names them. Raises
+    DataError if a result would overwrite another or a picture to be read.
+    """
+    targets = {
+        source.path: output / os.path.dirname(source.below) / (Path(source.below).stem + suffix + ending)
+        for source in sources
+    }
+    places = {path: (_place(path), _place(target)) for path, target in targets.items()}
+    origins = {end.removesuffix(ending) + f".{kind}": path for path, (_, end) in places.items() for kind in FORMATS}
+    kept = []
+    for source in sources:
+        origin = None if source.named else origins.get(places[source.path][0], source.path)
+        if origin in (None, source.path) or not _is_enlarged(origin, source.path, scale):
+            kept.append(source)
+    read = {places[source.path][0]: source.path for source in kept}
+    written: dict[str, str] = {}
+    for source in kept:
+        place = places[source.path][1]
+        if place in read:
+            raise DataError(
+                f"the result of {printable(source.path)} would overwrite {printable(read[place])}, which is to be read;"
+                " choose another --output folder or --suffix"
+            )
+        if place in written:
+            raise DataError(
+                printable(f"{written[place]} and {source.path} would both become {targets[source.path]};")
+                + " run them one by one, each with another --output folder or --suffix"
+            )
+        written[place] = source.path
+    return [Job(source.path, targets[source.path]) for source in kept], len(sources) - len(kept)
+
+
+def _is_enlarged(small: str, large: str, scale: int) -> bool:
+    """Whether one picture is `scale` times as large as another, perhaps turned; False if either is damaged."""
+    try:
+        first, second = PictureFile(small), PictureFile(large)
+    except DataError:
+        return False
+    return sorted((first.height * scale, first.width * scale)) == sorted((second.height, second.width))
+
+
+def _place(path: str | os.PathLike[str]) -> str:
+    """The path with links in its folders followed, but not a link of its own name."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)
 
 
 class Upscaler:
@@ -60,44 +196,14 @@ class Upscaler:
     def _upscale(self, pixels: np.ndarray) -> np.ndarray:
         """(h, w, C) to (sh, sw, C) of the same type; C is 1 or 3."""
         channels = pixels.shape[2]
-        if channels == self._channels:
-            return self._run(_to_tensor(pixels), pixels.dtype)
-        if channels == 3:
+        if channels == 3 and self._channels == 1:
             return np.concatenate([self._upscale(pixels[..., [channel]]) for channel in range(3)], axis=2)
-        large = self._run(_to_tensor(pixels).expand(1, 3, -1, -1), pixels.dtype)
+        lq = torch.from_numpy(np.ascontiguousarray(to_float32(pixels).transpose(2, 0, 1)))[None]
+        if channels == self._channels:
+            return self._run(lq, pixels.dtype)
+        large = self._run(lq.expand(1, 3, -1, -1), pixels.dtype)
         # The mean of three, rounded.
         return ((large.sum(2, dtype=np.uint32, keepdims=True) + 1) // 3).astype(pixels.dtype)
-
-
-def upscale_file(job: Job, upscaler: Upscaler, output_format: Format, quality: int) -> tuple[str, str, tuple[str, ...]]:
-    """Upscales one file; returns the sizes before and after, `WIDTHxHEIGHT`, and notes on losses.
-
-    Raises OutputError if the result cannot be written, DataError if this picture cannot be upscaled.
-    """
-    file = PictureFile(job.source)
-    height, width = file.height * upscaler.scale, file.width * upscaler.scale
-    check_fits(job.source, output_format, height, width, file.bits)
-    _check_memory(job.source, file, upscaler.scale)
-    try:
-        picture = suited(job.source, file.read(), output_format)
-        large = upscaler(picture)
-        content = _encoded(job.source, large, output_format, quality)
-    except MemoryError as error:
-        raise DataError(
-            f"{job.source}: there is not enough memory for {width}x{height} pixels; cut it into parts"
-        ) from error
-    write(content, job.target)
-    return picture.size, large.size, picture.notes
-
-
-def _encoded(name: str, picture: Picture, output_format: Format, quality: int) -> bytes:
-    try:
-        return encode(picture, output_format, quality)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # what a picture carries, encoders may refuse in any way; the next one has other things
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{name} cannot be written as {output_format} ({reason}); try another --format") from error
 
 
 def fill_hidden(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -115,9 +221,29 @@ def fill_hidden(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _to_tensor(pixels: np.ndarray) -> Tensor:
-    """(h, w, C) to float32 (1, C, h, w) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(to_float32(pixels).transpose(2, 0, 1)))[None]
+def upscale_file(job: Job, upscaler: Upscaler, output_format: Format, quality: int) -> tuple[str, str, tuple[str, ...]]:
+    """Upscales one file; returns the sizes before and after, `WIDTHxHEIGHT`, and notes on losses.
+
+    Raises OutputError if the result cannot be written, DataError if this picture cannot be upscaled.
+    """
+    name, file = job.source, PictureFile(job.source)
+    height, width = file.height * upscaler.scale, file.width * upscaler.scale
+    check_fits(name, output_format, height, width, file.bits)
+    _check_memory(name, file, upscaler.scale)
+    try:
+        picture = suited(name, file.read(), output_format)
+        large = upscaler(picture)
+        try:
+            content = encode(large, output_format, quality)
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # what this picture carries, encoders may refuse in any way
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(f"{name} cannot be written as {output_format} ({reason}); try another --format") from error
+    except MemoryError as error:
+        raise DataError(f"{name}: there is not enough memory for {width}x{height} pixels; cut it into parts") from error
+    write(content, job.target)
+    return picture.size, large.size, picture.notes
 
 
 def _check_memory(name: str, file: PictureFile, scale: int) -> None:

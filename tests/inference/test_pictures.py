@@ -16,8 +16,18 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 from PIL.TiffImagePlugin import IFDRational
 
-from basicsr.inference.picture_writing import FORMATS, OutputError, check_fits, encode, suited, write
-from basicsr.inference.pictures import Picture, PictureFile, exif_bytes, upright
+from basicsr.files.images import upright
+from basicsr.inference.pictures import (
+    FORMATS,
+    OutputError,
+    Picture,
+    PictureFile,
+    check_fits,
+    encode,
+    exif_bytes,
+    suited,
+    write,
+)
 from basicsr.utils.errors import DataError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.inference.context import multiple_of
 from basicsr.inference.runner import ImageRunner
-from basicsr.inference.tiling import Region, with_context
+from basicsr.inference.tiling import Region, multiple_of, with_context
 
 CPU = torch.device("cpu")
 NAFNET = {"type": "NAFNet", "width": 8, "middle_blk_num": 1, "enc_blk_nums": [1] * 4, "dec_blk_nums": [1] * 4}

@@ -28,7 +28,7 @@ def test_the_eight_views_are_different_and_are_undone():
     views = [view.of(lq) for view in EIGHT_VIEWS]
     assert sorted(tuple(view.shape[-2:]) for view in views) == [(11, 17)] * 4 + [(17, 11)] * 4
     for index, view in enumerate(EIGHT_VIEWS):
-        assert torch.equal(view.back(views[index]), lq)
+        assert torch.equal(view.inverse.of(views[index]), lq)
         for other in views[:index]:
             assert other.shape != views[index].shape or not torch.equal(other, views[index])
 
@@ -38,7 +38,7 @@ def test_regions_of_a_view_show_what_the_image_has_there():
     for view in EIGHT_VIEWS:
         seen = view.of_region(region, 11, 17)
         assert torch.equal(view.of(lq)[(..., *seen.slices)], view.of(lq[(..., *region.slices)]))
-        assert view.region_back(seen, 11, 17) == region
+        assert view.inverse.of_region(seen, *view.of(lq).shape[-2:]) == region
 
 
 @pytest.mark.parametrize("tile", [None, 6])

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from support.networks import nearest_edsr
 
-from basicsr.inference.picture_paths import Job, find_sources, plan
 from basicsr.inference.pictures import Picture
 from basicsr.inference.runner import ImageRunner
-from basicsr.inference.upscaling import Upscaler, fill_hidden
+from basicsr.inference.upscaling import Job, Upscaler, fill_hidden, find_sources, plan
 from basicsr.utils.errors import DataError
 
 

@@ -44,5 +44,5 @@ def save_checkpoint(path: Path, network: nn.Module, block: dict[str, Any], scale
 
 def self_ensemble(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
     """The average, in float32, over the eight views of an image, run whole."""
-    total = sum(view.back(network(view.of(image))).float() for view in EIGHT_VIEWS)
+    total = sum(view.inverse.of(network(view.of(image))).float() for view in EIGHT_VIEWS)
     return total / len(EIGHT_VIEWS)
