@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 # What BasicSR's users import from here, found on first use, so that importing the package costs nothing.
 _NAMES = {
-    "basic_loss": "L1Loss MSELoss CharbonnierLoss WeightedTVLoss l1_loss mse_loss charbonnier_loss weighted_tv_loss",
-    "perceptual_loss": "PerceptualLoss",
+    "basic_loss": "L1Loss MSELoss CharbonnierLoss WeightedTVLoss l1_loss mse_loss charbonnier_loss weighted_tv_loss"
+    " PerceptualLoss",
     "gan_loss": "GANLoss adversarial_loss r1_penalty gradient_penalty_loss",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
