@@ -102,7 +102,7 @@ def test_pipeline(
         prepare_metrics(first.val.metrics, rank_info.device)
         on_master(lambda: prepare_results(loaded))
         own_again()
-        with open_log(first.results_folder, "test", first.name, rank_info) as logger:
+        with open_log(first.results_folder, "test", first.name) as logger:
             report = _Report(scales, rank_info, logger)
             for line in filter(None, (rank_info.remark, *warnings, *unused_in_testing(first))):
                 logger.warning(line)

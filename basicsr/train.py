@@ -29,10 +29,10 @@ import torch
 from basicsr.config.load import load_options, parse_arguments
 from basicsr.config.schema import Options
 from basicsr.data.batch import Batch
+from basicsr.data.loading import PrefetchedBatches
 from basicsr.engine import resuming
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.logs.run_log import RunLog, describe, open_log, open_run_log
-from basicsr.engine.prefetch import PrefetchedBatches, SkippedImages
+from basicsr.engine.logs.run_log import RunLog, RunStatus, SkippedImages, describe, open_log, open_run_log
 from basicsr.engine.process.agreement import joined, require_equal
 from basicsr.engine.process.distributed import Launcher, RankInfo
 from basicsr.engine.process.rank_watchdog import following
@@ -40,7 +40,6 @@ from basicsr.engine.process.run_lock import owned
 from basicsr.engine.provenance import input_digests
 from basicsr.engine.run_folder import check_training_folders, prepare_training
 from basicsr.engine.startup_checks import check_all_images, check_fit, require_equal_images
-from basicsr.engine.status import RunStatus
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.files.atomic_files import sha256_of
@@ -152,7 +151,7 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
     """
     options, rank_info, total = run.options, run.rank_info, run.options.train.total_iter
     limit = options.datasets["train"].skip_bad_images
-    skipped = SkippedImages(options.experiment_folder, limit, rank_info, run.skipped)
+    skipped = SkippedImages(options.experiment_folder, limit, run.skipped)
     if any_rank([bool(stop)], rank_info.device)[0]:
         raise Preempted(f"preempted before iteration {run.iteration + 1}: nothing to save; go on with --auto_resume")
     stopping = False
@@ -248,7 +247,7 @@ def _train(
     stop: StopRequest,
     warnings: Sequence[str],
 ) -> TrainingResult:
-    folder, status = options.experiment_folder, RunStatus(options, rank_info)
+    folder, status = options.experiment_folder, RunStatus(options)
     if rank_info.device.type == "cpu":
         keep_freed_memory()
     checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
@@ -282,7 +281,7 @@ def _train(
         remarks += on_master(lambda: prepare_training(run, resume))
         own_again()
         status.update(state="running")
-        with open_log(folder, "train", options.name, rank_info, goes_on=resume is not None) as logger:
+        with open_log(folder, "train", options.name, goes_on=resume is not None) as logger:
             for remark in filter(None, (rank_info.remark, *warnings, *remarks)):
                 logger.warning(remark)
             for remark in (*recognised, *run.remarks, *fitting):
@@ -366,7 +365,7 @@ def _not_finite(
 def _save(run: TrainingRun, folder: CheckpointFolder, status: RunStatus) -> None:
     """Saves on rank 0; where that fails, every rank ends. All ranks must call."""
     on_master(lambda: run.save(folder))
-    status.saved(run.iteration)
+    status.update(state="running", iteration=run.iteration, checkpoint=f"{run.iteration}.state")
 
 
 def _raise_after_saving(failure: Exception | None, run: TrainingRun | None = None) -> None:

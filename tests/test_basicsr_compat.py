@@ -16,10 +16,9 @@ from support.training import without_teacher
 from basicsr.archs.discriminator_arch import VGGStyleDiscriminator
 from basicsr.config.load import load_options
 from basicsr.data import build_dataset
-from basicsr.data.base import load_sample
+from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.data_util import paired_paths_from_folder
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.data.sampling import SampleKey
 from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.training_run import TrainingRun

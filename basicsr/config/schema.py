@@ -540,3 +540,17 @@ class Options(Section):
 
     def _run_folder(self, configured: str | None, default: str) -> Path:
         return self.root / (configured or default) / self.name
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by their whole names, also those in lists of mappings: `train.distill.many.teachers[0].path`."""
+    result: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+            for number, entry in enumerate(value):
+                result |= flat({f"{key}[{number}]": entry}, prefix)
+        else:
+            result[f"{prefix}{key}"] = value
+    return result

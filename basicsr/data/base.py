@@ -1,22 +1,28 @@
-"""What a dataset of images is, and how any dataset is asked for a sample so that it repeats."""
+"""What a dataset of images is, and how any dataset is asked for a sample so that it repeats.
+
+With `skip_bad_images`, a sample i that cannot be loaded is replaced by sample i + 1, or the next one that can, around
+the end to the beginning; seed and patch size stay those of the position. So the sample depends on its key and on which
+files are bad, not on workers, ranks, or how often a run was resumed.
+"""
 
 from __future__ import annotations
 
 import errno
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import cache, wraps
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from basicsr.data.sampling import SampleKey
+from basicsr.data.checks.inspection import without_name
+from basicsr.data.storage import stored_images
 from basicsr.files.images import img2tensor, to_float32
 from basicsr.utils import randomness
 from basicsr.utils.color_util import bgr2ycbcr
@@ -28,15 +34,31 @@ _MACHINES_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SEED: ContextVar[int | None] = ContextVar("seed of the sample", default=None)
 
 
+Color = Literal["y", "gray"]
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """Which image to load, the seed of its random choices, and the side of the HR patch (None: the dataset decides)."""
+
+    index: int
+    seed: int
+    gt_size: int | None = None
+
+
+class Skipped(NamedTuple):
+    """A sample that cannot be used: its index in the dataset, and 'path: reason' of one of its images."""
+
+    sample: int
+    note: str
+
+
 def taking_opt(init: Callable[..., None]) -> Callable[..., None]:
     """Decorates a dataset's `__init__`: it may also be called as BasicSR's are, with one mapping `opt`.
 
-    Of `opt` it takes what it has a parameter for; other keys are a derived class's. Either way the dataset has the
-    attributes that classes derived from BasicSR's use: `opt`, `mean`, `std`, `filename_tmpl`, `gt_folder`, `lq_folder`,
-    `file_client` (None), and `io_backend_opt`, a copy from which a FileClient can be made.
-
-    Raises:
-        OptionsError: on call: `opt` lacks a required key.
+    Of `opt` it takes what it has a parameter for, and raises OptionsError where a required key is missing. Either way
+    the dataset has the attributes that classes derived from BasicSR's use: `opt`, `mean`, `std`, `filename_tmpl`,
+    `gt_folder`, `lq_folder`, `file_client` (None), and `io_backend_opt`, from which a FileClient can be made.
     """
     parameters = dict(list(inspect.signature(init).parameters.items())[1:])
     defaults = {name: parameter.default for name, parameter in parameters.items()}
@@ -111,34 +133,61 @@ def load_sample(dataset: Dataset[Any], key: SampleKey, pixels: bool = False) -> 
             size = () if key.gt_size is None else (key.gt_size,)
             form = {"pixels": True} if pixels and _takes_pixels(type(dataset).load) else {}
             return dataset.load(key.index, randomness.generator(key.seed, "sample"), *size, **form)
-        with randomness.seeded_global_state(key.seed), _seeded_items(key.seed):
-            return dataset[key.index]
+        token = _SEED.set(key.seed)
+        try:
+            with randomness.seeded_global_state(key.seed):
+                return dataset[key.index]
+        finally:
+            _SEED.reset(token)
     except UserError:
         raise
     except Exception as error:
-        raise _naming_sample(error, sample_name(dataset, key.index)) from error
+        name = sample_name(dataset, key.index)
+        if isinstance(error, MemoryError):
+            memory = f"no memory was left for {name}; lower num_worker_per_gpu or batch_size_per_gpu"
+            raise MachineError(memory) from error
+        if isinstance(error, OSError):
+            message = " ".join(f"cannot read {name}: {error.filename or ''} {error.strerror or error}".split())
+            if error.errno in _MACHINES_ERRORS:
+                raise MachineError(f"{message}; lower num_worker_per_gpu") from error
+            raise DataError(f"{message}; check the path and the disk") from error
+        raise RuntimeError(f"{name} could not be loaded: {type(error).__name__}: {error}") from error
 
 
-@contextmanager
-def _seeded_items(seed: int) -> Iterator[None]:
-    """Seeds `ImageDataset.__getitem__`, which a derived class's may call."""
-    token = _SEED.set(seed)
-    try:
-        yield
-    finally:
-        _SEED.reset(token)
+def load_or_replace(
+    dataset: Dataset[Any], key: SampleKey, limit: int, bad: Mapping[int, Sequence[str]], pixels: bool = False
+) -> tuple[dict[str, Any], list[Skipped]]:
+    """Loads a sample, or the next good one; raises DataError after `limit` bad ones. `bad` ones are not tried."""
+    if limit == 0:
+        return load_sample(dataset, key, pixels), []
+    length = len(dataset)  # type: ignore[arg-type]
+    tried = min(length, limit + 1)
+    skipped: list[Skipped] = []
+    for step in range(tried):
+        index = (key.index + step) % length
+        if index in bad:
+            skipped += [Skipped(index, note) for note in bad[index]]
+            continue
+        try:
+            return load_sample(dataset, replace(key, index=index), pixels), skipped
+        except DataError as error:
+            skipped.append(Skipped(index, _note(dataset, index, str(error))))
+    raise DataError(
+        f"{sample_name(dataset, key.index)} and the {tried - 1} after it cannot be loaded, and skip_bad_images is"
+        f" {limit}; the first is {skipped[0].note}"
+    )
 
 
-def _naming_sample(error: Exception, name: str) -> Exception:
-    """What to raise for a dataset's error: of the kind that it is, with the sample's name."""
-    if isinstance(error, MemoryError):
-        return MachineError(f"no memory was left for {name}; lower num_worker_per_gpu or batch_size_per_gpu")
-    if isinstance(error, OSError):
-        message = " ".join(f"cannot read {name}: {error.filename or ''} {error.strerror or error}".split())
-        if error.errno in _MACHINES_ERRORS:
-            return MachineError(f"{message}; lower num_worker_per_gpu")
-        return DataError(f"{message}; check the path and the disk")
-    return RuntimeError(f"{name} could not be loaded: {type(error).__name__}: {error}")
+def _note(dataset: Any, index: int, message: str) -> str:
+    """'path: reason', where the path is that of the image that the message is about, or else the sample's first."""
+    stored = stored_images(dataset)
+    if stored is None:
+        return f"{sample_name(dataset, index)}: {message}"
+    labels = [stored.label(role, index) for role in stored.files]
+    for label in labels:
+        if (reason := without_name(message, label)) != message:
+            return f"{label}: {reason}"
+    return f"{labels[0]}: {message}"
 
 
 def sample_name(dataset: Any, index: int) -> str:
@@ -171,9 +220,6 @@ def _takes_pixels(load: Callable[..., Any]) -> bool:
     return "pixels" in inspect.signature(load).parameters
 
 
-Color = Literal["y", "gray"]
-
-
 class TensorConversion:
     """From a decoded image to a network's input: scale to [0, 1], take one channel if asked for, reorder, normalise.
 
@@ -204,7 +250,8 @@ class TensorConversion:
         With `pixels`, 8-bit RGB or gray that only needs scaling stays uint8, and may lie in the memory of `img`.
         """
         if self._color == "gray":
-            img = _gray(img)[..., None]
+            # Its weights add up to one: three equal channels give their value.
+            img = cv2.cvtColor(np.ascontiguousarray(img), cv2.COLOR_BGR2GRAY)[..., None]
         if pixels and img.dtype == np.uint8 and self._color != "y" and self._mean is None and self._std is None:
             return rgb_tensor(img)
         values = to_float32(img)
@@ -214,11 +261,6 @@ class TensorConversion:
         if self._mean is not None:
             tensor = tensor - self._mean
         return tensor if self._std is None else tensor / self._std
-
-
-def _gray(img: np.ndarray) -> np.ndarray:
-    """(H, W) of (H, W, 3), BGR, of the same type. The weights add up to one: three equal channels give their value."""
-    return cv2.cvtColor(np.ascontiguousarray(img), cv2.COLOR_BGR2GRAY)
 
 
 def rgb_tensor(img: np.ndarray) -> torch.Tensor:

@@ -19,11 +19,12 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
+from basicsr.data.base import Skipped
 from basicsr.data.teacher_outputs import decode
 from basicsr.utils.errors import DataError
 
@@ -38,13 +39,6 @@ _all_slots: weakref.WeakValueDictionary[int, Slots] = weakref.WeakValueDictionar
 
 _Empty = Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
 _Layout = tuple[int, torch.Size, tuple[int, ...], torch.dtype]  # where a tensor lies in a slot
-
-
-class Skipped(NamedTuple):
-    """A sample that cannot be used: its index in the dataset, and 'path: reason' of one of its images."""
-
-    sample: int
-    note: str
 
 
 @dataclass(frozen=True)
@@ -85,8 +79,10 @@ class Batch:
         return self._with_images(lambda _, images: images.pin_memory())
 
     def _with_images(self, function: Callable[[str, torch.Tensor], torch.Tensor]) -> Batch:
-        there = {name: images for name in _IMAGES if (images := getattr(self, name)) is not None}
-        changed: dict[str, Any] = {name: function(name, images) for name, images in there.items()}
+        changed: dict[str, Any] = {}
+        for name in _IMAGES:
+            if (images := getattr(self, name)) is not None:
+                changed[name] = function(name, images)
         return replace(self, **changed)
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from basicsr.data.base import check_patches, load_sample
-from basicsr.data.loading import TrainLoader
-from basicsr.data.sampling import KeySampler, SampleKey, Stage
+from basicsr.data.base import SampleKey, check_patches, load_sample
+from basicsr.data.loading import KeySampler, Stage, TrainLoader
 from basicsr.data.storage import StoredImages, stored_images
 from basicsr.utils.errors import DataError
 from basicsr.utils.registry import DATASET_REGISTRY

@@ -1,8 +1,9 @@
-"""Batches of a whole run, from worker processes that live as long as it does.
+"""Batches of a whole run: which sample comes when, worker processes that load them, and one iteration ahead.
 
-With `skip_bad_images`, a sample i that cannot be loaded is replaced by sample i + 1, or the next one that can, around
-the end to the beginning; seed and patch size stay those of the position. So the sample depends on its key and on which
-files are bad, not on workers, ranks, or how often a run was resumed.
+Which sample comes when is a function of the seed and the global position, without state. Position
+g = ((iteration * accumulate + micro) * world_size + rank) * batch_size + k counts all samples of a run over all ranks;
+with N images, pass p = g // N takes them in the order permutation(seed, p). Where the batch changes in the course of a
+run, each stage goes on counting where the one before it ended.
 """
 
 from __future__ import annotations
@@ -14,28 +15,120 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from basicsr.data.base import load_sample, sample_name
-from basicsr.data.batch import Batch, BatchInSlot, Skipped, Slots, collate
-from basicsr.data.checks.inspection import without_name
-from basicsr.data.sampling import KeySampler, SampleKey
-from basicsr.data.storage import stored_images
-from basicsr.utils.errors import DataError, MachineError, UserError
+from basicsr.data.base import SampleKey, load_or_replace
+from basicsr.data.batch import Batch, BatchInSlot, Slots, collate
+from basicsr.utils import randomness
+from basicsr.utils.errors import MachineError, Preempted, UserError
 from basicsr.utils.process_settings import STOP_SIGNALS, keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1
 _LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes of a worker's freed memory
 _WORKERS_TRACEBACK, _NOT_YET = "in DataLoader worker process", "DataLoader timed out"
 _ASK_SECONDS = 1.0  # how often, while workers are waited for, it is asked whether to go on
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some iterations with `batch_size` images to a batch of one rank, and HR patches of side `gt_size` if given."""
+
+    iterations: int
+    batch_size: int
+    gt_size: int | None = None
+
+
+class Stages:
+    """The stages of a run, one after another; the last one lasts to its end. All ranks' batches make an iteration."""
+
+    def __init__(self, stages: Sequence[Stage], batches_per_iteration: int) -> None:
+        self._stages = tuple(stages)
+        self._of_one = [stage.batch_size * batches_per_iteration for stage in stages]  # samples to an iteration
+        self._starts, self._samples = [0], [0]
+        for stage, of_one in zip(self._stages[:-1], self._of_one, strict=False):
+            self._starts.append(self._starts[-1] + stage.iterations)
+            self._samples.append(self._samples[-1] + stage.iterations * of_one)
+        self.change = len(set(self._of_one)) > 1  # whether the batch size changes
+
+    def at(self, iteration: int) -> Stage:
+        """The stage of an iteration, counted from 0."""
+        return self._stages[bisect_right(self._starts, iteration) - 1]
+
+    def samples_before(self, iteration: int) -> int:
+        """How many samples all ranks take in the iterations from 0 to before `iteration`."""
+        number = bisect_right(self._starts, iteration) - 1
+        return self._samples[number] + (iteration - self._starts[number]) * self._of_one[number]
+
+    def iterations_for(self, samples: int) -> int:
+        """How many iterations it takes until that many samples were taken."""
+        number = bisect_right(self._samples, samples) - 1
+        return self._starts[number] + math.ceil((samples - self._samples[number]) / self._of_one[number])
+
+
+@dataclass(eq=False, kw_only=True)
+class KeySampler(Sampler[list[SampleKey]]):
+    """Yields the keys of one batch after another, for one rank, from `start_iteration` to the run's end.
+
+    Attributes:
+        num_samples: number of images N.
+        batch_size: images to a batch of one rank; the stages of a run whose batches change.
+        seed: the run's manual seed.
+        rank: this process's number.
+        world_size: number of processes.
+        start_iteration: iterations already done.
+        total_iterations: iterations of the whole run.
+        accumulate: batches to an iteration.
+        shuffle: take each pass in an order of its own; otherwise in the dataset's.
+    """
+
+    num_samples: int
+    batch_size: int | Sequence[Stage]
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    start_iteration: int = 0
+    total_iterations: int
+    accumulate: int = 1
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        size = self.batch_size
+        stages = [Stage(self.total_iterations, size)] if isinstance(size, int) else size
+        self.stages = Stages(stages, self.world_size * self.accumulate)
+
+    def __len__(self) -> int:
+        return max(self.total_iterations - self.start_iteration, 0) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for iteration in range(self.start_iteration, self.total_iterations):
+            stage = self.stages.at(iteration)
+            first = self.stages.samples_before(iteration)
+            for micro in range(self.accumulate):
+                start = first + (micro * self.world_size + self.rank) * stage.batch_size
+                yield [self.key(position, stage.gt_size) for position in range(start, start + stage.batch_size)]
+
+    def key(self, position: int, gt_size: int | None = None) -> SampleKey:
+        """The sample at a global position."""
+        number_of_pass, place = divmod(position, self.num_samples)
+        if self.shuffle:
+            place = int(_permutation(self.seed, number_of_pass, self.num_samples)[place])
+        return SampleKey(place, randomness.sample_seed(self.seed, position), gt_size)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, number_of_pass: int, num_samples: int) -> np.ndarray:
+    return randomness.generator(randomness.sample_seed(seed, number_of_pass), "sample order").permutation(num_samples)
 
 
 class EpochPlace(NamedTuple):
@@ -44,10 +137,6 @@ class EpochPlace(NamedTuple):
     number: int
     iteration: int
     iterations: int
-
-
-class NoMoreAsked(Exception):
-    """The run is to end, and the next batch was not there yet."""
 
 
 class TrainLoader:
@@ -126,7 +215,8 @@ class TrainLoader:
             length = self.iterations_per_epoch
             return EpochPlace(*divmod(iteration, length), length)
         number = stages.samples_before(iteration) // self._epoch
-        start, end = (stages.iterations_for(count * self._epoch) for count in (number, number + 1))
+        start = stages.iterations_for(number * self._epoch)
+        end = stages.iterations_for((number + 1) * self._epoch)
         return EpochPlace(number, iteration - start, end - start)
 
     def __len__(self) -> int:
@@ -136,23 +226,30 @@ class TrainLoader:
         return self.until(lambda: False)
 
     def until(self, stopping: Callable[[], bool]) -> Iterator[tuple[Batch, ...]]:
-        """Yields the batches; raises NoMoreAsked when it would have to wait for one and `stopping` returns True."""
+        """Yields the batches; raises Preempted when it would have to wait for one and `stopping` returns True."""
         slots = Slots.made(self._loader.num_workers, self._slots_each)
         others = set(multiprocessing.active_children())
         self._batches.slots = slots  # for the workers that are forked now
-        with _child_signals_kept():
-            batches = iter(self._loader)
+        # torch's SIGCHLD handler may raise a killed worker's error in the middle of a step.
+        settable = sys.platform != "win32" and threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGCHLD) if settable else None
+        batches = iter(self._loader)
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
         self._batches.slots = None
         workers = set(multiprocessing.active_children()) - others
         waiting = stopping if self._loader.num_workers else None
         try:
             for _ in range(len(self)):
                 yield tuple([_next_batch(batches, waiting) for _ in range(self._accumulate)])
-        except NoMoreAsked:
-            _kill(workers)  # they do not hear of the end
-            raise
         except Exception as error:
-            _release(error)
+            if isinstance(error, Preempted):
+                _kill(workers)  # they do not hear of the end
+            # Drops the variables of the frames that the error has left, in which the iterator would live on.
+            left: BaseException | None = error
+            while left is not None:
+                traceback.clear_frames(left.__traceback__)
+                left = left.__context__
             raise
         finally:
             # Ends the workers now. Left to the garbage collector, each would be waited for five seconds.
@@ -182,41 +279,6 @@ class _BatchesByKeys(Dataset[Any]):
             return error
 
 
-def load_or_replace(
-    dataset: Dataset[Any], key: SampleKey, limit: int, bad: Mapping[int, Sequence[str]], pixels: bool = False
-) -> tuple[dict[str, Any], list[Skipped]]:
-    """Loads a sample, or the next good one; raises DataError after `limit` bad ones. `bad` ones are not tried."""
-    if limit == 0:
-        return load_sample(dataset, key, pixels), []
-    length = len(dataset)  # type: ignore[arg-type]
-    tried = min(length, limit + 1)
-    skipped: list[Skipped] = []
-    for index in ((key.index + step) % length for step in range(tried)):
-        if index in bad:
-            skipped += [Skipped(index, note) for note in bad[index]]
-            continue
-        try:
-            return load_sample(dataset, replace(key, index=index), pixels), skipped
-        except DataError as error:
-            skipped.append(Skipped(index, _note(dataset, index, str(error))))
-    raise DataError(
-        f"{sample_name(dataset, key.index)} and the {tried - 1} after it cannot be loaded, and skip_bad_images is"
-        f" {limit}; the first is {skipped[0].note}"
-    )
-
-
-def _note(dataset: Any, index: int, message: str) -> str:
-    """'path: reason', where the path is that of the image that the message is about, or else the sample's first."""
-    stored = stored_images(dataset)
-    if stored is None:
-        return f"{sample_name(dataset, index)}: {message}"
-    labels = [stored.label(role, index) for role in stored.files]
-    for label in labels:
-        if (reason := without_name(message, label)) != message:
-            return f"{label}: {reason}"
-    return f"{labels[0]}: {message}"
-
-
 def _as_it_is(batch: Any) -> Any:
     return batch
 
@@ -242,30 +304,13 @@ def _next_batch(batches: Iterator[Batch | UserError], stopping: Callable[[], boo
                 raise batch
             return batch
         if stopping():
-            raise NoMoreAsked
+            raise Preempted("preempted while it waited for data; go on with --auto_resume")
 
 
 def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
     for worker in workers:
         if worker.is_alive():
             worker.kill()
-
-
-@contextmanager
-def _child_signals_kept() -> Iterator[None]:
-    """Undoes torch's SIGCHLD handler, which may raise a killed worker's error in the middle of a step."""
-    settable = sys.platform != "win32" and threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGCHLD) if settable else None
-    yield
-    if handler is not None:
-        signal.signal(signal.SIGCHLD, handler)
-
-
-def _release(error: BaseException | None) -> None:
-    """Drops the variables of the frames that an exception has left, in which the iterator would live on."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
 
 
 def prepare_worker(worker: int, parent: int) -> None:
@@ -285,3 +330,43 @@ def prepare_worker(worker: int, parent: int) -> None:
         keep_freed_memory(_LARGEST_KEPT, _MOST_KEPT)
         if os.getppid() != parent:
             os._exit(1)
+
+
+class PrefetchedBatches(Generic[_Item]):
+    """Loads the next iteration's batches before it hands out the present one's.
+
+    So all ranks know in time when one of them has no more: an error in loading is kept in `failure`, and the batches
+    end with those that were loaded before.
+    """
+
+    def __init__(self, batches: Iterable[_Item]) -> None:
+        self._source = iter(batches)
+        self._coming: _Item | None = None
+        self._waited = 0.0
+        self.failure: Exception | None = None
+
+    def fill(self) -> None:
+        """Loads what the first iteration needs."""
+        asked = time.monotonic()
+        try:
+            self._coming = next(self._source, None)
+        except Exception as error:  # of a dataset of the user's own anything; it is raised when all is saved
+            self.failure = error
+            self._coming = None
+        finally:
+            self._waited += time.monotonic() - asked
+
+    def __iter__(self) -> Iterator[_Item]:
+        while (present := self._coming) is not None:
+            self.fill()
+            yield present
+
+    def close(self) -> None:
+        """Ends the loader's workers."""
+        if isinstance(self._source, Generator):
+            self._source.close()
+
+    def seconds_waited(self) -> float:
+        """How long the loader was waited for since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basicsr.config.load import Normalised, load_options, no_warning, todays_name
-from basicsr.config.schema import Options, thaw
+from basicsr.config.schema import Options, flat, thaw
 from basicsr.config.yaml_files import document_from_text
 from basicsr.distill.base import criterion_scope
 from basicsr.engine.checkpoint import (
@@ -21,12 +21,11 @@ from basicsr.engine.checkpoint import (
     is_network,
     names_in,
 )
-from basicsr.engine.logs.metric_writers import flat
+from basicsr.engine.logs.run_log import STATUS, launched_by_us
 from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.process.meeting import restarts
 from basicsr.engine.provenance import RECORD, TEACHER_CACHE, input_digests
-from basicsr.engine.status import STATUS, launched_by_us
 from basicsr.losses.basic_loss import BatchScope, batch_scope_of
 from basicsr.utils.dist_util import gather_objects, on_master, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.config.schema import DatasetOptions, Options
-from basicsr.data.base import load_sample
+from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.batch import in_unit_range
 from basicsr.data.checks.alignment import find_misaligned_pairs
 from basicsr.data.checks.checking import BadImage, check_images, dataset_warnings, report
 from basicsr.data.checks.digests import files_digest, fingerprint
-from basicsr.data.sampling import SampleKey
 from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
 from basicsr.engine.process.agreement import require_equal

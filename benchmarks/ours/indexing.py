@@ -10,10 +10,9 @@ import torch
 
 from basicsr.config.load import load_options
 from basicsr.data import build_train_loader
-from basicsr.data.base import load_sample
+from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.checks.checking import check_images
 from basicsr.data.checks.digests import fingerprint
-from basicsr.data.sampling import SampleKey
 from benchmarks.serving import memory
 
 

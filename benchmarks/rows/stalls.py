@@ -17,7 +17,7 @@ from benchmarks.training import train, write_options
 PARTS = {
     "logging": ("train.py", "_log_step"),
     "moving average": ("optim/ema.py", "update"),
-    "waiting for data": ("engine/prefetch.py", "_take"),
+    "waiting for data": ("data/loading.py", "fill"),
     "validation": ("engine/validation.py", "validate"),
     "checkpoints": ("train.py", "_save"),
 }

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.config.load import load_options
-from basicsr.config.schema import MODEL_TYPES, Options, thaw
+from basicsr.config.schema import MODEL_TYPES, Options, flat, thaw
 from basicsr.config.yaml_files import OVERRIDE_FILE, Document, load_yaml
 from basicsr.config.yaml_reader import merge_entries
-from basicsr.engine.logs.metric_writers import flat
 from basicsr.engine.precision_choice import Choice
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import Amp

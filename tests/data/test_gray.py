@@ -12,10 +12,9 @@ from support.networks import nearest_edsr, save_checkpoint
 
 from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_eval_dataset
-from basicsr.data.base import TensorConversion, load_sample
+from basicsr.data.base import SampleKey, TensorConversion, load_sample
 from basicsr.data.batch import collate
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.data.sampling import SampleKey
 from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.metrics.evaluator import evaluate
 from basicsr.test import test_pipeline as run_test

@@ -17,7 +17,7 @@ import torch
 
 from basicsr.data import build_eval_dataset, build_train_loader, building, loading
 from basicsr.data.batch import Batch, collate
-from basicsr.engine.prefetch import PrefetchedBatches
+from basicsr.data.loading import PrefetchedBatches
 from basicsr.utils.errors import DataError, MachineError, Preempted
 from basicsr.utils.randomness import preserved_global_state
 from basicsr.utils.registry import Registry

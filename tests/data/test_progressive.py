@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from basicsr.config.load import load_options
 from basicsr.data import build_dataset, build_train_loader
-from basicsr.data.base import ImageDataset, load_sample
-from basicsr.data.sampling import KeySampler, SampleKey, Stage, Stages
+from basicsr.data.base import ImageDataset, SampleKey, load_sample
+from basicsr.data.loading import KeySampler, Stage, Stages
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.randomness import generator, sample_seed
 from basicsr.utils.registry import Registry

@@ -10,8 +10,9 @@ import torch
 
 from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
-from basicsr.data.batch import Batch, Skipped
-from basicsr.engine.prefetch import SkippedImages
+from basicsr.data.base import Skipped
+from basicsr.data.batch import Batch
+from basicsr.engine.logs.run_log import SkippedImages
 from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.startup_checks import check_datasets
 from basicsr.utils.errors import DataError
@@ -39,7 +40,7 @@ def test_before_the_run(spoilt):
 
 
 def test_while_it_runs(tmp_path):
-    skipped = SkippedImages(tmp_path, 1, PLACE, {})
+    skipped = SkippedImages(tmp_path, 1, {})
     empty = torch.zeros(1, 3, 2, 2)
     notes = (Skipped(2, "HR/a.png: x"), Skipped(2, "LR/a.png: x"))
     skipped.note([Batch(empty, empty, ("",), ("",), torch.zeros(1, dtype=torch.int64), notes)])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support.training import changed, told, without_teacher
 
+from basicsr.engine.logs.run_log import launched_by_us
 from basicsr.engine.resuming import newer_that_are_gone
-from basicsr.engine.status import launched_by_us
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import CheckpointError
 

@@ -27,10 +27,9 @@ from support.processes import start
 
 from basicsr.archs import build_network
 from basicsr.config.load import load_options
+from basicsr.engine.logs.run_log import RunStatus
 from basicsr.engine.process.command import run_command
-from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.resuming import refuse_new_start
-from basicsr.engine.status import RunStatus
 from basicsr.files.run_history import read_history
 from basicsr.utils.timing import Spread
 
@@ -96,7 +95,7 @@ def test_progress_is_that_of_the_process_that_runs(command, tmp_path, bench):
     options = load_options(given, training=True)
     assert records.progress_of(options, 7) == 0
     options.experiment_folder.mkdir()
-    status = RunStatus(options, RankInfo(torch.device("cpu")))
+    status = RunStatus(options)
     status.begin(None)
     status.update(state="running", reached=4)
     assert (records.progress_of(options, os.getpid()), records.progress_of(options, os.getpid() + 1)) == (4, 0)

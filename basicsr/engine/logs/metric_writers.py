@@ -1,4 +1,4 @@
-"""Where a run's figures go: TensorBoard, Weights & Biases, the history. All get the same names."""
+"""Where a run's figures and images go: TensorBoard, Weights & Biases, the history. All get the same names."""
 
 from __future__ import annotations
 
@@ -11,21 +11,31 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import cv2
 import numpy as np
 
-from basicsr.config.schema import Options, thaw
+from basicsr.config.schema import Options, flat, thaw
 from basicsr.files.atomic_files import write_atomically
+from basicsr.files.images import tensor2img
 from basicsr.files.regular_files import read_regular
 from basicsr.files.run_history import HISTORY, ITERATION, History
+from basicsr.inference.runner import ImageRunner
 from basicsr.utils.errors import CheckpointError, MachineError, UserError
 from basicsr.utils.logger import get_root_logger
+from basicsr.utils.matlab_functions import imresize
+
+if TYPE_CHECKING:
+    from basicsr.engine.training_run import TrainingRun
 
 _WANDB_FILE = "wandb.json"
 _WANDB_SECONDS = 30  # to reach the server
 _LENGTH = struct.Struct("<Q")  # before each record of an event file
 _CHECKSUM = 4  # bytes after the length, and after the record
+_LARGEST = 512  # pixels a side that are shown of an image
+_GAP, _CAPTION = 4, 22  # pixels between columns, and above them
+_PAPER, _INK = 255, 32  # gray levels
 
 
 class MetricWriter(Protocol):
@@ -56,13 +66,10 @@ def check_packages(options: Options) -> None:
 
 
 def open_metric_writers(options: Options, text: str, start: int, validating: bool) -> list[MetricWriter]:
-    """Opens what `logger` asks for, and the history.
+    """Opens what `logger` asks for, and the history, in the folder of the run; `text` are its options as YAML.
 
-    Args:
-        options: of the run; its folder is there.
-        text: the same as YAML.
-        start: number of iterations already done. Figures that a killed run has left of later ones are removed.
-        validating: whether the last of them is still to be validated; then its metrics are removed too.
+    Figures that a killed run has left of iterations after `start` are removed; with `validating`, the metrics of
+    `start` too.
 
     Raises:
         MachineError: Weights & Biases is not installed or cannot be reached.
@@ -80,20 +87,6 @@ def open_metric_writers(options: Options, text: str, start: int, validating: boo
             writer.close(1)
         raise
     return writers
-
-
-def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by their whole names, also those in lists of mappings: `train.distill.many.teachers[0].path`."""
-    result: dict[str, Any] = {}
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
-            for number, entry in enumerate(value):
-                result |= flat({f"{key}[{number}]": entry}, prefix)
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
 
 
 class TensorBoard:
@@ -269,7 +262,7 @@ class Wandb:
 
     def _remember(self, iteration: int) -> None:
         content = json.dumps({"id": self._id, "iter": iteration}).encode()
-        write_atomically(self._file, lambda file: file.write(content))
+        _replace(self._file, content)
 
 
 def _wants_wandb(options: Options) -> bool:
@@ -298,3 +291,60 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"{path} is damaged: a new run begins at W&B; to go on with the old one, name it by wandb: resume_id"
         )
         return {}
+
+
+class ComparisonImages:
+    """Makes pictures of columns: LR enlarged by bicubic interpolation, output, teacher's output, HR.
+
+    A column without its image is left out. What does not change in the run is made once for each validation set.
+    """
+
+    def __init__(self, run: TrainingRun) -> None:
+        self._run = run
+        self._fixed: dict[str, dict[str, np.ndarray]] = {}
+
+    def __call__(self, dataset: str, output: np.ndarray) -> np.ndarray:
+        """The picture, uint8 (H, W, 3) BGR, for a set's first image, of which `output` is the network's output."""
+        if dataset not in self._fixed:
+            self._fixed[dataset] = self._others(dataset)
+        (first, bicubic), *after = self._fixed[dataset].items()
+        name = "student" if self._run.teacher is not None else "output"
+        return side_by_side({first: bicubic, name: centre(output), **dict(after)})
+
+    def _others(self, dataset: str) -> dict[str, np.ndarray]:
+        """All columns but the output's."""
+        images, teacher = self._run.validation[dataset], self._run.teacher
+        item, scale, val = images[0], self._run.options.scale, self._run.options.val
+        columns = {"LR, bicubic": imresize(images.restored(item["lq"]), scale)}
+        if teacher is not None:
+            runner = ImageRunner(
+                teacher.network,
+                scale,
+                self._run.rank_info.device,
+                tile=val.tile,
+                tile_overlap=val.tile_overlap,
+                precision=teacher.precision,
+            )
+            columns["teacher"] = images.restored(runner(item["lq"].unsqueeze(0)))
+        if "gt" in item:
+            columns["HR"] = images.restored(item["gt"])
+        return {name: centre(tensor2img(column)) for name, column in columns.items()}
+
+
+def centre(image: np.ndarray) -> np.ndarray:
+    """The middle of an image (H, W) or (H, W, 3), at most 512 pixels a side, as (h, w, 3)."""
+    height, width = image.shape[:2]
+    top, left = max(0, height - _LARGEST) // 2, max(0, width - _LARGEST) // 2
+    middle = image[top : top + _LARGEST, left : left + _LARGEST]
+    return middle if middle.ndim == 3 else middle[..., None].repeat(3, axis=2)
+
+
+def side_by_side(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Sets images of one height, uint8 (H, W, 3), side by side, with gaps of 4 pixels and captions of 22 above."""
+    captioned = []
+    for name, image in columns.items():
+        head = np.full((_CAPTION, image.shape[1], 3), _PAPER, np.uint8)
+        cv2.putText(head, name, (2, _CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (_INK,) * 3, 1, cv2.LINE_AA)
+        gap = np.full((_CAPTION + image.shape[0], _GAP, 3), _PAPER, np.uint8)
+        captioned += [np.concatenate([head, image]), gap]
+    return np.concatenate(captioned[:-1], axis=1)

@@ -1,6 +1,6 @@
-"""What a run logs: lines, a progress bar, and figures and images for TensorBoard, W&B and the history.
+"""What a run tells: log lines and figures, status.json, skipped_images.txt.
 
-The names are the same in every run and everywhere: losses/NAME, lr/GROUP, metrics/DATASET/METRIC,
+Figures have the same names in every run and everywhere: losses/NAME, lr/GROUP, metrics/DATASET/METRIC,
 images/DATASET/NAME, time/iteration and time/data (seconds).
 """
 
@@ -8,51 +8,48 @@ from __future__ import annotations
 
 import datetime
 import glob
+import json
 import logging
 import os
 import platform
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import basicsr
-from basicsr.engine.checkpoint import Checkpoint
-from basicsr.engine.logs.metric_writers import MetricWriter, open_metric_writers
-from basicsr.engine.process.distributed import RankInfo
-from basicsr.files.images import tensor2img
-from basicsr.inference.runner import ImageRunner
-from basicsr.utils.dist_util import on_master
-from basicsr.utils.errors import CheckpointError, UserError
+from basicsr.config.schema import Options
+from basicsr.data.base import Skipped
+from basicsr.data.batch import Batch
+from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.engine.logs.metric_writers import ComparisonImages, MetricWriter, open_metric_writers
+from basicsr.engine.process.rank_watchdog import LostRanks, start_of
+from basicsr.files.atomic_files import write_atomically
+from basicsr.files.regular_files import read_regular
+from basicsr.utils.dist_util import gather_objects, get_dist_info, on_master
+from basicsr.utils.errors import CheckpointError, DataError, Interrupted, Preempted, UserError
 from basicsr.utils.logger import get_root_logger
-from basicsr.utils.matlab_functions import imresize
 
 if TYPE_CHECKING:
     from basicsr.engine.training_run import TrainingRun
 
-_FIRST_SILENCE, _LATER_SILENCE = 10.0, 60.0  # seconds
-_LARGEST = 512  # pixels a side that are shown of an image
-_GAP, _CAPTION = 4, 22  # pixels between columns, and above them
-_PAPER, _INK = 255, 32  # gray levels
+STATUS, SKIPPED = "status.json", "skipped_images.txt"
+_FIRST_SILENCE, _LATER_SILENCE, _STATUS_SECONDS = 10.0, 60.0, 5.0
 
 
 @contextmanager
-def open_log(
-    folder: Path, kind: str, name: str, rank_info: RankInfo, *, goes_on: bool = False
-) -> Iterator[logging.Logger]:
+def open_log(folder: Path, kind: str, name: str, *, goes_on: bool = False) -> Iterator[logging.Logger]:
     """The package's logger: lines to the screen and, on rank 0 within the block, to FOLDER/KIND_NAME_TIME.log.
 
-    With `goes_on` the newest such file is continued, where there is one. All ranks must call.
-
-    Raises:
-        CheckpointError: the file cannot be written.
+    With `goes_on` the newest such file is continued, where there is one. All ranks must call; raises CheckpointError
+    where the file cannot be written.
     """
     found = folder.glob(f"{glob.escape(f'{kind}_{name}_')}*.log") if goes_on else ()
     logs = sorted(log for log in found if os.path.isfile(log))  # a pipe would be waited for
@@ -80,8 +77,7 @@ def open_log(
 def open_run_log(run: TrainingRun, logger: logging.Logger) -> Iterator[RunLog | None]:
     """The log of figures within the block, on rank 0; all ranks must call.
 
-    Raises:
-        UserError: Weights & Biases cannot be used, or the history cannot be written; on every rank.
+    Raises UserError on every rank where Weights & Biases cannot be used, or the history cannot be written.
     """
     options, opened = run.options, list[RunLog]()
 
@@ -115,8 +111,10 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         logger.info(run.precision.reason)
     for line in run.precision.warnings:
         logger.warning(line)
-    if rank_info.device.type == "cpu" and (remark := _about_threads(torch.get_num_threads(), _cores(), os.environ)):
-        logger.warning(remark)
+    if rank_info.device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if remark := _about_threads(torch.get_num_threads(), cores, os.environ):
+            logger.warning(remark)
     left_out = f" ({len(run.skipped)} of them left out)" if run.skipped else ""
     logger.info(
         f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
@@ -128,6 +126,18 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
             f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {epoch.number},"
             f" batch {epoch.iteration}/{epoch.iterations})"
         )
+
+
+def _about_threads(threads: int, cores: int, environment: Mapping[str, str]) -> str:
+    """A remark where torchrun leaves cores without work: for several ranks it sets OMP_NUM_THREADS=1."""
+    ranks = int(environment.get("LOCAL_WORLD_SIZE", 1))
+    share = cores // ranks
+    if "TORCHELASTIC_RUN_ID" not in environment or threads > 1 or share < 2:
+        return ""
+    return (
+        f"each of {ranks} rank(s) computes with one thread, and there are {cores} cores: torchrun sets"
+        f" OMP_NUM_THREADS=1 where it is not set; to use them all, export OMP_NUM_THREADS={share}"
+    )
 
 
 class RunLog:
@@ -175,14 +185,10 @@ class RunLog:
     def step(
         self, iteration: int, epoch: int, rates: Mapping[str, float], parts: Mapping[str, float], waited: float
     ) -> None:
-        """Logs one iteration.
+        """Logs iteration `iteration`, from 1, after `epoch` passes over the dataset.
 
-        Args:
-            iteration: from 1.
-            epoch: passes over the dataset so far.
-            rates: learning rates by parameter group.
-            parts: losses by name, unweighted.
-            waited: seconds that an iteration waited for data, on average since the last call.
+        `rates` are learning rates by parameter group, `parts` unweighted losses by name, `waited` the seconds that an
+        iteration waited for data, on average since the last call.
         """
         now = time.monotonic()
         per_iteration, left = self._pace(iteration, now)
@@ -220,8 +226,7 @@ class RunLog:
     def close(self, exit_code: int = 0) -> None:
         """Finishes the bar and writes what is pending; a code other than 0 says that the run did not end well.
 
-        Raises:
-            CheckpointError: it cannot be written; not where the run has failed for another reason.
+        Raises CheckpointError where that cannot be written; not where the run has failed for another reason.
         """
         self._bar.close()
         failures: list[CheckpointError] = []
@@ -253,74 +258,167 @@ class RunLog:
             self._logger.warning(f"{error}; training goes on without them")
 
 
-class ComparisonImages:
-    """Makes pictures of columns: LR enlarged by bicubic interpolation, output, teacher's output, HR.
+class RunStatus:
+    """Writes status.json on rank 0: how a run stands, for schedulers and for those who look after many runs.
 
-    A column without its image is left out. What does not change in the run is made once for each validation set.
+        {"state": "preempted", "exit_code": 75, "message": "preempted: saved 37.state; go on with --auto_resume",
+         "name": "edsr", "iteration": 37, "reached": 37, "total_iter": 1000, "checkpoint": "37.state", "ranks": 2,
+         "host": "node3", "pid": 4711, "launch": "...", "started": "2025-01-31T09:30:00Z", "updated": "..."}
+
+    `iteration` is that of the newest checkpoint or of the end, `reached` what a process has come to, within seconds.
+    `state` is 'starting', 'running', 'finished', 'preempted' (it was asked to stop and has saved), or 'failed'. A
+    process that was killed writes nothing more: then it stays 'running', with a `pid` that is not there any more.
     """
 
-    def __init__(self, run: TrainingRun) -> None:
-        self._run = run
-        self._fixed: dict[str, dict[str, np.ndarray]] = {}
+    def __init__(self, options: Options) -> None:
+        rank, ranks = get_dist_info()
+        self._path = options.experiment_folder / STATUS
+        self._writes, self._begun = rank == 0, False
+        self._ticked = time.monotonic()
+        self._content: dict[str, Any] = {
+            "state": "starting",
+            "exit_code": None,
+            "message": "",
+            "name": options.name,
+            "iteration": 0,
+            "reached": 0,
+            "total_iter": options.train.total_iter,
+            "checkpoint": None,
+            "ranks": ranks,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "launch": _launch(),
+            "started": _now(),
+        }
 
-    def __call__(self, dataset: str, output: np.ndarray) -> np.ndarray:
-        """The picture, uint8 (H, W, 3) BGR, for a set's first image, of which `output` is the network's output."""
-        if dataset not in self._fixed:
-            self._fixed[dataset] = self._others(dataset)
-        (first, bicubic), *after = self._fixed[dataset].items()
-        name = "student" if self._run.teacher is not None else "output"
-        return side_by_side({first: bicubic, name: centre(output), **dict(after)})
+    def begin(self, resume: Checkpoint | None) -> None:
+        """Makes the file this run's: at once if it resumes, else once it can run, since it may be another run's."""
+        if resume is not None and CheckpointFolder(self._path.parent).holds(resume):
+            self._begun = True
+            self.update(iteration=resume.iteration, checkpoint=resume.path.name)
 
-    def _others(self, dataset: str) -> dict[str, np.ndarray]:
-        """All columns but the output's."""
-        images, teacher = self._run.validation[dataset], self._run.teacher
-        item, scale, val = images[0], self._run.options.scale, self._run.options.val
-        columns = {"LR, bicubic": imresize(images.restored(item["lq"]), scale)}
-        if teacher is not None:
-            runner = ImageRunner(
-                teacher.network,
-                scale,
-                self._run.rank_info.device,
-                tile=val.tile,
-                tile_overlap=val.tile_overlap,
-                precision=teacher.precision,
-            )
-            columns["teacher"] = images.restored(runner(item["lq"].unsqueeze(0)))
-        if "gt" in item:
-            columns["HR"] = images.restored(item["gt"])
-        return {name: centre(tensor2img(column)) for name, column in columns.items()}
+    def update(self, **changes: Any) -> None:
+        """Changes entries and writes the file, if the run's folder is there; a full disk raises nothing here."""
+        self._content.update(changes)
+        self._begun = self._begun or self._content["state"] == "running"
+        if self._begun and self._writes and self._path.parent.is_dir():
+            content = json.dumps({**self._content, "updated": _now()}, indent=1).encode()
+            try:
+                write_atomically(self._path, lambda file: file.write(content))
+            except (CheckpointError, OSError):  # a full disk may have room in the file itself
+                with suppress(OSError), open(self._path, "r+b") as file:
+                    file.write(content)
+                    file.truncate()
 
+    def tick(self, iteration: int) -> None:
+        """Writes how far the run is, every few seconds at most; `iteration` stays that of the checkpoint."""
+        if time.monotonic() - self._ticked >= _STATUS_SECONDS:
+            self._ticked = time.monotonic()
+            self.update(reached=iteration)
 
-def centre(image: np.ndarray) -> np.ndarray:
-    """The middle of an image (H, W) or (H, W, 3), at most 512 pixels a side, as (h, w, 3)."""
-    height, width = image.shape[:2]
-    top, left = max(0, height - _LARGEST) // 2, max(0, width - _LARGEST) // 2
-    middle = image[top : top + _LARGEST, left : left + _LARGEST]
-    return middle if middle.ndim == 3 else middle[..., None].repeat(3, axis=2)
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Notes how the block ends."""
+        try:
+            yield
+        except BaseException as error:
+            self.ended(error)
+            raise
+        self.update(state="finished", exit_code=0, message="")
 
-
-def side_by_side(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Sets images of one height, uint8 (H, W, 3), side by side, with gaps of 4 pixels and captions of 22 above."""
-    captioned = []
-    for name, image in columns.items():
-        head = np.full((_CAPTION, image.shape[1], 3), _PAPER, np.uint8)
-        cv2.putText(head, name, (2, _CAPTION - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (_INK,) * 3, 1, cv2.LINE_AA)
-        gap = np.full((_CAPTION + image.shape[0], _GAP, 3), _PAPER, np.uint8)
-        captioned += [np.concatenate([head, image]), gap]
-    return np.concatenate(captioned[:-1], axis=1)
+    def ended(self, error: BaseException) -> None:
+        """Writes that the run ends with an error; another rank does if rank 0 is lost."""
+        self._writes = self._writes or (isinstance(error, LostRanks) and error.master)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        code = error.exit_code if isinstance(error, UserError) else Interrupted.exit_code if interrupted else 1
+        state = "preempted" if isinstance(error, Preempted) else "failed"
+        lines = ["interrupted"] if interrupted else str(error).splitlines()
+        self.update(state=state, exit_code=code, message=lines[0][:500] if lines else type(error).__name__)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def launched_by_us(folder: Path) -> bool:
+    """Whether the run in `folder` was started by the launch that this process belongs to.
+
+    Raises CheckpointError where its status cannot be read: the run might be ours, and must not begin anew.
+    """
+    if not _launch() or not os.path.lexists(folder / STATUS):
+        return False
+    try:
+        return bool(json.loads(read_regular(folder / STATUS))["launch"] == _launch())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        problem = f"cannot read {folder / STATUS} ({error}), so whether to go on"
+        raise CheckpointError(f"{problem}; remove it and start with --auto_resume, or begin anew") from error
 
 
-def _about_threads(threads: int, cores: int, environment: Mapping[str, str]) -> str:
-    """A remark where torchrun leaves cores without work: for several ranks it sets OMP_NUM_THREADS=1."""
-    ranks = int(environment.get("LOCAL_WORLD_SIZE", 1))
-    share = cores // ranks
-    if "TORCHELASTIC_RUN_ID" not in environment or threads > 1 or share < 2:
+def _launch() -> str:
+    """Identifies the launch by one torchrun agent, the same for restarted processes; '' without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
-    return (
-        f"each of {ranks} rank(s) computes with one thread, and there are {cores} cores: torchrun sets"
-        f" OMP_NUM_THREADS=1 where it is not set; to use them all, export OMP_NUM_THREADS={share}"
-    )
+    parent = os.getppid()  # torchrun's agent, which starts workers anew
+    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {parent} {start_of(parent)}"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class SkippedImages:
+    """Which images training does without, and whether they are too many. The same on all ranks.
+
+    Args:
+        folder: experiments/NAME, where `skipped_images.txt` lists them.
+        limit: `skip_bad_images`.
+        known: the run's notes by sample; grows here.
+    """
+
+    def __init__(self, folder: Path, limit: int, known: dict[int, list[str]]) -> None:
+        self._path, self._limit, self._known = folder / SKIPPED, limit, known
+        self._new: set[Skipped] = set()
+        self._skipped: set[Skipped] = set()  # since this start
+        self._listed: set[str] = set(on_master(self._read)) if limit else set()
+
+    def note(self, batches: Sequence[Batch]) -> None:
+        """Notes the images that an iteration's batches lack."""
+        for batch in batches:
+            self._new.update(batch.skipped)
+
+    def share(self) -> list[str]:
+        """Merges and writes what all ranks have noted; returns what is new. All ranks must call."""
+        if not self._limit:
+            return []
+        new = sorted({image for images in gather_objects(sorted(self._new)) for image in images} - self._skipped)
+        self._new.clear()
+        self._skipped.update(new)
+        for image in new:
+            if image.note not in (notes := self._known.setdefault(image.sample, [])):
+                notes.append(image.note)
+        lines = sorted(image.note for image in new)
+        on_master(lambda: self._append([line for line in lines if line not in self._listed]))
+        return lines
+
+    @property
+    def too_many(self) -> DataError | None:
+        """The error where more images are left out than is allowed."""
+        count = len({image.sample for image in self._skipped})  # of a pair, both files may be bad
+        if count <= self._limit:
+            return None
+        return DataError(
+            f"{count} training images cannot be used, skip_bad_images allows {self._limit}; they are"
+            f" listed in {self._path}"
+        )
+
+    def _read(self) -> list[str]:
+        if not os.path.lexists(self._path):
+            return []
+        try:
+            return read_regular(self._path).decode("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise CheckpointError(f"{self._path} cannot be read ({error.strerror}); remove it") from error
+
+    def _append(self, lines: Sequence[str]) -> None:
+        try:
+            if lines:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from error

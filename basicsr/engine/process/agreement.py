@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 import basicsr
-from basicsr.config.schema import DistOptions, Options, thaw
-from basicsr.engine.logs.metric_writers import flat
+from basicsr.config.schema import DistOptions, Options, flat, thaw
 from basicsr.engine.process.distributed import Launcher, RankInfo, distributed
 from basicsr.engine.process.meeting import OPTIONS, Start, differences
 from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together

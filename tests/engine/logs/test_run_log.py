@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from basicsr.engine.logs import run_log
-from basicsr.engine.logs.run_log import RunLog, centre, side_by_side
+from basicsr.engine.logs.metric_writers import centre, side_by_side
+from basicsr.engine.logs.run_log import RunLog
 from basicsr.utils.errors import CheckpointError
 
 
