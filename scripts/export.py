@@ -27,8 +27,7 @@ if __name__ == "__main__":
 
 import torch
 
-from basicsr.export.base import export_formats, table
-from basicsr.export.exporting import OPSETS, export, load_student
+from basicsr.export.base import OPSETS, export, export_formats, load_student, table
 from basicsr.utils.complexity import count_parameters
 from basicsr.utils.pass_times import warn_if_slow
 

@@ -1,43 +1,50 @@
-"""What an export format must provide, what it is given, and how its file is checked: see docs/shipping.md."""
+"""The export of one checkpoint: what a format must provide, what it is given, and how its file is checked and saved.
+
+Files are written, checked against PyTorch, and only then moved to their places: see docs/shipping.md.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import os
+import re
+import shutil
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 import basicsr
-from basicsr.export.tracing import Precision, first_line, smallest_side, trace, traceable
-from basicsr.utils.errors import CheckpointError
+from basicsr.export.tracing import Precision, smallest_side, trace, traceable
+from basicsr.files.atomic_files import sha256_of
+from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
 from basicsr.utils.registry import EXPORT_REGISTRY
-from basicsr.weights.recognise import Pretrained
+from basicsr.utils.text import first_line
+from basicsr.weights.recognise import Pretrained, load_pretrained
 
 Layout = Literal["ours", "spandrel"]
 Size = tuple[int, int, int]  # batch, height, width
 # Square and not, odd, above and below multiples of usual windows, smaller than a window.
 SIZES: tuple[Size, ...] = ((1, 24, 24), (2, 17, 31), (1, 64, 40), (1, 33, 80), (1, 48, 48), (1, 5, 7))
-
 # Largest difference between values in [0, 1]. Of fp16: half a step of 8 bits, so that no rounded pixel is off by
 # more than one step; we measured up to two thirds of that (docs/shipping.md).
 TOLERANCES = {"float32": 1e-4, "fp16": 0.5 / 255}
+# ONNX: the exporter writes 18 and converts to newer ones.
+OPSETS = range(18, 24)
 
-
-@dataclass(frozen=True)
-class Example:
-    """An input (B, C, H, W) in [0, 1] and the network's output in float32."""
-
-    lq: Tensor
-    expected: Tensor
+_NAME = r"\w[\w.+-]*"  # of a file, without its folder
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and scale, precision and ending may be added
 
 
 @dataclass(frozen=True)
@@ -53,35 +60,6 @@ class Check:
     def passed(self) -> bool:
         """Whether the difference is within the tolerance; False for nan."""
         return self.difference <= self.tolerance
-
-
-def sizes_for(smallest: int) -> tuple[Size, ...]:
-    """`SIZES`, and larger ones where none of them with several images reaches `smallest` pixels a side."""
-    if any(batch > 1 and min(height, width) >= smallest for batch, height, width in SIZES):
-        return SIZES
-    return (*SIZES, (2, smallest, smallest + 9), (1, 2 * smallest + 1, smallest))
-
-
-def _examples(network: nn.Module, channels: int, scale: int) -> list[Example]:
-    """Smooth images with some noise, and the network's outputs, which must be finite and of the right size."""
-    generator = torch.Generator().manual_seed(0)
-    made = []
-    for batch, height, width in sizes_for(smallest_side(network)):
-        coarse = torch.rand(batch, channels, height // 8 + 2, width // 8 + 2, generator=generator)
-        smooth = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
-        noise = torch.randn(smooth.shape, generator=generator) * 0.05
-        lq = (smooth * 1.4 - 0.2 + noise).clamp(0, 1)  # black and white are reached
-        with torch.no_grad():
-            expected = network(lq)
-        if expected.shape[0] != batch or expected.shape[-2:] != (height * scale, width * scale):
-            raise CheckpointError(
-                f"{type(network).__name__} makes {tuple(expected.shape)} of {tuple(lq.shape)}, expected x{scale}: no"
-                " super-resolution network"
-            )
-        if not expected.isfinite().all():
-            raise CheckpointError("the network's own outputs are not finite: its weights are broken; export another")
-        made.append(Example(lq, expected))
-    return made
 
 
 @dataclass(frozen=True)
@@ -103,26 +81,32 @@ class Student:
         return {1: "gray", 3: "RGB"}.get(self.pretrained.in_channels, f"{self.pretrained.in_channels}-channel")
 
     @cached_property
-    def examples(self) -> list[Example]:
-        """Images that each exported file is run on, with the network's outputs."""
-        return _examples(self.pretrained.network, self.pretrained.in_channels, self.pretrained.scale)
+    def examples(self) -> list[tuple[Tensor, Tensor]]:
+        """Inputs (B, C, H, W) in [0, 1] that each exported file is run on, and the network's outputs in float32.
 
-    def metadata(self, precision: Precision, changed: Mapping[str, Any] | None = None) -> dict[str, str]:
-        """Describes the network; values that are not plain text are JSON. `changed` overrides its options."""
-        network, training = self.pretrained, _json(self.pretrained.metadata.get("training"))
-        about = {
-            "architecture": network.architecture,
-            "network": _json({**(network.block or {}), "scale": network.scale, **(changed or {})}),
-            "scale": str(network.scale),
-            "channels": f"{network.in_channels}",
-            "colour_order": self.colours,
-            "range": "input in [0, 1]; output in [0, 1] but not clipped",
-            "axes": "batch, channel, height, width",
-            "precision": precision,
-            "framework": f"mcadkd {basicsr.__version__}, PyTorch {torch.__version__}",
-            "source": _json({"file": self.source.name, "weights": self.weights, "sha256": self.sha256}),
-        }
-        return about if training in ("null", "{}") else {**about, "training": training}
+        Smooth images with some noise; CheckpointError if an output is not finite or of another size than expected.
+        """
+        network, channels, scale = self.pretrained.network, self.pretrained.in_channels, self.pretrained.scale
+        generator = torch.Generator().manual_seed(0)
+        made = []
+        for batch, height, width in sizes_for(smallest_side(network)):
+            coarse = torch.rand(batch, channels, height // 8 + 2, width // 8 + 2, generator=generator)
+            smooth = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
+            noise = torch.randn(smooth.shape, generator=generator) * 0.05
+            lq = (smooth * 1.4 - 0.2 + noise).clamp(0, 1)  # black and white are reached
+            with torch.no_grad():
+                expected = network(lq)
+            if expected.shape[0] != batch or expected.shape[-2:] != (height * scale, width * scale):
+                raise CheckpointError(
+                    f"{type(network).__name__} makes {tuple(expected.shape)} of {tuple(lq.shape)}, expected x{scale}:"
+                    " no super-resolution network"
+                )
+            if not expected.isfinite().all():
+                raise CheckpointError(
+                    "the network's own outputs are not finite: its weights are broken; export another"
+                )
+            made.append((lq, expected))
+        return made
 
 
 @dataclass
@@ -142,8 +126,22 @@ class ExportJob:
         return trace(traceable(network.network, self.precision), network.in_channels)
 
     def metadata(self, changed: Mapping[str, Any] | None = None) -> dict[str, str]:
-        """What every file says of itself."""
-        return self.student.metadata(self.precision, changed)
+        """What every file says of itself; values that are not plain text are JSON. `changed` overrides options."""
+        student, network = self.student, self.student.pretrained
+        about = {
+            "architecture": network.architecture,
+            "network": _json({**(network.block or {}), "scale": network.scale, **(changed or {})}),
+            "scale": str(network.scale),
+            "channels": f"{network.in_channels}",
+            "colour_order": student.colours,
+            "range": "input in [0, 1]; output in [0, 1] but not clipped",
+            "axes": "batch, channel, height, width",
+            "precision": self.precision,
+            "framework": f"mcadkd {basicsr.__version__}, PyTorch {torch.__version__}",
+            "source": _json({"file": student.source.name, "weights": student.weights, "sha256": student.sha256}),
+        }
+        training = _json(network.metadata.get("training"))
+        return about if training in ("null", "{}") else {**about, "training": training}
 
     def compare(
         self, kind: str, run: Callable[[Tensor], Tensor], *, tolerance: float | None = None, smallest: int = 1
@@ -155,16 +153,18 @@ class ExportJob:
         """
         allowed = TOLERANCES[self.precision] if tolerance is None else tolerance
         checks = []
-        for example in (example for example in self.student.examples if min(example.lq.shape[-2:]) >= smallest):
-            shape, difference = tuple(example.lq.shape), math.inf
+        for lq, expected in self.student.examples:
+            if min(lq.shape[-2:]) < smallest:
+                continue
+            shape, difference = tuple(lq.shape), math.inf
             try:
                 with torch.no_grad():
-                    output = run(example.lq.clone())  # spandrel's RCAN changes its input in place
+                    output = run(lq.clone())  # spandrel's RCAN changes its input in place
             except Exception as error:  # each runtime has exceptions of its own
                 reason = f"{kind} fails on an input of {_size(shape)} ({first_line(error)})"
                 raise CheckpointError(f"{reason}; nothing was written") from error
-            if output.shape == example.expected.shape:
-                difference = (output.float() - example.expected).abs().max().item()  # nan stays nan
+            if output.shape == expected.shape:
+                difference = (output.float() - expected).abs().max().item()  # nan stays nan
             checks.append(Check(kind, shape, difference, allowed))
         return checks
 
@@ -189,10 +189,179 @@ class ExportFormat(ABC):
         """Writes the file, loads it and returns `job.compare` of it; raises CheckpointError or OSError."""
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the files in the order of the formats, runs of them, all passed, and remarks for the user."""
+
+    files: tuple[Path, ...]
+    checks: tuple[Check, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def sizes_for(smallest: int) -> tuple[Size, ...]:
+    """`SIZES`, and larger ones where none of them with several images reaches `smallest` pixels a side."""
+    if any(batch > 1 and min(height, width) >= smallest for batch, height, width in SIZES):
+        return SIZES
+    return (*SIZES, (2, smallest, smallest + 9), (1, 2 * smallest + 1, smallest))
+
+
 def export_formats() -> dict[str, ExportFormat]:
     """All registered formats by name, in their order."""
     formats: list[ExportFormat] = [cls() for _, cls in EXPORT_REGISTRY]
     return {entry.name: entry for entry in sorted(formats, key=lambda entry: (entry.order, entry.name))}
+
+
+def load_student(path: str | os.PathLike[str], *, param_key: str | None = None) -> Student:
+    """Reads a checkpoint's `param_key`, else `params_ema` or `params`; CheckpointError if it cannot be exported."""
+    path = Path(path)
+    pretrained = load_pretrained(path, param_key=param_key, only_this=True)
+    if pretrained.block is None:
+        raise CheckpointError(
+            f"{path} is {pretrained.architecture}, spandrel's own network: ours are exported, EDSR, NAFNet,"
+            " RCAN, Restormer, SwinIR"
+        )
+    if pretrained.only_size is not None:
+        raise CheckpointError(
+            f"{path} has an absolute position embedding, so it works at one size only; train with ape: false"
+        )
+    return Student(pretrained, path, sha256_of(path))
+
+
+def export(
+    student: Student,
+    folder: str | os.PathLike[str],
+    *,
+    formats: Sequence[str] | None = None,
+    precision: Precision = "float32",
+    opset: int = OPSETS[0],
+    layout: Layout = "ours",
+    name: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Writes a network in the given formats: either all files, each checked by running it, or none.
+
+    Args:
+        student: from `load_student`.
+        folder: made if there is none; files of the same name are replaced.
+        formats: names of registered formats; None writes all.
+        precision: 'fp16' halves the files: weights and the inside of the network are in half precision, its input
+            and output in float32.
+        opset: of ONNX.
+        layout: of the safetensors file; 'spandrel' makes it one that spandrel loads.
+        name: of the files, without ending; None makes it of the run's name and the scale.
+        report: gets a line at the start of each format.
+
+    Raises:
+        OptionsError: an argument is not allowed.
+        MachineError: a package that a format needs is missing.
+        CheckpointError: a file differs from PyTorch by more than `TOLERANCES`, or cannot be made or saved.
+    """
+    chosen = _chosen(formats, opset, layout, name)
+    folder, job = Path(folder), ExportJob(student, precision, opset, layout)
+    stem = name or _stem(student, precision)
+    targets = [folder / f"{stem}{entry.ending}" for entry in chosen]
+    checks: list[Check] = []
+    with _all_or_none(folder, targets) as staging:
+        for entry, target in zip(chosen, targets, strict=True):
+            report(f"{entry.name}: writing and checking")
+            with _saving(target):
+                done = entry.write(job, staging / target.name)
+            require(done, target)
+            checks += done
+    return Exported(tuple(targets), tuple(checks), tuple(job.remarks))
+
+
+def _chosen(formats: Sequence[str] | None, opset: int, layout: Layout, name: str | None) -> list[ExportFormat]:
+    """The formats to write; raises for arguments that are not allowed."""
+    known = export_formats()
+    formats = list(known) if formats is None else formats
+    unknown = [kind for kind in formats if kind not in known] if formats else ["nothing"]
+    if unknown:
+        raise OptionsError(f"--formats {unknown[0]} is not supported: give some of {', '.join(known)}")
+    if opset not in OPSETS:
+        raise OptionsError(f"--opset {opset} is not supported: give {OPSETS[0]} to {OPSETS[-1]}")
+    if layout != "ours" and "safetensors" not in formats:
+        raise OptionsError(f"--layout {layout} is about the safetensors file: add safetensors to --formats")
+    if name is not None and not _is_short(name):
+        raise OptionsError(f"--name is too long, {len(os.fsencode(name))} bytes: give at most {_LONGEST_NAME}")
+    if name is not None and not re.fullmatch(_NAME, name):
+        raise OptionsError(f"--name '{name}': give letters, digits and any of . _ + - only, without an ending")
+    chosen = [known[kind] for kind in dict.fromkeys(formats)]
+    for entry in chosen:
+        if missing := [package for package in entry.packages if importlib.util.find_spec(package) is None]:
+            raise MachineError(
+                f"--formats {entry.name} needs {', '.join(missing)}, not installed here: pip install -e '.[export]',"
+                f" or leave {entry.name} out of --formats"
+            )
+    return chosen
+
+
+def _stem(student: Student, precision: Precision) -> str:
+    """Name of the files: the run's, else the checkpoint's, and the scale, such as mcadkd_edsr_x4."""
+    training = student.pretrained.metadata.get("training")
+    run = training.get("name") if isinstance(training, Mapping) else None
+    names = [run] if isinstance(run, str) and re.fullmatch(_NAME, run) else []
+    stem = next(filter(_is_short, (*names, student.source.stem)), student.pretrained.architecture)
+    scale = f"x{student.pretrained.scale}"
+    stem = stem if re.search(rf"(?i){scale}(?!\d)", stem) else f"{stem}_{scale}"
+    return f"{stem}_fp16" if precision == "fp16" else stem
+
+
+def _is_short(name: str) -> bool:
+    return len(os.fsencode(name)) <= _LONGEST_NAME
+
+
+@contextmanager
+def _all_or_none(folder: Path, targets: Sequence[Path]) -> Iterator[Path]:
+    """Yields a new folder for files that are moved to the targets at its end; if anything fails all stays as it was."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
+        raise CheckpointError(f"cannot make the folder --output {folder}: {reason}; choose another") from error
+    for target in targets:
+        with _saving(target):  # before any work, and again when it is moved
+            pass
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    except OSError as error:
+        raise CheckpointError(f"cannot write into the folder --output {folder}: {error.strerror}") from error
+    replaced = staging / "replaced"
+    try:
+        yield staging
+        with ExitStack() as undo:
+            for target in targets:
+                with _saving(target):
+                    replaced.mkdir(exist_ok=True)
+                    undo.callback(_put_back, target, replaced / target.name, staging / target.name)
+                    if os.path.lexists(target):
+                        os.replace(target, replaced / target.name)
+                    os.replace(staging / target.name, target)
+            undo.pop_all()
+            shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        if not any(replaced.glob("*")):  # else an earlier file could not be put back, and lies here
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_back(target: Path, earlier: Path, new: Path) -> None:
+    """Undoes the move of `new` to `target`, where `earlier` was, if it has been made."""
+    with suppress(OSError):
+        if os.path.lexists(earlier):
+            os.replace(earlier, target)
+        elif not os.path.lexists(new):
+            target.unlink()
+
+
+@contextmanager
+def _saving(target: Path) -> Iterator[None]:
+    """Raises CheckpointError, naming the target, if there is a folder or for an OSError, such as a full disk."""
+    try:
+        if target.is_dir():
+            raise CheckpointError(f"cannot save {target}: there is a folder of this name; choose another --name")
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot save {target}: {error.strerror or first_line(error)}") from error
 
 
 def require(checks: Sequence[Check], path: Path) -> None:
@@ -201,9 +370,7 @@ def require(checks: Sequence[Check], path: Path) -> None:
         raise CheckpointError(f"{path.name} was not written: there was no image to check it with")
     failed = [check for check in checks if not check.passed]
     if failed:
-        worst = max(
-            failed, key=lambda check: float("inf") if check.difference != check.difference else check.difference
-        )
+        worst = max(failed, key=lambda check: math.inf if math.isnan(check.difference) else check.difference)
         raise CheckpointError(
             f"{path.name} was not written: {worst.kind} differs from PyTorch by {worst.difference:.2g} at"
             f" {_size(worst.shape)}, allowed is {worst.tolerance:.2g}"
@@ -226,19 +393,12 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _json(value: Any) -> str:
-    """Data of unknown origin as valid JSON; 'null' if it is nested without end or too long."""
+    """Data of unknown origin as valid JSON: null for numbers that are not finite, text for other types.
+
+    'null' if it is nested without end, too deep, or has a number of thousands of digits.
+    """
     try:
-        return json.dumps(_plain(value), allow_nan=False)
-    except (RecursionError, ValueError):  # ValueError: a number of thousands of digits
+        text = json.dumps(value, default=str)
+        return json.dumps(json.loads(text, parse_constant=lambda constant: None))
+    except (RecursionError, TypeError, ValueError):
         return "null"
-
-
-def _plain(value: Any) -> Any:
-    """A value of JSON's types: null for numbers that are not finite, text for other types."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int)) else str(value)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from basicsr.export.base import Check, ExportFormat, ExportJob
-from basicsr.export.tracing import first_line, quiet
+from basicsr.export.tracing import quiet
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
+from basicsr.utils.text import first_line
 
 
 @EXPORT_REGISTRY.register()

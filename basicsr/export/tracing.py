@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from basicsr.utils.errors import CheckpointError
+from basicsr.utils.text import first_line
 
 Precision = Literal["float32", "fp16"]
 
@@ -57,7 +58,7 @@ class AnySize(Named):
 
 
 def _multiple_inside(network: nn.Module) -> int:
-    """What `network` pads heights and widths to multiples of: its `padder_size`, by default 1."""
+    """What `network` pads heights and widths to multiples of."""
     return int(getattr(network, "padder_size", 1))
 
 
@@ -125,9 +126,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def first_line(error: BaseException) -> str:
-    """An exception's message in one line of bounded length."""
-    first, *others = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join((first, *others[: first.endswith(":")])).replace("\t", "")[:300]

@@ -30,7 +30,7 @@ from basicsr.files.images import AGAIN, IMAGE_SUFFIXES, decode, find_damage, upr
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import CheckpointError, DataError, UserError
 from basicsr.utils.misc import sizeof_fmt
-from basicsr.utils.text import printable
+from basicsr.utils.text import first_line, printable
 
 Format = Literal["png", "jpg", "webp", "tif"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -172,7 +172,7 @@ class PictureFile:
             except MemoryError as error:
                 raise self._error("there is not enough memory; cut it into parts") from error
             except Exception as error:  # decoders fail on damaged files in any way
-                raise self._error(f"{(str(error) or type(error).__name__).splitlines()[0]}; {AGAIN}") from error
+                raise self._error(f"{first_line(error)}; {AGAIN}") from error
 
     def _find_header(self) -> ImageHeader:
         """The file's header; CMYK, one bit and several pictures, of which the first is shown, are allowed here."""

@@ -32,7 +32,7 @@ from basicsr.inference.pictures import (
 )
 from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.misc import scandir, sizeof_fmt
-from basicsr.utils.text import printable
+from basicsr.utils.text import first_line, printable
 
 Run = Callable[[Tensor, Any], np.ndarray]
 """As `ImageRunner.to_array`: (1, C, h, w) in [0, 1] and the type wanted to (sh, sw, C) of that type."""
@@ -238,8 +238,8 @@ def upscale_file(job: Job, upscaler: Upscaler, output_format: Format, quality: i
         except (UserError, MemoryError):
             raise
         except Exception as error:  # what this picture carries, encoders may refuse in any way
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"{name} cannot be written as {output_format} ({reason}); try another --format") from error
+            reason = f"{name} cannot be written as {output_format} ({first_line(error)})"
+            raise DataError(f"{reason}; try another --format") from error
     except MemoryError as error:
         raise DataError(f"{name}: there is not enough memory for {width}x{height} pixels; cut it into parts") from error
     write(content, job.target)

@@ -69,6 +69,12 @@ def one_line(text: str) -> str:
     return printable(text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}")
 
 
+def first_line(error: BaseException) -> str:
+    """An exception's message in one line of bounded length."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join((first, *others[: first.endswith(":")])).replace("\t", "")[:300]
+
+
 def key_text(key: Sequence[str | int]) -> str:
     """`('datasets', 'train', 'mean', 0)` as `datasets.train.mean[0]`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{shortened(part)}" for part in key)

@@ -9,8 +9,7 @@ import pytest
 from support.students import save_student, student
 
 import basicsr.export
-from basicsr.export.base import Example, ExportFormat, export_formats
-from basicsr.export.exporting import export, load_student
+from basicsr.export.base import ExportFormat, export, export_formats, load_student
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
 
@@ -42,7 +41,7 @@ def test_a_format_writes_one_file_and_checks_it_at_several_sizes(tmp_path, loade
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_refuses_a_file_whose_outputs_differ(tmp_path, loaded, name):
-    wrong = [Example(example.lq, example.expected + 0.01) for example in loaded.examples]
+    wrong = [(lq, expected + 0.01) for lq, expected in loaded.examples]
     other = type(loaded)(loaded.pretrained, loaded.source, loaded.sha256)
     other.__dict__["examples"] = wrong  # where cached_property keeps its value
     with pytest.raises(CheckpointError, match=r"was not written: .* differs from PyTorch by 0\.01"):

@@ -17,9 +17,8 @@ from basicsr.archs import build_network
 from basicsr.archs.nafnet_arch import NAFNet
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.archs.swin_util import pad_to_multiple
-from basicsr.export.base import TOLERANCES
-from basicsr.export.exporting import Exported, export, load_student
-from basicsr.export.spandrel_layout import spandrel_runner
+from basicsr.export.base import TOLERANCES, Exported, export, load_student
+from basicsr.export.safetensors_format import spandrel_runner
 from basicsr.export.tracing import AnySize, Named, smallest_side, traceable
 from basicsr.utils.errors import CheckpointError
 from basicsr.weights.recognise import load_pretrained

@@ -7,9 +7,9 @@ import torch
 from support.students import save_student, student
 
 from basicsr.archs import build_network
-from basicsr.export.exporting import export, load_student
+from basicsr.export.base import export, load_student
+from basicsr.export.safetensors_format import for_spandrel
 from basicsr.export.spandrel_edsr import register
-from basicsr.export.spandrel_layout import for_spandrel
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.torchvision_import import import_torchvision
 from basicsr.weights.layouts import recognise
@@ -100,7 +100,7 @@ def test_registration_changes_nothing_for_other_networks(tmp_path):
 
 def test_wide_edsr_gets_the_factor_that_its_width_is_taken_for():
     network, _ = student("EDSR", 2, num_feat=256, num_block=1, res_scale=0.5)
-    found = recognise(for_spandrel(network, "EDSR").state)
+    found = recognise(for_spandrel(network, "EDSR")[0])
     assert found.options["res_scale"] == 0.1
     again = build_network(found.options).eval()
     again.load_state_dict(found.state)
