@@ -16,7 +16,6 @@ if __package__ in (None, ""):  # started as a file: import the package it lies i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.engine.process.command import StopRequest, quiet_start, run_command
-from basicsr.utils.dist_util import any_rank, on_master
 from basicsr.utils.process_settings import STOP_SIGNALS, shorten_spinning
 
 if __name__ == "__main__":
@@ -32,8 +31,7 @@ from basicsr.config.schema import Options
 from basicsr.config.warnings import unused_in_testing
 from basicsr.data import build_eval_dataset
 from basicsr.engine.logs.run_log import open_log
-from basicsr.engine.process.agreement import joined, require_equal
-from basicsr.engine.process.distributed import Launcher, RankInfo
+from basicsr.engine.process.distributed import Launcher, RankInfo, joined, require_equal
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.run_folder import prepare_results, results_taken
@@ -50,6 +48,7 @@ from basicsr.report.speed import Latencies, Stopwatch, device_name
 from basicsr.report.tables import decimals_of, format_figure, metric_label
 from basicsr.report.writing import write_files, write_tables
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
+from basicsr.utils.dist_util import any_rank, on_master
 from basicsr.utils.errors import DataError, Interrupted, UserError
 from basicsr.utils.logger import get_root_logger, log_remark
 from basicsr.utils.pass_times import warn_if_slow

@@ -33,8 +33,7 @@ from basicsr.data.loading import PrefetchedBatches
 from basicsr.engine import resuming
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.logs.run_log import RunLog, RunStatus, SkippedImages, describe, open_log, open_run_log
-from basicsr.engine.process.agreement import joined, require_equal
-from basicsr.engine.process.distributed import Launcher, RankInfo
+from basicsr.engine.process.distributed import Launcher, RankInfo, joined, require_equal
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.process.run_lock import owned
 from basicsr.engine.provenance import input_digests

@@ -25,9 +25,8 @@ from basicsr.data.checks.checking import BadImage, check_images, dataset_warning
 from basicsr.data.checks.digests import files_digest, fingerprint
 from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
-from basicsr.engine.process.agreement import require_equal
 from basicsr.engine.process.command import StopRequest
-from basicsr.engine.process.distributed import RankInfo
+from basicsr.engine.process.distributed import RankInfo, require_equal
 from basicsr.engine.teacher_cache.matching import check_content
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import HeaderError

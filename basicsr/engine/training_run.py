@@ -21,8 +21,7 @@ from basicsr.data.checks.digests import fingerprint
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.logs.metric_writers import check_packages
 from basicsr.engine.precision_choice import choose_precision, kept_precision, settled
-from basicsr.engine.process.agreement import require_equal, weights_digest
-from basicsr.engine.process.distributed import RankInfo
+from basicsr.engine.process.distributed import RankInfo, require_equal, weights_digest
 from basicsr.engine.provenance import input_digests
 from basicsr.engine.state_checks import (
     StateMismatch,

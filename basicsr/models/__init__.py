@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import nn
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from basicsr.config.schema import Options
-    from basicsr.models.adversary import Adversary
-    from basicsr.models.kd_model import KDModel
+from basicsr.archs import build_network
+from basicsr.config.component_blocks import is_auto
+from basicsr.config.schema import FrozenMapping, Options
+from basicsr.distill.base import LossTerm, Reconstruction
+from basicsr.losses import build_loss
+from basicsr.models.kd_model import Adversary, KDModel
+from basicsr.utils.precision import Precision, keep_output_precise
+from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.weights.recognise import network_for, recognised_block
 
 
 def recognise_networks(options: Options) -> tuple[Options, list[str]]:
     """Replaces `network_g: {type: auto}` and `network_t: {type: auto}` by what their files hold; returns remarks too.
 
     Nothing is built. Networks of spandrel's, which no options describe, stay `auto`; so does a teacher whose outputs
-    come from a cache.
-
-    Raises:
-        CheckpointError: a file cannot be read, or is for another scale.
+    come from a cache. Raises CheckpointError where a file cannot be read, or is for another scale.
     """
-    from basicsr.config.component_blocks import is_auto
-    from basicsr.config.schema import FrozenMapping
-    from basicsr.weights.recognise import recognised_block
-
     update: dict[str, FrozenMapping] = {}
     remarks: list[str] = []
     for label in ("g", "t") if options.model_type == "KDModel" else ("g",):
@@ -52,19 +48,14 @@ def build_model(options: Options, device: torch.device) -> tuple[KDModel, list[s
     Raises:
         OptionsError, CheckpointError: a block or a checkpoint does not fit.
     """
-    from basicsr.distill.base import LossTerm, Reconstruction
-    from basicsr.models.kd_model import KDModel
-    from basicsr.utils.precision import Precision
-    from basicsr.utils.registry import METHOD_REGISTRY
-
-    network, loaded = _load_network(options, "g", device)
+    network, loaded = load_network(options, "g", device)
     teacher, remarks = None, [loaded]
     terms: dict[str, LossTerm] = {
         name: Reconstruction(f"l_{name}", block) for name, block in options.train.loss_blocks.items()
     }
     if options.model_type == "KDModel":
         if options.teacher_cache is None:
-            teacher, loaded = load_teacher(options, device)
+            teacher, loaded = load_network(options, "t", device)
             remarks.append(loaded)
         for name, block in options.train.distill.items():
             terms[name] = METHOD_REGISTRY.build(block)
@@ -78,14 +69,8 @@ def build_model(options: Options, device: torch.device) -> tuple[KDModel, list[s
 def build_networks(options: Options, device: torch.device) -> dict[str, nn.Module]:
     """The student `g` and, where the run has them, the teacher `t` and the discriminator `d`, as they will run.
 
-    Their weights are random, but for networks that are recognised by them.
-
-    Raises:
-        OptionsError, CheckpointError: a block or the file of a recognised network does not fit.
+    Their weights are random, but for networks that are recognised by them. Raises as `load_network`.
     """
-    from basicsr.archs import build_network
-    from basicsr.config.component_blocks import is_auto
-
     labels = ["g"]
     labels += ["t"] if options.model_type == "KDModel" and options.teacher_cache is None else []
     labels += ["d"] if options.train.adversarial_opt is not None else []
@@ -93,27 +78,18 @@ def build_networks(options: Options, device: torch.device) -> dict[str, nn.Modul
     for label in labels:
         block = getattr(options, f"network_{label}")
         if is_auto(block):
-            networks[label], _ = _load_network(options, label, device)
+            networks[label], _ = load_network(options, label, device)
         else:
             networks[label] = _placed(build_network(block), options, device)
     return networks
 
 
-def load_teacher(options: Options, device: torch.device) -> tuple[nn.Module, str | None]:
-    """Builds network_t on `device` and loads its weights, if any are named; returns a remark for the log too."""
-    return _load_network(options, "t", device)
-
-
 def build_adversary(options: Options, device: torch.device, distributed: bool) -> tuple[Adversary | None, list[str]]:
     """Builds the discriminator and its loss, or returns None where the options have no adversarial loss."""
-    from basicsr.losses import build_loss
-    from basicsr.models.adversary import Adversary
-    from basicsr.utils.precision import Precision
-
     block = options.train.adversarial_opt
     if block is None:
         return None, []
-    discriminator, remark = _load_network(options, "d", device)
+    discriminator, remark = load_network(options, "d", device)
     adversary = Adversary(
         discriminator,
         build_loss({key: value for key, value in block.items() if key != "loss_weight"}),
@@ -125,11 +101,11 @@ def build_adversary(options: Options, device: torch.device, distributed: bool) -
     return adversary, [remark] if remark else []
 
 
-def _load_network(options: Options, label: str, device: torch.device) -> tuple[nn.Module, str | None]:
-    """Builds network_LABEL on `device` and loads its weights, if any are named; returns a remark for the log too."""
-    from basicsr.archs import build_network
-    from basicsr.weights.recognise import network_for
+def load_network(options: Options, label: str, device: torch.device) -> tuple[nn.Module, str | None]:
+    """Builds network_LABEL on `device` and loads its weights, if any are named; returns a remark for the log too.
 
+    Raises OptionsError or CheckpointError where its block or its file does not fit.
+    """
     block = getattr(options, f"network_{label}")
     assert block is not None, "the options' checks see to it that the networks needed are there"
     path = getattr(options.path, f"pretrain_network_{label}")
@@ -147,10 +123,6 @@ def _load_network(options: Options, label: str, device: torch.device) -> tuple[n
 
 
 def _placed(network: nn.Module, options: Options, device: torch.device) -> nn.Module:
-    import torch
-
-    from basicsr.utils.precision import keep_output_precise
-
     keep_output_precise(network)
     network.to(device)
     if options.channels_last:

@@ -1,13 +1,15 @@
-"""A student, its frozen teacher if it has one, and the terms it learns from."""
+"""A student, its frozen teacher if it has one, the terms it learns from, and the discriminator that judges it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.data.batch import Batch
@@ -108,7 +110,9 @@ class KDModel(nn.Module):
         total = nothing_of([sr])  # a loss of features alone leaves later layers out, for which ranks would wait
         for key, module in self.terms.items():
             term = cast(LossTerm, module)
-            for name, part in _checked(term, term(context)).items():
+            found = term(context)
+            _check_parts(term, found)
+            for name, part in found.items():
                 unique = f"{name}_{key}" if name in parts else name
                 parts[unique], weighted[unique] = part.detach(), term.weights[name] * part
                 total = total + weighted[unique]
@@ -157,14 +161,9 @@ class KDModel(nn.Module):
 
 
 class Teacher:
-    """Runs a network in eval mode, without gradients, at its own precision.
+    """Runs a trained network, frozen and in eval mode for good, at its own precision; `hooks` are on wanted features.
 
     It is not a module, so that the KD model that holds it neither trains, saves, synchronises nor moves it.
-
-    Args:
-        network: a trained network, on its device. It is frozen and put in eval mode for good.
-        precision: how to run it.
-        hooks: on the modules whose outputs are wanted.
     """
 
     def __init__(self, network: nn.Module, precision: Precision, hooks: FeatureHooks) -> None:
@@ -209,8 +208,8 @@ def _check_terms(terms: Mapping[str, LossTerm], has_teacher: bool) -> None:
             )
 
 
-def _checked(term: LossTerm, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The parts that a term returned; raises OptionsError where they break the contract of `LossTerm.forward`."""
+def _check_parts(term: LossTerm, parts: dict[str, torch.Tensor]) -> None:
+    """Raises OptionsError where the parts that a term returned break the contract of `LossTerm.forward`."""
     kind = type(term).__name__
     if not isinstance(parts, Mapping):
         raise OptionsError(f"{kind}: forward returned a {type(parts).__name__}; it must return parts by name")
@@ -223,4 +222,127 @@ def _checked(term: LossTerm, parts: dict[str, torch.Tensor]) -> dict[str, torch.
         if name not in term.weights:
             listed = ", ".join(term.weights) or "none"
             raise OptionsError(f"{kind}: forward returned '{name}', which its weights do not name; there are: {listed}")
-    return parts
+
+
+class Adversary:
+    """The discriminator and its half of the game: owns its optimizer and its loss scaler.
+
+    It stands outside `KDModel`: registered inside a module under DistributedDataParallel it would let the student's
+    weights drift apart between ranks.
+
+    Args:
+        discriminator: on its device.
+        gan_loss: called as (logits, target_is_real, is_disc).
+        weight: of L_adv in the student's loss.
+        precision: how the discriminator is run.
+        train: whether the discriminator learns; then its `optimizer` is to be set.
+        distributed: whether to average its gradients over ranks.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        gan_loss: nn.Module,
+        weight: float,
+        precision: Precision,
+        *,
+        train: bool = True,
+        distributed: bool = False,
+    ) -> None:
+        self.discriminator = discriminator.train().requires_grad_(train)
+        self.weight, self.scaler = weight, precision.scaler()
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._gan_loss, self._trained = gan_loss, train
+        self._judge: nn.Module = _Judge(discriminator, precision)
+        if distributed and train:
+            device_ids = [next(discriminator.parameters()).device] if precision.device_type == "cuda" else None
+            self._judge = DistributedDataParallel(self._judge, device_ids=device_ids)
+
+    def begin(self) -> None:
+        """Drops the gradients of the iteration before."""
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.enable_grad()
+    def play(
+        self,
+        real: torch.Tensor,
+        sr: torch.Tensor,
+        *,
+        guided: Callable[[torch.Tensor], torch.Tensor] | None,
+        share: float = 1.0,
+        last: bool = True,
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """One micro-batch: what the student learns from D, and D's gradients, which accumulate.
+
+            L_D = -E[log D(I_GT)] - E[log(1 - D(I_S))] (eq. 5), L_adv = -E[log D(I_S)] (eq. 6),
+
+        with the chosen GAN loss on logits. Both losses of I_S come from one pass through D.
+
+        Args:
+            real: I_GT, (B, C, H, W).
+            sr: I_S of the same shape; gradients stop at it.
+            guided: makes of the weighted L_adv what the student's gradients are to be computed from, such as the loss
+                scaled for fp16; None where the student does not learn.
+            share: factor of D's gradients, 1 over the number of micro-batches.
+            last: whether this is the last micro-batch, after which ranks average D's gradients.
+
+        Returns:
+            `l_adv`, unweighted, where the student learns, and where the discriminator does, L_D's parts and D's mean
+            logits, all detached. And the gradient of `guided` in I_S, float32, or None.
+        """
+        fake = sr.detach().requires_grad_(guided is not None)
+        parts: dict[str, torch.Tensor] = {}
+        gradient = None
+        if guided is None and not self._trained:
+            return parts, gradient
+        with self._synchronising(False):
+            fake_logits = self._judge(fake)
+        if guided is not None:
+            guidance = self._gan_loss(fake_logits, True, is_disc=False)
+            parts["l_adv"] = guidance.detach()
+            loss = guided(self.weight * guidance)
+            (gradient,) = torch.autograd.grad(loss, fake, retain_graph=self._trained)
+        if self._trained:
+            learned = [parameter for parameter in self.discriminator.parameters() if parameter.requires_grad]
+            on_fake = self._gan_loss(fake_logits, False, is_disc=True)
+            # Only for the discriminator's weights: the way back to the image ends before its first layer.
+            self.scaler.scale(on_fake * share).backward(inputs=learned)
+            with self._synchronising(last):
+                real_logits = self._judge(real)
+                on_real = self._gan_loss(real_logits, True, is_disc=True)
+                self.scaler.scale(on_real * share).backward()
+            parts |= {"l_d_real": on_real.detach(), "l_d_fake": on_fake.detach()}
+            parts |= {"out_d_real": real_logits.detach().mean(), "out_d_fake": fake_logits.detach().mean()}
+        return parts, gradient
+
+    def gradients(self) -> list[torch.Tensor]:
+        """The discriminator's gradients, unscaled; none where it is not trained."""
+        if self.optimizer is None:
+            return []
+        self.scaler.unscale_(self.optimizer)
+        return [parameter.grad for parameter in self.discriminator.parameters() if parameter.grad is not None]
+
+    def step(self) -> None:
+        """Updates the discriminator with the gradients at hand."""
+        if self._trained:
+            assert self.optimizer is not None
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def _synchronising(self, last: bool) -> AbstractContextManager[Any]:
+        if last or not isinstance(self._judge, DistributedDataParallel):
+            return nullcontext()
+        return self._judge.no_sync()
+
+
+class _Judge(nn.Module):
+    """D's logits in float32, whatever precision D is run in."""
+
+    def __init__(self, discriminator: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        self.discriminator, self._precision = discriminator, precision
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with self._precision.autocast():
+            return self.discriminator(images).float()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from basicsr.losses import build_loss
-from basicsr.models.adversary import Adversary
+from basicsr.models.kd_model import Adversary
 from basicsr.utils.precision import Precision
 
 GUIDANCE = {  # the generator's loss of each kind on logits x, per pixel

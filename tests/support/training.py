@@ -27,9 +27,8 @@ from torch import nn
 from basicsr.config.load import load_options
 from basicsr.config.schema import Options
 from basicsr.engine.process import command
-from basicsr.engine.process.agreement import require_equal, weights_digest
 from basicsr.engine.process.command import StopRequest
-from basicsr.engine.process.distributed import RankInfo, distributed
+from basicsr.engine.process.distributed import RankInfo, distributed, require_equal, weights_digest
 from basicsr.engine.training_run import TrainingRun
 from basicsr.metrics.evaluator import evaluate
 from basicsr.train import train_pipeline, train_step

@@ -11,23 +11,23 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
+import torch
 
 from basicsr.config.schema import Options, flat, thaw
+from basicsr.data.building import EvaluationDataset
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.images import tensor2img
 from basicsr.files.regular_files import read_regular
 from basicsr.files.run_history import HISTORY, ITERATION, History
 from basicsr.inference.runner import ImageRunner
+from basicsr.models.kd_model import Teacher
 from basicsr.utils.errors import CheckpointError, MachineError, UserError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.matlab_functions import imresize
-
-if TYPE_CHECKING:
-    from basicsr.engine.training_run import TrainingRun
 
 _WANDB_FILE = "wandb.json"
 _WANDB_SECONDS = 30  # to reach the server
@@ -299,8 +299,10 @@ class ComparisonImages:
     A column without its image is left out. What does not change in the run is made once for each validation set.
     """
 
-    def __init__(self, run: TrainingRun) -> None:
-        self._run = run
+    def __init__(
+        self, options: Options, sets: Mapping[str, EvaluationDataset], teacher: Teacher | None, device: torch.device
+    ) -> None:
+        self._options, self._sets, self._teacher, self._device = options, sets, teacher, device
         self._fixed: dict[str, dict[str, np.ndarray]] = {}
 
     def __call__(self, dataset: str, output: np.ndarray) -> np.ndarray:
@@ -308,19 +310,19 @@ class ComparisonImages:
         if dataset not in self._fixed:
             self._fixed[dataset] = self._others(dataset)
         (first, bicubic), *after = self._fixed[dataset].items()
-        name = "student" if self._run.teacher is not None else "output"
+        name = "student" if self._teacher is not None else "output"
         return side_by_side({first: bicubic, name: centre(output), **dict(after)})
 
     def _others(self, dataset: str) -> dict[str, np.ndarray]:
         """All columns but the output's."""
-        images, teacher = self._run.validation[dataset], self._run.teacher
-        item, scale, val = images[0], self._run.options.scale, self._run.options.val
+        images, teacher = self._sets[dataset], self._teacher
+        item, scale, val = images[0], self._options.scale, self._options.val
         columns = {"LR, bicubic": imresize(images.restored(item["lq"]), scale)}
         if teacher is not None:
             runner = ImageRunner(
                 teacher.network,
                 scale,
-                self._run.rank_info.device,
+                self._device,
                 tile=val.tile,
                 tile_overlap=val.tile_overlap,
                 precision=teacher.precision,

@@ -83,7 +83,7 @@ def open_run_log(run: TrainingRun, logger: logging.Logger) -> Iterator[RunLog | 
 
     def opens() -> None:
         writers = open_metric_writers(options, run.options_text, run.iteration, run.validation_due)
-        images = ComparisonImages(run)
+        images = ComparisonImages(options, run.validation, run.teacher, run.rank_info.device)
         opened.append(RunLog(logger, options.name, run.iteration, options.train.total_iter, writers, images))
 
     on_master(opens)

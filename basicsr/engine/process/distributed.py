@@ -1,26 +1,40 @@
-"""Processes and devices: from the launcher's variables to a process group and this rank's device."""
+"""Processes and devices: from the launcher's variables to ranks that run the same and each one's device."""
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import itertools
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
+import basicsr
+from basicsr.config.schema import DistOptions, Options, flat, thaw
 from basicsr.engine.process.command import deadly_signals
-from basicsr.engine.process.meeting import COLLECTIVE_TIMEOUT, Meeting, Start, read_launched_rank
+from basicsr.engine.process.meeting import (
+    COLLECTIVE_TIMEOUT,
+    OPTIONS,
+    Meeting,
+    Start,
+    differences,
+    read_launched_rank,
+)
 from basicsr.engine.process.rank_watchdog import Process, RankWatchdog, following, this_process
-from basicsr.utils.errors import MachineError
+from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together
+from basicsr.utils.errors import DataError, MachineError, UserError
 
 Launcher = Literal["none", "pytorch", "slurm"]
-_Result = TypeVar("_Result")
 _NO_START = Start({}, {})
+_PACKAGE = Path(basicsr.__file__).parent
 _groups = itertools.count()  # a program may train several times
 
 
@@ -46,6 +60,46 @@ class RankInfo:
     def is_master(self) -> bool:
         """Whether this process writes files and logs."""
         return self.rank == 0
+
+
+@contextmanager
+def joined(
+    launcher: Launcher, load: Callable[[], Sequence[Options]], flags: Mapping[str, Any]
+) -> Iterator[tuple[Sequence[Options], RankInfo]]:
+    """Loads the options, one for each scale, and joins the ranks if these and `flags` are the same on all."""
+    options: Sequence[Options] = ()
+    failure: UserError | None = None
+    try:
+        options = load()
+    except UserError as error:
+        failure = error
+    start = Start({}, {}, failure)
+    if launcher != "none":
+        named: dict[str, Any] = {}
+        for one in options:
+            named |= flat(thaw(one), f"x{one.scale}: " if len(options) > 1 else "")
+        code: list[bytes] = []
+        for file in sorted(_PACKAGE.rglob("*.py")):
+            code += [os.fsencode(file.relative_to(_PACKAGE).as_posix()), file.read_bytes()]
+        facts = {
+            "basicsr": basicsr.__version__,
+            "PyTorch": torch.__version__,
+            "code of basicsr (SHA-256 of its files)": _digest(*code)[:12],
+            **{name: str(value) for name, value in flags.items()},
+            OPTIONS: _digest(json.dumps(named, default=str).encode()),
+        }
+        start = Start(facts, named, failure)
+    params, num_gpu = (options[0].dist_params, options[0].num_gpu) if options else (DistOptions(), 0)
+    timeouts = {"timeout": params.timeout, "join_timeout": params.join_timeout}
+    with distributed(launcher, num_gpu, params.backend, params.port, **timeouts, start=start) as rank_info:
+        yield options, rank_info
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)} ".encode() + part)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -139,3 +193,30 @@ def _choose_device(num_gpu: int | str, local_rank: int, world_size: int) -> tupl
         remark = f"num_gpu is {num_gpu} but {world_size} process(es) were started: using {world_size}"
         remark += f"; for more, torchrun --nproc_per_node={num_gpu} ... --launcher pytorch"
     return torch.device("cuda", local_rank), remark
+
+
+def require_equal(compute: Callable[[], Mapping[str, Any]]) -> None:
+    """Raises DataError on all ranks unless `compute` returns the same plain values there. All must call."""
+    if get_dist_info()[1] == 1:
+        return
+    values: Mapping[str, Any] = {}
+    failure: UserError | None = None
+    try:
+        values = flat(compute())
+    except UserError as error:
+        failure = error
+    raise_together(failure)
+    if lines := differences(dict(enumerate(gather_objects(values))), "none"):
+        listed = "\n  ".join(("the ranks do not work on the same:", *lines))
+        disagreement = DataError(f"{listed}\ngive all of them the same files")
+        disagreement.known_to_all = True
+        raise disagreement
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of a module's names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

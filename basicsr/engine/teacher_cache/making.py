@@ -53,7 +53,7 @@ from basicsr.files.header_readers import read_header
 from basicsr.files.images import imfrombytes
 from basicsr.files.ppm_files import encode_ppm, read_ppm_header
 from basicsr.inference.runner import ImageRunner
-from basicsr.models import load_teacher, recognise_networks
+from basicsr.models import load_network, recognise_networks
 from basicsr.utils.errors import (
     CheckpointError,
     DataError,
@@ -141,7 +141,7 @@ def make_cache(
     digests = digests_of(stored.files["lq"], stored.roots["lq"], partial(progress, "Reading LR images"))
     seed_everything(options.manual_seed)  # for weights that strict_load_t: false may leave as they are made
     options, recognised = recognise_networks(options)
-    network, remark = load_teacher(options, device)
+    network, remark = load_network(options, "t", device)
     for line in filter(None, (*recognised, remark)):
         say(f"warning: {line}" if isinstance(line, WarningRemark) else line)
     check_teacher(options, network, device)
