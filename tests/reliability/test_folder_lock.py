@@ -28,7 +28,7 @@ def from_another_process(folder: Path, *, then_die: bool = False) -> str:
         try:
             lock = FolderLock(folder, "trains there")
             if not then_die:
-                lock.release()
+                lock.close()
             answer = ""
         except CheckpointError as error:
             answer = str(error)
@@ -78,7 +78,7 @@ def test_two_paths_of_one_folder_are_one_folder(run, tmp_path, ours, theirs):
         " stop it, or give another name"
     )
     assert from_another_process(run.with_name("other")) == ""
-    lock.release()
+    lock.close()
     assert not list(run.parent.rglob(".*"))
     assert from_another_process(tmp_path / theirs) == ""
 
@@ -93,7 +93,7 @@ def test_a_folder_that_is_made_and_one_that_is_renamed(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     moved = folder.rename(tmp_path / "elsewhere/moved")  # the same folder by a path that no link leads to
     assert "is in use" in from_another_process(moved)
-    lock.release()
+    lock.close()
     assert from_another_process(moved) == ""
     assert not [path for path in tmp_path.rglob(".*") if path.name != ".lock"]
 
@@ -107,7 +107,7 @@ def test_a_bind_mount_of_a_folder_is_that_folder(run, tmp_path):
         f" fcntl.LOCK_NB)' {mount}/.lock"
     )
     mounted = subprocess.run(["unshare", "--mount", "bash", "-c", script], capture_output=True, text=True)
-    lock.release()
+    lock.close()
     if "mount" in mounted.stderr:
         pytest.skip(f"no mounts here: {mounted.stderr[:100]}")
     assert "BlockingIOError" in mounted.stderr
@@ -123,13 +123,13 @@ def test_where_the_disk_knows_no_locks_their_existence_is_the_lock(run, tmp_path
     told = from_another_process(tmp_path / "links/run")
     assert f"is in use: process {os.getpid()} on {socket.gethostname()} trains there; " in told
     assert told.endswith(f"if it has gone, remove {run.parent}/.run.lock.held")
-    lock.release()
+    lock.close()
     assert not list(run.parent.rglob(".*.held"))
     assert from_another_process(run, then_die=True) == ""
     assert (run.parent / ".run.lock.held").exists()
     with monkeypatch.context() as patch:
         patch.setattr(get_root_logger(), "handlers", [caplog.handler])
-        FolderLock(run, "trains there").release()
+        FolderLock(run, "trains there").close()
     assert "took over the lock of process" in caplog.text
     (run.parent / ".run.lock.held").write_text("4711\nanother.host\n")  # nobody here can know whether it lives
     told = from_another_process(run)
@@ -138,7 +138,7 @@ def test_where_the_disk_knows_no_locks_their_existence_is_the_lock(run, tmp_path
 
 def test_a_process_that_was_killed_holds_nothing(run):
     assert from_another_process(run, then_die=True) == ""
-    FolderLock(run, "trains there").release()
+    FolderLock(run, "trains there").close()
 
 
 def test_links_that_lead_nowhere_are_told_and_nothing_is_made(tmp_path):

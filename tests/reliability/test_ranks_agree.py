@@ -23,9 +23,8 @@ from support.training import (
 )
 
 from basicsr.engine.process import meeting
-from basicsr.engine.process.heartbeats import Heartbeats, MainThread
 from basicsr.engine.process.meeting import LaunchedRank, Meeting, Start, read_launched_rank
-from basicsr.engine.process.rank_watchdog import this_process
+from basicsr.engine.process.rank_watchdog import Heartbeats, MainThread, this_process
 from basicsr.utils.errors import DataError, LostRankError, MachineError, UserError
 
 SOUND = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

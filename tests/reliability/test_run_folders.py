@@ -214,7 +214,7 @@ def test_two_tests_do_not_write_into_one_folder(testing, tmp_path):
             (tmp_path / "told").write_text(str(error))
         os._exit(0)
     os.waitpid(child, 0)
-    lock.release()
+    lock.close()
     assert f"again/tiny is in use: process {os.getpid()} on " in (tmp_path / "told").read_text()
 
 

@@ -44,12 +44,9 @@ class LaunchedRank(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a rank is about to begin.
+    """What a rank is about to begin: facts that must be the same on all ranks, one of which is a digest of `options`.
 
-    Attributes:
-        facts: what must be the same on all ranks, in few words each.
-        options: the options by their whole names, of which the fact `OPTIONS` is a digest.
-        failure: why this rank cannot begin, or None.
+    `failure` says why this rank cannot begin.
     """
 
     facts: Mapping[str, str]
@@ -67,14 +64,16 @@ class RankFailure(NamedTuple):
 
 def read_launched_rank(launcher: str, port: int | None) -> LaunchedRank:
     """Reads the variables of torchrun or srun; `port` replaces a missing MASTER_PORT. Raises MachineError."""
-    if launcher == "slurm":
-        _require_set([*_SLURM.values(), "SLURM_NODELIST"], "--launcher slurm", "start with srun")
-        os.environ.update({name: os.environ[theirs] for name, theirs in _SLURM.items()})
-        os.environ.setdefault("MASTER_ADDR", first_slurm_host(os.environ["SLURM_NODELIST"]))
-        os.environ.setdefault("MASTER_PORT", str(port or 29500))
+    names: tuple[str, ...] = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     remedy = "start with torchrun --nproc_per_node=N, or use --launcher none for one process"
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    _require_set(names, f"--launcher {launcher}", remedy)
+    if launcher == "slurm":
+        names, remedy = (*_SLURM.values(), "SLURM_NODELIST"), "start with srun"
+    if missing := [name for name in names if not os.environ.get(name)]:
+        raise MachineError(f"--launcher {launcher}: {', '.join(missing)} not set; {remedy}")
+    if launcher == "slurm":
+        os.environ.update({name: os.environ[theirs] for name, theirs in _SLURM.items()})
+        os.environ["MASTER_ADDR"] = os.environ.get("MASTER_ADDR") or first_slurm_host(os.environ["SLURM_NODELIST"])
+        os.environ["MASTER_PORT"] = os.environ.get("MASTER_PORT") or str(port or 29500)
     world_size = _number("WORLD_SIZE", 1, _MOST_RANKS)
     rank, local_rank = (_number(name, 0, world_size - 1) for name in ("RANK", "LOCAL_RANK"))
     return LaunchedRank(rank, local_rank, world_size, os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, 65535))
@@ -94,11 +93,6 @@ def first_slurm_host(node_list: str) -> str:
     return match[1] + (match[2] or "")
 
 
-def _require_set(names: Sequence[str], what: str, remedy: str) -> None:
-    if missing := [name for name in names if not os.environ.get(name)]:
-        raise MachineError(f"{what}: {', '.join(missing)} not set; {remedy}")
-
-
 def _number(name: str, smallest: int, largest: int) -> int:
     text = os.environ[name]
     if not re.fullmatch(r"\s*\d{1,9}\s*", text, re.ASCII) or not smallest <= int(text) <= largest:
@@ -108,17 +102,10 @@ def _number(name: str, smallest: int, largest: int) -> int:
 
 
 class Meeting:
-    """The ranks' store, with a prefix of its own for each start.
+    """The ranks' store, with a prefix for each start: torchrun keeps its store over restarts; else rank 0 keeps one.
 
-    torchrun keeps its store over restarts, with what ended ranks have written. If it keeps none, rank 0 does.
-
-    Args:
-        launched: this process.
-        seconds: how long to wait for the other ranks.
-        group: distinguishes the meetings of one start; the same on all ranks.
-
-    Raises:
-        MachineError: the address is unknown, nobody answers there, or the port is taken.
+    Ranks wait `seconds` for each other; `group` distinguishes the meetings of one start. Raises MachineError if the
+    address is unknown, nobody answers there, or the port is taken.
     """
 
     def __init__(self, launched: LaunchedRank, seconds: float, group: str) -> None:
@@ -154,8 +141,7 @@ class Meeting:
             keys = [f"start/{rank}" for rank in range(size)]
             missing = self._wait(keys)
             starts = {rank: json.loads(self.store.get(key)) for rank, key in enumerate(keys) if rank not in missing}
-            error = _joint_failure({rank: start["failure"] for rank, start in starts.items()}) or failure
-            error = error or self._disagreement({rank: start["facts"] for rank, start in starts.items()})
+            error = _joint_failure(starts) or failure or self._disagreement(starts)
             if error is None and missing:
                 remedy = "start all of them, or raise dist_params: join_timeout"
                 late = f"{_ranks(missing)} of {size} (WORLD_SIZE) did not come within {self._seconds:g} s"
@@ -247,7 +233,8 @@ class Meeting:
             time.sleep(_POLL_SECONDS)
         return [number for number, key in enumerate(keys) if not self.store.check([key])]
 
-    def _disagreement(self, facts: Mapping[int, Mapping[str, str]]) -> OptionsError | None:
+    def _disagreement(self, starts: Mapping[int, Mapping[str, Any]]) -> OptionsError | None:
+        facts: dict[int, dict[str, str]] = {rank: start["facts"] for rank, start in starts.items()}
         lines = differences({rank: {**of_rank, OPTIONS: ""} for rank, of_rank in facts.items()}, "not known")
         digests = {rank: of_rank.get(OPTIONS) for rank, of_rank in facts.items()}
         if len(set(digests.values())) > 1:  # of ranks that have the same options one is read
@@ -294,15 +281,15 @@ def _ranks(which: Sequence[int]) -> str:
     return f"ranks {', '.join(names[:-1])} and {names[-1]}"
 
 
-def _joint_failure(failures: Mapping[int, tuple[int, str] | None]) -> UserError | None:
+def _joint_failure(starts: Mapping[int, Mapping[str, Any]]) -> UserError | None:
     """Why ranks cannot begin, as one error that names them unless it is all of them."""
     by_reason: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
-    for rank, failure in failures.items():
-        if failure is not None:
-            by_reason[failure[0], failure[1]].append(rank)
+    for rank, start in starts.items():
+        if start["failure"] is not None:
+            by_reason[tuple(start["failure"])].append(rank)
     if not by_reason:
         return None
-    all_alike = len(next(iter(by_reason.values()))) == len(failures)
+    all_alike = len(next(iter(by_reason.values()))) == len(starts)
     lines = [text if all_alike else f"[{_ranks(which)}] {text}" for (_, text), which in by_reason.items()]
     error = UserError("\n".join(lines))
     error.exit_code = next(iter(by_reason))[0]

@@ -39,37 +39,37 @@ def owned(folders: Sequence[Path], doing: str = "trains there") -> Iterator[Call
         yield lambda: on_master(take_again)
 
 
-class FolderLock:
-    """Holds a folder, by whatever path others reach it.
+class FolderLock(ExitStack):
+    """Holds a folder until it is closed, by whatever path others reach it; `doing` tells them what its owner does.
 
     One lock is a file beside the folder that links lead to, since the folder may be missing or be renamed; another one
     lies in the folder, and is the same through a bind mount. The operating system frees both when the process ends. If
     the file system has no locks, as some network disks, their existence is the lock: the next process on the same
     machine removes what a killed one has left, and names one on another machine.
 
-    Args:
-        folder: may be missing.
-        doing: what its owner does, for the others' message: 'trains there'.
-
     Raises:
         CheckpointError: another process holds it, nothing can be written there, or it lies behind a broken link.
     """
 
     def __init__(self, folder: Path, doing: str) -> None:
+        super().__init__()
         self._folder, self._doing = folder, doing
-        self._held = ExitStack()
         self._inside: set[tuple[int, int]] = set()
-        refuse_dead_links(folder)
+        for part in (folder, *folder.parents):
+            if os.path.islink(part) and not os.path.exists(part):
+                raise CheckpointError(
+                    f"{part} is a link to {os.readlink(part)}, which is not there; mount its disk, or remove the link"
+                )
         real = Path(os.path.realpath(folder))
         beside = real.with_name(f".{real.name}.lock")
         try:
             if not beside.parent.exists():
                 beside.parent.mkdir(parents=True, exist_ok=True)
-                self._held.callback(_remove_if_empty, beside.parent)
+                self.callback(_remove_if_empty, beside.parent)
             self._take(beside, folder.parent)
             self.take_inside()
         except BaseException as error:
-            self._held.close()
+            self.close()
             if not isinstance(error, OSError):
                 raise
             raise CheckpointError(f"cannot write {folder.parent}: {error.strerror or error}") from error
@@ -84,31 +84,9 @@ class FolderLock:
             self._take(real / LOCK, self._folder)
             self._inside.add((found.st_dev, found.st_ino))
 
-    def __enter__(self) -> FolderLock:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Lets others have the folder."""
-        self._held.close()
-
     def _take(self, file: Path, shown: Path) -> None:
-        left = _owner_in(Path(f"{file}.held"))
-        try:
-            lock = self._acquired(file)
-            if not isinstance(lock, SoftFileLock):
-                file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {shown}: {error.strerror or error}") from error
-        if isinstance(lock, SoftFileLock) and left is not None:
-            get_root_logger().warning(f"{self._folder}: took over the lock of {left}, which has gone")
-        # By its folder's handle: the folder may have been renamed by then.
-        handle = os.open(file.parent, os.O_RDONLY)
-        self._held.callback(_let_go, lock, handle)
-
-    def _acquired(self, file: Path) -> BaseFileLock:
+        held = Path(f"{file}.held")
+        left = _owner_in(held)
         lock: BaseFileLock = FileLock(file, timeout=_SECONDS, fallback_to_soft=False)
         try:
             try:
@@ -116,24 +94,22 @@ class FolderLock:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
-                lock = SoftFileLock(f"{file}.held", timeout=_SECONDS)
+                lock = SoftFileLock(held, timeout=_SECONDS)
                 lock.acquire()
+            if not isinstance(lock, SoftFileLock):
+                file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         except Timeout as error:
             owner = _owner_in(Path(lock.lock_file)) or "another process"
             advice = "wait for it, stop it, or give another name"
             if isinstance(lock, SoftFileLock):
                 advice += f"; if it has gone, remove {lock.lock_file}"
             raise CheckpointError(f"{self._folder} is in use: {owner} {self._doing}; {advice}") from error
-        return lock
-
-
-def refuse_dead_links(path: Path) -> None:
-    """Raises CheckpointError for a path that is, or lies behind, a broken link, as to a disk that is not mounted."""
-    for part in (path, *path.parents):
-        if os.path.islink(part) and not os.path.exists(part):
-            target = os.readlink(part)
-            remedy = "mount its disk, or remove the link"
-            raise CheckpointError(f"{part} is a link to {target}, which is not there; {remedy}")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {shown}: {error.strerror or error}") from error
+        if isinstance(lock, SoftFileLock) and left is not None:
+            get_root_logger().warning(f"{self._folder}: took over the lock of {left}, which has gone")
+        # By its folder's handle: the folder may have been renamed by then.
+        self.callback(_let_go, lock, os.open(file.parent, os.O_RDONLY))
 
 
 def _owner_in(file: Path) -> str | None:
