@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.archs.arch_util import block_conflicts
-from basicsr.archs.swin_util import pad_to_multiple
+from basicsr.archs.arch_util import block_conflicts, pad_to_multiple
 from basicsr.utils.ranges import BlocksOrNone, Features, ImageChannels
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 

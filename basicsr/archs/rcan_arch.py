@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from basicsr.archs.arch_util import ResidualTrunk, block_conflicts, make_layer, trunk_conflicts
+from basicsr.archs.arch_util import ResidualTrunk, block_conflicts, make_layer
 from basicsr.utils.ranges import Blocks, Colour, Factor, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -68,17 +68,13 @@ class ResidualGroup(nn.Module):
 class RCAN(ResidualTrunk):
     """RCAN (Zhang et al., Super-Resolution Using Very Deep Residual Channel Attention Networks, ECCV 2018).
 
+    Other arguments: see `ResidualTrunk`.
+
     Args:
-        num_in_ch: channels of the input.
-        num_out_ch: channels of the output, as many as of the input.
-        num_feat: channels of the features.
         num_group: residual groups.
         num_block: channel attention blocks in each group.
         squeeze_factor: how many times fewer channels the attention has inside.
-        upscale: factor of enlargement, a power of two or 3.
         res_scale: factor on the residual branch of each block.
-        img_range: factor on the input, which is in [0, 1].
-        rgb_mean: mean colour in [0, 1], one entry per channel; the default is DIV2K's.
     """
 
     def __init__(
@@ -96,14 +92,12 @@ class RCAN(ResidualTrunk):
         rgb_mean: tuple[Colour, ...] = (0.4488, 0.4371, 0.4040),
     ) -> None:
         check_arguments(RCAN, locals())
-        super().__init__()
-        body = partial(make_layer, ResidualGroup, num_group, num_feat=num_feat, num_block=num_block)
-        body = partial(body, squeeze_factor=squeeze_factor, res_scale=res_scale)
-        channels = (num_in_ch, num_out_ch)
-        self._add_layers(body, channels, num_feat, upscale, img_range, rgb_mean)
+        group = {"num_feat": num_feat, "num_block": num_block, "squeeze_factor": squeeze_factor, "res_scale": res_scale}
+        body = partial(make_layer, ResidualGroup, num_group, **group)
+        super().__init__(body, num_in_ch, num_out_ch, num_feat, upscale, img_range, rgb_mean)
 
     @staticmethod
-    def conflicts(
+    def conflicts(  # type: ignore[override]  # called by names
         num_feat: int,
         num_group: int,
         num_block: int,
@@ -114,7 +108,7 @@ class RCAN(ResidualTrunk):
         num_out_ch: int,
     ) -> Iterator[Conflict]:
         """See `basicsr.utils.registry.find_problems`."""
-        yield from trunk_conflicts(upscale, rgb_mean, num_in_ch, num_out_ch)
+        yield from ResidualTrunk.conflicts(upscale, rgb_mean, num_in_ch, num_out_ch)
         if squeeze_factor > num_feat:
             yield "squeeze_factor", f"{squeeze_factor} is not between 1 and num_feat, {num_feat}: change either"
         yield from block_conflicts("num_group", num_group * num_block)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.archs.arch_util import ResidualBlockNoBN, default_init_weights, make_layer
-from basicsr.archs.staged import StagedNetwork
+from basicsr.archs.arch_util import ResidualBlockNoBN, StagedNetwork, default_init_weights, make_layer
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 

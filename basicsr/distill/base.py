@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from basicsr.archs.arch_util import StagedNetwork
 from basicsr.archs.feature_hooks import FeatureHooks
-from basicsr.archs.staged import StagedNetwork
 from basicsr.losses import build_loss
 from basicsr.losses.basic_loss import BatchScope, batch_scope_of
 from basicsr.utils import randomness

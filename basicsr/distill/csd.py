@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr.archs.frozen import Frozen, check_images_for
+from basicsr.archs.arch_util import Frozen, check_images_for
 from basicsr.archs.vgg_arch import VGGFeatureExtractor, layer_problems
 from basicsr.distill.base import LossTerm, NetworkPair, StepContext
 from basicsr.distill.features import Others, summed_distances

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.archs.frozen import Frozen
+from basicsr.archs.arch_util import Frozen
 from basicsr.config.component_blocks import UNCHECKED, LossBlock, is_auto
 from basicsr.config.schema import FurtherTeacher
 from basicsr.distill.base import StepContext

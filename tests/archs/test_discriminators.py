@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.archs.discriminator_arch import UNetDiscriminatorSN, VGGStyleDiscriminator
-from basicsr.archs.patchgan_arch import PatchGANDiscriminator
+from basicsr.archs.discriminator_arch import PatchGANDiscriminator, UNetDiscriminatorSN, VGGStyleDiscriminator
 from basicsr.utils.errors import DataError, OptionsError
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from basicsr.archs.frozen import Frozen
+from basicsr.archs.arch_util import Frozen
 
 
 def network() -> nn.Sequential:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs import build_network
+from basicsr.archs.arch_util import pad_to_multiple
 from basicsr.archs.nafnet_arch import NAFBlock
 from basicsr.archs.restormer_arch import Attention, ChannelScale, FeedForward, TransformerBlock
-from basicsr.archs.swin_util import pad_to_multiple
 from basicsr.utils.complexity import count_parameters
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.torchvision_import import import_torchvision

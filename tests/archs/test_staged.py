@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from basicsr.archs import build_network
-from basicsr.archs.staged import StagedNetwork
+from basicsr.archs.arch_util import StagedNetwork
 from basicsr.utils.registry import ARCH_REGISTRY
 
 STAGED = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from basicsr.archs.swin_util import pad_to_multiple, shifted_window_mask, window_partition, window_reverse
-from basicsr.archs.swinir_arch import SwinIR
+from basicsr.archs.arch_util import pad_to_multiple
+from basicsr.archs.swinir_arch import SwinIR, shifted_window_mask, window_partition, window_reverse
 from basicsr.utils.errors import DataError, OptionsError
 
 TINY = {

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.archs import build_network
+from basicsr.archs.arch_util import pad_to_multiple
 from basicsr.archs.nafnet_arch import NAFNet
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.archs.swin_util import pad_to_multiple
 from basicsr.export.base import TOLERANCES, Exported, export, load_student
 from basicsr.export.safetensors_format import spandrel_runner
 from basicsr.export.tracing import AnySize, Named, smallest_side, traceable

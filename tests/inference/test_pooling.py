@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from basicsr.archs import build_network
-from basicsr.archs.swin_util import pad_to_multiple
+from basicsr.archs.arch_util import pad_to_multiple
 from basicsr.inference.runner import ImageRunner
 
 CPU = torch.device("cpu")

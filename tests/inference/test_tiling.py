@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr.archs.swin_util import pad_to_multiple
+from basicsr.archs.arch_util import pad_to_multiple
 from basicsr.inference.runner import ImageRunner
 from basicsr.inference.tiling import Region, cut_into_cores, measure_context, multiple_of, with_context
 
