@@ -31,7 +31,7 @@ from basicsr.config.schema import Options
 from basicsr.data.batch import Batch
 from basicsr.data.loading import PrefetchedBatches
 from basicsr.engine import resuming
-from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.logs.run_log import RunLog, RunStatus, SkippedImages, describe, open_log, open_run_log
 from basicsr.engine.process.distributed import Launcher, RankInfo, joined, require_equal
 from basicsr.engine.process.rank_watchdog import following
@@ -43,7 +43,7 @@ from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.files.atomic_files import sha256_of
 from basicsr.models import recognise_networks
-from basicsr.utils.dist_util import any_rank, averages, gather_objects, on_master, raise_together
+from basicsr.utils.dist_util import any_rank, averages, gather_objects, on_master, raise_together, synchronising
 from basicsr.utils.errors import NonFiniteError, Preempted, UserError
 from basicsr.utils.logger import log_remark
 from basicsr.utils.process_settings import keep_freed_memory
@@ -66,16 +66,10 @@ def train_step(
 ) -> tuple[dict[str, torch.Tensor], list[bool]]:
     """One iteration: losses and gradients of student and discriminator, then, if all are finite, both updates.
 
-    Args:
-        run: what is trained; `run.iteration` is counted up.
-        batches: the iteration's micro-batches, on the device; one unless gradients are accumulated.
-        notices: flags of this rank for the others at the end of the iteration, such as that it was asked to stop.
-
-    Returns:
-        The unweighted parts of the losses, on the device, and which of `notices` hold on any rank.
-
-    Raises:
-        NonFiniteError: a loss or gradient is NaN or infinite on any rank; nothing was updated.
+    `run.iteration` is counted up. `batches` are the iteration's micro-batches, on the device, `notices` flags of this
+    rank for the others at the end of the iteration, such as that it was asked to stop. Returns the unweighted parts of
+    the losses, on the device, and which of `notices` hold on any rank. Raises NonFiniteError where a loss or gradient
+    is NaN or infinite on any rank; nothing was updated then.
     """
     iteration = run.iteration + 1
     train, adversary = run.options.train, run.adversary
@@ -97,7 +91,10 @@ def train_step(
     losses_broken, gradients_broken, *noted = any_rank(
         torch.cat([broken, notes.to(broken.device)]), run.rank_info.device
     )
-    if _must_end(run, losses_broken, gradients_broken):
+    # Under fp16 the scaler skips updates whose gradients overflow, and lowers its scale; only where the scale is small
+    # already are such gradients a failure. To read it waits for the device.
+    overflowed = gradients_broken and run.scaler.is_enabled() and run.loss_scale() >= _SMALLEST_SCALE
+    if losses_broken or (gradients_broken and not overflowed):
         raise_together(_not_finite(iteration, parts, gradients, batches) if broken.any() else None)
     if student_learns:
         if train.grad_clip is not None:
@@ -120,7 +117,7 @@ def _accumulate(
     def scaled(loss: torch.Tensor) -> torch.Tensor:
         return run.scaler.scale(loss / count)
 
-    with run.synchronising(last), torch.set_grad_enabled(student_learns):
+    with synchronising(run.model, last), torch.set_grad_enabled(student_learns):
         output = run.model(batch, iteration)
         parts = {**output.parts, "l_total": output.total.detach()}
         loss = scaled(output.total)
@@ -142,11 +139,8 @@ def _accumulate(
 def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: StopRequest, status: RunStatus) -> None:
     """Trains to `total_iter`, logging, saving and validating on schedule.
 
-    Raises:
-        Preempted: the run was asked to stop; its state is saved.
-        DataError, MachineError, CheckpointError: there are no more batches, validation failed, or figures cannot be
-            written; the state is saved, unless not even the first iteration was possible.
-        NonFiniteError: see `train_step`, `validate` and `TrainingRun.save`.
+    Raises Preempted if asked to stop; any other UserError if there are no more batches, validation failed, or figures
+    cannot be written. But for a NonFiniteError, the state is saved before, if there was an iteration.
     """
     options, rank_info, total = run.options, run.rank_info, run.options.train.total_iter
     limit = options.datasets["train"].skip_bad_images
@@ -173,7 +167,7 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
                 log.tick()
             status.tick(run.iteration)
             due = run.is_due(options.val.val_freq)  # it may end in a checkpoint, which has the list
-            run.validation_due = due or last
+            run.validation_due = (due or last) and bool(run.validation)
             try:
                 if logging:
                     _log_step(run, log, parts, feed.seconds_waited() / (run.iteration - since))
@@ -246,7 +240,7 @@ def _train(
     stop: StopRequest,
     warnings: Sequence[str],
 ) -> TrainingResult:
-    folder, status = options.experiment_folder, RunStatus(options)
+    folder, curves, status = options.experiment_folder, options.tensorboard_folder, RunStatus(options)
     if rank_info.device.type == "cpu":
         keep_freed_memory()
     checkpoints = CheckpointFolder(folder, options.logger.keep_checkpoints)
@@ -255,8 +249,17 @@ def _train(
         with suppress(UserError), status.followed(), checkpoints.named_in_failures():
             raise error
 
+    def files_read() -> dict[str, str]:
+        found = {f"SHA-256 of {option}": digest for option, digest in input_digests(options).items()}
+        if resume is not None:
+            found[f"files of checkpoint {resume.path}"] = sha256_of(resume.path.with_suffix(".json"))
+        return found
+
+    written = [folder]
+    if options.logger.use_tb_logger or os.path.lexists(curves):
+        written.append(curves)  # which is renamed where it is not continued
     with (
-        owned(_taken(options)) as own_again,
+        owned(written) as own_again,
         status.followed(),
         checkpoints.named_in_failures(),
         following(rank_info.watch, note) as others_may_end,
@@ -264,7 +267,7 @@ def _train(
         resume, remarks = resuming.find_checkpoint(options, rank_info, auto_resume)
         goes_on = checkpoints.holds(resume)
         on_master(lambda: check_training_folders(options, goes_on))
-        require_equal(lambda: _files_read(options, resume))
+        require_equal(files_read)
         status.begin(resume)
         options, recognised = recognise_networks(options)
         if resume is not None:
@@ -299,21 +302,6 @@ def _train(
     return TrainingResult(folder, run.iteration, run.best)
 
 
-def _taken(options: Options) -> list[Path]:
-    """The folders that a run writes in, or renames."""
-    curves = options.tensorboard_folder
-    writes = options.logger.use_tb_logger or os.path.lexists(curves)
-    return [options.experiment_folder, *([curves] if writes else [])]
-
-
-def _files_read(options: Options, resume: Checkpoint | None) -> dict[str, str]:
-    """Digests of what the weights come from."""
-    found = {f"SHA-256 of {option}": digest for option, digest in input_digests(options).items()}
-    if resume is not None:
-        found[f"files of checkpoint {resume.path}"] = sha256_of(resume.path.with_suffix(".json"))
-    return found
-
-
 def _not_finite_flags(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Whether this rank's losses, and its gradients, are not finite, (2,), and the norm of the student's gradients.
 
@@ -328,17 +316,6 @@ def _not_finite_flags(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tu
     norms = [norm.to(run.rank_info.device), torch.nn.utils.get_total_norm(others).to(run.rank_info.device)]
     flags = [~torch.isfinite(torch.stack([value.float() for value in values])).all() for values in (losses, norms)]
     return torch.stack(flags), norm
-
-
-def _must_end(run: TrainingRun, losses_broken: bool, gradients_broken: bool) -> bool:
-    """Whether a run ends that has such losses or gradients, on any rank.
-
-    Under fp16 the scaler skips updates whose gradients overflow, and lowers its scale; only where the scale is small
-    already are such gradients a failure.
-    """
-    if losses_broken or not gradients_broken:
-        return losses_broken
-    return not run.scaler.is_enabled() or run.loss_scale() < _SMALLEST_SCALE  # the scale waits for the device
 
 
 def _not_finite(
@@ -385,7 +362,8 @@ def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Te
     def write() -> None:
         if log is not None:
             rates = run.set_learning_rates(run.iteration)
-            log.step(run.iteration, run.epoch, rates, averages(of_ranks), waited)
+            epoch = run.loader.epoch_at(run.iteration).number
+            log.step(run.iteration, epoch, rates, averages(of_ranks), waited)
 
     on_master(write)
 

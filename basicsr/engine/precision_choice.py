@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from basicsr.config.schema import Options
-from basicsr.engine.process.distributed import RankInfo
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.regular_files import read_regular
 from basicsr.models import build_networks
@@ -22,6 +21,7 @@ from basicsr.utils.hardware import has_units
 from basicsr.utils.pass_times import (
     NOT_SLOW,
     Modes,
+    Pass,
     PassTimes,
     input_channels,
     least_gain,
@@ -60,7 +60,7 @@ class Choice:
         return {"amp": self.amp, "amp_teacher": self.amp_teacher}
 
 
-def choose_precision(options: Options, rank_info: RankInfo, state: Mapping[str, Any] | None) -> Choice:
+def choose_precision(options: Options, device: torch.device, state: Mapping[str, Any] | None) -> Choice:
     """Chooses on rank 0 in which precision a run computes; all ranks must call and get the same.
 
     With `auto`, a run that goes on from a checkpoint's `state` keeps its precision on any machine; raises
@@ -71,8 +71,8 @@ def choose_precision(options: Options, rank_info: RankInfo, state: Mapping[str, 
     kept = kept_precision(state) if state is not None else None
 
     def choose() -> Choice:
-        choice = _choose(options, rank_info.device, kept)
-        return replace(choice, warnings=(*choice.warnings, *_about_validation(options, rank_info.device)))
+        choice = _choose(options, device, kept)
+        return replace(choice, warnings=(*choice.warnings, *_about_validation(options, device)))
 
     return on_master(choose)
 
@@ -90,7 +90,7 @@ def kept_precision(state: Mapping[str, Any]) -> dict[str, Amp] | None:
 def choose_for_several(options: Options, file: Path) -> Choice:
     """Chooses for several trainings at once, by the networks of one of them, and keeps it in a file."""
     device = torch.device("cuda" if options.num_gpu != 0 and torch.cuda.is_available() else "cpu")
-    choice = choose_precision(options, RankInfo(device), None)
+    choice = choose_precision(options, device, None)
     content = json.dumps({**choice.kept(), "told": choice.reason}, indent=1).encode() + b"\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda out: out.write(content))
@@ -117,7 +117,12 @@ def settled(options: Options, chosen: Mapping[str, Amp]) -> Options:
 def _choose(options: Options, device: torch.device, kept: Mapping[str, Amp] | None) -> Choice:
     asked = (options.amp, options.amp_teacher or options.amp)
     if "auto" in asked and kept is None:
-        found, why = _faster(options, asked, device)
+        assert options.train is not None
+        in_part = any(block["type"] != "ResponseDistillation" for block in options.train.distill.values())  # no heads
+        plain, fast = _with_auto_as(asked, _PLAIN), _with_auto_as(asked, _FAST)
+        units = has_units(device, "bf16")
+        times = _times(options, plain, fast, device, least_gain(in_part)) if units else None
+        found, why = pick(units, times, in_part)
         modes = _with_auto_as(asked, (found, found))
         return Choice(*modes, reason=f"amp auto: {_named(modes)}; {why}")
     modes = _with_auto_as(asked, (kept["amp"], kept["amp_teacher"]) if kept is not None else _PLAIN)
@@ -127,17 +132,6 @@ def _choose(options: Options, device: torch.device, kept: Mapping[str, Amp] | No
     advice = "a run keeps its precision, but for amp: none with --allow_config_change"
     warnings = tuple(f"{line}; {advice}" for line in warnings)
     return Choice(*modes, reason=f"amp auto: {_named(modes)}, as in the run so far", warnings=warnings)
-
-
-def _faster(options: Options, asked: tuple[str, str], device: torch.device) -> tuple[Amp, str]:
-    if not has_units(device, "bf16"):
-        return pick(False, None)
-    plain, fast = (_with_auto_as(asked, modes) for modes in (_PLAIN, _FAST))
-    assert options.train is not None
-    in_part = any(
-        block["type"] != "ResponseDistillation" for block in options.train.distill.values()
-    )  # heads are left out
-    return pick(True, _times(options, plain, fast, device, least_gain(in_part)), in_part)
 
 
 def _with_auto_as(asked: tuple[str, str], modes: Modes) -> Modes:
@@ -187,35 +181,35 @@ def _times(options: Options, plain: Modes, other: Modes, device: torch.device, d
         except Exception:  # the run builds them too, and raises
             return None
         largest = (block.batch_size_per_gpu, input_channels(networks["g"]), side)
-        times = measure(_Step(networks, device), plain, other, largest, device, decides, layout)
+        step = _step_of(networks, device)
+        times = measure(step, plain, other, largest, device, decides, layout)
         if times is None and networks.pop("d", None) is not None:  # some take images of one size only
-            times = measure(_Step(networks, device), plain, other, largest, device, decides, layout)
+            times = measure(step, plain, other, largest, device, decides, layout)
     return times
 
 
-class _Step:
+def _step_of(networks: Mapping[str, nn.Module], device: torch.device) -> Pass:
     """Student, teacher and discriminator as in a training step, without losses and updates.
 
     They run in eval mode, in which nothing in them changes.
     """
+    for network in networks.values():
+        network.eval()
+    if "t" in networks:
+        networks["t"].requires_grad_(False)
 
-    def __init__(self, networks: Mapping[str, nn.Module], device: torch.device) -> None:
-        self._networks, self._device = networks, device
-        for network in networks.values():
-            network.eval()
-        if "t" in networks:
-            networks["t"].requires_grad_(False)
-
-    def __call__(self, modes: Modes, images: torch.Tensor) -> None:
-        student, teacher = (Precision(self._device.type, mode) for mode in modes)
+    def step(modes: Modes, images: torch.Tensor) -> None:
+        student, teacher = (Precision(device.type, mode) for mode in modes)
         with torch.enable_grad(), student.autocast():
-            output = self._networks["g"](images)
-            if "d" in self._networks:  # which judges the output, and a real image
-                output = self._networks["d"](output) + self._networks["d"](output.detach())
-        if "t" in self._networks:
+            output = networks["g"](images)
+            if "d" in networks:  # which judges the output, and a real image
+                output = networks["d"](output) + networks["d"](output.detach())
+        if "t" in networks:
             with torch.no_grad(), teacher.autocast():
-                self._networks["t"](images)
+                networks["t"](images)
         if output.requires_grad:
             output.float().mean().backward()
-        for network in self._networks.values():
+        for network in networks.values():
             network.zero_grad(set_to_none=True)
+
+    return step

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +50,15 @@ from basicsr.utils.misc import size_of
 from basicsr.utils.randomness import seed_everything
 from basicsr.weights.spandrel_network import SpandrelNetwork
 
+_WHOSE = {"g": "", "d": "discriminator's "}
+
 
 class TrainingRun:
     """State and parts of one run, on one rank. `resume` is the checkpoint to continue, or None.
 
     Attributes:
-        options: the whole options, in which `recognise_networks` has replaced `auto`.
-        options_text: the same as YAML.
+        options: the whole options, in which `recognise_networks` has replaced `auto`; `options_text` is their YAML.
         files: SHA-256 of the files of weights that the options name, by option.
-        precision: in which the networks run.
         network: the network being trained, bare.
         terms: its losses by name.
         model: both, under DistributedDataParallel where there are several ranks.
@@ -86,27 +85,43 @@ class TrainingRun:
         train = options.train
         self.files = input_digests(options)
         self.cache = on_master(lambda: check_key(options, self.files))
-        self.precision = choose_precision(options, rank_info, resume.state if resume is not None else None)
-        computed = settled(options, self.precision.kept())
+        self.precision = choose_precision(options, rank_info.device, resume.state if resume is not None else None)
+        self._kept_precision = self.precision.kept()
+        computed = settled(options, self._kept_precision)
         check_packages(options)
         prepare_metrics(options.val.metrics, rank_info.device)
         seed_everything(options.manual_seed)
         self._bare, self.remarks = build_model(computed, rank_info.device)
         self.network: nn.Module = self._bare.network
         self.terms, self.teacher = self._bare.terms, self._bare.teacher
-        self.remarks += self._about_cache()
+        if self.cache is not None:
+            needed = any(term.needs_teacher for term in self.terms.values())
+            use = f": {self.cache}; the teacher itself is not loaded"
+            unused = " is not needed: no loss reads the teacher's output; leave it out"
+            self.remarks.append(f"teacher_cache {options.teacher_cache}{use if needed else unused}")
         distributed = rank_info.world_size > 1
         self.adversary, remarks = build_adversary(computed, rank_info.device, distributed)
         self.remarks += remarks
-        self.optimizer = build_optimizer(train.optim_g, self._parameter_groups(), train.weight_decay_heads)
-        self.scaler = self._bare.precision.scaler()
-        if self.adversary is not None and train.train_adversary:
-            assert train.optim_d is not None
-            discriminator = {"discriminator": self.adversary.discriminator.parameters()}
-            self.adversary.optimizer = build_optimizer(train.optim_d, discriminator)
-        self._schedule = build_schedule(train.scheduler)
         self.ema = Ema(self.network, train.ema_decay) if train.ema_decay > 0 else None
-        self._check_average()
+        student, heads = list(self.network.parameters()), list[nn.Parameter]()
+        for name, term in self.terms.items():
+            # A network that is trained in the student's place is no head.
+            (student if term.replaces_student else heads).extend(term.parameters())
+            if term.needs_average and self.ema is None:
+                raise OptionsError(
+                    f"train.ema_decay is 0, and {name} ({type(term).__name__}) follows the moving average of the"
+                    " weights; set ema_decay, such as 0.999, or let it follow the student"
+                )
+        self.optimizer = build_optimizer(train.optim_g, {"student": student, HEADS: heads}, train.weight_decay_heads)
+        self.scaler = self._bare.precision.scaler()
+        self._optimizers, self._scalers = {"g": self.optimizer}, {"g": self.scaler}
+        if self.adversary is not None:
+            self._scalers["d"] = self.adversary.scaler
+            if train.train_adversary:
+                assert train.optim_d is not None
+                discriminator = {"discriminator": self.adversary.discriminator.parameters()}
+                self.adversary.optimizer = self._optimizers["d"] = build_optimizer(train.optim_d, discriminator)
+        self._schedule = build_schedule(train.scheduler)
         if resume is not None:
             self.restore(resume)
         require_equal(self._weight_digests)  # else DistributedDataParallel would make them equal without an error
@@ -125,11 +140,6 @@ class TrainingRun:
         self.validation = {block.name: build_eval_dataset(block) for block in options.datasets_of("val").values()}
 
     @property
-    def epoch(self) -> int:
-        """Complete passes over the training set, as `dataset_enlarge_ratio` counts them."""
-        return self.loader.epoch_at(self.iteration).number
-
-    @property
     def evaluated_network(self) -> nn.Module:
         """What validation looks at: the moving average where there is one."""
         return self.ema.network if self.ema is not None else self.network
@@ -142,16 +152,10 @@ class TrainingRun:
         """Whether something done every `frequency` iterations is due after the present one; never where None."""
         return frequency is not None and self.iteration % frequency == 0
 
-    def synchronising(self, last: bool) -> AbstractContextManager[Any]:
-        """Averages gradients over ranks in the last micro-batch of an iteration only."""
-        if last or not isinstance(self.model, DistributedDataParallel):
-            return nullcontext()
-        return self.model.no_sync()
-
     def set_learning_rates(self, iteration: int) -> dict[str, float]:
         """Sets the rates of iteration `iteration`, from 1, and returns them by parameter group."""
         rates = {}
-        for optimizer in self._optimizers():
+        for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 base = group["initial_lr"]
                 rate = self._schedule.rate(base, iteration - 1)
@@ -161,8 +165,7 @@ class TrainingRun:
 
     def loss_scale(self) -> float:
         """The smallest factor by which fp16's losses are multiplied at present; 1 where nothing is scaled."""
-        scalers = [self.scaler] + ([self.adversary.scaler] if self.adversary is not None else [])
-        return float(min(scaler.get_scale() for scaler in scalers))
+        return float(min(scaler.get_scale() for scaler in self._scalers.values()))
 
     def after_update(self, iteration: int) -> None:
         """Lets methods and the moving average follow the network; to be called after each iteration's update."""
@@ -201,12 +204,19 @@ class TrainingRun:
         if self.ema is not None:
             content["params_ema"] = _cpu_state(self.ema.network)
         content["network"] = {**thaw(self.options.network_g), "scale": self.options.scale}
+        teacher: str | None
+        if self.cache is not None:
+            teacher = self.cache.architecture
+        elif self.teacher is not None and isinstance(self.teacher.network, SpandrelNetwork):
+            teacher = self.teacher.network.architecture
+        else:
+            teacher = self.options.network_t["type"] if self.options.network_t is not None else None
         content["training"] = {
             "name": self.options.name,
             "iteration": self.iteration,
             "total_iter": self.options.train.total_iter,
             "losses": [*self.terms, *(["adversarial"] if self.adversary is not None else [])],
-            "teacher": self._teacher_type(),
+            "teacher": teacher,
             "weights": dict(self.files),
             "best": copy.deepcopy(self.best),
         }
@@ -215,18 +225,17 @@ class TrainingRun:
     def save(self, folder: CheckpointFolder) -> Path:
         """Writes a checkpoint of the present state and returns the path of its state file.
 
-        Random states are not part of it: every draw derives from the seed, the iteration and the sample.
-
-        Raises:
-            NonFiniteError: a weight or an optimizer's moment is not finite; nothing was saved.
-            CheckpointError: it cannot be written.
+        Random states are not part of it: every draw derives from the seed, the iteration and the sample. Raises
+        NonFiniteError where a weight or a moment is not finite, CheckpointError where it cannot be written.
         """
         self._check_finite()
         networks: dict[str, Any] = {"g": self.student_weights()}
+        if self.adversary is not None:
+            networks["d"] = {"params": _cpu_state(self.adversary.discriminator)}
         state: dict[str, Any] = {
             "terms": _cpu_state(self.terms),
-            "optimizers": {"g": self.optimizer.state_dict()},
-            "scalers": {"g": self.scaler.state_dict()},
+            "optimizers": {label: optimizer.state_dict() for label, optimizer in self._optimizers.items()},
+            "scalers": {label: scaler.state_dict() for label, scaler in self._scalers.items()},
             "best": self.best,
             "validation_due": self.validation_due,
             "options": self.options_text,
@@ -234,46 +243,51 @@ class TrainingRun:
             "images": self.images,
             "files": self.files,
             "skipped": {index: self.skipped[index] for index in sorted(self.skipped)},
-            "precision": self.precision.kept(),
+            "precision": self._kept_precision,
         }
-        if self.adversary is not None:
-            networks["d"] = {"params": _cpu_state(self.adversary.discriminator)}
-            state["scalers"]["d"] = self.adversary.scaler.state_dict()
-            if self.adversary.optimizer is not None:
-                state["optimizers"]["d"] = self.adversary.optimizer.state_dict()
         return folder.save(self.iteration, networks, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes weights, moments, scales and records from a checkpoint, once all of them were found to fit.
 
-        Raises:
-            CheckpointError: a value does not fit the run; nothing was taken.
+        Raises CheckpointError where a value does not fit the run; nothing was taken then.
         """
-        networks, state = checkpoint.networks, checkpoint.state
+        networks, state, ignored = checkpoint.networks, checkpoint.state, self.options.path.ignore_resume_networks
+        optimizers: list[tuple[str, dict[str, Any], torch.optim.Optimizer]] = []
         try:
-            weights = self._weights_in(networks, state)
-            optimizers = self._optimizers_in(state)
-            scalers = [("loss scaler", part_of(state, "scalers", "g"), self.scaler)]
-            if self.adversary is not None:
-                scalers += [("discriminator's loss scaler", part_of(state, "scalers", "d"), self.adversary.scaler)]
+            weights: list[tuple[str, Any, nn.Module]] = [("heads' weights", part_of(state, "terms"), self.terms)]
+            if "network_g" not in ignored:
+                weights.append(("student's weights", part_of(networks, "g", "params"), self.network))
+                if self.ema is not None:
+                    weights.append(("moving averages", part_of(networks, "g", "params_ema"), self.ema.network))
+            if self.adversary is not None and "network_d" not in ignored:
+                given = part_of(networks, "d", "params")
+                weights.append(("discriminator's weights", given, self.adversary.discriminator))
+            for label, optimizer in self._optimizers.items():
+                named = f"{_WHOSE[label]}optimizer"
+                saved = check_groups(named, part_of(state, "optimizers", label))
+                if label == "g":
+                    saved = regrouped(saved, [*self.network.parameters(), *self.terms.parameters()], optimizer)
+                optimizers.append((named, saved, optimizer))
+            scales = {label: part_of(state, "scalers", label) for label in self._scalers}
             best, validation_due = part_of(state, "best"), part_of(state, "validation_due")
             for named, given, module in weights:
                 check_tensors(named, given, module)
             for named, given, optimizer in optimizers:
                 check_optimizer(named, given, optimizer, checkpoint.iteration)
             kept = kept_precision(state)
-            for named, given, scaler in scalers:
-                if given != {} or kept is None or kept["amp"] == "fp16":  # other precisions have no scales
-                    check_scaler(named, given, scaler)
+            for label, scaler in self._scalers.items():
+                if scales[label] != {} or kept is None or kept["amp"] == "fp16":  # other precisions have no scales
+                    check_scaler(f"{_WHOSE[label]}loss scaler", scales[label], scaler)
             for _, given, module in weights:
                 module.load_state_dict(given)
             self.remarks += changed_decay(optimizers[0][1], self.optimizer)
             for named, given, optimizer in optimizers:
                 self.remarks += without_moments(named, given, optimizer)
                 load_optimizer(optimizer, given)
-            for _, given, scaler in scalers:
-                if given:
-                    scaler.load_state_dict(given)
+            for label, scaler in self._scalers.items():
+                if scales[label]:
+                    scaler.load_state_dict(scales[label])
         except (StateMismatch, RuntimeError) as error:
             raise CheckpointError(
                 f"{checkpoint.path} does not fit the options: {' '.join(str(error).split())[:300]};"
@@ -285,48 +299,10 @@ class TrainingRun:
     def checkpoint_size(self) -> int:
         """About how many bytes a checkpoint will take, also while the optimizers have no moments yet."""
         moments = 0
-        for optimizer in self._optimizers():
+        for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 moments += (2 if "betas" in group else 1) * size_of(group["params"])
         return sum(size_of(module.state_dict()) for module in self._saved_modules().values()) + moments
-
-    def _parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """What the student's optimizer updates. A network trained in the student's place is no head."""
-        student, heads = list(self.network.parameters()), list[nn.Parameter]()
-        for term in self.terms.values():
-            (student if term.replaces_student else heads).extend(term.parameters())
-        return {"student": student, HEADS: heads}
-
-    def _check_average(self) -> None:
-        for name, term in self.terms.items():
-            if term.needs_average and self.ema is None:
-                raise OptionsError(
-                    f"train.ema_decay is 0, and {name} ({type(term).__name__}) follows the moving average of the"
-                    " weights; set ema_decay, such as 0.999, or let it follow the student"
-                )
-
-    def _weights_in(self, networks: dict[str, Any], state: dict[str, Any]) -> list[tuple[str, Any, nn.Module]]:
-        """What a checkpoint has for each module, with the module and what to call it in messages."""
-        ignored = self.options.path.ignore_resume_networks
-        found: list[tuple[str, Any, nn.Module]] = [("heads' weights", part_of(state, "terms"), self.terms)]
-        if "network_g" not in ignored:
-            found.append(("student's weights", part_of(networks, "g", "params"), self.network))
-            if self.ema is not None:
-                found.append(("moving averages", part_of(networks, "g", "params_ema"), self.ema.network))
-        if self.adversary is not None and "network_d" not in ignored:
-            given = part_of(networks, "d", "params")
-            found.append(("discriminator's weights", given, self.adversary.discriminator))
-        return found
-
-    def _optimizers_in(self, state: dict[str, Any]) -> list[tuple[str, dict[str, Any], torch.optim.Optimizer]]:
-        saved = check_groups("optimizer", part_of(state, "optimizers", "g"))
-        saved = regrouped(saved, [*self.network.parameters(), *self.terms.parameters()], self.optimizer)
-        found = [("optimizer", saved, self.optimizer)]
-        if self.adversary is not None and self.adversary.optimizer is not None:
-            name = "discriminator's optimizer"
-            saved = check_groups(name, part_of(state, "optimizers", "d"))
-            found.append((name, saved, self.adversary.optimizer))
-        return found
 
     def _distributed(self, model: nn.Module) -> DistributedDataParallel:
         has_statistics = any(isinstance(module, _BatchNorm) for module in model.modules())
@@ -340,10 +316,6 @@ class TrainingRun:
             synchronise_buffers: has_statistics,
         }
         return DistributedDataParallel(model, **arguments)
-
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        discriminators = self.adversary.optimizer if self.adversary is not None else None
-        return [self.optimizer] + ([discriminators] if discriminators is not None else [])
 
     def _saved_modules(self) -> dict[str, nn.Module]:
         """What a checkpoint has the weights of, by what messages call it."""
@@ -365,7 +337,7 @@ class TrainingRun:
         values = {name: list[torch.Tensor](module.parameters()) for name, module in self._saved_modules().items()}
         values["the optimizers"] = [
             value
-            for optimizer in self._optimizers()
+            for optimizer in self._optimizers.values()
             for moments in optimizer.state.values()
             for value in moments.values()
             if isinstance(value, torch.Tensor)
@@ -377,21 +349,6 @@ class TrainingRun:
                     f"iteration {self.iteration}: {name} has values that are not finite after this update; it is not"
                     " saved; lower the learning rate, or set train: grad_clip"
                 )
-
-    def _about_cache(self) -> list[str]:
-        folder = self.options.teacher_cache
-        if self.cache is None:
-            return []
-        if not any(term.needs_teacher for term in self.terms.values()):
-            return [f"teacher_cache {folder} is not needed: no loss reads the teacher's output; leave it out"]
-        return [f"teacher_cache {folder}: {self.cache}; the teacher itself is not loaded"]
-
-    def _teacher_type(self) -> str | None:
-        if self.cache is not None:
-            return self.cache.architecture
-        if self.teacher is not None and isinstance(self.teacher.network, SpandrelNetwork):
-            return self.teacher.network.architecture
-        return self.options.network_t["type"] if self.options.network_t is not None else None
 
 
 def _cpu_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -57,7 +56,7 @@ def evaluate_with(
 
 
 def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: StopRequest) -> bool:
-    """Evaluates the network on every validation set, over all ranks, and keeps the best weights.
+    """Evaluates the network on every validation set, over all ranks, logs the figures, and keeps the best weights.
 
     The best are those of the best figure of `val: best`; by default of the first set that has figures and of its
     first metric. Returns False where a rank was asked to stop before the end; then validation stays due.
@@ -74,36 +73,26 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
             return False
         if evaluation.metrics:
             evaluations[name] = evaluation
-    _note(run, folder, log, evaluations)
-    run.validation_due = False
-    return True
-
-
-def _note(
-    run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, evaluations: Mapping[str, Evaluation]
-) -> None:
-    """Logs the figures, once all sets are done, and keeps the weights if they are the best so far."""
     chosen = run.options.val.best
     best_dataset = chosen.dataset if chosen is not None else next(iter(evaluations), None)
-    lines, best, before = [], False, copy.deepcopy(run.best)
+    lines, is_best, before = [], False, copy.deepcopy(run.best)
     for name, evaluation in evaluations.items():
         best_metric = chosen.metric if chosen is not None else evaluation.metrics[0]
         improved = run.note_best(name, evaluation)
-        best = best or (name == best_dataset and best_metric in improved)
-        figures = "; ".join(
-            f"{metric}: {value:.4f} (best: {run.best[name][metric]['value']:.4f}"
-            f" @ {int(run.best[name][metric]['iteration'])} iter)"
-            for metric, value in evaluation.means().items()
-        )
+        is_best = is_best or (name == best_dataset and best_metric in improved)
+        figures = []
+        for metric, value in evaluation.means().items():
+            record = run.best[name][metric]
+            figures.append(f"{metric}: {value:.4f} (best: {record['value']:.4f} @ {int(record['iteration'])} iter)")
         count = f"{len(evaluation.images)} image{'s' if len(evaluation.images) != 1 else ''}"
-        lines.append(f"Validation {name} ({count}), iter {run.iteration:,d}: {figures}")
+        lines.append(f"Validation {name} ({count}), iter {run.iteration:,d}: {'; '.join(figures)}")
 
     def write() -> None:
         if log is not None:
             for line in lines:
                 log.line(line)
             log.metrics(run.iteration, {name: evaluation.means() for name, evaluation in evaluations.items()})
-        if best:
+        if is_best:
             folder.save_named("best", run.student_weights())
 
     try:
@@ -111,6 +100,8 @@ def _note(
     except UserError:
         run.best = before  # the validation stays due, and is to find the best once more
         raise
+    run.validation_due = False
+    return True
 
 
 def _image_saver(run: TrainingRun, log: RunLog | None, dataset: str) -> SaveImage | None:

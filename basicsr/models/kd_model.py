@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.data.batch import Batch
 from basicsr.distill.base import LossTerm, NetworkPair, NetworkView, StepContext, nothing_of
+from basicsr.utils.dist_util import synchronising
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import Precision, at_least_float32
 
@@ -296,7 +296,7 @@ class Adversary:
         gradient = None
         if guided is None and not self._trained:
             return parts, gradient
-        with self._synchronising(False):
+        with synchronising(self._judge, False):
             fake_logits = self._judge(fake)
         if guided is not None:
             guidance = self._gan_loss(fake_logits, True, is_disc=False)
@@ -308,7 +308,7 @@ class Adversary:
             on_fake = self._gan_loss(fake_logits, False, is_disc=True)
             # Only for the discriminator's weights: the way back to the image ends before its first layer.
             self.scaler.scale(on_fake * share).backward(inputs=learned)
-            with self._synchronising(last):
+            with synchronising(self._judge, last):
                 real_logits = self._judge(real)
                 on_real = self._gan_loss(real_logits, True, is_disc=True)
                 self.scaler.scale(on_real * share).backward()
@@ -329,11 +329,6 @@ class Adversary:
             assert self.optimizer is not None
             self.scaler.step(self.optimizer)
             self.scaler.update()
-
-    def _synchronising(self, last: bool) -> AbstractContextManager[Any]:
-        if last or not isinstance(self._judge, DistributedDataParallel):
-            return nullcontext()
-        return self._judge.no_sync()
 
 
 class _Judge(nn.Module):

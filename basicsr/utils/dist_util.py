@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from basicsr.utils.errors import ForeignError, UserError
 
@@ -89,6 +91,13 @@ def on_master(action: Callable[[], Result]) -> Result:
         outcome.known_to_all = True
         raise outcome
     return outcome
+
+
+def synchronising(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    """Averages a module's gradients over ranks in the last micro-batch of an iteration only."""
+    if last or not isinstance(module, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return module.no_sync()
 
 
 def averages(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from basicsr.utils import pass_times
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.pass_times import PassTimes
 
-HERE = RankInfo(torch.device("cpu"))
+HERE = torch.device("cpu")
 
 
 def options_of(mcadkd, **changes):
@@ -122,7 +122,7 @@ def test_passes_of_the_run_s_networks_leave_weights_and_random_numbers_alone(mca
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision_choice, "build_networks", remembered)
-        times = precision_choice._times(options, ("none", "none"), ("bf16", "bf16"), HERE.device, 1.0)
+        times = precision_choice._times(options, ("none", "none"), ("bf16", "bf16"), HERE, 1.0)
     assert times is not None and len(times.float32) == len(times.other) >= 1
     assert torch.equal(state, torch.get_rng_state())
     ((networks, before),) = built
@@ -148,8 +148,8 @@ def test_auto_goes_on_as_the_run_began_bit_for_bit_and_its_record_says_so(mcadkd
     resume, _ = CheckpointFolder(experiment).latest()
     for amp, line in (("none", r"  amp: bf16 -> none$"), ("fp16", r"  amp: bf16 -> fp16$")):
         with pytest.raises(OptionsError, match=f"(?m){line}"):
-            check_options(resume, options_of(plain, amp=amp), HERE, allow=False)
-    assert check_options(resume, options_of(plain, amp="bf16", amp_teacher="bf16"), HERE, allow=False) == []
+            check_options(resume, options_of(plain, amp=amp), RankInfo(HERE), allow=False)
+    assert check_options(resume, options_of(plain, amp="bf16", amp_teacher="bf16"), RankInfo(HERE), allow=False) == []
 
 
 def choose_as_rank(rank: int, options: dict, out: str) -> None:
@@ -157,7 +157,7 @@ def choose_as_rank(rank: int, options: dict, out: str) -> None:
     precision_choice.has_units = lambda device, amp: rank == 0
     precision_choice._times = lambda *arguments: TWICE_AS_FAST
     with distributed("pytorch", 0, "gloo") as rank_info:
-        choice = choose_precision(load_options(options, training=True), rank_info, None)
+        choice = choose_precision(load_options(options, training=True), rank_info.device, None)
     Path(f"{out}.{rank}").write_text(repr(choice))
 
 
