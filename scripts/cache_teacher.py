@@ -15,9 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = str(Path(__file__).resolve().parents[1])
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from basicsr.engine.process.command import quiet_start, run_command
 from basicsr.utils.process_settings import shorten_spinning
@@ -26,13 +24,13 @@ if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
     shorten_spinning()
 
-import torch
 from tqdm import tqdm
 
 from basicsr.config.load import load_options, no_warning
 from basicsr.config.schema import Options
 from basicsr.engine.teacher_cache.making import CacheSettings, CacheSummary, make_cache
-from basicsr.utils.errors import MachineError, OptionsError
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.hardware import choose_device
 from basicsr.utils.text import readable
 
 _LEAST_TILE = 8  # smaller ones are mostly context
@@ -67,13 +65,6 @@ def load(file: str, overrides: Sequence[str]) -> tuple[Options, str | None]:
     if options.model_type != "KDModel" or options.path.pretrain_network_t is None:
         raise OptionsError(f"{file}: a cache is of a trained teacher: give network_t and path: pretrain_network_t")
     return options, named
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The GPU if there is one, unless the CPU is wanted; raises MachineError where a GPU is wanted and missing."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise MachineError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu or auto")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def say(line: str) -> None:

@@ -19,9 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import cast
 
-ROOT = str(Path(__file__).resolve().parents[1])
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from basicsr.engine.process.command import quiet_start, run_command
 from basicsr.utils.process_settings import shorten_spinning

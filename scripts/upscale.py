@@ -15,9 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = str(Path(__file__).resolve().parents[1])
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from basicsr.engine.process.command import quiet_start, run_command
 from basicsr.utils.process_settings import shorten_spinning
@@ -34,6 +32,7 @@ from basicsr.inference.pictures import DEFAULT_QUALITY, FORMATS, OutputError
 from basicsr.inference.runner import ImageRunner, Trial
 from basicsr.inference.upscaling import Job, Upscaler, find_sources, not_taken, plan, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
+from basicsr.utils.hardware import choose_device
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, keep_output_precise
 from basicsr.utils.text import printable
@@ -121,13 +120,6 @@ def check(pretrained: Pretrained, path: str) -> None:
         raise CheckpointError(
             f"{path}: {pretrained.architecture} makes {made} of a small image, x{pretrained.scale} is {wanted}"
         )
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The GPU if there is one, unless the CPU is wanted; raises MachineError where a GPU is wanted and missing."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise MachineError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu or auto")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def build_runner(pretrained: Pretrained, arguments: argparse.Namespace, tiles: tqdm) -> ImageRunner:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def structure():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    yield importlib.import_module("structure")
-    sys.path.remove(str(ROOT / "scripts"))
+    return importlib.import_module("structure")
 
 
 def test_no_circles_and_no_upward_imports(structure):

@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from basicsr.utils.errors import MachineError
+
 # As /proc/cpuinfo and PyTorch call them: of x86, then of Arm.
 _INSTRUCTIONS = {
     "bf16": {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "svebf16"},
@@ -47,6 +49,13 @@ def has_units(device: torch.device, kind: Literal["bf16", "fp16"]) -> bool:
 
 
 @cache
+def choose_device(wanted: str) -> torch.device:
+    """The GPU if there is one, unless the CPU is wanted; raises MachineError where a GPU is wanted and missing."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MachineError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def processor() -> tuple[str, frozenset[str]]:
     """The processor's name and features, from Linux, else as far as Python and PyTorch know them."""
     entries: dict[str, str] = {}

@@ -9,8 +9,24 @@ from typing import Any
 import torch
 
 from basicsr.config.load import load_options
+from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_train_loader
 from basicsr.data.batch import Batch
+from basicsr.data.loading import TrainLoader
+
+
+def training_loader(block: DatasetOptions) -> TrainLoader:
+    """The loader of the options `datasets: train`, as training builds it in one process."""
+    return build_train_loader(
+        block,
+        seed=0,
+        rank=0,
+        world_size=1,
+        start_iteration=0,
+        total_iterations=10_000_000,
+        accumulate=1,
+        pin_memory=False,
+    )
 
 
 class Data:
@@ -25,16 +41,7 @@ class Data:
         torch.set_num_threads(1)
         options["datasets"]["train"].update(num_worker_per_gpu=1, batch_size_per_gpu=batch)
         block = load_options(options, training=True).datasets["train"]
-        loader = build_train_loader(
-            block,
-            seed=0,
-            rank=0,
-            world_size=1,
-            start_iteration=0,
-            total_iterations=10_000_000,
-            accumulate=1,
-            pin_memory=False,
-        )
+        loader = training_loader(block)
         self._batch, self._ahead = batch, max(2, block.num_prefetch_queue)
         self._batches: Generator[tuple[Batch, ...], None, None] = (batches for batches in loader)
 

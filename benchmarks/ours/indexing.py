@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from basicsr.config.load import load_options
-from basicsr.data import build_train_loader
 from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.checks.checking import check_images
 from basicsr.data.checks.digests import fingerprint
+from benchmarks.ours.data import training_loader
 from benchmarks.serving import memory
 
 
@@ -35,16 +35,7 @@ class Indexing:
         """
         block = self._options.datasets["train"]
         before, started = memory()["own"], time.perf_counter()
-        loader = build_train_loader(
-            block,
-            seed=0,
-            rank=0,
-            world_size=1,
-            start_iteration=0,
-            total_iterations=100_000,
-            accumulate=1,
-            pin_memory=False,
-        )
+        loader = training_loader(block)
         fingerprint(loader.dataset)
         built = time.perf_counter()
         check_images(loader.dataset, block, processes=1)

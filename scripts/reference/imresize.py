@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torchvision_for_basicsr import prepare_torchvision
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALES = (1 / 2, 1 / 3, 1 / 4, 0.7, 2, 1.5)
@@ -28,17 +28,8 @@ def image(height: int, width: int) -> np.ndarray:
 
 
 def reference() -> Any:
-    """basicsr 1.4.2's imresize; a newer torchvision, or one without compiled operators, is made to import."""
-    import torch
-
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    functional = importlib.import_module("torchvision.transforms.functional")
-    moved: Any = types.ModuleType("torchvision.transforms.functional_tensor")
-    moved.rgb_to_grayscale = functional.rgb_to_grayscale
-    sys.modules[moved.__name__] = moved
+    """basicsr 1.4.2's imresize."""
+    prepare_torchvision()
     return importlib.import_module("basicsr.utils.matlab_functions").imresize
 
 

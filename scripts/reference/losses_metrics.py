@@ -11,10 +11,10 @@ Prints each difference, relative to the reference's value, and returns 1 if one 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,6 @@ from torch import nn
 VGG_TYPES = ("vgg19", "vgg16_bn")
 VGG_LAYERS = {"conv1_2": 0.5, "relu2_2": 1.0, "pool3": 0.25, "conv4_1": 2.0}
 SHAPES = ((64, 48, 3), (37, 91, 3), (40, 40, 1), (51, 33))
-
-
-def prepare_reference() -> None:
-    """Lets basicsr 1.4.2 be imported beside current versions of torch and torchvision."""
-    for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision.transforms.functional as functional
-
-    module = types.ModuleType("torchvision.transforms.functional_tensor")
-    module.__dict__["rgb_to_grayscale"] = functional.rgb_to_grayscale
-    sys.modules[module.__name__] = module
 
 
 def fill(network: nn.Module) -> None:
@@ -161,7 +150,8 @@ def main() -> int:
     parser.add_argument("--print-reference", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.print_reference:
-        prepare_reference()
+        sys.path.append(str(Path(__file__).resolve().parent))
+        importlib.import_module("torchvision_for_basicsr").prepare_torchvision()
         print(json.dumps({**loss_figures(reference=True), **metric_figures()}))
         return 0
     if not arguments.reference_python:

@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import importlib
 import sys
-import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -227,19 +226,6 @@ def _modules_of(folder: Path | None) -> Iterator[None]:
             del sys.modules[name]
 
 
-def _prepare_torchvision() -> None:
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    functional = importlib.import_module("torchvision.transforms.functional")
-    module = types.ModuleType("torchvision.transforms.functional_tensor")
-    module.rgb_to_grayscale = functional.rgb_to_grayscale  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
-    sys.modules["_kept_library"] = types.ModuleType("_kept_library")
-    sys.modules["_kept_library"].library = library  # type: ignore[attr-defined]
-
-
 def _load_classes(folder: Path | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
     with _modules_of(folder):
         return {
@@ -301,7 +287,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--freeze", action="store_true", help="print the reference's figures for the tests")
     options = parser.parse_args()
-    _prepare_torchvision()
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    importlib.import_module("torchvision_for_basicsr").prepare_torchvision()
     wanted = {**CASES, **PUBLISHED}
     reference = _load_classes(None, wanted)
     if options.freeze:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 import torch
+from reference import networks as reference
 
 from basicsr.archs import build_network
 
@@ -41,18 +38,6 @@ FROZEN: dict[str, tuple[str, tuple[float, ...] | None]] = {
     "unet_discriminator": ("a66aadd5d9a40d44", None),
     "vgg_discriminator": ("d1354f40e1dba6c1", None),
 }
-
-
-def _load_script() -> ModuleType:
-    file = Path(__file__).resolve().parents[2] / "scripts" / "reference" / "networks.py"
-    spec = importlib.util.spec_from_file_location("reference_networks", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = _load_script()
 
 
 def test_every_case_is_frozen() -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 from basicsr.utils.errors import ForeignError, OptionsError
 from basicsr.utils.timing import Spread, in_turn, ratios, spread

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import make_options
 import pytest
+from option_files.super_resolution import TABLES, methods_of, rows_of
 
 from basicsr.archs import build_network
 from basicsr.config import yaml_files
@@ -21,9 +22,6 @@ from basicsr.utils.text import key_text
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 BACKBONES = ("edsr", "rcan", "swinir")
 FREE_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
-sys.path.insert(0, str(OPTIONS.parent / "scripts"))
-import make_options
-from option_files.super_resolution import TABLES, methods_of, rows_of
 
 
 def load(file):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from support.registering import documented_file
 from support.students import save_student, student
 
-import basicsr.export
 from basicsr.export.base import ExportFormat, export, export_formats, load_student
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
@@ -49,18 +46,8 @@ def test_a_format_refuses_a_file_whose_outputs_differ(tmp_path, loaded, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_format_is_one_file(tmp_path: Path, loaded, monkeypatch):
-    """The example of docs/shipping.md, dropped into a folder of the package as a user would."""
-    text = (Path(__file__).resolve().parents[2] / "docs/shipping.md").read_text("utf-8")
-    source = text.split("`basicsr/export/pth_format.py`:")[1].split("```python\n")[1].split("```")[0]
-    (tmp_path / "pth_format.py").write_text(source)
-    monkeypatch.setattr(EXPORT_REGISTRY, "_members", dict(EXPORT_REGISTRY._members))
-    folders = [*basicsr.export.__path__, str(tmp_path)]
-    monkeypatch.setattr(basicsr.export, "__path__", folders)
-    monkeypatch.setattr(basicsr.export.__spec__, "submodule_search_locations", folders)
-    try:
+def test_a_format_is_one_file(tmp_path, loaded):
+    with documented_file("docs/shipping.md", "basicsr/export/pth_format.py", tmp_path, EXPORT_REGISTRY):
         assert list(export_formats()) == [*FORMATS, "pth"]
         exported = export(loaded, tmp_path / "out", formats=["pth"], precision="fp16")
         assert exported.files[0].name == "distilled_x2_fp16.pth" and len(exported.checks) >= 4
-    finally:
-        sys.modules.pop("basicsr.export.pth_format", None)

@@ -50,7 +50,6 @@ def test_the_command_says_what_it_took_checked_and_wrote(tmp_path):
 
 
 def test_a_file_that_is_no_network_ends_with_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     main = importlib.import_module("export").main
     path = tmp_path / "other.pth"
     torch.save({"weight": torch.ones(3)}, path)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support.images import Pairs
+from support.registering import documented_file
 from torch import nn
 
-import basicsr.metrics
 from basicsr.metrics import better_direction, calculate_metric
 from basicsr.metrics.evaluator import evaluate
 from basicsr.metrics.traits import takes_tensors, traits_of
@@ -113,18 +111,8 @@ def test_without_hr_images_metrics_that_need_none_remain(own_metrics):
     assert evaluation.values.tolist() == [[100.0], [100.0]]
 
 
-def test_a_metric_is_one_file(tmp_path: Path, monkeypatch):
-    """The example of docs/adding_a_method.md, dropped into a folder of the package as a user would."""
-    text = (Path(__file__).resolve().parents[2] / "docs/adding_a_method.md").read_text("utf-8")
-    source = text.split("`basicsr/metrics/mean_error.py`:")[1].split("```python\n")[1].split("```")[0]
-    (tmp_path / "mean_error.py").write_text(source)
-    monkeypatch.setattr(METRIC_REGISTRY, "_members", dict(METRIC_REGISTRY._members))
-    folders = [*basicsr.metrics.__path__, str(tmp_path)]
-    monkeypatch.setattr(basicsr.metrics, "__path__", folders)
-    monkeypatch.setattr(basicsr.metrics.__spec__, "submodule_search_locations", folders)
+def test_a_metric_is_one_file(tmp_path):
     data = {"img": np.full((4, 4, 3), 5, np.uint8), "img2": np.full((4, 4, 3), 7, np.uint8)}
-    try:
+    with documented_file("docs/adding_a_method.md", "basicsr/metrics/mean_error.py", tmp_path, METRIC_REGISTRY):
         assert calculate_metric(data, {"type": "calculate_mae", "crop_border": 1, "better": "lower"}) == 2.0
         assert "calculate_mae" in METRIC_REGISTRY.names()
-    finally:
-        sys.modules.pop("basicsr.metrics.mean_error", None)

@@ -106,11 +106,7 @@ def commands(here: Path, image_pairs: Callable[..., tuple[Path, Path]]) -> dict[
 def run(program: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit code and the last line of errors of a public command; none of them may show a traceback."""
     if program in ("export", "upscale"):
-        sys.path.insert(0, str(ROOT / "scripts"))
-        try:
-            main = importlib.import_module(program).main
-        finally:
-            sys.path.remove(str(ROOT / "scripts"))
+        main = importlib.import_module(program).main
     else:
         main = {"test": test_command, "train": train_command}[program].main
     capsys.readouterr()

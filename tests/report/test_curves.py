@@ -29,9 +29,8 @@ def write_run(root: Path, name: str, psnr: float, losses: str = "l_pix") -> Path
 
 
 @pytest.fixture
-def main(monkeypatch) -> Callable[..., int]:
+def main() -> Callable[..., int]:
     """The command scripts/plot_curves.py."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))
     return importlib.import_module("plot_curves").main
 
 

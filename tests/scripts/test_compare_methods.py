@@ -52,9 +52,7 @@ ITERATIONS = 60
 @pytest.fixture(scope="module")
 def command():
     """The script as a module, and the packages beside it."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    yield importlib.import_module("compare_methods")
-    sys.path.remove(str(ROOT / "scripts"))
+    return importlib.import_module("compare_methods")
 
 
 @pytest.fixture(autouse=True)

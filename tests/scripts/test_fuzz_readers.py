@@ -19,9 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def fuzzer():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    yield importlib.import_module("fuzz_readers")
-    sys.path.remove(str(ROOT / "scripts"))
+    return importlib.import_module("fuzz_readers")
 
 
 class Planted:

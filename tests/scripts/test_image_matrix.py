@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +17,10 @@ from basicsr.files.images import imfrombytes
 from basicsr.inference.pictures import PictureFile
 from basicsr.utils.errors import DataError
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
 
 @pytest.fixture(scope="module")
 def matrix():
     before = list(sys.path)
-    sys.path.insert(0, str(SCRIPTS))
     yield importlib.import_module("image_matrix")
     sys.path[:] = before
 

@@ -15,14 +15,12 @@ from basicsr.archs import build_network
 from basicsr.config.yaml_files import load_yaml
 from basicsr.engine.process.command import run_command
 
-SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
 EDSR = {"type": "EDSR", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 4, "num_block": 1, "upscale": 2, "rgb_mean": [0.5]}
 
 
 @pytest.fixture
-def model_info(monkeypatch, capsys):
+def model_info(capsys):
     """Runs the command; returns its exit code, and the items or the lines that it printed."""
-    monkeypatch.syspath_prepend(SCRIPTS)
     module = importlib.import_module("model_info")
 
     def run(*arguments):

@@ -22,7 +22,6 @@ assert len(BASES) >= 3 and len(TEACHERS) >= 1 and len(PIECES) >= 18
 @pytest.fixture
 def joined(monkeypatch, tmp_path):
     """A base with a method's piece, as a run of a study has them, without asking for the data."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     plan = importlib.import_module("study.plan")
     monkeypatch.setattr(plan, "load_options", lambda *given, **named: load_options(*given, **{**named, "paths": False}))
 

@@ -6,14 +6,12 @@ import csv
 import importlib
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from basicsr.engine.process.command import run_command
 
-SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
 GROWING = """
 import sys
 kept = []
@@ -25,8 +23,7 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def soak(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
+def soak():
     return importlib.import_module("soak")
 
 

@@ -29,9 +29,7 @@ SCRIPT = str(ROOT / "scripts/upscale.py")
 
 @pytest.fixture(scope="module")
 def upscale():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    yield importlib.import_module("upscale")
-    sys.path.remove(str(ROOT / "scripts"))
+    return importlib.import_module("upscale")
 
 
 @pytest.fixture

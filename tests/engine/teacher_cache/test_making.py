@@ -121,7 +121,6 @@ def test_images_that_cannot_be_used_are_told_before_the_first_is_made(options, t
 
 
 def test_the_command_makes_the_folder_that_the_options_name(options, tmp_path, monkeypatch, capfd):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     script = importlib.import_module("cache_teacher")
     file = tmp_path / "options.json"  # which is YAML as well
     file.write_text(json.dumps(from_cache(options, tmp_path / "named", teacher=True)))
