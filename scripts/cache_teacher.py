@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from basicsr.config.load import load_options, no_warning
 from basicsr.config.schema import Options
-from basicsr.engine.teacher_cache.making import CacheSettings, CacheSummary, make_cache
+from basicsr.engine.teacher_cache import CacheSettings, CacheSummary, make_cache
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.hardware import choose_device
 from basicsr.utils.text import readable

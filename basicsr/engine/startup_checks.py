@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,19 +20,15 @@ from torch import Tensor, nn
 from basicsr.config.schema import DatasetOptions, Options
 from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.batch import in_unit_range
-from basicsr.data.checks.alignment import find_misaligned_pairs
-from basicsr.data.checks.checking import BadImage, check_images, dataset_warnings, report
-from basicsr.data.checks.digests import files_digest, fingerprint
 from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
+from basicsr.engine.image_checks import check_cache_content, check_datasets
 from basicsr.engine.process.command import StopRequest
-from basicsr.engine.process.distributed import RankInfo, require_equal
-from basicsr.engine.teacher_cache.matching import check_content
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import HeaderError
 from basicsr.inference.runner import Outcome, Shape, Trial
 from basicsr.metrics.traits import arguments_of
-from basicsr.utils.dist_util import gather_objects, on_master, raise_together
+from basicsr.utils.dist_util import on_master, raise_together
 from basicsr.utils.errors import DataError, NonFiniteError, OptionsError, UserError
 from basicsr.utils.precision import Precision
 
@@ -47,100 +43,9 @@ _IN_KEYS = ("num_in_ch", "in_chans", "img_channel", "inp_channels", "in_channels
 _OUT_KEYS = ("num_out_ch", "out_channels", "out_nc")
 
 
-def require_equal_images(datasets: Mapping[str, Any]) -> None:
-    """Raises DataError where ranks, which need not read from one disk, have different images. All ranks must call."""
-    require_equal(
-        lambda: {
-            f"{called}: {what}": value
-            for called, dataset in datasets.items()
-            for what, value in {**fingerprint(dataset), "files and their sizes": files_digest(dataset)}.items()
-        }
-    )
-
-
-def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
-    """Checks all images as `check_images` says, and the teacher's cache. All ranks must call; a signal ends it at once.
-
-    Returns:
-        Remarks for the log on the images, and on those that training will do without.
-
-    Raises:
-        DataError: images cannot be used, more of them than may be skipped, or the teacher's cache is of others.
-        Preempted: a signal came.
-    """
-    block = run.options.datasets["train"]
-    entries = [(run.loader.dataset, block)]
-    entries += [(run.validation[other.name], other) for other in run.options.datasets_of("val").values()]
-    bad, remarks = check_datasets(entries, run.rank_info, stop.at_once)
-    run.loader.leave_out((image.index, str(image)) for image in bad)
-    for image in bad:
-        run.skipped.setdefault(image.index, []).append(str(image))
-    remarks += [f"{block.name}: left out: {image.path}: {image.reason}" for image in bad]
-
-    def compare() -> None:
-        with stop.at_once():
-            check_content(run.options, run.loader.dataset)
-
-    on_master(compare)
-    return remarks
-
-
-def check_datasets(
-    entries: Sequence[tuple[Any, DatasetOptions]],
-    rank_info: RankInfo,
-    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> tuple[list[BadImage], list[str]]:
-    """Checks the images of datasets, each with its options, sharing them among ranks. All ranks must call.
-
-    Images are looked at within the context `guard`, in which ranks do not wait for each other.
-
-    Returns:
-        Bad images that training may do without (`skip_bad_images`), and on rank 0 remarks for the log.
-
-    Raises:
-        DataError: images cannot be used, more of them than may be skipped; on every rank.
-    """
-    remarks: list[str] = []
-    reports: list[str] = []
-    left_out: list[BadImage] = []
-    for dataset, block in entries:
-        mine: list[BadImage] = []
-        failure: UserError | None = None
-        try:
-            with guard():
-                stored = stored_images(dataset)
-                if rank_info.is_master and stored is not None:
-                    remarks += dataset_warnings(block.name, stored, block.phase)
-                    if block.check_images != "none" and (fault := find_misaligned_pairs(stored)):
-                        remarks.append(f"{block.name}: {fault}; scripts/data/check_dataset.py looks at all pairs")
-                mine = check_images(dataset, block, rank=rank_info.rank, world_size=rank_info.world_size)
-        except UserError as error:
-            failure = error
-        raise_together(failure)
-        bad = sorted(image for found in gather_objects(mine) for image in found)
-        samples = {image.index for image in bad}
-        if len(samples) > (block.skip_bad_images if block.phase == "train" else 0):
-            reports.append(report(bad, len(dataset), block.name))
-        else:
-            left_out += bad
-    if reports:
-        bad_images = DataError("\n".join(reports))
-        bad_images.known_to_all = True
-        raise bad_images
-    return left_out, list(dict.fromkeys(remarks))
-
-
 @dataclass(frozen=True)
 class SampleImages:
-    """One sample of a dataset.
-
-    Attributes:
-        label: what the options call the dataset, 'datasets.train'.
-        block: its options.
-        lq: LR image (C, h, w).
-        gt: HR image (C, sh, sw); None where there is none.
-        dataset: itself.
-    """
+    """One sample of a dataset: LR (C, h, w) and HR (C, sh, sw) or None; `label` is the dataset's option."""
 
     label: str
     block: DatasetOptions
@@ -153,6 +58,30 @@ class SampleImages:
         """Of the LR image."""
         channels, height, width = self.lq.shape
         return channels, height, width
+
+
+def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
+    """Checks all images as `check_images` says, and the teacher's cache; returns remarks. All ranks must call.
+
+    Raises:
+        DataError: images cannot be used, more of them than may be skipped, or the teacher's cache is of others.
+        Preempted: a signal came; it is not waited for the rest.
+    """
+    block = run.options.datasets["train"]
+    entries = [(run.loader.dataset, block)]
+    entries += [(run.validation[other.name], other) for other in run.options.datasets_of("val").values()]
+    bad, remarks = check_datasets(entries, run.rank_info, stop.at_once)
+    run.loader.leave_out((image.index, str(image)) for image in bad)
+    for image in bad:
+        run.skipped.setdefault(image.index, []).append(str(image))
+    remarks += [f"{block.name}: left out: {image.path}: {image.reason}" for image in bad]
+
+    def compare() -> None:
+        with stop.at_once():
+            check_cache_content(run.options, run.loader.dataset)
+
+    on_master(compare)
+    return remarks
 
 
 def check_fit(run: TrainingRun) -> list[str]:
@@ -183,6 +112,53 @@ def check_fit(run: TrainingRun) -> list[str]:
     return remarks
 
 
+def _check_training(run: TrainingRun, student: Trial, images: SampleImages) -> None:
+    options, device = run.options, run.rank_info.device
+    sides = [side // options.scale for side in images.block.gt_sizes or ()]
+    shapes: list[Shape] = [(images.shape[0], side, side) for side in sides] or [images.shape]
+    outputs = _Fit(student, options.network_g, images).outputs(shapes)
+    teachers: list[tuple[str, nn.Module, Mapping[str, Any] | None]] = []
+    if run.teacher is not None:
+        teachers.append(("network_t", run.teacher.network, options.network_t))
+    for name, term in run.terms.items():
+        for key, network in cast(LossTerm, term).further_networks().items():
+            teachers.append((f"train.distill.{name}.{key}", network, None))
+    for label, network, block in teachers:
+        teacher = Trial(label, network, device, Precision(device.type, run.precision.amp_teacher))
+        channels = _Fit(teacher, block, images).outputs(shapes)[0][0]
+        if channels != outputs[0][0]:
+            raise OptionsError(
+                f"{teacher.name} gives {_counted(channels)}, {student.name} {outputs[0][0]}: teacher and student must"
+                " give images alike"
+            )
+    if run.adversary is not None:
+        precision = Precision(device.type, run.precision.amp)
+        discriminator = Trial("network_d", run.adversary.discriminator, device, precision)
+        for shape in outputs:
+            _check_discriminator(discriminator, options.network_d, shape)
+    smallest = min(outputs, key=lambda shape: shape[1] * shape[2])
+    for term in run.terms.values():
+        cast(LossTerm, term).check_output(smallest)
+
+
+def _check_discriminator(trial: Trial, block: Mapping[str, Any] | None, shape: Shape) -> None:
+    outcome = trial.outcome(shape, any_output=True)
+    if outcome.made is not None:
+        return
+    channels, height, width = outcome.given
+    if outcome.takes is not None:
+        key = _channel_keys("network_d", block, _IN_KEYS)
+        raise OptionsError(
+            f"{trial.name} takes {_counted(outcome.takes)}, network_g gives {channels}: set {key} to {channels}"
+        )
+    if isinstance(outcome.error, UserError):
+        raise OptionsError(f"network_d: {outcome.error}")
+    raise OptionsError(
+        f"{trial.name} fails on {channels} channels of {height}x{width} pixels, as network_g gives them:"
+        f" {outcome.reason}; change datasets.train.gt_size, or network_d"
+    )
+
+
 def check_evaluation(
     trial: Trial, network_block: Mapping[str, Any] | None, images: SampleImages, options: Options
 ) -> list[str]:
@@ -192,8 +168,7 @@ def check_evaluation(
         OptionsError: they do not fit.
         NonFiniteError: the network puts out values that are not finite.
     """
-    _check_pair(images, options.scale)
-    fit = _Fit(trial, network_block, images, options.scale)
+    fit = _Fit(trial, network_block, images)
     channels, height, width = images.shape
     largest = options.val.tile or max(height, width)
     tried = fit.output((channels, min(height, largest), min(width, largest)))
@@ -217,7 +192,7 @@ def check_teacher(options: Options, network: nn.Module, device: torch.device) ->
     key, block = next(iter(options.datasets_of("train").items()))
     lq, gt = (torch.full((3, side, side), 0.5) for side in (_SMALL, _SMALL * options.scale))
     images = SampleImages(f"datasets.{key}", block, lq, gt, None)
-    _Fit(Trial("network_t", network, device), options.network_t, images, options.scale).outputs([images.shape])
+    _Fit(Trial("network_t", network, device), options.network_t, images).outputs([images.shape])
 
 
 def evaluation_images(options: Options, datasets: Mapping[str, Any]) -> Iterator[SampleImages]:
@@ -228,31 +203,8 @@ def evaluation_images(options: Options, datasets: Mapping[str, Any]) -> Iterator
             yield images
 
 
-def _check_training(run: TrainingRun, student: Trial, images: SampleImages) -> None:
-    options, device = run.options, run.rank_info.device
-    _check_pair(images, options.scale)
-    sides = [side // options.scale for side in images.block.gt_sizes or ()]
-    shapes: list[Shape] = [(images.shape[0], side, side) for side in sides] or [images.shape]
-    outputs = _Fit(student, options.network_g, images, options.scale).outputs(shapes)
-    for teacher, block in _teachers(run, device):
-        others = _Fit(teacher, block, images, options.scale).outputs(shapes)
-        if others[0][0] != outputs[0][0]:
-            raise OptionsError(
-                f"{teacher.name} gives {_counted(others[0][0])}, {student.name} {outputs[0][0]}: teacher and student"
-                " must give images alike"
-            )
-    if run.adversary is not None:
-        precision = Precision(device.type, run.precision.amp)
-        discriminator = Trial("network_d", run.adversary.discriminator, device, precision)
-        for shape in outputs:
-            _check_discriminator(discriminator, options.network_d, shape)
-    smallest = min(outputs, key=lambda shape: shape[1] * shape[2])
-    for term in run.terms.values():
-        cast(LossTerm, term).check_output(smallest)
-
-
 def _first_sample(label: str, block: DatasetOptions, dataset: Any) -> SampleImages | None:
-    """The first sample that can be read; None where none of the first few can."""
+    """The first sample that can be read, once its images are found to be a pair; None where none of a few can."""
     # A dataset of the user's own may open files when first asked: that must happen in the worker, not here.
     dataset = copy.copy(dataset)
     for index in range(min(_TRIED, len(cast(Sized, dataset)))):
@@ -273,20 +225,14 @@ def _first_sample(label: str, block: DatasetOptions, dataset: Any) -> SampleImag
             raise OptionsError(
                 f"{label} ({block.type}): a sample has no '{missing}'; mend the dataset, or take another"
             )
+        (height, width), scale = lq.shape[-2:], block.scale
+        if gt is not None and gt.shape[-2:] != (height * scale, width * scale):
+            raise OptionsError(
+                f"{label} ({block.type}) gives HR images of {gt.shape[-2]}x{gt.shape[-1]} pixels for LR images of"
+                f" {height}x{width}; scale {scale} needs {height * scale}x{width * scale}: mend scale, or the dataset"
+            )
         return SampleImages(label, block, in_unit_range(lq), None if gt is None else in_unit_range(gt), dataset)
     return None
-
-
-def _check_pair(images: SampleImages, scale: int) -> None:
-    """HR must be `scale` times LR; PairedImageDataset sees to it itself."""
-    if images.gt is None:
-        return
-    (height, width), hr = images.lq.shape[-2:], tuple(images.gt.shape[-2:])
-    if hr != (height * scale, width * scale):
-        raise OptionsError(
-            f"{images.label} ({images.block.type}) gives HR images of {hr[0]}x{hr[1]} pixels for LR images of"
-            f" {height}x{width}; scale {scale} needs {height * scale}x{width * scale}: mend scale, or the dataset"
-        )
 
 
 def _lr_sizes(dataset: Any) -> list[tuple[int, int]]:
@@ -303,15 +249,6 @@ def _lr_sizes(dataset: Any) -> list[tuple[int, int]]:
     return list(sizes.values())[:_SIZES]
 
 
-def _teachers(run: TrainingRun, device: torch.device) -> Iterator[tuple[Trial, Mapping[str, Any] | None]]:
-    precision = Precision(device.type, run.precision.amp_teacher)
-    if run.teacher is not None:
-        yield Trial("network_t", run.teacher.network, device, precision), run.options.network_t
-    for name, term in run.terms.items():
-        for key, network in cast(LossTerm, term).further_networks().items():
-            yield Trial(f"train.distill.{name}.{key}", network, device, precision), None
-
-
 @dataclass(frozen=True)
 class _Fit:
     """Tries a network, built from the options `block`, on images; a network that fails is an OptionsError."""
@@ -319,21 +256,18 @@ class _Fit:
     trial: Trial
     block: Mapping[str, Any] | None
     images: SampleImages
-    scale: int
 
     def outputs(self, shapes: Sequence[Shape]) -> list[Shape]:
         """The shapes of the outputs for patches of `shapes`, once values are checked too."""
         tried = [self.output(shape) for shape in shapes]
         self.check_values(tried)
         made = [outcome.made[0] for outcome in tried if outcome.made is not None]
-        return [
-            (channels, shape[1] * self.scale, shape[2] * self.scale)
-            for channels, shape in zip(made, shapes, strict=True)
-        ]
+        scale = self.images.block.scale
+        return [(channels, shape[1] * scale, shape[2] * scale) for channels, shape in zip(made, shapes, strict=True)]
 
     def output(self, shape: Shape) -> Outcome:
         """The outcome for an image of `shape`: the output must be `scale` times as large and have HR's channels."""
-        trial, images, scale = self.trial, self.images, self.scale
+        trial, images, scale = self.trial, self.images, self.images.block.scale
         outcome = trial.outcome(shape, image=images.lq)
         if outcome.made is None:
             raise self._refusal(outcome) from outcome.error
@@ -362,8 +296,7 @@ class _Fit:
 
     def check_values(self, tried: Sequence[Outcome]) -> None:
         """Runs the network on a corner of the image unless it ran on it; raises NonFiniteError for NaN or infinity."""
-        ran = next((outcome for outcome in tried if outcome.of_image), None)
-        outcome = ran or self.trial.values(self.images.lq)
+        outcome = next((outcome for outcome in tried if outcome.of_image), None) or self.trial.values(self.images.lq)
         if outcome.made is None:
             raise self._refusal(outcome) from outcome.error
         if outcome.reason:
@@ -397,24 +330,6 @@ class _Fit:
         return OptionsError(
             f"{trial.name} takes {_counted(takes)}, {images.label} gives {given}: {', or '.join(reversed(remedies))}"
         )
-
-
-def _check_discriminator(trial: Trial, block: Mapping[str, Any] | None, shape: Shape) -> None:
-    outcome = trial.outcome(shape, any_output=True)
-    if outcome.made is not None:
-        return
-    channels, height, width = outcome.given
-    if outcome.takes is not None:
-        key = _channel_keys("network_d", block, _IN_KEYS)
-        raise OptionsError(
-            f"{trial.name} takes {_counted(outcome.takes)}, network_g gives {channels}: set {key} to {channels}"
-        )
-    if isinstance(outcome.error, UserError):
-        raise OptionsError(f"network_d: {outcome.error}")
-    raise OptionsError(
-        f"{trial.name} fails on {channels} channels of {height}x{width} pixels, as network_g gives them:"
-        f" {outcome.reason}; change datasets.train.gt_size, or network_d"
-    )
 
 
 def _channel_keys(label: str, block: Mapping[str, Any] | None, names: Sequence[str]) -> str:

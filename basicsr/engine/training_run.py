@@ -18,6 +18,7 @@ from basicsr.config.schema import Options, thaw
 from basicsr.data import build_eval_dataset, build_train_loader
 from basicsr.data.checks.digests import fingerprint
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.engine.image_checks import check_cache_key
 from basicsr.engine.logs.metric_writers import check_packages
 from basicsr.engine.precision_choice import choose_precision, kept_precision, settled
 from basicsr.engine.process.distributed import RankInfo, require_equal, weights_digest
@@ -30,7 +31,6 @@ from basicsr.engine.state_checks import (
     check_tensors,
     part_of,
 )
-from basicsr.engine.teacher_cache.matching import check_key
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.models import build_adversary, build_model
@@ -84,7 +84,7 @@ class TrainingRun:
         self.skipped: dict[int, list[str]] = {}
         train = options.train
         self.files = input_digests(options)
-        self.cache = on_master(lambda: check_key(options, self.files))
+        self.cache = on_master(lambda: check_cache_key(options, self.files))
         self.precision = choose_precision(options, rank_info.device, resume.state if resume is not None else None)
         self._kept_precision = self.precision.kept()
         computed = settled(options, self._kept_precision)

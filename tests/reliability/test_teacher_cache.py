@@ -37,8 +37,8 @@ from basicsr.distill.fitnet import FitNet
 from basicsr.distill.mipkd import MiPKD
 from basicsr.distill.response import ResponseDistillation
 from basicsr.distill.several_teachers import SeveralTeachers
+from basicsr.engine.image_checks import check_cache_content, check_cache_key
 from basicsr.engine.provenance import input_digests
-from basicsr.engine.teacher_cache.matching import check_content, check_key
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.precision import Precision
@@ -148,9 +148,9 @@ def test_each_rank_ends_with_one_line_and_nothing_is_written(cached, tmp_path):
 
 def check(options: dict[str, Any]) -> None:
     loaded = load_options(options, training=True)
-    check_key(loaded, input_digests(loaded))
+    check_cache_key(loaded, input_digests(loaded))
     train = loaded.datasets["train"]
-    check_content(loaded, build_dataset({"type": train.type, **train.arguments, "phase": "train", "scale": 2}))
+    check_cache_content(loaded, build_dataset({"type": train.type, **train.arguments, "phase": "train", "scale": 2}))
 
 
 def edited(folder: Path, **changes: Any) -> None:

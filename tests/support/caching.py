@@ -16,7 +16,7 @@ import torch
 
 from basicsr.archs import build_network
 from basicsr.config.load import load_options
-from basicsr.engine.teacher_cache.making import CacheSettings, CacheSummary, make_cache
+from basicsr.engine.teacher_cache import CacheSettings, CacheSummary, make_cache
 
 
 def with_teacher(options: dict[str, Any], folder: Path, seed: int = 5) -> dict[str, Any]:

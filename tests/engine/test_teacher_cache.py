@@ -19,14 +19,14 @@ from support.training import changed, start
 
 from basicsr.archs import build_network
 from basicsr.config.load import load_options
+from basicsr.engine import teacher_cache as cache_making
 from basicsr.engine.process.command import run_command
-from basicsr.engine.teacher_cache import making as cache_making
-from basicsr.engine.teacher_cache.making import CacheSettings, make_cache
+from basicsr.engine.teacher_cache import CacheSettings, make_cache
 from basicsr.inference.runner import ImageRunner
 from basicsr.utils import pass_times
 from basicsr.utils.errors import DataError, OptionsError, Preempted
 
-SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ run goes on: the key and the digests of all LR images are written first, and are
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from basicsr.config.schema import Options, thaw
 from basicsr.data.base import TensorConversion
 from basicsr.data.building import build_dataset
-from basicsr.data.checks.checking import check_images, dataset_warnings, report
+from basicsr.data.checks.checking import check_images, dataset_warnings, progress, report
 from basicsr.data.checks.digests import digests_of
 from basicsr.data.storage import ImageRoot, StoredImages, stored_images
 from basicsr.data.teacher_outputs import (
@@ -47,7 +47,6 @@ from basicsr.engine.process.command import StopRequest
 from basicsr.engine.process.run_lock import LOCK, FolderLock
 from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.startup_checks import check_teacher
-from basicsr.engine.teacher_cache.matching import progress
 from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, write_atomically
 from basicsr.files.header_readers import read_header
 from basicsr.files.images import imfrombytes
@@ -80,12 +79,9 @@ Size = tuple[int, int]
 class CacheSettings:
     """How the teacher is run.
 
-    Attributes:
-        device: on which device.
-        self_ensemble: average over the eight flips and rotations.
-        amp: precision; 'none' is float32, 'auto' that of an existing cache, else what is faster.
-        tile: largest side of the tiles that images are cut into, LR pixels; None runs them whole while memory lasts.
-        tile_overlap: LR pixels that a tile sees beyond each edge; None for what the network needs.
+    `amp` 'none' is float32, 'auto' the precision of an existing cache, else what is faster. Images are cut into tiles
+    of at most `tile` LR pixels a side, None runs them whole while memory lasts; a tile sees `tile_overlap` LR pixels
+    beyond each edge, None for what the network needs.
     """
 
     device: torch.device
@@ -97,17 +93,7 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class CacheSummary:
-    """A finished cache.
-
-    Attributes:
-        folder: the cache.
-        key: whose outputs they are.
-        images: how many there are in all.
-        new: how many of them were made now.
-        bytes: of all files.
-        clipped: how many of the values are the smallest or the largest that can be stored.
-        values: how many there are.
-    """
+    """A finished cache: `new` of its `images` were made now, `clipped` of its `values` are at the ends of the range."""
 
     folder: Path
     key: CacheKey
@@ -121,13 +107,10 @@ class CacheSummary:
 def make_cache(
     options: Options, settings: CacheSettings, folder: Path | None, say: Callable[[str], None]
 ) -> CacheSummary:
-    """Runs the teacher of training options over their training images.
+    """Runs the teacher of training options, without `teacher_cache`, over their training images.
 
-    Args:
-        options: of a run with a teacher, without `teacher_cache`.
-        settings: how to run it.
-        folder: of the cache; None for one beside the HR images, which has their name, the teacher's and its digest's.
-        say: takes lines on what is done.
+    `folder` None makes one beside the HR images, which has their name, the teacher's and its digest's; `say` takes
+    lines on what is done.
 
     Raises:
         OptionsError: the options have no trained teacher, or change the images' colours.
@@ -138,7 +121,8 @@ def make_cache(
     device = settings.device
     stored = _training_images(options, say)
     names = cached_names(stored)
-    digests = digests_of(stored.files["lq"], stored.roots["lq"], partial(progress, "Reading LR images"))
+    bar = partial(progress, "Reading LR images", sys.stderr.isatty())
+    digests = digests_of(stored.files["lq"], stored.roots["lq"], bar)
     seed_everything(options.manual_seed)  # for weights that strict_load_t: false may leave as they are made
     options, recognised = recognise_networks(options)
     network, remark = load_network(options, "t", device)
@@ -148,11 +132,13 @@ def make_cache(
     amps: tuple[Amp, ...] = ("bf16", "fp16", "none")
     keys = {amp: _key(options, network, settings, amp) for amp in amps}
     folders = {amp: folder or _default_folder(stored.roots["gt"].path, keys[amp]) for amp in amps}
-    amp = settings.amp
-    if amp == "auto":
-        amp, why = _existing_precision(keys, folders) or faster_precision(network.eval(), device)
-        say(f"amp auto: {amp}{why if why.startswith(',') else f'; {why}'}")
+    if settings.amp == "auto":
+        # `auto` never chooses fp16, and goes on with a cache that was begun.
+        begun = next((one for one in amps if one != "fp16" and _is_begun(folders[one], keys[one])), None)
+        amp, why = (begun, "") if begun is not None else faster_precision(network.eval(), device)
+        say(f"amp auto: {amp}{f'; {why}' if why else ', as the cache has it'}")
     else:
+        amp = settings.amp
         for line in warn_if_slow(network.eval(), device, amp, f"--amp {amp}"):
             say(f"warning: {line}")
     key, folder = keys[amp], folders[amp]
@@ -174,13 +160,21 @@ def make_cache(
         lock.take_inside()
         missing = [number for number, image in enumerate(found) if image is None]
         if missing:
-            _check_space(folder, sum(_BYTES * sizes[number][0] * sizes[number][1] for number in missing))
+            needed = sum(_BYTES * sizes[number][0] * sizes[number][1] for number in missing)
+            if needed > (free := shutil.disk_usage(folder).free):
+                raise NoSpaceError(
+                    f"{folder} needs {readable(needed)} more, {readable(free)} are free; give another --output, or free"
+                    " space"
+                )
             write_manifest(folder, Manifest(complete=False, key=key, images=tuple(wanted)))
             _run(folder, runner, stored, wanted, missing, found)
         images = tuple(image for image in found if image is not None)
         if missing or not read_manifest(folder).complete:
             write_manifest(folder, Manifest(complete=True, key=key, images=images))
-            _remove_unfinished(folder)
+            for path in folder.rglob(TEMPORARY):  # of killed processes: no other one has the folder
+                if path.name.split(".")[-2].isdigit():
+                    with suppress(OSError):
+                        path.unlink()
     values = sum(3 * height * width for height, width in sizes)
     size, clipped = (sum(getattr(image, name) for image in images) for name in ("bytes", "clipped"))
     return CacheSummary(folder, key, len(images), len(missing), size, clipped, values)
@@ -236,14 +230,8 @@ def _default_folder(gt_root: str, key: CacheKey) -> Path:
     return root.with_name("_".join(parts))
 
 
-def _existing_precision(keys: Mapping[Amp, CacheKey], folders: Mapping[Amp, Path]) -> tuple[Amp, str] | None:
-    """The precision of a cache that was begun, so that `auto` goes on with it."""
-    amps: tuple[Amp, ...] = ("bf16", "none")
-    for amp in amps:
-        folder = folders[amp]
-        if (folder / MANIFEST).is_file() and not key_differences(read_manifest(folder).key, keys[amp]):
-            return amp, ", as the cache has it"
-    return None
+def _is_begun(folder: Path, key: CacheKey) -> bool:
+    return (folder / MANIFEST).is_file() and not key_differences(read_manifest(folder).key, key)
 
 
 def _output_sizes(stored: StoredImages, scale: int) -> list[Size]:
@@ -261,12 +249,7 @@ def _output_sizes(stored: StoredImages, scale: int) -> list[Size]:
 def _existing_outputs(
     folder: Path, key: CacheKey, wanted: Sequence[CachedImage], sizes: Sequence[Size]
 ) -> list[CachedImage | None]:
-    """What a folder has of the cache, image by image; makes the folder where there is none.
-
-    Raises:
-        DataError: it holds something else.
-        CheckpointError: it cannot be made or read.
-    """
+    """What a folder has of the cache, image by image; makes the folder, DataError where it holds something else."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not any(path.name != LOCK for path in folder.iterdir()):
@@ -289,7 +272,7 @@ def _existing_outputs(
         lengths = (size_of_file(cached_file(folder, image.name)) for image in known.images)
         return [image if length == image.bytes else None for image, length in zip(known.images, lengths, strict=True)]
     found = (_described(folder, image, size) for image, size in zip(wanted, sizes, strict=True))
-    return list(progress("Looking at what is there", iter(found), len(wanted)))
+    return list(progress("Looking at what is there", sys.stderr.isatty(), found, len(wanted)))
 
 
 def _described(folder: Path, image: CachedImage, size: Size) -> CachedImage | None:
@@ -310,14 +293,6 @@ def _entry(image: CachedImage, size: Size, length: int, digest: str, codes: np.n
     return CachedImage(name=image.name, lq=image.lq, size=size, bytes=length, sha256=digest, clipped=clipped)
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise NoSpaceError(
-            f"{folder} needs {readable(needed)} more, {readable(free)} are free; give another --output, or free space"
-        )
-
-
 def _run(
     folder: Path,
     runner: ImageRunner,
@@ -326,11 +301,7 @@ def _run(
     missing: Sequence[int],
     found: list[CachedImage | None],
 ) -> None:
-    """Makes the outputs whose numbers are `missing`, and notes them in `found`; one is written while the next is made.
-
-    Raises:
-        Interrupted, Preempted: a signal came.
-    """
+    """Makes the outputs whose numbers are `missing`, noting them in `found`; one is written while the next is made."""
     pending: list[tuple[int, Future[CachedImage]]] = []
 
     def written() -> None:
@@ -383,22 +354,3 @@ def _write(folder: Path, image: CachedImage, output: torch.Tensor) -> CachedImag
     digest, length = write_atomically(path, lambda file: file.write(content))
     height, width = codes.shape[:2]
     return _entry(image, (height, width), length, digest, codes)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Removes what killed processes were writing."""
-    for path in folder.rglob(TEMPORARY):
-        process = path.name.split(".")[-2]
-        if process.isdigit() and not _runs(int(process)):
-            with suppress(OSError):
-                path.unlink()
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True

@@ -1,0 +1,164 @@
+"""What is checked of images before a run begins: all of them, on all ranks, and the teacher's cache made of them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+from basicsr.config.component_blocks import constructor_of, is_auto
+from basicsr.config.schema import DatasetOptions, Options, thaw
+from basicsr.data.checks.alignment import find_misaligned_pairs
+from basicsr.data.checks.checking import BadImage, check_images, dataset_warnings, progress, report
+from basicsr.data.checks.digests import digests_of, files_digest, fingerprint
+from basicsr.data.storage import stored_images
+from basicsr.data.teacher_outputs import (
+    COMMAND,
+    CacheKey,
+    cached_names,
+    image_difference,
+    output_fault,
+    read_manifest,
+    shortened,
+)
+from basicsr.engine.process.distributed import RankInfo, require_equal
+from basicsr.utils.dist_util import gather_objects, raise_together
+from basicsr.utils.errors import DataError, OptionsError, UserError
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+def require_equal_images(datasets: Mapping[str, Any]) -> None:
+    """Raises DataError where ranks, which need not read from one disk, have different images. All ranks must call."""
+    require_equal(
+        lambda: {
+            f"{called}: {what}": value
+            for called, dataset in datasets.items()
+            for what, value in {**fingerprint(dataset), "files and their sizes": files_digest(dataset)}.items()
+        }
+    )
+
+
+def check_datasets(
+    entries: Sequence[tuple[Any, DatasetOptions]],
+    rank_info: RankInfo,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> tuple[list[BadImage], list[str]]:
+    """Checks the images of datasets, each with its options, sharing them among ranks. All ranks must call.
+
+    Images are looked at within the context `guard`, in which ranks do not wait for each other. Returns the bad images
+    that training may do without (`skip_bad_images`), and on rank 0 remarks for the log.
+
+    Raises:
+        DataError: images cannot be used, more of them than may be skipped; on every rank.
+    """
+    remarks: list[str] = []
+    reports: list[str] = []
+    left_out: list[BadImage] = []
+    for dataset, block in entries:
+        mine: list[BadImage] = []
+        failure: UserError | None = None
+        try:
+            with guard():
+                stored = stored_images(dataset)
+                if rank_info.is_master and stored is not None:
+                    remarks += dataset_warnings(block.name, stored, block.phase)
+                    if block.check_images != "none" and (fault := find_misaligned_pairs(stored)):
+                        remarks.append(f"{block.name}: {fault}; scripts/data/check_dataset.py looks at all pairs")
+                mine = check_images(dataset, block, rank=rank_info.rank, world_size=rank_info.world_size)
+        except UserError as error:
+            failure = error
+        raise_together(failure)
+        bad = sorted(image for found in gather_objects(mine) for image in found)
+        samples = {image.index for image in bad}
+        if len(samples) > (block.skip_bad_images if block.phase == "train" else 0):
+            reports.append(report(bad, len(dataset), block.name))
+        else:
+            left_out += bad
+    if reports:
+        bad_images = DataError("\n".join(reports))
+        bad_images.known_to_all = True
+        raise bad_images
+    return left_out, list(dict.fromkeys(remarks))
+
+
+def check_cache_key(options: Options, digests: Mapping[str, str]) -> CacheKey | None:
+    """Whose outputs the cache of a run has; None where the options name none.
+
+    `digests` are the SHA-256 of the files of weights, by the option that names them.
+
+    Raises:
+        DataError: the cache is unfinished, damaged, or of another teacher or scale than the options name.
+    """
+    folder = options.teacher_cache
+    if folder is None:
+        return None
+    manifest = read_manifest(folder)
+    if not manifest.complete:
+        raise DataError(f"teacher_cache {folder} is unfinished; go on with it by {COMMAND} --output {folder}")
+    key, path, difference = manifest.key, options.path, None
+    if key.scale != options.scale:
+        difference = f"scale {key.scale}, the options' scale is {options.scale}"
+    elif path.pretrain_network_t is not None:
+        option = "path.pretrain_network_t"
+        if key.teacher != digests[option]:
+            theirs, ours = shortened(key.teacher), shortened(digests[option])
+            difference = f"SHA-256 of its weights is {theirs}, that of {option} {ours}"
+        elif key.param_key != path.param_key_t:
+            difference = f"param_key_t {key.param_key}, the options' is {path.param_key_t}"
+        elif key.strict != path.strict_load_t:
+            difference = f"strict_load_t {key.strict}, the options' is {path.strict_load_t}"
+    # Of spandrel's networks, {type: auto}, no options are known.
+    if difference is None and not (options.network_t is None or is_auto(options.network_t) or is_auto(key.network)):
+        cached, given = _with_defaults(key.network), _with_defaults(thaw(options.network_t))
+        for name in sorted({*cached, *given}):
+            if cached.get(name) != given.get(name):
+                difference = f"its {name} is {cached.get(name)}, that of network_t {given.get(name)}"
+                break
+    if difference is not None:
+        raise DataError(
+            f"teacher_cache {folder} is of another teacher: {difference}; make one of this teacher by {COMMAND}"
+            " --output ANOTHER_FOLDER, and name that"
+        )
+    return key
+
+
+def check_cache_content(options: Options, dataset: Any) -> None:
+    """Compares a cache's images with those of the dataset, and checks that all outputs exist.
+
+    LR images whose SHA-256 is not known from an earlier start are read. Does nothing where the options name no cache.
+
+    Raises:
+        DataError: names, order or LR images are not those that the cache was made of, or outputs are missing.
+        OptionsError: the dataset does not say where its images lie.
+    """
+    folder = options.teacher_cache
+    if folder is None:
+        return
+    stored = stored_images(dataset)
+    if stored is None or set(stored.files) != {"gt", "lq"}:
+        raise OptionsError(
+            f"teacher_cache: {type(dataset).__name__} does not say where its images lie (stored_images); use"
+            " PairedImageDataset, or remove teacher_cache"
+        )
+    images = read_manifest(folder).images
+    names = cached_names(stored)
+    bar = partial(progress, "Comparing LR images", sys.stderr.isatty())
+    if difference := image_difference(images, names, digests_of(stored.files["lq"], stored.roots["lq"], bar)):
+        raise DataError(
+            f"teacher_cache {folder} is of other images: {difference}; make one of these by {COMMAND} --output"
+            " ANOTHER_FOLDER, and name that"
+        )
+    if fault := output_fault(folder, images):
+        raise DataError(f"teacher_cache {folder}: {fault}; make what is missing by {COMMAND} --output {folder}")
+
+
+def _with_defaults(block: Mapping[str, Any]) -> dict[str, Any]:
+    constructor = constructor_of(ARCH_REGISTRY, block)
+    parameters = inspect.signature(constructor).parameters.values() if constructor is not None else ()
+    defaults = {entry.name: entry.default for entry in parameters if entry.default is not inspect.Parameter.empty}
+    plain: dict[str, Any] = json.loads(json.dumps({**defaults, **block}, default=str))
+    return plain
