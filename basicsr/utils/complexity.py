@@ -30,7 +30,7 @@ def count_multiply_adds(network: nn.Module, input_shape: tuple[int, int, int]) -
     """
     copied = on_meta(network)
     try:
-        with torch.no_grad(), _MultiplyAddCounter() as counter:
+        with torch.no_grad(), MultiplyAddCounter() as counter:
             copied(torch.zeros(1, *input_shape, device="meta"))
     except RuntimeError as error:
         shape, reason = "x".join(map(str, input_shape)), str(error).splitlines()[0]
@@ -47,8 +47,8 @@ def on_meta(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo).to("meta").eval()
 
 
-class _MultiplyAddCounter(TorchDispatchMode):
-    """Adds up the costs of the operators run under it."""
+class MultiplyAddCounter(TorchDispatchMode):
+    """Adds up the costs of the operators run under it, on the meta device; spares PyTorch the import of its compiler."""
 
     def __init__(self) -> None:
         super().__init__()
