@@ -31,7 +31,7 @@ from basicsr.inference.tiling import (
     multiple_of,
     with_context,
 )
-from basicsr.utils.complexity import count_parameters, on_meta
+from basicsr.utils.complexity import MultiplyAddCounter, count_parameters, on_meta
 from basicsr.utils.errors import MachineError, NonFiniteError, OptionsError
 from basicsr.utils.hardware import is_out_of_memory
 from basicsr.utils.precision import Precision
@@ -393,7 +393,8 @@ class Trial:
 
     def _made_on_meta(self, shape: Shape, any_output: bool) -> Shape | None:
         if self._meta is not None:
-            with suppress(Exception), torch.no_grad():  # sound networks fail too where they read values
+            # Sound networks fail too where they read values. Without the counter PyTorch's compiler would be imported.
+            with suppress(Exception), torch.no_grad(), MultiplyAddCounter():
                 return _checked_shape(self._meta(torch.empty(1, *shape, device="meta")), any_output)
         return None
 

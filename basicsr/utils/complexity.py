@@ -48,7 +48,7 @@ def on_meta(network: nn.Module) -> nn.Module:
 
 
 class MultiplyAddCounter(TorchDispatchMode):
-    """Adds up the costs of the operators run under it, on the meta device; spares PyTorch the import of its compiler."""
+    """Adds up the costs of the operators run under it on the meta device, with fewer of PyTorch's imports."""
 
     def __init__(self) -> None:
         super().__init__()
