@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "basic_loss": "L1Loss MSELoss CharbonnierLoss WeightedTVLoss l1_loss mse_loss charbonnier_loss weighted_tv_loss"
     " PerceptualLoss",
-    "gan_loss": "GANLoss adversarial_loss r1_penalty gradient_penalty_loss",
+    "gan_loss": "GANLoss r1_penalty gradient_penalty_loss",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

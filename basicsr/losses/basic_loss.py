@@ -43,15 +43,10 @@ def _scope_of_reduction(options: Mapping[str, Any]) -> BatchScope:
     return "image" if options.get("reduction", "mean") == "mean" else "one rank"
 
 
-def check_choice(what: str, given: str, allowed: tuple[str, ...]) -> None:
-    """Raises OptionsError unless `given` is one of `allowed`; `what` is the option's name."""
-    if given not in allowed:
-        raise OptionsError(f"{what} is '{given}'; allowed: {', '.join(allowed)}")
-
-
 def reduce_loss(loss: torch.Tensor, reduction: str) -> torch.Tensor:
     """The element-wise loss itself ('none'), its mean or its sum; OptionsError for another `reduction`."""
-    check_choice("reduction", reduction, get_args(Reduction))
+    if reduction not in get_args(Reduction):
+        raise OptionsError(f"reduction is '{reduction}'; allowed: {', '.join(get_args(Reduction))}")
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" else loss.sum()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from basicsr.losses.basic_loss import check_choice
 from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import Label, Weight
 from basicsr.utils.registry import LOSS_REGISTRY, Conflict, check_arguments
@@ -17,18 +16,11 @@ from basicsr.utils.registry import LOSS_REGISTRY, Conflict, check_arguments
 GANType = Literal["vanilla", "lsgan", "wgan", "wgan_softplus", "hinge"]
 
 
-def adversarial_loss(
-    prediction: torch.Tensor,
-    target_is_real: bool,
-    *,
-    gan_type: GANType,
-    is_disc: bool = False,
-    real_label_val: float = 1.0,
-    fake_label_val: float = 0.0,
-) -> torch.Tensor:
-    """How far a discriminator's output (logits of any shape) is from the verdict asked for, a scalar.
+@LOSS_REGISTRY.register()
+class GANLoss(nn.Module):
+    """How far a discriminator's output is from the verdict asked for, times `loss_weight` where the generator learns.
 
-    With x the prediction, y the verdict's label and s = 1 for real, -1 for fake, the mean over elements of
+    With x the output, y the verdict's label and s = 1 for real, -1 for fake, the mean over elements of
 
       vanilla        -y log sigmoid(x) - (1 - y) log(1 - sigmoid(x))   (Goodfellow et al. 2014)
       lsgan          (x - y)^2                                          (Mao et al. 2017)
@@ -37,35 +29,9 @@ def adversarial_loss(
       hinge          max(0, 1 - s x) for the discriminator, -x for the generator, whatever s (Lim and Ye 2017)
 
     Args:
-        prediction: x.
-        target_is_real: the verdict asked for.
-        gan_type: which of the above; any other raises OptionsError.
-        is_disc: whether the discriminator learns from it, rather than the generator.
-        real_label_val: y for real.
-        fake_label_val: y for fake.
-    """
-    check_choice("gan_type", gan_type, get_args(GANType))
-    prediction = at_least_float32(prediction)
-    if gan_type in ("vanilla", "lsgan"):
-        label = torch.full_like(prediction, real_label_val if target_is_real else fake_label_val)
-        distance = F.binary_cross_entropy_with_logits if gan_type == "vanilla" else F.mse_loss
-        return distance(prediction, label)
-    agreement = prediction if target_is_real else -prediction
-    if gan_type == "wgan":
-        return -agreement.mean()
-    if gan_type == "wgan_softplus":
-        return F.softplus(-agreement).mean()
-    return F.relu(1 - agreement).mean() if is_disc else -prediction.mean()
-
-
-@LOSS_REGISTRY.register()
-class GANLoss(nn.Module):
-    """`adversarial_loss`, times `loss_weight` where the generator learns from it.
-
-    Args:
-        gan_type: 'vanilla', 'lsgan', 'wgan', 'wgan_softplus' or 'hinge'.
-        real_label_val: label of the real images (vanilla, lsgan).
-        fake_label_val: label of the generated images (vanilla, lsgan).
+        gan_type: which of the above.
+        real_label_val: label y of the real images (vanilla, lsgan).
+        fake_label_val: label y of the generated images (vanilla, lsgan).
         loss_weight: factor of the generator's loss; the discriminator's is always 1.
     """
 
@@ -90,16 +56,21 @@ class GANLoss(nn.Module):
             yield "real_label_val", f"is {real_label_val}, as is fake_label_val: nothing to tell apart; change either"
 
     def forward(self, input: torch.Tensor, target_is_real: bool, is_disc: bool = False) -> torch.Tensor:
-        """For logits of any shape; see `adversarial_loss`."""
-        loss = adversarial_loss(
-            input,
-            target_is_real,
-            gan_type=self.gan_type,
-            is_disc=is_disc,
-            real_label_val=self.real_label_val,
-            fake_label_val=self.fake_label_val,
-        )
+        """A scalar, for logits x of any shape; `is_disc`: the discriminator learns from it, not the generator."""
+        loss = self._loss(at_least_float32(input), target_is_real, is_disc)
         return loss if is_disc else self.loss_weight * loss
+
+    def _loss(self, logits: torch.Tensor, real: bool, is_disc: bool) -> torch.Tensor:
+        if self.gan_type in ("vanilla", "lsgan"):
+            label = torch.full_like(logits, self.real_label_val if real else self.fake_label_val)
+            distance = F.binary_cross_entropy_with_logits if self.gan_type == "vanilla" else F.mse_loss
+            return distance(logits, label)
+        agreement = logits if real else -logits
+        if self.gan_type == "wgan":
+            return -agreement.mean()
+        if self.gan_type == "wgan_softplus":
+            return F.softplus(-agreement).mean()
+        return F.relu(1 - agreement).mean() if is_disc else -logits.mean()
 
 
 def r1_penalty(real_pred: torch.Tensor, real_img: torch.Tensor) -> torch.Tensor:
