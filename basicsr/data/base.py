@@ -118,13 +118,9 @@ def load_sample(dataset: Dataset[Any], key: SampleKey, pixels: bool = False) -> 
     """Loads a sample of any map-style dataset as a function of its key alone; with `pixels`, 8-bit images as uint8.
 
     A dataset written for BasicSR draws from the global generators of Python, numpy and torch: these are
-    seeded by the key for the length of the call, and put back as they were.
-
-    Raises:
-        OptionsError: the key has a patch size, and the dataset's patches are of one size.
-        DataError: the sample's images cannot be read or do not fit, or a file has gone; it names them.
-        MachineError: memory or open files ran out.
-        RuntimeError: the dataset raised anything else, which is the cause; it names the sample.
+    seeded by the key for the length of the call, and put back as they were. Raises OptionsError where the key has a
+    patch size and the dataset's patches are of one size; a UserError of the dataset's, and DataError for files,
+    MachineError for memory, RuntimeError for anything else, all of which name the sample.
     """
     try:
         if key.gt_size is not None:
@@ -235,14 +231,13 @@ class TensorConversion:
     """
 
     def __init__(self, color: Color | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        self._color = color
-        self._mean, self._std = (self._per_channel(name, values) for name, values in (("mean", mean), ("std", std)))
-
-    def _per_channel(self, name: str, values: Sequence[float] | None) -> torch.Tensor | None:
-        channels = 3 if self._color is None else 1
-        if values is not None and len(values) != channels:
-            raise OptionsError(f"{name} must have {channels} entries, one for each channel, got {list(values)}")
-        return None if values is None else torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+        self._color, channels = color, 3 if color is None else 1
+        per_channel: list[torch.Tensor | None] = []
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) != channels:
+                raise OptionsError(f"{name} must have {channels} entries, one for each channel, got {list(values)}")
+            per_channel.append(None if values is None else torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+        self._mean, self._std = per_channel
 
     def __call__(self, img: np.ndarray, pixels: bool = False) -> torch.Tensor:
         """Converts (H, W, 3), BGR, uint8 or uint16, to float32 (C, H, W).

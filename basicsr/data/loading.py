@@ -49,47 +49,12 @@ class Stage:
     gt_size: int | None = None
 
 
-class Stages:
-    """The stages of a run, one after another; the last one lasts to its end. All ranks' batches make an iteration."""
-
-    def __init__(self, stages: Sequence[Stage], batches_per_iteration: int) -> None:
-        self._stages = tuple(stages)
-        self._of_one = [stage.batch_size * batches_per_iteration for stage in stages]  # samples to an iteration
-        self._starts, self._samples = [0], [0]
-        for stage, of_one in zip(self._stages[:-1], self._of_one, strict=False):
-            self._starts.append(self._starts[-1] + stage.iterations)
-            self._samples.append(self._samples[-1] + stage.iterations * of_one)
-        self.change = len(set(self._of_one)) > 1  # whether the batch size changes
-
-    def at(self, iteration: int) -> Stage:
-        """The stage of an iteration, counted from 0."""
-        return self._stages[bisect_right(self._starts, iteration) - 1]
-
-    def samples_before(self, iteration: int) -> int:
-        """How many samples all ranks take in the iterations from 0 to before `iteration`."""
-        number = bisect_right(self._starts, iteration) - 1
-        return self._samples[number] + (iteration - self._starts[number]) * self._of_one[number]
-
-    def iterations_for(self, samples: int) -> int:
-        """How many iterations it takes until that many samples were taken."""
-        number = bisect_right(self._samples, samples) - 1
-        return self._starts[number] + math.ceil((samples - self._samples[number]) / self._of_one[number])
-
-
 @dataclass(eq=False, kw_only=True)
 class KeySampler(Sampler[list[SampleKey]]):
     """Yields the keys of one batch after another, for one rank, from `start_iteration` to the run's end.
 
-    Attributes:
-        num_samples: number of images N.
-        batch_size: images to a batch of one rank; the stages of a run whose batches change.
-        seed: the run's manual seed.
-        rank: this process's number.
-        world_size: number of processes.
-        start_iteration: iterations already done.
-        total_iterations: iterations of the whole run.
-        accumulate: batches to an iteration.
-        shuffle: take each pass in an order of its own; otherwise in the dataset's.
+    `batch_size` is that of one rank, or the stages of a run whose batches change; the last one lasts to its end. An
+    iteration has `accumulate` batches of each rank. Without `shuffle`, passes are in the dataset's order.
     """
 
     num_samples: int
@@ -104,16 +69,31 @@ class KeySampler(Sampler[list[SampleKey]]):
 
     def __post_init__(self) -> None:
         size = self.batch_size
-        stages = [Stage(self.total_iterations, size)] if isinstance(size, int) else size
-        self.stages = Stages(stages, self.world_size * self.accumulate)
+        self._stages = [Stage(self.total_iterations, size)] if isinstance(size, int) else list(size)
+        self._of_one = [stage.batch_size * self.world_size * self.accumulate for stage in self._stages]  # iteration
+        self._starts, self._samples = [0], [0]
+        for stage, of_one in zip(self._stages[:-1], self._of_one, strict=False):
+            self._starts.append(self._starts[-1] + stage.iterations)
+            self._samples.append(self._samples[-1] + stage.iterations * of_one)
+        self.changes = len(set(self._of_one)) > 1  # the batch size
+
+    def samples_before(self, iteration: int) -> int:
+        """How many samples all ranks take in the iterations from 0 to before `iteration`."""
+        number = bisect_right(self._starts, iteration) - 1
+        return self._samples[number] + (iteration - self._starts[number]) * self._of_one[number]
+
+    def iterations_for(self, samples: int) -> int:
+        """How many iterations it takes until that many samples were taken."""
+        number = bisect_right(self._samples, samples) - 1
+        return self._starts[number] + math.ceil((samples - self._samples[number]) / self._of_one[number])
 
     def __len__(self) -> int:
         return max(self.total_iterations - self.start_iteration, 0) * self.accumulate
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for iteration in range(self.start_iteration, self.total_iterations):
-            stage = self.stages.at(iteration)
-            first = self.stages.samples_before(iteration)
+            stage = self._stages[bisect_right(self._starts, iteration) - 1]
+            first = self.samples_before(iteration)
             for micro in range(self.accumulate):
                 start = first + (micro * self.world_size + self.rank) * stage.batch_size
                 yield [self.key(position, stage.gt_size) for position in range(start, start + stage.batch_size)]
@@ -142,22 +122,10 @@ class EpochPlace(NamedTuple):
 class TrainLoader:
     """Yields the batches of each iteration: tuples of `accumulate` batches.
 
-    Iterating draws nothing from any global generator, and the batches depend on nothing but the sampler's
-    arguments and the dataset: not on the number of workers, nor on where the run was resumed.
-
-    Args:
-        dataset: any map-style dataset whose items `collate` takes.
-        sampler: which samples come when.
-        accumulate: batches to an iteration.
-        enlarge_ratio: passes over the dataset that count as one epoch.
-        num_workers: worker processes; 0 loads in this process.
-        prefetch: batches that each worker prepares ahead, at least 2.
-        pin_memory: yield batches in page-locked memory.
-        skip_bad_images: how many bad images a run may do without.
-
-    Raises:
-        DataError: while iterating: a sample cannot be loaded, nor any that would be taken for it.
-        MachineError: while iterating: a worker was killed.
+    Iterating draws nothing from any global generator, and the batches depend on the sampler's arguments and the dataset
+    only, which is any map-style one whose items `collate` takes. `enlarge_ratio` passes count as one epoch. Without
+    workers this process loads; each prepares `prefetch` batches, at least 2. While iterating, raises DataError where a
+    sample cannot be loaded, nor any that `skip_bad_images` would take for it, MachineError where a worker was killed.
     """
 
     def __init__(
@@ -202,7 +170,7 @@ class TrainLoader:
     def iterations_per_epoch(self) -> int:
         """Iterations that all ranks together need for an epoch, rounded up; on average over the run if they change."""
         iterations = self._sampler.total_iterations
-        per_iteration = self._sampler.stages.samples_before(iterations) / iterations
+        per_iteration = self._sampler.samples_before(iterations) / iterations
         return math.ceil(self._epoch / per_iteration)
 
     def epoch_at(self, iteration: int) -> EpochPlace:
@@ -210,13 +178,13 @@ class TrainLoader:
 
         Where the batch size changes, an epoch ends with the iteration in which its last sample was taken.
         """
-        stages = self._sampler.stages
-        if not stages.change:
+        sampler = self._sampler
+        if not sampler.changes:
             length = self.iterations_per_epoch
             return EpochPlace(*divmod(iteration, length), length)
-        number = stages.samples_before(iteration) // self._epoch
-        start = stages.iterations_for(number * self._epoch)
-        end = stages.iterations_for((number + 1) * self._epoch)
+        number = sampler.samples_before(iteration) // self._epoch
+        start = sampler.iterations_for(number * self._epoch)
+        end = sampler.iterations_for((number + 1) * self._epoch)
         return EpochPlace(number, iteration - start, end - start)
 
     def __len__(self) -> int:

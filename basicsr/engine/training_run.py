@@ -54,37 +54,17 @@ _WHOSE = {"g": "", "d": "discriminator's "}
 
 
 class TrainingRun:
-    """State and parts of one run, on one rank. `resume` is the checkpoint to continue, or None.
-
-    Attributes:
-        options: the whole options, in which `recognise_networks` has replaced `auto`; `options_text` is their YAML.
-        files: SHA-256 of the files of weights that the options name, by option.
-        network: the network being trained, bare.
-        terms: its losses by name.
-        model: both, under DistributedDataParallel where there are several ranks.
-        teacher: what the network learns from; None where there is none, or its outputs come from a cache.
-        cache: the key of that cache, or None.
-        ema: the network's moving average, or None.
-        adversary: the discriminator's side, or None.
-        loader: of the training images.
-        images: number of the training images and a digest of their names.
-        skipped: samples that training does without, 'path: reason' each.
-        validation: datasets by name.
-        iteration: number of finished iterations.
-        validation_due: whether the last finished iteration still has to be validated.
-        best: per dataset and metric, the best value and its iteration.
-        remarks: lines for the log on the weights that were loaded.
-    """
+    """State and parts of one run, on one rank. `resume` is the checkpoint to continue, or None."""
 
     def __init__(self, options: Options, rank_info: RankInfo, resume: Checkpoint | None) -> None:
         self.options, self.rank_info, self.options_text = options, rank_info, resolved_yaml(options)
         self.iteration = resume.iteration if resume else 0
-        self.best: dict[str, dict[str, dict[str, float]]] = {}
-        self.validation_due = False
-        self.skipped: dict[int, list[str]] = {}
+        self.best: dict[str, dict[str, dict[str, float]]] = {}  # by dataset and metric: the value and its iteration
+        self.validation_due = False  # whether the last finished iteration still has to be validated
+        self.skipped: dict[int, list[str]] = {}  # samples that training does without, 'path: reason' each
         train = options.train
-        self.files = input_digests(options)
-        self.cache = on_master(lambda: check_cache_key(options, self.files))
+        self.files = input_digests(options)  # SHA-256 of the files of weights that the options name
+        self.cache = on_master(lambda: check_cache_key(options, self.files))  # None without a teacher cache
         self.precision = choose_precision(options, rank_info.device, resume.state if resume is not None else None)
         self._kept_precision = self.precision.kept()
         computed = settled(options, self._kept_precision)
@@ -125,7 +105,7 @@ class TrainingRun:
         if resume is not None:
             self.restore(resume)
         require_equal(self._weight_digests)  # else DistributedDataParallel would make them equal without an error
-        self.model = self._distributed(self._bare) if distributed else self._bare
+        self.model = self._distributed(self._bare) if distributed else self._bare  # network and terms
         self.loader = build_train_loader(
             options.datasets["train"],
             seed=options.manual_seed,
@@ -136,7 +116,7 @@ class TrainingRun:
             accumulate=train.accumulate,
             pin_memory=rank_info.device.type == "cuda",
         )
-        self.images = fingerprint(self.loader.dataset)
+        self.images = fingerprint(self.loader.dataset)  # their number and a digest of their names
         self.validation = {block.name: build_eval_dataset(block) for block in options.datasets_of("val").values()}
 
     @property

@@ -40,13 +40,8 @@ def build_model(options: Options, device: torch.device) -> tuple[KDModel, list[s
     """Builds the network to train, its terms, and for `model_type: KDModel` the teacher, unless its outputs are cached.
 
     `amp` must not be `auto` any more. The network to train is built first, so that from one seed it starts equal with
-    and without a teacher.
-
-    Returns:
-        The model on `device`, and remarks on what was loaded.
-
-    Raises:
-        OptionsError, CheckpointError: a block or a checkpoint does not fit.
+    and without a teacher. Returns the model on `device`, and remarks on what was loaded; raises OptionsError or
+    CheckpointError where a block or a checkpoint does not fit.
     """
     network, loaded = load_network(options, "g", device)
     teacher, remarks = None, [loaded]

@@ -20,38 +20,21 @@ from basicsr.utils.precision import Precision, at_least_float32
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one forward pass of a model gives.
+    """What one forward pass of a model gives; all but `parts` has gradients."""
 
-    Attributes:
-        total: the weighted sum of all parts, with gradients.
-        parts: each part without its weight, detached, for the log.
-        weighted: each part times its weight, with gradients.
-        sr: the network's output, float32 (B, C, sH, sW), with gradients.
-    """
-
-    total: torch.Tensor
-    parts: dict[str, torch.Tensor]
+    total: torch.Tensor  # the weighted sum of all parts
+    parts: dict[str, torch.Tensor]  # without their weights, detached, for the log
     weighted: dict[str, torch.Tensor]
-    sr: torch.Tensor
+    sr: torch.Tensor  # the network's output, float32 (B, C, sH, sW)
 
 
 class KDModel(nn.Module):
     """Distils a teacher into a student; `model_type: SRModel` is the case of no teacher and no distillation.
 
-    Its parameters are the student's and the terms' heads. Losses are computed in float32.
-
-    Args:
-        student: the network to train; maps I_LR (B, C, H, W) to I_S (B, C, sH, sW).
-        teacher: the network to learn from, loaded and on its device; None where there is none, or its outputs come
-            with the batches.
-        terms: what the student learns from, by name.
-        precision: how the student is run.
-        teacher_precision: how the teacher is run.
-        scale: upscaling factor s.
-        seed: the run's, from which terms derive random choices.
-
-    Raises:
-        OptionsError: a term names a missing module, does not work with these networks, or needs a missing teacher.
+    Its parameters are the student's, which maps I_LR (B, C, H, W) to I_S (B, C, sH, sW), and the heads of the terms it
+    learns from. Losses are computed in float32. `teacher` is None where there is none, or its outputs come with the
+    batches. Raises OptionsError where a term names a missing module, does not work with these networks, or needs a
+    missing teacher.
     """
 
     def __init__(
@@ -228,15 +211,8 @@ class Adversary:
     """The discriminator and its half of the game: owns its optimizer and its loss scaler.
 
     It stands outside `KDModel`: registered inside a module under DistributedDataParallel it would let the student's
-    weights drift apart between ranks.
-
-    Args:
-        discriminator: on its device.
-        gan_loss: called as (logits, target_is_real, is_disc).
-        weight: of L_adv in the student's loss.
-        precision: how the discriminator is run.
-        train: whether the discriminator learns; then its `optimizer` is to be set.
-        distributed: whether to average its gradients over ranks.
+    weights drift apart between ranks. `gan_loss` is called as (logits, target_is_real, is_disc); `weight` is that of
+    L_adv in the student's loss. Where the discriminator learns (`train`), its `optimizer` is to be set.
     """
 
     def __init__(
@@ -277,19 +253,13 @@ class Adversary:
 
             L_D = -E[log D(I_GT)] - E[log(1 - D(I_S))] (eq. 5), L_adv = -E[log D(I_S)] (eq. 6),
 
-        with the chosen GAN loss on logits. Both losses of I_S come from one pass through D.
+        with the chosen GAN loss on logits. Both losses of I_S come from one pass through D; gradients stop at I_S.
+        `guided` makes of the weighted L_adv what the student's gradients are to be computed from, such as the loss
+        scaled for fp16; None where the student does not learn. `share` is the factor of D's gradients, 1 over the
+        number of micro-batches; after the last one ranks average them.
 
-        Args:
-            real: I_GT, (B, C, H, W).
-            sr: I_S of the same shape; gradients stop at it.
-            guided: makes of the weighted L_adv what the student's gradients are to be computed from, such as the loss
-                scaled for fp16; None where the student does not learn.
-            share: factor of D's gradients, 1 over the number of micro-batches.
-            last: whether this is the last micro-batch, after which ranks average D's gradients.
-
-        Returns:
-            `l_adv`, unweighted, where the student learns, and where the discriminator does, L_D's parts and D's mean
-            logits, all detached. And the gradient of `guided` in I_S, float32, or None.
+        Returns `l_adv`, unweighted, where the student learns, and where the discriminator does, L_D's parts and D's
+        mean logits, all detached; and the gradient of `guided` in I_S, float32, or None.
         """
         fake = sr.detach().requires_grad_(guided is not None)
         parts: dict[str, torch.Tensor] = {}

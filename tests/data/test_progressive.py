@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from basicsr.config.load import load_options
 from basicsr.data import build_dataset, build_train_loader
 from basicsr.data.base import ImageDataset, SampleKey, load_sample
-from basicsr.data.loading import KeySampler, Stage, Stages
+from basicsr.data.loading import KeySampler, Stage
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.randomness import generator, sample_seed
 from basicsr.utils.registry import Registry
@@ -69,7 +69,7 @@ class TestSamples:
 
 
 def test_samples_and_iterations_are_counted_as_by_a_loop():
-    stages = Stages(STAGES, batches_per_iteration=2)
+    stages = sampler(world_size=2)
     taken = np.cumsum([0] + [2 * {8: 4, 12: 3, 16: 1}[size] for size in SIZES])
     assert [stages.samples_before(iteration) for iteration in range(10)] == taken.tolist()
     for samples in range(taken[-1] + 1):

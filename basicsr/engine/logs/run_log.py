@@ -141,16 +141,9 @@ def _about_threads(threads: int, cores: int, environment: Mapping[str, str]) -> 
 
 
 class RunLog:
-    """Writes a training run's figures. Made on rank 0 only.
+    """Writes a training run's figures, from iteration `start` to `total`. Made on rank 0 only.
 
-    Args:
-        logger: for lines.
-        name: the run's.
-        start: number of iterations already done.
-        total: number of iterations in all.
-        writers: where figures and images go.
-        compare: makes a picture, uint8 (H, W, 3) BGR, from a validation set's name and the network's output for its
-            first image, which it sets beside others.
+    `compare` makes a picture, uint8 (H, W, 3) BGR, of a validation set's name and the output for its first image.
     """
 
     def __init__(
@@ -363,19 +356,12 @@ def _now() -> str:
 
 
 class SkippedImages:
-    """Which images training does without, and whether they are too many. The same on all ranks.
-
-    Args:
-        folder: experiments/NAME, where `skipped_images.txt` lists them.
-        limit: `skip_bad_images`.
-        known: the run's notes by sample; grows here.
-    """
+    """Which images training does without, the same on all ranks; `known` are the run's notes by sample."""
 
     def __init__(self, folder: Path, limit: int, known: dict[int, list[str]]) -> None:
         self._path, self._limit, self._known = folder / SKIPPED, limit, known
         self._new: set[Skipped] = set()
         self._skipped: set[Skipped] = set()  # since this start
-        self._listed: set[str] = set(on_master(self._read)) if limit else set()
 
     def note(self, batches: Sequence[Batch]) -> None:
         """Notes the images that an iteration's batches lack."""
@@ -393,7 +379,7 @@ class SkippedImages:
             if image.note not in (notes := self._known.setdefault(image.sample, [])):
                 notes.append(image.note)
         lines = sorted(image.note for image in new)
-        on_master(lambda: self._append([line for line in lines if line not in self._listed]))
+        on_master(lambda: self._list(lines))
         return lines
 
     @property
@@ -407,18 +393,13 @@ class SkippedImages:
             f" listed in {self._path}"
         )
 
-    def _read(self) -> list[str]:
-        if not os.path.lexists(self._path):
-            return []
+    def _list(self, lines: Sequence[str]) -> None:
+        if not lines:
+            return
         try:
-            return read_regular(self._path).decode("utf-8", "replace").splitlines()
-        except OSError as error:
-            raise CheckpointError(f"{self._path} cannot be read ({error.strerror}); remove it") from error
-
-    def _append(self, lines: Sequence[str]) -> None:
-        try:
-            if lines:
-                with open(self._path, "a", encoding="utf-8") as file:
-                    file.writelines(f"{line}\n" for line in lines)
+            there = os.path.lexists(self._path)
+            listed = read_regular(self._path).decode("utf-8", "replace").splitlines() if there else []
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines if line not in listed)
         except OSError as error:
             raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from error
