@@ -27,7 +27,7 @@ from basicsr.engine.process.command import StopRequest
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import HeaderError
 from basicsr.inference.runner import Outcome, Shape, Trial
-from basicsr.metrics.traits import arguments_of
+from basicsr.metrics import arguments_of
 from basicsr.utils.dist_util import on_master, raise_together
 from basicsr.utils.errors import DataError, NonFiniteError, OptionsError, UserError
 from basicsr.utils.precision import Precision

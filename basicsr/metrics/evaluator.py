@@ -16,8 +16,8 @@ from torch import nn
 
 from basicsr.files.images import IMAGE_SUFFIXES
 from basicsr.inference.runner import ImageRunner
+from basicsr.metrics import bound_metric, takes_tensors, traits_of
 from basicsr.metrics.metric_util import NoFigureWarning
-from basicsr.metrics.traits import bound_metric, takes_tensors, traits_of
 from basicsr.utils.dist_util import gather_objects, get_dist_info, raise_together
 from basicsr.utils.errors import DataError, NonFiniteError
 from basicsr.utils.misc import wait_for
@@ -130,7 +130,8 @@ def evaluate(
             start = time.perf_counter()
             output = runner(lq)  # on the CPU, so it is there
             seconds = time.perf_counter() - start
-            if not _all_finite(output):
+            values = output.detach().numpy()
+            if not np.isfinite([values.min(), values.max()]).all():  # without a mask of the image's size
                 raise NonFiniteError(
                     f"{type(network).__name__} makes values of {path} that are not finite; its weights are damaged or"
                     " its training diverged"
@@ -174,12 +175,6 @@ def _to_bgr(image: torch.Tensor) -> np.ndarray:
     planes *= 255
     levels = np.rint(planes, out=planes).astype(np.uint8)
     return levels[0] if len(levels) == 1 else np.asarray(cv2.merge(list(levels[::-1])))
-
-
-def _all_finite(image: torch.Tensor) -> bool:
-    """By the extremes, which are not finite where any value is not: without a mask of the image's size."""
-    values = image.detach().numpy()
-    return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
 
 
 def _measured(metric: str, measure: Callable[[Mapping[str, Any]], Any], images: Mapping[str, Any], path: str) -> float:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from basicsr.metrics import Direction, Traits, described
 from basicsr.metrics.metric_util import check_crop_border, check_same_shape
-from basicsr.metrics.psnr_ssim_pt import eight_bit_levels
-from basicsr.metrics.traits import Direction, Traits, described
+from basicsr.metrics.psnr_ssim import eight_bit_levels
 from basicsr.utils.errors import DataError, MachineError, OptionsError
 from basicsr.utils.ranges import Border
 from basicsr.utils.registry import METRIC_REGISTRY

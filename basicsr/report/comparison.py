@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from basicsr.config.schema import Region
-from basicsr.metrics.metric_util import SSIM_WINDOW
-from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
+from basicsr.metrics.psnr_ssim import SSIM_WINDOW, calculate_psnr, calculate_ssim
 from basicsr.report.pictures import SavedPictures
 from basicsr.report.regions import choose_regions, image_name, images_that_differ, load_output, size_text
 from basicsr.report.results import ScaleResults

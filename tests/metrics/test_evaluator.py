@@ -11,8 +11,8 @@ from support.images import PSNR, Pairs
 from support.training import evaluate_rank, run_ranks
 from torch import nn
 
+from basicsr import metrics
 from basicsr.files.images import tensor2img
-from basicsr.metrics import traits
 from basicsr.metrics.evaluator import evaluate, image_name
 from basicsr.utils.errors import DataError, NonFiniteError, OptionsError
 
@@ -134,7 +134,7 @@ def test_infinite_values_have_no_figures(value):
 
 def test_a_metrics_options_are_validated_once_for_all_images(monkeypatch):
     bound = []
-    bind = traits.bind_arguments
-    monkeypatch.setattr(traits, "bind_arguments", lambda *given: bound.append(given[0].__name__) or bind(*given))
+    bind = metrics.bind_arguments
+    monkeypatch.setattr(metrics, "bind_arguments", lambda *given: bound.append(given[0].__name__) or bind(*given))
     evaluate(nn.Identity(), Pairs(3), PSNR, torch.device("cpu"))
     assert bound == ["calculate_psnr"]

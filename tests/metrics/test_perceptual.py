@@ -16,9 +16,9 @@ from basicsr.metrics import (
     calculate_psnr_pt,
     calculate_ssim_pt,
     prepare_metrics,
+    traits_of,
 )
 from basicsr.metrics.evaluator import evaluate
-from basicsr.metrics.traits import traits_of
 from basicsr.utils.errors import DataError, MachineError, OptionsError
 
 CPU = torch.device("cpu")

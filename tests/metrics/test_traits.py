@@ -11,9 +11,8 @@ from support.images import Pairs
 from support.registering import documented_file
 from torch import nn
 
-from basicsr.metrics import better_direction, calculate_metric
+from basicsr.metrics import better_direction, calculate_metric, takes_tensors, traits_of
 from basicsr.metrics.evaluator import evaluate
-from basicsr.metrics.traits import takes_tensors, traits_of
 from basicsr.utils.registry import METRIC_REGISTRY
 
 CPU = torch.device("cpu")
