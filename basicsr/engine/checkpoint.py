@@ -18,15 +18,15 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from basicsr.engine.state_checks import StateMismatch, check_records, iteration_of
+from basicsr.engine.state_checks import StateMismatch, check_records
 from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, Staged, sha256_of, stage, sync_folder, write_atomically
 from basicsr.files.torch_files import load_tensors
 from basicsr.utils.errors import CheckpointError, LostRankError, NonFiniteError
@@ -41,14 +41,7 @@ _OURS = re.compile(r"\..+\.(pth|state|json|jsonl|yml)(\.\d+)?\.tmp")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One complete checkpoint as read from disk.
-
-    Attributes:
-        iteration: after which it was saved.
-        networks: content of net_LABEL_ITER.pth by label ('g', 'd').
-        state: content of ITER.state.
-        path: of the state file.
-    """
+    """One complete checkpoint as read from disk: the content of net_LABEL_ITER.pth by label, and of ITER.state."""
 
     iteration: int
     networks: dict[str, Any]
@@ -91,10 +84,19 @@ class CheckpointFolder:
         try:
             for file, content in contents.items():
                 staged.append(self._stage(file, content))
-            staged.append(self._stage_manifest(iteration, staged))
+            named = {f"{entry.path.parent.name}/{entry.path.name}": entry for entry in staged}
+            files = {name: {"sha256": entry.sha256, "bytes": entry.size} for name, entry in named.items()}
+            manifest = json.dumps({"format": FORMAT, "iteration": iteration, "files": files}, indent=1).encode()
+            at = self._manifest(iteration)
+            staged.append(stage(at, _temporary(at), lambda file: file.write(manifest)))
             for entry in (staged[-1], *staged[:-1]):
                 entry.commit()
-            self._prune()
+            whole = [found for found in self._iterations() if self._manifest(found).exists()]
+            too_old = [] if self._keep is None else whole[self._keep :]
+            for old in too_old:
+                for file in (*self._networks(old), self.states / f"{old}.state"):
+                    file.unlink(missing_ok=True)
+                self._manifest(old).unlink()  # last, so that what a killed process leaves is found the next time
         except BaseException as error:
             # Once the manifest has its name the checkpoint exists, and `tidy` completes what is left to do.
             if len(staged) <= len(contents) or staged[-1].temporary.exists():
@@ -117,9 +119,8 @@ class CheckpointFolder:
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest intact checkpoint, or None where there is none at all, and a line for each newer damaged one.
 
-        Raises:
-            CheckpointError: the folder cannot be read; or of its checkpoints none is intact, or the newest intact one
-                holds what no run writes.
+        Raises CheckpointError where the folder cannot be read, none of its checkpoints is intact, or the newest intact
+        one holds what no run writes.
         """
         faults: dict[int, str] = {}
         for iteration in self._iterations(strict=True):
@@ -143,10 +144,9 @@ class CheckpointFolder:
         return None, []
 
     def load(self, path: Path) -> Checkpoint:
-        """Reads the checkpoint of a state file, its networks from the `models` folder beside it.
+        """Reads a state file, and its networks from the `models` folder beside it.
 
-        Raises:
-            CheckpointError: a file is missing, damaged, or was not written by this framework.
+        Raises CheckpointError where a file is missing, damaged, or was not written by this framework.
         """
         manifest = path.with_suffix(".json")
         if not os.path.isfile(manifest):
@@ -164,7 +164,7 @@ class CheckpointFolder:
             raise _damaged(path, f"cannot be read ({error})", self._advice()) from error
         state = read.pop(path)
         try:
-            iteration = iteration_of(state, int(path.stem))
+            iteration = int(path.stem)
             check_records(state, iteration)
         except StateMismatch as error:
             raise UnfitCheckpointError(
@@ -178,12 +178,7 @@ class CheckpointFolder:
 
         Later checkpoints are damaged, or of a course that the run leaves; left in place they would be taken for the
         run's newest. From `superseded` they can be resumed too. So can the best and latest weights of that course.
-
-        Returns:
-            A line for each checkpoint that was moved.
-
-        Raises:
-            CheckpointError: files cannot be renamed.
+        Returns a line for each checkpoint that was moved; raises CheckpointError where files cannot be renamed.
         """
         remarks: list[str] = []
         try:
@@ -239,13 +234,6 @@ class CheckpointFolder:
             raise CheckpointError(f"cannot save {path}: {error.strerror}") from error
         return stage(path, _temporary(path), lambda file: torch.save(_shared(dict(content)), file))
 
-    def _stage_manifest(self, iteration: int, staged: Sequence[Staged]) -> Staged:
-        named = {f"{entry.path.parent.name}/{entry.path.name}": entry for entry in staged}
-        files = {name: {"sha256": entry.sha256, "bytes": entry.size} for name, entry in named.items()}
-        content = json.dumps({"format": FORMAT, "iteration": iteration, "files": files}, indent=1).encode()
-        path = self._manifest(iteration)
-        return stage(path, _temporary(path), lambda file: file.write(content))
-
     def _cannot_save(self, path: Path, needed: int, error: Exception) -> CheckpointError:
         if isinstance(error, NoSpaceError):
             return NoSpaceError(self._no_room(path.name, needed, shutil.disk_usage(path.parent).free))
@@ -273,7 +261,9 @@ class CheckpointFolder:
             raise _damaged(path, f"is damaged ({manifest_path.name} is not of iteration {path.stem})", self._advice())
         root, found = path.parent.parent, {}
         for name, (size, digest) in wanted.items():
-            if not _is_ours(name):
+            folder, _, file = name.partition("/")
+            ours = _NETWORK.fullmatch(file) if folder == "models" else file.endswith(".state")
+            if folder not in ("models", "training_states") or "/" in file or "\0" in file or not ours:
                 fault = f"{manifest_path.name} names the file {name!r}, which is none of a checkpoint's"
                 raise _damaged(path, f"is damaged ({fault})")
             candidates = [file for file in (root / name, _temporary(root / name)) if os.path.isfile(file)]
@@ -295,12 +285,10 @@ class CheckpointFolder:
     def _complete(self, iteration: int) -> None:
         """Gives the files of a committed checkpoint their names, where its process did not come to that."""
         path = self.states / f"{iteration}.state"
-        if any(_temporary(file).exists() for file in (path, *self._networks(iteration))):
-            try:
-                found = self._checked(path, path.with_suffix(".json"))
-            except DamagedCheckpointError:
-                return
-            for file, at in found.items():
+        if not any(_temporary(file).exists() for file in (path, *self._networks(iteration))):
+            return
+        with suppress(DamagedCheckpointError):
+            for file, at in self._checked(path, path.with_suffix(".json")).items():
                 if at != file:
                     at.replace(file)
             sync_folder(self.models)
@@ -320,14 +308,6 @@ class CheckpointFolder:
             (chosen / file.parent.name).mkdir(parents=True, exist_ok=True)
             file.replace(chosen / file.parent.name / file.name)
         return chosen
-
-    def _prune(self) -> None:
-        if self._keep is None:
-            return
-        for iteration in [found for found in self._iterations() if self._manifest(found).exists()][self._keep :]:
-            for file in (*self._networks(iteration), self.states / f"{iteration}.state"):
-                file.unlink(missing_ok=True)
-            self._manifest(iteration).unlink()  # last, so that what a killed process leaves is found the next time
 
     def _manifest(self, iteration: int) -> Path:
         return self.states / f"{iteration}.json"
@@ -417,10 +397,3 @@ def _temporary(path: Path) -> Path:
 
 def _is_intact(file: Path, size: int, digest: str) -> bool:
     return file.stat().st_size == size and sha256_of(file) == digest
-
-
-def _is_ours(name: str) -> bool:
-    folder, _, file = name.partition("/")
-    if folder not in ("models", "training_states") or "/" in file or "\0" in file:
-        return False
-    return bool(_NETWORK.fullmatch(file)) if folder == "models" else file.endswith(".state")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from basicsr.files.torch_files import check_weights
@@ -27,36 +28,49 @@ _SCALER: dict[str, Callable[[float], bool]] = {
     "growth_interval": lambda value: 0 < value < _MOST,
     "_growth_tracker": lambda value: 0 <= value < _MOST,
 }
+_Count = Annotated[int, Field(ge=0, lt=_MOST)]
 
 
 class StateMismatch(ValueError):
     """What in a state does not fit, in words that complete 'N.state does not fit: '."""
 
 
-def iteration_of(state: Any, saved_as: int) -> int:
-    """The iteration of a state; raises StateMismatch where it is not `saved_as`, after which its file is named."""
-    if not isinstance(state, Mapping) or not all(type(key) is str for key in state):
+class _Best(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    value: float
+    iteration: _Count
+
+
+class _Records(BaseModel):
+    """Plain values of a state; those that older versions lack may be missing."""
+
+    model_config = ConfigDict(strict=True)
+
+    iteration: _Count = Field(description="a number of iterations")
+    validation_due: bool = Field(False, description="true or false")
+    options: str = Field("", description="text")
+    world_size: Annotated[int, Field(gt=0, lt=_MOST)] = Field(1, description="a number of ranks")
+    images: dict[str, _Count | str | None] = Field({}, description="a number of images and their digests")
+    files: dict[str, str] = Field({}, description="digests of files")
+    skipped: dict[_Count, list[str] | tuple[str, ...]] = Field({}, description="the images that are left out")
+    best: dict[str, dict[str, _Best]] = Field({}, description="the best figures, of iterations up to the state's")
+
+
+def check_records(state: Any, iteration: int) -> None:
+    """Raises StateMismatch where a plain value of a state is wrong; its file is named after `iteration`."""
+    if not isinstance(state, dict) or not all(type(key) is str for key in state):
         raise StateMismatch(f"it holds {_shown(state)}, not a training state")
-    iteration = state.get("iteration")
-    if not _is_count(iteration) or iteration != saved_as:
-        raise StateMismatch(f"its 'iteration' is {_shown(iteration)}, not {_shown(saved_as)}")
-    return saved_as
-
-
-def check_records(state: Mapping[str, Any], iteration: int) -> None:
-    """Raises StateMismatch where a plain value of a state is wrong; those that older versions lack may be missing."""
-    wanted: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "validation_due": (lambda value: type(value) is bool, "true or false"),
-        "options": (lambda value: type(value) is str, "text"),
-        "world_size": (lambda value: _is_count(value) and value > 0, "a number of ranks"),
-        "images": (_is_fingerprint, "a number of images and their digests"),
-        "files": (lambda value: _is_mapping(value, str), "digests of files"),
-        "skipped": (_is_skipped, "the images that are left out"),
-        "best": (lambda value: _is_best(value, iteration), f"figures of iterations up to {iteration}"),
-    }
-    for name, (fits, what) in wanted.items():
-        if name in state and not fits(state[name]):
-            raise StateMismatch(f"its '{name}' is {_shown(state[name])}, not {what}")
+    found = state.get("iteration")
+    if type(found) is not int or found != iteration:
+        raise StateMismatch(f"its 'iteration' is {_shown(found)}, not {_shown(iteration)}")
+    try:
+        best = _Records.model_validate(state).best
+        fault = "best" if any(one.iteration > iteration for of_set in best.values() for one in of_set.values()) else ""
+    except ValidationError as error:
+        fault = str(error.errors(include_url=False)[0]["loc"][0])
+    if fault:
+        raise StateMismatch(f"its '{fault}' is {_shown(state[fault])}, not {_Records.model_fields[fault].description}")
 
 
 def part_of(content: Any, *names: str) -> Any:
@@ -71,7 +85,7 @@ def part_of(content: Any, *names: str) -> Any:
 def check_tensors(name: str, given: Any, module: nn.Module) -> None:
     """Raises StateMismatch where saved weights differ from a module's in names, shapes or types, or are not finite."""
     expected = module.state_dict()
-    if not _is_mapping(given, Tensor):
+    if not isinstance(given, Mapping) or not all(type(key) is str and isinstance(given[key], Tensor) for key in given):
         raise StateMismatch(f"its {name} are {_shown(given)}, not tensors by name")
     for key in (*expected, *given):
         if key not in given or key not in expected:
@@ -92,12 +106,13 @@ def check_groups(name: str, given: Any) -> dict[str, Any]:
     groups = given["param_groups"]
     if not isinstance(groups, (list, tuple)) or not all(isinstance(group, dict) for group in groups):
         raise StateMismatch(f"its {name} has parameter groups that are {_shown(groups)}")
+    listed: list[int] = []
     for group in groups:
         numbers = group.get("params")
-        if not isinstance(numbers, (list, tuple)) or not all(map(_is_count, numbers)):
+        if not isinstance(numbers, (list, tuple)) or not all(type(number) is int for number in numbers):
             raise StateMismatch(f"its {name} has a group whose parameters are {_shown(numbers)}")
-    numbers = [number for group in groups for number in group["params"]]
-    if len(set(numbers)) < len(numbers):
+        listed += numbers
+    if len(set(listed)) < len(listed):
         raise StateMismatch(f"its {name} lists a parameter twice")
     return given
 
@@ -105,29 +120,30 @@ def check_groups(name: str, given: Any) -> dict[str, Any]:
 def check_optimizer(name: str, given: Any, optimizer: torch.optim.Optimizer, iteration: int) -> None:
     """Compares a saved optimizer with the one that goes on: groups, and every moment of every parameter.
 
-    Args:
-        name: of the optimizer, for messages.
-        given: what the checkpoint holds in its place.
-        optimizer: that goes on.
-        iteration: after which the state was saved; no optimizer has made more steps.
-
-    Raises:
-        StateMismatch: it is of another kind, of other parameters, or its values are impossible.
+    Raises StateMismatch where it is of another kind, of other parameters, or its values are impossible after
+    `iteration` iterations.
     """
-    saved = check_groups(name, given)["param_groups"]
-    _compare_groups(name, saved, optimizer)
+    saved, groups = check_groups(name, given)["param_groups"], optimizer.param_groups
+    if len(saved) != len(groups):
+        raise StateMismatch(f"its {name} has {len(saved)} parameter groups, not {len(groups)}")
+    for theirs, own in zip(saved, groups, strict=True):
+        count, wanted = len(theirs["params"]), len(own["params"])
+        if count != wanted:
+            raise StateMismatch(f"its {name} has {count} parameters in '{own['name']}', not {wanted}")
+        if theirs.get("name", own["name"]) != own["name"]:
+            raise StateMismatch(f"its {name} has the group {_shown(theirs['name'])} in the place of '{own['name']}'")
+    moments = given["state"]
+    if not isinstance(moments, Mapping):
+        raise StateMismatch(f"its {name} has moments that are {_shown(moments)}")
     numbers = {number for group in saved for number in group["params"]}
-    if not isinstance(given["state"], Mapping):
-        raise StateMismatch(f"its {name} has moments that are {_shown(given['state'])}")
-    if strangers := [number for number in given["state"] if number not in numbers or type(number) is not int]:
+    if strangers := [number for number in moments if number not in numbers or type(number) is not int]:
         raise StateMismatch(f"its {name} has moments of a parameter {_shown(strangers[0])} that it does not list")
-    for theirs, own in zip(saved, optimizer.param_groups, strict=True):
+    for theirs, own in zip(saved, groups, strict=True):
         pairs = zip(theirs["params"], own["params"], strict=True)
-        held = [(number, parameter) for number, parameter in pairs if number in given["state"]]
+        held = [(number, parameter) for number, parameter in pairs if number in moments]
         template = _template(optimizer, own) if held else {}
         for number, parameter in held:
-            where = f"{name}: parameter {number}"
-            _check_moments(where, given["state"][number], parameter, template, iteration)
+            _check_moments(f"{name}: parameter {number}", moments[number], parameter, template, iteration)
 
 
 def check_scaler(name: str, given: Any, scaler: torch.amp.GradScaler) -> None:
@@ -138,18 +154,6 @@ def check_scaler(name: str, given: Any, scaler: torch.amp.GradScaler) -> None:
         value: Any = given.get(key)
         if type(value) not in (int, float) or not _SCALER.get(key, math.isfinite)(value):
             raise StateMismatch(f"its {name} has {key} {_shown(value)}")
-
-
-def _compare_groups(name: str, given: Sequence[Mapping[str, Any]], optimizer: torch.optim.Optimizer) -> None:
-    ours = optimizer.param_groups
-    if len(given) != len(ours):
-        raise StateMismatch(f"its {name} has {len(given)} parameter groups, not {len(ours)}")
-    for theirs, own in zip(given, ours, strict=True):
-        count, wanted = len(theirs["params"]), len(own["params"])
-        if count != wanted:
-            raise StateMismatch(f"its {name} has {count} parameters in '{own['name']}', not {wanted}")
-        if theirs.get("name", own["name"]) != own["name"]:
-            raise StateMismatch(f"its {name} has the group {_shown(theirs['name'])} in the place of '{own['name']}'")
 
 
 def _template(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,66 +172,28 @@ def _check_moments(where: str, given: Any, parameter: Tensor, template: Mapping[
         held = ", ".join(map(str, given)) if isinstance(given, Mapping) else _shown(given)
         raise StateMismatch(f"its {where} has the moments {printable(held[:200]) or 'none'}, not {', '.join(template)}")
     for key, example in template.items():
-        value = given[key]
+        value, what = given[key], f"{where} has {key}"
         if example is None and value is None:
             continue
         if isinstance(example, Tensor) and example.dim() == 2:
-            _same(f"{where} has {key} of shape", value, parameter, _shape)
-            _same(f"{where} has {key} of type", value, parameter, _type)
+            _same(f"{what} of shape", value, parameter, _shape)
+            _same(f"{what} of type", value, parameter, _type)
         elif isinstance(value, Tensor) and (value.dim() or value.dtype != torch.float32):
-            found = f"shape {_shape(value)} and type {_type(value)}"
-            raise StateMismatch(f"its {where} has {key} of {found}, not one float32")
+            raise StateMismatch(f"its {what} of shape {_shape(value)} and type {_type(value)}, not one float32")
         elif not isinstance(value, Tensor) and type(value) not in (int, float):
-            raise StateMismatch(f"its {where} has {key} {_shown(value)}")
-        _check_values(f"its {where} has {key}", key, torch.as_tensor(value), iteration)
-
-
-def _check_values(what: str, key: str, value: Tensor, iteration: int) -> None:
-    if not torch.isfinite(value).all():
-        raise StateMismatch(f"{what} with values that are NaN or infinite")
-    if key.endswith(_NEVER_NEGATIVE) and bool((value < 0).any()):
-        raise StateMismatch(f"{what} with values below 0")
-    if key == "step" and not (1 <= float(value) <= iteration and float(value).is_integer()):
-        raise StateMismatch(f"{what} {float(value):g}, allowed are whole numbers from 1 to {iteration}")
+            raise StateMismatch(f"its {what} {_shown(value)}")
+        values = torch.as_tensor(value)
+        if not torch.isfinite(values).all():
+            raise StateMismatch(f"its {what} with values that are NaN or infinite")
+        if key.endswith(_NEVER_NEGATIVE) and bool((values < 0).any()):
+            raise StateMismatch(f"its {what} with values below 0")
+        if key == "step" and not (1 <= float(values) <= iteration and float(values).is_integer()):
+            raise StateMismatch(f"its {what} {float(values):g}, allowed are whole numbers from 1 to {iteration}")
 
 
 def _same(what: str, given: Any, wanted: Tensor, trait: Callable[[Any], str]) -> None:
     if trait(given) != trait(wanted):
         raise StateMismatch(f"its {what} {trait(given)}, not {trait(wanted)}")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _MOST
-
-
-def _is_mapping(value: Any, kind: type) -> bool:
-    return isinstance(value, Mapping) and all(type(key) is str and isinstance(value[key], kind) for key in value)
-
-
-def _is_fingerprint(value: Any) -> bool:
-    if not _is_mapping(value, object):
-        return False
-    digests = [value[key] for key in value if key != "images"]
-    return _is_count(value.get("images", 0)) and all(digest is None or type(digest) is str for digest in digests)
-
-
-def _is_skipped(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        _is_count(index) and isinstance(notes, (list, tuple)) and all(type(note) is str for note in notes)
-        for index, notes in value.items()
-    )
-
-
-def _is_best(value: Any, iteration: int) -> bool:
-    return _is_mapping(value, Mapping) and all(
-        isinstance(record, Mapping)
-        and type(record.get("value")) in (int, float)
-        and _is_count(record.get("iteration"))
-        and record["iteration"] <= iteration
-        and type(metric) is str
-        for records in value.values()
-        for metric, record in records.items()
-    )
 
 
 def _shape(value: Any) -> str:
