@@ -44,7 +44,7 @@ from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.files.atomic_files import sha256_of
 from basicsr.models import recognise_networks
-from basicsr.utils.dist_util import any_rank, averages, gather_objects, on_master, raise_together, synchronising
+from basicsr.utils.dist_util import any_rank, gather_objects, on_master, raise_together, synchronising
 from basicsr.utils.errors import NonFiniteError, Preempted, UserError
 from basicsr.utils.logger import log_remark
 from basicsr.utils.process_settings import keep_freed_memory
@@ -189,7 +189,7 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
                     log.line(f"left out: {line}")
             if failing:
                 _raise_after_saving(skipped.too_many or feed.failure, run)
-            if stopping and not last:
+            if stopping:
                 break
     if stopping and (run.iteration < total or run.validation_due):
         raise Preempted(f"preempted: saved {run.iteration}.state; go on with --auto_resume")
@@ -358,13 +358,17 @@ def _raise_after_saving(failure: Exception | None, run: TrainingRun | None = Non
 def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Tensor], waited: float) -> None:
     """Averages the parts over ranks and logs them; all ranks must call. A rank may have parts that others have not."""
     values = torch.stack([part.double() for part in parts.values()]).tolist()
-    of_ranks = gather_objects(dict(zip(parts, values, strict=True)))
+    of_ranks: dict[str, list[float]] = {}
+    for of_rank in gather_objects(dict(zip(parts, values, strict=True))):
+        for name, value in of_rank.items():
+            of_ranks.setdefault(name, []).append(value)
 
     def write() -> None:
         if log is not None:
             rates = run.set_learning_rates(run.iteration)
             epoch = run.loader.epoch_at(run.iteration).number
-            log.step(run.iteration, epoch, rates, averages(of_ranks), waited)
+            averages = {name: sum(found) / len(found) for name, found in of_ranks.items()}
+            log.step(run.iteration, epoch, rates, averages, waited)
 
     on_master(write)
 

@@ -41,18 +41,11 @@ _USUAL_SIDE = 48  # of LR patches, where the dataset does not say
 
 @dataclass(frozen=True)
 class Choice:
-    """In which precision a run computes.
+    """In which precision a run computes."""
 
-    Attributes:
-        amp: of the student and the discriminator.
-        amp_teacher: of the teacher.
-        reason: how it was chosen, for the log; empty where the options say it.
-        warnings: for the log.
-    """
-
-    amp: Amp
+    amp: Amp  # of the student and the discriminator
     amp_teacher: Amp
-    reason: str = ""
+    reason: str = ""  # how it was chosen, for the log; empty where the options say it
     warnings: tuple[str, ...] = ()
 
     def kept(self) -> dict[str, Amp]:
@@ -189,10 +182,7 @@ def _times(options: Options, plain: Modes, other: Modes, device: torch.device, d
 
 
 def _step_of(networks: Mapping[str, nn.Module], device: torch.device) -> Pass:
-    """Student, teacher and discriminator as in a training step, without losses and updates.
-
-    They run in eval mode, in which nothing in them changes.
-    """
+    """Student, teacher and discriminator as in a training step, in eval mode, in which nothing in them changes."""
     for network in networks.values():
         network.eval()
     if "t" in networks:

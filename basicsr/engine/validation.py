@@ -59,11 +59,8 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
     """Evaluates the network on every validation set, over all ranks, logs the figures, and keeps the best weights.
 
     The best are those of the best figure of `val: best`; by default of the first set that has figures and of its
-    first metric. Returns False where a rank was asked to stop before the end; then validation stays due.
-
-    Raises:
-        NonFiniteError: the network puts out values that are not finite.
-        DataError: an image cannot be read or measured.
+    first metric. Returns False where a rank was asked to stop before the end; then validation stays due. Raises
+    NonFiniteError where an output is not finite, DataError where an image cannot be read or measured.
     """
     evaluations: dict[str, Evaluation] = {}
     for name, dataset in run.validation.items():

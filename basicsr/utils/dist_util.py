@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -98,15 +98,6 @@ def synchronising(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
     if last or not isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return module.no_sync()
-
-
-def averages(of_ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The average of each named value over the ranks that have it."""
-    values: dict[str, list[float]] = {}
-    for of_rank in of_ranks:
-        for name, value in of_rank.items():
-            values.setdefault(name, []).append(value)
-    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def raise_together(failure: Exception | None) -> None:

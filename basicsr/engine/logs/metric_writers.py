@@ -39,15 +39,10 @@ _PAPER, _INK = 255, 32  # gray levels
 
 
 class MetricWriter(Protocol):
-    """Takes a run's figures, on rank 0.
+    """Takes a run's figures, on rank 0."""
 
-    Attributes:
-        shows_images: whether `image` does anything.
-        needed: whether training ends, after saving, where it cannot be written; otherwise it goes on with a warning.
-    """
-
-    shows_images: bool
-    needed: bool
+    shows_images: bool  # whether `image` does anything
+    needed: bool  # whether training ends, after saving, where it cannot be written; else it goes on with a warning
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Takes figures of an iteration, by their whole names; iterations never decrease."""
@@ -61,7 +56,7 @@ class MetricWriter(Protocol):
 
 def check_packages(options: Options) -> None:
     """Raises MachineError where what `logger` asks for is not installed."""
-    if _wants_wandb(options):
+    if options.logger.wandb is not None and options.logger.wandb.project is not None:
         _import_wandb()
 
 
@@ -69,16 +64,13 @@ def open_metric_writers(options: Options, text: str, start: int, validating: boo
     """Opens what `logger` asks for, and the history, in the folder of the run; `text` are its options as YAML.
 
     Figures that a killed run has left of iterations after `start` are removed; with `validating`, the metrics of
-    `start` too.
-
-    Raises:
-        MachineError: Weights & Biases is not installed or cannot be reached.
-        CheckpointError, DataError: the history cannot be written, or is damaged.
+    `start` too. Raises MachineError where Weights & Biases is not installed or cannot be reached, CheckpointError or
+    DataError where the history cannot be written, or is damaged.
     """
     writers: list[MetricWriter] = []
     try:
         writers.append(History(options.experiment_folder / HISTORY, start, validating))
-        if _wants_wandb(options):
+        if options.logger.wandb is not None and options.logger.wandb.project is not None:
             writers.append(Wandb(options, start))
         if options.logger.use_tb_logger:
             writers.append(TensorBoard(options, text, start, validating))
@@ -92,7 +84,7 @@ def open_metric_writers(options: Options, text: str, start: int, validating: boo
 class TensorBoard:
     """TensorBoard's files in tb_logger/NAME, with the options as text and as hyperparameters.
 
-    Takes what `open_metric_writers` takes. All methods raise CheckpointError where the files cannot be written.
+    All methods raise CheckpointError where the files cannot be written.
     """
 
     shows_images = True
@@ -263,10 +255,6 @@ class Wandb:
     def _remember(self, iteration: int) -> None:
         content = json.dumps({"id": self._id, "iter": iteration}).encode()
         _replace(self._file, content)
-
-
-def _wants_wandb(options: Options) -> bool:
-    return options.logger.wandb is not None and options.logger.wandb.project is not None
 
 
 def _import_wandb() -> Any:

@@ -40,21 +40,13 @@ _groups = itertools.count()  # a program may train several times
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Which process this is.
-
-    Attributes:
-        device: the device that it computes on.
-        rank: its number, from 0.
-        world_size: how many processes there are.
-        remark: one line if another device or backend was chosen than asked for, else empty.
-        watch: the watchdog over the other ranks; None for a single process.
-    """
+    """Which process this is, from rank 0, and the device that it computes on."""
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    remark: str = ""
-    watch: RankWatchdog | None = field(default=None, repr=False, compare=False)
+    remark: str = ""  # where another device or backend was chosen than asked for
+    watch: RankWatchdog | None = field(default=None, repr=False, compare=False)  # over the other ranks, if any
 
     @property
     def is_master(self) -> bool:
@@ -113,21 +105,12 @@ def distributed(
     join_timeout: float = 120.0,
     start: Start = _NO_START,
 ) -> Iterator[RankInfo]:
-    """Joins the process group for the duration of a run.
+    """Joins the process group for the duration of a run, if all ranks begin the same, which `start` says.
 
-    Args:
-        launcher: 'none' for a single process, 'pytorch' under torchrun, 'slurm' under srun.
-        num_gpu: 'auto', 0 for the CPU, or the number of GPUs the user counts on.
-        backend: 'nccl' or 'gloo'; nccl falls back to gloo if there is no GPU, with a remark.
-        port: of rank 0, for slurm if MASTER_PORT is not set.
-        timeout: seconds after which a rank without a sign of life is given up.
-        join_timeout: seconds to wait for the other ranks.
-        start: what this rank begins, which the others must begin too.
-
-    Raises:
-        MachineError: the launcher's variables are missing or wrong, the ranks do not find each other, or there are
-            fewer GPUs than local ranks.
-        UserError: a rank cannot start, or would begin something else; on every rank.
+    The launcher 'none' is for a single process, 'pytorch' for torchrun, 'slurm' for srun. Without a GPU, nccl is
+    replaced by gloo, with a remark. Raises MachineError where the launcher's variables are missing or wrong, ranks do
+    not come within `join_timeout` seconds, or there are fewer GPUs than local ranks; any other UserError that keeps a
+    rank from starting, on all of them.
     """
     if launcher == "none":
         if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
