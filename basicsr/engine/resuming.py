@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.process.meeting import restarts
 from basicsr.engine.provenance import RECORD, TEACHER_CACHE, input_digests
-from basicsr.losses.basic_loss import BatchScope, batch_scope_of
+from basicsr.losses.basic_loss import batch_scope_of
 from basicsr.utils.dist_util import gather_objects, on_master, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
 from basicsr.utils.registry import METHOD_REGISTRY
@@ -57,13 +57,8 @@ _BATCH = ("datasets.train.batch_size_per_gpu", "datasets.train.mini_batch_sizes"
 def find_checkpoint(options: Options, rank_info: RankInfo, auto_resume: bool) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to continue from, as rank 0 chooses: `--auto_resume`'s newest one, else `path: resume_state`.
 
-    Processes that torchrun restarted go on with what they had begun, asked or not.
-
-    Returns:
-        The checkpoint, None for a new run, and remarks.
-
-    Raises:
-        CheckpointError: `resume_state` cannot be used, none of the run's checkpoints is intact, or all are missing.
+    Processes that torchrun restarted go on with what they had begun, asked or not. Returns remarks too; raises
+    CheckpointError where `resume_state` cannot be used, none of the run's checkpoints is intact, or all are missing.
     """
     restarted = any(gather_objects(restarts() > 0))
     kept: list[Checkpoint] = []
@@ -96,8 +91,7 @@ def find_checkpoint(options: Options, rank_info: RankInfo, auto_resume: bool) ->
 def check_options(resume: Checkpoint, options: Options, rank_info: RankInfo, allow: bool) -> list[str]:
     """Compares a run's options, and the weights that they name, with those saved; returns a line for each difference.
 
-    Raises:
-        OptionsError: differences change the course of the training, and `allow` is not set.
+    Raises OptionsError where differences change the course of the training, and `allow` is not set.
     """
     try:
         grave, slight = _changes(resume, options, rank_info)
@@ -105,8 +99,7 @@ def check_options(resume: Checkpoint, options: Options, rank_info: RankInfo, all
         if isinstance(error, UserError):
             raise
         raise CheckpointError(f"{resume.path} cannot be resumed: its options are of another kind ({error})") from error
-    raise_together(_refusal(resume, grave, allow))
-    return [_remark(resume, line) for line in (*grave, *slight)]
+    return [*_accepted(resume, grave, allow), *(_remark(resume, line) for line in slight)]
 
 
 def _changes(resume: Checkpoint, options: Options, rank_info: RankInfo) -> tuple[list[str], list[str]]:
@@ -125,13 +118,20 @@ def _changes(resume: Checkpoint, options: Options, rank_info: RankInfo) -> tuple
             line = f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
             harmless = key.startswith(_WITHOUT_EFFECT) or key in files or key in known
             (slight if harmless else grave).append(line)
-    old, new = _batches(before, state.get("world_size", 1)), _batches(after, rank_info.world_size)
+    (images_before, old), (images_after, new) = (
+        _images_to_an_iteration(before, state.get("world_size", 1)),
+        _images_to_an_iteration(after, rank_info.world_size),
+    )
     if old != new:
-        same = _images(before, state.get("world_size", 1)) == _images(after, rank_info.world_size)
         cut_alike = before.get("train.accumulate", 1) == after.get("train.accumulate", 1)
-        scopes = _batch_scopes(options)
+        train = options.train
+        scopes = {criterion_scope(block) for block in train.loss_blocks.values()}
+        scopes |= {batch_scope_of(METHOD_REGISTRY.get(block["type"]), block) for block in train.distill.values()}
+        if train.adversarial_opt is not None:
+            scopes.add("all ranks")  # a discriminator's batch normalisation sees one batch of all ranks at a time
         alike = scopes <= {"image"} or (cut_alike and "one rank" not in scopes)
-        (slight if same and alike else grave).append(f"images to an iteration: {old} -> {new}")
+        harmless = images_before == images_after and alike
+        (slight if harmless else grave).append(f"images to an iteration: {old} -> {new}")
     for option in sorted({*known, *files} - {*_FROM_THE_CHECKPOINT}):
         if option not in known and option not in after:
             continue  # a file that no option names, which older states do not list
@@ -150,18 +150,15 @@ def check_images(resume: Checkpoint, images: Mapping[str, Any], allow: bool) -> 
     if "names" in differing:  # then image 3 is another
         differing = [name for name in differing if not name.startswith("pixels")]
     lines = [f"training images: {name} {known[name]} -> {images[name]}" for name in differing]
-    raise_together(_refusal(resume, lines, allow))
-    return [_remark(resume, line) for line in lines]
+    return _accepted(resume, lines, allow)
 
 
 def check_skipped(resume: Checkpoint, run: TrainingRun, allow: bool) -> list[str]:
     """Leaves out the images that were left out when the checkpoint was saved, even if they are readable by now.
 
-    So the batches are those of a run that was not stopped. All ranks must call. Returns a line for each image.
-
-    Raises:
-        CheckpointError: the checkpoint names samples that the dataset does not have.
-        OptionsError: none may be skipped any more, or more images are unusable than then, and `allow` is not set.
+    So the batches are those of a run that was not stopped. All ranks must call. Returns a line for each image; raises
+    CheckpointError where the dataset does not have these samples, OptionsError where none may be skipped any more, or
+    more images are unusable than then, and `allow` is not set.
     """
     saved: dict[int, list[str]] = resume.state.get("skipped", {})
     known = resume.state.get("images", {})
@@ -171,14 +168,17 @@ def check_skipped(resume: Checkpoint, run: TrainingRun, allow: bool) -> list[str
     if saved and max(saved) >= count:
         raise CheckpointError(f"{resume.path} cannot be used: it leaves out sample {max(saved)}, there are {count}")
     lines = []
-    if "skipped" in resume.state and not _looks_closer(resume, run.options):
+    levels = ("none", "headers", "full")
+    before = _saved_options(resume).get("datasets.train.check_images")
+    now = run.options.datasets["train"].check_images
+    closer = before not in levels or levels.index(now) > levels.index(before)  # then more may be found
+    if "skipped" in resume.state and not closer:
         new = sorted(set(run.skipped) - set(saved))
         lines = [f"training images: cannot be used any more: {note}" for index in new for note in run.skipped[index]]
     can_skip = run.options.datasets["train"].skip_bad_images > 0
     if not can_skip:
         lines += [f"training images: left out until now: {note}" for index in sorted(saved) for note in saved[index]]
-    raise_together(_refusal(resume, lines, allow))
-    remarks = [_remark(resume, line) for line in lines]
+    remarks = _accepted(resume, lines, allow)
     for index in sorted(set(saved) - set(run.skipped)) if can_skip else ():
         run.loader.leave_out((index, note) for note in saved[index])
         run.skipped[index] = list(saved[index])
@@ -186,22 +186,17 @@ def check_skipped(resume: Checkpoint, run: TrainingRun, allow: bool) -> list[str
     return remarks
 
 
-def _looks_closer(resume: Checkpoint, options: Options) -> bool:
-    """Whether images are looked at more closely than when the run began, so that more may be found."""
-    levels = ("none", "headers", "full")
-    before = _saved_options(resume).get("datasets.train.check_images")
-    now = options.datasets["train"].check_images
-    return before not in levels or levels.index(now) > levels.index(before)
-
-
-def _refusal(resume: Checkpoint, changes: list[str], allow: bool) -> OptionsError | None:
-    if allow or not changes:
-        return None
-    lines = "\n".join(f"  {line}" for line in changes)
-    return OptionsError(
-        f"since {resume.path.name} was saved, this has changed and makes it another experiment:\n{lines}\n"
-        "put it back, or go on all the same with --allow_config_change, or start a run of another name"
-    )
+def _accepted(resume: Checkpoint, changes: list[str], allow: bool) -> list[str]:
+    """Remarks on changes that make it another experiment; OptionsError on all ranks unless it is allowed."""
+    refusal: OptionsError | None = None
+    if changes and not allow:
+        lines = "\n".join(f"  {line}" for line in changes)
+        refusal = OptionsError(
+            f"since {resume.path.name} was saved, this has changed and makes it another experiment:\n{lines}\n"
+            "put it back, or go on all the same with --allow_config_change, or start a run of another name"
+        )
+    raise_together(refusal)
+    return [_remark(resume, line) for line in changes]
 
 
 def _remark(resume: Checkpoint, change: str) -> str:
@@ -255,28 +250,14 @@ def _in_force(options: Mapping[str, Any], kept: Mapping[str, str]) -> dict[str, 
     return {**rest, **precision}
 
 
-def _batch_scopes(options: Options) -> set[BatchScope]:
-    """Which images the losses compare. A discriminator's batch normalisation sees one batch of all ranks at a time."""
-    train = options.train
-    scopes = {criterion_scope(block) for block in train.loss_blocks.values()}
-    scopes |= {batch_scope_of(METHOD_REGISTRY.get(block["type"]), block) for block in train.distill.values()}
-    return scopes | ({"all ranks"} if train.adversarial_opt is not None else set())
-
-
-def _per_stage(options: Mapping[str, Any]) -> list[int]:
-    """Images to a batch of one process; one entry for each stage of progressive training."""
-    return list(options.get("datasets.train.mini_batch_sizes") or [options.get("datasets.train.batch_size_per_gpu", 1)])
-
-
-def _images(options: Mapping[str, Any], ranks: int) -> list[int]:
-    return [batch * ranks * options.get("train.accumulate", 1) for batch in _per_stage(options)]
-
-
-def _batches(options: Mapping[str, Any], ranks: int) -> str:
-    """Such as '32 (4 ranks x 8)'."""
+def _images_to_an_iteration(options: Mapping[str, Any], ranks: int) -> tuple[list[int], str]:
+    """Images of each stage of progressive training, and the same as text with the factors: '32 (4 ranks x 8)'."""
+    batches = list(options.get("datasets.train.mini_batch_sizes") or [])
+    batches = batches or [options.get("datasets.train.batch_size_per_gpu", 1)]
     accumulate = options.get("train.accumulate", 1)
     factors = f"{ranks} rank{'s' if ranks > 1 else ''}" + (f" x {accumulate} batches" if accumulate > 1 else "")
-    return ", ".join(f"{ranks * accumulate * batch} ({factors} x {batch})" for batch in _per_stage(options))
+    images = [ranks * accumulate * batch for batch in batches]
+    return images, ", ".join(f"{count} ({factors} x {batch})" for count, batch in zip(images, batches, strict=True))
 
 
 def refuse_new_start(options: Options) -> None:
@@ -285,8 +266,34 @@ def refuse_new_start(options: Options) -> None:
     A run that was stopped before its first checkpoint begins anew: its status.json says that none was saved. All else
     that runs leave means that something is missing: a disk, a link's target, files that were removed.
     """
-    folder = options.experiment_folder
-    if signs := list(_signs_of_saving(folder, options.tensorboard_folder)):
+    folder, curves = options.experiment_folder, options.tensorboard_folder
+    names, lines = ([name for name in names_in(at) if not name.startswith(".")] for at in (folder, curves))
+    models = names_in(folder / "models")
+    signs = [f"models/{name}" for name in models if is_network(name) or name == "net_g_latest.pth"]
+    signs += [name for name in names if name.startswith(SUPERSEDED)]
+    if not names:  # at most our locks
+        signs += [f"{curves} has its curves"] if lines else []
+    elif STATUS in names:
+        status = _json(folder / STATUS)
+        if not isinstance(status, dict):
+            signs.append(f"{STATUS} cannot be read")
+        elif status.get("checkpoint") is not None:
+            signs.append(f"{STATUS} says that {str(status['checkpoint'])[:100]} was saved")
+        elif status.get("state") == "finished" or status.get("iteration") != 0:
+            signs.append(f"{STATUS} says that it was {str(status.get('state'))[:20]}")
+        signs += [f"{name} is not there" for name in ("models", "training_states") if name not in names]
+    else:
+        if RECORD in names:
+            try:
+                begun = [start["iteration"] for start in _json(folder / RECORD)["starts"]]
+                if any(iteration != 0 for iteration in begun):
+                    signs.append(f"{RECORD} says that it went on from iteration {str(begun[-1])[:20]}")
+            except (KeyError, TypeError):
+                signs.append(f"{RECORD} cannot be read")
+        left = [name for name in names if name.endswith(".log") or name in ("history.jsonl", "visualization")]
+        left += [f"models/{name}" for name in models if name.endswith(".pth") and not name.startswith(".")]
+        signs += [f"{name} is there, {STATUS} is not" for name in left]
+    if signs:
         shown = printable("; ".join(signs[:3]))
         raise CheckpointError(
             f"{folder} has no training state to go on from, but a run was there ({shown}): mount or put back what is"
@@ -306,47 +313,6 @@ def newer_that_are_gone(folder: Path, iteration: int) -> list[str]:
         f"{STATUS} says that {saved[0]} was saved, which is not there; using {iteration}.state;"
         f" {int(saved[1]) - iteration} iterations redone"
     ]
-
-
-def _signs_of_saving(folder: Path, curves: Path) -> Iterator[str]:
-    names, lines = ([name for name in names_in(at) if not name.startswith(".")] for at in (folder, curves))
-    if not names:  # at most our locks
-        if lines:
-            yield f"{curves} has its curves"
-        return
-    models = names_in(folder / "models")
-    yield from (f"models/{name}" for name in models if is_network(name) or name == "net_g_latest.pth")
-    yield from (name for name in names if name.startswith(SUPERSEDED))
-    if STATUS in names:
-        yield from _of_status(folder / STATUS)
-        yield from (f"{name} is not there" for name in ("models", "training_states") if name not in names)
-    else:
-        if RECORD in names:
-            yield from _of_record(folder / RECORD)
-        logs = [name for name in names if name.endswith(".log") or name in ("history.jsonl", "visualization")]
-        weights = [f"models/{name}" for name in models if name.endswith(".pth") and not name.startswith(".")]
-        yield from (f"{name} is there, {STATUS} is not" for name in logs + weights)
-
-
-def _of_status(file: Path) -> Iterator[str]:
-    content = _json(file)
-    if not isinstance(content, dict):
-        yield f"{file.name} cannot be read"
-    elif content.get("checkpoint") is not None:
-        yield f"{file.name} says that {str(content['checkpoint'])[:100]} was saved"
-    elif content.get("state") == "finished" or content.get("iteration") != 0:
-        yield f"{file.name} says that it was {str(content.get('state'))[:20]}"
-
-
-def _of_record(file: Path) -> Iterator[str]:
-    content = _json(file)
-    try:
-        iterations = [start["iteration"] for start in content["starts"]]
-    except (KeyError, TypeError):
-        yield f"{file.name} cannot be read"
-    else:
-        if any(iteration != 0 for iteration in iterations):
-            yield f"{file.name} says that it went on from iteration {str(iterations[-1])[:20]}"
 
 
 def _json(file: Path) -> Any:
