@@ -27,8 +27,7 @@ if __name__ == "__main__":
 import torch
 from option_files.super_resolution import methods_of
 
-from basicsr.utils.hardware import cpu_times, load_between
-from basicsr.utils.timing import in_turn, ratios, spread
+from basicsr.utils.timing import cpu_times, in_turn, load_between, ratios, spread
 from benchmarks.images import write_pairs
 from benchmarks.options import shipped_options
 from benchmarks.ours.step import Step

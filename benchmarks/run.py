@@ -34,7 +34,7 @@ if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
 from basicsr.utils.errors import DataError, OptionsError, UserError
-from basicsr.utils.hardware import cpu_times, load_between
+from basicsr.utils.timing import cpu_times, load_between
 from benchmarks.bench import FALLBACK, Bench
 from benchmarks.machine import describe
 from benchmarks.rows import auto, cache, data, gpu, metrics, numbers, ranks, stalls, start, step

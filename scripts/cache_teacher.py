@@ -30,7 +30,7 @@ from basicsr.config.load import load_options, no_warning
 from basicsr.config.schema import Options
 from basicsr.engine.teacher_cache import CacheSettings, CacheSummary, make_cache
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.hardware import choose_device
+from basicsr.utils.precision import choose_device
 from basicsr.utils.text import readable
 
 _LEAST_TILE = 8  # smaller ones are mostly context

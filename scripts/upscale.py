@@ -32,9 +32,8 @@ from basicsr.inference.pictures import DEFAULT_QUALITY, FORMATS, OutputError
 from basicsr.inference.runner import ImageRunner, Trial
 from basicsr.inference.upscaling import Job, Upscaler, find_sources, not_taken, plan, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
-from basicsr.utils.hardware import choose_device
 from basicsr.utils.pass_times import warn_if_slow
-from basicsr.utils.precision import Precision, keep_output_precise
+from basicsr.utils.precision import Precision, choose_device, keep_output_precise
 from basicsr.utils.text import printable
 from basicsr.weights.recognise import Pretrained, load_pretrained
 

@@ -17,12 +17,12 @@ from basicsr.files.regular_files import read_regular
 from basicsr.models import build_networks
 from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import CheckpointError, DataError
-from basicsr.utils.hardware import has_units
 from basicsr.utils.pass_times import (
     NOT_SLOW,
     Modes,
     Pass,
     PassTimes,
+    has_units,
     input_channels,
     least_gain,
     measure,

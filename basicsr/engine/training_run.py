@@ -34,9 +34,9 @@ from basicsr.engine.state_checks import (
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation
 from basicsr.models import build_adversary, build_model
-from basicsr.optim.ema import Ema
 from basicsr.optim.optimizers import (
     HEADS,
+    Ema,
     build_optimizer,
     changed_decay,
     load_optimizer,

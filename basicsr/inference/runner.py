@@ -32,8 +32,7 @@ from basicsr.inference.tiling import (
     with_context,
 )
 from basicsr.utils.complexity import MultiplyAddCounter, count_parameters, on_meta
-from basicsr.utils.errors import MachineError, NonFiniteError, OptionsError
-from basicsr.utils.hardware import is_out_of_memory
+from basicsr.utils.errors import MachineError, NonFiniteError, OptionsError, is_out_of_memory
 from basicsr.utils.precision import Precision
 from basicsr.utils.randomness import seeded_global_state
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from basicsr.utils.hardware import is_out_of_memory
+from basicsr.utils.errors import is_out_of_memory
 
 # Ten times below what tiles may differ from the whole, for a probe is smaller than the images to come.
 _TOLERANCE = 1e-4

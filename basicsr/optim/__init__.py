@@ -1,1 +1,1 @@
-"""Optimizers, learning rate schedules and the moving average of weights."""
+"""Optimizers, learning rate schedules, the moving average of weights."""

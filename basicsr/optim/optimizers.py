@@ -1,7 +1,8 @@
-"""Optimizers, named in the options as in torch.optim, and their state in checkpoints."""
+"""Optimizers, named in the options as in torch.optim, their state in checkpoints, and the moving average of weights."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -13,16 +14,15 @@ from torch import nn
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import WarningRemark
 from basicsr.utils.ranges import BelowOne, Probability, WeightDecay
+from basicsr.utils.registry import unknown_name
 from basicsr.utils.text import nearest
 
 
 def _eager(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """The optimizer without the wrappers that hide it from torch.compile: their first call takes a second of imports.
-
-    Steps are `differentiable: false`, the only value that options may give, so that `no_grad` is all that they need.
-    """
+    """The optimizer without wrappers that hide it from torch.compile: their first call takes a second of imports."""
     methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     content = {name: inspect.unwrap(getattr(optimizer, name)) for name in methods}
+    # `differentiable` is always False (ARGUMENTS), so that `no_grad` is all that a step needs.
     content["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
     return type(optimizer.__name__, (optimizer,), content)
 
@@ -61,23 +61,16 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Builds the optimizer that `options['type']` names, with one parameter group for each non-empty entry of `groups`.
 
-    Frozen parameters are left out. Each group carries its name and, as `initial_lr`, the base of its schedule.
+    Frozen parameters are left out. Each group carries its name and, as `initial_lr`, the base of its schedule. The
+    group `HEADS` has `weight_decay_heads` in place of the `weight_decay` in `options`: that regularises the network
+    that is kept, while it would pull a temperature, whose logarithm is learned, towards 1.
 
-    Args:
-        options: the optimizer's type and arguments.
-        groups: parameters by the name of their group.
-        weight_decay_heads: weight decay of the group `HEADS`. That in `options` is the other groups': it regularises
-            the network that is kept, while it would pull a temperature, whose logarithm is learned, towards 1.
-
-    Raises:
-        OptionsError: unknown type or keys, or a weight decay for an optimizer that has none.
+    Raises OptionsError for an unknown type or key, or a weight decay for an optimizer that has none.
     """
     arguments = dict(options)
     name = arguments.pop("type", "")
     if name not in OPTIMIZERS:
-        raise OptionsError(
-            f"no optimizer is called '{name}'{nearest(name, list(OPTIMIZERS))}; there are: {', '.join(OPTIMIZERS)}"
-        )
+        raise OptionsError(unknown_name("optimizer", name, list(OPTIMIZERS)).message)
     known = list(inspect.signature(OPTIMIZERS[name]).parameters)[1:]
     for key in arguments:
         if key not in known:
@@ -102,35 +95,31 @@ def build_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restores moments and steps; rates, betas and the like stay as the present options have them.
-
-    The settings are put in before loading, since they say where steps have to lie. Moments are laid out in memory as
-    the weights are now, which fused kernels take for granted.
-    """
+    """Restores moments and steps; rates, betas and the like stay as the present options have them."""
+    # The settings are put in before loading, since they say where steps have to lie.
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     groups = [{**saved, **kept} for saved, kept in zip(state["param_groups"], settings, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                # Laid out in memory as the weights are now, which fused kernels take for granted.
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def regrouped(state: dict[str, Any], in_order: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A saved state in the optimizer's present groups; `in_order` has the parameters as they stood in the saved ones.
-
-    Before heads had a weight decay of their own, a network trained in the student's place stood among them, in one
-    group `heads` of all terms' parameters.
-    """
+    """A saved state in the present groups; `in_order` are the parameters as they stood in the saved ones."""
+    # Before heads had a weight decay of their own, a network trained in the student's place stood among them, in one
+    # group `heads` of all terms' parameters.
     trained = [parameter for parameter in in_order if parameter.requires_grad]
     saved = state["param_groups"]
-    present = optimizer.param_groups
-    if len(saved) == len(present) or sum(len(group["params"]) for group in saved) != len(trained):
+    if len(saved) == len(optimizer.param_groups) or sum(len(group["params"]) for group in saved) != len(trained):
         return state
-    numbers = dict(zip(map(id, trained), (n for group in saved for n in group["params"]), strict=True))
+    numbers = [number for group in saved for number in group["params"]]
+    number_of = dict(zip(map(id, trained), numbers, strict=True))
     groups = [
-        {**saved[-1], "name": group["name"], "params": [numbers[id(parameter)] for parameter in group["params"]]}
-        for group in present
+        {**saved[-1], "name": group["name"], "params": [number_of[id(parameter)] for parameter in group["params"]]}
+        for group in optimizer.param_groups
     ]
     return {**state, "param_groups": groups}
 
@@ -156,3 +145,23 @@ def without_moments(name: str, state: Mapping[str, Any], optimizer: torch.optim.
     lacking = sum(number not in state["state"] for number in numbers)
     remark = f"the {name} has no moments for {lacking} of {len(numbers)} parameters: they had no gradient before"
     return [remark] if lacking else []
+
+
+class Ema:
+    """A copy of a network, equal at first, whose weights follow it: w' <- decay w' + (1 - decay) w, decay in [0, 1).
+
+    Buffers (batch normalisation's statistics) are copied.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Takes one step towards `network`."""
+        averages = [average.detach() for average in self.network.parameters()]
+        weights = [weight.detach() for weight in network.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - self._decay)
+        for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+            average.copy_(buffer)

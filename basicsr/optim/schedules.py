@@ -5,6 +5,8 @@ uninterrupted one. Iterations count from 1; after `done` = i - 1 updates, iterat
 as with PyTorch's and BasicSR's schedulers.
 """
 
+# ruff: noqa: D102 (`Schedule` and `basicsr.utils.registry` say what the methods do)
+
 from __future__ import annotations
 
 import math
@@ -17,19 +19,16 @@ from annotated_types import Gt, Le
 
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.ranges import Iterations, IterationsOrNone, PositiveWeight, SmallOrNone
-from basicsr.utils.registry import Conflict, Misfit, bind_arguments
-from basicsr.utils.text import nearest
+from basicsr.utils.registry import Conflict, Misfit, bind_arguments, unknown_name
 
 _NEARLY = 0.02  # by which part a schedule may be longer or shorter than the training
 Gamma = Annotated[float, Gt(0), Le(10)]
 
 
 class Schedule(Protocol):
-    """Anything that gives a learning rate."""
+    """Anything whose `rate` is the learning rate after `done` updates, for an initial rate `base`."""
 
-    def rate(self, base: float, done: int) -> float:
-        """The rate after `done` updates, for an initial rate `base`."""
-        ...
+    def rate(self, base: float, done: int) -> float: ...
 
 
 class MultiStepLR:
@@ -40,18 +39,15 @@ class MultiStepLR:
 
     @staticmethod
     def conflicts(milestones: Sequence[int]) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         yield from _ascending("milestones", milestones)
 
     @staticmethod
     def misfits(milestones: Sequence[int], gamma: float, total_iter: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.registry.find_misfits`."""
         yield from _out_of_reach("milestones", milestones, total_iter, "the rate never changes")
         if gamma > 1:
             yield Misfit("gamma", f"is {gamma}, above 1: the rate rises at each milestone")
 
     def rate(self, base: float, done: int) -> float:
-        """See the class."""
         return base * self._gamma ** bisect_right(self._milestones, done)
 
 
@@ -76,19 +72,16 @@ class MultiStepRestartLR:
     def conflicts(
         milestones: Sequence[int], restarts: Sequence[int], restart_weights: Sequence[float]
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         yield from _ascending("milestones", milestones)
         yield from _ascending("restarts", restarts)
         yield from _equally_many("restarts", restarts, "restart_weights", restart_weights)
 
     @staticmethod
     def misfits(milestones: Sequence[int], restarts: Sequence[int], gamma: float, total_iter: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.registry.find_misfits`."""
         yield from MultiStepLR.misfits(milestones, gamma, total_iter)
         yield from _out_of_reach("restarts", restarts, total_iter, "the schedule never starts again")
 
     def rate(self, base: float, done: int) -> float:
-        """See the class."""
         start, weight = -1, 1.0
         for restart, restart_weight in self._restarts:
             if restart <= done:
@@ -121,18 +114,14 @@ class CosineAnnealingRestartCyclicLR:
     def conflicts(
         periods: Sequence[int], restart_weights: Sequence[float], eta_mins: Sequence[float]
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         yield from _equally_many("periods", periods, "restart_weights", restart_weights)
         yield from _equally_many("periods", periods, "eta_mins", eta_mins)
 
     @staticmethod
     def misfits(periods: Sequence[int], eta_mins: Sequence[float], total_iter: int, lr: float) -> Iterator[Misfit]:
-        """See `basicsr.utils.registry.find_misfits`."""
-        yield from _too_long("periods", sum(periods), total_iter)
-        yield from _rising("eta_mins", max(eta_mins), lr)
+        yield from _never_falling("periods", sum(periods), "eta_mins", max(eta_mins), total_iter, lr)
 
     def rate(self, base: float, done: int) -> float:
-        """See the class."""
         done = min(done, self._ends[-1])
         index = next(i for i, end in enumerate(self._ends) if done <= end)
         period, weight, minimum = self._cycles[index]
@@ -154,14 +143,11 @@ class CosineAnnealingRestartLR(CosineAnnealingRestartCyclicLR):
 
     @staticmethod
     def conflicts(periods: Sequence[int], restart_weights: Sequence[float]) -> Iterator[Conflict]:  # type: ignore[override]
-        """See `basicsr.utils.registry.find_problems`."""
         yield from _equally_many("periods", periods, "restart_weights", restart_weights)
 
     @staticmethod
     def misfits(periods: Sequence[int], eta_min: float, total_iter: int, lr: float) -> Iterator[Misfit]:  # type: ignore[override]
-        """See `basicsr.utils.registry.find_misfits`."""
-        yield from _too_long("periods", sum(periods), total_iter)
-        yield from _rising("eta_min", eta_min, lr)
+        yield from _never_falling("periods", sum(periods), "eta_min", eta_min, total_iter, lr)
 
 
 class CosineAnnealingLR(CosineAnnealingRestartLR):
@@ -172,9 +158,7 @@ class CosineAnnealingLR(CosineAnnealingRestartLR):
 
     @staticmethod
     def misfits(T_max: int, eta_min: float, total_iter: int, lr: float) -> Iterator[Misfit]:  # type: ignore[override]
-        """See `basicsr.utils.registry.find_misfits`."""
-        yield from _too_long("T_max", T_max, total_iter)
-        yield from _rising("eta_min", eta_min, lr)
+        yield from _never_falling("T_max", T_max, "eta_min", eta_min, total_iter, lr)
         if T_max < (1 - _NEARLY) * total_iter:
             yield Misfit(
                 "T_max",
@@ -194,18 +178,12 @@ SCHEDULES: dict[str, type[Any]] = {
 
 
 def build_schedule(options: Mapping[str, Any] | None) -> Schedule:
-    """Builds the schedule that `options['type']` names; a constant rate where `options` is None.
-
-    Raises:
-        OptionsError: unknown type or wrong arguments.
-    """
+    """Builds the schedule that `options['type']` names, a constant rate for None; raises OptionsError for mistakes."""
     if options is None:
         return MultiStepLR(milestones=())
     name = options.get("type", "")
     if name not in SCHEDULES:
-        raise OptionsError(
-            f"no scheduler is called '{name}'{nearest(name, list(SCHEDULES))}; there are: {', '.join(SCHEDULES)}"
-        )
+        raise OptionsError(unknown_name("scheduler", name, list(SCHEDULES)).message)
     given = {key: value for key, value in options.items() if key != "type"}
     return SCHEDULES[name](**bind_arguments(SCHEDULES[name], given, {}, f"scheduler {name}"))
 
@@ -235,15 +213,14 @@ def _out_of_reach(name: str, values: Sequence[int], total_iter: int, outcome: st
         yield Misfit(name, f"{values[-1]} comes after the end, as total_iter is {total_iter}")
 
 
-def _too_long(name: str, length: int, total_iter: int) -> Iterator[Misfit]:
+def _never_falling(
+    name: str, length: int, name_of_minimum: str, minimum: float, total_iter: int, rate: float
+) -> Iterator[Misfit]:
     if length > (1 + _NEARLY) * total_iter:
         yield Misfit(
             name,
             f"takes {length} iterations, but total_iter is {total_iter}: training ends before the rate has fallen;"
             f" give {total_iter}",
         )
-
-
-def _rising(name: str, minimum: float, rate: float) -> Iterator[Misfit]:
     if minimum > rate:
-        yield Misfit(name, f"is {minimum:g}, above lr {rate:g}: the rate rises instead of falling")
+        yield Misfit(name_of_minimum, f"is {minimum:g}, above lr {rate:g}: the rate rises instead of falling")

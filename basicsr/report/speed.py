@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from basicsr.utils.hardware import cpu_times, load_between, processor
 from basicsr.utils.misc import wait_for
-from basicsr.utils.timing import Measured, Spread, in_turn, spread
+from basicsr.utils.pass_times import processor
+from basicsr.utils.timing import Measured, Spread, cpu_times, in_turn, load_between, spread
 
 MOST_SECONDS = 120.0  # for all networks together; only a pass that has begun is waited for
 _SECONDS_EACH = 5.0  # enough for one network

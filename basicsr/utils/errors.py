@@ -4,6 +4,19 @@ Every message says in one line, or in one for each mistake, what was given, what
 print it without a traceback; anything that is not a `UserError` is a bug and keeps its traceback.
 """
 
+# PyTorch says it in many ways: its CPU allocator (Linux, Windows), C++, oneDNN, cuBLAS and cuDNN, Apple's GPUs.
+_OUT_OF_MEMORY = (
+    "OutOfMemoryError",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "out of memory",
+    "could not create a memory",
+    "could not create a primitive",
+    "could not execute a primitive",
+    "ALLOC_FAILED",
+)
+
 
 class UserError(ValueError):
     """A mistake that the user can mend.
@@ -84,3 +97,11 @@ class LostRankError(UserError):
     """Another process of the run ended or cannot be reached."""
 
     exit_code = 7
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no more memory."""
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
+    )

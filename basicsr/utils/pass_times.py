@@ -1,20 +1,28 @@
-"""Whether another precision is faster than float32 here: passes of the run's networks, timed in both in turn."""
+"""Whether another precision is faster than float32 here: the processor's instructions, and passes timed in turn."""
 
 from __future__ import annotations
 
+import inspect
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
-from basicsr.utils.hardware import has_units, load_now
 from basicsr.utils.misc import wait_for
 from basicsr.utils.precision import Amp, Precision
-from basicsr.utils.timing import Measured, Spread, in_turn, ratios
+from basicsr.utils.timing import Measured, Spread, in_turn, load_now, ratios
 
+# As /proc/cpuinfo and PyTorch call them: of x86, then of Arm.
+_INSTRUCTIONS = {
+    "bf16": {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16", "svebf16"},
+    "fp16": {"avx512_fp16", "amx_fp16", "fphp", "asimdhp"},
+}
 _PASS_SECONDS = 0.06  # in float32: images are as many and as large as that allows for
 _ENOUGH_SECONDS, _MOST_SECONDS = 2.0, 3.0  # after the first, rounds are added only until there are a few
 _ROUNDS, _FEW_ROUNDS = 25, 3
@@ -30,6 +38,34 @@ NOT_SLOW = 1 / 1.1
 Modes = tuple[Amp, Amp]
 """Precision of the student and of the teacher; of a network by itself the first."""
 Pass = Callable[[Modes, torch.Tensor], None]
+
+
+def has_units(device: torch.device, kind: Literal["bf16", "fp16"]) -> bool:
+    """Whether a device computes in `kind` by itself; PyTorch accepts autocast to it in any case, and emulates."""
+    if device.type == "cuda":
+        known = inspect.signature(torch.cuda.is_bf16_supported).parameters
+        native = {"including_emulation": False} if "including_emulation" in known else {}
+        return kind == "fp16" or torch.cuda.is_bf16_supported(**native)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    supports = getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported", None)  # as of PyTorch 2.6 to 2.13
+    return (supports is None or bool(supports())) and bool(processor()[1] & _INSTRUCTIONS[kind])
+
+
+@cache
+def processor() -> tuple[str, frozenset[str]]:
+    """The processor's name and features, from Linux, else as far as Python and PyTorch know them."""
+    entries: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8", errors="replace").split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            entries[key.strip()] = value.strip()
+    except OSError:
+        pass
+    features = {*entries.get("flags", "").split(), *entries.get("Features", "").split()}
+    if (ask := getattr(torch.cpu, "get_capabilities", None)) is not None:
+        features |= {name for name, there in ask().items() if there is True}
+    return entries.get("model name") or platform.processor() or platform.machine() or "CPU", frozenset(features)
 
 
 @dataclass(frozen=True)
@@ -113,13 +149,14 @@ def measure(
     Rounds end when clearly above or below the gain that `decides`. `largest` is the largest number of images, their
     channels and their largest side.
     """
+    number, channels, side = largest
     threads = torch.get_num_threads()
     load = load_now(threads) if device.type == "cpu" else ""
     clock = time.process_time if load else time.perf_counter
     generator = torch.Generator().manual_seed(0)
 
-    def images(count: int, side: int) -> torch.Tensor:
-        made = torch.rand(count, largest[1], side, side, generator=generator)
+    def images(count: int, length: int) -> torch.Tensor:
+        made = torch.rand(count, channels, length, length, generator=generator)
         return made.to(device).contiguous(memory_format=layout)
 
     def seconds(modes: Modes, batch: torch.Tensor) -> float:
@@ -133,46 +170,34 @@ def measure(
         torch.set_num_threads(1)  # several wait for each other, and for others' turns
     try:
         began = time.perf_counter()
-        first = images(1, min(_SMALL_SIDE, largest[2]))
+        first = images(1, min(_SMALL_SIDE, side))
         for modes in (other, plain):  # kernels are chosen, memory is taken
             seconds(modes, first)
-        batch = _grown(first, images, lambda batch: seconds(plain, batch), largest)
+        batch, growths = first, _GROWTHS
+        if device.type == "cuda":  # a small image takes about as long as a batch: only the whole batch tells
+            batch, growths = images(number, side), 0
+        for _ in range(growths):
+            # A pixel of a small image costs more, by what each layer costs in any case.
+            pixels = len(batch) * batch.shape[-1] ** 2
+            count, length = fitting_size(seconds(plain, batch) / pixels, number, side, first.shape[-1])
+            if count * length**2 <= pixels:
+                break
+            batch = images(count, length)
+            seconds(plain, batch)
         sides = {"float32": lambda: seconds(plain, batch), "other": lambda: seconds(other, batch)}
-        goes_on = partial(_goes_on, began, decides)
+
+        def goes_on(measured: Measured) -> bool:
+            rounds = len(measured["other"])
+            if rounds >= _SURE_ROUNDS and is_clear(ratios(measured["float32"], measured["other"]), decides):
+                return False
+            return time.perf_counter() - began < (_MOST_SECONDS if rounds < _FEW_ROUNDS else _ENOUGH_SECONDS)
+
         times = in_turn(sides, _ROUNDS, warm_up=int(batch is not first), goes_on=goes_on)
     except Exception:  # whatever a network raises: the run itself will report it
         return None
     finally:
         torch.set_num_threads(threads)
     return PassTimes(tuple(times["float32"]), tuple(times["other"]), load)
-
-
-def _grown(
-    batch: torch.Tensor,
-    images: Callable[[int, int], torch.Tensor],
-    seconds: Callable[[torch.Tensor], float],
-    largest: tuple[int, int, int],
-) -> torch.Tensor:
-    """Images that are as many and as large as the time of a pass allows for."""
-    number, _, side = largest
-    if batch.device.type == "cuda":  # a small image takes about as long as a batch: only the whole batch tells
-        return images(number, side)
-    small = batch.shape[-1]
-    for _ in range(_GROWTHS):  # a pixel of a small image costs more, by what each layer costs in any case
-        pixels = len(batch) * batch.shape[-1] ** 2
-        count, length = fitting_size(seconds(batch) / pixels, number, side, small)
-        if count * length**2 <= pixels:
-            break
-        batch = images(count, length)
-        seconds(batch)
-    return batch
-
-
-def _goes_on(began: float, decides: float, measured: Measured) -> bool:
-    rounds = len(measured["other"])
-    if rounds >= _SURE_ROUNDS and is_clear(ratios(measured["float32"], measured["other"]), decides):
-        return False
-    return time.perf_counter() - began < (_MOST_SECONDS if rounds < _FEW_ROUNDS else _ENOUGH_SECONDS)
 
 
 def is_clear(gain: Spread, decides: float) -> bool:

@@ -1,4 +1,4 @@
-"""Numerical precision of a run: autocast and loss scaling."""
+"""Device and numerical precision of a run: autocast and loss scaling."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
+from basicsr.utils.errors import MachineError
+
 Amp = Literal["bf16", "fp16", "none"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The GPU if there is one, unless the CPU is wanted; raises MachineError where a GPU is wanted and missing."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MachineError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)

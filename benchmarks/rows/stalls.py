@@ -16,7 +16,7 @@ from benchmarks.training import train, write_options
 # What the loop does beside its step: the part, and the function that does it.
 PARTS = {
     "logging": ("train.py", "_log_step"),
-    "moving average": ("optim/ema.py", "update"),
+    "moving average": ("optim/optimizers.py", "update"),
     "waiting for data": ("data/loading.py", "fill"),
     "validation": ("engine/validation.py", "validate"),
     "checkpoints": ("train.py", "_save"),

@@ -13,7 +13,7 @@ from support.tiny_run import EDSR
 from basicsr.config import checks
 from basicsr.config.load import load_options, load_test_options, no_warning
 from basicsr.config.yaml_files import load_yaml
-from basicsr.optim.ema import Ema
+from basicsr.optim.optimizers import Ema
 from basicsr.utils.errors import OptionsError
 
 PAIR = """\

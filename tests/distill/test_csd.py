@@ -17,7 +17,7 @@ from basicsr.archs import build_network
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
 from basicsr.distill.base import NetworkPair, NetworkView, StepContext
 from basicsr.distill.csd import CSD, SharedCSD
-from basicsr.optim.ema import Ema
+from basicsr.optim.optimizers import Ema
 from basicsr.utils.errors import OptionsError
 
 WEIGHTS = {"relu1_1": 1 / 32, "relu2_1": 1 / 16, "relu3_1": 1 / 8, "relu4_1": 1 / 4, "relu5_1": 1.0}

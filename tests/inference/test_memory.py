@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from basicsr.inference.runner import ImageRunner
-from basicsr.utils.errors import MachineError
-from basicsr.utils.hardware import is_out_of_memory
+from basicsr.utils.errors import MachineError, is_out_of_memory
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.utils.hardware import has_units, processor
 from basicsr.utils.pass_times import (
     PassTimes,
     fitting_size,
+    has_units,
     input_channels,
     is_clear,
     measure,
     pick,
+    processor,
     slow_mode,
     times_of_network,
     warn_if_slow,
@@ -125,16 +126,16 @@ def test_channels_are_the_network_s_own(block):
 
 
 def test_units_are_what_the_processor_says(monkeypatch):
-    import basicsr.utils.hardware as hardware
+    from basicsr.utils import pass_times
 
     name, features = processor()
     assert name and isinstance(features, frozenset)
     for flags, bf16, fp16 in (({"avx2"}, False, False), ({"avx512_bf16"}, True, False), ({"asimdhp"}, False, True)):
-        monkeypatch.setattr(hardware, "processor", lambda flags=flags: ("a processor", frozenset(flags)))
+        monkeypatch.setattr(pass_times, "processor", lambda flags=flags: ("a processor", frozenset(flags)))
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True)
         assert (has_units(CPU, "bf16"), has_units(CPU, "fp16")) == (bf16, fp16)
-    monkeypatch.setattr(hardware, "processor", lambda: ("a processor", frozenset({"avx512_bf16"})))
+    monkeypatch.setattr(pass_times, "processor", lambda: ("a processor", frozenset({"avx512_bf16"})))
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert not has_units(CPU, "bf16")
 
@@ -143,7 +144,7 @@ def test_units_are_what_the_processor_says(monkeypatch):
 @pytest.mark.skipif(not has_units(CPU, "bf16"), reason="needs a processor with bf16")
 def test_a_processor_without_the_instructions_is_recognised():
     """oneDNN and PyTorch are told to use AVX2 alone, as on a processor that has no more."""
-    asks = "import torch; from basicsr.utils.hardware import has_units; print(has_units(torch.device('cpu'), 'bf16'))"
+    asks = "import torch; from basicsr.utils.pass_times import has_units; print(has_units(torch.device('cpu'), 'bf16'))"
     limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     told = subprocess.run([sys.executable, "-c", asks], env=limited, cwd=ROOT, capture_output=True, text=True)
     assert told.stdout == "False\n"

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from basicsr.utils.hardware import CpuTimes, cores_of_others, cpu_times, load_between, load_message
+from basicsr.utils.timing import CpuTimes, cores_of_others, cpu_times, load_between
 
 
 def test_what_others_took_is_what_the_cores_did_less_what_we_did():
@@ -21,10 +21,13 @@ def test_what_others_took_is_what_the_cores_did_less_what_we_did():
 
 
 def test_cores_that_we_leave_are_for_others():
-    assert load_message(0.2, 2, 2) == load_message(6.2, 8, 2) == load_message(None, 2, 2) == ""
-    assert load_message(0.3, 2, 2) == "other programs took 0.3 of 2 cores meanwhile"
-    assert load_message(6.3, 8, 2) == "other programs took 6.3 of 8 cores meanwhile"
-    assert load_message(0.3, 1, 4) == "other programs took 0.3 of 1 cores meanwhile"
+    def message(others: float, cores: int, threads: int) -> str:
+        return load_between(CpuTimes(0.0, 0.0, 0.0, cores), CpuTimes(others, 0.0, 1.0, cores), threads)
+
+    assert message(0.2, 2, 2) == message(6.2, 8, 2) == ""
+    assert message(0.3, 2, 2) == "other programs took 0.3 of 2 cores meanwhile"
+    assert message(6.3, 8, 2) == "other programs took 6.3 of 8 cores meanwhile"
+    assert message(0.3, 1, 4) == "other programs took 0.3 of 1 cores meanwhile"
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="needs Linux")
