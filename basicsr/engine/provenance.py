@@ -8,6 +8,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ import torch
 
 import basicsr
 from basicsr.archs import vgg_arch, vqgan_arch
-from basicsr.config.schema import Options, TrainOptions, thaw
+from basicsr.config.schema import Options, thaw
 from basicsr.data.teacher_outputs import MANIFEST
 from basicsr.files.atomic_files import sha256_of, write_atomically
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.registry import LOSS_REGISTRY, METHOD_REGISTRY
+from basicsr.utils.registry import LOSS_REGISTRY, METHOD_REGISTRY, Registry
 
 RECORD = "record.json"
 TEACHER_CACHE = "datasets.train.teacher_cache"
@@ -39,16 +40,9 @@ def input_digests(options: Options) -> dict[str, str]:
 
 
 def write_record(options: Options, iteration: int, facts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-    """Writes the record of a run that starts, or adds to it where the run goes on; on rank 0, in the run's folder.
+    """Writes the record of a run that starts, or adds to it where the run goes on from `iteration`; on rank 0.
 
-    Args:
-        options: of the run.
-        iteration: that it goes on from; 0 for a new run.
-        facts: further plain values, such as its device and its images.
-        digests: of the files of weights, as `input_digests` gives them.
-
-    Raises:
-        CheckpointError: it cannot be written.
+    `facts` are further plain values, such as its device, `digests` those of `input_digests`. Raises CheckpointError.
     """
     path = options.experiment_folder / RECORD
     start = {
@@ -60,7 +54,11 @@ def write_record(options: Options, iteration: int, facts: Mapping[str, Any], dig
         **facts,
         "weights": {option: {"file": str(file), "sha256": digests[option]} for option, file in _files(options).items()},
     }
-    starts = [*(_earlier(path) if iteration else []), start]
+    earlier: Any = []
+    if iteration:
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            earlier = json.loads(read_regular(path))["starts"]
+    starts = [*earlier, start] if isinstance(earlier, list) else [start]
     content = json.dumps({"name": options.name, "starts": starts}, indent=1).encode()
     write_atomically(path, lambda file: file.write(content))
 
@@ -92,36 +90,24 @@ def _files(options: Options) -> dict[str, Path]:
         for option, value in texts_in(thaw(getattr(options, section)), section):
             if option not in _NO_WEIGHTS and not option.endswith(".type") and Path(value).is_file():
                 found[option] = Path(value)
-    found.update(_unnamed(options.train))
+    # Files that losses take where none is named.
+    blocks: dict[str, tuple[Registry, Mapping[str, Any]]] = {}
+    if (train := options.train) is not None:
+        blocks = {f"train.distill.{name}": (METHOD_REGISTRY, block) for name, block in train.distill.items()}
+        if train.perceptual_opt is not None:
+            blocks["train.perceptual_opt"] = (LOSS_REGISTRY, train.perceptual_opt)
+    for key, (registry, block) in blocks.items():
+        parameters = inspect.signature(registry.get(block["type"])).parameters
+        given = {**{name: parameter.default for name, parameter in parameters.items()}, **block}
+        if given.get("vgg_weights", "") is None and (file := vgg_arch.local_weights(given["vgg_type"])) is not None:
+            found[f"{key}.vgg_weights"] = file
+        if given.get("vqgan_weights", "") is None and (file := vqgan_arch.local_weights()) is not None:
+            found[f"{key}.vqgan_weights"] = file
     if options.teacher_cache is not None and (manifest := Path(options.teacher_cache) / MANIFEST).is_file():
         found[TEACHER_CACHE] = manifest
     return found
 
 
-def _unnamed(train: TrainOptions | None) -> Iterator[tuple[str, Path]]:
-    """Files that losses take where none is named, by the options that would name them."""
-    if train is None:
-        return
-    blocks = {f"train.distill.{name}": (METHOD_REGISTRY, block) for name, block in train.distill.items()}
-    if train.perceptual_opt is not None:
-        blocks["train.perceptual_opt"] = (LOSS_REGISTRY, train.perceptual_opt)
-    for key, (registry, block) in blocks.items():
-        parameters = inspect.signature(registry.get(block["type"])).parameters
-        given = {**{name: parameter.default for name, parameter in parameters.items()}, **block}
-        if given.get("vgg_weights", "") is None and (file := vgg_arch.local_weights(given["vgg_type"])) is not None:
-            yield f"{key}.vgg_weights", file
-        if given.get("vqgan_weights", "") is None and (file := vqgan_arch.local_weights()) is not None:
-            yield f"{key}.vqgan_weights", file
-
-
 @lru_cache(maxsize=32)
 def _cached_digest(file: Path, size: int, changed: int) -> str:
     return sha256_of(file)
-
-
-def _earlier(path: Path) -> list[Any]:
-    try:
-        starts = json.loads(read_regular(path))["starts"]
-        return starts if isinstance(starts, list) else []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []

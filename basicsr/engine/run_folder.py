@@ -14,7 +14,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,9 +48,9 @@ _ONCE = ("path.pretrain_network_g", "path.pretrain_network_d", "the options")
 
 
 def check_training_folders(options: Options, goes_on: bool) -> None:
-    """Raises OptionsError where a run must not take experiments/NAME and tb_logger/NAME.
+    """Raises OptionsError unless a run may take experiments/NAME and tb_logger/NAME.
 
-    Something that it reads lies there, or, unless it `goes_on` in its own folder, what is there is no run's.
+    Nothing that it reads may lie there, nor, unless it `goes_on` in its own folder, anything that is no run's.
     """
     folder, curves = options.experiment_folder, options.tensorboard_folder
     if _lies_in(curves, folder) or _lies_in(folder, curves):
@@ -69,12 +69,8 @@ def check_training_folders(options: Options, goes_on: bool) -> None:
 def results_taken(scales: Sequence[Options]) -> Iterator[Callable[[], None]]:
     """Within the block, results/NAME is this test's, at all its scales. All ranks must call.
 
-    Yields:
-        What all ranks are to call when the folder was made anew.
-
-    Raises:
-        OptionsError: something that the test reads lies there, or what is there are no results.
-        CheckpointError: another process has it.
+    Yields what all ranks are to call when the folder was made anew. Raises OptionsError where something that the test
+    reads lies there, or what is there are no results, and CheckpointError where another process has it.
     """
     folder = scales[0].results_folder
 
@@ -89,12 +85,7 @@ def results_taken(scales: Sequence[Options]) -> Iterator[Callable[[], None]]:
 
 
 def check_archivable(folder: Path, marks: Sequence[str], never: Sequence[str] = ()) -> None:
-    """Checks that a folder is missing, empty, or has a name like one of `marks` and none like those of `never`.
-
-    Raises:
-        OptionsError: it holds something else.
-        CheckpointError: it cannot be read.
-    """
+    """Raises OptionsError unless a folder is missing, empty, or has names like `marks` and none like `never`."""
     names = [name for name in names_in(folder) if not name.startswith(".")]
     wanted = [mark.replace("NAME", glob.escape(folder.name)) for mark in marks]
     if names and (not _has(names, wanted) or _has(names, never)):
@@ -125,10 +116,8 @@ def archive(folder: Path, marks: Sequence[str], never: Sequence[str] = ()) -> No
 def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
     """Makes the run's folders and writes its options and record there; returns remarks. To be called on rank 0.
 
-    A run that starts anew renames the folders of an earlier run of its name, as BasicSR does.
-
-    Raises:
-        CheckpointError: a folder cannot be renamed or written, or has no room for a checkpoint.
+    A run that starts anew renames the folders of an earlier run of its name, as BasicSR does. Raises CheckpointError
+    where a folder cannot be renamed or written, or has no room for a checkpoint.
     """
     options, folder = run.options, run.options.experiment_folder
     checkpoints, size = CheckpointFolder(folder, options.logger.keep_checkpoints), run.checkpoint_size()
@@ -161,7 +150,14 @@ def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
         "images": run.images,
     }
     write_record(options, run.iteration, facts, run.files)
-    return remarks + _forecast(options, run.iteration, size)
+    coming = math.ceil((options.train.total_iter - run.iteration) / options.logger.save_checkpoint_freq)
+    needed = size * min(coming, (options.logger.keep_checkpoints or coming) + 1)
+    if needed > (free := shutil.disk_usage(folder).free):
+        remarks.append(
+            f"the run's checkpoints need {readable(needed)}, {readable(size)} each, and {readable(free)} are free: free"
+            " space, or set logger: keep_checkpoints"
+        )
+    return remarks
 
 
 def _make(folder: Path) -> None:
@@ -173,19 +169,6 @@ def _make(folder: Path) -> None:
         raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
     if there:  # a new one can be written
         check_writable(folder)
-
-
-def _forecast(options: Options, iteration: int, size: int) -> list[str]:
-    """A remark where not all checkpoints to come have room, if each takes `size` bytes."""
-    coming = math.ceil((options.train.total_iter - iteration) / options.logger.save_checkpoint_freq)
-    needed = size * min(coming, (options.logger.keep_checkpoints or coming) + 1)
-    free = shutil.disk_usage(options.experiment_folder).free
-    if needed <= free:
-        return []
-    return [
-        f"the run's checkpoints need {readable(needed)}, {readable(size)} each, and {readable(free)} are free: free"
-        " space, or set logger: keep_checkpoints"
-    ]
 
 
 def prepare_results(scales: Sequence[Options]) -> None:
@@ -222,7 +205,11 @@ def _inputs_of(options: Options) -> Iterator[tuple[str, Path]]:
         named = option.rpartition(".")[2] not in ("name", "type") and option not in _NOT_READ
         if named and os.path.exists(text):
             yield option, Path(text)
-            yield from ((option, folder) for folder in _linked_folders(text))
+            links: list[str] = []
+            with suppress(OSError), os.scandir(text) as entries:  # it may be no folder, or its reader raises
+                links = [os.readlink(entry.path) for entry in entries if entry.is_symlink()]
+            for folder in {os.path.dirname(link) for link in links}:  # the images of a folder may be links
+                yield option, Path(text, folder)
     for file in options.sources:
         if os.path.isfile(file):
             yield "the options", Path(file)
@@ -230,16 +217,6 @@ def _inputs_of(options: Options) -> Iterator[tuple[str, Path]]:
     yield "weights of losses", WEIGHTS_FOLDER
     yield "weights of losses", options.root / WEIGHTS_FOLDER
     yield "notes about images", cache_folder()
-
-
-def _linked_folders(root: str) -> set[Path]:
-    """The folders that links in a folder, as its images may be, lead to."""
-    try:
-        with os.scandir(root) as entries:
-            links = [os.readlink(entry.path) for entry in entries if entry.is_symlink()]
-    except OSError:  # it is no folder, or its reader raises
-        return set()
-    return {Path(root, folder) for folder in {os.path.dirname(link) for link in links}}
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
