@@ -1,22 +1,4 @@
-"""CSD (Wang et al., Towards Compact Single Image Super-Resolution via Contrastive Self-distillation, IJCAI 2021).
-
-In the features phi_j (relu1_1 to relu5_1) of a frozen VGG-19 the student's image I_S is drawn to the teacher's I_T and
-away from bicubic images N_k:
-
-    L_csd = mean over the batch of sum_j w_j d(phi_j(I_T), phi_j(I_S)) / (sum_k d(phi_j(N_k), phi_j(I_S)) + 1e-7)
-
-with d the mean absolute difference over channels and positions. The N_k are LR images of the batch, enlarged by
-PyTorch's bicubic kernel (a = -0.75, not clipped), as in the published code. `CSD` takes any student and a frozen
-teacher; in `SharedCSD`, the original, the student is the teacher's first channels, and both are trained.
-
-The published code differs:
-
-- It divides means over the batch by each other; here each image has its own quotient.
-- One version draws negatives from the first K images of the batch only, another takes the whole batch, whatever K.
-  Here they are K images of the whole batch.
-- Its VGG sees images in [0, 255], not normalised (`vgg_input: range255`); here [0, 1], normalised, as it was trained.
-- Its L1 losses are of images in [0, 255]: beside ours in [0, 1] its balance is a weight of 200 / 255.
-"""
+"""CSD (Wang et al., IJCAI 2021): contrast of the student's image with the teacher's and with bicubic ones."""
 
 from __future__ import annotations
 
@@ -49,18 +31,20 @@ _EQUAL = {"upscale_factor": "upscale", "res_scale": "res_scale", "img_range": "i
 
 @METHOD_REGISTRY.register()
 class CSD(LossTerm):
-    """L_csd between the student and a frozen teacher, networks of any kind.
+    """In features phi_j of a frozen VGG-19, I_S is drawn to I_T and away from bicubic images N_k; for any two networks.
 
-    The negatives of a step are the same for all images of a process's batch: `num_negatives` of its LR images, drawn
-    without repetition from the run's seed and the iteration. A smaller batch is taken whole, and its mean stands for
-    the missing ones, so the loss is as strong however a batch is split among processes.
+    Wang et al., "Towards Compact Single Image Super-Resolution via Contrastive Self-distillation", IJCAI 2021.
 
-    Under bf16 features of nearly equal images differ little: with random weights and a student 39 dB from its teacher
-    the gradient kept a cosine of 0.87 with float32's (fp16: 0.97).
+        l_csd = mean over the batch of sum_j w_j d(phi_j(I_T), phi_j(I_S)) / (sum_k d(phi_j(N_k), phi_j(I_S)) + 1e-7)
+
+    d is the mean absolute difference over channels and positions. The N_k, the same for all images of a process's
+    batch, are LR images of it, drawn without repetition from the run's seed and the iteration and enlarged by PyTorch's
+    bicubic kernel (a = -0.75, not clipped). A smaller batch is taken whole, and its mean stands for the missing ones,
+    so the loss is as strong however a batch is split among processes. The published code differs: see docs/methods.md.
 
     Args:
         num_negatives: K.
-        loss_weight: weight of L_csd.
+        loss_weight: weight of l_csd.
         layer_weights: w_j by layer of the VGG; where left out, 1/32, 1/16, 1/8, 1/4, 1 from relu1_1 to relu5_1.
         vgg_input: 'imagenet' normalises images by ImageNet's mean and deviation; 'range255' multiplies them by 255.
         vgg_weights: see `VGGFeatureExtractor`.
@@ -146,16 +130,11 @@ class SharedCSD(CSD):
     `wide` is saved in the training state. Other terms see the teacher as it was loaded.
 
     For two networks of one class with `slices_are_networks`, such as EDSR, that differ in widths only: `num_feat`, and
-    in RCAN `squeeze_factor`. With other options the same weights would mean another function.
+    in RCAN `squeeze_factor`. Other arguments: see `CSD`.
 
     Args:
-        num_negatives: K, as in `CSD`.
-        loss_weight: weight of L_csd.
         teacher_weight: weight of the teacher's own reconstruction loss.
         detach_teacher: whether L_csd leaves I_T as it is, as in the published runs; otherwise it draws I_T to I_S, too.
-        layer_weights: w_j by layer of the VGG, as in `CSD`.
-        vgg_input: as in `CSD`.
-        vgg_weights: as in `CSD`.
     """
 
     needs_teacher = False
@@ -192,19 +171,16 @@ class SharedCSD(CSD):
         self._shapes = {name: parameter.shape for name, parameter in student.named_parameters()}
         self.wide = copy.deepcopy(teacher).requires_grad_(True).train()
         student.requires_grad_(False)
-        self._hand_over(student)
+        self.after_update(student, 0)
 
     def student_weights(self) -> dict[str, torch.Tensor]:
         """The leading slices of `wide`'s weights, by the names of the student's parameters."""
         wide = dict(self.wide.named_parameters())
         return {name: wide[name][tuple(slice(length) for length in shape)] for name, shape in self._shapes.items()}
 
+    @torch.no_grad()
     def after_update(self, student: nn.Module, iteration: int) -> None:
         """Copies the slices into the student's own parameters."""
-        self._hand_over(student)
-
-    @torch.no_grad()
-    def _hand_over(self, student: nn.Module) -> None:
         weights = self.student_weights()
         for name, parameter in student.named_parameters():
             parameter.copy_(weights[name])

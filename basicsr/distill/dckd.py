@@ -1,47 +1,10 @@
-"""DCKD (Zhou et al., Dynamic Contrastive Knowledge Distillation for Efficient Image Restoration, AAAI 2025).
-
-    L = L_rec + L_kd + 0.1 L_dcl + 0.001 L_ce
-
-The first two, L1 against I_GT and I_T, are the options' `pixel_opt` and `resp_kd_opt`; the others are this term. Both
-look through the frozen encoder of a VQGAN.
-
-Dynamic contrastive regularisation (eqs. 4-6): in the features f_i of five layers the student's image I_S is drawn to
-the teacher's I_T and away from N negatives, images that an earlier state of the student makes of degraded inputs:
-
-    I_j = F_his(D_j(I_LR))
-    L_dcl = mean over the batch of sum_i lambda_i d(f_i(I_S), f_i(I_T)) / (sum_j d(f_i(I_S), f_i(I_j)) + 1e-7)
-
-with d the mean absolute difference over one image's channels and positions. The history model is updated after each
-iteration t that s divides: theta_his = a theta_his + (1 - a) theta_student, a = 0.1. The step s is 1000 in iterations 1
-to 100000, 2000 in 100001 to 200000, 3000 from then on.
-
-Distribution mapping (eqs. 7-9): at each position of the encoder's latent F the codebook's entries e_m are categories,
-
-    C = softmax over m of -||F - e_m||^2,  L_ce = mean over positions and batch of -sum_m C^T_m log C^S_m
-
-Eq. 8 is printed without the minus sign, by which the farthest entry would be the likeliest; the published code has it.
-Eq. 5 names no norm; the published code takes absolute differences. Otherwise the published code differs
-(`options/methods/dckd_as_published.yml` sets all that are options):
-
-- It gives images in [0, 1] to an encoder that was trained on [-1, 1]: `input_range: [0, 1]`.
-- It takes the cross-entropy of probabilities as if they were logits: `double_softmax`.
-- One of its N negatives is of the input as it is: `include_undegraded`.
-- It divides means over the batch by each other: `quotient: batch`; here each image has its own quotient.
-- Its history model follows the student's moving average (`history_of: average`) and starts anew on resume; here it is
-  in the training state.
-- Its schedule fails after its last period of 100000 iterations; here `period` is an option, and the last step stays.
-- It blurs along an image's axes only, and blurs or resizes a whole batch alike.
-- Its options, which are for SwinIR, add label consistency on the teacher's input: `LabelConsistency`.
-
-Degradations are in the manner of Real-ESRGAN (Wang et al., ICCV Workshops 2021). Every image has a generator of its
-own, so that the result does not depend on its batch.
-"""
+"""DCKD (Zhou et al., AAAI 2025): contrast with images of an earlier student, and categories of a VQGAN."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -74,19 +37,31 @@ MODES = ("area", "bilinear", "bicubic")
 
 @METHOD_REGISTRY.register()
 class DCKD(LossTerm):
-    """L_dcl and L_ce; see the file's head for the equations. For any two networks, at any scale, 1 among them.
+    """l_dcl and l_ce, seen through the frozen encoder of a VQGAN; for any two networks, at any scale, 1 among them.
 
-    The history model is a copy of the student before training, always in eval mode; it is saved in the training state
-    and no part of the exported student.
+    Zhou et al., "Dynamic Contrastive Knowledge Distillation for Efficient Image Restoration", AAAI 2025. Its loss is
+    L1(I_S, I_GT) + L1(I_S, I_T) + 0.1 l_dcl + 0.001 l_ce. Where its code or we differ: see docs/reproducing.md.
 
-    Under `amp` features of nearly equal images differ little: with random weights and a student 46 dB from its teacher
-    (54 dB), the gradient of L_dcl kept a cosine of 0.90 (0.72) with float32's in bf16, of 0.98 and more in fp16.
+    Dynamic contrastive regularisation (eqs. 4-6): in the features f_i of five layers I_S is drawn to I_T and away from
+    N negatives, images that an earlier state of the student makes of degraded inputs:
+
+        I_j = F_his(D_j(I_LR))
+        l_dcl = mean over the batch of sum_i lambda_i d(f_i(I_S), f_i(I_T)) / (sum_j d(f_i(I_S), f_i(I_j)) + 1e-7)
+
+    d is the mean absolute difference over one image's channels and positions. The history model F_his is a copy of the
+    student before training, in eval mode, saved in the training state and no part of the exported student. It is
+    updated after each iteration t that s divides: theta_his = a theta_his + (1 - a) theta_student.
+
+    Distribution mapping (eqs. 7-9): at each position of the encoder's latent F the codebook's entries e_m are
+    categories; eq. 8 is printed without the minus sign, by which the farthest entry would be the likeliest:
+
+        C = softmax over m of -||F - e_m||^2,  l_ce = mean over positions and batch of -sum_m C^T_m log C^S_m
 
     Args:
-        contrastive: whether there is L_dcl. Without it there is no history model.
-        distribution: whether there is L_ce.
-        dcl_weight: weight of L_dcl.
-        ce_weight: weight of L_ce.
+        contrastive: whether there is l_dcl. Without it there is no history model.
+        distribution: whether there is l_ce.
+        dcl_weight: weight of l_dcl.
+        ce_weight: weight of l_ce.
         num_negatives: N.
         degradation: 'noise', 'blur', 'resize' or 'mix'; see `degrade`.
         include_undegraded: whether one of the N is made of the input as it is.
@@ -96,7 +71,7 @@ class DCKD(LossTerm):
         period: after how many iterations the next of `update_steps` holds.
         input_range: what 0 and 1 become before the encoder.
         quotient: eq. 5's, of each 'image' by itself, or of means over the 'batch' of one process.
-        double_softmax: whether L_ce takes the student's probabilities as if they were logits.
+        double_softmax: whether l_ce takes the student's probabilities as if they were logits.
         history_of: whether the history model follows the 'student' or the moving 'average' of its weights, which
             needs `train: ema_decay`.
         vqgan_weights: see `VQGANEncoder`.
@@ -187,10 +162,6 @@ class DCKD(LossTerm):
             self.history.eval()
         return self
 
-    def update_step(self, iteration: int) -> int:
-        """s in `iteration`, from 1."""
-        return self.update_steps[min((iteration - 1) // self.period, len(self.update_steps) - 1)]
-
     def after_update(self, student: nn.Module, iteration: int) -> None:
         """Updates the history model, where it follows the student, when it is due."""
         if not self.needs_average:
@@ -203,8 +174,9 @@ class DCKD(LossTerm):
 
     @torch.no_grad()
     def _follow(self, student: nn.Module, iteration: int) -> None:
-        """One step of eq. 6. Buffers are copied as they are."""
-        if self.history is None or iteration % self.update_step(iteration):
+        """One step of eq. 6, if it is due. Buffers are copied as they are."""
+        step = self.update_steps[min((iteration - 1) // self.period, len(self.update_steps) - 1)]
+        if self.history is None or iteration % step:
             return
         for own, new in zip(self.history.parameters(), student.parameters(), strict=True):
             own.lerp_(new, 1 - self.attenuation)
@@ -222,7 +194,12 @@ class DCKD(LossTerm):
         if self.contrastive:
             parts["l_dcl"] = self._contrast(context, student, teacher)
         if self.distribution:
-            parts["l_ce"] = self._cross_entropy(student_latent, teacher_latent)
+            codebook = self.vqgan.network.codebook
+            target = category_log_probabilities(teacher_latent, codebook).exp()
+            own = category_log_probabilities(student_latent, codebook)
+            if self.double_softmax:
+                own = F.log_softmax(own.exp(), dim=1)
+            parts["l_ce"] = -(target * own).sum(1).mean()
         return parts
 
     def check_output(self, shape: Sequence[int]) -> None:
@@ -234,7 +211,7 @@ class DCKD(LossTerm):
     ) -> torch.Tensor:
         """L_dcl by the features of I_S and of I_T."""
         near = summed_distances(student, [teacher])
-        far = summed_distances(student, (self._features(context, one) for one in self._negatives(context)))
+        far = summed_distances(student, self._negative_features(context))
         total = torch.zeros_like(near[0])
         if self.quotient == "batch":
             near, far = ([distances.mean(0, keepdim=True) for distances in each] for each in (near, far))
@@ -243,9 +220,16 @@ class DCKD(LossTerm):
             total = total + weight * apart / (aside + EPSILON)
         return total.mean()
 
+    def _negative_features(self, context: StepContext) -> Iterator[Sequence[torch.Tensor]]:
+        """f(I_1) to f(I_N), one by one, so that one at a time is in memory."""
+        for image in self._negatives(context):
+            with context.autocast():
+                features = self.vqgan(image, with_latent=False)[0]
+            yield features
+
     @torch.no_grad()
     def _negatives(self, context: StepContext) -> Iterator[torch.Tensor]:
-        """I_1 to I_N, each (B, 3, sH, sW), one by one, so that one at a time is in memory."""
+        """I_1 to I_N, each (B, 3, sH, sW)."""
         assert self.history is not None
         for number in range(1, self.num_negatives + 1):
             lq = context.lq
@@ -254,20 +238,6 @@ class DCKD(LossTerm):
             with context.autocast():
                 image = at_least_float32(self.history(lq))
             yield image
-
-    def _features(self, context: StepContext, images: torch.Tensor) -> Sequence[torch.Tensor]:
-        with context.autocast():
-            features: Sequence[torch.Tensor] = self.vqgan(images, with_latent=False)[0]
-        return features
-
-    def _cross_entropy(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """L_ce by the latents of I_S and of I_T."""
-        codebook = self.vqgan.network.codebook
-        target = category_log_probabilities(teacher, codebook).exp()
-        own = category_log_probabilities(student, codebook)
-        if self.double_softmax:
-            own = F.log_softmax(own.exp(), dim=1)
-        return -(target * own).sum(1).mean()
 
 
 @torch.no_grad()
@@ -281,8 +251,6 @@ def degrade(images: torch.Tensor, kind: Degradation, generators: Sequence[np.ran
       bilinear or bicubic interpolation. By a factor near 1 nothing may change.
     - 'mix': blur, resize, noise, resize back, in Real-ESRGAN's order.
     """
-    if kind not in _KINDS:
-        raise OptionsError(f"DCKD: degradation is '{kind}'; allowed: {', '.join(_KINDS)}")
     pairs = zip(images, generators, strict=True)
     return torch.stack([_KINDS[kind](image, generator).clamp(0, 1) for image, generator in pairs])
 
@@ -318,13 +286,6 @@ def _blur(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
     return F.conv2d(padded, kernel.to(image)[None, None])[:, 0]
 
 
-def _mix(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-    rescaled = _rescaled(_blur(image, generator), generator)
-    # Between the steps, too, Real-ESRGAN's images stay images.
-    noisy = _noise(rescaled, generator).clamp(0, 1)
-    return _to_size(noisy, image.shape[1:], generator)
-
-
 def _rescaled(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
     scales = ENLARGE if generator.random() < ENLARGE_PROBABILITY else SHRINK
     scale = generator.uniform(*scales)
@@ -337,9 +298,14 @@ def _to_size(image: torch.Tensor, size: Sequence[int], generator: np.random.Gene
     return F.interpolate(image[None], size=tuple(size), mode=mode)[0]
 
 
-_KINDS: dict[str, Callable[[torch.Tensor, np.random.Generator], torch.Tensor]] = {
-    "noise": _noise,
-    "blur": _blur,
-    "resize": lambda image, rng: _to_size(_rescaled(image, rng), image.shape[1:], rng),
-    "mix": _mix,
-}
+def _resize(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    return _to_size(_rescaled(image, generator), image.shape[1:], generator)
+
+
+def _mix(image: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    noisy = _noise(_rescaled(_blur(image, generator), generator), generator)
+    # Between the steps, too, Real-ESRGAN's images stay images.
+    return _to_size(noisy.clamp(0, 1), image.shape[1:], generator)
+
+
+_KINDS = {"noise": _noise, "blur": _blur, "resize": _resize, "mix": _mix}

@@ -1,26 +1,4 @@
-"""DUKD (Zhang et al., Data Upcycling Knowledge Distillation for Image Super-Resolution, 2023).
-
-Student S and teacher T see more images of the kind they know, made from the training pair:
-
-    zoom-in:  tiles X of I_GT, each of the size of I_LR, with no known enlargement:
-              l_zoom_in = L1(A^-1(S(A(X))), T(X))
-    zoom-out: Y, I_LR reduced s times by MATLAB's bicubic imresize, not clipped, whose enlargement is I_LR:
-              l_zoom_out = L1(S(Y), T(Y)),  l_zoom_out_pix = L1(S(Y), I_LR)
-
-A is the label consistency: colour inversion (1 - x), horizontal flip, vertical flip and transposition, applied to the
-student's input in this order, each with its own probability, and undone on its output in reverse; exactly, but for the
-inversion's float32 rounding (at most 3e-8 for half of the 8-bit values).
-
-The published loss is L = 5 L1(I_S, I_GT) + L1(I_S, I_T) + these three; the first two are the options' `pixel_opt` and
-`resp_kd_opt`. Published settings: zoom-out for EDSR, none for SwinIR; for RCAN neither zoom-out nor label consistency,
-and a weight of 1 on L1(I_S, I_GT).
-
-The published code differs:
-
-- It undoes operations in the order of their application, no inverse where a transposition comes with one flip.
-- It updates the student twice in an iteration: by the first two losses, then by all. Here once, by all.
-- It takes the same tile of all images of a batch; here each has its own.
-"""
+"""DUKD (Zhang et al., 2023), and label consistency on the teacher's input."""
 
 from __future__ import annotations
 
@@ -50,10 +28,19 @@ OPERATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 
 @METHOD_REGISTRY.register()
 class DUKD(LossTerm):
-    """Distillation on zoomed images under label consistency; see the file's head for the equations.
+    """Student S and teacher T see more images of the kind they know, made from the training pair, at scale s >= 2.
 
-    Every draw derives from the sample's seed. Patches that are not square are not transposed. Where sides of I_LR are
-    no multiples of s, zoom-out takes its upper left part that is.
+    Zhang et al., "Data Upcycling Knowledge Distillation for Image Super-Resolution", 2023.
+
+        zoom-in:  tiles X of I_GT, each of the size of I_LR, with no known enlargement:
+                  l_zoom_in = L1(A^-1(S(A(X))), T(X))
+        zoom-out: Y, I_LR reduced s times by MATLAB's bicubic imresize, not clipped, whose enlargement is I_LR:
+                  l_zoom_out = L1(S(Y), T(Y)),  l_zoom_out_pix = L1(S(Y), I_LR)
+
+    A is the label consistency: colour inversion (1 - x), horizontal flip, vertical flip and transposition, applied in
+    this order, each with its own probability, and undone on the output in reverse. Patches that are not square are not
+    transposed. Every draw derives from the sample's seed. Where sides of I_LR are no multiples of s, zoom-out takes its
+    upper left part that is. The published loss has these three beside 5 L1(I_S, I_GT) + L1(I_S, I_T).
 
     Args:
         zoom_in: whether to learn from tiles of I_GT.
@@ -64,9 +51,6 @@ class DUKD(LossTerm):
         kd_weight: weight of the losses against the teacher.
         pixel_weight: weight of the loss against I_LR, equal to that of L1(I_S, I_GT); 5, as published, by default.
         loss_weight: factor on all of them.
-
-    Raises:
-        OptionsError: an option is out of its range, both ways are off, or an option without effect is set.
     """
 
     batch_scope = "image"
@@ -86,9 +70,7 @@ class DUKD(LossTerm):
     ) -> None:
         check_arguments(DUKD, locals())
         super().__init__()
-        true_weight = PIXEL_WEIGHT if pixel_weight is None else pixel_weight
-        self.zoom_in, self.zoom_out = zoom_in, zoom_out
-        self.num_patches = num_patches
+        self.zoom_in, self.zoom_out, self.num_patches = zoom_in, zoom_out, num_patches
         self.consistency_probability = consistency_probability
         self.zoom_out_consistency = zoom_out_consistency
         self.weights = {}
@@ -96,7 +78,7 @@ class DUKD(LossTerm):
             self.weights["l_zoom_in"] = loss_weight * kd_weight
         if zoom_out:
             self.weights["l_zoom_out"] = loss_weight * kd_weight
-            self.weights["l_zoom_out_pix"] = loss_weight * true_weight
+            self.weights["l_zoom_out_pix"] = loss_weight * (PIXEL_WEIGHT if pixel_weight is None else pixel_weight)
 
     @staticmethod
     def conflicts(
@@ -129,46 +111,35 @@ class DUKD(LossTerm):
             yield Misfit("num_patches", message, True)
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Returns `l_zoom_in`, `l_zoom_out` and `l_zoom_out_pix`, those that are on."""
-        if context.scale < 2:
-            raise OptionsError(f"DUKD: the scale is {context.scale}; zooming needs 2 or more, leave the method out")
+        """Returns `l_zoom_in`, `l_zoom_out` and `l_zoom_out_pix`, those that are on; OptionsError for unfit images."""
+        for misfit in DUKD.misfits(self.zoom_in, self.num_patches, context.scale):
+            raise OptionsError(f"DUKD: {misfit.key}: {misfit.message}")
+        assert context.teacher is not None
+        probability = self.consistency_probability
         parts = {}
         if self.zoom_in:
-            parts["l_zoom_in"] = self._zoom_in(context)
+            tiles = self._tiles(context)
+            which = drawn_operations(context, "DUKD zoom-in", self.num_patches, probability, tiles)
+            student = undone(context.student(applied(tiles, which)), which)
+            parts["l_zoom_in"] = F.l1_loss(student, context.teacher(tiles))
         if self.zoom_out:
-            parts["l_zoom_out"], parts["l_zoom_out_pix"] = self._zoom_out(context)
+            height, width = (side - side % context.scale for side in context.lq.shape[-2:])
+            if not height or not width:
+                given = "x".join(map(str, context.lq.shape[-2:]))
+                message = f"DUKD: LR patches of {given} cannot be reduced {context.scale} times"
+                raise OptionsError(f"{message}; raise gt_size, or set zoom_out: false")
+            target = context.lq[..., :height, :width]
+            small = reduced(target, context.scale)
+            probability = probability if self.zoom_out_consistency else 0.0
+            which = drawn_operations(context, "DUKD zoom-out", 1, probability, small)
+            student = undone(context.student(applied(small, which)), which)
+            parts["l_zoom_out"] = F.l1_loss(student, context.teacher(small))
+            parts["l_zoom_out_pix"] = F.l1_loss(student, target)
         return parts
-
-    def _zoom_in(self, context: StepContext) -> torch.Tensor:
-        assert context.teacher is not None
-        tiles = self._tiles(context)
-        which = self._draw(context, "zoom-in", self.num_patches, tiles)
-        student = undone(context.student(applied(tiles, which)), which)
-        return F.l1_loss(student, context.teacher(tiles))
-
-    def _zoom_out(self, context: StepContext) -> tuple[torch.Tensor, torch.Tensor]:
-        assert context.teacher is not None
-        height, width = (side - side % context.scale for side in context.lq.shape[-2:])
-        if not height or not width:
-            given = "x".join(map(str, context.lq.shape[-2:]))
-            message = f"DUKD: LR patches of {given} cannot be reduced {context.scale} times"
-            raise OptionsError(f"{message}; raise gt_size, or set zoom_out: false")
-        target = context.lq[..., :height, :width]
-        small = reduced(target, context.scale)
-        which = torch.zeros(len(small), len(OPERATIONS), dtype=torch.bool)
-        if self.zoom_out_consistency:
-            which = self._draw(context, "zoom-out", 1, small)
-        student = undone(context.student(applied(small, which)), which)
-        return F.l1_loss(student, context.teacher(small)), F.l1_loss(student, target)
 
     def _tiles(self, context: StepContext) -> torch.Tensor:
         """Tiles of I_GT, (B `num_patches`, C, H, W), those of one image after each other."""
         scale = context.scale
-        if self.num_patches > scale**2:
-            raise OptionsError(
-                f"DUKD: num_patches is {self.num_patches}, but at scale {scale} an HR image has {scale**2} tiles;"
-                " lower it"
-            )
         height, width = context.lq.shape[-2:]
         tiles = []
         for image, generator in zip(context.gt, context.generators("DUKD tiles"), strict=True):
@@ -176,9 +147,6 @@ class DUKD(LossTerm):
                 top, left = place // scale * height, place % scale * width
                 tiles.append(image[:, top : top + height, left : left + width])
         return torch.stack(tiles)
-
-    def _draw(self, context: StepContext, purpose: str, count: int, images: torch.Tensor) -> torch.Tensor:
-        return drawn_operations(context, f"DUKD {purpose}", count, self.consistency_probability, images)
 
 
 @METHOD_REGISTRY.register()

@@ -1,6 +1,4 @@
-"""MiPKD (Li et al., Knowledge Distillation with Multi-granularity Mixture of Priors for Image Super-Resolution, ICLR
-2025), eqs. 3 to 8.
-"""
+"""MiPKD (Li et al., ICLR 2025): mixed features and mixed blocks of student and teacher."""
 
 from __future__ import annotations
 
@@ -37,38 +35,24 @@ WITHOUT_EFFECT: dict[tuple[str, object], tuple[str, ...]] = {
 class MiPKD(LossTerm):
     """Mixes the student's features with the teacher's, and the student's blocks with the teacher's.
 
+    Li et al., "Knowledge Distillation with Multi-granularity Mixture of Priors for Image Super-Resolution", ICLR 2025.
     At each of K positions, which cut the bodies of both networks into even parts:
 
-    Feature prior mixer, eqs. 3 to 5: Z_S = E_S(F_S) and Z_T = E_T(F_T) lie in one latent space; a mask I^M mixes them,
-    and a decoder makes the enhanced features,
+    Feature prior mixer, eqs. 3 to 5: Z_S = E_S(F_S) and Z_T = E_T(F_T) lie in one latent space; a mask I^M, drawn for
+    each image, mixes them, and a decoder makes the enhanced features,
         F_E = D(Z_S (1 - I^M) + Z_T I^M),  l_feat = L1(F_E, F_T),  l_ae = L1(D(Z_T), F_T).
 
     Block prior mixer, eqs. 6 to 8: F_E goes on through the stages that follow and the reconstruction of the student
     (R = 1) or of the teacher (R = 0), or is dropped (D = 0), with R and D fair and independent coins, tossed once for
     each step and position:
         l_block = w L1(I_E, I_T) + (1 - w) L1(I_E, I_GT), zero where F_E is dropped.
-    Gradients pass through the teacher's frozen stages. With `coins: block` each later part of the bodies, and at last
-    the reconstruction, is that of the network that R of the position before it names; trained 1x1 convolutions bring
-    features from one width to the other.
+    Gradients pass through the teacher's frozen stages. Trained 1x1 convolutions bring features from one width to the
+    other. Without the feature mixer F_S itself goes on.
 
-    Each part is the sum over the positions (eq. 9); L1 is a mean over elements. What the paper leaves open:
-    - K is not given; four positions.
-    - Eq. 9 has no l_ae, hence no weight for it; it is that of l_feat, which measures the same distance. "Introduced in
-      the initial stage of training" may mean from the beginning on, as here, or only then (`autoencoder_until`).
-    - Eqs. 6 and 7 have one pair of coins for a position, "a dynamic combination of blocks" may mean more (`coins`).
-    - Layers of encoders and decoder: see `LatentSpace`. One set for each position.
-    - F_E has the teacher's width; a trained 1x1 convolution brings it to the student's.
-    - Without the feature mixer (Table 6) F_S itself goes on: through the student's stages as it is, so that I_E is I_S
-      (drop path of SwinIR aside, drawn anew), and through the teacher's by such a convolution.
-    - The mask is drawn for each image. What 'grid', 'cosine' and 'cka' (Table 9) do: see `mixing_mask`.
-
-    Features are compared unscaled, for the paper names no scale: with `img_range: 255` l_feat and l_ae are about 255
-    times as large as with 1. Padding to multiples of a window is compared, too. L_rec and L_kd of eq. 9 are `pixel_opt`
-    and `resp_kd_opt`, both with weight 1.
-
-    Memory depends on the coins: for EDSR x4 of 32 blocks, 256 channels teaching 64, with 32 patches of 48x48 in float32
-    the backward pass keeps about 4.1 GiB where all positions are dropped, 7.8 GiB where all go on in the student, 17.2
-    GiB where all go on in the teacher (one step of 256).
+    Each part is the sum over the positions (eq. 9); L1 is a mean over elements. L_rec and L_kd of eq. 9 are `pixel_opt`
+    and `resp_kd_opt`, both with weight 1. What the paper leaves open, and our choices: docs/reproducing.md. Features
+    are compared unscaled: with `img_range: 255` l_feat and l_ae are about 255 times as large as with 1. Memory depends
+    on the coins (docs/methods.md).
 
     Args:
         positions: K.
@@ -87,9 +71,6 @@ class MiPKD(LossTerm):
         block_weight: lambda_block.
         ground_truth_share: 1 - w.
         coins: 'position': R_k rules all that follows position k; 'block': only the part up to the next position.
-
-    Raises:
-        OptionsError: both mixers are off, an option is out of its range, or one without effect is set.
     """
 
     batch_scope = "image"
@@ -196,7 +177,16 @@ class MiPKD(LossTerm):
         if "l_feat" in self.weights:
             going_on, parts = self._mixed(context, pairs)
         if "l_block" in self.weights:
-            parts["l_block"] = self._block_loss(context, going_on)
+            loss = context.sr.new_zeros(())
+            coins = tossed_coins(context, self._positions)
+            for number, (kept, route) in enumerate(coins):
+                if not kept:
+                    continue
+                path = [side for _, side in coins[number:]] if self.coins == "block" else [route] * len(coins[number:])
+                image = self._continued(context, going_on[number], path)
+                to_teacher, to_truth = _distance(image, context.teacher_output), _distance(image, context.gt)
+                loss = loss + (1 - self.ground_truth_share) * to_teacher + self.ground_truth_share * to_truth
+            parts["l_block"] = loss
         # Which stages and bridges a step needs is drawn; ranks average the gradients of all.
         bridges = (self.to_student, self.to_teacher, self.crossings)
         unused = nothing_of([context.sr, *(parameter for bridge in bridges for parameter in bridge.parameters())])
@@ -238,18 +228,6 @@ class MiPKD(LossTerm):
             parts["l_ae"] = torch.stack(own_distances).sum() if own_distances else context.sr.new_zeros(())
         return enhanced, parts
 
-    def _block_loss(self, context: StepContext, features: list[torch.Tensor]) -> torch.Tensor:
-        loss = context.sr.new_zeros(())
-        sides = [side for _, side in _tossed(context, self._positions)]
-        for number, route in enumerate(routes(context, self._positions)):
-            if route is None:
-                continue
-            path = sides[number:] if self.coins == "block" else [route] * (self._positions - number)
-            image = self._continued(context, features[number], path)
-            to_teacher, to_truth = _distance(image, context.teacher_output), _distance(image, context.gt)
-            loss = loss + (1 - self.ground_truth_share) * to_teacher + self.ground_truth_share * to_truth
-        return loss
-
     def _continued(self, context: StepContext, features: torch.Tensor, path: Sequence[Route]) -> torch.Tensor:
         """I_E: the features through one part after each position, of the networks in `path`; the last reconstructs."""
         number = self._positions - len(path)
@@ -265,13 +243,8 @@ class MiPKD(LossTerm):
             return self._networks[path[-1]].reconstruct(features, kept[path[-1]])
 
 
-def routes(context: StepContext, positions: int) -> list[Route | None]:
-    """Which network the features of each position go on in, None where they are dropped: the same on every rank."""
-    return [side if kept else None for kept, side in _tossed(context, positions)]
-
-
-def _tossed(context: StepContext, positions: int) -> list[tuple[bool, Route]]:
-    """D and R of each position."""
+def tossed_coins(context: StepContext, positions: int) -> list[tuple[bool, Route]]:
+    """Whether each position's features go on (D), and in which network (R): the same on every rank."""
     drawn = context.step_generator("routes of the block prior mixer").integers(0, 2, size=(positions, 2))
     names: tuple[Route, Route] = ("teacher", "student")
     return [(bool(kept), names[through_student]) for kept, through_student in drawn]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from basicsr.archs import build_network
 from basicsr.data.batch import Batch
 from basicsr.distill.base import StepContext
-from basicsr.distill.dukd import DUKD, LabelConsistency, applied, reduced, undone
+from basicsr.distill.dukd import DUKD, LabelConsistency, applied, drawn_operations, reduced, undone
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 
@@ -219,7 +219,7 @@ def test_operations_and_tiles_of_a_sample_do_not_depend_on_its_batch():
 def test_each_operation_comes_with_its_probability_independently_of_the_others(probability):
     count = 4000
     given = step(torch.zeros(count, 1, 2, 2), 2)
-    which = DUKD(consistency_probability=probability)._draw(given, "zoom-in", 1, given.lq).double().numpy()
+    which = drawn_operations(given, "DUKD zoom-in", 1, probability, given.lq).double().numpy()
     deviation = np.sqrt(probability * (1 - probability) / count)
     assert which.mean(0) == pytest.approx([probability] * 4, abs=4 * deviation)
     pairs = which.T @ which / count
@@ -243,7 +243,7 @@ def test_every_tile_is_taken_as_often_and_none_twice_for_one_image():
 def test_patches_that_are_not_square_are_flipped_but_not_transposed():
     given = step(pictures(8, 4, 6), 2)
     method = DUKD(consistency_probability=1.0, zoom_out_consistency=True)
-    which = method._draw(given, "zoom-in", 1, given.lq)
+    which = drawn_operations(given, "DUKD zoom-in", 1, method.consistency_probability, given.lq)
     assert which.tolist() == [[True, True, True, False]] * 8
     assert method(given)["l_zoom_in"].item() == 0.0
 
@@ -293,9 +293,9 @@ def test_mistakes_are_named():
     for name in ("kd_weight", "pixel_weight", "loss_weight"):
         with pytest.raises(OptionsError, match=f"DUKD: {name}: input should be greater than or equal to 0, got -1.0"):
             DUKD(**{name: -1.0})
-    with pytest.raises(OptionsError, match="num_patches is 5, but at scale 2 an HR image has 4 tiles"):
+    with pytest.raises(OptionsError, match="DUKD: num_patches: is 5, but at scale 2 an HR image has 4 tiles; lower it"):
         DUKD(num_patches=5)(step(pictures(1, 4, 4), 2))
-    with pytest.raises(OptionsError, match="the scale is 1; zooming needs 2 or more"):
+    with pytest.raises(OptionsError, match="DUKD needs a scale of 2 or more to zoom, got 1"):
         DUKD()(step(pictures(1, 4, 4), 1))
     with pytest.raises(OptionsError, match="LR patches of 3x8 cannot be reduced 4 times"):
         DUKD(zoom_in=False)(step(pictures(1, 3, 8), 4))

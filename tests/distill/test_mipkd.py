@@ -14,7 +14,7 @@ from support.distillation import STUDENT, TEACHER, batch, context, kd_model, tra
 from torch import nn
 
 from basicsr.distill.base import NetworkPair, NetworkView
-from basicsr.distill.mipkd import MiPKD, mixing_mask, routes
+from basicsr.distill.mipkd import MiPKD, mixing_mask, tossed_coins
 from basicsr.models.kd_model import KDModel
 from basicsr.utils import randomness
 from basicsr.utils.errors import OptionsError
@@ -301,7 +301,7 @@ def test_features_without_any_pattern_give_masks_all_the_same():
 
 def test_routes_are_fair_and_independent_coins_that_every_rank_tosses_alike():
     steps = [dataclasses.replace(context(batch=1), seed=7, iteration=i) for i in range(1, 4001)]
-    drawn = np.array([[(way is not None, way == "student") for way in routes(step, 3)] for step in steps])
+    drawn = np.array([[(kept, side == "student") for kept, side in tossed_coins(step, 3)] for step in steps])
     kept = drawn[..., 0].astype(float)
     assert kept.mean(0) == pytest.approx(0.5, abs=0.03)
     for k in range(3):
@@ -310,7 +310,7 @@ def test_routes_are_fair_and_independent_coins_that_every_rank_tosses_alike():
     assert np.corrcoef(kept.T)[~np.eye(3, dtype=bool)] == pytest.approx(0, abs=0.06)
     assert np.corrcoef(kept[1:, 0], kept[:-1, 0])[0, 1] == pytest.approx(0, abs=0.06)
     other_rank = dataclasses.replace(steps[41], seeds=torch.tensor([123]))
-    assert routes(other_rank, 3) == routes(steps[41], 3)
+    assert tossed_coins(other_rank, 3) == tossed_coins(steps[41], 3)
 
 
 # Gradients.

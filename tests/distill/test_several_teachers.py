@@ -12,8 +12,7 @@ from support.distillation import STUDENT, TEACHER, batch, kd_model, trained
 
 from basicsr.archs import build_network
 from basicsr.config.schema import FrozenMapping
-from basicsr.distill.response import ResponseDistillation
-from basicsr.distill.several_teachers import SeveralTeachers
+from basicsr.distill.response import ResponseDistillation, SeveralTeachers
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.registry import METHOD_REGISTRY
 

@@ -35,8 +35,7 @@ from basicsr.distill.dckd import DCKD
 from basicsr.distill.dukd import DUKD
 from basicsr.distill.fitnet import FitNet
 from basicsr.distill.mipkd import MiPKD
-from basicsr.distill.response import ResponseDistillation
-from basicsr.distill.several_teachers import SeveralTeachers
+from basicsr.distill.response import ResponseDistillation, SeveralTeachers
 from basicsr.engine.image_checks import check_cache_content, check_cache_key
 from basicsr.engine.provenance import input_digests
 from basicsr.models.kd_model import KDModel
