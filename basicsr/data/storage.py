@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from basicsr.data import data_util
-from basicsr.data.checks.folder_contents import folder_warnings
+from basicsr.data.data_util import folder_warnings
 from basicsr.files.file_client import FileClient
 from basicsr.files.image_headers import Content, Source
 from basicsr.files.images import imfrombytes

@@ -14,7 +14,7 @@ from basicsr.config.component_blocks import constructor_of, is_auto
 from basicsr.config.schema import DatasetOptions, Options, thaw
 from basicsr.data.checks.alignment import find_misaligned_pairs
 from basicsr.data.checks.checking import BadImage, check_images, dataset_warnings, progress, report
-from basicsr.data.checks.digests import digests_of, files_digest, fingerprint
+from basicsr.data.checks.notes import digests_of, files_digest, fingerprint
 from basicsr.data.storage import stored_images
 from basicsr.data.teacher_outputs import (
     COMMAND,

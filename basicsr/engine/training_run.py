@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from basicsr.config.load import resolved_yaml
 from basicsr.config.schema import Options, thaw
 from basicsr.data import build_eval_dataset, build_train_loader
-from basicsr.data.checks.digests import fingerprint
+from basicsr.data.checks.notes import fingerprint
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.image_checks import check_cache_key
 from basicsr.engine.logs.metric_writers import check_packages

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basicsr.data.checks.folder_contents import count_images, looks_like_image, some
+from basicsr.data.data_util import count_images, looks_like_image, some
 from basicsr.files.images import to_float32
 from basicsr.inference.pictures import (
     FORMATS,

@@ -11,7 +11,7 @@ import torch
 from basicsr.config.load import load_options
 from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.checks.checking import check_images
-from basicsr.data.checks.digests import fingerprint
+from basicsr.data.checks.notes import fingerprint
 from benchmarks.ours.data import training_loader
 from benchmarks.serving import memory
 

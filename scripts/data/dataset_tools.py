@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basicsr.data.checks.folder_contents import count_mismatch, folder_warnings, set_name
+from basicsr.data.data_util import count_mismatch, folder_warnings, set_name
 from basicsr.engine.process.command import run_command
 from basicsr.files.file_client import FileClient
 from basicsr.files.image_headers import MOST_PIXELS

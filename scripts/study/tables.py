@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import basicsr
-from basicsr.data.checks.folder_contents import count_mismatch
+from basicsr.data.data_util import count_mismatch
 from basicsr.files.csv_files import csv_text as text_of
 from basicsr.metrics import better_direction
 from basicsr.metrics.evaluator import Evaluation

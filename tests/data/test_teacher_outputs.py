@@ -16,8 +16,7 @@ from support.caching import codes_of, write_codes
 
 from basicsr.data import build_dataset
 from basicsr.data.batch import collate
-from basicsr.data.checks.digests import digests_of
-from basicsr.data.checks.notes import VERSION
+from basicsr.data.checks.notes import VERSION, digests_of
 from basicsr.data.storage import ImageRoot, StoredImages
 from basicsr.data.teacher_outputs import (
     MANIFEST,

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from basicsr.data.checks.folder_contents import count_mismatch, first_few, set_name
 from basicsr.data.checks.inspection import Inspection, examine
 from basicsr.data.checks.notes import Bar, NoteCache, in_tasks
+from basicsr.data.data_util import count_mismatch, first_few, set_name
 from basicsr.data.loading import prepare_worker
 from basicsr.data.storage import ImageRoot, StoredImages, stored_images
 from basicsr.data.transforms import check_depths, check_patches_fit, check_whole_pair

@@ -1,4 +1,4 @@
-"""Notes on images, kept between starts so that only changed images are read again.
+"""What tells one set of images from another, and notes on images, so that only changed ones are read at a start.
 
 Notes lie in BASICSR_CACHE, by default ${XDG_CACHE_HOME:-~/.cache}/basicsr, in a file for each folder or database and
 each rank. They are a convenience: unreadable files are ignored, an entry that makes no sense counts as unknown, and a
@@ -18,9 +18,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from basicsr.data.storage import ImageRoot, Stamp, stamp_of
+from basicsr.data.storage import ImageRoot, Stamp, stamp_of, stored_images
 from basicsr.files.atomic_files import write_atomically
-from basicsr.utils.errors import CheckpointError
+from basicsr.utils.errors import CheckpointError, DataError
 
 # Changes whenever another verdict on the same file becomes possible.
 VERSION = 4
@@ -28,6 +28,8 @@ VERSION = 4
 _LARGEST_FILE = 1 << 29
 _THREADS = 16
 _TO_A_TASK = 64
+_DIGESTS_TO_A_TASK = 16
+_BLOCK = 1 << 20
 
 Bar = Callable[[Iterator[Any], int], Iterator[Any]]
 Item = TypeVar("Item")
@@ -125,3 +127,67 @@ def in_tasks(
 
 def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     return [function(item) for item in items]
+
+
+def fingerprint(dataset: Any) -> dict[str, Any]:
+    """What tells one list of images from another, wherever it lies, as files or in LMDB.
+
+    `images` is their number; `names` the SHA-256 of the HR images' names in the order of use, relative to their folder
+    and without ending, or None if the dataset names none; `pixels of image 0 (gt)` and so on that of the first, middle
+    and last image of each kind, decoded, or None of one that cannot be read.
+    """
+    stored = stored_images(dataset)
+    if stored is None:
+        return {"images": len(dataset), "names": None}
+    role, files = next(iter(stored.files.items()))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(stored.roots[role].key(file).encode("utf-8", "surrogateescape") + b"\n")
+    found: dict[str, Any] = {"images": len(files), "names": digest.hexdigest()}
+    for role, files in stored.files.items():
+        for index in sorted({0, len(files) // 2, len(files) - 1}):
+            try:
+                pixels = stored.roots[role].open(files[index]).read()
+                content = f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
+                found[f"pixels of image {index} ({role})"] = hashlib.sha256(content).hexdigest()
+            except DataError:
+                found[f"pixels of image {index} ({role})"] = None
+    return found
+
+
+def files_digest(dataset: Any) -> str | None:
+    """SHA-256 of all files' names and sizes of a dataset; None for datasets that name no images."""
+    if (stored := stored_images(dataset)) is None:
+        return None
+    digest = hashlib.sha256()
+    for role, names in stored.files.items():
+        root = stored.roots[role]
+        for file in dict.fromkeys(map(root.file, names)):
+            size, _ = stamp_of(file) or (-1, 0)  # the check of all images says what is wrong with it
+            name = file.removeprefix(root.path).lstrip("/\\")
+            digest.update(f"{role} {size} {name}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def digests_of(names: Sequence[str], root: ImageRoot, bar: Bar = lambda items, total: items) -> list[str]:
+    """SHA-256 of a root's images, read again only if changed; raises DataError if one cannot be read."""
+
+    def read(pool: Executor, waiting: list[str]) -> Iterator[str]:
+        return bar(in_tasks(pool, partial(_digest, root), waiting, _DIGESTS_TO_A_TASK), len(waiting))
+
+    def from_note(note: list[Any]) -> str | None:
+        (digest,) = note
+        return digest if isinstance(digest, str) and len(digest) == 64 else None
+
+    return NoteCache[str]("digests", root, lambda digest: [digest], from_note).results(names, read)
+
+
+def _digest(root: ImageRoot, name: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        with root.opened(name) as source:
+            for start in range(0, source.size, _BLOCK):
+                digest.update(source.read(start, min(_BLOCK, source.size - start)))
+    except OSError as error:
+        raise DataError(f"cannot read {root.label(name)}: {error.strerror}; check the path") from error
+    return digest.hexdigest()

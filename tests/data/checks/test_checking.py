@@ -18,7 +18,7 @@ from PIL import Image
 from basicsr.data import build_dataset, build_eval_dataset
 from basicsr.data.base import SampleKey, load_or_replace, load_sample
 from basicsr.data.checks.checking import BadImage, check_images, report
-from basicsr.data.checks.digests import fingerprint
+from basicsr.data.checks.notes import fingerprint
 from basicsr.data.transforms import check_patches_fit
 from basicsr.files.images import imfrombytes
 from basicsr.files.lmdb_databases import LmdbMaker, encode_png

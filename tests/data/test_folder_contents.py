@@ -14,8 +14,13 @@ import pytest
 from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
 from basicsr.data.checks.checking import check_images, dataset_warnings, report
-from basicsr.data.checks.folder_contents import count_mismatch, folder_warnings, set_name
-from basicsr.data.data_util import paired_paths_from_folder, paths_from_folder
+from basicsr.data.data_util import (
+    count_mismatch,
+    folder_warnings,
+    paired_paths_from_folder,
+    paths_from_folder,
+    set_name,
+)
 from basicsr.files.file_client import FileClient
 from basicsr.files.lmdb_databases import LmdbMaker, encode_png
 from basicsr.utils.errors import DataError
