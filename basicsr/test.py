@@ -42,11 +42,9 @@ from basicsr.files.images import imwrite
 from basicsr.inference.runner import Trial
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, image_names
-from basicsr.report.comparison import check_regions
-from basicsr.report.pictures import SavedPictures
-from basicsr.report.results import Results, Row, ScaleResults
+from basicsr.report.comparison import SavedPictures, check_regions
 from basicsr.report.speed import Latencies, Stopwatch, device_name
-from basicsr.report.tables import decimals_of, format_figure, metric_label
+from basicsr.report.tables import Results, Row, ScaleResults, labelled_figure
 from basicsr.report.writing import write_files, write_tables
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.dist_util import any_rank, on_master
@@ -281,8 +279,7 @@ class _Scale:
             evaluation = self._evaluate(candidate, name, dataset)
             self._rows[-1] = row = replace(row, evaluations={**row.evaluations, name: evaluation})
             figures = ", ".join(
-                f"{metric_label(metric, better_direction(options.val.metrics[metric]) == 'higher')}"
-                f" {format_figure(mean, decimals_of(metric))}"
+                labelled_figure(metric, mean, better_direction(options.val.metrics[metric]) == "higher")
                 for metric, mean in evaluation.means().items()
             )
             what = f"x{options.scale} {candidate.name}, {name} ({len(evaluation.images)} images)"

@@ -23,17 +23,24 @@ from tqdm import tqdm
 
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.images import imfrombytes
-from basicsr.report.pictures import SavedPictures
-from basicsr.report.regions import (
+from basicsr.report.comparison import (
     LEAST_SIDE,
+    SavedPictures,
     images_that_differ,
     load_output,
     most_different_square,
     square_size,
     without_scale,
 )
-from basicsr.report.results import Results, Row, ScaleResults
-from basicsr.report.tables import Table, decimals_of, format_figure, gaps, metric_label, weights_used
+from basicsr.report.tables import (
+    Results,
+    Row,
+    ScaleResults,
+    Table,
+    gaps,
+    labelled_figure,
+    weights_used,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -230,7 +237,7 @@ def _figures(results: Results, row: Row, dataset: str, image: str) -> list[str]:
         return []
     values = evaluation.values[evaluation.images.index(image)].tolist()
     return [
-        f"{metric_label(name, results.higher_is_better(name))} {format_figure(value, decimals_of(name))}"
+        labelled_figure(name, value, results.higher_is_better(name))
         for name, value in zip(evaluation.metrics, values, strict=True)
     ]
 

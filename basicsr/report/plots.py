@@ -20,8 +20,7 @@ import numpy as np
 from basicsr.config.published import PUBLISHED_COST_INPUT, PublishedRow, published_cost
 from basicsr.files.atomic_files import write_atomically
 from basicsr.report.labels import LABEL_SIZE, Label, Point, place_labels, text_size
-from basicsr.report.results import Results, Row, ScaleResults
-from basicsr.report.tables import decimals_of, metric_label
+from basicsr.report.tables import Results, Row, ScaleResults, decimals_of, metric_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,6 @@
-"""Figures as tables: quality laid out as Tables 3 to 5 of MCAD-KD, cost as its Table 2, and every image as CSV.
+"""What an evaluation of several networks found, and its tables.
+
+Quality is laid out as Tables 3 to 5 of MCAD-KD, cost as its Table 2, and every image as CSV.
 
 Marked are, within a scale, per dataset and metric, the best (bold) and second best (underlined) figure, as printed, of
 the ranked rows, if there are several: by default not bicubic interpolation, teachers and published rows.
@@ -9,17 +11,86 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from basicsr.config.published import PublishedRow, published_rows
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.csv_files import Number, csv_text
-from basicsr.report.results import Results, Row
+from basicsr.metrics.evaluator import Evaluation
+from basicsr.utils.timing import Spread
 
 DASH = "\N{EN DASH}"
 
 Mark = Literal["best", "second", ""]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network's figures at one scale."""
+
+    name: str
+    parameters: int  # 0 for bicubic interpolation
+    evaluations: Mapping[str, Evaluation]  # by dataset
+    multiply_adds: int | None = None  # of one forward pass of `Results.input_shape`
+    latency: Spread | None = None  # seconds of that pass on `Results.device`
+    weights: str | None = None  # the file that they are from and its SHA-256
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it is ranked by default: neither bicubic interpolation nor a teacher by its name."""
+        return self.parameters > 0 and "teacher" not in self.name.lower()
+
+
+@dataclass(frozen=True)
+class ScaleResults:
+    """All networks at one scale, in the order of the options file."""
+
+    scale: int
+    rows: tuple[Row, ...]
+    skipped: tuple[str, ...] = ()  # sentences on missing datasets and networks
+    warnings: tuple[str, ...] = ()  # sentences on datasets that are not what their names say
+
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the datasets that any row was evaluated on, in the order of their first appearance."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.evaluations))
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that any row has, in the order of their first appearance."""
+        evaluations = [evaluation for row in self.rows for evaluation in row.evaluations.values()]
+        return tuple(dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics))
+
+    def compared(self) -> list[Row]:
+        """The rows in which images are looked for that differ: networks, and bicubic if there is only one of them."""
+        networks = [row for row in self.rows if row.parameters]
+        return networks if len(networks) > 1 else list(self.rows)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that one run of test.py measured."""
+
+    name: str
+    scales: tuple[ScaleResults, ...]
+    device: str  # on which `Row.latency` was measured
+    input_shape: tuple[int, int, int]  # (C, H, W) for `Row.multiply_adds` and `Row.latency`
+    better: Mapping[str, str]  # `higher`, the default, or `lower` by the name of a metric
+    incomplete: str = ""  # why not all was measured
+    latency_doubt: str = ""  # why latencies are no figures to quote
+    precision: str = "none"  # of the networks whose outputs were judged; latencies are of float32
+
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the datasets of any scale, in the order of their first appearance."""
+        return tuple(dict.fromkeys(name for scale in self.scales for name in scale.datasets()))
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics of any scale, in the order of their first appearance."""
+        return tuple(dict.fromkeys(name for scale in self.scales for name in scale.metrics()))
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Whether a larger value of `metric` is better."""
+        return self.better.get(metric, "higher") == "higher"
 
 
 @dataclass(frozen=True)
@@ -108,7 +179,8 @@ def quality_table(
     """
     metrics, datasets = results.metrics(), results.datasets()
     theirs = {scale.scale: _published(results, published, scale.scale) for scale in results.scales}
-    references = _references([row for rows in theirs.values() for row in rows])
+    all_published = [row for rows in theirs.values() for row in rows]
+    references = _references(all_published)
     groups = []
     for scale in results.scales:
         figures = [
@@ -116,7 +188,12 @@ def quality_table(
         ]
         ours = [_printed(found, datasets, metrics) for found in figures]
         contest = [texts for row, texts in zip(scale.rows, ours, strict=True) if ranked(row)]
-        order = _order(contest, results)
+        order = {}  # the best and the second best text by dataset and metric, where there are several
+        for dataset, metric in product(datasets, metrics):
+            texts = [entry[dataset, metric] for entry in contest if (dataset, metric) in entry]
+            if len(texts) > 1:
+                reverse = results.higher_is_better(metric)
+                order[dataset, metric] = sorted(set(texts), key=float, reverse=reverse)[:2]
         lines = [
             Line(row.name, _cells(texts, datasets, metrics, order if ranked(row) else {}))
             for row, texts in zip(scale.rows, ours, strict=True)
@@ -134,7 +211,13 @@ def quality_table(
     notes = list(_image_counts(results) if images is None else images)
     unranked = dict.fromkeys(row.name for scale in results.scales for row in scale.rows if not ranked(row))
     notes += [f"Not ranked: {', '.join(unranked)}."] if unranked else []
-    notes += _about_published(published, [row for rows in theirs.values() for row in rows]) + gaps(results)
+    if all_published:
+        in_colour = any("GoPro" in row.figures for row in all_published)
+        what = f"PSNR and SSIM of {'RGB' if in_colour else 'luma with a border of the scale cut off'}"
+        notes.append(f"Published figures of {all_published[0].backbone} are average {what}; not ranked.")
+    elif published is not None:
+        notes.append(f"Nothing is published of {published} for these scales and datasets.")
+    notes += gaps(results)
     if results.precision != "none":
         notes.append(f"Networks ran in {results.precision} (val: amp), not in float32.")
     caption = f"{results.name}: average {subtitle}. Best figure bold, second best underlined."
@@ -182,9 +265,9 @@ def significant(value: float) -> str:
     return f"{value:.{max(2 - exponent, 0)}f}"
 
 
-def format_figure(value: float, decimals: int) -> str:
-    """An average as tables print it."""
-    return f"{value:.{decimals}f}"
+def labelled_figure(metric: str, value: float, higher_is_better: bool) -> str:
+    """A metric and its figure as tables print them: PSNR 33.68."""
+    return f"{metric_label(metric, higher_is_better)} {value:.{decimals_of(metric)}f}"
 
 
 def decimals_of(metric: str) -> int:
@@ -203,17 +286,7 @@ def _printed(figures: Mapping[str, Mapping[str, float]], datasets: Sequence[str]
         if dataset in figures
         for metric in metrics
     }
-    return {key: format_figure(value, decimals_of(key[1])) for key, value in found.items() if not math.isnan(value)}
-
-
-def _order(contest: Sequence[_Texts], results: Results) -> dict[tuple[str, str], list[str]]:
-    """The best and the second best text by dataset and metric, where there are several."""
-    order = {}
-    for key in dict.fromkeys(key for entry in contest for key in entry):
-        texts = [entry[key] for entry in contest if key in entry]
-        if len(texts) > 1:
-            order[key] = sorted(set(texts), key=float, reverse=results.higher_is_better(key[1]))[:2]
-    return order
+    return {key: f"{value:.{decimals_of(key[1])}f}" for key, value in found.items() if not math.isnan(value)}
 
 
 def _cells(
@@ -262,16 +335,6 @@ def _references(rows: Iterable[PublishedRow]) -> dict[str, str]:
     remarks = dict.fromkeys(row.note for row in rows if row.note)
     letters = zip("abcdefghijklmnopqrstuvwxyz", remarks, strict=False)
     return {str(number): source for number, source in enumerate(sources, 1)} | dict(letters)
-
-
-def _about_published(backbone: str | None, rows: Sequence[PublishedRow]) -> list[str]:
-    if backbone is None:
-        return []
-    if not rows:
-        return [f"Nothing is published of {backbone} for these scales and datasets."]
-    in_colour = any("GoPro" in row.figures for row in rows)
-    measured = "RGB" if in_colour else "luma with a border of the scale cut off"
-    return [f"Published figures of {rows[0].backbone} are average PSNR and SSIM of {measured}; not ranked."]
 
 
 def weights_used(results: Results) -> list[str]:

@@ -19,9 +19,7 @@ from basicsr.data.data_util import count_mismatch
 from basicsr.files.csv_files import csv_text as text_of
 from basicsr.metrics import better_direction
 from basicsr.metrics.evaluator import Evaluation
-from basicsr.report.results import Results, Row, ScaleResults
 from basicsr.report.speed import FEWEST_ROUNDS, doubt
-from basicsr.report.table_text import to_markdown, to_markdown_list
 from basicsr.report.tables import (
     DASH,
     Cell,
@@ -29,6 +27,9 @@ from basicsr.report.tables import (
     Figure,
     Group,
     Line,
+    Results,
+    Row,
+    ScaleResults,
     Table,
     decimals_of,
     metric_label,
@@ -36,6 +37,7 @@ from basicsr.report.tables import (
     significant,
     write_text,
 )
+from basicsr.report.writing import to_markdown, to_markdown_list
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.timing import Spread
 from study.plan import Run, Study

@@ -9,7 +9,7 @@ from support.results import evaluation
 
 from basicsr.config.schema import Region
 from basicsr.report.comparison import ACCENT, compare_scale, draw_comparison, figures_text
-from basicsr.report.results import Row, ScaleResults
+from basicsr.report.tables import Row, ScaleResults
 from basicsr.utils.errors import DataError
 
 NAMES = ["bicubic", "student", "distilled", "teacher"]

@@ -17,8 +17,7 @@ from support.results import results, row
 
 from basicsr.files.images import imfrombytes
 from basicsr.report.html import HR, LR, lossless, svg_element, write_report
-from basicsr.report.results import Results, ScaleResults
-from basicsr.report.tables import cost_table, quality_table
+from basicsr.report.tables import Results, ScaleResults, cost_table, quality_table
 from basicsr.utils.errors import CheckpointError, DataError
 
 MALICIOUS = """<script>alert(1)</script> & "quotes' </script>"""

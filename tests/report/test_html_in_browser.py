@@ -14,8 +14,7 @@ from support.results import results, row
 
 from basicsr.report.html import write_report
 from basicsr.report.plots import cost_figure, figure_svg
-from basicsr.report.results import ScaleResults
-from basicsr.report.tables import cost_table, quality_table
+from basicsr.report.tables import ScaleResults, cost_table, quality_table
 
 api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 

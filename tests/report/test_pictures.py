@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from basicsr.files.images import imwrite
-from basicsr.report import pictures
-from basicsr.report.pictures import SavedPictures
+from basicsr.report import comparison
+from basicsr.report.comparison import SavedPictures
 from basicsr.utils.errors import DataError
 
 
@@ -54,7 +54,7 @@ def test_outputs_are_the_saved_files(saved):
 
 
 def test_beyond_a_limit_the_least_recently_used_images_are_dropped(saved, images, monkeypatch):
-    monkeypatch.setattr(pictures, "_MOST_BYTES", 300)  # image a has 300 bytes, b 60
+    monkeypatch.setattr(comparison, "_MOST_BYTES", 300)  # image a has 300 bytes, b 60
     for image in ("a", "b", "b", "a", "a"):
         saved.lr("Set5", image)
     assert images.read == [0, 1, 0]

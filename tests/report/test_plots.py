@@ -15,7 +15,7 @@ from support.results import results, row
 from basicsr.config.published import published_rows
 from basicsr.report.labels import cheapest_places
 from basicsr.report.plots import cost_figure, figure_svg, write_figure
-from basicsr.report.results import ScaleResults
+from basicsr.report.tables import ScaleResults
 from basicsr.utils.errors import CheckpointError
 
 NETWORKS = {  # millions of parameters, G multiply-adds, seconds, PSNR

@@ -9,7 +9,7 @@ from support.results import evaluation
 
 from basicsr.config.schema import Region
 from basicsr.config.yaml_files import load_yaml
-from basicsr.report.regions import (
+from basicsr.report.comparison import (
     choose_regions,
     image_name,
     images_that_differ,
@@ -18,7 +18,7 @@ from basicsr.report.regions import (
     without_scale,
     write_regions,
 )
-from basicsr.report.results import Row, ScaleResults
+from basicsr.report.tables import Row, ScaleResults
 from basicsr.utils.errors import DataError
 
 

@@ -12,10 +12,8 @@ from support.results import evaluation, results, row
 
 from basicsr.config.schema import ReportOptions
 from basicsr.metrics.evaluator import Evaluation
-from basicsr.report.results import Row, ScaleResults
-from basicsr.report.table_text import latex_escape, to_latex, to_markdown
-from basicsr.report.tables import DASH, Table, cost_table, quality_table, significant, write_csv
-from basicsr.report.writing import write_tables
+from basicsr.report.tables import DASH, Row, ScaleResults, Table, cost_table, quality_table, significant, write_csv
+from basicsr.report.writing import latex_escape, to_latex, to_markdown, write_tables
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.timing import Spread
 

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Memory:
-    """Pictures (see `basicsr.report.pictures`): arrays by dataset and image, then by `hr`, `lr` or the row's name."""
+    """Pictures (see `SavedPictures`): arrays by dataset and image, then by `hr`, `lr` or the row's name."""
 
     def __init__(self, images: Mapping[tuple[str, str], Mapping[str, np.ndarray]]) -> None:
         self._images = images

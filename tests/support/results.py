@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from basicsr.metrics.evaluator import Evaluation
-from basicsr.report.results import Results, Row, ScaleResults
+from basicsr.report.tables import Results, Row, ScaleResults
 from basicsr.utils.timing import Spread
 
 
