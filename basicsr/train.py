@@ -94,7 +94,8 @@ def train_step(
     )
     # Under fp16 the scaler skips updates whose gradients overflow, and lowers its scale; only where the scale is small
     # already are such gradients a failure. To read it waits for the device.
-    overflowed = gradients_broken and run.scaler.is_enabled() and run.loss_scale() >= _SMALLEST_SCALE
+    overflowed = gradients_broken and run.scaler.is_enabled()
+    overflowed = overflowed and min(scaler.get_scale() for scaler in run.scalers.values()) >= _SMALLEST_SCALE
     if losses_broken or (gradients_broken and not overflowed):
         raise_together(_not_finite(iteration, parts, gradients, batches) if broken.any() else None)
     if student_learns:

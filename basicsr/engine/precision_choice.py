@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,12 +62,7 @@ def choose_precision(options: Options, device: torch.device, state: Mapping[str,
     random numbers.
     """
     kept = kept_precision(state) if state is not None else None
-
-    def choose() -> Choice:
-        choice = _choose(options, device, kept)
-        return replace(choice, warnings=(*choice.warnings, *_about_validation(options, device)))
-
-    return on_master(choose)
+    return on_master(lambda: _choose(options, device, kept))
 
 
 def kept_precision(state: Mapping[str, Any]) -> dict[str, Amp] | None:
@@ -109,6 +104,7 @@ def settled(options: Options, chosen: Mapping[str, Amp]) -> Options:
 
 def _choose(options: Options, device: torch.device, kept: Mapping[str, Amp] | None) -> Choice:
     asked = (options.amp, options.amp_teacher or options.amp)
+    reason, warnings = "", list[str]()
     if "auto" in asked and kept is None:
         assert options.train is not None
         in_part = any(block["type"] != "ResponseDistillation" for block in options.train.distill.values())  # no heads
@@ -117,14 +113,23 @@ def _choose(options: Options, device: torch.device, kept: Mapping[str, Amp] | No
         times = _times(options, plain, fast, device, least_gain(in_part)) if units else None
         found, why = pick(units, times, in_part)
         modes = _with_auto_as(asked, (found, found))
-        return Choice(*modes, reason=f"amp auto: {_named(modes)}; {why}")
-    modes = _with_auto_as(asked, (kept["amp"], kept["amp_teacher"]) if kept is not None else _PLAIN)
-    warnings = _warnings(options, modes, device)
-    if "auto" not in asked:
-        return Choice(*modes, warnings=warnings)
-    advice = "a run keeps its precision, but for amp: none with --allow_config_change"
-    warnings = tuple(f"{line}; {advice}" for line in warnings)
-    return Choice(*modes, reason=f"amp auto: {_named(modes)}, as in the run so far", warnings=warnings)
+        reason = f"amp auto: {_named(modes)}; {why}"
+    else:
+        modes = _with_auto_as(asked, (kept["amp"], kept["amp_teacher"]) if kept is not None else _PLAIN)
+        warnings = _slower(options, modes, device)
+        if "auto" in asked:
+            reason = f"amp auto: {_named(modes)}, as in the run so far"
+            advice = "a run keeps its precision, but for amp: none with --allow_config_change"
+            warnings = [f"{line}; {advice}" for line in warnings]
+    if options.val.amp != "none" and options.datasets_of("val"):
+        with torch.random.fork_rng(devices=[]):
+            try:
+                network = build_networks(options, device)["g"].eval()
+            except Exception:  # the run builds it too, and raises
+                network = None
+            if network is not None:
+                warnings += warn_if_slow(network, device, options.val.amp, f"val: amp: {options.val.amp}")
+    return Choice(*modes, reason=reason, warnings=tuple(warnings))
 
 
 def _with_auto_as(asked: tuple[str, str], modes: Modes) -> Modes:
@@ -137,29 +142,14 @@ def _named(modes: Modes) -> str:
     return student if student == teacher else f"{student}, the teacher {teacher}"
 
 
-def _warnings(options: Options, modes: Modes, device: torch.device) -> tuple[str, ...]:
+def _slower(options: Options, modes: Modes, device: torch.device) -> list[str]:
     """A warning where a run in this precision is slower than one in float32."""
     reduced = [mode for mode in modes if mode != "none"]
     if not reduced:
-        return ()
-    asked = " and ".join(f"{key}: {mode}" for key, mode in dict(zip(_KEYS, modes, strict=True)).items())
-    if modes[0] == modes[1]:
-        asked = f"amp: {modes[0]}"
-    units = all(has_units(device, mode) for mode in reduced)
-    return tuple(slow_mode(asked, reduced[0], units, _times(options, _PLAIN, modes, device, NOT_SLOW)))
-
-
-def _about_validation(options: Options, device: torch.device) -> list[str]:
-    """A warning where validation in the precision that it asks for is slower than in float32."""
-    amp = options.val.amp
-    if amp == "none" or not options.datasets_of("val"):
         return []
-    with torch.random.fork_rng(devices=[]):
-        try:
-            network = build_networks(options, device)["g"]
-        except Exception:  # the run builds it too, and raises
-            return []
-        return warn_if_slow(network.eval(), device, amp, f"val: amp: {amp}")
+    asked = f"amp: {modes[0]}" if modes[0] == modes[1] else f"amp: {modes[0]} and amp_teacher: {modes[1]}"
+    units = all(has_units(device, mode) for mode in reduced)
+    return slow_mode(asked, reduced[0], units, _times(options, _PLAIN, modes, device, NOT_SLOW))
 
 
 def _times(options: Options, plain: Modes, other: Modes, device: torch.device, decides: float) -> PassTimes | None:

@@ -94,9 +94,9 @@ class TrainingRun:
                 )
         self.optimizer = build_optimizer(train.optim_g, {"student": student, HEADS: heads}, train.weight_decay_heads)
         self.scaler = self._bare.precision.scaler()
-        self._optimizers, self._scalers = {"g": self.optimizer}, {"g": self.scaler}
+        self._optimizers, self.scalers = {"g": self.optimizer}, {"g": self.scaler}
         if self.adversary is not None:
-            self._scalers["d"] = self.adversary.scaler
+            self.scalers["d"] = self.adversary.scaler
             if train.train_adversary:
                 assert train.optim_d is not None
                 discriminator = {"discriminator": self.adversary.discriminator.parameters()}
@@ -119,11 +119,6 @@ class TrainingRun:
         self.images = fingerprint(self.loader.dataset)  # their number and a digest of their names
         self.validation = {block.name: build_eval_dataset(block) for block in options.datasets_of("val").values()}
 
-    @property
-    def evaluated_network(self) -> nn.Module:
-        """What validation looks at: the moving average where there is one."""
-        return self.ema.network if self.ema is not None else self.network
-
     def trained_parameters(self) -> list[nn.Parameter]:
         """Parameters that the student's optimizer updates: the network's and the heads'."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -142,10 +137,6 @@ class TrainingRun:
                 group["lr"] = warmed_up(rate, base, iteration, self.options.train.warmup_iter)
                 rates[group["name"]] = group["lr"]
         return rates
-
-    def loss_scale(self) -> float:
-        """The smallest factor by which fp16's losses are multiplied at present; 1 where nothing is scaled."""
-        return float(min(scaler.get_scale() for scaler in self._scalers.values()))
 
     def after_update(self, iteration: int) -> None:
         """Lets methods and the moving average follow the network; to be called after each iteration's update."""
@@ -215,7 +206,7 @@ class TrainingRun:
         state: dict[str, Any] = {
             "terms": _cpu_state(self.terms),
             "optimizers": {label: optimizer.state_dict() for label, optimizer in self._optimizers.items()},
-            "scalers": {label: scaler.state_dict() for label, scaler in self._scalers.items()},
+            "scalers": {label: scaler.state_dict() for label, scaler in self.scalers.items()},
             "best": self.best,
             "validation_due": self.validation_due,
             "options": self.options_text,
@@ -249,14 +240,14 @@ class TrainingRun:
                 if label == "g":
                     saved = regrouped(saved, [*self.network.parameters(), *self.terms.parameters()], optimizer)
                 optimizers.append((named, saved, optimizer))
-            scales = {label: part_of(state, "scalers", label) for label in self._scalers}
+            scales = {label: part_of(state, "scalers", label) for label in self.scalers}
             best, validation_due = part_of(state, "best"), part_of(state, "validation_due")
             for named, given, module in weights:
                 check_tensors(named, given, module)
             for named, given, optimizer in optimizers:
                 check_optimizer(named, given, optimizer, checkpoint.iteration)
             kept = kept_precision(state)
-            for label, scaler in self._scalers.items():
+            for label, scaler in self.scalers.items():
                 if scales[label] != {} or kept is None or kept["amp"] == "fp16":  # other precisions have no scales
                     check_scaler(f"{_WHOSE[label]}loss scaler", scales[label], scaler)
             for _, given, module in weights:
@@ -265,7 +256,7 @@ class TrainingRun:
             for named, given, optimizer in optimizers:
                 self.remarks += without_moments(named, given, optimizer)
                 load_optimizer(optimizer, given)
-            for label, scaler in self._scalers.items():
+            for label, scaler in self.scalers.items():
                 if scales[label]:
                     scaler.load_state_dict(scales[label])
         except (StateMismatch, RuntimeError) as error:

@@ -64,7 +64,8 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
     """
     evaluations: dict[str, Evaluation] = {}
     for name, dataset in run.validation.items():
-        network, save, shown = run.evaluated_network, _image_saver(run, log, name), f"Validation {name}"
+        network = run.ema.network if run.ema is not None else run.network
+        save, shown = _image_saver(run, log, name), f"Validation {name}"
         evaluation = evaluate_with(run.options, network, dataset, run.rank_info, stop, shown, save, training=True)
         if evaluation is None:
             return False

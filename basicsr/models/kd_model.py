@@ -71,7 +71,24 @@ class KDModel(nn.Module):
         assert batch.gt is not None, "training needs HR images"
         with self._student_hooks as student_features:
             sr = self.run_network(batch.lq)
-        sr_teacher, teacher_features = self._teach(batch, sr)
+        sr_teacher: torch.Tensor | None = None
+        teacher_features: Mapping[str, torch.Tensor] = {}
+        if self.teacher is not None:
+            with self.teacher.hooks as teacher_features:
+                sr_teacher = self.teacher(batch.lq)
+        elif self._outputs_come:
+            sr_teacher = batch.sr_teacher
+            if sr_teacher is None:
+                raise OptionsError(
+                    "datasets: train: this type of dataset gives no sr_teacher, and the teacher is not there; use"
+                    " PairedImageDataset, or remove teacher_cache"
+                )
+        if sr_teacher is not None and sr_teacher.shape != sr.shape:
+            given = "teacher_cache" if self.teacher is None else "network_t"
+            raise OptionsError(
+                f"{given} gives {tuple(sr_teacher.shape[1:])}, network_g {tuple(sr.shape[1:])}: their upscale and"
+                " channels must agree"
+            )
         context = StepContext(
             lq=batch.lq,
             gt=batch.gt,
@@ -121,27 +138,6 @@ class KDModel(nn.Module):
         for term in self._owner_first:
             term.after_average(average, iteration)
 
-    def _teach(self, batch: Batch, sr: torch.Tensor) -> tuple[torch.Tensor | None, Mapping[str, torch.Tensor]]:
-        """I_T, computed or from the cache, and the teacher's features; nothing where no term asks for them."""
-        features: Mapping[str, torch.Tensor] = {}
-        if self._outputs_come:
-            given, sr_teacher = "teacher_cache", batch.sr_teacher
-            if sr_teacher is None:
-                raise OptionsError(
-                    "datasets: train: this type of dataset gives no sr_teacher, and the teacher is not there; use"
-                    " PairedImageDataset, or remove teacher_cache"
-                )
-        elif self.teacher is None:
-            return None, features
-        else:
-            given, (sr_teacher, features) = "network_t", self.teacher.with_features(batch.lq)
-        if sr_teacher.shape != sr.shape:
-            raise OptionsError(
-                f"{given} gives {tuple(sr_teacher.shape[1:])}, network_g {tuple(sr.shape[1:])}: their upscale and"
-                " channels must agree"
-            )
-        return sr_teacher, features
-
 
 class Teacher:
     """Runs a trained network, frozen and in eval mode for good, at its own precision; `hooks` are on wanted features.
@@ -151,18 +147,13 @@ class Teacher:
 
     def __init__(self, network: nn.Module, precision: Precision, hooks: FeatureHooks) -> None:
         self.network = network.requires_grad_(False).eval()
-        self.precision, self._hooks = precision, hooks
+        self.precision, self.hooks = precision, hooks
 
     @torch.no_grad()
     def __call__(self, lq: torch.Tensor) -> torch.Tensor:
         """I_T, float32 (B, C, sH, sW), for I_LR (B, C, H, W)."""
         with self.precision.autocast():
             return at_least_float32(self.network(lq))
-
-    def with_features(self, lq: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """I_T and the features that were asked for."""
-        with self._hooks as features:
-            return self(lq), features
 
 
 class _MissingTeacher(nn.Module):
