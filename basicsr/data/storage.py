@@ -15,10 +15,10 @@ import numpy as np
 from basicsr.data import data_util
 from basicsr.data.data_util import folder_warnings
 from basicsr.files.file_client import FileClient
-from basicsr.files.image_headers import Content, Source
-from basicsr.files.images import imfrombytes
+from basicsr.files.header_readers import read_ppm_header
+from basicsr.files.image_headers import Content, HeaderError, ImageHeader, Source, find_fault
+from basicsr.files.images import imfrombytes, ppm_columns
 from basicsr.files.lmdb_databases import count_values, read_meta_info, stored_value
-from basicsr.files.ppm_files import FOLLOWING, LONGEST_HEADER, PpmHeader, is_alone_ppm, pixels_of, read_ppm_header
 from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.text import printable
@@ -54,23 +54,24 @@ class DecodedImage:
 class PpmImage:
     """An uncompressed image read by rows; not mapped, since a file cut short would then end the process."""
 
-    def __init__(self, read_bytes: Callable[[int, int], bytes], header: PpmHeader, label: str) -> None:
+    def __init__(self, read_bytes: Callable[[int, int], bytes], header: ImageHeader, label: str) -> None:
         self._read_bytes, self._header, self._label = read_bytes, header, label
-        self.size: Size = (header.height, header.width)
+        self.size: Size = header.size
         self.depth = header.depth
 
     def read(self, window: Window | None = None) -> np.ndarray:
         """As `DecodedImage.read`; the memory is its own, in the order RGB. Raises DataError where it cannot be read."""
         header = self._header
         top, left, height, width = window or (0, 0, *self.size)
-        length = (min(top + height, header.height) - top) * header.row
+        row = header.width * 3 * header.depth // 8
+        length = (min(top + height, header.height) - top) * row
         try:
-            rows = self._read_bytes(header.start + top * header.row, length)
+            rows = self._read_bytes(header.end - (header.height - top) * row, length)
         except OSError as error:
             raise DataError(f"cannot read image {self._label}: {error.strerror}; check the disk") from error
         if len(rows) != length:
             raise DataError(f"cannot read image {self._label}: it was cut short while in use; copy the file again")
-        return pixels_of(rows, header, left, width)
+        return ppm_columns(rows, header, left, width)
 
 
 OpenImage = DecodedImage | PpmImage
@@ -124,7 +125,7 @@ class ImageRoot:
 
     def _opened_ppm(self, name: str) -> PpmImage | None:
         with suppress(OSError, ValueError):  # ValueError: a name with a NUL byte
-            file = _File(name, LONGEST_HEADER)
+            file = _File(name, 64)  # nothing of the pixels is kept
             if header := _ppm_header(file):
                 return PpmImage(file.read, header, self.label(name))
         return None
@@ -297,7 +298,12 @@ class _File:
             self.close()
 
 
-def _ppm_header(source: Source) -> PpmHeader | None:
+def _ppm_header(source: Source) -> ImageHeader | None:
     """The header of an image whose windows can be read; None where it must be decoded whole, or refused."""
-    header = read_ppm_header(source.read(0, LONGEST_HEADER), source.size)
-    return header if header and is_alone_ppm(source.read(header.end, FOLLOWING)) else None
+    if source.read(0, 2) != b"P6":
+        return None
+    try:
+        header = read_ppm_header(source)
+    except HeaderError:
+        return None
+    return header if header.end <= source.size and find_fault(header) is None else None

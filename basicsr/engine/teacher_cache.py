@@ -49,8 +49,8 @@ from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.startup_checks import check_teacher
 from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, write_atomically
 from basicsr.files.header_readers import read_header
-from basicsr.files.images import imfrombytes
-from basicsr.files.ppm_files import encode_ppm, read_ppm_header
+from basicsr.files.image_headers import Content, HeaderError
+from basicsr.files.images import encode_ppm, imfrombytes
 from basicsr.inference.runner import ImageRunner
 from basicsr.models import load_network, recognise_networks
 from basicsr.utils.errors import (
@@ -281,10 +281,14 @@ def _described(folder: Path, image: CachedImage, size: Size) -> CachedImage | No
     if size_of_file(file) is None:
         return None
     content = Path(file).read_bytes()
-    header = read_ppm_header(content, len(content))
-    if header is None or (header.height, header.width, header.depth) != (*size, 16) or header.end != len(content):
+    try:
+        header = read_header(Content(content))
+    except HeaderError:
         return None
-    codes = np.frombuffer(content, np.uint16, offset=header.start)  # the ends are the same in either byte order
+    if (header.size, header.channels, header.largest, header.end) != (size, 3, 65535, len(content)):
+        return None
+    start = header.end - 6 * header.height * header.width
+    codes = np.frombuffer(content, np.uint16, offset=start)  # the ends are the same in either byte order
     return _entry(image, size, len(content), hashlib.sha256(content).hexdigest(), codes)
 
 

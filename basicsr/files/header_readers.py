@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 import struct
-import zlib
 from collections.abc import Callable
-from dataclasses import replace
 
-from basicsr.files.image_headers import TURNED, Content, HeaderError, ImageHeader, Source
-from basicsr.files.ppm_files import FOLLOWING, is_alone_ppm
-from basicsr.files.tiff_headers import orientation_of, read_directory, read_tiff_header
+from basicsr.files.image_headers import (
+    TURNED,
+    Content,
+    HeaderError,
+    ImageHeader,
+    Source,
+    read_directory,
+    read_tiff_header,
+)
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _DEFLATE_AT_MOST = 1032  # bytes that one compressed byte can stand for
 _LONGEST_LIST = 1 << 16  # chunks or segments before the pixels
 _LONGEST_EXIF = 1 << 16
-_PNG_TAIL = _LONGEST_EXIF + 1024  # bytes at the end where EXIF data may lie
 _BMP_MASKS = {0xFF, 0xFF00, 0xFF0000, 0xFF000000}
 # How a JPEG file is coded, by its frame marker; only files with the first three, coded as usual, are read.
 _JPEG_FRAMES = {
@@ -32,13 +35,23 @@ _JPEG_SAMPLINGS = {
     *(("2x2", chroma, chroma) for chroma in ("2x1", "1x2")),
 }
 
+_SIGNATURES = re.compile(
+    rb"(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<JPEG>\xff\xd8\xff)|(?P<BMP>BM)|(?P<TIFF>II\*\0|MM\0\*|II\+\0|MM\0\+)|"
+    rb"(?P<WebP>RIFF....WEBP)|(?P<PPM>P[1-6]\s)",
+    re.DOTALL,
+)
+_GAP = rb"(?:\s|#[^\n]*\n)+"
+_PPM_HEADER = re.compile(
+    rb"P(?:(?P<bitmap>[14])|[2356])" + _GAP + rb"(?P<width>\d{1,12})\d*" + _GAP + rb"(?P<height>\d{1,12})\d*"
+    rb"(?(bitmap)|" + _GAP + rb"(?P<largest>\d{1,12})\d*)"
+)
+_NEXT_PPM = re.compile(rb"\s*P[1-7]\s")
+
 
 def sniff(beginning: bytes) -> str | None:
     """The image format of a file that begins with these 12 bytes, None if it is not read here."""
-    for name, (signature, _) in _FORMATS.items():
-        if signature.match(beginning):
-            return name
-    return None
+    found = _SIGNATURES.match(beginning)
+    return found.lastgroup if found else None
 
 
 def read_header(source: Source) -> ImageHeader:
@@ -47,9 +60,9 @@ def read_header(source: Source) -> ImageHeader:
         raise HeaderError("the file is empty")
     kind = sniff(source.read(0, 12))
     if kind is None:
-        raise HeaderError(f"it is no image, or its format is none of {', '.join(_FORMATS)}")
+        raise HeaderError(f"it is no image, or its format is none of {', '.join(_READERS)}")
     try:
-        return _FORMATS[kind][1](source)
+        return _READERS[kind](source)
     except HeaderError:
         raise
     except (struct.error, IndexError, OverflowError, ValueError) as error:
@@ -84,7 +97,7 @@ def _png(source: Source) -> ImageHeader:
             break
         start += 12 + length
     if orientation is None:
-        orientation = _late_orientation(source.read(max(source.size - _PNG_TAIL, start), _PNG_TAIL))
+        orientation = _late_orientation(source, start, length)
     header = ImageHeader(
         "PNG",
         height,
@@ -98,13 +111,25 @@ def _png(source: Source) -> ImageHeader:
     return _upright(header, orientation)
 
 
-def _late_orientation(tail: bytes) -> int:
-    at = tail.find(b"eXIf", 4)
-    while at >= 0:
-        end = at + 4 + int.from_bytes(tail[at - 4 : at], "big")
-        if zlib.crc32(tail[at:end]) == int.from_bytes(tail[end : end + 4], "big"):
-            return _exif_orientation(tail[at + 4 : end])
-        at = tail.find(b"eXIf", at + 4)
+def _late_orientation(source: Source, start: int, length: int) -> int:
+    """The orientation in a PNG file's EXIF data behind the pixels, whose first chunk is at `start`.
+
+    Most writers make chunks of equal length. Where such a row, and a shorter chunk, reach to the file's last chunk,
+    nothing else can lie between; else all chunks are walked through.
+    """
+    whole, end = length + 12, source.size - 12
+    last = max(start + (end - start - 1) // whole * whole, start)
+    found = source.read(last, 8)
+    if found[4:] == b"IDAT" and last + 12 + int.from_bytes(found[:4], "big") == end:
+        return 1
+    for _ in range(_LONGEST_LIST):
+        found = source.read(start, 8)
+        length, kind = int.from_bytes(found[:4], "big"), found[4:]
+        if kind == b"eXIf":
+            return _exif_orientation(source.read(start + 8, min(length, _LONGEST_EXIF)))
+        if len(found) < 8 or kind == b"IEND":
+            break
+        start += 12 + length
     return 1
 
 
@@ -217,39 +242,35 @@ def _webp_chunks(source: Source) -> tuple[int, int]:
     return orientation, max(frames, 1)
 
 
-def _ppm(source: Source) -> ImageHeader:
-    beginning = source.read(0, 4096)
+def read_ppm_header(source: Source) -> ImageHeader:
+    """The header of a PPM file; raises HeaderError."""
+    beginning = source.read(0, 64)
+    found = _PPM_HEADER.match(beginning)
+    if found is None or found.end() == 64:  # there are comments
+        beginning = source.read(0, 4096)
+        found = _PPM_HEADER.match(beginning)
+    if found is None:
+        raise HeaderError("the file is truncated or damaged (its PPM header is not whole)")
     variant = beginning[1] - ord("0")
-    words: list[int] = []
-    at = 2
-    while len(words) < (2 if variant in (1, 4) else 3):
-        if beginning[at : at + 1] == b"#":
-            at = beginning.index(b"\n", at)
-        elif beginning[at : at + 1].isspace():
-            at += 1
-        else:
-            end = at
-            while beginning[end : end + 1].isdigit():
-                end += 1
-            words.append(int(beginning[at : min(end, at + 12)]))
-            at = end
-    width, height, largest = (*words, 1)[:3]
+    width, height, largest = int(found["width"]), int(found["height"]), int(found["largest"] or 1)
     bits = 1 if variant in (1, 4) else 8 if largest < 256 else 16
     channels, space = (3, "colour") if variant in (3, 6) else (1, "gray")
-    header = ImageHeader("PPM", height, width, channels, bits, space, largest=None if bits == 1 else largest)
-    if variant < 4:  # written as text, whose length is unknown before it is decoded
-        return header
-    if beginning[at : at + 1].strip():
-        raise HeaderError("the file is damaged (its PPM header ends without a space)")
-    row = (width + 7) // 8 if variant == 4 else width * channels * (bits // 8)
-    whole = at + 1 + height * row
-    return replace(header, end=whole, frames=1 if is_alone_ppm(source.read(whole, FOLLOWING)) else 2)
+    end, frames = 0, 1
+    if variant >= 4:  # else written as text, whose length is unknown before it is decoded
+        if beginning[found.end() : found.end() + 1].strip():
+            raise HeaderError("the file is damaged (its PPM header ends without a space)")
+        row = (width + 7) // 8 if variant == 4 else width * channels * (bits // 8)
+        end = found.end() + 1 + height * row
+        frames = 1 if _NEXT_PPM.match(source.read(end, 16)) is None else 2
+    return ImageHeader(
+        "PPM", height, width, channels, bits, space, end=end, largest=None if bits == 1 else largest, frames=frames
+    )
 
 
 def _exif_orientation(block: bytes) -> int:
     """The orientation in an Exif block; 1 if it is damaged."""
     try:
-        return orientation_of(read_directory(Content(block)))
+        return read_directory(Content(block)).orientation
     except (HeaderError, struct.error, IndexError, OverflowError):
         return 1
 
@@ -259,15 +280,14 @@ def _upright(header: ImageHeader, orientation: int) -> ImageHeader:
     if orientation == 1:
         return header
     height, width = header.size[::-1] if orientation in TURNED else header.size
-    return replace(header, height=height, width=width, orientation=orientation)
+    return header._replace(height=height, width=width, orientation=orientation)
 
 
-# By the format's name, how its files begin and what reads their headers.
-_FORMATS: dict[str, tuple[re.Pattern[bytes], Callable[[Source], ImageHeader]]] = {
-    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
-    "JPEG": (re.compile(rb"\xff\xd8\xff"), _jpeg),
-    "BMP": (re.compile(rb"BM"), _bmp),
-    "TIFF": (re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"), read_tiff_header),
-    "WebP": (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
-    "PPM": (re.compile(rb"P[1-6]\s"), _ppm),
+_READERS: dict[str, Callable[[Source], ImageHeader]] = {
+    "PNG": _png,
+    "JPEG": _jpeg,
+    "BMP": _bmp,
+    "TIFF": read_tiff_header,
+    "WebP": _webp,
+    "PPM": read_ppm_header,
 }

@@ -3,7 +3,7 @@
 All of training, evaluation, scripts and upscaling make pixels of image files here. Each format has the decoder that is
 exact for it, for files that `find_fault` allows: simplejpeg (libjpeg-turbo) for JPEG, which reports damage where OpenCV
 and Pillow return wrong pixels; tifffile for TIFF, of which OpenCV and Pillow change the values of several dialects; PPM
-is read here; OpenCV does the rest.
+is read here, also by rows; OpenCV does the rest.
 
 Arrays are (H, W, C) with channels in the order B, G, R, as OpenCV has them; tensors are (C, H, W), R, G, B.
 """
@@ -27,8 +27,16 @@ import cv2
 import numpy as np
 
 from basicsr.files.header_readers import read_header
-from basicsr.files.image_headers import MOST_PIXELS, Content, HeaderError, ImageHeader, find_fault
-from basicsr.files.tiff_headers import CMYK, MIN_IS_WHITE, PALETTE
+from basicsr.files.image_headers import (
+    CMYK,
+    MIN_IS_WHITE,
+    MOST_PIXELS,
+    PALETTE,
+    Content,
+    HeaderError,
+    ImageHeader,
+    find_fault,
+)
 from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.text import printable
 
@@ -179,23 +187,41 @@ def _with_usual_marker(content: bytes, remark: str) -> bytes:
 
 def _ppm(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
     height, width = header.stored_size
-    count = height * width * header.channels
-    largest = header.largest or 255
     if header.end:
-        stored = np.dtype(np.uint8 if largest < 256 else ">u2")
         if len(content) < header.end:
             raise DamageError(f"the file is truncated ({len(content):,d} bytes of {header.end:,d})")
-        values = np.frombuffer(content, stored, count, header.end - count * stored.itemsize)
-    else:
-        words = _COMMENT.sub(b"", content).split()[4:]
-        try:
-            values = np.array(words, dtype=np.bytes_).astype(np.int64)
-        except ValueError as error:
-            raise DamageError("the file is damaged (something else than numbers among its pixels)") from error
-        if values.size != count or values.min() < 0 or values.max() > largest:
-            raise DamageError("the file is truncated or damaged (numbers are missing, too many or too large)")
-    pixels = values.astype(np.uint8 if largest < 256 else np.uint16).reshape(height, width, header.channels)
+        start = header.end - height * width * header.channels * header.depth // 8
+        pixels = ppm_columns(memoryview(content)[start : header.end], header, 0, width)
+        return pixels[..., 0] if header.channels == 1 else pixels
+    words = _COMMENT.sub(b"", content).split()[4:]
+    try:
+        values = np.array(words, dtype=np.bytes_).astype(np.int64)
+    except ValueError as error:
+        raise DamageError("the file is damaged (something else than numbers among its pixels)") from error
+    if values.size != height * width * header.channels or values.min() < 0 or values.max() > (header.largest or 255):
+        raise DamageError("the file is truncated or damaged (numbers are missing, too many or too large)")
+    pixels = values.astype(f"u{header.depth // 8}").reshape(height, width, header.channels)
     return pixels[..., 0] if header.channels == 1 else pixels[..., ::-1]
+
+
+def ppm_columns(rows: bytes | memoryview, header: ImageHeader, left: int, width: int) -> np.ndarray:
+    """A copy of the columns `left` to `left + width` of a binary PPM file's rows: (H, W, C) BGR, RGB in memory."""
+    stored = np.dtype(np.uint8) if header.depth == 8 else np.dtype(">u2")
+    pixels = np.frombuffer(rows, stored).reshape(-1, header.width, header.channels)[:, left : left + width]
+    return pixels.astype(stored.newbyteorder("="), order="C")[..., ::-1]
+
+
+def encode_ppm(img: np.ndarray) -> bytes:
+    """An image, (H, W, 3) BGR, uint8 or uint16, as the bytes of a PPM file: uncompressed, big-endian."""
+    height, width, channels = img.shape
+    assert channels == 3 and img.dtype in (np.uint8, np.uint16), "a PPM file holds 3 channels of 8 or 16 bits"
+    largest = np.iinfo(img.dtype).max
+    return b"P6\n%d %d\n%d\n" % (width, height, largest) + img[..., ::-1].astype(img.dtype.newbyteorder(">")).tobytes()
+
+
+def encode_png(img: np.ndarray, compress_level: int) -> bytes:
+    """An image, (H, W, 3) uint8 or uint16 BGR, as the bytes of a PNG file."""
+    return cv2.imencode(".png", img, [cv2.IMWRITE_PNG_COMPRESSION, compress_level])[1].tobytes()
 
 
 def _tiff(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
@@ -271,7 +297,7 @@ def _find_png_damage(content: bytes) -> str | None:
 def _find_jpeg_damage(content: bytes) -> str | None:
     """Walks the segments to the end marker; what follows it, such as padding, does not matter."""
     position, progressive = 2, False
-    missing: dict[int, list[bool]] = {}
+    missing: dict[int, list[bool]] = {}  # by component, which of its 64 coefficients lack bits
     while match := _JPEG_MARKER.search(content, position):
         position = match.end()
         marker = content[position - 1]
@@ -280,21 +306,15 @@ def _find_jpeg_damage(content: bytes) -> str | None:
         if position + 2 > len(content):
             break
         length = struct.unpack_from(">H", content, position)[0]
+        scan = content[position + 2 : position + length]
         progressive |= marker == _JPEG_PROGRESSIVE
-        if progressive and marker == _JPEG_SCAN:
-            _note_scan(missing, content[position + 2 : position + length])
+        if progressive and marker == _JPEG_SCAN and scan and len(scan) == 4 + 2 * scan[0]:
+            first, last, bits = scan[-3:]
+            for component in scan[1:-3:2]:
+                lacks = missing.setdefault(component, [True] * 64)
+                lacks[first : last + 1] = [bits & 15 > 0] * (min(last, 63) + 1 - min(first, 64))
         position += length
     return f"the file is truncated (the JPEG ends after {len(content)} bytes without its end marker)"
-
-
-def _note_scan(missing: dict[int, list[bool]], scan: bytes) -> None:
-    """Notes by component which of its 64 coefficients lack bits after this scan of a progressive JPEG."""
-    count = scan[0] if scan else 0
-    if len(scan) == 4 + 2 * count:
-        first, last, bits = scan[-3:]
-        for component in scan[1:-3:2]:
-            lacks = missing.setdefault(component, [True] * 64)
-            lacks[first : last + 1] = [bits & 15 > 0] * (min(last, 63) + 1 - min(first, 64))
 
 
 def to_float32(img: np.ndarray) -> np.ndarray:
@@ -374,7 +394,21 @@ def tensor2img(
     tensors = [tensor] if torch.is_tensor(tensor) else tensor
     if not isinstance(tensors, list) or not all(torch.is_tensor(entry) for entry in tensors):
         raise TypeError(f"a tensor or a list of tensors is expected, got {type(tensor)}")
-    images = [_to_image(entry, rgb2bgr, np.dtype(out_type), min_max) for entry in tensors]
+    out_type = np.dtype(out_type)
+    low, high = min_max
+    images = []
+    for entry in tensors:
+        entry = (entry.detach().float().cpu().clamp(low, high) - low) / (high - low)
+        if entry.dim() == 4:
+            entry = entry[0] if entry.size(0) == 1 else _grid(entry)
+        if entry.dim() == 3:
+            entry = entry[0] if entry.size(0) == 1 else entry.permute(1, 2, 0)
+        elif entry.dim() != 2:
+            raise TypeError(f"a tensor of 2, 3 or 4 dimensions is expected, got {entry.dim()}")
+        img = entry.numpy()
+        if out_type in _FULL_SCALE:
+            img = (img * _FULL_SCALE[out_type]).round()
+        images.append(np.ascontiguousarray(img[..., ::-1] if img.ndim == 3 and rgb2bgr else img).astype(out_type))
     return images[0] if len(images) == 1 else images
 
 
@@ -384,23 +418,6 @@ def crop_border(imgs: Any, crop_border: int) -> Any:
         return imgs
     inside = slice(crop_border, -crop_border)
     return [img[inside, inside] for img in imgs] if isinstance(imgs, list) else imgs[inside, inside]
-
-
-def _to_image(tensor: torch.Tensor, rgb2bgr: bool, out_type: np.dtype[Any], min_max: tuple[float, float]) -> np.ndarray:
-    low, high = min_max
-    tensor = tensor.detach().float().cpu().clamp(low, high)
-    tensor = (tensor - low) / (high - low)
-    if tensor.dim() == 4:
-        tensor = tensor[0] if tensor.size(0) == 1 else _grid(tensor)
-    if tensor.dim() == 3:
-        channels_last = tensor.permute(1, 2, 0)
-        tensor = channels_last.squeeze(2) if tensor.size(0) == 1 else channels_last
-    elif tensor.dim() != 2:
-        raise TypeError(f"a tensor of 2, 3 or 4 dimensions is expected, got {tensor.dim()}")
-    img = tensor.numpy()
-    if out_type in _FULL_SCALE:
-        img = (img * _FULL_SCALE[out_type]).round()
-    return np.ascontiguousarray(img[..., ::-1] if img.ndim == 3 and rgb2bgr else img).astype(out_type)
 
 
 def _grid(batch: torch.Tensor) -> torch.Tensor:

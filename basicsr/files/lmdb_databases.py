@@ -137,13 +137,6 @@ class LmdbMaker:
             self.discard()
 
 
-def encode_png(img: Any, compress_level: int) -> bytes:
-    """An image, (H, W, 3) uint8 or uint16 BGR, as the bytes of a PNG file."""
-    import cv2
-
-    return cv2.imencode(".png", img, [cv2.IMWRITE_PNG_COMPRESSION, compress_level])[1].tobytes()
-
-
 def read_meta_info(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, int]]:
     """Keys in `meta_info.txt`, sorted, with height, width and channels; raises DataError for any line but BasicSR's."""
     path = Path(folder) / "meta_info.txt"

@@ -180,9 +180,9 @@ class PictureFile:
             header = read_header(Content(self._content))
         except HeaderError as error:
             raise self._error(f"{error}; {AGAIN}") from error
-        lenient = replace(header, frames=1, bits=8 if header.bits == 1 else header.bits)
+        lenient = header._replace(frames=1, bits=8 if header.bits == 1 else header.bits)
         if header.space == "CMYK" and header.bits == 8:
-            lenient = replace(lenient, space="colour", channels=3)
+            lenient = lenient._replace(space="colour", channels=3)
         fault = find_fault(lenient, MOST_TO_CUT)
         if fault is None and header.frames > 1 and header.format == "PNG" and header.bits == 16:
             fault = "it is an animation of 16 bits; save its first frame alone"

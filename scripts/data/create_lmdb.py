@@ -31,8 +31,8 @@ if __name__ == "__main__":
 import dataset_tools
 
 from basicsr.data.data_util import images_by_stem
-from basicsr.files.lmdb_databases import LmdbMaker, encode_png, read_meta_info, stored_value
-from basicsr.files.ppm_files import encode_ppm
+from basicsr.files.images import encode_png, encode_ppm
+from basicsr.files.lmdb_databases import LmdbMaker, read_meta_info, stored_value
 from basicsr.utils.errors import DataError
 
 

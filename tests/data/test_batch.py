@@ -17,8 +17,8 @@ from basicsr.data.batch import Batch, Slots, collate, in_unit_range
 from basicsr.data.checks.checking import check_images
 from basicsr.data.loading import KeySampler, TrainLoader
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.files.images import encode_ppm
 from basicsr.files.lmdb_databases import LmdbMaker
-from basicsr.files.ppm_files import encode_ppm
 from basicsr.utils.errors import DataError
 
 COUNT, SCALE, SIDE = 9, 2, 16

@@ -22,7 +22,8 @@ from basicsr.data.data_util import (
     set_name,
 )
 from basicsr.files.file_client import FileClient
-from basicsr.files.lmdb_databases import LmdbMaker, encode_png
+from basicsr.files.images import encode_png
+from basicsr.files.lmdb_databases import LmdbMaker
 from basicsr.utils.errors import DataError
 from basicsr.utils.misc import scandir
 

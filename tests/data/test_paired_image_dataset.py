@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from basicsr.data import build_dataset
-from basicsr.files.lmdb_databases import LmdbMaker, encode_png
+from basicsr.files.images import encode_png
+from basicsr.files.lmdb_databases import LmdbMaker
 from basicsr.utils.color_util import bgr2ycbcr
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.randomness import generator

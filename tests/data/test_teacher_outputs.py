@@ -30,7 +30,8 @@ from basicsr.data.teacher_outputs import (
     read_manifest,
     write_manifest,
 )
-from basicsr.files.lmdb_databases import LmdbMaker, encode_png
+from basicsr.files.images import encode_png
+from basicsr.files.lmdb_databases import LmdbMaker
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.randomness import generator
 

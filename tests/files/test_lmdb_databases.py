@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from basicsr.files import lmdb_databases as lmdb_util
-from basicsr.files.lmdb_databases import LmdbMaker, encode_png, read_meta_info
+from basicsr.files.images import encode_png
+from basicsr.files.lmdb_databases import LmdbMaker, read_meta_info
 from basicsr.utils import FileClient, imfrombytes
 from basicsr.utils.errors import DataError
 

@@ -20,8 +20,8 @@ from basicsr.data.base import SampleKey, load_or_replace, load_sample
 from basicsr.data.checks.checking import BadImage, check_images, report
 from basicsr.data.checks.notes import fingerprint
 from basicsr.data.transforms import check_patches_fit
-from basicsr.files.images import imfrombytes
-from basicsr.files.lmdb_databases import LmdbMaker, encode_png
+from basicsr.files.images import encode_png, imfrombytes
+from basicsr.files.lmdb_databases import LmdbMaker
 from basicsr.utils.errors import DataError, MachineError
 
 
