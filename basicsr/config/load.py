@@ -31,7 +31,7 @@ from basicsr.config.yaml_files import (
     lines_of,
     load_yaml,
 )
-from basicsr.config.yaml_reader import PAIRS, KeyPath, LocatedProblem
+from basicsr.config.yaml_reader import PAIR, KeyPath, LocatedProblem
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.ranges import LARGEST_SCALE
@@ -523,19 +523,18 @@ def _control(found: re.Match[str]) -> str:
 def _halves(document: Document, key: str) -> Iterator[Problem]:
     """Problems of a folder that was replaced where the other one of its pair is still a base's."""
     block = document.root.value["datasets"].value[key].value
-    for pair in PAIRS:
-        for half, other in (pair, pair[::-1]):
-            entry, kept = block.get(half), block.get(other)
-            if entry is None or entry.replaced is None or kept is None or kept.value is None:
-                continue
-            if _SCALE.sub("", str(entry.value)) == _SCALE.sub("", str(entry.replaced.value)):
-                continue  # the same images at another scale
-            folder = "a list" if isinstance(kept.value, list) else shown(kept.value)
-            what = (
-                f"replaces the folder of {entry.replaced.position}, but {other} is still {folder} of {kept.position}:"
-                " their images would be taken for pairs; give both (again where it is meant)"
-            )
-            yield Problem(("datasets", key, half), what)
+    for half, other in (PAIR, PAIR[::-1]):
+        entry, kept = block.get(half), block.get(other)
+        if entry is None or entry.replaced is None or kept is None or kept.value is None:
+            continue
+        if _SCALE.sub("", str(entry.value)) == _SCALE.sub("", str(entry.replaced.value)):
+            continue  # the same images at another scale
+        folder = "a list" if isinstance(kept.value, list) else shown(kept.value)
+        what = (
+            f"replaces the folder of {entry.replaced.position}, but {other} is still {folder} of {kept.position}:"
+            " their images would be taken for pairs; give both (again where it is meant)"
+        )
+        yield Problem(("datasets", key, half), what)
 
 
 def _expand_users(block: dict[str, Any], beginnings: tuple[str, ...] = ("",)) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from basicsr.config.yaml_reader import (
 from basicsr.utils.text import key_text, one_line, shortened
 
 OVERRIDE_FILE = "--force_yml"
+_ON_COMMAND_LINE = Position(OVERRIDE_FILE)
 _CHOSEN_NAMES = (("networks",), ("val", "metrics"), ("train", "distill"))
 _UNUSUAL_LINE_ENDS = re.compile("[\r\x85\u2028\u2029]")
 _FEWEST_GROUPED = 3
@@ -45,7 +46,7 @@ _MOST_PLACES = 5
 
 @dataclass
 class Document:
-    """The content of an options file with everything it builds on, and mistakes that did not stop the reading."""
+    """An options file with everything it builds on, and mistakes that did not stop the reading."""
 
     root: Entry
     problems: list[LocatedProblem] = field(default_factory=list)
@@ -74,7 +75,6 @@ class Document:
         What begins with `{}` or `{scale}` is text, such as `{}x2`, quotes or not; `{}` alone is so for `filename_tmpl`.
         Raises `ReadError` if the text is not of that form, or the key leads through what is not a mapping.
         """
-        position = Position(OVERRIDE_FILE)
         key_part, equals, text = override.partition("=")
         keys = [key.strip() for key in key_part.split(":")]
         if not equals or not all(keys) or not text.strip() or text[0] == "=" or key_part[0] in "'\"":
@@ -86,12 +86,13 @@ class Document:
         if text.startswith(("{}", "{scale}")) and (text.strip() != "{}" or keys[-1] == "filename_tmpl"):
             text = "'" + text.strip().replace("'", "''") + "'"
         reader = Reader()
-        value = reader.read_text(text, position, tuple(keys))
+        value = reader.read_text(text, _ON_COMMAND_LINE, tuple(keys))
         section = self.root
         for depth, key in enumerate(keys):
-            _require_key(override, keys, depth, section)
+            if message := _key_problem(keys, depth, section, text):
+                raise _refusal(override, message)
             if depth < len(keys) - 1:
-                section = section.value.setdefault(key, Entry({}, position))
+                section = section.value.setdefault(key, Entry({}, _ON_COMMAND_LINE))
         note_halves(section.value, {keys[-1]: value})
         section.value[keys[-1]] = value
         self.problems += reader.problems
@@ -104,13 +105,13 @@ def load_yaml(path: str | Path, *, keep_going: bool = False) -> Document:
     and skipped, so that the rest can be checked.
     """
     reader = Reader(keep_going)
-    return Document(reader.read_file(str(path), None, ()), reader.problems)
+    return Document(reader.read_file(str(path), Position(""), ()), reader.problems)
 
 
 def document_from_text(text: str, name: str) -> Document:
-    """Reads options from YAML text that errors call `name`, within the limits of files; raises as `load_yaml`."""
+    """As `load_yaml` for YAML text that errors call `name`."""
     reader = Reader()
-    root = reader.read_text(text, Position(name), ())
+    root = reader.read_text(text, Position(name))
     if not isinstance(root.value, dict):
         raise read_error(Position(name), "options are a mapping of keys to values")
     return Document(root, reader.problems)
@@ -123,22 +124,10 @@ def document_from_mapping(data: Mapping[str, Any], *, keep_going: bool = False) 
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Sets the keys of `--force_yml`, in order; what cannot be set is added to the document's problems."""
-    position = Position(OVERRIDE_FILE)
-    for override, remedy in _gathered(overrides):
-        try:
-            if remedy is not None:
-                raise read_error(position, f"'{override}': {remedy}")
-            document.set(override)
-        except ReadError as error:
-            problem = LocatedProblem(error.position or position, (), error.message, is_of_value=False)
-            document.problems.append(problem)
+    """Sets the keys of `--force_yml`, in order; what cannot be set is added to the document's problems.
 
-
-def _gathered(overrides: Sequence[str]) -> list[tuple[str, str | None]]:
-    """The overrides, each with the remedy if spaces split it, else None.
-
-    `train:total_iter 5`, `train:total_iter = 5` and `milestones=[5, 6]` reach the program as several arguments.
+    `train:total_iter 5`, `train:total_iter = 5` and `milestones=[5, 6]` reach the program as several arguments, which
+    are put together here, for the message.
     """
     groups: list[list[str]] = []
     for text in overrides:
@@ -148,14 +137,19 @@ def _gathered(overrides: Sequence[str]) -> list[tuple[str, str | None]]:
             groups[-1].append(text)
         else:
             groups.append([text])
-    return [(" ".join(group), None if len(group) == 1 else _without_spaces(group)) for group in groups]
-
-
-def _without_spaces(group: Sequence[str]) -> str:
-    key, equals, value = " ".join(group).partition("=")
-    if not equals:
-        key, value = group[0], " ".join(group[1:])
-    return f"holds blanks, which take it apart; write {key.strip(' :')}={value.replace(' ', '')}, or put it in quotes"
+    for group in groups:
+        override = " ".join(group)
+        try:
+            if len(group) > 1:
+                key, equals, value = override.partition("=")
+                if not equals:
+                    key, value = group[0], "".join(group[1:])
+                meant = f"{key.strip(' :')}={value.replace(' ', '')}"
+                message = f"holds blanks, which take it apart; write {meant}, or put it in quotes"
+                raise read_error(_ON_COMMAND_LINE, f"'{override}': {message}")
+            document.set(override)
+        except ReadError as error:
+            document.problems.append(replace(error.problem, is_of_value=False))
 
 
 def _meant(override: str) -> str:
@@ -170,8 +164,8 @@ def _meant(override: str) -> str:
     return f"; did you mean {key}={text.strip()}" if colon and key and text.strip() and not equals else ""
 
 
-def _require_key(override: str, keys: Sequence[str], depth: int, section: Entry) -> None:
-    """Raises where a key leads through what is no mapping, or several keys were joined as in `train.total_iter`.
+def _key_problem(keys: Sequence[str], depth: int, section: Entry, text: str) -> str | None:
+    """What is wrong where a key leads through what is no mapping, or where keys were joined as in `train.total_iter`.
 
     Where users choose the names, as of networks, a dot is part of them, unless what stands before it is a name that
     has such a key. So it is inside a block, where layers may be named, unless that is a key there.
@@ -179,22 +173,25 @@ def _require_key(override: str, keys: Sequence[str], depth: int, section: Entry)
     content, key, above = section.value, keys[depth], list(keys[:depth])
     if not isinstance(content, dict):
         name = ":".join(above)
-        hint = f"is a list, which is given whole: {name}=[...]" if isinstance(content, list) else "is not a mapping"
-        raise _refusal(override, f"{name} {hint}")
+        return (
+            f"{name} is a list, which is given whole: {name}=[...]"
+            if isinstance(content, list)
+            else f"{name} is not a mapping"
+        )
     parts = [part for part in re.split(r"[./\[\]]", key) if part]
     if len(parts) < 2 or key in content or (depth > 1 and parts[0] not in content):
-        return
+        return None
     before = content[parts[0]].value if parts[0] in content else None
     if tuple(above) in _CHOSEN_NAMES and not (isinstance(before, dict) and parts[1] in before):
-        return
+        return None
     written = ":".join([*above, *parts, *keys[depth + 1 :]])
     if parts[-1].isdigit():
-        raise _refusal(override, f"lists are given whole: {written.rpartition(':')[0]}=[...]")
-    raise _refusal(override, f"keys are joined by colons: did you mean {written}={override.partition('=')[2]}")
+        return f"lists are given whole: {written.rpartition(':')[0]}=[...]"
+    return f"keys are joined by colons: did you mean {written}={text}"
 
 
 def _refusal(override: str, message: str) -> ReadError:
-    return read_error(Position(OVERRIDE_FILE), f"'{shortened(override)}': {message}")
+    return read_error(_ON_COMMAND_LINE, f"'{shortened(override)}': {message}")
 
 
 def _plain(entry: Entry) -> Any:

@@ -17,11 +17,11 @@ import yaml
 
 from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.text import key_text, one_line, shortened
+from basicsr.utils.text import key_text, one_line, shortened, shown
 
 KeyPath = tuple[str | int, ...]
-PAIRS = (("dataroot_gt", "dataroot_lq"),)
-"""Keys whose values belong together, so that none of them is replaced alone."""
+PAIR = ("dataroot_gt", "dataroot_lq")
+"""Keys whose values belong together, so that neither is replaced alone."""
 
 BASE_KEY = "_base_"
 MAX_DEPTH = 64
@@ -40,12 +40,18 @@ _NAN = re.compile(r"\.(nan|NaN|NAN)\Z")
 _COMMENT = re.compile(r"(?m)(?:^|(?<= ))#[^'\"\n]*$")
 _RARE = re.compile(r"[^\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff]|[?!|>%&*@`]")
 _LARGEST_FAST = 10_000
+_PLAIN_PROBLEMS = ("found undefined alias", "found another document", "nested deeper", "more than")
+_TAGS: dict[type[yaml.Node], tuple[str, ...]] = {
+    yaml.ScalarNode: ("str", "int", "float", "bool", "null", "merge", "seq", "map"),  # of the last two more is said
+    yaml.SequenceNode: ("seq",),
+    yaml.MappingNode: ("map",),
+}
 _LINE_END = re.compile(r"\r\n|\r|\n")  # as editors count lines; PyYAML also begins one after U+0085, U+2028 and U+2029
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a key was written: a file and a line counted from 1, or the command line (no line)."""
+    """Where a key was written: a file and a line counted from 1; no line for the command line, no file for nowhere."""
 
     file: str
     line: int | None = None
@@ -56,34 +62,32 @@ class Position:
 
 @dataclass(frozen=True)
 class LocatedProblem:
-    """A mistake at a key. With `is_of_value` the key's value is wrong, so that further checks skip it.
-
-    With `at_any_key` the same message at other keys has the same cause; else only at keys of the same name.
-    """
+    """A mistake at a key."""
 
     position: Position
     key: KeyPath
     message: str
-    is_of_value: bool = True
-    at_any_key: bool = False
+    is_of_value: bool = True  # so that further checks skip the key
+    at_any_key: bool = False  # whether the same message at keys of other names has the same cause
 
     def __str__(self) -> str:
-        key = key_text(self.key)
-        return one_line(f"{self.position}: {key}: {self.message}" if key else f"{self.position}: {self.message}")
+        parts = (str(self.position), key_text(self.key), self.message)
+        return one_line(": ".join(part for part in parts if part))
 
 
 class ReadError(OptionsError):
-    """Options that cannot be read: the message and, where it is known, the position that it is about."""
+    """Options that cannot be read."""
 
-    position: Position | None = None
-    message = ""
+    @property
+    def problem(self) -> LocatedProblem:
+        """What is wrong, and where."""
+        problem: LocatedProblem = self.args[0]
+        return problem
 
 
-def read_error(position: Position | None, message: str) -> ReadError:
+def read_error(position: Position, message: str, key: KeyPath = ()) -> ReadError:
     """Makes the error, for the caller to raise."""
-    error = ReadError(one_line(f"{position}: {message}" if position is not None else message))
-    error.position, error.message = position, message
-    return error
+    return ReadError(LocatedProblem(position, key, message))
 
 
 @dataclass
@@ -117,7 +121,7 @@ def note_halves(base: dict[str, Entry], own: dict[str, Entry]) -> None:
 
     Where the other half was itself put beside one that is now replaced, both are new, and its note is taken back.
     """
-    for half, other in (order for pair in PAIRS for order in (pair, pair[::-1])):
+    for half, other in (PAIR, PAIR[::-1]):
         if not (half in own and half in base and other in base and other not in own):
             continue
         if base[other].replaced is not None:
@@ -141,12 +145,10 @@ class _Limited(yaml.composer.Composer, yaml.resolver.BaseResolver):
         """PyYAML's, within the limits."""
         self.depth += 1
         self.written += 1
-        problem = ""
-        if self.depth > MAX_DEPTH:
+        if self.depth > MAX_DEPTH or self.written > MAX_WRITTEN:
             problem = f"is nested deeper than {MAX_DEPTH} levels"
-        elif self.written > MAX_WRITTEN:
-            problem = f"more than {MAX_WRITTEN} keys and values; is it an options file?"
-        if problem:
+            if self.written > MAX_WRITTEN:
+                problem = f"more than {MAX_WRITTEN} keys and values; is it an options file?"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)  # type: ignore[attr-defined]
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -192,6 +194,7 @@ def _scalar_value(node: yaml.ScalarNode) -> tuple[Any, str | None]:
     """The value of a scalar, and what is wrong with the way it is written."""
     text: str = node.value
     kind = node.tag.removeprefix(TAG)
+    short = shortened(text)
     if kind in ("str", "merge"):
         bare_none = text == "None" and not node.style
         return text, "None is text in YAML; write ~ for nothing, or quote it" if bare_none else None
@@ -203,40 +206,29 @@ def _scalar_value(node: yaml.ScalarNode) -> tuple[Any, str | None]:
         return text, f"!!{kind} is for lists or mappings; write the value plainly"
     if _LEADING_ZERO.match(text):
         bare = shortened(text.lstrip("+-0_") or "0")
-        return text, f"{shortened(text)} has a leading zero: write {bare} for the number, '{shortened(text)}' for text"
-    return _number(text, kind)
-
-
-def _number(text: str, kind: str) -> tuple[Any, str | None]:
-    shown = shortened(text)
+        return text, f"{short} has a leading zero: write {bare} for the number, '{short}' for text"
     if _INFINITE.match(text):
         return (-math.inf if text.startswith("-") else math.inf), None
     if _NAN.match(text):
         return text, ".nan is not a number to compute with; write a number, or ~ for nothing"
-    if _INT.match(text):
-        digits = text.replace("_", "")
-        whole = int(digits) if len(digits) < 30 else None
-        if kind == "int" and (whole is None or not _fits_64_bits(whole)):
-            return text, f"{shown} is too large for a whole number, which has 64 bits; quote it if it is text"
-        if whole is not None and (kind == "int" or _is_exact(whole)):
-            return whole, None
-        text = digits
-    if not _FLOAT.match(text) or kind == "int":
-        return text, f"'{shown}' is not a number that !!{kind} can hold"
-    number = float(text)
+    is_whole = _INT.match(text) is not None
+    digits = text.replace("_", "") if is_whole else text
+    if not _FLOAT.match(digits) or (kind == "int" and not is_whole):
+        return text, f"'{short}' is not a number that !!{kind} can hold"
+    number = float(digits)
+    if kind == "int":
+        if abs(number) > 2**64 or not _fits_64_bits(int(digits)):
+            return text, f"{short} is too large for a whole number, which has 64 bits; quote it if it is text"
+        return int(digits), None
     if math.isinf(number):
-        return text, f"{shown} is too large for a number"
-    is_whole = "e" in text.lower() and number.is_integer() and _is_exact(number)
-    return int(number) if is_whole else number, None
+        return text, f"{short} is too large for a number"
+    is_whole = is_whole or ("e" in text.lower() and number.is_integer())
+    return int(number) if is_whole and abs(number) < 2**53 else number, None
 
 
 def _fits_64_bits(number: int) -> bool:
     """Whether torch and numpy can hold a whole number."""
     return -(2**63) <= number < 2**63
-
-
-def _is_exact(number: float) -> bool:
-    return abs(number) < 2**53
 
 
 for _tag, _pattern, _first in (
@@ -262,26 +254,25 @@ class Reader:
     def __init__(self, keep_going: bool = False) -> None:
         self.problems: list[LocatedProblem] = []
         self._keep_going = keep_going
-        self._open: list[str] = []
+        self._open: list[str] = []  # the files that are being read, each named by the one before it
         self._num_files = 0
         self._num_bytes = 0
         self._num_nodes = 0
         self._num_written = 0
 
-    def read_file(self, file: str, asked_at: Position | None, key: KeyPath) -> Entry:
+    def read_file(self, file: str, asked_at: Position, key: KeyPath) -> Entry:
         """Reads one file with its bases; `asked_at` is where another names it, `key` that of the mapping it becomes."""
         try:
             identity = os.path.realpath(file)
         except (OSError, ValueError):
             raise read_error(asked_at, f"{file!r} is not the path of a file") from None
+        self._num_files += 1
         if identity in self._open:
             raise read_error(asked_at, f"{file} builds on itself through {BASE_KEY}")
-        self._num_files += 1
         if self._num_files > MAX_FILES:
             raise read_error(asked_at, f"more than {MAX_FILES} files are read through {BASE_KEY}")
         if len(self._open) >= MAX_FILES_DEEP:
-            message = f"{BASE_KEY} leads through more than {MAX_FILES_DEEP} files, one in the other"
-            raise read_error(asked_at, message)
+            raise read_error(asked_at, f"{BASE_KEY} leads through more than {MAX_FILES_DEEP} files, one in the other")
         text = self._file_text(file, asked_at)
         line_ends = [match.end() for match in _LINE_END.finditer(text)]
 
@@ -299,7 +290,7 @@ class Reader:
             raise read_error(entry.position, "an options file is a mapping of keys to values")
         return entry
 
-    def read_text(self, text: str, position: Position, key: KeyPath) -> Entry:
+    def read_text(self, text: str, position: Position, key: KeyPath = ()) -> Entry:
         """Reads the value at `key` from YAML; all of it gets one position."""
         node = self._parsed(text, lambda _: position)
         return self._entry(node, lambda _: position, key) if node else Entry(None, position)
@@ -308,7 +299,7 @@ class Reader:
         """Reads options that are given as a mapping, which may build on files."""
         return self._entry(data, lambda _: position, ())
 
-    def _file_text(self, file: str, asked_at: Position | None) -> str:
+    def _file_text(self, file: str, asked_at: Position) -> str:
         try:
             with io.BufferedReader(open_regular(file)) as stream:  # waits for no pipe and reads no device
                 content = stream.read(MAX_BYTES + 1)
@@ -322,8 +313,7 @@ class Reader:
         if len(content) > MAX_BYTES:
             raise read_error(asked_at, f"{file} is larger than {MAX_BYTES} bytes; is it an options file?")
         if self._num_bytes > MAX_BYTES:
-            message = f"{file}: it and the files before it are larger than {MAX_BYTES} bytes together"
-            raise read_error(asked_at, message)
+            raise read_error(asked_at, f"{file}: it and the files before it are larger than {MAX_BYTES} bytes together")
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -334,14 +324,20 @@ class Reader:
         """The text's one document; `position` is that of an index in the text."""
         try:
             node, self._num_written = parse(text, self._num_written)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            raise read_error(position(mark.index if mark else 0), _syntax_message(error)) from None
+            return node
         except yaml.reader.ReaderError as error:
             sign = f"U+{ord(text[error.position]):04X}"
             message = f"is not text in UTF-8: holds the control character {sign}; remove it"
             raise read_error(position(error.position), message) from None
-        return node
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            message = shortened(error.problem or "is not YAML", 200)
+            if "'\\t'" in message:
+                message += "; indent with spaces, not tabs"
+            if not any(words in message for words in _PLAIN_PROBLEMS):
+                context = f" ({shortened(error.context.splitlines()[0])})" if error.context else ""
+                message = f"not valid YAML: {message}{context}"
+            raise read_error(position(mark.index if mark else 0), message) from None
 
     def _entry(self, item: Any, position: _Locate, key: KeyPath, folder: str = "") -> Entry:
         """The entry of a node or of a plain value; bases in it are relative to `folder`."""
@@ -350,21 +346,20 @@ class Reader:
         if self._num_nodes > MAX_NODES:
             raise read_error(here, f"more than {MAX_NODES} values once aliases (*name) are expanded")
         if len(key) > MAX_DEPTH:
-            what = f"is nested deeper than {MAX_DEPTH} levels once aliases (*name) are expanded"
-            raise read_error(here, f"{key_text(key[:3])}: {what}")
-        if not isinstance(item, yaml.Node):
-            value, message = _plain_value(item)
-        elif not _has_known_tag(item):
+            raise read_error(
+                here, f"is nested deeper than {MAX_DEPTH} levels once aliases (*name) are expanded", key[:3]
+            )
+        if isinstance(item, yaml.Node) and item.tag.removeprefix(TAG) not in _TAGS[type(item)]:
             tag = shortened(item.tag.replace(TAG, "!!"))
-            self._refuse(here, key, f"tag {tag} is not read; write the value plainly", is_of_value=True)
+            self._refuse(LocatedProblem(here, key, f"tag {tag} is not read; write the value plainly"))
             return Entry(None, here)
-        else:
-            value, message = _scalar_value(item) if isinstance(item, yaml.ScalarNode) else (item.value, None)
         if isinstance(item, (yaml.MappingNode, Mapping)):
-            content = self._mapping(value if isinstance(value, list) else value.items(), position, key, folder)
-            return self._with_base(Entry(content, here), folder, key)
+            pairs = item.value if isinstance(item, yaml.MappingNode) else item.items()
+            return self._with_base(Entry(self._mapping(pairs, position, key, folder), here), folder, key)
         if isinstance(item, (yaml.SequenceNode, list, tuple)):
-            return Entry([self._entry(one, position, (*key, i), folder) for i, one in enumerate(value)], here)
+            items = item.value if isinstance(item, yaml.SequenceNode) else item
+            return Entry([self._entry(one, position, (*key, i), folder) for i, one in enumerate(items)], here)
+        value, message = _scalar_value(item) if isinstance(item, yaml.ScalarNode) else _plain_value(item)
         if message:
             self.problems.append(LocatedProblem(here, key, message))
         return Entry(value, here)
@@ -377,9 +372,13 @@ class Reader:
         inherited: list[Entry] = []
         for written, value in pairs:
             at = position(written)
-            name, message = _key(written)
+            name, is_merge = _key(written)
             if name is None:
-                self._refuse(at, key, message)
+                shown_key = "of lists or mappings"
+                if not isinstance(written, yaml.CollectionNode):
+                    shown_key = shown(written.value if isinstance(written, yaml.Node) else written)
+                message = f"key {shown_key} is not text; keys are text, so quote it"
+                self._refuse(LocatedProblem(at, key, message, is_of_value=False))
                 continue
             if name in given:
                 message = f"is given twice, here and at {given[name]}; keep one"
@@ -387,12 +386,13 @@ class Reader:
                 continue
             given[name] = at
             entry = self._entry(value, position, (*key, name), folder)
-            if not (isinstance(written, yaml.Node) and written.tag == TAG + "merge"):
+            if not is_merge:
                 content[name] = Entry(entry.value, at)
                 continue
             inherited = entry.value if isinstance(entry.value, list) else [entry]
             if not all(isinstance(source.value, dict) for source in inherited):
-                self._refuse(at, key, "'<<' takes a mapping or a list of mappings (<<: *name)")
+                message = "'<<' takes a mapping or a list of mappings (<<: *name)"
+                self._refuse(LocatedProblem(at, key, message, is_of_value=False))
                 inherited = []
         for source in inherited:
             merged = dict(source.value)
@@ -400,10 +400,10 @@ class Reader:
             content |= {name: entry for name, entry in merged.items() if name not in content}
         return content
 
-    def _refuse(self, at: Position, key: KeyPath, message: str, is_of_value: bool = False) -> None:
+    def _refuse(self, problem: LocatedProblem) -> None:
         if not self._keep_going:
-            raise read_error(at, f"{key_text(key)}: {message}" if key else message)
-        self.problems.append(LocatedProblem(at, key, message, is_of_value))
+            raise ReadError(problem)
+        self.problems.append(problem)
 
     def _with_base(self, entry: Entry, folder: str, key: KeyPath) -> Entry:
         """Merges a mapping over the files that its `_base_` names; later files over earlier ones."""
@@ -412,8 +412,7 @@ class Reader:
             return entry
         names = [name.value for name in base.value] if isinstance(base.value, list) else [base.value]
         if not names or not all(isinstance(name, str) and name and name.isprintable() for name in names):
-            message = f"{key_text((*key, BASE_KEY))}: must be a path or a list of paths"
-            raise read_error(base.position, message)
+            raise read_error(base.position, "must be a path or a list of paths", (*key, BASE_KEY))
         merged = Entry({}, base.position)
         for name in names:
             file = os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
@@ -421,55 +420,24 @@ class Reader:
         return merge_entries(merged, entry)
 
 
-def _syntax_message(error: yaml.MarkedYAMLError) -> str:
-    problem = shortened(error.problem or "is not YAML", 200)
-    if "'\\t'" in problem:
-        problem += "; indent with spaces, not tabs"
-    plain = ("found undefined alias", "found another document", "nested deeper", "more than")
-    if any(words in problem for words in plain):
-        return problem
-    context = f" ({shortened(error.context.splitlines()[0])})" if error.context else ""
-    return f"not valid YAML: {problem}{context}"
-
-
-def _has_known_tag(node: yaml.Node) -> bool:
-    tag = node.tag.removeprefix(TAG)
-    if isinstance(node, yaml.ScalarNode):
-        return tag in ("str", "int", "float", "bool", "null", "merge", "seq", "map")  # of the last two more is said
-    return bool(tag == ("map" if isinstance(node, yaml.MappingNode) else "seq"))
-
-
-def _key(written: Any) -> tuple[str | None, str]:
-    """A key's text, or None and what is wrong with it."""
-    if isinstance(written, yaml.ScalarNode):
-        if written.tag in (TAG + "str", TAG + "merge"):
-            return written.value, ""
-        return None, f"key {shortened(written.value)!r} is not text; keys are text, so quote it"
-    if isinstance(written, yaml.Node):
-        return None, "key of lists or mappings is not text; keys are text, so quote it"
-    if isinstance(written, str):
-        return str(written), ""
-    is_short = isinstance(written, int) and _fits_64_bits(written)
-    if is_short or written is None or isinstance(written, (float, tuple)):
-        name = shortened(repr(written))
-    else:
-        name = f"of type {type(written).__name__}"
-    return None, f"key {name} is not text; keys are text"
+def _key(written: Any) -> tuple[str | None, bool]:
+    """A key's text, or None where it is not text, and whether it is YAML's `<<`."""
+    if isinstance(written, yaml.ScalarNode) and written.tag in (TAG + "str", TAG + "merge"):
+        return written.value, written.tag == TAG + "merge"
+    return (str(written) if isinstance(written, str) else None), False
 
 
 def _plain_value(value: Any) -> tuple[Any, str | None]:
     """A value of a mapping as YAML could hold it, numpy's numbers as Python's; and what is wrong with it."""
-    if value is None or isinstance(value, (bool, Mapping, list, tuple)):
+    if value is None or isinstance(value, bool):
         return value, None
-    if isinstance(value, str):
-        return str(value), None
     if isinstance(value, numbers.Integral):
         whole = int(value)
         return (whole, None) if _fits_64_bits(whole) else (None, "is too large for a whole number, which has 64 bits")
     if isinstance(value, numbers.Real):
         return float(value), None
-    if isinstance(value, os.PathLike):
-        path = os.fspath(value)
-        return (path, None) if isinstance(path, str) else (None, "must be a path of text, not of bytes")
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(text, str):
+        return str(text), None
     allowed = "text, numbers, true, false, ~, lists and mappings"
-    return None, f"must be what YAML holds ({allowed}), got a value of type {type(value).__name__}"
+    return None, f"must be what YAML holds ({allowed}), got a value of type {type(text).__name__}"
