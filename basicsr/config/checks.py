@@ -10,13 +10,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from basicsr.config.component_blocks import constructor_of, is_auto
 from basicsr.config.schema import DatasetOptions, FrozenMapping, Options, RowOptions, thaw
 from basicsr.config.yaml_reader import KeyPath
+from basicsr.utils.process_settings import num_processors
 from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY, Problem, find_misfits
 from basicsr.utils.text import shortened, shown
 
@@ -27,6 +28,7 @@ _IN_FILE_NAMES = re.compile(r"[\w(\[][^/\\]*\Z")
 _MAX_NAME_BYTES = 200  # file systems hold 255, and to some names more is added
 _MAX_PART_BYTES = 100
 _LONGEST_PATH = 500
+_FEWEST_IN_ONE_FOLDER = 3
 _UPSCALE_KEYS = ("upscale", "scale")
 _CHANGES_COLOURS = ("color", "mean", "std")
 _PROGRESSIVE = ("gt_sizes", "mini_batch_sizes", "iters")
@@ -72,9 +74,7 @@ def _names(options: Options) -> Iterator[Finding]:
     if options.val.suffix:
         parts["val", "suffix"] = options.val.suffix
     for at, text in parts.items():
-        if not (_IN_FILE_NAMES.match(text) and text.isprintable()):
-            yield at, f"is part of files' names: no slashes, no sign before it, got {shown(text)}"
-        yield from _too_long(at, text, _MAX_PART_BYTES)
+        yield from _part_of_path(at, text, "is part of files' names", _MAX_PART_BYTES)
     seen: dict[str, str] = {}
     for key, dataset in options.datasets.items():
         at = ("datasets", key, "name")
@@ -82,12 +82,16 @@ def _names(options: Options) -> Iterator[Finding]:
             if not dataset.name.isprintable():
                 yield at, f"must be text of one line, got {shown(dataset.name)}"
             continue
-        if not (_IN_FILE_NAMES.match(dataset.name) and dataset.name.isprintable()):
-            yield at, f"is the name of a folder: no slashes, no sign before it, got {shown(dataset.name)}"
-        yield from _too_long(at, dataset.name, _MAX_NAME_BYTES)
+        yield from _part_of_path(at, dataset.name, "is the name of a folder", _MAX_NAME_BYTES)
         if dataset.name in seen:
             yield at, f"{shown(dataset.name)} is also the name of {seen[dataset.name]}; use another"
         seen[dataset.name] = f"datasets.{key}"
+
+
+def _part_of_path(at: KeyPath, text: str, use: str, limit: int) -> Iterator[Finding]:
+    if not (_IN_FILE_NAMES.match(text) and text.isprintable()):
+        yield at, f"{use}: no slashes, no sign before it, got {shown(text)}"
+    yield from _too_long(at, text, limit)
 
 
 def _too_long(at: KeyPath, text: str, limit: int) -> Iterator[Finding]:
@@ -128,8 +132,7 @@ def _datasets(options: Options) -> Iterator[Finding]:
         size = dataset.arguments.get("gt_size")
         if trains and type(size) is int and size % options.scale:
             nearest_size = max(size - size % options.scale, options.scale)
-            message = f"must be a multiple of scale {options.scale}, got {size}; take {nearest_size}"
-            yield (*at, "gt_size"), message
+            yield (*at, "gt_size"), f"must be a multiple of scale {options.scale}, got {size}; take {nearest_size}"
         if not trains and dataset.skip_bad_images:
             why = "an average without some images is of another set"
             yield (*at, "skip_bad_images"), f"is of training only, got {dataset.skip_bad_images}: {why}; remove it"
@@ -179,15 +182,11 @@ def _best(options: Options) -> Iterator[Finding]:
         return
     names = [dataset.name for dataset in options.datasets_of("val", "test").values()]
     if best.dataset not in names:
-        message = f"no validation dataset is named {best.dataset!r}; there are: {_listed(names)}"
-        yield ("val", "best", "dataset"), message
+        there_are = ", ".join(names) or "none"
+        yield ("val", "best", "dataset"), f"no validation dataset is named {best.dataset!r}; there are: {there_are}"
     if best.metric not in options.val.metrics:
-        there_are = _listed(options.val.metrics)
+        there_are = ", ".join(options.val.metrics) or "none"
         yield ("val", "best", "metric"), f"no metric is named {best.metric!r}; there are: {there_are}"
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(names) or "none"
 
 
 def _rows(options: Options) -> Iterator[Finding]:
@@ -322,91 +321,92 @@ def _testing(options: Options) -> Iterator[Finding]:
     names = [dataset.name for dataset in options.datasets_of("val", "test").values()]
     for number, region in enumerate(options.report.regions):
         if region.dataset not in names:
-            message = f"no dataset is named {region.dataset!r}; there are: {_listed(names)}"
+            message = f"no dataset is named {region.dataset!r}; there are: {', '.join(names) or 'none'}"
             yield ("report", "regions", number, "dataset"), message
 
 
-class Missing(NamedTuple):
-    """A file or folder that is not there."""
+def without_missing(options: Options) -> tuple[Options, list[Problem]]:
+    """With `skip_missing` leaves out the datasets and networks of which files are missing; and what is a mistake.
 
-    key: KeyPath
-    message: str
-    hint: str  # what to do, or where its path ends
-    above: str | None = None  # the first folder of its path that is not there, unless that is the path itself
-
-
-def missing_paths(options: Options) -> list[Missing]:
-    """The files and folders that the command will read and that are not there; and far too many loader processes."""
-    path, files = options.path, dict[KeyPath, str | None]()
-    missing: list[Missing] = []
-    for key, dataset in options.datasets_of(*(("train", "val") if options.is_train else ("val", "test"))).items():
-        at = ("datasets", key)
-        cache = dataset.arguments.get("teacher_cache")
-        if isinstance(cache, str) and not os.path.isdir(cache):
-            message = f"there is no folder {shortened(cache, _LONGEST_PATH)}"
-            missing.append(
-                Missing((*at, "teacher_cache"), message, "make it by python scripts/cache_teacher.py -opt FILE")
-            )
-        for name, value in dataset.arguments.items():
-            kind = "folder" if name.startswith("dataroot") else "file" if name.startswith("meta_info") else None
-            for text in value if isinstance(value, tuple) else (value,):
-                missing += _missing((*at, name), text, kind) if kind is not None and isinstance(text, str) else []
-        workers, processors = dataset.num_worker_per_gpu, _num_processors()
-        if options.is_train and workers > max(64, 16 * processors):  # the machine would stand still
-            message = f"is {workers}, but this machine has {processors} processors"
-            missing.append(Missing((*at, "num_worker_per_gpu"), message, f"take {processors}"))
-    # resume_state is looked for when it is clear that nothing newer is resumed
-    if options.is_train or not options.networks:
-        files["path", "pretrain_network_g"] = path.pretrain_network_g
-    if options.is_train:
-        is_adversarial = options.train is not None and options.train.adversarial_opt is not None
-        files["path", "pretrain_network_t"] = path.pretrain_network_t if options.model_type == "KDModel" else None
-        files["path", "pretrain_network_d"] = path.pretrain_network_d if is_adversarial else None
-    else:
-        files.update({("networks", row, "path"): entry.path for row, entry in options.networks.items()})
-    files.update({(*at, "path"): teacher.get("path") for at, teacher in _further_teachers(options)})
-    return missing + [found for key, file in files.items() if file is not None for found in _missing(key, file, "file")]
-
-
-def _missing(key: KeyPath, path: str, kind: str) -> list[Missing]:
-    if os.path.exists(path):  # pathlib's raises where a name is too long or not to be looked at
-        return []
-    parent = Path(path).absolute().parent
-    folders = [str(folder) for folder in (parent, *parent.parents)]
-    last = next((folder for folder in folders if os.path.isdir(folder)), "/")
-    above = next((after for after, folder in pairwise(folders) if folder == last), None)
-    hint = "write ~ for none" if path.lower() in ("none", "null") else f"{last} is there, the rest is not"
-    message = f"there is no {kind} {shortened(path, _LONGEST_PATH)}"
-    return [Missing(key, message, hint, above and shortened(above, _LONGEST_PATH))]
-
-
-def without_missing(options: Options, missing: list[Missing]) -> tuple[Options, list[Problem]]:
-    """The options, with `skip_missing` without the datasets and networks of which files are missing; and the mistakes.
-
-    Those that lack one folder have one message.
+    Mistakes are missing files otherwise, of which those that lack one folder have one message, and far too many loader
+    processes.
     """
-    if options.is_train or not options.skip_missing:
-        counts = Counter(entry.above for entry in missing)
-        return options, [_problem(entry, entry.above is not None and counts[entry.above] >= 3) for entry in missing]
+    missing = [(key, path, kind) for key, path, kind in _paths_to_read(options) if not _is_there(key, path)]
+    problems = []
     left: dict[str, dict[str, Any]] = {"datasets": dict(options.datasets), "networks": dict(options.networks)}
-    skipped, mistakes = [], []
-    for entry in missing:
-        section, name = str(entry.key[0]), str(entry.key[1])
-        if section not in left:
-            mistakes.append(_problem(entry, False))
-        elif left[section].pop(name, None) is not None:
-            label = options.datasets[name].name if section == "datasets" else name
-            skipped.append(f"{label}: {entry.message}")
+    skipped = []
+    lacking = Counter(_first_missing_folder(path) for _, path, _ in missing)
+    for key, path, kind in missing:
+        message = f"there is no {kind} {shortened(path, _LONGEST_PATH)}"
+        section, name = str(key[0]), str(key[1])
+        if not options.is_train and options.skip_missing and section in left:
+            if left[section].pop(name, None) is not None:
+                label = options.datasets[name].name if section == "datasets" else name
+                skipped.append(f"{label}: {message}")
+            continue
+        folder = _first_missing_folder(path)
+        if folder is not None and lacking[folder] >= _FEWEST_IN_ONE_FOLDER:
+            what = f"lies in {shortened(folder, _LONGEST_PATH)}, which is not there; check its path"
+            problems.append(Problem(key, what, at_any_key=True))
+        else:
+            problems.append(Problem(key, f"{message}; {_remedy(key, path)}"))
+    for dataset_key, dataset in options.datasets_of("train", "val").items() if options.is_train else ():
+        workers = dataset.num_worker_per_gpu
+        if workers > 64 and workers > 16 * (processors := num_processors()):  # the machine would stand still
+            what = f"is {workers}, but this machine has {processors} processors; take {processors}"
+            problems.append(Problem(("datasets", dataset_key, "num_worker_per_gpu"), what))
+    if not skipped:
+        return options, problems
     update: dict[str, Any] = {section: FrozenMapping(content) for section, content in left.items()}
     if options.networks and not left["networks"]:
         update["network_g"] = None  # it describes the rows that had no network of their own, and is no row itself
-    return options.model_copy(update={**update, "skipped": tuple(skipped)}), mistakes
+    return options.model_copy(update={**update, "skipped": tuple(skipped)}), problems
 
 
-def _problem(entry: Missing, names_folder: bool) -> Problem:
-    if names_folder:
-        return Problem(entry.key, f"lies in {entry.above}, which is not there; check its path", at_any_key=True)
-    return Problem(entry.key, f"{entry.message}; {entry.hint}")
+def _paths_to_read(options: Options) -> Iterator[tuple[KeyPath, str, str]]:
+    """The files and folders that the command will read: key, path, what it is."""
+    for key, dataset in options.datasets_of(*(("train", "val") if options.is_train else ("val", "test"))).items():
+        for name, value in dataset.arguments.items():
+            kind = "file" if name.startswith("meta_info") else "folder"
+            if name == "teacher_cache" or name.startswith(("dataroot", "meta_info")):
+                paths = value if isinstance(value, tuple) else (value,)
+                yield from ((("datasets", key, name), path, kind) for path in paths if isinstance(path, str))
+    # resume_state is looked for when it is clear that nothing newer is resumed
+    path, files = options.path, dict[KeyPath, str | None]()
+    if options.is_train or not options.networks:
+        files["path", "pretrain_network_g"] = path.pretrain_network_g
+    if options.is_train and options.model_type == "KDModel":
+        files["path", "pretrain_network_t"] = path.pretrain_network_t
+    if options.is_train and options.train is not None and options.train.adversarial_opt is not None:
+        files["path", "pretrain_network_d"] = path.pretrain_network_d
+    if not options.is_train:
+        files.update({("networks", row, "path"): entry.path for row, entry in options.networks.items()})
+    files.update({(*at, "path"): teacher.get("path") for at, teacher in _further_teachers(options)})
+    yield from ((key, file, "file") for key, file in files.items() if file is not None)
+
+
+def _is_there(key: KeyPath, path: str) -> bool:
+    # pathlib's `exists` raises where a name is too long or not to be looked at
+    return os.path.isdir(path) if key[-1] == "teacher_cache" else os.path.exists(path)
+
+
+def _folders(path: str) -> list[str]:
+    parent = Path(path).absolute().parent
+    return [str(folder) for folder in (parent, *parent.parents)]
+
+
+def _first_missing_folder(path: str) -> str | None:
+    """The first folder of the path that is not there, unless that is the path itself."""
+    missing = [folder for folder in _folders(path) if not os.path.isdir(folder)]
+    return missing[-1] if missing else None
+
+
+def _remedy(key: KeyPath, path: str) -> str:
+    if key[-1] == "teacher_cache":
+        return "make it by python scripts/cache_teacher.py -opt FILE"
+    if path.lower() in ("none", "null"):
+        return "write ~ for none"
+    return f"{next(filter(os.path.isdir, _folders(path)), '/')} is there, the rest is not"
 
 
 def nothing_left(options: Options) -> Problem | None:
@@ -536,8 +536,8 @@ def _loading(options: Options) -> Iterator[Finding]:
                 yield (*at, name), f"is a folder of {others[-1]}, but the dataset is named {dataset.name}"
         if not options.is_train:
             continue
-        workers, processors = dataset.num_worker_per_gpu, _num_processors()
-        if workers > 4 * processors:
+        workers = dataset.num_worker_per_gpu
+        if workers > 4 and workers > 4 * (processors := num_processors()):
             message = f"is {workers}, but this machine has {processors} processors, and each worker needs one; lower it"
             yield (*at, "num_worker_per_gpu"), message
         total, ends = options.train.total_iter, list(accumulate(dataset.iters or ()))
@@ -571,8 +571,3 @@ def _left_over(options: Options) -> Iterator[Finding]:
             yield key, "is not used, as there is no train.adversarial_opt (gan_opt); give it, or remove this"
     if options.model_type != "KDModel" and path.pretrain_network_t is not None:
         yield ("path", "pretrain_network_t"), f"is not used, as model_type is {options.model_type}; remove it"
-
-
-def _num_processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from basicsr.config.checks import find_conflicts, find_warnings, missing_paths, nothing_left, without_missing
+from basicsr.config.checks import find_conflicts, find_warnings, nothing_left, without_missing
 from basicsr.config.command_line import parse_arguments as parse_arguments
-from basicsr.config.component_blocks import UNCHECKED, constructor_of
+from basicsr.config.component_blocks import UNCHECKED, constructor_of, freeze
 from basicsr.config.schema import SET_BY_THE_COMMAND, Options, thaw
 from basicsr.config.yaml_files import (
     Document,
@@ -67,7 +67,6 @@ _REFUSED: dict[KeyPath, str] = {
         "does not say how large a gradient may be; write grad_clip: 0.01 (Restormer's and NAFNet's norm)"
     ),
 }
-# What stands for required values that are missing or wrong while the rest is checked.
 _STAND_INS: dict[KeyPath, Any] = {
     ("name",): "name",
     ("scale",): 1,
@@ -102,17 +101,7 @@ def load_options(
         OptionsError: one line for each mistake: FILE:LINE: key: what was given, what is allowed.
     """
     checked = _Checked(_read(source, overrides), training, debug=debug, root=root, paths=paths)
-    options = checked.options
-    if checked.problems or options is None:
-        raise OptionsError(_report(checked.problems, source))
-    if nothing := checked.nothing_left():
-        raise OptionsError(_report([nothing], source))
-    _warn(checked.warnings(), warn)
-    return options
-
-
-def no_warning(line: str) -> None:
-    """`warn` of options that were loaded, and warned of, before."""
+    return _without_mistakes([checked], source, warn)[0]
 
 
 def load_test_options(
@@ -130,25 +119,53 @@ def load_test_options(
     """
     document = _read(source, overrides)
     scales = document.data().get("scale")
+    mistakes = []
     if not isinstance(scales, list):
-        return [load_options(source, overrides=overrides, training=False, root=root, paths=paths, warn=warn)]
-    valid = [value for value in scales if type(value) is int and value > 0]
-    if not scales or len(set(valid)) < len(scales):
-        what = "a list of scales must hold whole numbers of at least 1, at least one and each once, as [2, 3, 4]"
-        mistake = [Problem(("scale",), what, scales)]
-        checked = _Checked(document, False, root=root, paths=paths, scale=(valid or [1])[0], known=mistake)
-        raise OptionsError(_report(checked.problems, source))
-    each = [_Checked(document, False, root=root, paths=paths, scale=value) for value in scales]
+        scales = [None]
+    else:
+        valid = [value for value in scales if type(value) is int and value > 0]
+        if not scales or len(set(valid)) < len(scales):
+            what = "a list of scales must hold whole numbers of at least 1, at least one and each once, as [2, 3, 4]"
+            mistakes = [Problem(("scale",), what, scales)]
+            scales = valid[:1] or [1]
+    each = [_Checked(document, False, root=root, paths=paths, scale=scale, known=mistakes) for scale in scales]
+    return _without_mistakes(each, source, warn)
+
+
+def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Document:
+    read: Callable[..., Document] = document_from_mapping if isinstance(source, Mapping) else load_yaml
+    document = read(source, keep_going=True)
+    apply_overrides(document, overrides)
+    return document
+
+
+def no_warning(line: str) -> None:
+    """`warn` of options that were loaded, and warned of, before."""
+
+
+def _without_mistakes(
+    each: Sequence[_Checked], source: str | Path | Mapping[str, Any], warn: Callable[[str], None] | None
+) -> list[Options]:
+    """The options of all scales, warned of where they look like slips; raises their mistakes."""
     problems = [problem for checked in each for problem in checked.problems]
-    empty = [checked.nothing_left() for checked in each]
-    if problems or all(empty):
-        raise OptionsError(_report(problems or [problem for problem in empty if problem], source))
-    loaded = [checked.options for checked in each if checked.options is not None]
-    if len({options.name for options in loaded}) > 1:
-        message = "must be the same for all scales, which share a folder; take {scale} out"
-        raise OptionsError(_report([each[0].located(Problem(("name",), message))], source))
-    _warn([warning for checked in each for warning in checked.warnings()], warn)
-    return loaded
+    options = [checked.options for checked in each if checked.options is not None]
+    if not problems:
+        empty = [nothing_left(loaded) for loaded in options]
+        problems = [each[0].located(problem) for problem in empty if problem is not None and all(empty)]
+        if len({loaded.name for loaded in options}) > 1:
+            what = "must be the same for all scales, which share a folder; take {scale} out"
+            problems.append(each[0].located(Problem(("name",), what)))
+    if problems:
+        lines = lines_of(problems)
+        name = "the options" if isinstance(source, Mapping) else str(source)
+        count = "one mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        raise OptionsError("\n".join([f"{name}: {count}", *lines]))
+    warnings = []
+    for checked, loaded in zip(each, options, strict=True):
+        warnings += [checked.located(warning) for warning in find_warnings(loaded)]
+    for line in lines_of(warnings):
+        (warn or get_root_logger().warning)(line)
+    return options
 
 
 class _Checked:
@@ -167,23 +184,22 @@ class _Checked:
     ) -> None:
         self._document = document
         self._normalised = Normalised(document, training, debug=debug, scale=scale)
-        data = _with_tuples(self._normalised.data)
+        data = self._normalised.data
         data["is_train"] = training
         data["root"] = root or Path()
-        data["sources"] = tuple(sorted({position.file for position in document.positions().values()}))
-        problems, dropped, self.options = _typed(data)
+        data["sources"] = sorted({position.file for position in document.positions().values()})
+        problems, changes, self.options = _typed(data)
         problems = [*known, *self._normalised.problems, *problems]
         has_scale = not any(problem.key == ("scale",) for problem in problems)
         if self.options is not None:
-            wrong = [problem.key for problem in problems]
-            model_type = document.data().get("model_type")
             later: list[Problem] = []
             if has_scale:
-                later += find_conflicts(self.options, model_type, wrong)
+                wrong = [problem.key for problem in problems]
+                later += find_conflicts(self.options, document.data().get("model_type"), wrong)
             if paths:
-                self.options, missing = without_missing(self.options, missing_paths(self.options))
+                self.options, missing = without_missing(self.options)
                 later += [problem for problem in missing if has_scale or "{scale}" not in problem.what]
-            problems += [problem for problem in later if not _follows(problem.key, dropped)]
+            problems += [problem for problem in later if not _follows(problem.key, changes)]
         self.problems = list(document.problems)
         reported = {problem.key for problem in self.problems if problem.is_of_value}
         for problem in problems:
@@ -194,39 +210,29 @@ class _Checked:
 
     def located(self, problem: Problem) -> LocatedProblem:
         """The problem with its key, and those that are allowed beside it, as the user writes them, and its position."""
-        rename = self._normalised.as_written
-        if problem.is_unknown_key and problem.allowed is not None:
-            around = problem.key[:-1]
-            allowed = []
-            for name in problem.allowed:
-                written = rename((*around, name))
-                allowed.append(str(written[-1]) if written[:-1] == rename(around) else name)
-            problem = replace(problem, allowed=allowed)
-        key = rename(problem.key)
-        problem = replace(problem, key=key)
-        return LocatedProblem(self._document.position(key), key, problem.message, at_any_key=problem.at_any_key)
-
-    def nothing_left(self) -> LocatedProblem | None:
-        """The mistake where `skip_missing` left nothing to test."""
-        problem = nothing_left(self.options) if self.options is not None else None
-        return self.located(problem) if problem is not None else None
-
-    def warnings(self) -> list[LocatedProblem]:
-        """What is allowed and yet looks like a slip."""
-        return [self.located(warning) for warning in find_warnings(self.options)] if self.options else []
+        as_written = self._normalised.as_written
+        key = as_written(problem.key)
+        allowed = problem.allowed
+        if problem.is_unknown_key and allowed is not None:
+            written = [as_written((*problem.key[:-1], name)) for name in allowed]
+            allowed = [
+                str(other[-1]) if other[:-1] == key[:-1] else name for name, other in zip(allowed, written, strict=True)
+            ]
+        message = replace(problem, key=key, allowed=allowed).message
+        return LocatedProblem(self._document.position(key), key, message, at_any_key=problem.at_any_key)
 
 
 def _typed(data: dict[str, Any]) -> tuple[list[Problem], Collection[KeyPath], Options | None]:
     """The problems, the keys that are left out or replaced so that the rest can be checked, and this rest."""
     try:
-        return [], [], Options.model_validate(data)
+        return [], [], Options.model_validate(freeze(data))
     except ValidationError as error:
         problems = problems_of(error, data)
     changes: dict[KeyPath, Any] = {}  # None leaves the key out
     options = None
     while options is None and () not in changes:
         try:
-            options = Options.model_validate(_changed(data, changes), context=UNCHECKED)
+            options = Options.model_validate(freeze(_changed(data, changes)), context=UNCHECKED)
         except ValidationError as error:
             before = dict(changes)
             for problem in problems_of(error, data):
@@ -245,6 +251,7 @@ def _typed(data: dict[str, Any]) -> tuple[list[Problem], Collection[KeyPath], Op
 
 
 def _stand_in(key: KeyPath) -> Any:
+    """What stands for a required value that is missing or wrong while the rest is checked."""
     if len(key) == 3 and key[0] == "datasets":
         return {"name": key[1], "scale": 1}.get(str(key[2]))
     return _STAND_INS.get(key)
@@ -267,20 +274,6 @@ def _changed(data: dict[str, Any], changes: Mapping[KeyPath, Any]) -> dict[str, 
         else:
             holder[key[-1]] = value
     return copy
-
-
-def _warn(warnings: list[LocatedProblem], warn: Callable[[str], None] | None) -> None:
-    for line in lines_of(warnings):
-        (warn or get_root_logger().warning)(line)
-
-
-def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Document:
-    if isinstance(source, Mapping):
-        document = document_from_mapping(source, keep_going=True)
-    else:
-        document = load_yaml(source, keep_going=True)
-    apply_overrides(document, overrides)
-    return document
 
 
 def resolved_yaml(options: Options) -> str:
@@ -316,21 +309,6 @@ def _section(data: Any, key: KeyPath) -> dict[Any, Any]:
     for part in key:
         data = data.get(part) if isinstance(data, dict) else None
     return data if isinstance(data, dict) else {}
-
-
-def _with_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_tuples(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return tuple(_with_tuples(entry) for entry in value)
-    return value
-
-
-def _report(problems: list[LocatedProblem], source: str | Path | Mapping[str, Any]) -> str:
-    lines = lines_of(problems)
-    name = "the options" if isinstance(source, Mapping) else str(source)
-    count = "one mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
-    return "\n".join([f"{name}: {count}", *lines])
 
 
 class Normalised:

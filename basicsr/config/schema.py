@@ -62,7 +62,7 @@ from basicsr.utils.registry import (
 from basicsr.utils.registry import thaw as thaw
 from basicsr.utils.text import nearest
 
-MODEL_TYPES = {
+MODEL_TYPES = {  # BasicSR's and other names: ours
     "KDModel": "KDModel",
     "MCADKD": "KDModel",
     "MCADKDModel": "KDModel",
@@ -86,21 +86,12 @@ TrainingPrecision = Literal["auto", "none", "bf16", "fp16"]
 
 
 class Section(BaseModel):
-    """Base of all sections: strict, frozen, no unknown keys; lists become tuples before they come here.
-
-    Attributes:
-        older_names: keys that stand for others; they are replaced before the options come here.
-    """
+    """Base of all sections: strict, frozen, no unknown keys; lists become tuples before they come here."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        protected_namespaces=(),
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
     )
-    older_names: ClassVar[tuple[str, ...]] = ()
+    older_names: ClassVar[tuple[str, ...]] = ()  # keys that stand for others, replaced before the options come here
 
     @model_validator(mode="wrap")
     @classmethod

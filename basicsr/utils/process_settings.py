@@ -35,6 +35,11 @@ def shorten_spinning(environment: MutableMapping[str, str] = os.environ) -> None
             environment.setdefault(name, value)
 
 
+def num_processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_ignored(number: signal.Signals) -> bool:
     """Whether the process was started with this signal ignored: by `nohup`, or in the background of a shell."""
     return signal.getsignal(number) is signal.SIG_IGN

@@ -25,6 +25,7 @@ from basicsr.engine.training_run import TrainingRun
 from basicsr.models import recognise_networks
 from basicsr.report.tables import write_text
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError
+from basicsr.utils.process_settings import num_processors
 from study.plan import Run, Study, studies_folder
 from study.records import (
     Record,
@@ -252,8 +253,7 @@ def threads_for(jobs: int) -> int:
     given = os.environ.get(_THREADS, "")
     if given.isdigit() and int(given) > 0:
         return int(given)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
+    return max(1, num_processors() // jobs)
 
 
 def environment_for(options: Options, threads: int, slot: int) -> dict[str, str]:

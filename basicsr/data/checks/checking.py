@@ -29,6 +29,7 @@ from basicsr.data.storage import ImageRoot, StoredImages, stored_images
 from basicsr.data.transforms import check_depths, check_patches_fit, check_whole_pair
 from basicsr.files.image_headers import ImageHeader
 from basicsr.utils.errors import DataError, MachineError
+from basicsr.utils.process_settings import num_processors
 from basicsr.utils.text import printable
 
 if TYPE_CHECKING:
@@ -150,9 +151,8 @@ def _look(
 
 
 def _share_of_cores() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(available // (int(ranks) if ranks.isdigit() and int(ranks) else 1), 1)
+    return max(num_processors() // (int(ranks) if ranks.isdigit() and int(ranks) else 1), 1)
 
 
 def _note(decoded: bool, found: Inspection) -> list[Any]:

@@ -36,6 +36,7 @@ from basicsr.files.regular_files import read_regular
 from basicsr.utils.dist_util import gather_objects, get_dist_info, on_master
 from basicsr.utils.errors import CheckpointError, DataError, Interrupted, Preempted, UserError
 from basicsr.utils.logger import get_root_logger
+from basicsr.utils.process_settings import num_processors
 
 if TYPE_CHECKING:
     from basicsr.engine.training_run import TrainingRun
@@ -112,8 +113,7 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
     for line in run.precision.warnings:
         logger.warning(line)
     if rank_info.device.type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if remark := _about_threads(torch.get_num_threads(), cores, os.environ):
+        if remark := _about_threads(torch.get_num_threads(), num_processors(), os.environ):
             logger.warning(remark)
     left_out = f" ({len(run.skipped)} of them left out)" if run.skipped else ""
     logger.info(
