@@ -113,7 +113,8 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
     for line in run.precision.warnings:
         logger.warning(line)
     if rank_info.device.type == "cpu":
-        if remark := _about_threads(torch.get_num_threads(), num_processors(), os.environ):
+        remark = _about_threads(torch.get_num_threads(), num_processors(), os.environ)
+        if remark:
             logger.warning(remark)
     left_out = f" ({len(run.skipped)} of them left out)" if run.skipped else ""
     logger.info(
