@@ -13,8 +13,7 @@ import pytest
 from support.results import results, row
 
 from basicsr.config.published import published_rows
-from basicsr.report.labels import cheapest_places
-from basicsr.report.plots import cost_figure, figure_svg, write_figure
+from basicsr.report.plots import cheapest_places, cost_figure, figure_svg, write_figure
 from basicsr.report.tables import ScaleResults
 from basicsr.utils.errors import CheckpointError
 
