@@ -255,10 +255,6 @@ class RunLog:
 class RunStatus:
     """Writes status.json on rank 0: how a run stands, for schedulers and for those who look after many runs.
 
-        {"state": "preempted", "exit_code": 75, "message": "preempted: saved 37.state; go on with --auto_resume",
-         "name": "edsr", "iteration": 37, "reached": 37, "total_iter": 1000, "checkpoint": "37.state", "ranks": 2,
-         "host": "node3", "pid": 4711, "launch": "...", "started": "2025-01-31T09:30:00Z", "updated": "..."}
-
     `iteration` is that of the newest checkpoint or of the end, `reached` what a process has come to, within seconds.
     `state` is 'starting', 'running', 'finished', 'preempted' (it was asked to stop and has saved), or 'failed'. A
     process that was killed writes nothing more: then it stays 'running', with a `pid` that is not there any more.

@@ -47,13 +47,23 @@ def run_command(main: Callable[[], int]) -> int:
     killed by SIGPIPE. If standard output is closed or full, the work is done all the same, and a line and the code of
     a file that cannot be written say that its report is lost.
     """
+    import importlib.metadata  # heavy, as is traceback
+
     _guard_streams()
     if not gc.isenabled():
         gc.freeze()  # what was imported stays
         gc.enable()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in the place of `quiet_start`
-    _warn_of_published_package()
+    # Where PyPI's `basicsr` is installed too, `import basicsr` elsewhere may mean either.
+    with suppress(importlib.metadata.PackageNotFoundError):
+        version = importlib.metadata.version("basicsr")
+        print(
+            f"warning: the published basicsr {version} is installed in this environment under the same import name;"
+            " remove it by `pip uninstall basicsr`",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
         code = main()
         outlet = _outlet_of(sys.stdout)
@@ -79,8 +89,12 @@ def run_command(main: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr, flush=True)
         return Interrupted.exit_code
     except BrokenPipeError:
-        if not _reader_has_gone():
-            raise
+        # Other pipes, as to workers, break by mistake. Windows has no `poll`.
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(1, 0)
+            if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+                raise
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)  # what is left to write goes nowhere
         return 141
@@ -173,22 +187,6 @@ def _write(text: str) -> None:
         os.write(2, text.encode())
 
 
-def _warn_of_published_package() -> None:
-    """Warns if PyPI's `basicsr` is installed too: `import basicsr` elsewhere may then mean either."""
-    import importlib.metadata
-
-    try:
-        version = importlib.metadata.version("basicsr")
-    except importlib.metadata.PackageNotFoundError:
-        return
-    print(
-        f"warning: the published basicsr {version} is installed in this environment under the same import name;"
-        " remove it by `pip uninstall basicsr`",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
 class _Outlet(io.FileIO):
     """A standard stream that drops what cannot be written and keeps the reason; a broken pipe on stdout raises."""
 
@@ -223,7 +221,10 @@ def _guard_streams() -> None:
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream: TextIO | None = getattr(sys, name)
         if stream is not None:
-            if _number_of(stream) != descriptor or _outlet_of(stream) is not None:
+            number = None
+            with suppress(OSError, ValueError):
+                number = stream.fileno() if isinstance(stream, io.TextIOWrapper) else None
+            if number != descriptor or _outlet_of(stream) is not None:
                 continue
             stream.flush()
         outlet = _Outlet(descriptor, _CLOSED if stream is None else None)
@@ -239,18 +240,3 @@ def _guard_streams() -> None:
 def _outlet_of(stream: TextIO | None) -> _Outlet | None:
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw if isinstance(raw, _Outlet) else None
-
-
-def _number_of(stream: TextIO) -> int | None:
-    with suppress(OSError, ValueError):
-        return stream.fileno() if isinstance(stream, io.TextIOWrapper) else None
-    return None
-
-
-def _reader_has_gone() -> bool:
-    """Whether standard output is the pipe that broke; other pipes, as to workers, break by mistake."""
-    if not hasattr(select, "poll"):  # Windows
-        return True
-    poll = select.poll()
-    poll.register(1, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
