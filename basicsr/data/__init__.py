@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from basicsr.data.building import build_dataset, build_eval_dataset, build_train_loader
+    from basicsr.data.loading import build_dataset, build_eval_dataset, build_train_loader
 
 __all__ = ["build_dataset", "build_eval_dataset", "build_train_loader"]
 
@@ -18,4 +18,4 @@ __all__ = ["build_dataset", "build_eval_dataset", "build_train_loader"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("basicsr.data.building"), name)
+    return getattr(importlib.import_module("basicsr.data.loading"), name)

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import Dataset
 
 from basicsr.data.checks.inspection import without_name
-from basicsr.data.storage import stored_images
+from basicsr.data.storage import StoredImages, stored_images
 from basicsr.files.images import img2tensor, to_float32
 from basicsr.utils import randomness
 from basicsr.utils.color_util import bgr2ycbcr
@@ -214,6 +214,36 @@ def _is_asked_by_load(dataset: ImageDataset) -> bool:
 @cache
 def _takes_pixels(load: Callable[..., Any]) -> bool:
     return "pixels" in inspect.signature(load).parameters
+
+
+class EvaluationDataset(Dataset[dict[str, Any]]):
+    """A dataset whose items depend on their index alone, whatever generators it draws from."""
+
+    def __init__(self, dataset: Dataset[Any], length: int) -> None:
+        self._dataset, self._length = dataset, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return load_sample(self._dataset, SampleKey(index, seed=index))
+
+    def restored(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (..., C, H, W) in [0, 1] again: x std + mean where the dataset normalises, as BasicSR's do."""
+        for name, change in (("std", torch.mul), ("mean", torch.add)):
+            values = getattr(self._dataset, name, None)
+            if isinstance(values, Sequence) and len(values) == images.shape[-3]:
+                images = change(images, torch.tensor(values, dtype=images.dtype).view(-1, 1, 1).to(images.device))
+        return images
+
+    def stored_images(self) -> StoredImages | None:
+        """Where the images lie, where the dataset says so; else None."""
+        return stored_images(self._dataset)
+
+    @property
+    def paths(self) -> Any:
+        """The files of each item, where the dataset keeps such a list as BasicSR's do; else None."""
+        return getattr(self._dataset, "paths", None)
 
 
 class TensorConversion:

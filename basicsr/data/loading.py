@@ -1,4 +1,4 @@
-"""Batches of a whole run: which sample comes when, worker processes that load them, and one iteration ahead.
+"""Datasets by their options, and batches of a whole run: which sample comes when, loaded by workers, ahead of use.
 
 Which sample comes when is a function of the seed and the global position, without state. Position
 g = ((iteration * accumulate + micro) * world_size + rank) * batch_size + k counts all samples of a run over all ranks;
@@ -18,26 +18,90 @@ import threading
 import time
 import traceback
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from basicsr.data.base import SampleKey, load_or_replace
+from basicsr.data.base import EvaluationDataset, SampleKey, check_patches, load_or_replace
 from basicsr.data.batch import Batch, BatchInSlot, Slots, collate
 from basicsr.utils import randomness
-from basicsr.utils.errors import MachineError, Preempted, UserError
+from basicsr.utils.errors import DataError, MachineError, Preempted, UserError
 from basicsr.utils.process_settings import STOP_SIGNALS, keep_freed_memory
+from basicsr.utils.registry import DATASET_REGISTRY
 
+if TYPE_CHECKING:
+    from basicsr.config.schema import DatasetOptions
+
+_LOADER_KEYS = ("batch_size_per_gpu", "num_worker_per_gpu", "dataset_enlarge_ratio", "prefetch_mode", "use_shuffle")
+_FRAMEWORK_KEYS = ("name", "phase", "scale", *_LOADER_KEYS, "num_prefetch_queue", "pin_memory", "persistent_workers")
 _PR_SET_PDEATHSIG = 1
 _LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes of a worker's freed memory
 _WORKERS_TRACEBACK, _NOT_YET = "in DataLoader worker process", "DataLoader timed out"
 _ASK_SECONDS = 1.0  # how often, while workers are waited for, it is asked whether to go on
 _Item = TypeVar("_Item")
+
+
+def build_dataset(opt: Mapping[str, Any]) -> Dataset[Any]:
+    """Builds a dataset from options as BasicSR writes them: `type`, and the arguments of the class of that name.
+
+    `phase`, `scale`, `name` and the loader's keys only reach a class that asks for them. Raises OptionsError where the
+    type is unknown or a key does not fit, and DataError as the class does for missing data.
+    """
+    own = {key: value for key, value in opt.items() if key not in _FRAMEWORK_KEYS}
+    provided = {key: opt[key] for key in _FRAMEWORK_KEYS if opt.get(key) is not None}
+    return DATASET_REGISTRY.build(own, **provided)
+
+
+def build_train_loader(options: DatasetOptions, *, accumulate: int, pin_memory: bool, **position: int) -> TrainLoader:
+    """Builds the loader of a training run for one rank, whose place is `position`, arguments of `KeySampler`.
+
+    `pin_memory` says whether the device gains from page-locked memory. Raises as `build_dataset`, and OptionsError
+    where patches shall grow and the dataset's class cannot do that.
+    """
+    dataset = build_dataset(_as_mapping(options))
+    columns = (options.iters or (), options.mini_batch_sizes or (), options.gt_sizes or ())
+    stages = [Stage(*entries) for entries in zip(*columns, strict=True)]  # of progressive training; else none
+    if stages:
+        check_patches(dataset)
+    sampler = KeySampler(
+        num_samples=_length(dataset, options),
+        batch_size=stages or options.batch_size_per_gpu,
+        accumulate=accumulate,
+        shuffle=options.use_shuffle,
+        **position,
+    )
+    return TrainLoader(
+        dataset,
+        sampler,
+        accumulate=accumulate,
+        enlarge_ratio=options.dataset_enlarge_ratio,
+        num_workers=options.num_worker_per_gpu,
+        prefetch=options.num_prefetch_queue,
+        pin_memory=pin_memory and options.pin_memory,
+        skip_bad_images=options.skip_bad_images,
+    )
+
+
+def build_eval_dataset(options: DatasetOptions) -> EvaluationDataset:
+    """Builds a dataset for evaluation: items have `lq`, `lq_path`, and `gt`, `gt_path` where there are HR images."""
+    dataset = build_dataset(_as_mapping(options))
+    return EvaluationDataset(dataset, _length(dataset, options))
+
+
+def _length(dataset: Any, options: DatasetOptions) -> int:
+    if len(dataset) == 0:
+        raise DataError(f"dataset {options.name or options.type} is empty; check its folders")
+    return len(dataset)
+
+
+def _as_mapping(options: DatasetOptions) -> dict[str, Any]:
+    framework = {key: getattr(options, key) for key in _FRAMEWORK_KEYS}
+    return {"type": options.type, **options.arguments, **framework}
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from basicsr.config.schema import Options, thaw
 from basicsr.data.base import TensorConversion
-from basicsr.data.building import build_dataset
 from basicsr.data.checks.checking import check_images, dataset_warnings, progress, report
 from basicsr.data.checks.notes import digests_of
+from basicsr.data.loading import build_dataset
 from basicsr.data.storage import ImageRoot, StoredImages, stored_images
 from basicsr.data.teacher_outputs import (
     MANIFEST,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from basicsr.data import build_eval_dataset, build_train_loader, building, loading
+from basicsr.data import build_eval_dataset, build_train_loader, loading
 from basicsr.data.batch import Batch, collate
 from basicsr.data.loading import PrefetchedBatches
 from basicsr.utils.errors import DataError, MachineError, Preempted
@@ -216,7 +216,7 @@ def noise(tmp_path, monkeypatch):
     (folder / "noise_dataset.py").write_text(CUSTOM_DATASET.format(registry=package))
     monkeypatch.syspath_prepend(str(tmp_path))
     registry: Registry = __import__(package).REGISTRY
-    monkeypatch.setattr(building, "DATASET_REGISTRY", registry)
+    monkeypatch.setattr(loading, "DATASET_REGISTRY", registry)
     return {"io_backend": {"type": "disk"}, "count": 6, "gt_size": 16}
 
 

@@ -181,12 +181,12 @@ class _BasicSRsOwn(Dataset):
 class TestOtherDatasets:
     @pytest.fixture
     def registry(self, monkeypatch) -> Registry:
-        from basicsr.data import building
+        from basicsr.data import loading
 
         registry = Registry("dataset", "basicsr.data")
         for kind in (_Fixed, _BasicSRsOwn):
             registry.register(kind)
-        monkeypatch.setattr(building, "DATASET_REGISTRY", registry)
+        monkeypatch.setattr(loading, "DATASET_REGISTRY", registry)
         return registry
 
     @pytest.mark.parametrize("name", ["_Fixed", "_BasicSRsOwn"])

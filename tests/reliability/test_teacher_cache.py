@@ -27,7 +27,7 @@ from support.training import (
 
 from basicsr.archs import build_network
 from basicsr.config.load import load_options
-from basicsr.data.building import build_dataset
+from basicsr.data.loading import build_dataset
 from basicsr.distill.base import LossTerm, Reconstruction
 from basicsr.distill.contrastive import HybridContrastive
 from basicsr.distill.csd import CSD

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from basicsr.config.schema import Options, flat, thaw
-from basicsr.data.building import EvaluationDataset
+from basicsr.data.base import EvaluationDataset
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.images import tensor2img
 from basicsr.files.regular_files import read_regular
