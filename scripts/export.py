@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import torch
 
-from basicsr.export.base import OPSETS, export, export_formats, load_student, table
+from basicsr.export.base import OPSETS, Check, export, export_formats, load_student, shape_text
 from basicsr.utils.complexity import count_parameters
 from basicsr.utils.pass_times import warn_if_slow
 
@@ -44,6 +44,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--param_key", metavar="KEY", help="which weights of the checkpoint (default: params_ema, else params)")
     add("--name", help="of the files, without ending (default: the run's name and the scale)")
     return parser.parse_args(argv)
+
+
+def table(checks: Sequence[Check]) -> str:
+    """All checks as lines of text in columns."""
+    rows = [("checked against PyTorch", "input", "max. difference", "allowed")]
+    rows += [(c.kind, shape_text(c.shape), f"{c.difference:.1e}", f"{c.tolerance:.1e}") for c in checks]
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        f"{kind:<{wide[0]}}  {size:<{wide[1]}}  {difference:>{wide[2]}}  {allowed:>{wide[3]}}"
+        for kind, size, difference, allowed in rows
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

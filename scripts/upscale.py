@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from basicsr.files.atomic_files import check_writable
 from basicsr.inference.pictures import DEFAULT_QUALITY, FORMATS, OutputError
 from basicsr.inference.runner import ImageRunner, Trial
-from basicsr.inference.upscaling import Job, Upscaler, find_sources, not_taken, plan, upscale_file
+from basicsr.inference.upscaling import Upscaler, find_sources, not_taken, plan, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, choose_device, keep_output_precise
@@ -170,18 +169,19 @@ def say(line: str, *, error: bool = False) -> None:
     file.flush()
 
 
-def upscale_all(jobs: Sequence[Job], upscale_one: Callable[[Job], Any], skip_existing: bool) -> dict[str, int]:
-    """Does each job, says what came of it, and counts; only what concerns all of them ends the run."""
+def upscale_all(jobs: Mapping[str, Path], upscaler: Upscaler, arguments: argparse.Namespace) -> dict[str, int]:
+    """Upscales each picture, says what came of it, and counts; only what concerns all of them ends the run."""
     counts = {"upscaled": 0, "failed": 0, "skipped": 0}
-    for job in tqdm(jobs, desc="pictures", unit="", mininterval=0, disable=None):
-        if skip_existing and job.target.exists():
+    quality = arguments.quality or DEFAULT_QUALITY
+    for name, target in tqdm(jobs.items(), desc="pictures", unit="", mininterval=0, disable=None):
+        if arguments.skip_existing and target.exists():
             counts["skipped"] += 1
             continue
         start = time.perf_counter()
         try:
-            before, after, notes = upscale_one(job)
+            before, after, notes = upscale_file(name, target, upscaler, arguments.format, quality)
             seconds = f"{time.perf_counter() - start:.1f} s"
-            say("; ".join((f"{job.source}: {before} -> {after}, {seconds}", *notes)))
+            say("; ".join((f"{name}: {before} -> {after}, {seconds}", *notes)))
             counts["upscaled"] += 1
         except OutputError:
             raise
@@ -189,7 +189,7 @@ def upscale_all(jobs: Sequence[Job], upscale_one: Callable[[Job], Any], skip_exi
             say(f"error: {error}", error=True)
             counts["failed"] += 1
         except (MachineError, NonFiniteError) as error:  # of the network: it knows no names
-            say(f"error: {job.source}: {error}", error=True)
+            say(f"error: {name}: {error}", error=True)
             counts["failed"] += 1
     return counts
 
@@ -205,14 +205,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for given in arguments.input:
         for sentence in not_taken(given, output, recursive=arguments.recursive):
             say(f"warning: {given}: {sentence}", error=True)
-    quality = arguments.quality or DEFAULT_QUALITY
     with tqdm(desc="tiles", unit="", position=1, leave=False, disable=None) as tiles:
         runner = build_runner(pretrained, arguments, tiles)
         prepare_output(output)
         upscaler = Upscaler(runner.to_array, pretrained.scale, pretrained.in_channels)
-        counts = upscale_all(
-            jobs, lambda job: upscale_file(job, upscaler, arguments.format, quality), arguments.skip_existing
-        )
+        counts = upscale_all(jobs, upscaler, arguments)
     if left_out:
         print(f"{left_out} left out: results of an earlier run")
     skipped = f", {counts['skipped']} skipped (there already)" if counts["skipped"] else ""

@@ -161,7 +161,7 @@ class ExportJob:
                 with torch.no_grad():
                     output = run(lq.clone())  # spandrel's RCAN changes its input in place
             except Exception as error:  # each runtime has exceptions of its own
-                reason = f"{kind} fails on an input of {_size(shape)} ({first_line(error)})"
+                reason = f"{kind} fails on an input of {shape_text(shape)} ({first_line(error)})"
                 raise CheckpointError(f"{reason}; nothing was written") from error
             if output.shape == expected.shape:
                 difference = (output.float() - expected).abs().max().item()  # nan stays nan
@@ -373,22 +373,12 @@ def require(checks: Sequence[Check], path: Path) -> None:
         worst = max(failed, key=lambda check: math.inf if math.isnan(check.difference) else check.difference)
         raise CheckpointError(
             f"{path.name} was not written: {worst.kind} differs from PyTorch by {worst.difference:.2g} at"
-            f" {_size(worst.shape)}, allowed is {worst.tolerance:.2g}"
+            f" {shape_text(worst.shape)}, allowed is {worst.tolerance:.2g}"
         )
 
 
-def table(checks: Sequence[Check]) -> str:
-    """All checks as lines of text in columns."""
-    rows = [("checked against PyTorch", "input", "max. difference", "allowed")]
-    rows += [(c.kind, _size(c.shape), f"{c.difference:.1e}", f"{c.tolerance:.1e}") for c in checks]
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        f"{kind:<{wide[0]}}  {size:<{wide[1]}}  {difference:>{wide[2]}}  {allowed:>{wide[3]}}"
-        for kind, size, difference, allowed in rows
-    )
-
-
-def _size(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
+    """Such as 1x3x24x24."""
     return "x".join(map(str, shape))
 
 

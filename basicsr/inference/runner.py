@@ -103,19 +103,16 @@ class ImageRunner:
             OptionsError: the network enlarges by another factor.
             MachineError: there is not enough memory for the smallest tiles, or for the result.
         """
-        canvas: list[Tensor] = []
+        canvas: Any = None
         height, width = lq.shape[-2] * self._scale, lq.shape[-1] * self._scale
-
-        def write(core: Region, output: Tensor) -> None:
+        for core, output in self._outputs(lq):
             if output.shape[-2:] == (height, width):
-                canvas[:] = [output]
-                return
-            if not canvas:
-                canvas.append(_allocate(lambda: torch.empty(1, output.shape[1], height, width), height, width))
-            canvas[0][(..., *core.slices)] = output
-
-        self._run(lq, write)
-        return canvas[0]
+                canvas = output
+                continue
+            if canvas is None:
+                canvas = _allocate(torch.empty, (1, output.shape[1], height, width), torch.float32)
+            canvas[(..., *core.slices)] = output
+        return canvas
 
     def to_array(self, lq: Tensor, dtype: Any) -> np.ndarray:
         """As a call, rounded to (sh, sw, C) of np.uint8 or np.uint16; floats are never all in memory.
@@ -123,26 +120,23 @@ class ImageRunner:
         Raises:
             NonFiniteError: the network's output is not finite.
         """
-        canvas: list[np.ndarray] = []
+        canvas: Any = None
         height, width = lq.shape[-2] * self._scale, lq.shape[-1] * self._scale
-
-        def write(core: Region, output: Tensor) -> None:
+        for core, output in self._outputs(lq):
             if not torch.isfinite(output).all():
                 raise NonFiniteError(
                     f"{self._name} puts out numbers that are not finite: its weights are damaged, or the precision is"
                     " too low for it; use float32"
                 )
-            if not canvas:
-                canvas.append(_allocate(lambda: np.empty((height, width, output.shape[1]), dtype), height, width))
+            if canvas is None:
+                canvas = _allocate(np.empty, (height, width, output.shape[1]), dtype)
             pixels = tensor2img(output, rgb2bgr=False, out_type=dtype)
-            canvas[0][core.slices] = pixels.reshape(core.height, core.width, -1)
-
-        self._run(lq, write)
-        return canvas[0]
+            canvas[core.slices] = pixels.reshape(core.height, core.width, -1)
+        return canvas
 
     @torch.no_grad()
-    def _run(self, lq: Tensor, write: Callable[[Region, Tensor], None]) -> None:
-        """Calls `write` with each core, in pixels of the output, and its float32 (1, C, h, w) there; at every pass."""
+    def _outputs(self, lq: Tensor) -> Iterator[tuple[Region, Tensor]]:
+        """Core by core, in pixels of the output, the float32 (1, C, h, w) there; at every pass over the image."""
         cores = list(cut_into_cores(Region(0, 0, *lq.shape[-2:]), self._tile))
         means: list[Means] = [()] * len(self._views)
         settling = _Settling(_SETTLED[self._precision.amp])
@@ -156,7 +150,7 @@ class ImageRunner:
                         found = [one.plus(more) for one, more in zip(gathered, found, strict=True)]
                     gathered = found
                     settling.note(core, output)
-                    write(core.scaled(self._scale), output)
+                    yield core.scaled(self._scale), output
                 if not all(total.followed for total in gathered):
                     self._warn_that_tiles_differ("averages over the whole image in a way that tiles cannot follow")
                 cores, means = done, [total.means() for total in gathered]
@@ -299,12 +293,14 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _allocate(make: Callable[[], Any], height: int, width: int) -> Any:
+def _allocate(empty: Callable[..., Any], shape: tuple[int, ...], dtype: Any) -> Any:
+    """Memory for a result; raises MachineError if there is not enough."""
     try:
-        return make()
+        return empty(shape, dtype=dtype)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        height, width = shape[-2:] if empty is torch.empty else shape[:2]
         raise MachineError(
             f"there is no memory for the result of {width}x{height} pixels: use smaller images"
         ) from error

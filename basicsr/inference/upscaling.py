@@ -47,14 +47,6 @@ class Source:
     named: bool  # whether the command line named the file itself
 
 
-@dataclass(frozen=True)
-class Job:
-    """A picture and the file that its result is written to."""
-
-    source: str
-    target: Path
-
-
 def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Source]:
     """The pictures of files, folders and patterns (`**` stands for any folders), each once; DataError if there is none.
 
@@ -108,39 +100,43 @@ def not_taken(given: str, output: Path, *, recursive: bool) -> Iterator[str]:
         yield f"{some(others, 'file')} in it not read, because of the ending; convert to PNG"
 
 
-def plan(sources: Sequence[Source], output: Path, *, suffix: str, ending: str, scale: int) -> tuple[list[Job], int]:
-    """The jobs, each result going to NAME + `suffix` + `ending` below `output`, and how many pictures were skipped.
+def plan(
+    sources: Sequence[Source], output: Path, *, suffix: str, ending: str, scale: int
+) -> tuple[dict[str, Path], int]:
+    """Each picture's file of its result, NAME + `suffix` + `ending` below `output`, and how many were skipped.
 
     Skipped are results of an earlier run, recognised by name and size, unless the command line names them. Raises
     DataError if a result would overwrite another or a picture to be read.
     """
-    targets = {
-        source.path: output / os.path.dirname(source.below) / (Path(source.below).stem + suffix + ending)
-        for source in sources
-    }
-    places = {path: (_place(path), _place(target)) for path, target in targets.items()}
-    origins = {end.removesuffix(ending) + f".{kind}": path for path, (_, end) in places.items() for kind in FORMATS}
-    kept = []
+    targets: dict[str, Path] = {}
+    ends: dict[str, str] = {}
+    origins: dict[str, str] = {}
     for source in sources:
-        origin = None if source.named else origins.get(places[source.path][0], source.path)
+        stem = output / os.path.dirname(source.below) / (Path(source.below).stem + suffix)
+        targets[source.path] = stem.with_name(stem.name + ending)
+        end = _place(stem)
+        ends[source.path] = end + ending
+        origins |= {f"{end}.{kind}": source.path for kind in FORMATS}
+    read = {}
+    for source in sources:
+        place = _place(source.path)
+        origin = None if source.named else origins.get(place, source.path)
         if origin in (None, source.path) or not _is_enlarged(origin, source.path, scale):
-            kept.append(source)
-    read = {places[source.path][0]: source.path for source in kept}
+            read[place] = source.path
     written: dict[str, str] = {}
-    for source in kept:
-        place = places[source.path][1]
-        if place in read:
+    for path in read.values():
+        if ends[path] in read:
             raise DataError(
-                f"the result of {printable(source.path)} would overwrite {printable(read[place])}, which is to be read;"
+                f"the result of {printable(path)} would overwrite {printable(read[ends[path]])}, which is to be read;"
                 " choose another --output folder or --suffix"
             )
-        if place in written:
+        if ends[path] in written:
             raise DataError(
-                printable(f"{written[place]} and {source.path} would both become {targets[source.path]};")
+                printable(f"{written[ends[path]]} and {path} would both become {targets[path]};")
                 + " run them one by one, each with another --output folder or --suffix"
             )
-        written[place] = source.path
-    return [Job(source.path, targets[source.path]) for source in kept], len(sources) - len(kept)
+        written[ends[path]] = path
+    return {path: targets[path] for path in read.values()}, len(sources) - len(read)
 
 
 def _is_enlarged(small: str, large: str, scale: int) -> bool:
@@ -221,12 +217,14 @@ def fill_hidden(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return filled
 
 
-def upscale_file(job: Job, upscaler: Upscaler, output_format: Format, quality: int) -> tuple[str, str, tuple[str, ...]]:
+def upscale_file(
+    name: str, target: Path, upscaler: Upscaler, output_format: Format, quality: int
+) -> tuple[str, str, tuple[str, ...]]:
     """Upscales one file; returns the sizes before and after, `WIDTHxHEIGHT`, and notes on losses.
 
     Raises OutputError if the result cannot be written, DataError if this picture cannot be upscaled.
     """
-    name, file = job.source, PictureFile(job.source)
+    file = PictureFile(name)
     height, width = file.height * upscaler.scale, file.width * upscaler.scale
     check_fits(name, output_format, height, width, file.bits)
     _check_memory(name, file, upscaler.scale)
@@ -242,7 +240,7 @@ def upscale_file(job: Job, upscaler: Upscaler, output_format: Format, quality: i
             raise DataError(f"{reason}; try another --format") from error
     except MemoryError as error:
         raise DataError(f"{name}: there is not enough memory for {width}x{height} pixels; cut it into parts") from error
-    write(content, job.target)
+    write(content, target)
     return picture.size, large.size, picture.notes
 
 

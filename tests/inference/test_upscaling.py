@@ -12,7 +12,7 @@ from support.networks import nearest_edsr
 
 from basicsr.inference.pictures import Picture
 from basicsr.inference.runner import ImageRunner
-from basicsr.inference.upscaling import Job, Upscaler, fill_hidden, find_sources, plan
+from basicsr.inference.upscaling import Upscaler, fill_hidden, find_sources, plan
 from basicsr.utils.errors import DataError
 
 
@@ -163,7 +163,7 @@ class TestSources:
 
 def planned(*inputs: str, output: str = "out", suffix: str = "_x2", **options) -> list[str]:
     jobs, _ = plan(find_sources(inputs, **options), Path(output), suffix=suffix, ending=".png", scale=2)
-    return [str(job.target) for job in jobs]
+    return [str(target) for target in jobs.values()]
 
 
 class TestPlan:
@@ -192,17 +192,17 @@ class TestPlan:
     def test_results_of_an_earlier_run_in_the_same_folder_are_left_out(self, here):
         draw(here, {"p/a.png": 10, "p/a_x2.png": 20, "p/a_x2_x2.png": 40, "p/b.png": 8, "p/out/b_x2.png": 16})
         jobs, left_out = plan(find_sources(["p"]), Path("p"), suffix="_x2", ending=".png", scale=2)
-        assert jobs == [Job("p/a.png", Path("p/a_x2.png")), Job("p/b.png", Path("p/b_x2.png"))]
+        assert jobs == {"p/a.png": Path("p/a_x2.png"), "p/b.png": Path("p/b_x2.png")}
         assert left_out == 2
         found = find_sources(["p"], recursive=True)
         jobs, left_out = plan(found, Path("p/out"), suffix="_x2", ending=".png", scale=2)
-        assert Path("p/out/out/b_x2_x2.png") not in [job.target for job in jobs]
+        assert Path("p/out/out/b_x2_x2.png") not in jobs.values()
 
     def test_results_of_an_earlier_run_are_known_in_any_format(self, here):
         draw(here, {"p/a.png": 10, "p/a_x2.png": 20, "p/b.png": 8, "p/b_x2.jpg": 16})
         for ending in (".png", ".jpg", ".webp"):
             jobs, left_out = plan(find_sources(["p"]), Path("p"), suffix="_x2", ending=ending, scale=2)
-            assert [job.source for job in jobs] == ["p/a.png", "p/b.png"]
+            assert list(jobs) == ["p/a.png", "p/b.png"]
             assert left_out == 2
 
     def test_a_picture_of_a_results_name_and_another_size_is_no_result(self, here):
