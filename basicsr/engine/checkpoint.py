@@ -50,9 +50,7 @@ class Checkpoint:
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint cannot be used; `fault` says what is wrong, to follow its name."""
-
-    fault = ""
+    """A checkpoint cannot be used; until `CheckpointFolder.load` names it, the message follows its name."""
 
 
 class UnfitCheckpointError(CheckpointError):
@@ -125,11 +123,11 @@ class CheckpointFolder:
         faults: dict[int, str] = {}
         for iteration in self._iterations(strict=True):
             try:
-                checkpoint = self.load(self.states / f"{iteration}.state")
+                checkpoint = self._load(self.states / f"{iteration}.state")
             except UnfitCheckpointError:
                 raise
             except CheckpointError as error:
-                faults[iteration] = error.fault if isinstance(error, DamagedCheckpointError) else str(error)
+                faults[iteration] = str(error)
                 continue
             return checkpoint, [
                 f"{damaged}.state {fault}; using {iteration}.state; {damaged - iteration} iterations redone"
@@ -148,20 +146,28 @@ class CheckpointFolder:
 
         Raises CheckpointError where a file is missing, damaged, or was not written by this framework.
         """
+        try:
+            return self._load(path)
+        except DamagedCheckpointError as error:
+            advice = f"; saved states: {self._saved()}; --auto_resume takes the newest that is intact"
+            if not os.path.isfile(path.with_suffix(".json")):
+                advice = "; to start from a network's weights use path: pretrain_network_g"
+            error.extend(before=f"{path} ", after=advice)
+            raise
+
+    def _load(self, path: Path) -> Checkpoint:
         manifest = path.with_suffix(".json")
         if not os.path.isfile(manifest):
             if not os.path.isfile(path):
                 raise CheckpointError(f"resume_state {path} does not exist; saved states: {self._saved()}")
-            raise _damaged(
-                path,
-                f"has no {manifest.name} beside it: not saved completely, or by BasicSR itself",
-                "; to start from a network's weights use path: pretrain_network_g",
+            raise DamagedCheckpointError(
+                f"has no {manifest.name} beside it: not saved completely, or by BasicSR itself"
             )
         files = self._checked(path, manifest)
         try:  # SHA-256 was compared already
             read = {file: load_tensors(found, checksums=False) for file, found in files.items()}
         except (CheckpointError, OSError) as error:
-            raise _damaged(path, f"cannot be read ({error})", self._advice()) from error
+            raise DamagedCheckpointError(f"cannot be read ({error})") from error
         state = read.pop(path)
         try:
             iteration = int(path.stem)
@@ -253,33 +259,33 @@ class CheckpointFolder:
             files: dict[str, Any] = manifest["files"]
             wanted = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
         except (ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(path, f"is damaged ({manifest_path.name} cannot be read)") from error
+            raise DamagedCheckpointError(f"is damaged ({manifest_path.name} cannot be read)") from error
         if manifest.get("format") != FORMAT:
             theirs = manifest.get("format")
-            raise _damaged(path, f"is of format {theirs}, this version reads {FORMAT}", self._advice())
+            raise DamagedCheckpointError(f"is of format {theirs}, this version reads {FORMAT}")
         if str(manifest.get("iteration")) != path.stem or not path.stem.isdigit():
-            raise _damaged(path, f"is damaged ({manifest_path.name} is not of iteration {path.stem})", self._advice())
+            raise DamagedCheckpointError(f"is damaged ({manifest_path.name} is not of iteration {path.stem})")
         root, found = path.parent.parent, {}
         for name, (size, digest) in wanted.items():
             folder, _, file = name.partition("/")
             ours = _NETWORK.fullmatch(file) if folder == "models" else file.endswith(".state")
             if folder not in ("models", "training_states") or "/" in file or "\0" in file or not ours:
                 fault = f"{manifest_path.name} names the file {name!r}, which is none of a checkpoint's"
-                raise _damaged(path, f"is damaged ({fault})")
+                raise DamagedCheckpointError(f"is damaged ({fault})")
             candidates = [file for file in (root / name, _temporary(root / name)) if os.path.isfile(file)]
             if not candidates:
                 names_in((root / name).parent)  # a file is missing only where its folder can be read
-                raise _damaged(path, f"is not complete ({name} is missing)", self._advice())
+                raise DamagedCheckpointError(f"is not complete ({name} is missing)")
             where = "" if root / name == path else f" of {name}"
             try:
                 intact = next((file for file in candidates if _is_intact(file, size, digest)), None)
             except OSError as error:
-                raise _damaged(path, f"cannot be read ({error.strerror}{where})", self._advice()) from error
+                raise DamagedCheckpointError(f"cannot be read ({error.strerror}{where})") from error
             if intact is None:
-                raise _damaged(path, f"is damaged (SHA-256{where})", self._advice())
+                raise DamagedCheckpointError(f"is damaged (SHA-256{where})")
             found[root / name] = intact
         if path not in found:
-            raise _damaged(path, f"is damaged ({manifest_path.name} does not list it)")
+            raise DamagedCheckpointError(f"is damaged ({manifest_path.name} does not list it)")
         return found
 
     def _complete(self, iteration: int) -> None:
@@ -340,9 +346,6 @@ class CheckpointFolder:
     def _saved(self) -> str:
         return ", ".join(f"{iteration}.state" for iteration in reversed(self._iterations()[:5])) or "none"
 
-    def _advice(self) -> str:
-        return f"; saved states: {self._saved()}; --auto_resume takes the newest that is intact"
-
 
 def names_in(folder: Path) -> list[str]:
     """The names in a folder, sorted; none where it is missing. Raises UnreadableFolderError."""
@@ -374,12 +377,6 @@ def _shared(content: Any) -> Any:
     if type(content) in (list, tuple):
         return type(content)(map(_shared, content))
     return content
-
-
-def _damaged(path: Path, fault: str, advice: str = "") -> DamagedCheckpointError:
-    error = DamagedCheckpointError(f"{path} {fault}{advice}")
-    error.fault = fault
-    return error
 
 
 def _trained_for(weights: Path) -> int:
