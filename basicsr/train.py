@@ -36,9 +36,8 @@ from basicsr.engine.image_checks import require_equal_images
 from basicsr.engine.logs.run_log import RunLog, RunStatus, SkippedImages, describe, open_log, open_run_log
 from basicsr.engine.process.distributed import Launcher, RankInfo, joined, require_equal
 from basicsr.engine.process.rank_watchdog import following
-from basicsr.engine.process.run_lock import owned
 from basicsr.engine.provenance import input_digests
-from basicsr.engine.run_folder import check_training_folders, prepare_training
+from basicsr.engine.run_folder import check_training_folders, owned, prepare_training
 from basicsr.engine.startup_checks import check_all_images, check_fit
 from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate

@@ -50,10 +50,8 @@ def check_datasets(
     """Checks the images of datasets, each with its options, sharing them among ranks. All ranks must call.
 
     Images are looked at within the context `guard`, in which ranks do not wait for each other. Returns the bad images
-    that training may do without (`skip_bad_images`), and on rank 0 remarks for the log.
-
-    Raises:
-        DataError: images cannot be used, more of them than may be skipped; on every rank.
+    that training may do without (`skip_bad_images`), and on rank 0 remarks for the log; raises DataError on all ranks
+    where more of them than may be skipped cannot be used.
     """
     remarks: list[str] = []
     reports: list[str] = []
@@ -88,10 +86,8 @@ def check_datasets(
 def check_cache_key(options: Options, digests: Mapping[str, str]) -> CacheKey | None:
     """Whose outputs the cache of a run has; None where the options name none.
 
-    `digests` are the SHA-256 of the files of weights, by the option that names them.
-
-    Raises:
-        DataError: the cache is unfinished, damaged, or of another teacher or scale than the options name.
+    `digests` are the SHA-256 of the files of weights, by the option that names them. Raises DataError where the cache
+    is unfinished, damaged, or of another teacher or scale than the options name.
     """
     folder = options.teacher_cache
     if folder is None:
@@ -130,10 +126,8 @@ def check_cache_content(options: Options, dataset: Any) -> None:
     """Compares a cache's images with those of the dataset, and checks that all outputs exist.
 
     LR images whose SHA-256 is not known from an earlier start are read. Does nothing where the options name no cache.
-
-    Raises:
-        DataError: names, order or LR images are not those that the cache was made of, or outputs are missing.
-        OptionsError: the dataset does not say where its images lie.
+    Raises DataError where names, order or LR images are not those that it was made of, or outputs are missing;
+    OptionsError where the dataset does not say where its images lie.
     """
     folder = options.teacher_cache
     if folder is None:

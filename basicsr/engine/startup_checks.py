@@ -63,9 +63,8 @@ class SampleImages:
 def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
     """Checks all images as `check_images` says, and the teacher's cache; returns remarks. All ranks must call.
 
-    Raises:
-        DataError: images cannot be used, more of them than may be skipped, or the teacher's cache is of others.
-        Preempted: a signal came; it is not waited for the rest.
+    Raises DataError where images cannot be used, more of them than may be skipped, or the cache is of other images;
+    Preempted at once when a signal comes.
     """
     block = run.options.datasets["train"]
     entries = [(run.loader.dataset, block)]
@@ -87,11 +86,8 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
 def check_fit(run: TrainingRun) -> list[str]:
     """Tries student, teachers, discriminator and losses on the training images, the student on all validation sets.
 
-    All ranks must call. Under `--debug` the traceback of a network's own error is printed. Returns remarks for the log.
-
-    Raises:
-        OptionsError: something does not fit.
-        NonFiniteError: a network puts out values that are not finite.
+    All ranks must call. Under `--debug` the traceback of a network's own error is printed. Returns remarks for the log;
+    raises OptionsError where something does not fit, NonFiniteError where a network puts out NaN or infinity.
     """
     options, device = run.options, run.rank_info.device
     remarks: list[str] = []
@@ -162,11 +158,9 @@ def _check_discriminator(trial: Trial, block: Mapping[str, Any] | None, shape: S
 def check_evaluation(
     trial: Trial, network_block: Mapping[str, Any] | None, images: SampleImages, options: Options
 ) -> list[str]:
-    """Tries a network on a validation or test set; returns a remark where a metric's `test_y_channel` means nothing.
+    """Tries a network on a validation or test set, raising as `check_fit`.
 
-    Raises:
-        OptionsError: they do not fit.
-        NonFiniteError: the network puts out values that are not finite.
+    Returns a remark where a metric's `test_y_channel` means nothing.
     """
     fit = _Fit(trial, network_block, images)
     channels, height, width = images.shape
@@ -183,12 +177,7 @@ def check_evaluation(
 
 
 def check_teacher(options: Options, network: nn.Module, device: torch.device) -> None:
-    """Tries a teacher whose outputs for RGB images are to be kept.
-
-    Raises:
-        OptionsError: it does not make RGB images of RGB images, at the options' scale.
-        NonFiniteError: it puts out values that are not finite.
-    """
+    """Raises as `check_fit` unless a teacher makes RGB images of RGB images, at the options' scale."""
     key, block = next(iter(options.datasets_of("train").items()))
     lq, gt = (torch.full((3, side, side), 0.5) for side in (_SMALL, _SMALL * options.scale))
     images = SampleImages(f"datasets.{key}", block, lq, gt, None)

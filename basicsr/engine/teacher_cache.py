@@ -44,8 +44,8 @@ from basicsr.data.teacher_outputs import (
     write_manifest,
 )
 from basicsr.engine.process.command import StopRequest
-from basicsr.engine.process.run_lock import LOCK, FolderLock
 from basicsr.engine.provenance import digest_of_file
+from basicsr.engine.run_folder import LOCK, FolderLock
 from basicsr.engine.startup_checks import check_teacher
 from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, write_atomically
 from basicsr.files.header_readers import read_header
@@ -293,8 +293,8 @@ def _described(folder: Path, image: CachedImage, size: Size) -> CachedImage | No
 
 
 def _entry(image: CachedImage, size: Size, length: int, digest: str, codes: np.ndarray) -> CachedImage:
-    clipped = count_clipped(codes)
-    return CachedImage(name=image.name, lq=image.lq, size=size, bytes=length, sha256=digest, clipped=clipped)
+    found = {"size": size, "bytes": length, "sha256": digest, "clipped": count_clipped(codes)}
+    return image.model_copy(update=found)
 
 
 def _run(

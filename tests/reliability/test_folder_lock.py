@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from support.training import changed
 
-from basicsr.engine.process import run_lock as ownership
-from basicsr.engine.process.run_lock import FolderLock
+from basicsr.engine import run_folder
+from basicsr.engine.run_folder import FolderLock
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import get_root_logger
@@ -48,7 +48,7 @@ def from_another_process(folder: Path, *, then_die: bool = False) -> str:
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Nobody here holds a lock that is about to be freed."""
-    monkeypatch.setattr(ownership, "_SECONDS", 0.05)
+    monkeypatch.setattr(run_folder, "_SECONDS", 0.05)
 
 
 @pytest.fixture

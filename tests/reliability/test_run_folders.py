@@ -14,8 +14,7 @@ import yaml
 from support.training import changed, without_teacher
 
 from basicsr.archs import build_network
-from basicsr.engine.process.run_lock import FolderLock
-from basicsr.engine.run_folder import RESULTS, RUN, archive
+from basicsr.engine.run_folder import RESULTS, RUN, FolderLock, archive
 from basicsr.test import test_pipeline as run_test
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import CheckpointError, OptionsError

@@ -254,17 +254,12 @@ def differences(values: Mapping[int, Mapping[str, Any]], missing: str) -> list[s
     for name in {name: None for of_rank in values.values() for name in of_rank}:
         ranks: defaultdict[str, list[int]] = defaultdict(list)
         for rank, of_rank in sorted(values.items()):
-            ranks[_shown(of_rank.get(name, missing))].append(rank)
+            text = " ".join(str(of_rank.get(name, missing)).split())
+            length = 12 if re.fullmatch("[0-9a-f]{64}", text) else 200  # of a digest enough
+            ranks[text if len(text) <= length else f"{text[:length]}..."].append(rank)
         if len(ranks) > 1:
             lines.append(f"{name}: " + ", ".join(f"{value} on {_ranks(which)}" for value, which in ranks.items()))
     return lines
-
-
-def _shown(value: Any) -> str:
-    """A value in one line of bounded length."""
-    text = " ".join(str(value).split())
-    length = 12 if re.fullmatch("[0-9a-f]{64}", text) else 200  # of a digest enough
-    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _report(error: BaseException) -> tuple[int, str]:

@@ -102,14 +102,6 @@ class Heartbeats:
     """Gives heartbeats and listens for others': rank 0 for those of all, the others for rank 0's.
 
     Time counts only while this process runs: one that was stopped for a while does not take the others for dead.
-
-    Attributes:
-        passes: how many times the store has answered.
-        suspects: ranks whose processes have gone, to be looked for in the store.
-        left: ranks that have reported that they end.
-        silent: ranks that are given up, after `seconds` without a heartbeat.
-        stuck: whether all wait for each other although one was asked to stop.
-        failure: what another rank ended with, if it has reported.
     """
 
     def __init__(self, meeting: Meeting, seconds: float, main: MainThread) -> None:
@@ -122,12 +114,12 @@ class Heartbeats:
         self._store = meeting.connect()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
-        self.passes = 0
-        self.suspects: list[int] = []
-        self.left: set[int] = set()
-        self.silent: list[int] = []
-        self.stuck = False
-        self.failure: RankFailure | None = None
+        self.passes = 0  # how many times the store has answered
+        self.suspects: list[int] = []  # ranks whose processes have gone, to be looked for in the store
+        self.left: set[int] = set()  # ranks that have reported that they end
+        self.silent: list[int] = []  # ranks that are given up, after `seconds` without a heartbeat
+        self.stuck = False  # whether all wait for each other although one was asked to stop
+        self.failure: RankFailure | None = None  # what another rank ended with, if it has reported
         self._thread.start()
 
     def limit(self, asked: bool | None = None) -> float:
