@@ -306,7 +306,8 @@ def folder_warnings(folder: str, *, recursive: bool = False) -> Iterator[str]:
             f" {', '.join(IMAGE_SUFFIXES)}"
         )
     hidden = [name for name in names if name.startswith(".") and _is_image(name)]
-    if hidden := [name for name in hidden if name.removeprefix(_MAC_NOTES) not in {*names} - {name}]:
+    there = set(names)
+    if hidden := [name for name in hidden if (of := name.removeprefix(_MAC_NOTES)) == name or of not in there]:
         yield f"{some(hidden, 'hidden file')} in it not read; rename what belongs to the images"
     seen: dict[str, str] = {}
     alike = []

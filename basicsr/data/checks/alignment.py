@@ -38,17 +38,43 @@ def find_misalignment(hr: np.ndarray, lr: np.ndarray, scale: int) -> str | None:
     large, small = _gray(hr[: height * scale, : width * scale]), _gray(lr)
     if min(height, width) < _SMALLEST_WINDOW or large.shape != (height * scale, width * scale):
         return None
-    correlation = _coarse_correlation(large, small)
-    if correlation is not None and correlation < LEAST_CORRELATION:
-        return f"LR shows something else than HR (correlation {correlation:.2f}); check which images are paired"
-    found = _best_shift(large, small, scale)
-    if found is None:
+    cells = min(_COARSE, min(height, width) // 2)
+    rows, columns = height // cells * cells, width // cells * cells  # OpenCV is fast where cells are of whole pixels
+    coarse = [
+        cv2.resize(image[: rows * factor, : columns * factor], (cells, cells), interpolation=cv2.INTER_AREA)
+        for image, factor in ((large, scale), (small, 1))
+    ]
+    if min(float(image.std()) for image in coarse) >= _LEAST_SPREAD:
+        correlation = float(np.corrcoef(coarse[0].ravel(), coarse[1].ravel())[0, 1])
+        if correlation < LEAST_CORRELATION:
+            return f"LR shows something else than HR (correlation {correlation:.2f}); check which images are paired"
+    reach = max(scale, _LEAST_SHIFT)
+    margin = math.ceil(reach / scale) + _CONTEXT
+    top, left, side = _window(small, margin)
+    target = small[top : top + side, left : left + side]
+    if side < _SMALLEST_WINDOW or target.std() < _LEAST_SPREAD / 4:
         return None
-    (down, right), before, after = found
+    y, x = top * scale - reach, left * scale - reach
+    length = (side + 1) * scale + 2 * reach
+    means = cv2.boxFilter(
+        large[y : y + length, x : x + length], -1, (scale, scale), anchor=(0, 0), borderType=cv2.BORDER_REFLECT
+    )
+    errors: dict[tuple[int, int], float] = {}
+    for down in range(2 * reach + 1):
+        for right in range(2 * reach + 1):
+            shifted = means[down : down + side * scale : scale, right : right + side * scale : scale]
+            difference = shifted - target
+            errors[down - reach, right - reach] = float(np.vdot(difference, difference))
+    best = min(errors, key=errors.__getitem__)
+    if best == (0, 0):
+        return None
+    before, after = (_psnr(large, target, scale, top, left, shift) for shift in ((0, 0), best))
+    if after - before < LEAST_GAIN:
+        return None
     return (
         f"LR is out of step with HR: it fits {after - before:.1f} dB better ({after:.1f} for {before:.1f}) where HR is"
-        f" moved by {down} rows and {right} columns; cut both together (scripts/data/extract_subimages.py --lr-input),"
-        " or make LR anew"
+        f" moved by {best[0]} rows and {best[1]} columns; cut both together (scripts/data/extract_subimages.py"
+        " --lr-input), or make LR anew"
     )
 
 
@@ -62,57 +88,28 @@ def find_misaligned_pairs(stored: StoredImages) -> str | None:
         return None
     count = len(stored.files["gt"])
     indices = sorted({round(step * (count - 1) / (_LOOKED_AT - 1)) for step in range(_LOOKED_AT)})
-    faults = [(stored.label("gt", index), fault) for index in indices if (fault := _fault_of(stored, index))]
+    faults: list[tuple[str, str]] = []
+    for index in indices:
+        try:
+            large, small = (stored.roots[role].open(stored.files[role][index]).read() for role in ("gt", "lq"))
+        except DataError:
+            continue
+        fault = None
+        if stored.scale == 1:
+            fault = EQUAL if np.array_equal(large, small) else None
+        elif large.dtype == small.dtype:
+            fault = find_misalignment(large, small, stored.scale)
+        if fault is not None:
+            faults.append((stored.label("gt", index), fault))
     if not faults or (stored.scale == 1 and len(faults) < len(indices)):
         return None
     return f"{len(faults)} of {len(indices)} pairs looked at do not fit, as {faults[0][0]}: {faults[0][1]}"
-
-
-def _fault_of(stored: StoredImages, index: int) -> str | None:
-    try:
-        large, small = (stored.roots[role].open(stored.files[role][index]).read() for role in ("gt", "lq"))
-    except DataError:
-        return None
-    if stored.scale == 1:
-        return EQUAL if np.array_equal(large, small) else None
-    return find_misalignment(large, small, stored.scale) if large.dtype == small.dtype else None
 
 
 def _gray(image: np.ndarray) -> np.ndarray:
     """Luma, float32 in [0, 255]."""
     luma = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2GRAY).astype(np.float32)
     return luma / np.float32(257) if image.dtype == np.uint16 else luma
-
-
-def _coarse_correlation(large: np.ndarray, small: np.ndarray) -> float | None:
-    side = min(_COARSE, min(small.shape) // 2)  # every pixel of it is the mean of several
-    coarse = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in (large, small)]
-    if min(float(image.std()) for image in coarse) < _LEAST_SPREAD:
-        return None
-    return float(np.corrcoef(coarse[0].ravel(), coarse[1].ravel())[0, 1])
-
-
-def _best_shift(large: np.ndarray, small: np.ndarray, scale: int) -> tuple[tuple[int, int], float, float] | None:
-    """The shift of HR, rows and columns, at which LR fits better than without; and PSNR without and with it."""
-    reach = max(scale, _LEAST_SHIFT)
-    margin = math.ceil(reach / scale) + _CONTEXT
-    top, left, side = _window(small, margin)
-    if side < _SMALLEST_WINDOW or small[top : top + side, left : left + side].std() < _LEAST_SPREAD / 4:
-        return None
-    target = small[top : top + side, left : left + side]
-    means = cv2.boxFilter(large, -1, (scale, scale), anchor=(0, 0), borderType=cv2.BORDER_REFLECT)
-    shifts = [(down, right) for down in range(-reach, reach + 1) for right in range(-reach, reach + 1)]
-
-    def coarse_error(shift: tuple[int, int]) -> float:
-        y, x = top * scale + shift[0], left * scale + shift[1]
-        difference = means[y : y + side * scale : scale, x : x + side * scale : scale] - target
-        return float(np.vdot(difference, difference))
-
-    best = min(shifts, key=coarse_error)
-    if best == (0, 0):
-        return None
-    before, after = (_psnr(large, target, scale, top, left, shift) for shift in ((0, 0), best))
-    return (best, before, after) if after - before >= LEAST_GAIN else None
 
 
 def _window(small: np.ndarray, margin: int) -> tuple[int, int, int]:
