@@ -15,6 +15,7 @@ from basicsr.utils.registry import (
     METHOD_REGISTRY,
     METRIC_REGISTRY,
     REQUIRED,
+    STORAGE_REGISTRY,
     Problem,
     Registry,
     find_problems,
@@ -180,12 +181,6 @@ def _schedules() -> Mapping[str, Any]:
     return SCHEDULES
 
 
-def _storages() -> Mapping[str, Any]:
-    from basicsr.files.file_client import BACKENDS
-
-    return BACKENDS
-
-
 _BETTER = {"better": Literal["higher", "lower"]}
 
 NetworkBlock = Annotated[Mapping[str, Any], _Network("network", ARCH_REGISTRY)]
@@ -195,7 +190,7 @@ MethodBlock = Annotated[Mapping[str, Any], Component("method", METHOD_REGISTRY)]
 MetricBlock = Annotated[Mapping[str, Any], Component("metric", METRIC_REGISTRY, _BETTER, ("img", "img2"))]
 OptimizerBlock = Annotated[Mapping[str, Any], _Built("optimizer", _optimizers, {}, ("params",), _ranges_of_optimizers)]
 SchedulerBlock = Annotated[Mapping[str, Any], _Built("scheduler", _schedules)]
-StorageBlock = Annotated[Mapping[str, Any], Component("storage", _storages, provided=("db_paths", "client_keys"))]
+StorageBlock = Annotated[Mapping[str, Any], Component("storage", STORAGE_REGISTRY, provided=("path",))]
 
 
 ON_DISK: StorageBlock = FrozenMapping({"type": "disk"})

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,7 +21,10 @@ from basicsr.files.images import imfrombytes, ppm_columns
 from basicsr.files.lmdb_databases import count_values, read_meta_info, stored_value
 from basicsr.files.regular_files import open_regular
 from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.registry import STORAGE_REGISTRY
 from basicsr.utils.text import printable
+
+_OF_FILE_CLIENT = ("db_paths", "client_keys")  # BasicSR's options; the dataset's roots are used instead
 
 Size = tuple[int, int]
 Stamp = tuple[int, int]
@@ -81,7 +84,8 @@ OpenImage = DecodedImage | PpmImage
 class ImageRoot:
     """A folder that holds the images of one role, HR or LR, and calls each by its path.
 
-    Another kind of storage derives from it and is listed in `_KINDS`; options of `io_backend` are its fields.
+    Another kind of storage derives from it, in a file `*storage.py` here; a function under `STORAGE_REGISTRY` makes it
+    of `path` and of the options of `io_backend`.
     """
 
     path: str = ""
@@ -120,15 +124,12 @@ class ImageRoot:
 
     def open(self, name: str) -> OpenImage:
         """Opens an image, of which a window may be read; raises DataError where that is not possible."""
-        image = self._opened_ppm(name) if name[-4:].lower() == ".ppm" else None
-        return image or DecodedImage(imfrombytes(self.content(name), source=name))
-
-    def _opened_ppm(self, name: str) -> PpmImage | None:
-        with suppress(OSError, ValueError):  # ValueError: a name with a NUL byte
-            file = _File(name, 64)  # nothing of the pixels is kept
-            if header := _ppm_header(file):
-                return PpmImage(file.read, header, self.label(name))
-        return None
+        if name[-4:].lower() == ".ppm":
+            with suppress(OSError, ValueError):  # ValueError: a name with a NUL byte
+                file = _File(name, 64)  # nothing of the pixels is kept
+                if header := _ppm_header(file):
+                    return PpmImage(file.read, header, self.label(name))
+        return DecodedImage(imfrombytes(self.content(name), source=name))
 
     def opened(self, name: str) -> AbstractContextManager[Source]:
         """An image's bytes for the length of a block; raises OSError or DataError where they cannot be read."""
@@ -201,44 +202,40 @@ class LmdbDatabase(ImageRoot):
             yield f"{self.path} has {there:,d} images, its meta_info.txt lists {count:,d}; create it again"
 
 
-_KINDS: dict[str, type[ImageRoot]] = {"disk": ImageRoot, "lmdb": LmdbDatabase}
-_OF_FILE_CLIENT = ("db_paths", "client_keys")  # BasicSR's options; the dataset's roots are used instead
+@STORAGE_REGISTRY.register()
+def disk(path: str) -> ImageRoot:
+    """For `io_backend: {type: disk}`; raises OptionsError where `path` is a database's."""
+    if _is_database(path):
+        raise OptionsError(f"{path} is an LMDB database for io_backend type disk; change the path or the type")
+    return ImageRoot(path)
+
+
+@STORAGE_REGISTRY.register()
+def lmdb(path: str, readahead: bool = False) -> ImageRoot:
+    """For `io_backend: {type: lmdb}`; raises OptionsError where `path` is no database's."""
+    if not _is_database(path):
+        raise OptionsError(f"{path} must end in .lmdb for io_backend type lmdb; change the path or the type")
+    return LmdbDatabase(path, readahead)
+
+
+def _is_database(path: str) -> bool:
+    return path.rstrip("/\\").endswith(".lmdb")
 
 
 def roots_of(io_backend: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, ImageRoot]:
     """The roots at some paths, by role; raises OptionsError where `io_backend` or a path does not fit."""
-    if "type" not in io_backend:
-        raise OptionsError("io_backend needs a 'type', disk or lmdb")
-    backend = io_backend["type"]
-    if backend not in _KINDS:
-        raise OptionsError(f"io_backend type must be one of {', '.join(_KINDS)}, got '{backend}'")
-    options = {key: value for key, value in io_backend.items() if key not in ("type", *_OF_FILE_CLIENT)}
-    allowed = [field.name for field in fields(_KINDS[backend]) if field.name != "path"]
-    if unknown := sorted(options.keys() - allowed):
-        raise OptionsError(
-            f"io_backend of type {backend} has no option {', '.join(unknown)}; allowed: {', '.join(allowed) or 'none'}"
-        )
-    for path in paths.values():
-        if (backend == "lmdb") != path.rstrip("/\\").endswith(".lmdb"):
-            needed = "must end in .lmdb" if backend == "lmdb" else "is an LMDB database"
-            raise OptionsError(f"{path} {needed} for io_backend type {backend}; change the path or the type")
-    return {role: _KINDS[backend](path, **options) for role, path in paths.items()}
+    options = {key: value for key, value in io_backend.items() if key not in _OF_FILE_CLIENT}
+    return {role: STORAGE_REGISTRY.build(options, path=path) for role, path in paths.items()}
 
 
 @dataclass(frozen=True)
 class StoredImages:
-    """A dataset's images and what they must be like, for those who look at them without loading.
+    """A dataset's images and what they must be like, as its method `stored_images` returns them.
 
-    A dataset returns them by its method `stored_images`.
-
-    Attributes:
-        files: by role, 'gt' and 'lq' or 'lq' alone: the name of each item's image in its root. The first role's names
-            are the dataset's.
-        roots: what holds each role's images.
-        scale: how many times larger HR is than LR.
-        exact: whether HR must be just that, as in training; otherwise pixels may be left over below and right.
-        gt_patch_size: side of the HR patches that must fit in; None for none.
-        chosen: whether a list names them, so that others in the folder are left out on purpose.
+    `files` has by role, 'gt' and 'lq' or 'lq' alone, the name of each item's image in its root, in `roots`; those of
+    the first role are the dataset's names. HR is `scale` times as large as LR, exactly if `exact` (in training), else
+    with pixels left over below and right. HR patches of side `gt_patch_size` must fit in. `chosen` images are named by
+    a list, so that others in the folder are left out on purpose.
     """
 
     files: Mapping[str, Sequence[str]]

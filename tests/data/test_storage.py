@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from basicsr.data import build_dataset
 from basicsr.data.checks.inspection import examine
 from basicsr.data.storage import DecodedImage, ImageRoot, LmdbDatabase, PpmImage, Window
 from basicsr.files.images import encode_png, encode_ppm, imfrombytes
 from basicsr.files.lmdb_databases import LmdbMaker
-from basicsr.utils.errors import DataError
+from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.registry import STORAGE_REGISTRY
 
 HEIGHT, WIDTH = 13, 7
 WINDOWS = [
@@ -211,3 +214,24 @@ def test_images_opened_before_a_fork_are_read_in_the_child_and_then_in_the_paren
         assert queue.get(timeout=60) == int(picture(np.uint8)[1:4, 1:4].sum())
         child.join()
         np.testing.assert_array_equal(image.read(), picture(np.uint8))
+
+
+def test_another_kind_of_storage_is_one_registered_function(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Reversed(ImageRoot):
+        shown: int = 0
+
+        def names(self, meta_info_file: str | None) -> list[str]:
+            return super().names(meta_info_file)[::-1][: self.shown]
+
+    def backwards(path: str, shown: int = 2) -> ImageRoot:
+        return Reversed(path, shown)
+
+    monkeypatch.setitem(STORAGE_REGISTRY._members, "backwards", backwards)
+    for name in ("a.ppm", "b.ppm", "c.ppm"):
+        on_disk(tmp_path, WHOLE, name)
+    block = {"type": "SingleImageDataset", "dataroot_lq": str(tmp_path)}
+    dataset = build_dataset({**block, "io_backend": {"type": "backwards", "shown": 1}})
+    assert [sample["lq_path"] for sample in dataset] == [str(tmp_path / "c.ppm")]
+    with pytest.raises(OptionsError, match=r"io_backend\.show: unknown key \(did you mean 'shown'\?\); allowed: shown"):
+        build_dataset({**block, "io_backend": {"type": "backwards", "show": 1}})
