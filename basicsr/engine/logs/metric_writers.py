@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -24,10 +24,12 @@ from basicsr.files.images import tensor2img
 from basicsr.files.regular_files import read_regular
 from basicsr.files.run_history import HISTORY, ITERATION, History
 from basicsr.inference.runner import ImageRunner
-from basicsr.models.kd_model import Teacher
 from basicsr.utils.errors import CheckpointError, MachineError, UserError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.matlab_functions import imresize
+
+if TYPE_CHECKING:
+    from basicsr.models.kd_model import Teacher
 
 _WANDB_FILE = "wandb.json"
 _WANDB_SECONDS = 30  # to reach the server
