@@ -143,7 +143,10 @@ def make_cache(
             say(f"warning: {line}")
     key, folder = keys[amp], folders[amp]
     say(f"{folder}: {len(names):,d} outputs of {key}")
-    wanted = [CachedImage(name=name, lq=digest) for name, digest in zip(names, digests, strict=True)]
+    sizes = _output_sizes(stored, options.scale)
+    wanted = [
+        CachedImage(name=name, lq=digest, size=size) for name, digest, size in zip(names, digests, sizes, strict=True)
+    ]
     runner = ImageRunner(
         network,
         options.scale,
@@ -155,8 +158,7 @@ def make_cache(
         report=say,
     )
     with FolderLock(folder, "makes a teacher's cache there") as lock:
-        sizes = _output_sizes(stored, options.scale)
-        found = _existing_outputs(folder, key, wanted, sizes)
+        found = _existing_outputs(folder, key, wanted)
         lock.take_inside()
         missing = [number for number, image in enumerate(found) if image is None]
         if missing:
@@ -246,9 +248,7 @@ def _output_sizes(stored: StoredImages, scale: int) -> list[Size]:
         return list(pool.map(size, stored.files["lq"]))
 
 
-def _existing_outputs(
-    folder: Path, key: CacheKey, wanted: Sequence[CachedImage], sizes: Sequence[Size]
-) -> list[CachedImage | None]:
+def _existing_outputs(folder: Path, key: CacheKey, wanted: Sequence[CachedImage]) -> list[CachedImage | None]:
     """What a folder has of the cache, image by image; makes the folder, DataError where it holds something else."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -268,33 +268,33 @@ def _existing_outputs(
             f"{folder} is another cache: {'; '.join(differing)}; remove it if it is of no use any more, or give another"
             " --output"
         )
-    if known.complete:
-        lengths = (size_of_file(cached_file(folder, image.name)) for image in known.images)
-        return [image if length == image.bytes else None for image, length in zip(known.images, lengths, strict=True)]
-    found = (_described(folder, image, size) for image, size in zip(wanted, sizes, strict=True))
+    images = known.images if known.complete else wanted
+    found = (_existing(folder, image) for image in images)
     return list(progress("Looking at what is there", sys.stderr.isatty(), found, len(wanted)))
 
 
-def _described(folder: Path, image: CachedImage, size: Size) -> CachedImage | None:
-    """The entry of an output that an interrupted run left; None where it is missing or not whole."""
+def _existing(folder: Path, image: CachedImage) -> CachedImage | None:
+    """The entry of an output that is there, also one that an interrupted run left; None where it is not whole."""
     file = cached_file(folder, image.name)
-    if size_of_file(file) is None:
+    length = size_of_file(file)
+    if length is None or image.bytes not in (None, length):
         return None
+    if image.bytes is not None:
+        return image
     content = Path(file).read_bytes()
     try:
         header = read_header(Content(content))
     except HeaderError:
         return None
-    if (header.size, header.channels, header.largest, header.end) != (size, 3, 65535, len(content)):
+    if (header.size, header.channels, header.largest, header.end) != (image.size, 3, 65535, len(content)):
         return None
-    start = header.end - 6 * header.height * header.width
+    start = header.end - _BYTES * header.height * header.width
     codes = np.frombuffer(content, np.uint16, offset=start)  # the ends are the same in either byte order
-    return _entry(image, size, len(content), hashlib.sha256(content).hexdigest(), codes)
+    return _entry(image, len(content), hashlib.sha256(content).hexdigest(), codes)
 
 
-def _entry(image: CachedImage, size: Size, length: int, digest: str, codes: np.ndarray) -> CachedImage:
-    found = {"size": size, "bytes": length, "sha256": digest, "clipped": count_clipped(codes)}
-    return image.model_copy(update=found)
+def _entry(image: CachedImage, length: int, digest: str, codes: np.ndarray) -> CachedImage:
+    return image.model_copy(update={"bytes": length, "sha256": digest, "clipped": count_clipped(codes)})
 
 
 def _run(
@@ -306,12 +306,10 @@ def _run(
     found: list[CachedImage | None],
 ) -> None:
     """Makes the outputs whose numbers are `missing`, noting them in `found`; one is written while the next is made."""
-    pending: list[tuple[int, Future[CachedImage]]] = []
+    pending: Future[None] | None = None
 
-    def written() -> None:
-        for number, future in pending:
-            found[number] = future.result()
-        pending.clear()
+    def write(number: int, output: torch.Tensor) -> None:
+        found[number] = _write(folder, wanted[number], output)
 
     bar = tqdm(missing, "Teacher", total=len(wanted), initial=len(wanted) - len(missing), unit="image", disable=None)
     with StopRequest(_NOTICE) as stop, ThreadPoolExecutor(1) as writer, bar:
@@ -319,9 +317,11 @@ def _run(
             if stop:
                 break
             output = _output(runner, stored.roots["lq"], stored.files["lq"][number], wanted[number].lq)
-            written()
-            pending.append((number, writer.submit(_write, folder, wanted[number], output)))
-        written()
+            if pending is not None:
+                pending.result()
+            pending = writer.submit(write, number, output)
+        if pending is not None:
+            pending.result()
     done = sum(image is not None for image in found)
     if done < len(found):
         kind = Interrupted if stop.signal is not None and stop.signal.name == "SIGINT" else Preempted
@@ -356,5 +356,4 @@ def _write(folder: Path, image: CachedImage, output: torch.Tensor) -> CachedImag
     except OSError as error:
         raise CheckpointError(f"cannot write {path.parent}: {error.strerror}") from error
     digest, length = write_atomically(path, lambda file: file.write(content))
-    height, width = codes.shape[:2]
-    return _entry(image, (height, width), length, digest, codes)
+    return _entry(image, length, digest, codes)
