@@ -10,6 +10,7 @@ process; printed are medians in seconds, the ratio to `scratch`, and by how much
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ if __name__ == "__main__":
 import torch
 from option_files.super_resolution import methods_of
 
+from basicsr.utils.registry import METHOD_REGISTRY
 from basicsr.utils.timing import cpu_times, in_turn, load_between, ratios, spread
 from benchmarks.images import write_pairs
 from benchmarks.options import shipped_options
@@ -38,11 +40,10 @@ def options_of(piece: str, arguments: argparse.Namespace, folder: Path) -> dict[
     """The options of a method's shipped file, with random images and weights."""
     name = f"{piece}_{arguments.network}_x{arguments.scale}"
     data = shipped_options(name, folder, arguments.batch, amp=arguments.amp, channels_last=True)
+    encoders = {"vgg_weights": "random", "vqgan_weights": arguments.vqgan}
     for method in data["train"].get("distill", {}).values():
-        if "CSD" in method["type"]:
-            method["vgg_weights"] = "random"
-        if method["type"] == "DCKD":
-            method["vqgan_weights"] = arguments.vqgan
+        parameters = inspect.signature(METHOD_REGISTRY.get(method["type"])).parameters
+        method.update({key: value for key, value in encoders.items() if key in parameters})
     return data
 
 

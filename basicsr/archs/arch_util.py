@@ -188,7 +188,6 @@ class ResidualBlockNoBN(nn.Module):
             default_init_weights([self.conv1, self.conv2], 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
         return torch.add(x, self.conv2(self.relu(self.conv1(x))), alpha=self.res_scale)
 
 
@@ -270,7 +269,6 @@ class ResidualTrunk(StagedNetwork):
         return shallow, shallow
 
     def reconstruct(self, features: Tensor, kept: Tensor) -> Tensor:
-        """See `StagedNetwork`."""
         # Not in place: a hook on conv_after_body must see its own output.
         x = self.conv_last(self.upsample(self.conv_after_body(features) + kept))
         return x / self.img_range + self.mean

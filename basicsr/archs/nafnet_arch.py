@@ -26,7 +26,6 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
         pixels = x.permute(0, 2, 3, 1)
         return F.layer_norm(pixels, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
@@ -35,7 +34,6 @@ class SimpleGate(nn.Module):
     """One half of the channels times the other: (B, 2C, H, W) to (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns half the channels of `x`."""
         left, right = x.chunk(2, dim=1)
         return left * right
 
@@ -63,7 +61,6 @@ class NAFBlock(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
         mixed = self.sg(self.conv2(self.conv1(self.norm1(x))))
         x = x + self.conv3(mixed * self.sca(mixed)) * self.beta
         return x + self.conv5(self.sg(self.conv4(self.norm2(x)))) * self.gamma
@@ -117,7 +114,6 @@ class NAFNet(nn.Module):
     def conflicts(
         width: int, middle_blk_num: int, enc_blk_nums: tuple[int, ...], dec_blk_nums: tuple[int, ...]
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         levels = len(enc_blk_nums)
         if levels != len(dec_blk_nums):
             yield (

@@ -27,7 +27,6 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
         return x * self.attention(x)
 
 
@@ -45,7 +44,6 @@ class RCAB(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`, (B, C, H, W)."""
         return torch.add(x, self.rcab(x), alpha=self.res_scale)
 
 
@@ -60,7 +58,6 @@ class ResidualGroup(nn.Module):
         self.conv = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`, (B, C, H, W)."""
         return self.conv(self.residual_group(x)) + x
 
 
@@ -107,7 +104,6 @@ class RCAN(ResidualTrunk):
         num_in_ch: int,
         num_out_ch: int,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         yield from ResidualTrunk.conflicts(upscale, rgb_mean, num_in_ch, num_out_ch)
         if squeeze_factor > num_feat:
             yield "squeeze_factor", f"{squeeze_factor} is not between 1 and num_feat, {num_feat}: change either"

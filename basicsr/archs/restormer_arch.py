@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import block_conflicts, pad_to_multiple
+from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import BlocksOrNone, Features, Heads, ImageChannels, Ratio
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -29,7 +30,7 @@ class ChannelScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns a float32 or float64 tensor of the shape of `x`."""
-        x = x if x.dtype == torch.float64 else x.float()  # squares of float16 overflow
+        x = at_least_float32(x)  # squares of float16 overflow
         return x * torch.rsqrt(x.var(-1, keepdim=True, correction=0) + self.eps) * self.weight
 
 
@@ -41,7 +42,6 @@ class LayerNorm(nn.Module):
         self.body = nn.LayerNorm(channels, eps=1e-5) if kind == "WithBias" else ChannelScale(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
         return self.body(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -61,11 +61,12 @@ class Attention(nn.Module):
         self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
         batch, channels, height, width = x.shape
         qkv = self.qkv_dwconv(self.qkv(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
         query, key, value = qkv.unbind(1)
-        scores = _unit_rows(query) @ _unit_rows(key).transpose(-2, -1) * self.temperature
+        # A sum of squares over a whole image overflows float16.
+        query, key = (F.normalize(at_least_float32(each), dim=-1) for each in (query, key))
+        scores = query @ key.transpose(-2, -1) * self.temperature
         attended = scores.softmax(-1).to(value.dtype) @ value
         return self.project_out(attended.reshape(batch, channels, height, width))
 
@@ -81,7 +82,6 @@ class FeedForward(nn.Module):
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
         gate, content = self.dwconv(self.project_in(x)).chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * content)
 
@@ -97,7 +97,6 @@ class TransformerBlock(nn.Module):
         self.ffn = FeedForward(channels, expansion, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
         x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))
 
@@ -177,7 +176,6 @@ class Restormer(nn.Module):
         heads: tuple[int, ...],
         dual_pixel_task: bool,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         if inp_channels != out_channels and not dual_pixel_task:
             yield (
                 "inp_channels",
@@ -203,20 +201,16 @@ class Restormer(nn.Module):
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, self.padder_size)
         first = self.patch_embed(x)
-        features = self.refinement(self._levels(first))
-        if self.dual_pixel_task:
-            return self.output(features + self.skip_conv(first))[..., :height, :width]
-        return (self.output(features) + x)[..., :height, :width]
-
-    def _levels(self, first: Tensor) -> Tensor:
-        """Down and up again: (B, dim, H, W) to (B, 2 dim, H, W)."""
         level1 = self.encoder_level1(first)
         level2 = self.encoder_level2(self.down1_2(level1))
         level3 = self.encoder_level3(self.down2_3(level2))
         features = self.latent(self.down3_4(level3))
         features = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(features), level3], 1)))
         features = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(features), level2], 1)))
-        return self.decoder_level1(torch.cat([self.up2_1(features), level1], 1))
+        features = self.refinement(self.decoder_level1(torch.cat([self.up2_1(features), level1], 1)))
+        if self.dual_pixel_task:
+            return self.output(features + self.skip_conv(first))[..., :height, :width]
+        return (self.output(features) + x)[..., :height, :width]
 
 
 def _conv3(before: int, after: int) -> nn.Conv2d:
@@ -236,9 +230,3 @@ def _down(channels: int) -> nn.Sequential:
 def _up(channels: int) -> nn.Sequential:
     """(B, C, H, W) to (B, C/2, 2H, 2W)."""
     return _named("body", nn.Sequential(_conv3(channels, channels * 2), nn.PixelShuffle(2)))
-
-
-def _unit_rows(x: Tensor) -> Tensor:
-    """Divides each channel's pixels, the last axis, by their Euclidean norm, in at least float32."""
-    # A sum of squares over a whole image overflows float16.
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)

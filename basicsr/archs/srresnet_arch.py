@@ -50,7 +50,6 @@ class MSRResNet(StagedNetwork):
 
     @staticmethod
     def conflicts(upscale: int, num_in_ch: int, num_out_ch: int) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         if upscale not in (2, 3, 4):
             yield "upscale", f"{upscale} is not supported: give 2, 3 or 4"
         if num_out_ch != num_in_ch:
@@ -61,7 +60,6 @@ class MSRResNet(StagedNetwork):
         return self.lrelu(self.conv_first(x)), x
 
     def reconstruct(self, features: Tensor, kept: Tensor) -> Tensor:
-        """See `StagedNetwork`."""
         features = self.lrelu(self.pixel_shuffle(self.upconv1(features)))
         if self.upconv2 is not None:
             features = self.lrelu(self.pixel_shuffle(self.upconv2(features)))

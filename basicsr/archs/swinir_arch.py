@@ -46,7 +46,6 @@ class DropPath(nn.Module):
         self.drop_prob = drop_prob
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`, (B, ...)."""
         if not self.training or self.drop_prob == 0:
             return x
         kept = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) >= self.drop_prob
@@ -64,7 +63,6 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
@@ -247,18 +245,6 @@ class RSTB(nn.Module):
         return self.conv(pixels.permute(0, 3, 1, 2)) + x
 
 
-class ChannelNorm(nn.Module):
-    """A norm of the last axis, applied to the channels of (B, C, H, W)."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 class SwinInput(NamedTuple):
     """What SwinIR's later parts need of its input: `mask` of shifted windows, `size` before padding."""
 
@@ -343,7 +329,7 @@ class SwinIR(StagedNetwork):
         self.register_buffer("mean", rgb_mean if in_chans == 3 else torch.zeros(1, 1, 1, 1), persistent=False)
 
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, 1, 1)
-        self.patch_embed = ChannelNorm(norm_layer(embed_dim) if patch_norm else nn.Identity())
+        self.patch_embed = nn.ModuleDict({"norm": norm_layer(embed_dim) if patch_norm else nn.Identity()})
         self.absolute_pos_embed = None
         if ape:
             pixels = self.resolution[0] * self.resolution[1]
@@ -402,7 +388,6 @@ class SwinIR(StagedNetwork):
         upscale: int,
         upsampler: str | None,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         if len(depths) != len(num_heads) or not depths:
             yield "depths", f"has {len(depths)} entries and num_heads {len(num_heads)}: give one per group in each"
         if uneven := [heads for heads in num_heads if embed_dim % heads]:
@@ -429,27 +414,26 @@ class SwinIR(StagedNetwork):
         x = (pad_to_multiple(x, self.window_size) - self.mean) * self.img_range
         shallow = self.conv_first(x)
         size = (x.shape[-2], x.shape[-1])
-        features = self.patch_embed(shallow)
+        features = self.patch_embed["norm"](shallow.permute(0, 2, 3, 1))
         if self.absolute_pos_embed is not None:
             if size != self.resolution:
                 raise DataError(
                     f"SwinIR with ape takes {self.resolution[0]}x{self.resolution[1]} images, got "
                     f"{size[0]}x{size[1]}: change img_size or set ape to false"
                 )
-            features = features + self.absolute_pos_embed.view(1, *size, -1).permute(0, 3, 1, 2)
+            features = features + self.absolute_pos_embed.view(1, *size, -1)
+        features = features.permute(0, 3, 1, 2)
         mask = None
         if self.shift_size and size != self.resolution:
             mask = shifted_window_mask(size, self.window_size, self.shift_size, x.device)
         return self.pos_drop(features), SwinInput(x, shallow, mask, (height, width))
 
     def run_stages(self, features: Tensor, kept: SwinInput, first: int = 0, last: int | None = None) -> Tensor:
-        """See `StagedNetwork`."""
         for layer in self.layers[first:last]:
             features = layer(features, kept.mask)
         return features
 
     def reconstruct(self, features: Tensor, kept: SwinInput) -> Tensor:
-        """See `StagedNetwork`."""
         features = self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         x = self.conv_after_body(features) + kept.shallow
         if self.upsampler in ("pixelshuffle", "nearest+conv"):

@@ -1,7 +1,4 @@
-"""VGG as an extractor of features.
-
-Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015.
-"""
+"""VGG (Simonyan and Zisserman, ICLR 2015) as an extractor of features."""
 
 from __future__ import annotations
 
@@ -22,12 +19,7 @@ WEIGHTS_FOLDER = Path("experiments/pretrained_models")
 RANDOM_WEIGHTS = "random"
 
 _CHANNELS = (64, 128, 256, 512, 512)
-_CONVOLUTIONS = {
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
-}
+_CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 VGG_TYPES = tuple(name + ending for name in _CONVOLUTIONS for ending in ("", "_bn"))
 
 
@@ -158,33 +150,31 @@ def _layers(names: list[str], keep: set[str], pooling_stride: int) -> list[nn.Mo
 
 def _load(features: nn.Sequential, vgg_type: str, vgg_weights: str | None) -> None:
     path = Path(vgg_weights) if vgg_weights else local_weights(vgg_type)
-    state = _read(path) if path else _download(vgg_type)
     source = path or f"torchvision's {vgg_type}"
-    wanted = features.state_dict()
-    found = {key: state.get(f"features.{key}") for key in wanted} if isinstance(state, Mapping) else {}
-    # Old files lack the counter, which evaluation does not read.
-    counters = [key for key in found if key.endswith("num_batches_tracked") and found[key] is None]
-    found.update({key: torch.tensor(0) for key in counters})
+    if path is None:
+        state = _download(vgg_type)
+    else:
+        promised = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
+        if promised and path.is_file() and not sha256_of(path).startswith(promised[1]):
+            raise CheckpointError(f"{path} is damaged: its SHA-256 does not begin with {promised[1]}; fetch it again")
+        state = load_tensors(path, checksums=promised is None)
+    wanted = {f"features.{key}": value for key, value in features.state_dict().items()}
     weights: dict[str, torch.Tensor] = {}
     for key, expected in wanted.items():
-        value = found.get(key)
+        value = state.get(key) if isinstance(state, Mapping) else None
+        if value is None and key.endswith("num_batches_tracked"):
+            value = torch.tensor(0)  # old files lack the counter, which evaluation does not read
         if not isinstance(value, torch.Tensor) or value.shape != expected.shape:
             given = tuple(value.shape) if isinstance(value, torch.Tensor) else "nothing"
             raise CheckpointError(
-                f"{source} does not hold torchvision's weights of {vgg_type}: features.{key} is {given}, not"
+                f"{source} does not hold torchvision's weights of {vgg_type}: {key} is {given}, not"
                 f" {tuple(expected.shape)}; give the file of {vgg_type}, or the vgg_type of the file"
             )
-        check_weights({f"features.{key}": value}, source, {f"features.{key}": expected})
-        weights[key] = value.to(expected.dtype)
+        weights[key] = value
+    check_weights(weights, source, wanted)
     check_not_all_zero(weights, source)
+    weights = {key.removeprefix("features."): value.to(wanted[key].dtype) for key, value in weights.items()}
     features.load_state_dict(weights, assign=True)
-
-
-def _read(path: Path) -> object:
-    promised = re.search(r"-([0-9a-f]{8})\.pth$", path.name)
-    if promised and path.is_file() and not sha256_of(path).startswith(promised[1]):
-        raise CheckpointError(f"{path} is damaged: its SHA-256 does not begin with {promised[1]}; fetch it again")
-    return load_tensors(path, checksums=promised is None)
 
 
 def _download(vgg_type: str) -> object:

@@ -1,7 +1,4 @@
-"""VQGAN's encoder and codebook as an extractor of features and of categories.
-
-Esser, Rombach and Ommer, "Taming Transformers for High-Resolution Image Synthesis", CVPR 2021.
-"""
+"""The encoder and codebook of VQGAN (Esser, Rombach and Ommer, CVPR 2021): features and categories of images."""
 
 from __future__ import annotations
 
@@ -25,6 +22,11 @@ RANDOM_WEIGHTS = "random"
 _GROUPS = 32
 _SUFFIXES = (".ckpt", ".pth", ".pt")
 _KEPT = ("encoder.", "quant_conv.", "quantize.embedding.")
+_NO_WEIGHTS = (
+    f"the VQGAN's weights are not in {WEIGHTS_FOLDER}: download last.ckpt of 'VQGAN ImageNet (f=16), 1024'"
+    " (github.com/CompVis/taming-transformers, https://heibox.uni-heidelberg.de/f/140747ba53464f49b476/?dl=1) and"
+    f" put it there as {WEIGHTS_NAME}.ckpt, or name the file in vqgan_weights"
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,12 @@ class VQGANEncoder(nn.Module):
         if len(input_range) != 2 or not input_range[0] < input_range[1]:
             raise OptionsError(f"input_range is {list(input_range)}; allowed: the lower and the upper end, as [-1, 1]")
         self.input_range = (float(input_range[0]), float(input_range[1]))
-        path = None if vqgan_weights == RANDOM_WEIGHTS else _path(vqgan_weights)
-        state = {} if path is None else load_state_dict_only(path, prefixes=_KEPT)
-        self.sizes = SMALL if path is None else _sizes(state, path)
+        path = local_weights() if vqgan_weights is None else Path(vqgan_weights)
+        if path is None:
+            raise CheckpointError(_NO_WEIGHTS)
+        is_random = vqgan_weights == RANDOM_WEIGHTS
+        state = {} if is_random else load_state_dict_only(path, prefixes=_KEPT)
+        self.sizes = SMALL if is_random else _sizes(state, path)
         self.factor: int = 2 ** (len(self.sizes.ch_mult) - 1)
         # On 'meta' the layers draw no random numbers and take no memory before the weights come.
         with torch.device("meta"):
@@ -77,7 +82,7 @@ class VQGANEncoder(nn.Module):
             self.quant_conv = nn.Conv2d(self.sizes.z_channels, self.sizes.embed_dim, 1)
             entries = nn.Embedding(self.sizes.num_entries, self.sizes.embed_dim)
             self.quantize = nn.ModuleDict({"embedding": entries})
-        if path is None:
+        if is_random:
             fill_at_random(self, "linear")
         else:
             _load(self, state, path)
@@ -212,18 +217,6 @@ def local_weights() -> Path | None:
     """The file that is taken where none is named, if it is there."""
     found = sorted(path for path in WEIGHTS_FOLDER.glob(f"{WEIGHTS_NAME}*") if path.suffix in _SUFFIXES)
     return found[0] if found else None
-
-
-def _path(given: str | None) -> Path:
-    if given is not None:
-        return Path(given)
-    if (local := local_weights()) is not None:
-        return local
-    raise CheckpointError(
-        f"the VQGAN's weights are not in {WEIGHTS_FOLDER}: download last.ckpt of 'VQGAN ImageNet (f=16), 1024'"
-        " (github.com/CompVis/taming-transformers, https://heibox.uni-heidelberg.de/f/140747ba53464f49b476/?dl=1) and"
-        f" put it there as {WEIGHTS_NAME}.ckpt, or name the file in vqgan_weights"
-    )
 
 
 def _sizes(state: Mapping[str, Tensor], path: Path) -> VQGANSizes:

@@ -108,7 +108,6 @@ class ProjectionHead(nn.Module):
         self.encoder = nn.Sequential(*layers, _GlobalAverage(), nn.Flatten(), nn.Linear(widths[-1], embed_dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the embeddings."""
         # In bfloat16's 8 bits, cosines divided by a temperature of 0.07 would be off by tenths.
         return F.normalize(at_least_float32(self.encoder(x)), dim=1)
 
@@ -212,7 +211,6 @@ class HybridContrastive(LossTerm):
 
     @staticmethod
     def conflicts(mode: str, embed_dim: int, mining: str, num_negatives: int | None) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         if mining == "all":
             yield from idle_conflicts(HybridContrastive, "mining: all", {"num_negatives": num_negatives})
         multiple = 2 if mode == "image" else 4
@@ -223,7 +221,6 @@ class HybridContrastive(LossTerm):
     def misfits(
         mode: str, patch_size: int, gather_negatives: bool, gt_size: int, batch_size: int, ranks: int
     ) -> Iterator[Misfit]:
-        """See `basicsr.utils.registry.find_misfits`."""
         if mode != "image" and patch_size > gt_size:
             yield Misfit("patch_size", f"{patch_size} is larger than the smallest gt_size {gt_size}; lower it", True)
         if mode != "patch" and batch_size == 1 and not (ranks > 1 and gather_negatives):

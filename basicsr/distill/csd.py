@@ -77,7 +77,6 @@ class CSD(LossTerm):
 
     @staticmethod
     def conflicts(layer_weights: Mapping[str, float] | None) -> Iterator[Conflict | Problem]:
-        """See `basicsr.utils.registry.find_problems`."""
         yield from layer_problems(layer_weights or ())
         if layer_weights is not None and not any(layer_weights.values()):
             yield "layer_weights", "names no layer with a weight above 0; give one, or leave it out"
@@ -87,7 +86,6 @@ class CSD(LossTerm):
         return {"l_csd": self._contrast(context, context.teacher_output)}
 
     def check_output(self, shape: Sequence[int]) -> None:
-        """See `LossTerm`."""
         check_images_for(type(self).__name__, "VGG", shape, VGG_SMALLEST)
 
     def _contrast(self, context: StepContext, teacher: torch.Tensor) -> torch.Tensor:

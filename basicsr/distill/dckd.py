@@ -126,7 +126,6 @@ class DCKD(LossTerm):
     def conflicts(
         contrastive: bool, distribution: bool, update_steps: Sequence[int], input_range: tuple[float, float]
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         if not (contrastive or distribution):
             yield "contrastive", "is false, as is distribution; turn one on, or leave the method out"
         if not update_steps:
@@ -136,7 +135,6 @@ class DCKD(LossTerm):
 
     @staticmethod
     def misfits(contrastive: bool, update_steps: Sequence[int], period: int, total_iter: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.registry.find_misfits`."""
         if contrastive and update_steps[0] > total_iter:
             yield Misfit(
                 "update_steps",
@@ -203,7 +201,6 @@ class DCKD(LossTerm):
         return parts
 
     def check_output(self, shape: Sequence[int]) -> None:
-        """See `LossTerm`."""
         check_images_for("DCKD", "VQGAN", shape, self.vqgan.network.factor)
 
     def _contrast(

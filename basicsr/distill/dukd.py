@@ -89,7 +89,6 @@ class DUKD(LossTerm):
         zoom_out_consistency: bool,
         pixel_weight: float | None,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         if not (zoom_in or zoom_out):
             yield "zoom_in", "is false, as is zoom_out; turn one on, or leave the method out"
         if not zoom_out:
@@ -103,7 +102,6 @@ class DUKD(LossTerm):
 
     @staticmethod
     def misfits(zoom_in: bool, num_patches: int, scale: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.registry.find_misfits`."""
         if scale < 2:
             yield Misfit("type", f"DUKD needs a scale of 2 or more to zoom, got {scale}; leave the method out", True)
         elif zoom_in and num_patches > scale**2:

@@ -48,7 +48,6 @@ class FeatureTerm(LossTerm):
 
     @staticmethod
     def conflicts(student_taps: Sequence[str] | None, teacher_taps: Sequence[str] | None) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         given = [taps for taps in (student_taps, teacher_taps) if taps is not None]
         if any(len(taps) != len(given[0]) or not taps for taps in given):
             counts = " and ".join(str(len(taps)) for taps in given)

@@ -129,7 +129,6 @@ class MiPKD(LossTerm):
         ground_truth_share: float,
         coins: str,
     ) -> Iterator[Conflict]:
-        """See `basicsr.utils.registry.find_problems`."""
         given = dict(locals())
         if not (feature_mixer or block_mixer):
             yield "feature_mixer", "is false, as is block_mixer; set one to true"
@@ -144,7 +143,6 @@ class MiPKD(LossTerm):
 
     @staticmethod
     def misfits(autoencoder_until: int | None, total_iter: int) -> Iterator[Misfit]:
-        """See `basicsr.utils.registry.find_misfits`."""
         if autoencoder_until is not None and autoencoder_until > total_iter:
             yield Misfit("autoencoder_until", f"is {autoencoder_until}, after the end, as total_iter is {total_iter}")
 
