@@ -20,8 +20,7 @@ from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
 from basicsr.utils.text import first_line
 from basicsr.utils.torchvision_import import import_torchvision
-from basicsr.weights.layouts import recognise, to_edsr_pytorch, to_original_rcan
-from basicsr.weights.mean_shift import UnsupportedWeights
+from basicsr.weights.layouts import UnsupportedWeights, recognise, to_edsr_pytorch, to_original_rcan
 from basicsr.weights.recognise import load_pretrained
 
 State = dict[str, Tensor]

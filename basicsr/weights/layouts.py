@@ -2,6 +2,9 @@
 
 The layouts are those of BasicSR (which are ours; NAFNet and Restormer build on it), EDSR-PyTorch, RCAN's authors,
 SwinIR's authors and ESRGAN's authors (whose MSRResNet KAIR has too). Nothing here builds a network or runs one.
+
+EDSR-PyTorch and RCAN's authors run networks on images in [0, 255], with mean shifts at both ends. Ours have `img_range`
+and `rgb_mean` instead: f((x - rgb_mean) * img_range) / img_range + rgb_mean for x in [0, 1].
 """
 
 from __future__ import annotations
@@ -12,9 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from basicsr.weights.mean_shift import DIV2K_MEAN, State, UnsupportedWeights, with_mean_shift, without_mean_shift
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+
+State = dict[str, Tensor]
+
+
+class UnsupportedWeights(Exception):
+    """A known layout with content that our networks cannot have; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,75 @@ def _original(
         raise UnsupportedWeights(f"these are not the weights of our {name}")
     after = {key: _count(renamed, key.split(".*")[0]) for key in renamed if "*" in key}
     counted = {key.replace("*", str(after.get(key))): value for key, value in renamed.items()}
-    return with_mean_shift(counted, img_range, rgb_mean)
+    return _with_mean_shift(counted, img_range, rgb_mean)
+
+
+def _with_mean_shift(state: State, img_range: float, rgb_mean: Sequence[float]) -> State:
+    """Adds 1x1 convolutions that do what img_range and rgb_mean do, to a state with `head.0` and `tail.1`.
+
+    The layouts have none for other than three colours; then img_range goes into the outer convolutions.
+    """
+    mean = torch.tensor(rgb_mean, dtype=torch.float64)
+    colours = state["head.0.weight"].shape[1]
+    if len(mean) != colours:
+        raise UnsupportedWeights(f"rgb_mean has {len(mean)} entries for {colours} colours")
+    if colours != 3:
+        if mean.any():
+            raise UnsupportedWeights(f"the layout has no mean colour for {colours} colours, this network has one")
+        factors = {"head.0.weight": img_range, "tail.1.weight": 1 / img_range, "tail.1.bias": 1 / img_range}
+        return {key: value * factors.get(key, 1) for key, value in state.items()}
+    factor = img_range / 255
+    unit = torch.eye(3, dtype=torch.float64)[:, :, None, None]
+    shifts = {
+        "sub_mean.weight": unit * factor,
+        "sub_mean.bias": -img_range * mean,
+        "add_mean.weight": unit / factor,
+        "add_mean.bias": 255 * mean,
+    }
+    return {**{key: value.float() for key, value in shifts.items()}, **state}
+
+
+def without_mean_shift(state: Mapping[str, Tensor]) -> tuple[State, float, tuple[float, ...], str]:
+    """Turns the shifts beside `conv_first` and `conv_last` into img_range and rgb_mean; returns a note on them, or ''.
+
+    What these cannot say (a deviation, mixed colours, another mean at the end) goes into the outer convolutions.
+    Raises UnsupportedWeights if a part is missing or they cannot be undone.
+    """
+    state = dict(state)
+    keys = [f"{name}_mean.{kind}" for name in ("sub", "add") for kind in ("weight", "bias")]
+    shifts = [state.pop(key).double() for key in keys if key in state]
+    colours = state["conv_first.weight"].shape[1]
+    if not shifts:
+        return state, 1.0, (0.0,) * colours, "it has no mean shift, so it takes images in [0, 1] as they are"
+    if len(shifts) < len(keys):
+        raise UnsupportedWeights("of sub_mean and add_mean only a part is there")
+    mix_in, mix_out = (shifts[index].reshape(colours, colours) for index in (0, 2))
+    if torch.linalg.matrix_rank(mix_in) < colours:
+        raise UnsupportedWeights("its sub_mean drops a colour")
+    mean = -torch.linalg.solve(mix_in, shifts[1])
+    # The images' range: 255, or 1, or what makes their mean colour DIV2K's.
+    img_range = 1.0 if mean.any() and mean.abs().max() <= 1 else 255.0
+    if colours == 3:
+        ratios = mean / torch.tensor(DIV2K_MEAN, dtype=torch.float64)
+        if ratios[0] > 0 and _same(ratios, ratios.mean().expand(3)):
+            img_range = round(ratios.mean().item(), 2)
+    unit = torch.eye(colours)
+    if not _same(mix_in, unit):
+        weight = state["conv_first.weight"]
+        state["conv_first.weight"] = torch.einsum("oihw,ic->ochw", weight.double(), mix_in).to(weight.dtype)
+    if not (_same(mix_out, unit) and _same(shifts[3], mean)):
+        weight, bias = state["conv_last.weight"], state["conv_last.bias"]
+        state["conv_last.weight"] = torch.einsum("co,oihw->cihw", mix_out, weight.double()).to(weight.dtype)
+        state["conv_last.bias"] = (mix_out @ bias.double() + shifts[3] - mean).to(bias.dtype)
+    if _same(mean / img_range, torch.tensor(DIV2K_MEAN)[:colours]):
+        return state, img_range, DIV2K_MEAN, "" if img_range == 255 else f"its images are in [0, {img_range:g}]"
+    shown = ", ".join(f"{value / img_range:.4f}" for value in mean.tolist())
+    return state, img_range, tuple((mean / img_range).tolist()), f"its mean colour is ({shown})"
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    # Files keep seven digits.
+    return first.shape == second.shape and torch.allclose(first.double(), second.double(), rtol=1e-5, atol=1e-7)
 
 
 def _renamed(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> State | None:
@@ -231,11 +309,26 @@ def _read_swinir(state: State) -> Recognised:
     window = (math.isqrt(state[f"{block}.attn.relative_position_bias_table"].shape[0]) + 1) // 2
     groups = [f"layers.{group}.residual_group.blocks" for group in range(_count(state, "layers"))]
     hidden = state[f"{block}.mlp.fc1.weight"].shape[0]
-    upsampler, scale = _swinir_upsampling(state, colours)
+    upsampler, scale = "", 1
+    if "conv_up1.weight" in state:
+        upsampler, scale = "nearest+conv", 4 if "conv_up2.weight" in state else 2
+    elif "conv_before_upsample.0.weight" in state:
+        upsampler, scale = "pixelshuffle", _upsampling(state)
+    elif "upsample.0.weight" in state:
+        upsampler, scale = "pixelshuffledirect", math.isqrt(state["upsample.0.weight"].shape[0] // colours)
+    # The size that masks or position embeddings were saved for; where windows were not shifted, the window's. A file
+    # that says where pixels lie but has no masks had none; one that has neither was stripped of both.
+    masks = [value for key, value in state.items() if key.endswith(".attn_mask")]
+    if "absolute_pos_embed" in state:
+        size = math.isqrt(state["absolute_pos_embed"].shape[1])
+    elif masks:
+        size = math.isqrt(masks[0].shape[0]) * window
+    else:
+        size = window if any(key.endswith(".relative_position_index") for key in state) else 8 * window
     img_range = 255.0 if window == 7 and not upsampler else 1.0
     options = {
         "type": "SwinIR",
-        "img_size": _swinir_size(state, window),
+        "img_size": size,
         "in_chans": colours,
         "embed_dim": width,
         "depths": tuple(_count(state, group) for group in groups),
@@ -252,27 +345,6 @@ def _read_swinir(state: State) -> Recognised:
         "resi_connection": "1conv" if "conv_after_body.weight" in state else "3conv",
     }
     return _found(options, state, f"img_range {img_range:g}")
-
-
-def _swinir_upsampling(state: State, colours: int) -> tuple[str, int]:
-    if "conv_up1.weight" in state:
-        return "nearest+conv", 4 if "conv_up2.weight" in state else 2
-    if "conv_before_upsample.0.weight" in state:
-        return "pixelshuffle", _upsampling(state)
-    if "upsample.0.weight" in state:
-        return "pixelshuffledirect", math.isqrt(state["upsample.0.weight"].shape[0] // colours)
-    return "", 1
-
-
-def _swinir_size(state: State, window: int) -> int:
-    """The img_size that masks or position embeddings were saved for; where windows were not shifted, the window's."""
-    if "absolute_pos_embed" in state:
-        return math.isqrt(state["absolute_pos_embed"].shape[1])
-    masks = [value for key, value in state.items() if key.endswith(".attn_mask")]
-    if masks:
-        return math.isqrt(masks[0].shape[0]) * window
-    # A file that says where pixels lie but has no masks had none; one that has neither was stripped of both.
-    return window if any(key.endswith(".relative_position_index") for key in state) else 8 * window
 
 
 def _read_nafnet(state: State) -> Recognised:

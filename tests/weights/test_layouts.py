@@ -12,8 +12,7 @@ from support import published
 
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.weights.layouts import UnsupportedWeights, recognise, to_edsr_pytorch, to_original_rcan
-from basicsr.weights.mean_shift import without_mean_shift
+from basicsr.weights.layouts import UnsupportedWeights, recognise, to_edsr_pytorch, to_original_rcan, without_mean_shift
 
 CHEAP = settings(max_examples=15, deadline=None, derandomize=True)
 scales = st.sampled_from([1, 2, 3, 4, 8])
