@@ -30,11 +30,10 @@ from basicsr.config.load import load_test_options, parse_arguments
 from basicsr.config.schema import Options
 from basicsr.config.warnings import unused_in_testing
 from basicsr.data import build_eval_dataset
-from basicsr.engine.image_checks import check_datasets, require_equal_images
+from basicsr.engine.inputs import check_datasets, digest_of_file, require_equal_images
 from basicsr.engine.logs.run_log import open_log
 from basicsr.engine.process.distributed import Launcher, RankInfo, joined, require_equal
 from basicsr.engine.process.rank_watchdog import following
-from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.run_folder import prepare_results, results_taken
 from basicsr.engine.startup_checks import check_evaluation, evaluation_images
 from basicsr.engine.validation import evaluate_with

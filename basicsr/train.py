@@ -32,11 +32,10 @@ from basicsr.data.batch import Batch
 from basicsr.data.loading import PrefetchedBatches
 from basicsr.engine import resuming
 from basicsr.engine.checkpoint import CheckpointFolder
-from basicsr.engine.image_checks import require_equal_images
+from basicsr.engine.inputs import input_digests, require_equal_images
 from basicsr.engine.logs.run_log import RunLog, RunStatus, SkippedImages, describe, open_log, open_run_log
 from basicsr.engine.process.distributed import Launcher, RankInfo, joined, require_equal
 from basicsr.engine.process.rank_watchdog import following
-from basicsr.engine.provenance import input_digests
 from basicsr.engine.run_folder import check_training_folders, owned, prepare_training
 from basicsr.engine.startup_checks import check_all_images, check_fit
 from basicsr.engine.training_run import TrainingRun

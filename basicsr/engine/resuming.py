@@ -21,11 +21,12 @@ from basicsr.engine.checkpoint import (
     is_network,
     names_in,
 )
+from basicsr.engine.inputs import TEACHER_CACHE, input_digests
 from basicsr.engine.logs.run_log import STATUS, launched_by_us
 from basicsr.engine.precision_choice import kept_precision
 from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.process.meeting import restarts
-from basicsr.engine.provenance import RECORD, TEACHER_CACHE, input_digests
+from basicsr.engine.run_folder import RECORD
 from basicsr.losses.basic_loss import batch_scope_of
 from basicsr.utils.dist_util import gather_objects, on_master, raise_together
 from basicsr.utils.errors import CheckpointError, OptionsError, UserError

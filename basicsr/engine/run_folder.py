@@ -6,19 +6,22 @@ reads from, and none that does not look like a run's. Two programs that write th
 
 from __future__ import annotations
 
+import datetime
 import errno
 import fnmatch
 import glob
+import json
 import math
 import os
 import platform
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
@@ -29,8 +32,9 @@ from basicsr.config.load import resolved_yaml
 from basicsr.config.schema import Options, thaw
 from basicsr.data.checks.notes import cache_folder
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder, names_in
-from basicsr.engine.provenance import texts_in, write_record
+from basicsr.engine.inputs import input_files, texts_in
 from basicsr.files.atomic_files import check_writable, write_atomically
+from basicsr.files.regular_files import read_regular
 from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.logger import get_root_logger
@@ -44,6 +48,7 @@ RUN = ("training_states", "models", "status.json", "record.json", "train_*.log")
 CURVES = ("events.out.tfevents*",)
 RESULTS = ("metrics.csv", "report.html", "test_*.log", "visualization", "NAME*.yml")
 """NAME is the folder's own."""
+RECORD = "record.json"
 LOCK = ".lock"
 """Name of the lock in a folder."""
 _SECONDS = 0.5  # a process that was killed holds its lock until its last child has gone
@@ -149,13 +154,7 @@ def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
     remarks = checkpoints.tidy(resume.iteration if resume is not None and own else None)
     if (best := run.best_iteration()) is not None:
         checkpoints.restore_best(best)
-    facts = {
-        "device": str(run.rank_info.device),
-        "ranks": run.rank_info.world_size,
-        "precision": {**run.precision.kept(), "chosen": run.precision.reason or "by the options"},
-        "images": run.images,
-    }
-    write_record(options, run.iteration, facts, run.files)
+    _write_record(run)
     coming = math.ceil((options.train.total_iter - run.iteration) / options.logger.save_checkpoint_freq)
     needed = size * min(coming, (options.logger.keep_checkpoints or coming) + 1)
     if needed > (free := shutil.disk_usage(folder).free):
@@ -164,6 +163,31 @@ def prepare_training(run: TrainingRun, resume: Checkpoint | None) -> list[str]:
             " space, or set logger: keep_checkpoints"
         )
     return remarks
+
+
+def _write_record(run: TrainingRun) -> None:
+    """Writes what a run was made from, so that its result can be traced; adds to it where the run goes on."""
+    path = run.options.experiment_folder / RECORD
+    files = {option: str(file) for option, file in input_files(run.options).items()}
+    start = {
+        "at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "iteration": run.iteration,
+        "command": sys.argv,
+        "versions": {"basicsr": basicsr.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "host": platform.node(),
+        "device": str(run.rank_info.device),
+        "ranks": run.rank_info.world_size,
+        "precision": {**run.precision.kept(), "chosen": run.precision.reason or "by the options"},
+        "images": run.images,
+        "weights": {option: {"file": files[option], "sha256": digest} for option, digest in run.files.items()},
+    }
+    earlier: Any = []
+    if run.iteration:
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            earlier = json.loads(read_regular(path))["starts"]
+    starts = [*earlier, start] if isinstance(earlier, list) else [start]
+    content = json.dumps({"name": run.options.name, "starts": starts}, indent=1).encode()
+    write_atomically(path, lambda file: file.write(content))
 
 
 def _make(folder: Path) -> None:

@@ -22,7 +22,7 @@ from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.batch import in_unit_range
 from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
-from basicsr.engine.image_checks import check_cache_content, check_datasets
+from basicsr.engine.inputs import check_cache_content, check_datasets
 from basicsr.engine.process.command import StopRequest
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import HeaderError

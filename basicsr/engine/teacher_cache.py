@@ -43,8 +43,8 @@ from basicsr.data.teacher_outputs import (
     size_of_file,
     write_manifest,
 )
+from basicsr.engine.inputs import digest_of_file
 from basicsr.engine.process.command import StopRequest
-from basicsr.engine.provenance import digest_of_file
 from basicsr.engine.run_folder import LOCK, FolderLock
 from basicsr.engine.startup_checks import check_teacher
 from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, write_atomically

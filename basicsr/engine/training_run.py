@@ -18,11 +18,10 @@ from basicsr.config.schema import Options, thaw
 from basicsr.data import build_eval_dataset, build_train_loader
 from basicsr.data.checks.notes import fingerprint
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
-from basicsr.engine.image_checks import check_cache_key
+from basicsr.engine.inputs import check_cache_key, input_digests
 from basicsr.engine.logs.metric_writers import check_packages
 from basicsr.engine.precision_choice import choose_precision, kept_precision, settled
 from basicsr.engine.process.distributed import RankInfo, require_equal, weights_digest
-from basicsr.engine.provenance import input_digests
 from basicsr.engine.state_checks import (
     StateMismatch,
     check_groups,

@@ -18,9 +18,9 @@ from pydantic import TypeAdapter
 from basicsr.config.load import resolved_yaml, todays_text
 from basicsr.config.schema import Options, flat
 from basicsr.data import build_eval_dataset
+from basicsr.engine.inputs import digest_of_file
 from basicsr.engine.logs.run_log import STATUS
 from basicsr.engine.precision_choice import settled
-from basicsr.engine.provenance import digest_of_file
 from basicsr.files.regular_files import read_regular
 from basicsr.files.run_history import HISTORY, ITERATION, read_history
 from basicsr.models import build_model, recognise_networks

@@ -12,7 +12,7 @@ from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
 from basicsr.data.base import Skipped
 from basicsr.data.batch import Batch
-from basicsr.engine.image_checks import check_datasets
+from basicsr.engine.inputs import check_datasets
 from basicsr.engine.logs.run_log import SkippedImages
 from basicsr.engine.process.distributed import RankInfo
 from basicsr.utils.errors import DataError

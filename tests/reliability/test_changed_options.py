@@ -22,8 +22,8 @@ from basicsr.config.load import load_options, resolved_yaml, todays_text
 from basicsr.data.loading import KeySampler
 from basicsr.distill.base import LossTerm, StepContext
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
+from basicsr.engine.inputs import input_digests
 from basicsr.engine.process.distributed import RankInfo
-from basicsr.engine.provenance import input_digests
 from basicsr.engine.resuming import check_options
 from basicsr.losses.basic_loss import L1Loss
 from basicsr.utils.errors import OptionsError

@@ -36,8 +36,7 @@ from basicsr.distill.dukd import DUKD
 from basicsr.distill.fitnet import FitNet
 from basicsr.distill.mipkd import MiPKD
 from basicsr.distill.response import ResponseDistillation, SeveralTeachers
-from basicsr.engine.image_checks import check_cache_content, check_cache_key
-from basicsr.engine.provenance import input_digests
+from basicsr.engine.inputs import check_cache_content, check_cache_key, input_digests
 from basicsr.models.kd_model import KDModel
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.precision import Precision

@@ -16,7 +16,7 @@ from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
 from basicsr.data.checks.alignment import find_misalignment
 from basicsr.data.transforms import mod_crop
-from basicsr.engine.image_checks import check_datasets
+from basicsr.engine.inputs import check_datasets
 from basicsr.engine.process.distributed import RankInfo
 from basicsr.utils.matlab_functions import imresize_integer
 

@@ -1,15 +1,17 @@
-"""What is checked of images before a run begins: all of them, on all ranks, and the teacher's cache made of them."""
+"""What a run reads: the files of weights that it is made from, its images, and the teacher's cache made of them."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
+from basicsr.archs import vgg_arch, vqgan_arch
 from basicsr.config.component_blocks import constructor_of, is_auto
 from basicsr.config.schema import DatasetOptions, Options, thaw
 from basicsr.data.checks.alignment import find_misaligned_pairs
@@ -18,6 +20,7 @@ from basicsr.data.checks.notes import digests_of, files_digest, fingerprint
 from basicsr.data.storage import stored_images
 from basicsr.data.teacher_outputs import (
     COMMAND,
+    MANIFEST,
     CacheKey,
     cached_names,
     image_difference,
@@ -26,9 +29,73 @@ from basicsr.data.teacher_outputs import (
     shortened,
 )
 from basicsr.engine.process.distributed import RankInfo, require_equal
+from basicsr.files.atomic_files import sha256_of
 from basicsr.utils.dist_util import gather_objects, raise_together
-from basicsr.utils.errors import DataError, OptionsError, UserError
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.errors import CheckpointError, DataError, OptionsError, UserError
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METHOD_REGISTRY, Registry
+
+TEACHER_CACHE = "datasets.train.teacher_cache"
+_SECTIONS = ("path", "train", "network_g", "network_t", "network_d")
+_NO_WEIGHTS = ("path.resume_state", "path.experiments_root", "path.results_root")
+
+
+def input_digests(options: Options) -> dict[str, str]:
+    """SHA-256 of each file of weights that the options name, by the option: teachers', VGG's, those to start from.
+
+    A VGG or VQGAN that is not named is the file that its loss finds by itself. A teacher's cache counts by its list,
+    which has the digests of the outputs. Raises CheckpointError where a file cannot be read.
+    """
+    return {option: digest_of_file(file) for option, file in input_files(options).items()}
+
+
+def digest_of_file(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal, cached while the file is unchanged; raises CheckpointError."""
+    try:
+        found = file.stat()
+        return _cached_digest(file, found.st_size, found.st_mtime_ns)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+
+
+def texts_in(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All texts of nested options, by their whole names."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from texts_in(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for number, entry in enumerate(value):
+            yield from texts_in(entry, f"{key}[{number}]")
+
+
+def input_files(options: Options) -> dict[str, Path]:
+    """The files of weights that the options name, or that their losses find by themselves, by option."""
+    found = {}
+    for section in _SECTIONS:
+        for option, value in texts_in(thaw(getattr(options, section)), section):
+            if option not in _NO_WEIGHTS and not option.endswith(".type") and Path(value).is_file():
+                found[option] = Path(value)
+    blocks: dict[str, tuple[Registry, Mapping[str, Any]]] = {}
+    if (train := options.train) is not None:
+        blocks = {f"train.distill.{name}": (METHOD_REGISTRY, block) for name, block in train.distill.items()}
+        if train.perceptual_opt is not None:
+            blocks["train.perceptual_opt"] = (LOSS_REGISTRY, train.perceptual_opt)
+    for key, (registry, block) in blocks.items():
+        parameters = inspect.signature(registry.get(block["type"])).parameters
+        given = {**{name: parameter.default for name, parameter in parameters.items()}, **block}
+        if given.get("vgg_weights", "") is None and (file := vgg_arch.local_weights(given["vgg_type"])) is not None:
+            found[f"{key}.vgg_weights"] = file
+        if given.get("vqgan_weights", "") is None and (file := vqgan_arch.local_weights()) is not None:
+            found[f"{key}.vqgan_weights"] = file
+    if options.teacher_cache is not None and (manifest := Path(options.teacher_cache) / MANIFEST).is_file():
+        found[TEACHER_CACHE] = manifest
+    return found
+
+
+@lru_cache(maxsize=32)
+def _cached_digest(file: Path, size: int, changed: int) -> str:
+    return sha256_of(file)
 
 
 def require_equal_images(datasets: Mapping[str, Any]) -> None:
