@@ -172,12 +172,12 @@ def _chosen(
 
 
 def _remark(scale: ScaleResults, shown: int, of: int) -> str:
+    if of == 1:
+        return "1 image."
     first = "largest difference between the networks" if len(scale.compared()) > 1 else "worst figure"
-    if shown == of:
-        return f"All {of} images, the one with the {first} first." if of > 1 else "1 image."
-    return (
-        f"{shown} of {of} images{', ' if shown > 1 else ': '}the one with the {first}{' first' if shown > 1 else ''}."
-    )
+    if shown == 1:
+        return f"1 of {of} images: the one with the {first}."
+    return f"{'All' if shown == of else f'{shown} of'} {of} images, the one with the {first} first."
 
 
 def _card(

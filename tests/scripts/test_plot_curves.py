@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from plot_curves import RunHistory, choose_keys, curves_figure, main, read_runs, smoothed
 
 from basicsr.engine.process.command import run_command
-from basicsr.report.curves import RunHistory, choose_keys, curves_figure, read_runs, smoothed
 from basicsr.utils.errors import DataError, OptionsError
 
 
@@ -26,12 +24,6 @@ def write_run(root: Path, name: str, psnr: float, losses: str = "l_pix") -> Path
             lines.append({"iter": iteration, "metrics/Set5/psnr": psnr + iteration / 1000, "metrics/Set5/ssim": 0.9})
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
-
-
-@pytest.fixture
-def main() -> Callable[..., int]:
-    """The command scripts/plot_curves.py."""
-    return importlib.import_module("plot_curves").main
 
 
 @pytest.fixture
@@ -101,7 +93,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
-def test_the_command_writes_each_format(main, folders, tmp_path, ending, capsys):
+def test_the_command_writes_each_format(folders, tmp_path, ending, capsys):
     output = tmp_path / "plots" / f"curves.{ending}"
     assert main([*map(str, folders), "--output", str(output), "--smooth"]) == 0
     assert capsys.readouterr().out.startswith(f"{output}: metrics/Set5/psnr, metrics/Set5/ssim, losses/l_pix of ")
@@ -115,7 +107,7 @@ def test_the_command_writes_each_format(main, folders, tmp_path, ending, capsys)
     assert [file.name for file in output.parent.iterdir()] == [output.name]
 
 
-def test_mistakes_are_told_in_one_line_and_nothing_is_written(main, folders, tmp_path, capsys, monkeypatch):
+def test_mistakes_are_told_in_one_line_and_nothing_is_written(folders, tmp_path, capsys, monkeypatch):
     def refused(*arguments: str) -> str:
         assert run_command(lambda: main(list(arguments))) in (2, 3)
         (line,) = capsys.readouterr().err.splitlines()
