@@ -114,30 +114,27 @@ class PairedImageDataset(PatchDataset):
             check_whole_pair(gt.size, lq.size, self.scale, *labels)
             whole = Window(0, 0, lq.size[0] * self.scale, lq.size[1] * self.scale)
             return {"lq": self._convert(lq.read(), pixels), "gt": self._convert(gt.read(whole), pixels), **paths}
-        images = [gt, lq] if self._outputs is None else [gt, lq, self._outputs.open(names["gt"], gt.size)]
-        gt_patch, lq_patch, *sr = self._random_patches(images, gt_size or self.gt_size, labels, rng)
-        sample = {"lq": self._convert(lq_patch, pixels), "gt": self._convert(gt_patch, pixels), **paths}
-        if sr:
-            sample["sr_teacher"] = rgb_tensor(sr[0]) if pixels else decode(img2tensor(sr[0]))
-        return sample
-
-    def _random_patches(
-        self, images: Sequence[OpenImage], gt_size: int, labels: tuple[str, str], rng: np.random.Generator
-    ) -> list[np.ndarray]:
-        """HR and LR patch, and that of the teacher's output where there is one."""
-        gt, lq, *_ = images
-        scale, side = self.scale, gt_size // self.scale
+        scale, side = self.scale, gt_size or self.gt_size
         sizes = gt.size, lq.size
         if self.extend_small and gt.size == (lq.size[0] * scale, lq.size[1] * scale):
-            sizes = _at_least(gt.size, gt_size), _at_least(lq.size, side)
-        top, left = choose_crop(*sizes, gt_size, scale, *labels, rng)
-        hr_window = Window(top * scale, left * scale, gt_size, gt_size)
-        windows = hr_window, Window(top, left, side, side), hr_window
-        patches = [_extended(image, window) for image, window in zip(images, windows, strict=False)]
+            sizes = _at_least(gt.size, side), _at_least(lq.size, side // scale)
+        top, left = choose_crop(*sizes, side, scale, *labels, rng)
+        hr_window = Window(top * scale, left * scale, side, side)
+        patches = {
+            "lq": _extended(lq, Window(top, left, side // scale, side // scale)),
+            "gt": _extended(gt, hr_window),
+        }
+        if self._outputs is not None:
+            patches["sr_teacher"] = _extended(self._outputs.open(names["gt"], gt.size), hr_window)
         coins = draw_coins(self.use_hflip, self.use_rot, rng)
         if self.use_vflip and not self.use_rot:
             coins = coins._replace(vertical=rng.random() < 0.5)
-        return [turned(patch, coins) for patch in patches]
+        patches = {name: turned(patch, coins) for name, patch in patches.items()}
+        sample: dict[str, Any] = {name: self._convert(patches[name], pixels) for name in ("lq", "gt")}
+        if "sr_teacher" in patches:
+            sr = patches["sr_teacher"]
+            sample["sr_teacher"] = rgb_tensor(sr) if pixels else decode(img2tensor(sr))
+        return {**sample, **paths}
 
     def stored_images(self) -> StoredImages:
         """Where the images lie and what they must be like."""

@@ -29,11 +29,7 @@ _LARGEST_SCALE = 16
 
 
 def mod_crop(img: np.ndarray, scale: int) -> np.ndarray:
-    """A copy of an image (H, W) or (H, W, C), cut below and right to multiples of `scale`.
-
-    Raises:
-        DataError: another number of dimensions.
-    """
+    """A copy of an image (H, W) or (H, W, C), else DataError, cut below and right to multiples of `scale`."""
     if img.ndim not in (2, 3):
         raise DataError(f"an image of 2 or 3 dimensions is expected, got {img.ndim}")
     height, width = img.shape[:2]
@@ -49,14 +45,13 @@ def choose_crop(
     lq_path: str | None = None,
     rng: np.random.Generator | None = None,
 ) -> tuple[int, int]:
-    """Draws top and left of an LR patch; times `scale`, they are those of the HR patch of side `gt_patch_size`.
-
-    Raises:
-        DataError: as `check_patches_fit`.
-    """
+    """Draws top and left of an LR patch; those of the HR patch are `scale` times as large. As `check_patches_fit`."""
     check_patches_fit(gt_size, lq_size, gt_patch_size, scale, gt_path, lq_path)
-    (height, width), lq_patch_size = lq_size, gt_patch_size // scale
-    return _below(height - lq_patch_size + 1, rng), _below(width - lq_patch_size + 1, rng)
+    drawn = []
+    for side in lq_size:
+        places = side - gt_patch_size // scale + 1
+        drawn.append(random.randrange(places) if rng is None else int(rng.integers(places)))
+    return drawn[0], drawn[1]
 
 
 def paired_random_crop(
@@ -67,21 +62,15 @@ def paired_random_crop(
     gt_path: str | None = None,
     rng: np.random.Generator | None = None,
 ) -> tuple[Any, Any]:
-    """Cuts corresponding patches out of HR and LR images at a random place.
+    """Cuts corresponding patches out of HR and LR images at a random place; returns HR and LR, alone or as lists.
 
     Args:
         img_gts: HR image or list of them, arrays (H, W, ...) or tensors (..., H, W), all of one size.
-        img_lqs: LR image or list of them.
+        img_lqs: LR image or list of them, `scale` times as small and not smaller than the patch, else DataError.
         gt_patch_size: side of the HR patch, a multiple of `scale`.
         scale: upscaling factor.
         gt_path: the HR image's name for errors.
         rng: where the place is drawn from.
-
-    Returns:
-        HR and LR patches, alone or as lists.
-
-    Raises:
-        DataError: HR is not `scale` times LR, or LR is smaller than the patch.
     """
     gts = img_gts if isinstance(img_gts, list) else [img_gts]
     lqs = img_lqs if isinstance(img_lqs, list) else [img_lqs]
@@ -125,10 +114,8 @@ def draw_coins(hflip: bool, rotation: bool, rng: np.random.Generator | None = No
 
 
 def turned(img: np.ndarray, coins: Coins) -> np.ndarray:
-    """An array (H, W, ...) turned; one of three channels whose order is a view's, RGB as BGR, stays such a view.
-
-    OpenCV does for such images in microseconds what numpy copies pixel by pixel.
-    """
+    """An array (H, W, ...) turned; one of three channels whose order is a view's, RGB as BGR, stays such a view."""
+    # OpenCV does for such images in microseconds what numpy copies pixel by pixel.
     if img.ndim == 3 and img.shape[2] == 3 and img.strides[2] < 0:
         return turned(img[..., ::-1], coins)[..., ::-1]
     if img.ndim != 3 or img.shape[2] != 3 or img.dtype not in _OPENCVS or not img.size:
@@ -201,10 +188,6 @@ def _is_cut_of(gt_size: Size, lq_size: Size, scale: int) -> bool:
 
 def _by(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def _below(limit: int, rng: np.random.Generator | None) -> int:
-    return random.randrange(limit) if rng is None else int(rng.integers(limit))
 
 
 def _coin(rng: np.random.Generator | None) -> bool:
