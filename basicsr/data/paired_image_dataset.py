@@ -10,7 +10,7 @@ import numpy as np
 from basicsr.config.component_blocks import ON_DISK, StorageBlock
 from basicsr.data.base import Color, PatchDataset, TensorConversion, rgb_tensor, taking_opt
 from basicsr.data.storage import OpenImage, StoredImages, Window, roots_of
-from basicsr.data.teacher_outputs import StoredOutputs, decode
+from basicsr.data.teacher_outputs import decode, open_output
 from basicsr.data.transforms import Size, check_depths, check_whole_pair, choose_crop, draw_coins, turned
 from basicsr.files.images import img2tensor
 from basicsr.utils.errors import OptionsError
@@ -83,11 +83,9 @@ class PairedImageDataset(PatchDataset):
         self.use_hflip, self.use_vflip, self.use_rot = use_hflip, use_vflip, use_rot
         self._convert = TensorConversion(color, mean, std)
         self._roots = roots_of(io_backend, {"lq": dataroot_lq, "gt": dataroot_gt})
-        self._outputs = None
-        if teacher_cache is not None:
-            if phase != "train" or (color, mean, std) != (None, None, None):
-                raise OptionsError("teacher_cache is for training on RGB in [0, 1]: without color, mean and std")
-            self._outputs = StoredOutputs(teacher_cache, self._roots["gt"])
+        self._teacher_cache = teacher_cache
+        if teacher_cache is not None and (phase != "train" or (color, mean, std) != (None, None, None)):
+            raise OptionsError("teacher_cache is for training on RGB in [0, 1]: without color, mean and std")
         self._chosen = meta_info_file is not None and self._roots["gt"].takes_list
         self.paths = self._roots["gt"].pairs(dataroot_lq, filename_tmpl, meta_info_file)
 
@@ -124,8 +122,9 @@ class PairedImageDataset(PatchDataset):
             "lq": _extended(lq, Window(top, left, side // scale, side // scale)),
             "gt": _extended(gt, hr_window),
         }
-        if self._outputs is not None:
-            patches["sr_teacher"] = _extended(self._outputs.open(names["gt"], gt.size), hr_window)
+        if self._teacher_cache is not None:
+            output = open_output(self._teacher_cache, roots["gt"].key(names["gt"]), gt.size)
+            patches["sr_teacher"] = _extended(output, hr_window)
         coins = draw_coins(self.use_hflip, self.use_rot, rng)
         if self.use_vflip and not self.use_rot:
             coins = coins._replace(vertical=rng.random() < 0.5)

@@ -46,9 +46,8 @@ class _Record(BaseModel):
 class CacheKey(_Record):
     """What must be equal for two caches of the same images to hold the same outputs.
 
-    `teacher` is the SHA-256 of the file with its weights, `param_key` and `strict` say what of it is loaded; `network`
-    has its resolved options, {type: auto} for spandrel's. Images were cut into tiles of side `tile`, LR pixels, where
-    it is given, else run whole while memory lasted.
+    `teacher` is the SHA-256 of its weights' file, of which `param_key` and `strict` say what is loaded; `network` has
+    its resolved options, {type: auto} for spandrel's; `tile` is None if images were run whole while memory lasted.
     """
 
     teacher: str
@@ -130,23 +129,17 @@ def cached_names(stored: StoredImages) -> list[str]:
     return list(seen)
 
 
-class StoredOutputs:
-    """The outputs in a cache, opened by the names of the HR images in their root."""
-
-    def __init__(self, folder: str, gt_root: ImageRoot) -> None:
-        self._folder, self._gt_root = ImageRoot(folder), gt_root
-
-    def open(self, gt_name: str, size: tuple[int, int]) -> OpenImage:
-        """The output for an HR image, whose pixels are codes; raises DataError unless it has that height and width."""
-        path = cached_file(self._folder.path, self._gt_root.key(gt_name))
-        output = self._folder.open(path)
-        if (output.size, output.depth) != (size, 16):
-            found, wanted = (" x ".join(map(str, entry)) for entry in (output.size, size))
-            raise DataError(
-                f"cannot read image {path}: it is {found} of {output.depth} bits, the HR image's output would be"
-                f" {wanted} of 16; make it by {COMMAND} --output {self._folder.path}"
-            )
-        return output
+def open_output(folder: str, name: str, size: tuple[int, int]) -> OpenImage:
+    """The output called `name`, whose pixels are codes; raises DataError unless it has that height and width."""
+    path = cached_file(folder, name)
+    output = ImageRoot(folder).open(path)
+    if (output.size, output.depth) != (size, 16):
+        found, wanted = (" x ".join(map(str, entry)) for entry in (output.size, size))
+        raise DataError(
+            f"cannot read image {path}: it is {found} of {output.depth} bits, the HR image's output would be"
+            f" {wanted} of 16; make it by {COMMAND} --output {folder}"
+        )
+    return output
 
 
 def read_manifest(folder: str | Path) -> Manifest:

@@ -74,15 +74,11 @@ def _contributions(length: int, scale: float, antialiasing: bool) -> tuple[np.nd
     positions = np.arange(1, math.ceil(length * scale - _ROUNDING_SLACK) + 1)
     centres = positions / scale + 0.5 * (1 - 1 / scale)
     pixels = np.floor(centres - width / 2)[:, None] + np.arange(math.ceil(width) + 2)
-    weights = shrink * _cubic(shrink * (centres[:, None] - pixels))
+    x = np.abs(shrink * (centres[:, None] - pixels))
+    # Keys' kernel
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = shrink * np.where(x <= 1, near, np.where(x <= 2, far, 0.0))
     weights /= weights.sum(axis=1, keepdims=True)
     used = np.any(weights != 0, axis=0)
     mirrored = np.concatenate([np.arange(length), np.arange(length)[::-1]])
     return weights[:, used], mirrored[(pixels[:, used].astype(np.int64) - 1) % (2 * length)]
-
-
-def _cubic(x: np.ndarray) -> np.ndarray:
-    x = np.abs(x)
-    near = 1.5 * x**3 - 2.5 * x**2 + 1
-    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    return np.where(x <= 1, near, np.where(x <= 2, far, 0.0))

@@ -44,28 +44,27 @@ def scandir(
         recursive: also files in folders below, but not in a linked folder that contains this one.
         full_path: yield paths that begin with `dir_path`; otherwise paths relative to it.
     """
-    yield from _entries(os.fspath(dir_path), suffix, recursive, full_path, ())
-
-
-def _entries(
-    folder: str, suffix: str | tuple[str, ...] | None, recursive: bool, full_path: bool, above: tuple[str, ...]
-) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"cannot read folder {folder}: {error.strerror}; check the path") from error
     endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix or ("",)))
-    above = (*above, os.path.realpath(folder)) if recursive else above
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if not is_folder(entry):
-            if entry.name.lower().endswith(endings):
-                yield entry.path if full_path else entry.name
-        elif recursive and os.path.realpath(entry.path) not in above:
-            for below in _entries(entry.path, suffix, recursive, full_path, above):
-                yield below if full_path else os.path.join(entry.name, below)
+
+    def files_in(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"cannot read folder {folder}: {error.strerror}; check the path") from error
+        above = (*above, os.path.realpath(folder)) if recursive else above
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not is_folder(entry):
+                if entry.name.lower().endswith(endings):
+                    yield entry.path
+            elif recursive and os.path.realpath(entry.path) not in above:
+                yield from files_in(entry.path, above)
+
+    root = os.fspath(dir_path)
+    for path in files_in(root, ()):
+        yield path if full_path else path[len(os.path.join(root, "")) :]
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

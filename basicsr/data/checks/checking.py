@@ -69,11 +69,15 @@ def check_images(
         bar = partial(progress, f"Checking {options.name} ({role})", shown)
         look = partial(_look, root, decode, processes or _share_of_cores(), bar)
         notes = NoteCache("images", root, partial(_note, decode), partial(_noted, decode), rank, world_size)
-        shapes = root.shapes()
-        inspections[role] = [
-            _compared(inspection, shapes.get(name))
-            for name, inspection in zip(names, notes.results(names, look), strict=True)
-        ]
+        shapes, found = root.shapes(), notes.results(names, look)
+        for number, name in enumerate(names):
+            header, shape = found[number].header, shapes.get(name)
+            if header is not None and shape is not None and sorted(header.size) != sorted(shape[:2]):
+                found[number] = Inspection(
+                    f"meta_info.txt says {shape[0]}x{shape[1]}, the image is {header.height}x{header.width}; create the"
+                    " LMDB database again"
+                )
+        inspections[role] = found
     return [
         bad
         for number, index in enumerate(indices)
@@ -175,17 +179,6 @@ def _noted(decode: bool, note: list[Any]) -> Inspection | None:
     if colourful is not None and not isinstance(colourful, bool):
         return None
     return Inspection(None, ImageHeader(kind, height, width, channels, bits, space), colourful)
-
-
-def _compared(found: Inspection, shape: tuple[int, int, int] | None) -> Inspection:
-    """The inspection, or that the root's list of shapes says otherwise: then list and images are not of one making."""
-    header = found.header
-    if header is None or shape is None or sorted(header.size) == sorted(shape[:2]):
-        return found
-    return Inspection(
-        f"meta_info.txt says {shape[0]}x{shape[1]}, the image is {header.height}x{header.width}; create the LMDB"
-        " database again"
-    )
 
 
 def _judge(stored: StoredImages, index: int, found: dict[str, Inspection]) -> list[BadImage]:
