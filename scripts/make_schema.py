@@ -31,7 +31,8 @@ if __name__ == "__main__":
 from pydantic import ConfigDict, PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
 from pydantic.json_schema import PydanticJsonSchemaWarning
 
-from basicsr.config.schema import SET_BY_THE_COMMAND, Options
+from basicsr.config.component_blocks import SET_BY_THE_COMMAND
+from basicsr.config.schema import Options
 from basicsr.optim.optimizers import ARGUMENTS, OPTIMIZERS
 from basicsr.optim.schedules import SCHEDULES
 from basicsr.utils.registry import (

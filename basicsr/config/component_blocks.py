@@ -1,11 +1,25 @@
-"""Blocks of options that name a component by `type`: as types, which are checked against its constructor."""
+"""What the models of options are made of: sections of fixed keys, and blocks that name a component by `type`.
+
+A block is checked against the constructor of its component.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic_core import core_schema
 
 from basicsr.utils.errors import OptionsError
@@ -16,10 +30,13 @@ from basicsr.utils.registry import (
     METRIC_REGISTRY,
     REQUIRED,
     STORAGE_REGISTRY,
+    Key,
     Problem,
     Registry,
     find_problems,
+    problems_of,
     raise_problems,
+    thaw,
     unknown_key,
     unknown_name,
 )
@@ -27,6 +44,47 @@ from basicsr.utils.text import nearest, shown
 
 UNCHECKED = "blocks of components are not checked"
 """Context of a validation that takes any block as it is, because its mistakes are known by then."""
+
+
+SET_BY_THE_COMMAND = ("root", "skipped", "sources")
+
+
+class Section(BaseModel):
+    """Base of all sections: strict, frozen, no unknown keys; lists become tuples before they come here."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+    older_names: ClassVar[tuple[str, ...]] = ()  # keys that stand for others, replaced before the options come here
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_problems(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        """Raises what is wrong as `Problem`s, which know the keys that this section allows."""
+        try:
+            return handler(cls.gathered(dict(data)) if isinstance(data, Mapping) else data)
+        except ValidationError as error:
+            return raise_problems(problems_of(error, data, cls.unknown_key))
+
+    @classmethod
+    def gathered(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The data with the keys that the fields have."""
+        return data
+
+    @classmethod
+    def unknown_key(cls, key: Key) -> Problem:
+        """What to say of a key that the section does not have."""
+        allowed = [name for name in cls.model_fields if name not in SET_BY_THE_COMMAND]
+        return unknown_key(key, allowed, cls.older_names)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain dicts and lists from which an equal section can be made, without what is null by default."""
+        data = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if not field.exclude and not (value is None and field.default is None):
+                data[name] = thaw(value)
+        return data
 
 
 class FrozenMapping(Mapping[str, Any]):
@@ -61,6 +119,11 @@ def freeze(value: Any) -> Any:
     if isinstance(value, Mapping):
         return value if isinstance(value, FrozenMapping) else FrozenMapping(value)
     return tuple(map(freeze, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _table(module: str, name: str) -> Callable[[], Mapping[str, Any]]:
+    """Gives a table of components when it is needed, as its module may import torch."""
+    return lambda: vars(importlib.import_module(module))[name]
 
 
 class Component:
@@ -99,13 +162,16 @@ class Component:
 
     def problems(self, block: Mapping[str, Any]) -> list[Problem]:
         """Compares a block with the constructor of the member that it names."""
+        members = self._members if isinstance(self._members, Registry) else self._members()
         name = block.get("type")
         if not isinstance(name, str):
-            return [self._without_type(block)]
+            return [self._without_type(block, list(members.keys()))]
         try:
-            member = self._member(name)
+            member = members.get(name)
         except OptionsError as error:
             return [Problem(("type",), str(error))]
+        if member is None:
+            return [unknown_name(self.kind, name, list(members.keys()))]
         return self.problems_with(member, {key: value for key, value in block.items() if key != "type"})
 
     def problems_with(self, member: Any, given: Mapping[str, Any]) -> list[Problem]:
@@ -114,25 +180,14 @@ class Component:
         problems = find_problems(member, free, dict.fromkeys(self.provided), self._hints(), self.further)
         return problems + [unknown_key((key,), list(self.further)) for key in given if key in self.provided]
 
-    def _member(self, name: str) -> Any:
-        if isinstance(self._members, Registry):
-            return self._members.get(name)
-        if name not in self._members():
-            raise OptionsError(unknown_name(self.kind, name, self._names()).message)
-        return self._members()[name]
-
-    def _names(self) -> list[str]:
-        return self._members.names() if isinstance(self._members, Registry) else list(self._members())
-
-    def _without_type(self, block: Mapping[str, Any]) -> Problem:
+    def _without_type(self, block: Mapping[str, Any], names: list[str]) -> Problem:
         member = f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
         if block.get("type") is not None:
-            what = f"must be the name of {member}, got {shown(block['type'])}"
-            return Problem(("type",), what, "", self._names())
+            return Problem(("type",), f"must be the name of {member}, got {shown(block['type'])}", "", names)
         for key in block if "type" not in block else ():
             if abs(len(key) - len("type")) < 2 and (hint := nearest(key, ["type"])):
-                return Problem((key,), f"unknown key{hint}; {member} needs a type", "", self._names())
-        return Problem(("type",), f"{REQUIRED}, as {member} needs a type", "", self._names())
+                return Problem((key,), f"unknown key{hint}; {member} needs a type", "", names)
+        return Problem(("type",), f"{REQUIRED}, as {member} needs a type", "", names)
 
 
 class _Network(Component):
@@ -153,33 +208,19 @@ class _Built(Component):
         """See `Component`."""
         import torch
 
-        problems = super().problems_with(member, given)
-        parameters = {name: [torch.nn.Parameter(torch.zeros(1))] for name in self.provided}
+        if problems := super().problems_with(member, given):
+            return problems
         try:
-            if not problems:
-                member(**parameters, **given)
+            member(**{name: [torch.nn.Parameter(torch.zeros(1))] for name in self.provided}, **given)
         except Exception as error:  # whatever torch makes of values that it was not written for
-            problems = [Problem((), f"{member.__name__}: {(str(error).splitlines() or [type(error).__name__])[0]}")]
-        return problems
+            return [Problem((), f"{member.__name__}: {(str(error).splitlines() or [type(error).__name__])[0]}")]
+        return []
 
 
-def _ranges_of_optimizers() -> Mapping[str, Any]:
-    from basicsr.optim.optimizers import ARGUMENTS
-
-    return ARGUMENTS
-
-
-def _optimizers() -> Mapping[str, Any]:
-    from basicsr.optim.optimizers import OPTIMIZERS
-
-    return OPTIMIZERS
-
-
-def _schedules() -> Mapping[str, Any]:
-    from basicsr.optim.schedules import SCHEDULES
-
-    return SCHEDULES
-
+_Value = TypeVar("_Value")
+Named = Annotated[Mapping[str, _Value], AfterValidator(FrozenMapping)]
+"""A section whose keys are names of the user's choice."""
+EMPTY = FrozenMapping()
 
 _BETTER = {"better": Literal["higher", "lower"]}
 
@@ -188,11 +229,17 @@ DiscriminatorBlock = Annotated[Mapping[str, Any], Component("network", ARCH_REGI
 LossBlock = Annotated[Mapping[str, Any], Component("loss", LOSS_REGISTRY)]
 MethodBlock = Annotated[Mapping[str, Any], Component("method", METHOD_REGISTRY)]
 MetricBlock = Annotated[Mapping[str, Any], Component("metric", METRIC_REGISTRY, _BETTER, ("img", "img2"))]
-OptimizerBlock = Annotated[Mapping[str, Any], _Built("optimizer", _optimizers, {}, ("params",), _ranges_of_optimizers)]
-SchedulerBlock = Annotated[Mapping[str, Any], _Built("scheduler", _schedules)]
+OptimizerBlock = Annotated[
+    Mapping[str, Any],
+    _Built(
+        "optimizer",
+        _table("basicsr.optim.optimizers", "OPTIMIZERS"),
+        provided=("params",),
+        hints=_table("basicsr.optim.optimizers", "ARGUMENTS"),
+    ),
+]
+SchedulerBlock = Annotated[Mapping[str, Any], _Built("scheduler", _table("basicsr.optim.schedules", "SCHEDULES"))]
 StorageBlock = Annotated[Mapping[str, Any], Component("storage", STORAGE_REGISTRY, provided=("path",))]
-
-
 ON_DISK: StorageBlock = FrozenMapping({"type": "disk"})
 
 

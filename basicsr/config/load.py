@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from basicsr.config.checks import find_conflicts, find_warnings, nothing_left, without_missing
 from basicsr.config.command_line import parse_arguments as parse_arguments
-from basicsr.config.component_blocks import UNCHECKED, constructor_of, freeze
-from basicsr.config.schema import SET_BY_THE_COMMAND, Options, thaw
+from basicsr.config.component_blocks import SET_BY_THE_COMMAND, UNCHECKED, constructor_of, freeze
+from basicsr.config.schema import Options, thaw
 from basicsr.config.yaml_files import (
     Document,
     apply_overrides,

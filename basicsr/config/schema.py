@@ -9,29 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
-from pydantic.functional_validators import ModelWrapValidatorHandler
+from pydantic import BeforeValidator, Field
 
 from basicsr.config.component_blocks import (
+    EMPTY,
     Component,
     DiscriminatorBlock,
     FrozenMapping,
     LossBlock,
     MethodBlock,
     MetricBlock,
+    Named,
     NetworkBlock,
     OptimizerBlock,
     SchedulerBlock,
+    Section,
 )
 from basicsr.utils.ranges import (
     LARGEST_ITERATION,
@@ -55,7 +49,6 @@ from basicsr.utils.registry import (
     Key,
     Problem,
     find_problems,
-    problems_of,
     raise_problems,
     unknown_key,
 )
@@ -71,8 +64,6 @@ MODEL_TYPES = {  # BasicSR's and other names: ours
     "SRGANModel": "SRModel",
 }
 
-SET_BY_THE_COMMAND = ("root", "skipped", "sources")
-
 
 def _model_type(value: Any) -> Any:
     if not isinstance(value, str) or value in MODEL_TYPES:
@@ -83,44 +74,6 @@ def _model_type(value: Any) -> Any:
 _ABSENT: Any = None
 Precision = Literal["none", "bf16", "fp16"]
 TrainingPrecision = Literal["auto", "none", "bf16", "fp16"]
-
-
-class Section(BaseModel):
-    """Base of all sections: strict, frozen, no unknown keys; lists become tuples before they come here."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
-    )
-    older_names: ClassVar[tuple[str, ...]] = ()  # keys that stand for others, replaced before the options come here
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _with_problems(cls, data: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
-        """Raises what is wrong as `Problem`s, which know the keys that this section allows."""
-        try:
-            return handler(cls.gathered(dict(data)) if isinstance(data, Mapping) else data)
-        except ValidationError as error:
-            return raise_problems(problems_of(error, data, cls.unknown_key))
-
-    @classmethod
-    def gathered(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """The data with the keys that the fields have."""
-        return data
-
-    @classmethod
-    def unknown_key(cls, key: Key) -> Problem:
-        """What to say of a key that the section does not have."""
-        allowed = [name for name in cls.model_fields if name not in SET_BY_THE_COMMAND]
-        return unknown_key(key, allowed, cls.older_names)
-
-    def to_data(self) -> dict[str, Any]:
-        """Plain dicts and lists from which an equal section can be made, without what is null by default."""
-        data = {}
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if not field.exclude and not (value is None and field.default is None):
-                data[name] = thaw(value)
-        return data
 
 
 class _Dataset(Component):
@@ -151,23 +104,18 @@ class DatasetOptions(Section):
     batch_size_per_gpu: BatchSize = Field(default=1, description="images per iteration and process")
     num_worker_per_gpu: FewOrNone = Field(default=0, description="loader processes per training process")
     dataset_enlarge_ratio: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=1, description="how many passes count as one epoch in the log"
+        default=1, description="passes over the images that count as one epoch in the log"
     )
-    prefetch_mode: Literal["cpu", "cuda"] | None = Field(
-        default=None, description="accepted as BasicSR's files have it"
-    )
+    prefetch_mode: Literal["cpu", "cuda"] | None = Field(default=None, description="accepted and ignored (BasicSR)")
     num_prefetch_queue: Few = Field(default=1, description="batches that each worker prepares ahead")
     pin_memory: bool = Field(default=True, description="page-locked batches, for faster copies to the GPU")
     persistent_workers: bool = Field(default=True, description="workers live through the whole run")
     use_shuffle: bool = Field(default=True, description="whether training sees the images in random order")
     check_images: Literal["none", "headers", "full"] = Field(
-        default="headers",
-        description="what to read of every image before training or testing begins; full decodes them",
+        default="headers", description="how every image is checked before a run; full decodes it"
     )
     skip_bad_images: IterationsOrNone = Field(
-        default=0,
-        description="how many images that cannot be used training may do without; 0 stops at the first; evaluation does"
-        " without none",
+        default=0, description="in training: how many unusable images may be skipped; 0 stops at the first"
     )
     gt_sizes: Annotated[tuple[Side, ...], Field(min_length=1)] | None = Field(
         default=None, description="progressive training: side of the HR patches, stage by stage; gt_size is the largest"
@@ -235,17 +183,13 @@ class TrainOptions(Section):
     accumulate: Few = Field(default=1, description="batches whose gradients are averaged in one iteration")
     grad_clip: PositiveWeight | None = Field(default=None, description="largest gradient norm; ~ for no limit")
     optim_g: OptimizerBlock = Field(description="optimizer of the trained network (and of the terms' heads)")
-    weight_decay_heads: WeightDecay = Field(
-        default=0.0, description="weight decay of the terms' heads and temperatures"
-    )
+    weight_decay_heads: WeightDecay = Field(default=0.0, description="weight decay of terms' heads and temperatures")
     optim_d: OptimizerBlock | None = Field(default=None, description="optimizer of the discriminator")
     scheduler: SchedulerBlock | None = Field(default=None, description="learning rates; ~ for a constant rate")
     pixel_opt: LossBlock | None = Field(default=None, description="loss between output and HR image")
     perceptual_opt: LossBlock | None = Field(default=None, description="perceptual loss between output and HR image")
     adversarial_opt: LossBlock | None = Field(default=None, description="GAN loss (gan_opt in BasicSR's files)")
-    distill: Annotated[Mapping[str, MethodBlock], AfterValidator(FrozenMapping)] = Field(
-        default=FrozenMapping(), description="distillation terms, by a name of your choice"
-    )
+    distill: Named[MethodBlock] = Field(default=EMPTY, description="distillation terms, by a name of your choice")
     train_adversary: bool = Field(default=True, description="whether the discriminator learns")
     net_d_iters: Iterations = Field(default=1, description="the network is updated every so many iterations")
     net_d_init_iters: IterationsOrNone = Field(default=0, description="iterations that train the discriminator only")
@@ -269,8 +213,7 @@ class ValOptions(Section):
 
     val_freq: Interval = Field(default=5000, description="iterations between evaluations")
     save_img: bool | None = Field(
-        default=None,
-        description="save the output images; where left out, test.py does if its report shows any, training does not",
+        default=None, description="save output images; where left out, only test.py does, if its report shows any"
     )
     suffix: str | None = Field(default=None, description="ends the saved images' names; ~ for the experiment's name")
     pbar: bool = Field(default=False, description="show progress")
@@ -279,17 +222,16 @@ class ValOptions(Section):
         default=None, description="side of the tiles that images are cut into, LR pixels; ~ runs them whole"
     )
     tile_overlap: Border | None = Field(
-        default=None, description="LR pixels that a tile sees beyond each edge; ~ for what the network needs"
+        default=None, description="LR pixels around a tile that the network sees, too; ~: what it needs"
     )
     amp: Precision = Field(
-        default="none", description="precision of the networks; tables are of none (float32), or say otherwise"
+        default="none", description="the networks' precision; tables say where it is not none (float32)"
     )
-    metrics: Annotated[Mapping[str, MetricBlock], AfterValidator(FrozenMapping)] = Field(
-        default=FrozenMapping(),
-        description="metrics by a name of your choice; `better: higher|lower` overrules the metric's own direction",
+    metrics: Named[MetricBlock] = Field(
+        default=EMPTY, description="metrics by a name of your choice; `better: higher|lower` overrules their own"
     )
     best: BestOptions | None = Field(
-        default=None, description="what decides which weights are net_g_best.pth; ~ for the first dataset and metric"
+        default=None, description="which weights are net_g_best.pth; ~: the first dataset and metric"
     )
 
 
@@ -361,16 +303,14 @@ class ReportOptions(Section):
 
     html: bool = Field(default=True, description="write report.html, one file that opens without a network")
     images: IterationsOrNone = Field(
-        default=20, description="images in report.html of each dataset and scale: those that differ most"
+        default=20, description="images of each dataset and scale in report.html: those that differ most"
     )
     plots: bool = Field(default=True, description="draw PSNR against cost, and the visual comparison")
     crops: FewOrNone = Field(default=4, description="rows of the visual comparison of each scale")
     regions: tuple[Region, ...] = Field(
         default=(), description="rows of the visual comparison; where left out, where the networks differ most"
     )
-    published: Published | None = Field(
-        default=None, description="backbone, or its ablations, whose published figures stand beside ours"
-    )
+    published: Published | None = Field(default=None, description="backbone whose published figures stand beside ours")
     speed: bool = Field(default=True, description="measure how fast the networks run, for Table 2")
     input: tuple[ImageChannels, Side, Side] = Field(
         default=(3, 256, 256), description="channels, height and width of the input that Table 2 is about"
@@ -382,9 +322,7 @@ class RowOptions(Section):
 
     type: Literal["bicubic"] | None = Field(default=None, description="bicubic: upscale without a network")
     network: NetworkBlock | None = Field(
-        default=None,
-        description="the network; network_g if left out; recognised from the file where there is neither, or by"
-        " {type: auto}",
+        default=None, description="the network; ~: network_g, or recognised from the file, as by {type: auto}"
     )
     path: str | None = Field(default=None, description="its weights")
     param_key: str | None = Field(default="params", description="key of the weights in the file; ~ if it is flat")
@@ -403,9 +341,7 @@ class FurtherTeacher(Section):
     param_key: str | None = Field(default="params", description="key of the weights in the file; ~ if it is flat")
     strict: bool = Field(default=True, description="refuse weights whose names differ from the network's")
     weight: PositiveWeight = Field(default=1.0, description="its weight in the mean")
-    allow_random: bool = Field(
-        default=False, description="train without its weights where there is no path (for tests)"
-    )
+    allow_random: bool = Field(default=False, description="train without its weights where path is ~ (for tests)")
 
 
 class Options(Section):
@@ -433,24 +369,17 @@ class Options(Section):
         description="mixed precision: none (float32), bf16, fp16; auto: bf16 where the device has units for it and is"
         " faster with it, else none",
     )
-    amp_teacher: TrainingPrecision | None = Field(
-        default=None, description="the teacher's precision; ~ for that of amp"
-    )
+    amp_teacher: TrainingPrecision | None = Field(default=None, description="the teacher's precision; ~: as amp")
     channels_last: bool = Field(default=False, description="memory layout that suits convolutions")
     find_unused_parameters: bool = Field(default=False, description="for networks that skip parameters, under DDP")
     crop_border: Border | None = Field(
-        default=None,
-        description="crop_border of the metrics that do not set it themselves; ~ for the scale, 0 at scale 1",
+        default=None, description="crop_border of metrics that set none; ~: the scale, 0 at scale 1"
     )
-    datasets: Annotated[Mapping[str, DatasetOptions], AfterValidator(FrozenMapping)] = Field(
-        default=FrozenMapping(), description="train, val, val_1, val_2..., test, test_1..."
-    )
+    datasets: Named[DatasetOptions] = Field(default=EMPTY, description="train, val, val_1, val_2..., test, test_1...")
     network_g: NetworkBlock | None = Field(default=None, description="the network to train or test: the student")
     network_t: NetworkBlock | None = Field(default=None, description="the teacher, frozen")
     network_d: DiscriminatorBlock | None = Field(default=None, description="the discriminator")
-    networks: Annotated[Mapping[str, RowOptions], AfterValidator(FrozenMapping)] = Field(
-        default=FrozenMapping(), description="for test.py: any number of networks, a row of the table each"
-    )
+    networks: Named[RowOptions] = Field(default=EMPTY, description="for test.py: networks, each a row of the table")
     path: PathOptions = Field(default=PathOptions(), description="weights and folders")
     train: TrainOptions = Field(default=_ABSENT, validate_default=False, description="how to train; None in testing")
     val: ValOptions = Field(default=ValOptions(), description="how to evaluate")
@@ -458,9 +387,7 @@ class Options(Section):
     logger: LoggerOptions = Field(default=LoggerOptions(), description="what to log and save, how often")
     dist_params: DistOptions = Field(default=DistOptions(), description="distributed training")
     is_train: bool = Field(default=True, exclude=True, description="set by the command, train.py or test.py")
-    skip_missing: bool = Field(
-        default=False, description="test.py names datasets and networks that are not there, and goes on without them"
-    )
+    skip_missing: bool = Field(default=False, description="test.py lists missing datasets and networks and skips them")
     skipped: tuple[str, ...] = Field(default=(), exclude=True, description="what skip_missing left out")
     sources: tuple[str, ...] = Field(default=(), exclude=True, description="the options files that were read")
     root: Path = Field(default=Path("."), exclude=True, description="set by the command: parent of experiments/")
