@@ -102,12 +102,21 @@ def load_state(
     expected = network.state_dict()
     matched, remarks = _matching(network, expected, state, path)
     check_weights(matched, path, expected)
-    complete = _with_derived(matched, expected)
-    mismatches = _mismatches(complete, expected)
+    # The network's own masks stand in for those of another size, and for those that were left out.
+    complete, stripped = dict(matched), not any(key.endswith(_DERIVED) for key in matched)
+    for key in (key for key in expected if key.endswith(_DERIVED)):
+        other_size = key.endswith(".attn_mask") and key in matched and matched[key].shape != expected[key].shape
+        if stripped or other_size:
+            complete[key] = expected[key]
+    mismatches = []
+    for key in dict.fromkeys([*expected, *complete]):
+        given, wanted = (str(tuple(side[key].shape)) if key in side else "-" for side in (complete, expected))
+        if given != wanted:
+            mismatches.append((key, given, wanted))
     if mismatches:
         loadable = len(expected) - sum(key in expected for key, *_ in mismatches)
         if strict or not loadable:
-            found = next(filter(None, map(recognised_or_none, [matched, *inner_states(state)])), None)
+            found = next(filter(None, map(_recognised_or_none, [matched, *inner_states(state)])), None)
             raise CheckpointError(_refusal(network, expected, found, mismatches, path, loadable))
         remarks.append(WarningRemark(f"{path}: loaded what fits {type(network).__name__}; {_counts(mismatches)}"))
         unfit = {key for key, *_ in mismatches}
@@ -155,14 +164,6 @@ def _of_these_shapes(
     ]
 
 
-def recognised_or_none(state: Mapping[str, Tensor]) -> Recognised | None:
-    """As `recognise`, without saying why a known layout cannot be had."""
-    try:
-        return recognise(state)
-    except UnsupportedWeights:
-        return None
-
-
 def _check_range(network: Any, found: Recognised, path: str | os.PathLike[str]) -> None:
     """A mean shift in the file decides what the network's range and mean colour must be."""
     if not found.has_range:
@@ -178,27 +179,14 @@ def _check_range(network: Any, found: Recognised, path: str | os.PathLike[str]) 
         )
 
 
-def _with_derived(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Puts the network's own masks in the place of those for another size, and of those that were left out."""
-    complete = dict(state)
-    stripped = not any(key.endswith(_DERIVED) for key in state)
-    for key in (key for key in expected if key.endswith(_DERIVED)):
-        other_size = key.endswith(".attn_mask") and key in state and state[key].shape != expected[key].shape
-        if stripped or other_size:
-            complete[key] = expected[key]
-    return complete
+def _recognised_or_none(state: Mapping[str, Tensor]) -> Recognised | None:
+    with suppress(UnsupportedWeights):
+        return recognise(state)
+    return None
 
 
 _Mismatch = tuple[str, str, str]
-
-
-def _mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[_Mismatch]:
-    """For each key that does not fit: its shape in the file and in the network, '-' where it is missing."""
-    rows = []
-    for key in dict.fromkeys([*expected, *state]):
-        given, wanted = (str(tuple(side[key].shape)) if key in side else "-" for side in (state, expected))
-        rows += [(key, given, wanted)] if given != wanted else []
-    return rows
+"""A key, its shape in the file and in the network, '-' where it is missing."""
 
 
 def _counts(mismatches: list[_Mismatch]) -> str:
@@ -223,7 +211,7 @@ def _refusal(
     loadable: int,
 ) -> str:
     name = type(network).__name__
-    own = recognised_or_none(expected)
+    own = _recognised_or_none(expected)
     advice = f"Check the network's options, or load what fits by {_NOT_STRICT}"
     if not loadable:
         advice = "None of its weights fits: give another file, or mend the network's options"
@@ -244,15 +232,12 @@ def _refusal(
             summary = f"checkpoint {path} has the wrong scale: it is for x{found.scale}, the options say x{own.scale}"
             summary += f" ({theirs} instead of {ours})" if len(keys) > 1 else ""
             advice = f"Give the file for x{own.scale}, or change the options"
-    return f"{summary}: {_counts(mismatches)}. {advice}\n{_table(mismatches)}"
-
-
-def _table(mismatches: list[_Mismatch]) -> str:
     rows = [("key", "in the file", "in the network"), *mismatches[:_ROWS]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    more = [f"  and {len(mismatches) - _ROWS} more"] if len(mismatches) > _ROWS else []
-    return "\n".join([line.rstrip() for line in lines] + more)
+    table = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if len(mismatches) > _ROWS:
+        table.append(f"  and {len(mismatches) - _ROWS} more")
+    return "\n".join([f"{summary}: {_counts(mismatches)}. {advice}", *(line.rstrip() for line in table)])
 
 
 @dataclass(frozen=True)

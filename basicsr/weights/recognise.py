@@ -85,21 +85,43 @@ def load_pretrained(
     Raises:
         CheckpointError: the file cannot be read, or holds no network that is recognised.
     """
-    search = _Search(path, read_weights(path, param_key, only_this=only_this))
-    pretrained = next(filter(None, map(search.built, search.candidates())), None) or search.by_spandrel()
-    if pretrained is None:
-        raise CheckpointError(search.failure())
-    return pretrained
+    file = read_weights(path, param_key, only_this=only_this)
+    reasons: list[str] = []
+    for block, options, layout, scale, remark in _candidates(path, file, reasons):
+        try:
+            network = build_network(block)
+            load_state(network, file.state, path)
+        except TwoNetworks:
+            raise
+        except Exception as error:  # options of unknown origin; constructors stumble over them in any way
+            reasons.append((str(error) or type(error).__name__).splitlines()[0])
+            continue
+        # Colours as the options name them, else those of the outermost convolutions.
+        outer = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+        first, last = (outer[0].in_channels, outer[-1].out_channels) if outer else (3, 3)
+        both = options.get("in_chans")
+        colours = options.get("num_in_ch", both or first), options.get("num_out_ch", both or last)
+        found = network.eval(), dict(block), str(block["type"]), layout, scale, *colours
+        return Pretrained(*found, file.key, file.metadata, remark)
+    if pretrained := _by_spandrel(path, file, reasons):
+        return pretrained
+    if Path(path).name.startswith("net_d"):
+        raise CheckpointError(f"checkpoint {path} is a discriminator by its name; give the network, net_g_*.pth")
+    keys = list(file.state)
+    raise CheckpointError(
+        f"checkpoint {path} holds no network that is recognised ({'; '.join(dict.fromkeys(reasons))}); its {len(keys)}"
+        f" weights begin with {', '.join(keys[:3])}. Write its network into the options; docs/pretrained.md says what"
+        " is recognised"
+    )
 
 
 def recognised_block(
     path: str | os.PathLike[str], *, param_key: str | None, scale: int
 ) -> tuple[dict[str, Any] | None, str | None]:
     """The options of our network that a file holds, without building it, and a remark; raises if the scale is wrong."""
-    search = _Search(path, read_weights(path, param_key))
-    for candidate in search.candidates():
+    for candidate in _candidates(path, read_weights(path, param_key), []):
         _check_scale(candidate.block["type"], candidate.scale, scale, path)
-        return dict(candidate.block), search.with_doubts(candidate.remark)
+        return dict(candidate.block), candidate.remark
     return None, None
 
 
@@ -134,103 +156,68 @@ def _check_scale(name: str, found: int, scale: int, path: str | os.PathLike[str]
 
 
 class _Candidate(NamedTuple):
-    """One of our networks that a file may hold."""
+    """One of our networks that a file may hold; `options` are also those that shapes show and `block` leaves out."""
 
     block: Mapping[str, Any]
+    options: Mapping[str, Any]
     layout: str
     scale: int
     remark: str | None
 
 
-class _Search:
-    """Ways to find out which network a file holds; each notes in `_reasons` why it did not."""
-
-    def __init__(self, path: str | os.PathLike[str], file: WeightFile) -> None:
-        self._path, self._file = path, file
-        self._states = list(inner_states(file.state))
-        self._doubt: str | None = None
-        self._reasons: list[str] = []
-        self._found: Recognised | None = None
-        for state in self._states:
-            try:
-                self._found = self._found or recognise(state)
-            except UnsupportedWeights as error:
-                self._reasons.append(str(error))
-
-    def candidates(self) -> Iterator[_Candidate]:
-        """Our networks that the file may hold: by the options recorded in it, then by keys and shapes."""
-        recorded, found = self._file.network, self._found
-        layout = found.layout if found is not None else ""
-        if recorded is not None and recorded["type"] in ARCH_REGISTRY:
-            factory = ARCH_REGISTRY.get(recorded["type"])
-            # Our training records the scale as well.
-            keeps_scale = "scale" in inspect.signature(factory).parameters
-            block = {key: value for key, value in recorded.items() if key != "scale" or keeps_scale}
-            # Data of unknown origin, so nothing larger than the weights is built.
-            fits = _agree(block, found) if found is not None else _bounded(block, self._file.state)
-            scale = found.scale if found is not None else recorded.get("scale")
-            arguments = {key: value for key, value in block.items() if key != "type"}
-            if fits and isinstance(scale, int) and scale >= 1 and not find_problems(factory, arguments, {}):
-                yield _Candidate(block, layout if layout not in _OUR_LAYOUTS else "ours", scale, None)
-            self._doubt = f"{self._path}: the options in it ({recorded['type']}) do not fit its weights, so left aside"
-        if found is not None:
-            said = "" if layout in _OUR_LAYOUTS else f" (layout: {layout})"
-            said += "".join(f"; {note}" for note in found.notes)
-            said += f"; not in the weights, taken as published: {', '.join(found.assumed)}" if found.assumed else ""
-            yield _Candidate(found.options, layout, found.scale, f"{self._path}: recognised {found}{said}")
-
-    def by_spandrel(self) -> Pretrained | None:
-        """By keys and shapes, as one of spandrel's networks."""
-        for state in self._states:
-            try:
-                network = SpandrelNetwork(state)
-            except NotRecognised as error:
-                self._reasons.append(str(error))
-                continue
-            check_weights(state, self._path, network.model.state_dict())
-            name, scale, colours = network.architecture, network.scale, (network.in_channels, network.out_channels)
-            remark = f"{self._path}: recognised {name}, x{scale}, by spandrel; its modules lie under 'model.'"
-            found = network.eval(), None, name, "spandrel", scale, *colours
-            return Pretrained(*found, self._file.key, self._file.metadata, self.with_doubts(remark))
-        return None
-
-    def failure(self) -> str:
-        """What to say where none of the ways led anywhere."""
-        keys = list(self._file.state)
-        if Path(self._path).name.startswith("net_d"):
-            return f"checkpoint {self._path} is a discriminator by its name; give the network, net_g_*.pth"
-        return (
-            f"checkpoint {self._path} holds no network that is recognised ({'; '.join(dict.fromkeys(self._reasons))});"
-            f" its {len(keys)} weights begin with {', '.join(keys[:3])}. Write its network into the options;"
-            " docs/pretrained.md says what is recognised"
-        )
-
-    def built(self, candidate: _Candidate) -> Pretrained | None:
-        """The network of a candidate, if it takes the weights."""
-        block = candidate.block
+def _candidates(path: str | os.PathLike[str], file: WeightFile, reasons: list[str]) -> Iterator[_Candidate]:
+    """Networks that the file may hold: by the options recorded in it, then by keys and shapes."""
+    found: Recognised | None = None
+    for state in inner_states(file.state):
         try:
-            network = build_network(block)
-            load_state(network, self._file.state, self._path)
-        except TwoNetworks:
-            raise
-        except Exception as error:  # options of unknown origin; constructors stumble over them in any way
-            self._reasons.append((str(error) or type(error).__name__).splitlines()[0])
-            return None
-        colours = _channels(network, {**(self._found.options if self._found else {}), **block})
-        found = network.eval(), dict(block), str(block["type"]), candidate.layout, candidate.scale, *colours
-        return Pretrained(*found, self._file.key, self._file.metadata, self.with_doubts(candidate.remark))
+            found = found or recognise(state)
+        except UnsupportedWeights as error:
+            reasons.append(str(error))
+    layout = found.layout if found is not None else ""
+    shown = found.options if found is not None else {}
+    recorded = file.network
+    if recorded is not None and recorded["type"] in ARCH_REGISTRY:
+        factory = ARCH_REGISTRY.get(recorded["type"])
+        # Our training records the scale as well.
+        keeps_scale = "scale" in inspect.signature(factory).parameters
+        block = {key: value for key, value in recorded.items() if key != "scale" or keeps_scale}
+        # Data of unknown origin, so nothing larger than the weights is built.
+        fits = _agree(block, found) if found is not None else _bounded(block, file.state)
+        scale = found.scale if found is not None else recorded.get("scale")
+        arguments = {key: value for key, value in block.items() if key != "type"}
+        if fits and isinstance(scale, int) and scale >= 1 and not find_problems(factory, arguments, {}):
+            theirs = "ours" if layout in _OUR_LAYOUTS else layout
+            yield _Candidate(block, {**shown, **block}, theirs, scale, file.remark)
+    if found is not None:
+        remark = f"{path}: recognised {found}" + ("" if layout in _OUR_LAYOUTS else f" (layout: {layout})")
+        remark += "".join(f"; {note}" for note in found.notes)
+        if found.assumed:
+            remark += f"; not in the weights, taken as published: {', '.join(found.assumed)}"
+        yield _Candidate(found.options, shown, layout, found.scale, _with_doubts(path, file, remark))
 
-    def with_doubts(self, remark: str | None) -> str | None:
-        """The remark with those on the file."""
-        return "; ".join(filter(None, (self._file.remark, self._doubt, remark))) or None
+
+def _with_doubts(path: str | os.PathLike[str], file: WeightFile, remark: str) -> str:
+    """The remark behind those on the file; the options recorded in it were of no use."""
+    doubt = None
+    if file.network is not None and file.network["type"] in ARCH_REGISTRY:
+        doubt = f"{path}: the options in it ({file.network['type']}) do not fit its weights, so left aside"
+    return "; ".join(filter(None, (file.remark, doubt, remark)))
 
 
-def _channels(network: nn.Module, options: Mapping[str, Any]) -> tuple[int, int]:
-    """Colours of the input and the output: as the options name them, else those of the outermost convolutions."""
-    outer = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    first, last = (outer[0].in_channels, outer[-1].out_channels) if outer else (3, 3)
-    both = options.get("in_chans")
-    return options.get("num_in_ch", both or first), options.get("num_out_ch", both or last)
+def _by_spandrel(path: str | os.PathLike[str], file: WeightFile, reasons: list[str]) -> Pretrained | None:
+    """By keys and shapes, as one of spandrel's networks."""
+    for state in inner_states(file.state):
+        try:
+            network = SpandrelNetwork(state)
+        except NotRecognised as error:
+            reasons.append(str(error))
+            continue
+        check_weights(state, path, network.model.state_dict())
+        name, scale, colours = network.architecture, network.scale, (network.in_channels, network.out_channels)
+        remark = f"{path}: recognised {name}, x{scale}, by spandrel; its modules lie under 'model.'"
+        found = network.eval(), None, name, "spandrel", scale, *colours
+        return Pretrained(*found, file.key, file.metadata, _with_doubts(path, file, remark))
+    return None
 
 
 def _agree(block: Mapping[str, Any], found: Recognised) -> bool:
