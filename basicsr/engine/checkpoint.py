@@ -261,17 +261,18 @@ class CheckpointFolder:
         except (ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError, AttributeError) as error:
             raise DamagedCheckpointError(f"is damaged ({manifest_path.name} cannot be read)") from error
         if manifest.get("format") != FORMAT:
-            theirs = manifest.get("format")
-            raise DamagedCheckpointError(f"is of format {theirs}, this version reads {FORMAT}")
-        if str(manifest.get("iteration")) != path.stem or not path.stem.isdigit():
+            raise DamagedCheckpointError(f"is of format {manifest.get('format')}, this version reads {FORMAT}")
+        listed = f"{path.parent.name}/{path.name}" in wanted
+        if str(manifest.get("iteration")) != path.stem or not path.stem.isdigit() or not listed:
             raise DamagedCheckpointError(f"is damaged ({manifest_path.name} is not of iteration {path.stem})")
         root, found = path.parent.parent, {}
         for name, (size, digest) in wanted.items():
             folder, _, file = name.partition("/")
             ours = _NETWORK.fullmatch(file) if folder == "models" else file.endswith(".state")
             if folder not in ("models", "training_states") or "/" in file or "\0" in file or not ours:
-                fault = f"{manifest_path.name} names the file {name!r}, which is none of a checkpoint's"
-                raise DamagedCheckpointError(f"is damaged ({fault})")
+                raise DamagedCheckpointError(
+                    f"is damaged ({manifest_path.name} names the file {name!r}, which is none of a checkpoint's)"
+                )
             candidates = [file for file in (root / name, _temporary(root / name)) if os.path.isfile(file)]
             if not candidates:
                 names_in((root / name).parent)  # a file is missing only where its folder can be read
@@ -284,8 +285,6 @@ class CheckpointFolder:
             if intact is None:
                 raise DamagedCheckpointError(f"is damaged (SHA-256{where})")
             found[root / name] = intact
-        if path not in found:
-            raise DamagedCheckpointError(f"is damaged ({manifest_path.name} does not list it)")
         return found
 
     def _complete(self, iteration: int) -> None:

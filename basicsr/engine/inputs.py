@@ -166,14 +166,13 @@ def check_cache_key(options: Options, digests: Mapping[str, str]) -> CacheKey | 
     if key.scale != options.scale:
         difference = f"scale {key.scale}, the options' scale is {options.scale}"
     elif path.pretrain_network_t is not None:
-        option = "path.pretrain_network_t"
+        option, loads = "path.pretrain_network_t", (path.param_key_t, path.strict_load_t)
         if key.teacher != digests[option]:
             theirs, ours = shortened(key.teacher), shortened(digests[option])
             difference = f"SHA-256 of its weights is {theirs}, that of {option} {ours}"
-        elif key.param_key != path.param_key_t:
-            difference = f"param_key_t {key.param_key}, the options' is {path.param_key_t}"
-        elif key.strict != path.strict_load_t:
-            difference = f"strict_load_t {key.strict}, the options' is {path.strict_load_t}"
+        elif (key.param_key, key.strict) != loads:
+            theirs, ours = f"{key.param_key} and {key.strict}", f"{loads[0]} and {loads[1]}"
+            difference = f"param_key_t and strict_load_t are {theirs}, the options' {ours}"
     # Of spandrel's networks, {type: auto}, no options are known.
     if difference is None and not (options.network_t is None or is_auto(options.network_t) or is_auto(key.network)):
         cached, given = _with_defaults(key.network), _with_defaults(thaw(options.network_t))

@@ -72,7 +72,6 @@ from basicsr.weights.recognise import SpandrelNetwork
 _THREADS = 8
 _BYTES = 6  # of a pixel: three channels of 16 bits
 _NOTICE = "stopping after this image; Ctrl+C again stops at once"
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,14 @@ def make_cache(
             say(f"warning: {line}")
     key, folder = keys[amp], folders[amp]
     say(f"{folder}: {len(names):,d} outputs of {key}")
-    sizes = _output_sizes(stored, options.scale)
+
+    def output_size(name: str) -> tuple[int, int]:
+        with stored.roots["lq"].opened(name) as source:
+            height, width = read_header(source).size
+        return height * options.scale, width * options.scale
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes = list(pool.map(output_size, stored.files["lq"]))
     wanted = [
         CachedImage(name=name, lq=digest, size=size) for name, digest, size in zip(names, digests, sizes, strict=True)
     ]
@@ -234,18 +240,6 @@ def _default_folder(gt_root: str, key: CacheKey) -> Path:
 
 def _is_begun(folder: Path, key: CacheKey) -> bool:
     return (folder / MANIFEST).is_file() and not key_differences(read_manifest(folder).key, key)
-
-
-def _output_sizes(stored: StoredImages, scale: int) -> list[Size]:
-    """Height and width of each output, by the LR images' headers."""
-
-    def size(name: str) -> Size:
-        with stored.roots["lq"].opened(name) as source:
-            height, width = read_header(source).size
-        return height * scale, width * scale
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(size, stored.files["lq"]))
 
 
 def _existing_outputs(folder: Path, key: CacheKey, wanted: Sequence[CachedImage]) -> list[CachedImage | None]:
