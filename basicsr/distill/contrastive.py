@@ -21,7 +21,7 @@ from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import Features, Few, Many, Side, Weight
-from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments, idle_conflicts
+from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
 
 TAU_RANGE = (0.01, 1.0)
 Tau = Annotated[float, Ge(TAU_RANGE[0]), Le(TAU_RANGE[1])]
@@ -167,6 +167,7 @@ class HybridContrastive(LossTerm):
     """
 
     teacher_needs = ""
+    without_effect = (({"mining": "all"}, ("num_negatives",)),)
 
     @staticmethod
     def batch_scope(options: Mapping[str, Any]) -> BatchScope:
@@ -210,9 +211,7 @@ class HybridContrastive(LossTerm):
         self.requires_grad_(train_heads)
 
     @staticmethod
-    def conflicts(mode: str, embed_dim: int, mining: str, num_negatives: int | None) -> Iterator[Conflict]:
-        if mining == "all":
-            yield from idle_conflicts(HybridContrastive, "mining: all", {"num_negatives": num_negatives})
+    def conflicts(mode: str, embed_dim: int) -> Iterator[Conflict]:
         multiple = 2 if mode == "image" else 4
         if embed_dim % multiple:
             yield "embed_dim", f"is {embed_dim}, allowed: multiples of {multiple}, as the heads' layers halve it"

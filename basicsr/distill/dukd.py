@@ -13,7 +13,7 @@ from basicsr.distill.base import LossTerm, StepContext
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.ranges import Few, Probability, Weight
-from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments, idle_conflicts
+from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
 
 PIXEL_WEIGHT = 5.0  # published, of both losses against true images
 
@@ -55,6 +55,11 @@ class DUKD(LossTerm):
 
     batch_scope = "image"
     teacher_needs = "the teacher on other images"
+    without_effect = (
+        ({"zoom_out": False}, ("zoom_out_consistency", "pixel_weight")),
+        ({"zoom_in": False}, ("num_patches",)),
+        ({"zoom_in": False, "zoom_out_consistency": False}, ("consistency_probability",)),
+    )
 
     def __init__(
         self,
@@ -81,24 +86,9 @@ class DUKD(LossTerm):
             self.weights["l_zoom_out_pix"] = loss_weight * (PIXEL_WEIGHT if pixel_weight is None else pixel_weight)
 
     @staticmethod
-    def conflicts(
-        zoom_in: bool,
-        zoom_out: bool,
-        num_patches: int,
-        consistency_probability: float,
-        zoom_out_consistency: bool,
-        pixel_weight: float | None,
-    ) -> Iterator[Conflict]:
+    def conflicts(zoom_in: bool, zoom_out: bool) -> Iterator[Conflict]:
         if not (zoom_in or zoom_out):
             yield "zoom_in", "is false, as is zoom_out; turn one on, or leave the method out"
-        if not zoom_out:
-            idle = {"zoom_out_consistency": zoom_out_consistency, "pixel_weight": pixel_weight}
-            yield from idle_conflicts(DUKD, "zoom_out: false", idle)
-        if not zoom_in:
-            yield from idle_conflicts(DUKD, "zoom_in: false", {"num_patches": num_patches})
-        if not (zoom_in or zoom_out_consistency):
-            beside = "zoom_in: false and zoom_out_consistency: false"
-            yield from idle_conflicts(DUKD, beside, {"consistency_probability": consistency_probability})
 
     @staticmethod
     def misfits(zoom_in: bool, num_patches: int, scale: int) -> Iterator[Misfit]:

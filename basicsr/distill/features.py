@@ -102,16 +102,13 @@ def summed_distances(features: Sequence[torch.Tensor], others: Iterable[Sequence
     signs = [torch.zeros_like(feature, dtype=torch.int8) for feature in features]
     with torch.no_grad():
         for other in others:
-            for layer in zip(features, other, totals, signs, strict=True):
-                _add(*layer)
-            del other, layer  # before the next is made
+            for feature, far, total, sign in zip(features, other, totals, signs, strict=True):
+                difference = at_least_float32(feature) - at_least_float32(far)
+                sign += difference.sign().to(torch.int8)
+                total += difference.abs_().flatten(1).mean(1)
+                del difference, far
+            del other  # before the next is made
     return [_Summed.apply(*layer) for layer in zip(features, totals, signs, strict=True)]
-
-
-def _add(feature: torch.Tensor, other: torch.Tensor, total: torch.Tensor, signs: torch.Tensor) -> None:
-    difference = at_least_float32(feature) - at_least_float32(other)
-    signs += difference.sign().to(torch.int8)
-    total += difference.abs_().flatten(1).mean(1)
 
 
 class _Summed(torch.autograd.Function):

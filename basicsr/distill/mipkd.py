@@ -14,21 +14,14 @@ from basicsr.distill.base import LossTerm, NetworkPair, StepContext, boundaries,
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import BelowOne, Features, Few, Iterations, Probability, Weight
-from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments, idle_conflicts
+from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
 
 Route = Literal["student", "teacher"]
 MaskKind = Literal["random", "grid", "cosine", "cka"]
 EncoderKind = Literal["conv", "mlp", "shared", "none"]
 
-OF_THE_MIX = ("encoder", "latent_channels", "mask", "mask_probability", "feature_weight")
 OF_THE_AUTOENCODER = ("autoencoder", "autoencoder_weight", "autoencoder_until")
-# Options that nothing reads, by the option and value for which that is so.
-WITHOUT_EFFECT: dict[tuple[str, object], tuple[str, ...]] = {
-    ("feature_mixer", False): (*OF_THE_MIX, *OF_THE_AUTOENCODER),
-    ("block_mixer", False): ("block_weight", "ground_truth_share", "coins"),
-    ("encoder", "none"): OF_THE_AUTOENCODER,
-    ("autoencoder", False): ("autoencoder_weight", "autoencoder_until"),
-}
+OF_THE_MIXER = ("encoder", "latent_channels", "mask", "mask_probability", "feature_weight", *OF_THE_AUTOENCODER)
 
 
 @METHOD_REGISTRY.register()
@@ -76,6 +69,12 @@ class MiPKD(LossTerm):
     batch_scope = "image"
     teacher_needs = "the teacher's features and stages"
     runs_student_parts = True
+    without_effect = (
+        ({"feature_mixer": False}, OF_THE_MIXER),
+        ({"block_mixer": False}, ("block_weight", "ground_truth_share", "coins")),
+        ({"encoder": "none"}, OF_THE_AUTOENCODER),
+        ({"autoencoder": False}, ("autoencoder_weight", "autoencoder_until")),
+    )
 
     def __init__(
         self,
@@ -117,29 +116,17 @@ class MiPKD(LossTerm):
     def conflicts(
         feature_mixer: bool,
         block_mixer: bool,
-        autoencoder: bool,
         encoder: str,
         latent_channels: int | None,
         mask: str,
         mask_probability: float,
-        feature_weight: float,
-        autoencoder_weight: float,
-        autoencoder_until: int | None,
-        block_weight: float,
-        ground_truth_share: float,
-        coins: str,
     ) -> Iterator[Conflict]:
-        given = dict(locals())
         if not (feature_mixer or block_mixer):
             yield "feature_mixer", "is false, as is block_mixer; set one to true"
         if mask == "grid" and mask_probability != 0.5:
             yield "mask_probability", f"is {mask_probability}, but mask 'grid' is half the teacher's; leave it out"
         if latent_channels is not None and encoder == "none":
             yield "latent_channels", "means nothing to encoder 'none', which has no latent space; leave it out"
-        for (cause, value), names in WITHOUT_EFFECT.items():
-            if given[cause] == value:
-                idle = {name: given[name] for name in names}
-                yield from idle_conflicts(MiPKD, f"{cause}: {str(value).lower()}", idle)
 
     @staticmethod
     def misfits(autoencoder_until: int | None, total_iter: int) -> Iterator[Misfit]:

@@ -83,14 +83,6 @@ Conflict = tuple[str, str]
 """A key of a component's options, and what is wrong with its value beside others."""
 
 
-def idle_conflicts(loss: type, beside: str, given: Mapping[str, object]) -> Iterator[Conflict]:
-    """The options `given` that differ from their defaults without effect (`beside` others: 'zoom_out: false')."""
-    defaults = inspect.signature(loss).parameters
-    for name, value in given.items():
-        if value != defaults[name].default:
-            yield name, f"is {value}, without effect beside {beside}; leave {name} out"
-
-
 def call_style(factory: Callable[..., Any]) -> Literal["opt", "keywords"]:
     """How a registered class wants its options: BasicSR's datasets and models take them whole, as one dict `opt`."""
     return "opt" if list(_parameters(factory)) == ["opt"] else "keywords"
@@ -107,7 +99,8 @@ def find_problems(
 
     A class may say what must hold between its arguments: by a static method `conflicts` whose parameters are some of
     the constructor's and which yields, for each mistake, a key and a message that begins with a verb, or a `Problem`.
-    It is asked if keys, types and ranges are right.
+    It is asked if keys, types and ranges are right. `without_effect` names arguments that nothing reads, as pairs:
+    values of others beside which it is so, and the names.
 
     `provided` is what the framework passes itself; `hints` are types of parameters whose signature has no ranges;
     `further` are types of keys that the block may have beside the parameters.
@@ -135,7 +128,18 @@ def find_problems(
     if problems:
         return problems
     found = _asked(factory, "conflicts", {**provided, **given})
-    return [entry if isinstance(entry, Problem) else Problem((entry[0],), entry[1]) for entry in found]
+    problems = [entry if isinstance(entry, Problem) else Problem((entry[0],), entry[1]) for entry in found]
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    values = {**defaults, **given}
+    for causes, idle in getattr(factory, "without_effect", ()):
+        beside = " and ".join(f"{cause}: {str(value).lower()}" for cause, value in causes.items())
+        if all(cause in values and values[cause] == value for cause, value in causes.items()):
+            problems += [
+                Problem((name,), f"is {values[name]}, without effect beside {beside}; leave {name} out")
+                for name in idle
+                if values.get(name) != defaults.get(name)
+            ]
+    return problems
 
 
 @functools.lru_cache(maxsize=512)
