@@ -365,7 +365,7 @@ def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Te
     def write() -> None:
         if log is not None:
             rates = run.set_learning_rates(run.iteration)
-            epoch = run.loader.epoch_at(run.iteration).number
+            epoch, _, _ = run.loader.epoch_at(run.iteration)
             averages = {name: sum(found) / len(found) for name, found in of_ranks.items()}
             log.step(run.iteration, epoch, rates, averages, waited)
 

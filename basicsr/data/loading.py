@@ -21,7 +21,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -175,14 +175,6 @@ def _permutation(seed: int, number_of_pass: int, num_samples: int) -> np.ndarray
     return randomness.generator(randomness.sample_seed(seed, number_of_pass), "sample order").permutation(num_samples)
 
 
-class EpochPlace(NamedTuple):
-    """How far a run is: complete epochs, iterations since then, and the iterations of the current epoch."""
-
-    number: int
-    iteration: int
-    iterations: int
-
-
 class TrainLoader:
     """Yields the batches of each iteration: tuples of `accumulate` batches.
 
@@ -237,19 +229,19 @@ class TrainLoader:
         per_iteration = self._sampler.samples_before(iterations) / iterations
         return math.ceil(self._epoch / per_iteration)
 
-    def epoch_at(self, iteration: int) -> EpochPlace:
-        """How far the run is after so many iterations.
+    def epoch_at(self, iteration: int) -> tuple[int, int, int]:
+        """Complete epochs after so many iterations, iterations since then, and those of the current epoch.
 
         Where the batch size changes, an epoch ends with the iteration in which its last sample was taken.
         """
         sampler = self._sampler
         if not sampler.changes:
             length = self.iterations_per_epoch
-            return EpochPlace(*divmod(iteration, length), length)
+            return (*divmod(iteration, length), length)
         number = sampler.samples_before(iteration) // self._epoch
         start = sampler.iterations_for(number * self._epoch)
         end = sampler.iterations_for((number + 1) * self._epoch)
-        return EpochPlace(number, iteration - start, end - start)
+        return number, iteration - start, end - start
 
     def __len__(self) -> int:
         return len(self._sampler) // self._accumulate

@@ -73,9 +73,9 @@ def open_metric_writers(options: Options, text: str, start: int, validating: boo
     try:
         writers.append(History(options.experiment_folder / HISTORY, start, validating))
         if options.logger.wandb is not None and options.logger.wandb.project is not None:
-            writers.append(Wandb(options, start))
+            writers.append(_Wandb(options, start))
         if options.logger.use_tb_logger:
-            writers.append(TensorBoard(options, text, start, validating))
+            writers.append(_TensorBoard(options, text, start, validating))
     except UserError:
         for writer in writers:
             writer.close(1)
@@ -83,11 +83,8 @@ def open_metric_writers(options: Options, text: str, start: int, validating: boo
     return writers
 
 
-class TensorBoard:
-    """TensorBoard's files in tb_logger/NAME, with the options as text and as hyperparameters.
-
-    All methods raise CheckpointError where the files cannot be written.
-    """
+class _TensorBoard:
+    """TensorBoard's files in tb_logger/NAME, with the options as text and as hyperparameters."""
 
     shows_images = True
     needed = False
@@ -117,18 +114,15 @@ class TensorBoard:
         events.add_summary(session, start)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Adds a point to each curve."""
         with _os_errors_named():
             for name, value in values.items():
                 self._writer.add_scalar(name, value, iteration)
 
     def image(self, name: str, iteration: int, image: np.ndarray) -> None:
-        """Adds an image, uint8 (H, W, 3) BGR."""
         with _os_errors_named():
             self._writer.add_image(name, image[..., ::-1], iteration, dataformats="HWC")
 
     def close(self, exit_code: int) -> None:
-        """Writes what is pending."""
         with _os_errors_named():
             self._writer.close()
 
@@ -193,7 +187,7 @@ def _kept_records(content: bytes, is_void: Callable[[str, int], bool]) -> Iterat
         start = end
 
 
-class Wandb:
+class _Wandb:
     """A run at Weights & Biases, the same one when training is resumed; its files are in experiments/NAME/wandb.
 
     W&B takes no figures of steps that it has passed. Iterations that are repeated after a resume from an older
@@ -236,17 +230,14 @@ class Wandb:
         self._remember(self._passed)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Adds a point to each curve."""
         self._log(iteration, values)
         if iteration > self._passed:
             self._remember(iteration)
 
     def image(self, name: str, iteration: int, image: np.ndarray) -> None:
-        """Adds an image, uint8 (H, W, 3) BGR."""
         self._log(iteration, {name: self._wandb.Image(np.ascontiguousarray(image[..., ::-1]))})
 
     def close(self, exit_code: int) -> None:
-        """Sends what is pending and ends the run, as failed if `exit_code` is not 0."""
         self._run.finish(exit_code=exit_code)
 
     def _log(self, iteration: int, values: Mapping[str, Any]) -> None:

@@ -63,9 +63,9 @@ def open_log(folder: Path, kind: str, name: str, *, goes_on: bool = False) -> It
         except OSError as error:
             raise CheckpointError(f"cannot write {file}: {error.strerror}") from error
 
+    before = list(logger.handlers)
     on_master(add)
-    handlers = (handler for handler in logger.handlers if isinstance(handler, logging.FileHandler))
-    opened = [handler for handler in handlers if Path(handler.baseFilename) == file.absolute()]
+    opened = [handler for handler in logger.handlers if handler not in before]
     try:
         yield logger
     finally:
@@ -122,11 +122,8 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         f" {run.loader.num_samples} training images{left_out}, {options.train.total_iter} iterations"
     )
     if resume is not None:
-        epoch = run.loader.epoch_at(run.iteration)
-        logger.info(
-            f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {epoch.number},"
-            f" batch {epoch.iteration}/{epoch.iterations})"
-        )
+        epoch, batch, batches = run.loader.epoch_at(run.iteration)
+        logger.info(f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {epoch}, batch {batch}/{batches})")
 
 
 def _about_threads(threads: int, cores: int, environment: Mapping[str, str]) -> str:
