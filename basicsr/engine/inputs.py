@@ -14,8 +14,14 @@ from typing import Any
 from basicsr.archs import vgg_arch, vqgan_arch
 from basicsr.config.component_blocks import constructor_of, is_auto
 from basicsr.config.schema import DatasetOptions, Options, thaw
-from basicsr.data.checks.alignment import find_misaligned_pairs
-from basicsr.data.checks.checking import BadImage, check_images, dataset_warnings, progress, report
+from basicsr.data.checks.checking import (
+    BadImage,
+    check_images,
+    dataset_warnings,
+    find_misaligned_pairs,
+    progress,
+    report,
+)
 from basicsr.data.checks.notes import digests_of, files_digest, fingerprint
 from basicsr.data.storage import stored_images
 from basicsr.data.teacher_outputs import (

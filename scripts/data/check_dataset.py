@@ -6,7 +6,7 @@
 
 Files are read, their checksums or end marks compared, and both images of a pair decoded and held against each other:
 an LR image that fits at least 2 dB better where it is shifted is out of step, one that does not correlate with the HR
-image shows something else (basicsr/data/checks/alignment.py). `--no-compare` leaves that out, and is fast. HR images
+image shows something else (basicsr/data/checks/checking.py). `--no-compare` leaves that out, and is fast. HR images
 for training must be exactly scale times the LR size; in benchmarks up to scale - 1 pixels may be left over, as the HR
 image is cut in testing. The exit code is 3 where anything is wrong; warnings tell of what else lies in the folders.
 """
@@ -30,8 +30,7 @@ if __name__ == "__main__":
 import dataset_tools
 import numpy as np
 
-from basicsr.data.checks.alignment import EQUAL, find_misalignment
-from basicsr.data.checks.checking import grouped
+from basicsr.data.checks.checking import EQUAL, find_misalignment, grouped
 from basicsr.data.checks.inspection import is_colourful
 from basicsr.data.data_util import check_template, paired_paths_from_folder
 from basicsr.data.transforms import advice, check_depths

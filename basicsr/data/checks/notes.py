@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from basicsr.data.storage import ImageRoot, Stamp, stamp_of, stored_images
 from basicsr.files.atomic_files import write_atomically
@@ -36,66 +36,67 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class NoteCache(Generic[Result]):
-    """Notes of one kind on one root's images; `from_note` returns None or raises for notes of no use."""
+def results_with_notes(
+    kind: str,
+    root: ImageRoot,
+    names: Sequence[str],
+    look: Callable[[Executor, list[str]], Iterable[Result]],
+    to_note: Callable[[Result], list[Any]],
+    from_note: Callable[[list[Any]], Result | None],
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Result]:
+    """The results for a root's images; `look` finds those that no note of this kind knows or whose files have changed.
 
-    def __init__(
-        self,
-        kind: str,
-        root: ImageRoot,
-        to_note: Callable[[Result], list[Any]],
-        from_note: Callable[[list[Any]], Result | None],
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self._root, self._to_note, self._from_note = root, to_note, from_note
-        path = os.path.abspath(root.path)
-        self._head = {"version": VERSION, "root": path}
-        name = f"{kind}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:24]}"
-        self._path = cache_folder() / f"{name}-{rank}of{world_size}.json"
-        self._entries: dict[str, Any] = {}
-        with suppress(OSError):
-            for file in sorted(self._path.parent.glob(f"{name}-*.json")):
-                self._entries.update(self._read(file))
+    `from_note` returns None or raises for notes of no use.
+    """
+    path = os.path.abspath(root.path)
+    head = {"version": VERSION, "root": path}
+    prefix = f"{kind}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:24]}"
+    own_file = cache_folder() / f"{prefix}-{rank}of{world_size}.json"
+    notes: dict[str, Any] = {}
+    with suppress(OSError):
+        for file in sorted(own_file.parent.glob(f"{prefix}-*.json")):
+            notes.update(_read_notes(file, head))
 
-    def results(self, names: Sequence[str], look: Callable[[Executor, list[str]], Iterable[Result]]) -> list[Result]:
-        """The results for images; `look` finds those that are not known, or whose files have changed, by threads."""
-        files, keys = [self._root.file(name) for name in names], [self._root.relative(name) for name in names]
-        unique = list(dict.fromkeys(files))
-        with _threads() as pool:
-            # Stamps are taken before looking: what changes meanwhile is looked at again next time.
-            stamps = dict(zip(unique, in_tasks(pool, stamp_of, unique), strict=True))
-            known = [self._known(key, stamps[file]) for key, file in zip(keys, files, strict=True)]
-            waiting = [name for name, entry in zip(names, known, strict=True) if entry is None]
-            found = iter(list(look(pool, waiting)))
-        results = [next(found) if result is None else result for result in known]
-        if waiting:
-            noted = zip(keys, map(stamps.get, files), results, strict=True)
-            self._save({key: [*stamp, *self._to_note(result)] for key, stamp, result in noted if stamp is not None})
-        return results
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
-            if path.is_file() and path.stat().st_size <= _LARGEST_FILE:
-                content = json.loads(path.read_bytes())
-                if {name: content[name] for name in self._head} == self._head and isinstance(content["images"], dict):
-                    return content["images"]
-        return {}
-
-    def _known(self, key: str, stamp: Stamp | None) -> Result | None:
-        entry = self._entries.get(key)
-        if stamp is None or not isinstance(entry, list) or entry[:2] != list(stamp):
+    def known(key: str, stamp: Stamp | None) -> Result | None:
+        note = notes.get(key)
+        if stamp is None or not isinstance(note, list) or note[:2] != list(stamp):
             return None
         try:
-            return self._from_note(entry[2:])
+            return from_note(note[2:])
         except (TypeError, ValueError):
             return None
 
-    def _save(self, entries: dict[str, list[Any]]) -> None:
-        encoded = json.dumps({**self._head, "images": entries}, separators=(",", ":")).encode("utf-8")
+    files, keys = [root.file(name) for name in names], [root.relative(name) for name in names]
+    unique = list(dict.fromkeys(files))
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        # Stamps are taken before looking: what changes meanwhile is looked at again next time.
+        stamps = dict(zip(unique, in_tasks(pool, stamp_of, unique), strict=True))
+        results = [known(key, stamps[file]) for key, file in zip(keys, files, strict=True)]
+        waiting = [name for name, result in zip(names, results, strict=True) if result is None]
+        found = iter(list(look(pool, waiting)))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl+C only begun tasks are waited for
+    complete = [next(found) if result is None else result for result in results]
+    if waiting:
+        noted = zip(keys, map(stamps.get, files), complete, strict=True)
+        entries = {key: [*stamp, *to_note(result)] for key, stamp, result in noted if stamp is not None}
+        encoded = json.dumps({**head, "images": entries}, separators=(",", ":")).encode("utf-8")
         with suppress(OSError, CheckpointError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, lambda file: file.write(encoded))
+            own_file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(own_file, lambda file: file.write(encoded))
+    return complete
+
+
+def _read_notes(file: Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError):
+        if file.is_file() and file.stat().st_size <= _LARGEST_FILE:
+            content = json.loads(file.read_bytes())
+            if {name: content[name] for name in head} == head and isinstance(content["images"], dict):
+                return content["images"]
+    return {}
 
 
 def cache_folder() -> Path:
@@ -104,16 +105,6 @@ def cache_folder() -> Path:
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "basicsr"
-
-
-@contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads; after Ctrl+C only begun tasks are waited for."""
-    pool = ThreadPoolExecutor(_THREADS)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def in_tasks(
@@ -179,7 +170,7 @@ def digests_of(names: Sequence[str], root: ImageRoot, bar: Bar = lambda items, t
         (digest,) = note
         return digest if isinstance(digest, str) and len(digest) == 64 else None
 
-    return NoteCache[str]("digests", root, lambda digest: [digest], from_note).results(names, read)
+    return results_with_notes("digests", root, names, read, lambda digest: [digest], from_note)
 
 
 def _digest(root: ImageRoot, name: str) -> str:

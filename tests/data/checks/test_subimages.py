@@ -14,7 +14,7 @@ from support.data_scripts import files, last_line, run, write_images
 
 from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
-from basicsr.data.checks.alignment import find_misalignment
+from basicsr.data.checks.checking import find_misalignment
 from basicsr.data.transforms import mod_crop
 from basicsr.engine.inputs import check_datasets
 from basicsr.engine.process.distributed import RankInfo
