@@ -249,15 +249,10 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
 class TensorConversion:
     """From a decoded image to a network's input: scale to [0, 1], take one channel if asked for, reorder, normalise.
 
-    Args:
-        color: None for RGB; 'gray' for one channel, of a gray image its values as they are stored, of a colour image
-            0.299 R + 0.587 G + 0.114 B, rounded to the image's whole numbers; 'y' for one channel, Y of YCbCr (BT.601),
-            which lies in 16/255 to 235/255 and which BasicSR takes.
-        mean: subtracted from each channel, in [0, 1]; None for 0.
-        std: divides each channel then; None for 1.
-
-    Raises:
-        OptionsError: `mean` or `std` has another number of entries than the image will have channels.
+    `color` is None for RGB, 'gray' for one channel, of a gray image its values as they are stored, of a colour image
+    0.299 R + 0.587 G + 0.114 B, rounded to the image's whole numbers, or 'y' for Y of YCbCr (BT.601), which lies in
+    16/255 to 235/255 and which BasicSR takes. Each channel, in [0, 1], becomes (x - mean) / std; raises OptionsError
+    where `mean` or `std` has another number of entries than the image will have channels.
     """
 
     def __init__(self, color: Color | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:

@@ -70,28 +70,22 @@ def joined(
         named: dict[str, Any] = {}
         for one in options:
             named |= flat(thaw(one), f"x{one.scale}: " if len(options) > 1 else "")
-        code: list[bytes] = []
+        code = hashlib.sha256()
         for file in sorted(_PACKAGE.rglob("*.py")):
-            code += [os.fsencode(file.relative_to(_PACKAGE).as_posix()), file.read_bytes()]
+            content = file.read_bytes()
+            code.update(os.fsencode(f"{file.relative_to(_PACKAGE).as_posix()} {len(content)} ") + content)
         facts = {
             "basicsr": basicsr.__version__,
             "PyTorch": torch.__version__,
-            "code of basicsr (SHA-256 of its files)": _digest(*code)[:12],
+            "code of basicsr (SHA-256 of its files)": code.hexdigest()[:12],
             **{name: str(value) for name, value in flags.items()},
-            OPTIONS: _digest(json.dumps(named, default=str).encode()),
+            OPTIONS: hashlib.sha256(json.dumps(named, default=str).encode()).hexdigest(),
         }
         start = Start(facts, named, failure)
     params, num_gpu = (options[0].dist_params, options[0].num_gpu) if options else (DistOptions(), 0)
     timeouts = {"timeout": params.timeout, "join_timeout": params.join_timeout}
     with distributed(launcher, num_gpu, params.backend, params.port, **timeouts, start=start) as rank_info:
         yield options, rank_info
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{len(part)} ".encode() + part)
-    return digest.hexdigest()
 
 
 @contextmanager
