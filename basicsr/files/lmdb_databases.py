@@ -193,22 +193,20 @@ def _environment(path: str, readahead: bool) -> Any:
     real_path = os.path.realpath(path)
     with _opening:  # two threads must not open one database
         if real_path not in _environments:
-            _environments[real_path] = _opened(path, real_path, readahead)
+            lmdb = _lmdb("reading")
+            data = os.path.join(real_path, "data.mdb")
+            if not os.path.isfile(data):
+                raise DataError(
+                    f"{path} is no LMDB database: it has no data.mdb; check the path, or run create_lmdb.py"
+                )
+            if damage := find_database_damage(data, pages=False):
+                raise DataError(f"cannot open LMDB database {path}: {damage}; copy it again, or create it again")
+            try:
+                _environments[real_path] = lmdb.open(real_path, readonly=True, lock=False, readahead=readahead)
+            except lmdb.Error as error:
+                raise DataError(f"cannot open LMDB database {path}: {error}; create it again") from error
         _known[absolute] = _environments[real_path]
     return _known[absolute]
-
-
-def _opened(path: str, real_path: str, readahead: bool) -> Any:
-    lmdb = _lmdb("reading")
-    data = os.path.join(real_path, "data.mdb")
-    if not os.path.isfile(data):
-        raise DataError(f"{path} is no LMDB database: it has no data.mdb; check the path, or run create_lmdb.py")
-    if damage := find_database_damage(data, pages=False):
-        raise DataError(f"cannot open LMDB database {path}: {damage}; copy it again, or create it again")
-    try:
-        return lmdb.open(real_path, readonly=True, lock=False, readahead=readahead)
-    except lmdb.Error as error:
-        raise DataError(f"cannot open LMDB database {path}: {error}; create it again") from error
 
 
 def _lmdb(purpose: str) -> Any:
@@ -244,7 +242,14 @@ def find_database_damage(path: str, *, pages: bool) -> str | None:
             meta = _newest_meta(file)
             if pages and meta.root != _NO_PAGE:
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    _check_pages(content, meta)
+                    waiting, seen = [(meta.root, 1)], set()
+                    while waiting:
+                        number, depth = waiting.pop()
+                        below = None if number in seen else _children(content, meta, number, depth)
+                        if below is None:
+                            return f"data.mdb is damaged (page {number})"
+                        seen.add(number)
+                        waiting += [(child, depth + 1) for child in below]
     except _DamagedDatabase as error:
         return f"data.mdb is {error}"
     except OSError as error:
@@ -293,20 +298,8 @@ def _newest_meta(file: BinaryIO) -> _Meta:
     return meta
 
 
-def _check_pages(content: mmap.mmap, meta: _Meta) -> None:
-    """Raises _DamagedDatabase for the first page, from the root to all keys, that is not sound."""
-    waiting, seen = [(meta.root, 1)], set()
-    while waiting:
-        number, depth = waiting.pop()
-        below = None if number in seen else _children(content, meta, number, depth)
-        if below is None:
-            raise _DamagedDatabase(f"damaged (page {number})")
-        seen.add(number)
-        waiting += [(child, depth + 1) for child in below]
-
-
 def _children(content: mmap.mmap, meta: _Meta, number: int, depth: int) -> list[int] | None:
-    """The pages that a page leads to; None where it is damaged."""
+    """The pages that a page leads to; None where it, or the pages of a value in it, are damaged."""
     size = meta.page_size
     if not 2 <= number <= meta.last_page:
         return None
@@ -327,20 +320,18 @@ def _children(content: mmap.mmap, meta: _Meta, number: int, depth: int) -> list[
             return None
         if expected == _BRANCH:
             children.append(low | high << 16 | kind << 32)
-        elif not _is_value(content, meta, page, place + 8 + key, low | high << 16, kind):
+            continue
+        start, length = place + 8 + key, low | high << 16
+        if kind == 0 and start + length <= size:
+            continue
+        if kind != _IN_OVERFLOW or start + 8 > size:
+            return None
+        # The value has pages of its own, the first of which is named here.
+        (first,) = struct.unpack_from("=Q", page, start)
+        needed = (length + _HEADER - 1) // size + 1
+        if not 2 <= first <= meta.last_page + 1 - needed:
+            return None
+        own, flags, stored = struct.unpack_from("=Q2xHI", content, first * size)
+        if own != first or flags & ~_DIRTY != _OVERFLOW or stored < needed:
             return None
     return children
-
-
-def _is_value(content: mmap.mmap, meta: _Meta, page: bytes, place: int, length: int, kind: int) -> bool:
-    """Whether a value lies inside the page, or inside the pages of its own that it names."""
-    if kind == 0:
-        return place + length <= len(page)
-    if kind != _IN_OVERFLOW or place + 8 > len(page):
-        return False
-    (first,) = struct.unpack_from("=Q", page, place)
-    count = (length + _HEADER - 1) // meta.page_size + 1
-    if not 2 <= first <= meta.last_page + 1 - count:
-        return False
-    own, flags, stored = struct.unpack_from("=Q2xHI", content, first * meta.page_size)
-    return own == first and flags & ~_DIRTY == _OVERFLOW and stored >= count
