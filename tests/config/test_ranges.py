@@ -56,7 +56,7 @@ def parameters() -> dict[str, Any]:
             if name != "params":
                 found[f"optimizer {label}: {name}"] = ARGUMENTS[name]
     for section in vars(options_schema).values():
-        if inspect.isclass(section) and issubclass(section, options_schema.Section):
+        if type(section) is type(options_schema.Section) and issubclass(section, options_schema.Section):
             for name, hint in typing.get_type_hints(section, include_extras=True).items():
                 if name in section.model_fields:
                     found[f"{section.__name__}: {name}"] = hint
