@@ -247,7 +247,7 @@ def _folder_of(names: list[str]) -> str:
     advice = "which would have to be run; give its weights, saved by torch.save"
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
         raise Refused(f"it is a TorchScript program, {advice}")
-    if any(name.endswith("archive_format") for name in names):
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
         raise Refused(f"it is a program of torch.export, {advice}")
     folders = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(folders) != 1:

@@ -153,10 +153,8 @@ class PictureFile:
             Image.MAX_IMAGE_PIXELS = None
             undo.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-            undo.callback(cv2.utils.logging.setLogLevel, level)
             sys.stderr.flush()
-            with suppress(OSError):  # standard error, which libtiff writes to, may be closed
+            with suppress(OSError):  # standard error, which OpenCV and libtiff write to, may be closed
                 kept = os.dup(2)
                 undo.callback(os.close, kept)
                 undo.callback(os.dup2, kept, 2)

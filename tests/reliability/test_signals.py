@@ -18,6 +18,7 @@ import pytest
 from support.jobs import ROOT, Job, status_of, torchrun, write_options
 from support.kills import PHASES, act_in_phase, live
 from support.training import changed, checkpoint_of, differences, free_port, start
+from torch.distributed.run import get_args_parser
 
 from basicsr.engine.process.command import StopRequest, run_command
 from basicsr.train import main
@@ -114,6 +115,8 @@ def test_one_process_saves_and_ends_with_75(mcadkd, tmp_path, name, phase):
 )
 def test_under_torchrun_all_ranks_stop_after_one_iteration(mcadkd, tmp_path, name, phase, target):
     options = endless(mcadkd, tmp_path)
+    if "--signals-to-handle" not in get_args_parser().format_help():
+        pytest.skip("this version's torchrun forwards no further signals")
     begin = torchrun(f"--signals-to-handle={','.join(SIGNALS)}", f"--master_port={free_port()}")
     watched = [WATCHED, phase, "2", "0.002", target, str(int(SIGNALS[name]))]
     command = [*begin, *watched, "-opt", write_options(options, tmp_path), "--launcher", "pytorch"]

@@ -128,7 +128,10 @@ def test_bytes_after_the_end_do_not_matter(name, tmp_path):
 
 
 FAULTS = {
-    "float32": (cv2.imencode(".tiff", np.zeros((4, 4, 3), np.float32))[1].tobytes(), "its pixels are float32"),
+    "float32": (
+        cv2.imencode(".tiff", np.zeros((4, 4, 3), np.float32), [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes(),
+        "its pixels are float32",
+    ),
     "cmyk": (saved(picture("CMYK"), "JPEG"), "its pixels are CMYK"),
     "cmyk tiff": (saved(picture("CMYK"), "TIFF"), "its pixels are CMYK"),
     "1 bit": (saved(picture("1"), "PNG"), "it has 1 bit to a pixel"),
