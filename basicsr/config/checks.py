@@ -332,24 +332,28 @@ def without_missing(options: Options) -> tuple[Options, list[Problem]]:
     processes.
     """
     missing = [(key, path, kind) for key, path, kind in _paths_to_read(options) if not _is_there(key, path)]
-    problems = []
+    ends = {path: _end(path) for _, path, _ in missing}
+    lacking = Counter(ends[path][1] for _, path, _ in missing)
+    problems: list[Problem] = []
+    skipped: list[str] = []
     left: dict[str, dict[str, Any]] = {"datasets": dict(options.datasets), "networks": dict(options.networks)}
-    skipped = []
-    lacking = Counter(_first_missing_folder(path) for _, path, _ in missing)
     for key, path, kind in missing:
         message = f"there is no {kind} {shortened(path, _LONGEST_PATH)}"
+        last, folder = ends[path]
         section, name = str(key[0]), str(key[1])
         if not options.is_train and options.skip_missing and section in left:
             if left[section].pop(name, None) is not None:
                 label = options.datasets[name].name if section == "datasets" else name
                 skipped.append(f"{label}: {message}")
-            continue
-        folder = _first_missing_folder(path)
-        if folder is not None and lacking[folder] >= _FEWEST_IN_ONE_FOLDER:
+        elif folder is not None and lacking[folder] >= _FEWEST_IN_ONE_FOLDER:
             what = f"lies in {shortened(folder, _LONGEST_PATH)}, which is not there; check its path"
             problems.append(Problem(key, what, at_any_key=True))
+        elif key[-1] == "teacher_cache":
+            problems.append(Problem(key, f"{message}; make it by python scripts/cache_teacher.py -opt FILE"))
+        elif path.lower() in ("none", "null"):
+            problems.append(Problem(key, f"{message}; write ~ for none"))
         else:
-            problems.append(Problem(key, f"{message}; {_remedy(key, path)}"))
+            problems.append(Problem(key, f"{message}; {last} is there, the rest is not"))
     for dataset_key, dataset in options.datasets_of("train", "val").items() if options.is_train else ():
         workers = dataset.num_worker_per_gpu
         if workers > 64 and workers > 16 * (processors := num_processors()):  # the machine would stand still
@@ -390,23 +394,12 @@ def _is_there(key: KeyPath, path: str) -> bool:
     return os.path.isdir(path) if key[-1] == "teacher_cache" else os.path.exists(path)
 
 
-def _folders(path: str) -> list[str]:
-    parent = Path(path).absolute().parent
-    return [str(folder) for folder in (parent, *parent.parents)]
-
-
-def _first_missing_folder(path: str) -> str | None:
-    """The first folder of the path that is not there, unless that is the path itself."""
-    missing = [folder for folder in _folders(path) if not os.path.isdir(folder)]
-    return missing[-1] if missing else None
-
-
-def _remedy(key: KeyPath, path: str) -> str:
-    if key[-1] == "teacher_cache":
-        return "make it by python scripts/cache_teacher.py -opt FILE"
-    if path.lower() in ("none", "null"):
-        return "write ~ for none"
-    return f"{next(filter(os.path.isdir, _folders(path)), '/')} is there, the rest is not"
+def _end(path: str) -> tuple[str, str | None]:
+    """The last folder of a path that is there, and the next one, unless that is the path itself."""
+    parent, after = Path(path).absolute().parent, None
+    while not os.path.isdir(parent) and parent != parent.parent:
+        parent, after = parent.parent, str(parent)
+    return str(parent), after
 
 
 def nothing_left(options: Options) -> Problem | None:

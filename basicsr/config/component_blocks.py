@@ -6,7 +6,9 @@ A block is checked against the constructor of its component.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -119,6 +121,52 @@ def freeze(value: Any) -> Any:
     if isinstance(value, Mapping):
         return value if isinstance(value, FrozenMapping) else FrozenMapping(value)
     return tuple(map(freeze, value)) if isinstance(value, (list, tuple)) else value
+
+
+_Model = TypeVar("_Model", bound=Section)
+
+
+def validated(
+    model: type[_Model], data: dict[str, Any], stand_in: Callable[[Key], Any]
+) -> tuple[list[Problem], Collection[Key], _Model | None]:
+    """The problems, the keys that are left out or replaced so that the rest can be checked, and this rest.
+
+    `stand_in` gives the value that stands for a missing one, or None; then the section around it is left out.
+    """
+    try:
+        return [], [], model.model_validate(freeze(data))
+    except ValidationError as error:
+        problems = problems_of(error, data)
+    changes: dict[Key, Any] = {}  # None leaves the key out
+    while () not in changes:
+        rest = deepcopy(data)
+        for key, value in changes.items():
+            section = section_of(rest, key[:-1])
+            section.pop(key[-1], None)
+            if value is not None:
+                section[key[-1]] = value
+        try:
+            return problems, changes, model.model_validate(freeze(rest), context=UNCHECKED)
+        except ValidationError as error:
+            found = problems_of(error, data)
+        before = dict(changes)
+        for problem in found:
+            is_missing = problem.what == REQUIRED
+            if is_missing and (value := stand_in(problem.key)) is not None:
+                changes[problem.key] = value
+            else:
+                around = problem.key[:-1] if is_missing else problem.key
+                named = itertools.takewhile(lambda part: isinstance(part, str), around)  # no parts of lists
+                changes.setdefault(tuple(named), None)
+        assert changes != before, f"still wrong with {changes}: {found}"
+    return problems, changes, None
+
+
+def section_of(data: Any, key: Key) -> dict[Any, Any]:
+    """The mapping at `key`; an empty one where there is none."""
+    for part in key:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
 
 
 def _table(module: str, name: str) -> Callable[[], Mapping[str, Any]]:

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import glob
 import inspect
-import itertools
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from basicsr.config.checks import find_conflicts, find_warnings, nothing_left, without_missing
 from basicsr.config.command_line import parse_arguments as parse_arguments
-from basicsr.config.component_blocks import SET_BY_THE_COMMAND, UNCHECKED, constructor_of, freeze
+from basicsr.config.component_blocks import SET_BY_THE_COMMAND, constructor_of, section_of, validated
 from basicsr.config.schema import Options, thaw
 from basicsr.config.yaml_files import (
     Document,
@@ -35,7 +31,7 @@ from basicsr.config.yaml_reader import PAIR, KeyPath, LocatedProblem
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.ranges import LARGEST_SCALE
-from basicsr.utils.registry import METRIC_REGISTRY, REQUIRED, Problem, problems_of
+from basicsr.utils.registry import METRIC_REGISTRY, Problem
 from basicsr.utils.text import nearest, shown
 
 # All control characters but tab and line ends, and halves of surrogate pairs, which UTF-8 cannot hold.
@@ -188,7 +184,10 @@ class _Checked:
         data["is_train"] = training
         data["root"] = root or Path()
         data["sources"] = sorted({position.file for position in document.positions().values()})
-        problems, changes, self.options = _typed(data)
+        problems, changes, self.options = validated(Options, data, _stand_in)
+        for index, problem in enumerate(problems):
+            if problem.key[:1] == ("datasets",) and problem.key[-1] == "scale":  # which is the top-level one
+                problems[index] = replace(problem, key=("scale",))
         problems = [*known, *self._normalised.problems, *problems]
         has_scale = not any(problem.key == ("scale",) for problem in problems)
         if self.options is not None:
@@ -222,36 +221,8 @@ class _Checked:
         return LocatedProblem(self._document.position(key), key, message, at_any_key=problem.at_any_key)
 
 
-def _typed(data: dict[str, Any]) -> tuple[list[Problem], Collection[KeyPath], Options | None]:
-    """The problems, the keys that are left out or replaced so that the rest can be checked, and this rest."""
-    try:
-        return [], [], Options.model_validate(freeze(data))
-    except ValidationError as error:
-        problems = problems_of(error, data)
-    changes: dict[KeyPath, Any] = {}  # None leaves the key out
-    options = None
-    while options is None and () not in changes:
-        try:
-            options = Options.model_validate(freeze(_changed(data, changes)), context=UNCHECKED)
-        except ValidationError as error:
-            before = dict(changes)
-            for problem in problems_of(error, data):
-                is_missing = problem.what == REQUIRED
-                if is_missing and (stand_in := _stand_in(problem.key)) is not None:
-                    changes[problem.key] = stand_in
-                else:
-                    key = problem.key[:-1] if is_missing else problem.key
-                    around = itertools.takewhile(lambda part: isinstance(part, str), key)  # no parts of lists
-                    changes.setdefault(tuple(around), None)
-            assert changes != before, f"still wrong with {changes}: {error}"
-    for index, problem in enumerate(problems):
-        if problem.key[:1] == ("datasets",) and problem.key[-1] == "scale":  # which is the top-level one
-            problems[index] = replace(problem, key=("scale",))
-    return problems, changes, options
-
-
 def _stand_in(key: KeyPath) -> Any:
-    """What stands for a required value that is missing or wrong while the rest is checked."""
+    """What stands for a required value that is missing while the rest is checked."""
     if len(key) == 3 and key[0] == "datasets":
         return {"name": key[1], "scale": 1}.get(str(key[2]))
     return _STAND_INS.get(key)
@@ -263,17 +234,6 @@ def _follows(key: KeyPath, changed: Collection[KeyPath]) -> bool:
     if is_nameless and (key[:3] == ("val", "best", "dataset") or key[:2] == ("report", "regions")):
         return True
     return any(key[: len(gone)] == gone or gone[: len(key)] == key for gone in changed)
-
-
-def _changed(data: dict[str, Any], changes: Mapping[KeyPath, Any]) -> dict[str, Any]:
-    copy = deepcopy(data)
-    for key, value in changes.items():
-        holder = _section(copy, key[:-1])
-        if value is None:
-            holder.pop(key[-1], None)
-        else:
-            holder[key[-1]] = value
-    return copy
 
 
 def resolved_yaml(options: Options) -> str:
@@ -302,13 +262,6 @@ def dict2str(opt: Mapping[str, Any], indent_level: int = 1) -> str:
         else:
             lines += f"{indent}{key}: {value}\n"
     return "\n" + lines
-
-
-def _section(data: Any, key: KeyPath) -> dict[Any, Any]:
-    """The mapping at `key`; an empty one where there is none."""
-    for part in key:
-        data = data.get(part) if isinstance(data, dict) else None
-    return data if isinstance(data, dict) else {}
 
 
 class Normalised:
@@ -350,7 +303,7 @@ class Normalised:
         return key
 
     def _section(self, *key: str | int) -> dict[Any, Any]:
-        return _section(self.data, key)
+        return section_of(self.data, key)
 
     def _cleaned(self, value: Any, key: KeyPath) -> Any:
         """The value without texts and keys that hold what no file's name and no terminal can show."""

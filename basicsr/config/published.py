@@ -39,23 +39,14 @@ _ABLATION_TABLES = {
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One network as papers have it.
+    """One network as papers have it."""
 
-    Attributes:
-        method: how it was trained, or "Teacher".
-        backbone: such as EDSR, "EDSR c64b16", NAFNet or, in an ablation, "EDSR ablations".
-        scale: the upscaling factor; 1 for deblurring and deraining.
-        sources: papers and tables that print these figures, such as "DCKD (AAAI 2025), Table 2".
-        figures: by dataset, then by metric: "psnr" in dB and "ssim".
-        note: an oddity of the row in the paper, or None.
-    """
-
-    method: str
-    backbone: str
-    scale: int
-    sources: tuple[str, ...]
-    figures: Mapping[str, Mapping[str, float]]
-    note: str | None = None
+    method: str  # how it was trained, or "Teacher"
+    backbone: str  # such as EDSR, "EDSR c64b16", NAFNet or, in an ablation, "EDSR ablations"
+    scale: int  # the upscaling factor; 1 for deblurring and deraining
+    sources: tuple[str, ...]  # papers and tables that print these figures, such as "DCKD (AAAI 2025), Table 2"
+    figures: Mapping[str, Mapping[str, float]]  # by dataset, then by metric: "psnr" in dB and "ssim"
+    note: str | None = None  # an oddity of the row in the paper
 
     @property
     def is_teacher(self) -> bool:
@@ -125,14 +116,11 @@ def _all_rows() -> tuple[PublishedRow, ...]:
         source, table, backbone, scale, method = key
         backbone += ABLATIONS if table in _ABLATION_TABLES[source] else ""
         sources = (f"{source}, Table {table}",)
-        _add(rows, PublishedRow(method, backbone, int(scale), sources, by_dataset, notes[key]))
+        row = PublishedRow(method, backbone, int(scale), sources, by_dataset, notes[key])
+        for index, other in enumerate(rows):
+            if replace(other, sources=row.sources, note=row.note) == row:  # several papers print the same figures
+                rows[index] = replace(other, sources=other.sources + row.sources, note=other.note or row.note)
+                break
+        else:
+            rows.append(row)
     return tuple(rows)
-
-
-def _add(rows: list[PublishedRow], row: PublishedRow) -> None:
-    """Adds `row`, or its source to the row that has the same figures."""
-    for index, other in enumerate(rows):
-        if replace(other, sources=row.sources, note=row.note) == row:
-            rows[index] = replace(other, sources=other.sources + row.sources, note=other.note or row.note)
-            return
-    rows.append(row)
