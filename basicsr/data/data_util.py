@@ -24,7 +24,7 @@ from basicsr.files.images import IMAGE_SUFFIXES
 from basicsr.files.lmdb_databases import find_database_damage, read_meta_info
 from basicsr.files.regular_files import leaves_folder, read_lines
 from basicsr.utils.errors import AssertedDataError, DataError, OptionsError
-from basicsr.utils.misc import is_folder, scandir
+from basicsr.utils.misc import entries_of, is_folder, scandir
 from basicsr.utils.text import printable
 
 _NAMED = 3
@@ -83,11 +83,8 @@ def paths_from_meta_info_file(folder: str, meta_info_file: str) -> list[str]:
 def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filename_tmpl: str) -> list[dict[str, str]]:
     """Pairs the images of an LR and an HR folder, which `keys` names, such as ['lq', 'gt'].
 
-    The LR image of `NAME.png` is `filename_tmpl.format(NAME)`, such as '{}x2', with the same ending or another.
-
-    Raises:
-        DataError: a folder is missing or empty, an image has no partner or more than one.
-        OptionsError: `filename_tmpl` does not hold {} once.
+    The LR image of `NAME.png` is `filename_tmpl.format(NAME)`, such as '{}x2', with the same ending or another. Raises
+    DataError: a folder is missing or empty, an image has no partner or several; OptionsError: as `check_template`.
     """
     (input_folder, gt_folder), (input_key, gt_key) = folders, keys
     check_template(filename_tmpl)
@@ -122,12 +119,8 @@ def paired_paths_from_meta_info_file(
 ) -> list[dict[str, str]]:
     """As `paired_paths_from_folder`, of the HR images that a file names: `0001_s001.png (480,480,3)` to a line.
 
-    As in BasicSR, the LR image lies in the LR folder itself and has the HR image's ending.
-
-    Raises:
-        DataError: the file is missing, empty or no text, a path leaves its folder, two HR images share an LR image,
-            or an image does not exist.
-        OptionsError: `filename_tmpl` does not hold {} once.
+    As in BasicSR, the LR image lies in the LR folder itself and has the HR image's ending. Raises DataError as
+    `paths_from_meta_info_file`, and where two HR images share an LR image; OptionsError: as `check_template`.
     """
     (input_folder, gt_folder), (input_key, gt_key) = folders, keys
     check_template(filename_tmpl)
@@ -150,17 +143,14 @@ def paired_paths_from_meta_info_file(
 def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[dict[str, str]]:
     """Pairs the images of an LR and an HR database; raises DataError unless both have the same keys."""
     (input_folder, gt_folder), (input_key, gt_key) = folders, keys
-    input_keys, gt_keys = _keys_of(input_folder), _keys_of(gt_folder)
-    for one, other, folder, partner in (
-        (gt_keys, input_keys, gt_folder, input_folder),
-        (input_keys, gt_keys, input_folder, gt_folder),
-    ):
-        if lonely := [key for key in one if key not in other]:
+    keys_in = {folder: _keys_of(folder) for folder in folders}
+    for folder, partner in ((gt_folder, input_folder), (input_folder, gt_folder)):
+        if lonely := [key for key in keys_in[folder] if key not in keys_in[partner]]:
             raise DataError(
                 f"{folder} has {some(lonely)} without a partner in {partner}; create both with the same "
                 "keys (scripts/data/create_lmdb.py --strip-suffix)"
             )
-    return [{f"{input_key}_path": key, f"{gt_key}_path": key} for key in gt_keys]
+    return [{f"{input_key}_path": key, f"{gt_key}_path": key} for key in keys_in[gt_folder]]
 
 
 def images_by_stem(folder: str) -> dict[str, str]:
@@ -197,7 +187,7 @@ def _about_partners(lonely: Sequence[str], expected: Mapping[str, str], there: M
 
 def _image_names(folder: str) -> list[str]:
     """The names of a folder's entries that look like images, whether or not they can be read: none must vanish."""
-    names = [entry.name for entry in _entries_of(folder) if _is_image(entry.name) and not entry.name.startswith(".")]
+    names = [entry.name for entry in entries_of(folder) if _is_image(entry.name) and not entry.name.startswith(".")]
     if not names:
         others = "; ".join(folder_warnings(folder))
         raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); {others or 'check the path'}")
@@ -218,13 +208,29 @@ def _names_of(meta_info_file: str, folder: str) -> list[str]:
     names = [_named(line, number, meta_info_file) for number, line in read_lines(meta_info_file, "meta_info_file")]
     if not names:
         raise DataError(f"meta_info_file {meta_info_file} names no image")
+    root = os.path.realpath(folder)
+    inside: dict[str, bool] = {}
+
+    def is_inside(path: str) -> bool:
+        return os.path.commonpath([root, os.path.realpath(path)]) == root
+
     for name in names:
         if leaves_folder(name):
             raise DataError(
                 f"meta_info_file {meta_info_file} names {printable(name[:200])}, which is not below the dataset's"
                 " folder; write paths relative to it, without '..'"
             )
-    _check_links(folder, names, meta_info_file)
+        below = os.path.dirname(os.path.normpath(name))
+        if not below:
+            continue
+        if below not in inside:
+            inside[below] = is_inside(os.path.join(folder, below))
+        path = os.path.join(folder, name)
+        if not inside[below] or (os.path.islink(path) and not is_inside(path)):
+            raise DataError(
+                f"meta_info_file {meta_info_file} names {printable(name)}, which leads out of {folder} through a"
+                " symbolic link; name the folder behind the link as dataroot, or put the images there"
+            )
     return names
 
 
@@ -241,28 +247,6 @@ def _named(line: str, number: int, meta_info_file: str) -> str:
             f" {printable(line[:200])}; write one to a line, a name with blanks as 'NAME (height,width,channels)'"
         )
     return first
-
-
-def _check_links(folder: str, names: Sequence[str], meta_info_file: str) -> None:
-    """Raises DataError where a name in a folder below leads out of `folder` by way of a symbolic link."""
-    root = os.path.realpath(folder)
-    inside: dict[str, bool] = {}
-
-    def is_inside(path: str) -> bool:
-        return os.path.commonpath([root, os.path.realpath(path)]) == root
-
-    for name in names:
-        below = os.path.dirname(os.path.normpath(name))
-        if not below:
-            continue
-        if below not in inside:
-            inside[below] = is_inside(os.path.join(folder, below))
-        path = os.path.join(folder, name)
-        if not inside[below] or (os.path.islink(path) and not is_inside(path)):
-            raise DataError(
-                f"meta_info_file {meta_info_file} names {printable(name)}, which leads out of {folder} through a"
-                " symbolic link; name the folder behind the link as dataroot, or put the images there"
-            )
 
 
 def _check_exist(paths: Iterable[str], meta_info_file: str) -> None:
@@ -285,7 +269,7 @@ def first_few(names: Sequence[str]) -> str:
 
 def folder_warnings(folder: str, *, recursive: bool = False) -> Iterator[str]:
     """Warns about files in a folder that are not used; with `recursive`, in the folders below too."""
-    entries = _entries_of(folder)
+    entries = entries_of(folder)
     folders = [entry for entry in entries if not _is_image(entry.name) and is_folder(entry)]
     below = {entry.name: count for entry in folders if (count := count_images(entry.path)) != 0}
     if recursive:
@@ -347,14 +331,6 @@ def count_images(folder: str) -> int | None:
         return sum(1 for _, _ in zip(range(_COUNTED_AT_MOST), scandir(folder, IMAGE_SUFFIXES, True), strict=False))
     except DataError:
         return None
-
-
-def _entries_of(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"cannot read folder {folder}: {error.strerror}; check the path") from error
 
 
 def _is_image(name: str) -> bool:

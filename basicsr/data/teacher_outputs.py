@@ -166,11 +166,11 @@ def read_manifest(folder: str | Path) -> Manifest:
             ) from error
         where = ".".join(map(str, first["loc"])) or "the beginning"
         raise DataError(f"{path} is damaged (at {printable(where[:80])}); {again}") from error
-    images = manifest.images
-    if manifest.range != (LOWEST, HIGHEST) or any(leaves_folder(image.name) for image in images):
-        raise DataError(f"{path} is damaged (range or names); {again}")
-    if manifest.complete and any(None in (image.size, image.bytes, image.sha256, image.clipped) for image in images):
-        raise DataError(f"{path} is damaged (it says nothing of some outputs); {again}")
+    for image in manifest.images:
+        if manifest.complete and None in (image.size, image.bytes, image.sha256, image.clipped):
+            raise DataError(f"{path} is damaged (it says nothing of some outputs); {again}")
+        if manifest.range != (LOWEST, HIGHEST) or leaves_folder(image.name):
+            raise DataError(f"{path} is damaged (range or names); {again}")
     return manifest
 
 
@@ -189,13 +189,15 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> None:
 
 def key_differences(cached: CacheKey, wanted: CacheKey) -> list[str]:
     """What differs between two keys, such as "scale 2 instead of 4"."""
-    pairs = {name: (getattr(cached, name), getattr(wanted, name)) for name in CacheKey.model_fields}
-    found: dict[str, tuple[Any, Any]] = {
-        name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name != "architecture"
-    }
-    if digests := found.pop("teacher", None):
-        found["SHA-256 of the teacher's weights"] = shortened(digests[0]), shortened(digests[1])
-    return [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in found.items()]
+    differences = []
+    for name in CacheKey.model_fields:
+        theirs, ours = getattr(cached, name), getattr(wanted, name)
+        if theirs == ours or name == "architecture":
+            continue
+        if name == "teacher":
+            name, theirs, ours = "SHA-256 of the teacher's weights", shortened(theirs), shortened(ours)
+        differences.append(f"{name} {theirs} instead of {ours}")
+    return differences
 
 
 def image_difference(cached: Sequence[CachedImage], names: Sequence[str], digests: Sequence[str]) -> str | None:

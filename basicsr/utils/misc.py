@@ -47,13 +47,8 @@ def scandir(
     endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix or ("",)))
 
     def files_in(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-        try:
-            with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(f"cannot read folder {folder}: {error.strerror}; check the path") from error
         above = (*above, os.path.realpath(folder)) if recursive else above
-        for entry in entries:
+        for entry in entries_of(folder):
             if entry.name.startswith("."):
                 continue
             if not is_folder(entry):
@@ -65,6 +60,15 @@ def scandir(
     root = os.fspath(dir_path)
     for path in files_in(root, ()):
         yield path if full_path else path[len(os.path.join(root, "")) :]
+
+
+def entries_of(folder: str) -> list[os.DirEntry[str]]:
+    """What a folder holds, in the order of the names; raises DataError where it cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"cannot read folder {folder}: {error.strerror}; check the path") from error
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
