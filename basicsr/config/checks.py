@@ -1,7 +1,4 @@
-"""What must hold between several options, and between the options and the disk; and what looks like a slip.
-
-Each check yields the keys that are wrong, or that a warning is about, with what to say of each.
-"""
+"""What must hold between several options, and between options and the disk; and what looks like a slip."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY, Problem, find
 from basicsr.utils.text import shortened, shown
 
 Finding = tuple[KeyPath, str]
+"""A key that is wrong, or that a warning is about, and what to say of it."""
 
 _NAME = re.compile(r"\w[\w.+=,@ -]*\Z")
 _IN_FILE_NAMES = re.compile(r"[\w(\[][^/\\]*\Z")
@@ -263,7 +261,8 @@ def _losses(options: Options) -> Iterator[Finding]:
     blocks += [train.adversarial_opt] if train.adversarial_opt is not None else []
     if not blocks:
         yield ("train",), "has no loss: give pixel_opt, perceptual_opt or another"
-    elif all(_loss_weight(block) == 0 for block in blocks):
+    criteria = [block["criterion"] if isinstance(block.get("criterion"), Mapping) else block for block in blocks]
+    if criteria and all(criterion.get("loss_weight") == 0 for criterion in criteria):
         yield ("train",), "has only losses of loss_weight 0, from which nothing is learned: give one a weight"
     if train.adversarial_opt is None:
         return
@@ -276,11 +275,6 @@ def _losses(options: Options) -> Iterator[Finding]:
             yield ("network_d", "input_size"), f"is {side}, but datasets.{key}.gt_size is {size}; make them equal"
     if train.optim_d is None and train.train_adversary:
         yield ("train", "optim_d"), "is required by train.adversarial_opt: the discriminator's optimizer"
-
-
-def _loss_weight(block: Mapping[str, Any]) -> Any:
-    criterion = block.get("criterion")
-    return (criterion if isinstance(criterion, Mapping) else block).get("loss_weight")
 
 
 def _schedule(options: Options) -> Iterator[Finding]:
@@ -326,12 +320,12 @@ def _testing(options: Options) -> Iterator[Finding]:
 
 
 def without_missing(options: Options) -> tuple[Options, list[Problem]]:
-    """With `skip_missing` leaves out the datasets and networks of which files are missing; and what is a mistake.
-
-    Mistakes are missing files otherwise, of which those that lack one folder have one message, and far too many loader
-    processes.
-    """
-    missing = [(key, path, kind) for key, path, kind in _paths_to_read(options) if not _is_there(key, path)]
+    """With `skip_missing` without datasets and networks of which files are missing; and what of the disk is wrong."""
+    missing = []
+    for key, path, kind in _paths_to_read(options):
+        is_there = os.path.isdir if key[-1] == "teacher_cache" else os.path.exists  # pathlib's may raise
+        if not is_there(path):
+            missing.append((key, path, kind))
     ends = {path: _end(path) for _, path, _ in missing}
     lacking = Counter(ends[path][1] for _, path, _ in missing)
     problems: list[Problem] = []
@@ -389,11 +383,6 @@ def _paths_to_read(options: Options) -> Iterator[tuple[KeyPath, str, str]]:
     yield from ((key, file, "file") for key, file in files.items() if file is not None)
 
 
-def _is_there(key: KeyPath, path: str) -> bool:
-    # pathlib's `exists` raises where a name is too long or not to be looked at
-    return os.path.isdir(path) if key[-1] == "teacher_cache" else os.path.exists(path)
-
-
 def _end(path: str) -> tuple[str, str | None]:
     """The last folder of a path that is there, and the next one, unless that is the path itself."""
     parent, after = Path(path).absolute().parent, None
@@ -412,7 +401,7 @@ def nothing_left(options: Options) -> Problem | None:
 
 def find_warnings(options: Options) -> list[Problem]:
     """What is allowed and yet looks like a slip, such as a schedule of a longer run, or does nothing."""
-    checks: list[Callable[[Options], Iterator[Finding]]] = [_other_scales, _borders, _tiles, _loading]
+    checks: list[Callable[[Options], Iterator[Finding]]] = [_other_scales, _evaluation, _loading]
     checks += [_lengths, _left_over] if options.is_train else [_published]
     found = [warning for check in checks for warning in check(options)]
     found += [(key, message) for key, message, is_mistake in _run_misfits(options) if not is_mistake]
@@ -473,19 +462,14 @@ def _texts(value: Any, key: KeyPath) -> Iterator[Finding]:
             yield from _texts(inner, (*key, name))
 
 
-def _borders(options: Options) -> Iterator[Finding]:
+def _evaluation(options: Options) -> Iterator[Finding]:
     usual = options.scale if options.scale > 1 else 0
     for name, block in options.val.metrics.items():
         border = block.get("crop_border", usual)
         if border not in (usual, usual + 6):  # the latter is that of DIV2K's challenges
-            why = f"published figures leave out {usual} pixels at each edge"
-            message = (
-                f"is {border}, but scale is {options.scale}: {why}; leave crop_border out, and it follows the scale"
-            )
-            yield ("val", "metrics", name, "crop_border"), message
-
-
-def _tiles(options: Options) -> Iterator[Finding]:
+            why = f"but scale is {options.scale}: published figures leave out {usual} pixels at each edge"
+            remedy = "leave crop_border out, and it follows the scale"
+            yield ("val", "metrics", name, "crop_border"), f"is {border}, {why}; {remedy}"
     tile, overlap = options.val.tile, options.val.tile_overlap
     if tile is not None and overlap is not None and overlap > tile:
         yield ("val", "tile_overlap"), f"is {overlap}, more than tile {tile}: most pixels are computed many times"
@@ -536,19 +520,15 @@ def _loading(options: Options) -> Iterator[Finding]:
         total, ends = options.train.total_iter, list(accumulate(dataset.iters or ()))
         reached = 1 + sum(end < total for end in ends[:-1])
         if dataset.phase == "train" and reached < len(ends):
-            message = (
-                f"has {len(ends)} stages, but total_iter {total} ends in stage {reached}; the others are not reached"
-            )
-            yield (*at, "iters"), message
+            why = f"total_iter {total} ends in stage {reached}"
+            yield (*at, "iters"), f"has {len(ends)} stages, but {why}; the others are not reached"
         for trained in options.datasets_of("train").values() if dataset.phase == "val" else ():
             for name in _VALUES:
                 given, other = dataset.arguments.get(name), trained.arguments.get(name)
                 if given != other:
-                    yield (
-                        (*at, name),
-                        f"is {shown(given)}, but that of training is {shown(other)}: the network is evaluated on"
-                        " values that it has not learned; make them equal",
-                    )
+                    conflict = f"is {shown(given)}, but that of training is {shown(other)}"
+                    why = "the network is evaluated on values that it has not learned"
+                    yield (*at, name), f"{conflict}: {why}; make them equal"
 
 
 def _left_over(options: Options) -> Iterator[Finding]:

@@ -1,7 +1,4 @@
-"""From an options file and a command line to typed options, or to one message that names every mistake.
-
-The options are read, older names are replaced by today's (`Normalised`), and the result is validated once.
-"""
+"""From an options file and a command line to typed options, or to one message that names every mistake."""
 
 from __future__ import annotations
 

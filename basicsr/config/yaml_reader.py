@@ -92,14 +92,11 @@ def read_error(position: Position, message: str, key: KeyPath = ()) -> ReadError
 
 @dataclass
 class Entry:
-    """A value and where it was written; mappings and lists hold entries.
-
-    `replaced` is the entry of a base in whose place it stands, where the base's other half of a pair was kept.
-    """
+    """A value and where it was written; mappings and lists hold entries."""
 
     value: Any
     position: Position
-    replaced: Entry | None = None
+    replaced: Entry | None = None  # that of a base in whose place it stands, where the other half of a pair was kept
 
 
 def merge_entries(base: Entry, own: Entry) -> Entry:
@@ -117,14 +114,11 @@ def merge_entries(base: Entry, own: Entry) -> Entry:
 
 
 def note_halves(base: dict[str, Entry], own: dict[str, Entry]) -> None:
-    """Notes in `own` which entries replace one half of a pair in `base` and leave the other.
-
-    Where the other half was itself put beside one that is now replaced, both are new, and its note is taken back.
-    """
+    """Notes in `own` which entries replace one half of a pair in `base` and leave the other."""
     for half, other in (PAIR, PAIR[::-1]):
         if not (half in own and half in base and other in base and other not in own):
             continue
-        if base[other].replaced is not None:
+        if base[other].replaced is not None:  # both halves are new by now
             base[other] = Entry(base[other].value, base[other].position)
         elif own[half].value != base[half].value:
             own[half].replaced = base[half]
@@ -245,15 +239,11 @@ _Locate = Callable[[Any], Position]
 
 
 class Reader:
-    """Makes entries of files with their bases; counts files, bytes and values over all of them; raises `ReadError`.
-
-    `problems` are mistakes that did not stop the reading; with `keep_going` also those that leave a key without a value
-    or a value without a key, which otherwise raise.
-    """
+    """Makes entries of files with their bases; counts files, bytes and values over all of them; raises `ReadError`."""
 
     def __init__(self, keep_going: bool = False) -> None:
-        self.problems: list[LocatedProblem] = []
-        self._keep_going = keep_going
+        self.problems: list[LocatedProblem] = []  # what did not stop the reading
+        self._keep_going = keep_going  # where a key has no value, or a value no key
         self._open: list[str] = []  # the files that are being read, each named by the one before it
         self._num_files = 0
         self._num_bytes = 0
