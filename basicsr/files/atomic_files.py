@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import itertools
 import os
 import tempfile
 from collections.abc import Callable
@@ -106,13 +105,6 @@ def check_writable(folder: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise CheckpointError(f"cannot write {folder}: {error.strerror}") from error
-
-
-def free_name(path: Path, word: str) -> Path:
-    """A free name beside a file: history_damaged.jsonl, history_damaged_2.jsonl, ..."""
-    numbered = (f"{word}_{number}" if number > 1 else word for number in itertools.count(1))
-    names = (path.with_name(f"{path.stem}_{ending}{path.suffix}") for ending in numbered)
-    return next(name for name in names if not os.path.lexists(name))
 
 
 def sha256_of(path: Path) -> str:

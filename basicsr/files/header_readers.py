@@ -154,21 +154,18 @@ def _jpeg(source: Source) -> ImageHeader:
         if marker[1] == 0xE1 and orientation is None and source.read(start + 4, 6) == b"Exif\0\0":
             orientation = _exif_orientation(source.read(start + 10, length - 8))
         if marker[1] in _JPEG_FRAMES:
-            header = _jpeg_frame(source, start, _JPEG_FRAMES[marker[1]])
+            bits, height, width, channels = struct.unpack(">BHHB", source.read(start + 4, 6))
+            space = {1: "gray", 3: "colour", 4: "CMYK"}.get(channels, "other")
+            factors = tuple(f"{entry >> 4}x{entry & 15}" for entry in source.read(start + 10, 3 * channels)[1::3])
+            coded, oddity = _JPEG_FRAMES[marker[1]], None
+            if coded:
+                oddity = f"its pixels are coded {coded}, which is not read; save it again"
+            elif len(factors) == 3 and factors not in _JPEG_SAMPLINGS:
+                shown = ", ".join(factors)
+                oddity = f"its channels are sampled {shown} (across x down), which is not read; save it as PNG"
+            header = ImageHeader("JPEG", height, width, channels, bits, space, oddity=oddity)
         start += 2 + max(length, 2)
     raise HeaderError("the file is truncated or damaged (the JPEG has no frame header)")
-
-
-def _jpeg_frame(source: Source, start: int, coded: str) -> ImageHeader:
-    bits, height, width, channels = struct.unpack(">BHHB", source.read(start + 4, 6))
-    space = {1: "gray", 3: "colour", 4: "CMYK"}.get(channels, "other")
-    factors = tuple(f"{entry >> 4}x{entry & 15}" for entry in source.read(start + 10, 3 * channels)[1::3])
-    oddity = None
-    if coded:
-        oddity = f"its pixels are coded {coded}, which is not read; save it again"
-    elif len(factors) == 3 and factors not in _JPEG_SAMPLINGS:
-        oddity = f"its channels are sampled {', '.join(factors)} (across x down), which is not read; save it as PNG"
-    return ImageHeader("JPEG", height, width, channels, bits, space, oddity=oddity)
 
 
 def _bmp(source: Source) -> ImageHeader:
@@ -191,17 +188,15 @@ def _bmp(source: Source) -> ImageHeader:
     elif len(set(masks)) != len(masks) or not _BMP_MASKS.issuperset(masks):
         oddity = "its channels have other than 8 bits each; save it as PNG"
     whole = pixels + height * ((width * bits + 31) // 32 * 4)
-    if bits <= 8 and _is_gray_palette(source, length, bits):
-        return ImageHeader("BMP", height, width, 1, 8, "gray", end=whole, oddity=oddity)
-    return ImageHeader("BMP", height, width, 4 if len(masks) == 4 else 3, 8, "colour", end=whole, oddity=oddity)
-
-
-def _is_gray_palette(source: Source, length: int, bits: int) -> bool:
-    """Whether a BMP file's palette holds grays only, as gray is stored."""
-    used = struct.unpack("<I", source.read(46, 4))[0] if length >= 40 else 0
-    count, size = min(used or 2**bits, 2**bits), 3 if length == 12 else 4
-    table = source.read(14 + length, count * size)
-    return len(table) == count * size and table[0::size] == table[1::size] == table[2::size]
+    is_gray = False
+    if bits <= 8:  # gray is stored as a palette of grays only
+        used = struct.unpack("<I", source.read(46, 4))[0] if length >= 40 else 0
+        count, size = min(used or 2**bits, 2**bits), 3 if length == 12 else 4
+        table = source.read(14 + length, count * size)
+        is_gray = len(table) == count * size and table[0::size] == table[1::size] == table[2::size]
+    channels = 1 if is_gray else 4 if len(masks) == 4 else 3
+    space = "gray" if is_gray else "colour"
+    return ImageHeader("BMP", height, width, channels, 8, space, end=whole, oddity=oddity)
 
 
 def _webp(source: Source) -> ImageHeader:
@@ -211,8 +206,18 @@ def _webp(source: Source) -> ImageHeader:
     if kind == b"VP8X":
         width, height = (int.from_bytes(body[at : at + 3], "little") + 1 for at in (4, 7))
         alpha = bool(body[0] & 0x10)
-        if body[0] & 0x0A:
-            orientation, frames = _webp_chunks(source)
+        start, animated = 12, 0
+        for _ in range(_LONGEST_LIST if body[0] & 0x0A else 0):  # it says that it has EXIF data or is an animation
+            beginning = source.read(start, 8)
+            if len(beginning) < 8:
+                break
+            kind, size = struct.unpack("<4sI", beginning)
+            if kind == b"EXIF":
+                exif = source.read(start + 8, min(size, _LONGEST_EXIF))
+                orientation = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
+            animated += kind == b"ANMF"
+            start += 8 + size + size % 2
+        frames = max(animated, 1)
     elif kind == b"VP8L":
         packed = int.from_bytes(body[1:5], "little")
         width, height, alpha = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1, bool(packed >> 28 & 1)
@@ -224,22 +229,6 @@ def _webp(source: Source) -> ImageHeader:
         raise HeaderError("the file is truncated (the WebP ends in its header)")
     header = ImageHeader("WebP", height, width, 4 if alpha else 3, 8, "colour", end=8 + length, frames=frames)
     return _upright(header, orientation)
-
-
-def _webp_chunks(source: Source) -> tuple[int, int]:
-    """Orientation and number of frames."""
-    start, orientation, frames = 12, 1, 0
-    for _ in range(_LONGEST_LIST):
-        beginning = source.read(start, 8)
-        if len(beginning) < 8:
-            break
-        kind, length = struct.unpack("<4sI", beginning)
-        if kind == b"EXIF":
-            exif = source.read(start + 8, min(length, _LONGEST_EXIF))
-            orientation = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
-        frames += kind == b"ANMF"
-        start += 8 + length + length % 2
-    return orientation, max(frames, 1)
 
 
 def read_ppm_header(source: Source) -> ImageHeader:

@@ -169,20 +169,13 @@ def _jpeg(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
     try:
         pixels = decode_jpeg(content, "GRAY" if gray else "BGR", strict=True)
     except ValueError as error:
-        usual = _with_usual_marker(content, str(error))
-        if usual == content:
-            raise DamageError(f"the decoder says '{error}'") from error
-        return _jpeg(usual, header, colour)
+        for words, marker, place in _HARMLESS_REMARKS:
+            at = content.find(marker) + place
+            # A remark on nothing but this byte, which is read with its usual value.
+            if words in str(error) and at >= place and content[at : at + 1] not in (b"", b"\1"):
+                return _jpeg(content[:at] + b"\1" + content[at + 1 :], header, colour)
+        raise DamageError(f"the decoder says '{error}'") from error
     return pixels[..., 0] if gray else pixels
-
-
-def _with_usual_marker(content: bytes, remark: str) -> bytes:
-    """The file with a usual marker in place of an unknown one that the decoder remarks on; nothing is damaged."""
-    for words, marker, place in _HARMLESS_REMARKS:
-        at = content.find(marker)
-        if words in remark and at >= 0:
-            return content[: at + place] + b"\1" + content[at + place + 1 :]
-    return content
 
 
 def _ppm(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:

@@ -16,14 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from basicsr.files.atomic_files import free_name, write_atomically
+from basicsr.files.atomic_files import write_atomically
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import CheckpointError, DataError
 from basicsr.utils.logger import get_root_logger
 
 HISTORY = "history.jsonl"
 ITERATION = "iter"
-_DAMAGED = "damaged"
 _LARGEST = 2**63
 
 
@@ -40,8 +39,10 @@ class History:
         self._path = path
         with self._writing():
             if os.path.lexists(path):
-                kept = "".join(_line(entry) for entry in _sound(path) if _stays(entry, start, validating))
-                write_atomically(path, lambda file: file.write(kept.encode()))
+                kept = [entry for entry in _sound(path) if entry[ITERATION] <= start]
+                if validating:
+                    kept = [entry for entry in kept if entry[ITERATION] < start or not _has_metrics(entry)]
+                write_atomically(path, lambda file: file.write("".join(map(_line, kept)).encode()))
             self._file = path.open("a", encoding="utf-8")
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -88,7 +89,10 @@ def _sound(path: Path) -> list[dict[str, Any]]:
         if not damaged:
             return entries
         reason = f"has {len(damaged)} damaged lines, the first is line {damaged[0]}; it goes on without them"
-    aside = free_name(path, _DAMAGED)
+    aside, number = path.with_name(f"{path.stem}_damaged{path.suffix}"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.stem}_damaged_{number}{path.suffix}")
     path.rename(aside)
     get_root_logger().warning(f"{path} {reason}; what was there is kept as {aside.name}")
     return entries
@@ -104,23 +108,20 @@ def _parsed(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             entry = None
-        if _is_entry(entry):
+        iteration = entry.get(ITERATION) if isinstance(entry, dict) else None
+        if type(iteration) is int and iteration >= 0 and all(map(_is_value, entry.values())):
             entries.append(entry)
         else:
             damaged.append(number)
     return entries, damaged
 
 
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, Mapping) or type(entry.get(ITERATION)) is not int or entry[ITERATION] < 0:
-        return False
-    values = [value for value in entry.values() if value is not None]
-    return all(type(value) is float or (type(value) is int and abs(value) < _LARGEST) for value in values)
+def _is_value(value: object) -> bool:
+    return value is None or type(value) is float or (type(value) is int and abs(value) < _LARGEST)
 
 
-def _stays(entry: Mapping[str, Any], start: int, validating: bool) -> bool:
-    again = validating and entry[ITERATION] == start and any(name.startswith("metrics/") for name in entry)
-    return bool(entry[ITERATION] <= start) and not again
+def _has_metrics(entry: Mapping[str, Any]) -> bool:
+    return any(name.startswith("metrics/") for name in entry)
 
 
 def _line(entry: Mapping[str, Any]) -> str:
