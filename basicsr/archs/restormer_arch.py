@@ -144,7 +144,7 @@ class Restormer(nn.Module):
             made = (channels, heads[level], ffn_expansion_factor, bias, LayerNorm_type)
             return nn.Sequential(*[TransformerBlock(*made) for _ in range(count)])
 
-        self.patch_embed = _named("proj", _conv3(inp_channels, dim))
+        self.patch_embed = nn.Sequential(OrderedDict(proj=_conv3(inp_channels, dim)))
         self.encoder_level1 = blocks(0, num_blocks[0], dim)
         self.down1_2 = _down(dim)
         self.encoder_level2 = blocks(1, num_blocks[1], 2 * dim)
@@ -217,16 +217,12 @@ def _conv3(before: int, after: int) -> nn.Conv2d:
     return nn.Conv2d(before, after, 3, padding=1, bias=False)
 
 
-def _named(name: str, module: nn.Module) -> nn.Sequential:
-    """The module under a name of its own, as in its authors' weights."""
-    return nn.Sequential(OrderedDict({name: module}))
-
-
 def _down(channels: int) -> nn.Sequential:
     """(B, C, H, W) to (B, 2C, H/2, W/2)."""
-    return _named("body", nn.Sequential(_conv3(channels, channels // 2), nn.PixelUnshuffle(2)))
+    body = nn.Sequential(_conv3(channels, channels // 2), nn.PixelUnshuffle(2))
+    return nn.Sequential(OrderedDict(body=body))  # under this name in its authors' weights
 
 
 def _up(channels: int) -> nn.Sequential:
     """(B, C, H, W) to (B, C/2, 2H, 2W)."""
-    return _named("body", nn.Sequential(_conv3(channels, channels * 2), nn.PixelShuffle(2)))
+    return nn.Sequential(OrderedDict(body=nn.Sequential(_conv3(channels, channels * 2), nn.PixelShuffle(2))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -50,20 +51,6 @@ class DropPath(nn.Module):
             return x
         kept = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) >= self.drop_prob
         return x * (kept / (1 - self.drop_prob)).to(x.dtype)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with GELU between, on the last axis; (..., C) to the same shape."""
-
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
@@ -172,7 +159,9 @@ class SwinTransformerBlock(nn.Module):
         self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, attn_drop, drop)
         self.drop_path = DropPath(drop_path)
         self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        hidden = int(dim * mlp_ratio)
+        layers = {"fc1": nn.Linear(dim, hidden), "act": nn.GELU(), "drop1": nn.Dropout(drop)}
+        self.mlp = nn.Sequential(OrderedDict(layers, fc2=nn.Linear(hidden, dim), drop2=nn.Dropout(drop)))
         mask = shifted_window_mask(input_resolution, window_size, shift_size) if shift_size else None
         self.register_buffer("attn_mask", mask)
 

@@ -118,18 +118,15 @@ class NetworkView:
         names = self.staged.stage_names
         return tuple(names[number - 1] for number in boundaries(len(names), count))
 
-    def shapes(self, paths: Sequence[str]) -> list[tuple[int, int, int]]:
-        """(C, H, W) of the feature maps of modules, for the image of `probe_image`."""
-        self.feature_hooks(path for path in dict.fromkeys(paths) if path not in self._shapes)
-        return [self._shapes[path] for path in paths]
-
-    def channels(self, path: str) -> int:
-        """Channels of a module's feature map."""
-        return self.shapes([path])[0][0]
+    def shape(self, path: str) -> tuple[int, int, int]:
+        """(C, H, W) of a module's feature map, for the image of `probe_image`."""
+        if path not in self._shapes:
+            self.feature_hooks([path])
+        return self._shapes[path]
 
     def resolution(self, path: str) -> float:
         """How many times as high as the input a module's feature map is, window padding aside."""
-        height, image = self.shapes([path])[0][1], self._shapes[""][1]
+        height, image = self.shape(path)[1], self._shapes[""][1]
         return float(height // image) if height >= image else 1 / (image // height)
 
     def feature_hooks(self, paths: Iterable[str]) -> FeatureHooks:

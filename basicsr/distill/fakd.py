@@ -24,13 +24,10 @@ class FAKD(FeatureTerm):
     F~ is F, (C, H W), with each place's features divided by their Euclidean norm over channels; A, (H W, H W), holds
     the cosines of all pairs of places. Places where all channels are 0 give 0 and no gradient.
 
-    As published: three positions, and 0.5 L1(I_S, I_GT) + 0.5 L1(I_S, I_T) + 10 L_AD on images in [0, 255]. Beside
-    images in [0, 1], as here, a weight of 10 is 255 times as strong, and 10 / 255 is its authors' balance. The paper
-    and its code sum over positions: `reduction: sum`. A public re-implementation detaches this loss from the student;
-    ours trains it.
-
-    Only a few images' matrices (2304 x 2304 for 48x48 features) are in memory at a time, in float32, and none is kept
-    for the backward pass. There are no second derivatives. Nothing is trained beside the student; channels may differ.
+    As published: three positions, whose parts are summed (`reduction: sum`), and 10 L_AD beside pixel losses of images
+    in [0, 255]; beside images in [0, 1], as here, its authors' balance is a weight of 10 / 255. Only a few images'
+    matrices (2304 x 2304 for 48x48 features) are in memory at a time, in float32, and none is kept for the backward
+    pass. There are no second derivatives. Nothing is trained beside the student; channels may differ.
 
     Args:
         reduction: 'mean' or 'sum' over positions.

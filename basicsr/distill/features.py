@@ -66,8 +66,8 @@ class FeatureTerm(LossTerm):
                     f" input's resolution, '{other}' of the teacher {resolutions[1]:g} times; tap modules of one"
                 )
         self.make_heads(
-            [student.channels(path) for path in self.student_taps],
-            [teacher.channels(path) for path in self.teacher_taps],
+            [student.shape(path)[0] for path in self.student_taps],
+            [teacher.shape(path)[0] for path in self.teacher_taps],
         )
 
     def make_heads(self, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:

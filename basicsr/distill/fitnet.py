@@ -18,12 +18,10 @@ from basicsr.utils.registry import METHOD_REGISTRY
 class FitNet(FeatureTerm):
     """L_hint = mean over positions k of mean((r_k(F_S^k) - F_T^k)^2).
 
-    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3. r_k is a 1x1 convolution with bias from the
-    student's to the teacher's channels, trained with the student. The paper takes the hint from the middle of the body;
-    several positions lie evenly inside the body, not at its end.
-
-    Where we differ: the paper halves a sum of squares, and first trains the lower half of the student by the hint
-    alone. Public SR code under this name has no regressor and compares means over channels.
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3 (which halves a sum). r_k is a 1x1 convolution
+    with bias from the student's to the teacher's channels, trained with the student. The paper takes the hint from the
+    middle of the body, and first trains the lower half of the student by it alone; here several positions lie evenly
+    inside the body, not at its end, and all is trained at once.
 
     The loss grows with the square of the features: `img_range: 255.` makes it tens of thousands of times as large as
     with 1. No SR paper gives its weight; in the short trainings of docs/study.md a weight of 1 did well.

@@ -142,7 +142,7 @@ class MiPKD(LossTerm):
         self.student_taps = networks.student.positions(count)
         self.teacher_taps = networks.teacher.positions(count)
         for own, other in zip(self.student_taps, self.teacher_taps, strict=True):
-            student, teacher = networks.student.channels(own), networks.teacher.channels(other)
+            student, teacher = networks.student.shape(own)[0], networks.teacher.shape(other)[0]
             enhanced = student
             if "l_feat" in self.weights:
                 enhanced = teacher

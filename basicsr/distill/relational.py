@@ -29,10 +29,10 @@ class RKD(FeatureTerm):
       distance, divided by its mean over those pairs;
     - L_angle = mean over i, j, k that all differ of h(cos(s_i s_j s_k) - cos(t_i t_j t_k)), the angle at j (eq. 7).
 
-    The paper writes sums; its code takes means over all B^2 and B^3 entries. We leave out those that are zero because
-    two indices agree, so the batch size does not matter: at B = 16 the code's distance part is 15/16 of ours, its angle
-    part 0.82. Pairs nearer than a ten-thousandth of the mean distance (equal patches) have no direction: their angles
-    count as right angles, without gradient.
+    Means leave out entries that are zero because two indices agree, so the batch size does not matter: at B = 16 the
+    authors' distance part, a mean over all B^2, is 15/16 of ours, their angle part 0.82. Pairs nearer than a
+    ten-thousandth of the mean distance (equal patches) have no direction: their angles count as right angles, without
+    gradient.
 
     B counts the images of all ranks; fewer than three are refused. Memory for the angles grows with B^3 + B^2 C.
     Nothing is trained beside the student.

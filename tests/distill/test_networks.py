@@ -44,8 +44,8 @@ def test_shapes_are_those_of_a_real_pass_and_looking_changes_nothing():
     looked = view(SWINIR)
     looked.network.train()
     before, state = copy.deepcopy(looked.network.state_dict()), torch.get_rng_state()
-    assert looked.shapes(["conv_first", "layers.1.residual_group.blocks.0"]) == [(12, 21, 28), (12, 21, 28)]
-    assert looked.channels("conv_after_body") == 12
+    assert looked.shape("conv_first") == looked.shape("layers.1.residual_group.blocks.0") == (12, 21, 28)
+    assert looked.shape("conv_after_body")[0] == 12
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[key]) for key, value in looked.network.state_dict().items())
     assert all(module.training for module in looked.network.modules())
@@ -56,18 +56,18 @@ def test_a_mode_other_than_training_is_kept():
     looked = view()
     looked.network.train()
     looked.network.body.eval()
-    looked.channels("conv_first")
+    looked.shape("conv_first")
     assert looked.network.training and not looked.network.body.training
 
 
 def test_what_cannot_be_tapped_is_told():
     with pytest.raises(OptionsError, match=r"EDSR has no module 'body\.9'"):
-        view().channels("body.9")
+        view().shape("body.9")
     unused = nn.Sequential(nn.Conv2d(3, 4, 1))
     unused.other = nn.Conv2d(3, 3, 1)
     unused.forward = unused[0].forward
     with pytest.raises(OptionsError, match="network_g: the module 'other' is not run"):
-        NetworkView("network_g", unused).channels("other")
+        NetworkView("network_g", unused).shape("other")
     with pytest.raises(OptionsError, match="network_t, Sequential, is not built of a stem, stages"):
         NetworkView("network_t", unused).positions(2)
 
