@@ -70,8 +70,7 @@ class CheckpointFolder:
     def save(self, iteration: int, networks: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]) -> Path:
         """Writes a checkpoint, of tensors and plain values only, and returns the path of its state file.
 
-        Raises:
-            CheckpointError: a file cannot be written. Earlier checkpoints are untouched.
+        Raises CheckpointError where a file cannot be written; earlier checkpoints are untouched.
         """
         path = self.states / f"{iteration}.state"
         contents: dict[Path, Mapping[str, Any]] = {

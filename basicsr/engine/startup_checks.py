@@ -226,10 +226,9 @@ def _first_sample(label: str, block: DatasetOptions, dataset: Any) -> SampleImag
 
 def _lr_sizes(dataset: Any) -> list[tuple[int, int]]:
     """Heights and widths of a set's LR images that differ by more than multiples of 64, from their headers."""
-    stored = stored_images(dataset)
-    sizes: dict[tuple[int, int], tuple[int, int]] = {}
-    if stored is None:
+    if (stored := stored_images(dataset)) is None:
         return []
+    sizes: dict[tuple[int, int], tuple[int, int]] = {}
     for name in stored.files["lq"]:
         with suppress(HeaderError, DataError, OSError):  # reported by the check of images
             with stored.roots["lq"].opened(name) as source:

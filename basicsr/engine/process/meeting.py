@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import re
 import socket
@@ -139,7 +140,7 @@ class Meeting:
             if failure is not None and failure is not mine.failure:
                 raise failure  # the others are of another launch, perhaps
             keys = [f"start/{rank}" for rank in range(size)]
-            missing = self._wait(keys)
+            missing = self._wait_to_join(keys)
             starts = {rank: json.loads(self.store.get(key)) for rank, key in enumerate(keys) if rank not in missing}
             error = _joint_failure(starts) or failure or self._disagreement(starts)
             if error is None and missing:
@@ -171,7 +172,10 @@ class Meeting:
                     error.printed_elsewhere = not error.known_to_all
             self.store.set(f"left/{self.launched.rank}", "")
             if self._keeps_store:
-                self._wait([f"left/{rank}" for rank in range(self.launched.world_size)], _LEAVING_SECONDS)
+                keys = [f"left/{rank}" for rank in range(self.launched.world_size)]
+                end = time.monotonic() + _LEAVING_SECONDS
+                while not self.store.check(keys) and time.monotonic() <= end:
+                    time.sleep(_POLL_SECONDS)
 
     def _find_address(self) -> None:
         """Tries the address in Python first: a signal interrupts that, and it prints nothing."""
@@ -215,20 +219,15 @@ class Meeting:
         self.store.set(f"start/{rank}", json.dumps({"facts": mine.facts, "failure": reason, "process": process}))
         return failure
 
-    def _wait(self, keys: Sequence[str], seconds: float | None = None) -> list[int]:
-        """Waits until all keys are there, for ranks to join or for `seconds`; returns the indices of missing ones."""
-        began = time.monotonic()
-        joins = seconds is None
-        end = self._end if seconds is None else began + seconds
-        quiet = not joins or self.launched.rank != 0
-        while not self.store.check(list(keys)):
-            now = time.monotonic()
-            if joins and self.store.check([_FAILING]):
+    def _wait_to_join(self, keys: list[str]) -> list[int]:
+        """Waits until all keys are there, less long once a rank cannot begin; returns the indices of missing ones."""
+        end = self._end
+        notice = time.monotonic() + _NOTICE_SECONDS if self.launched.rank == 0 else math.inf
+        while not self.store.check(keys) and (now := time.monotonic()) <= end:
+            if self.store.check([_FAILING]):
                 end = min(end, now + _FAILING_SECONDS)
-            if now > end:
-                break
-            if not quiet and now - began > _NOTICE_SECONDS:
-                quiet = True
+            if now > notice:
+                notice = math.inf
                 print(f"waiting for other ranks, up to {self._seconds:g} s", file=sys.stderr, flush=True)
             time.sleep(_POLL_SECONDS)
         return [number for number, key in enumerate(keys) if not self.store.check([key])]
