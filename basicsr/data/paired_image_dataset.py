@@ -99,9 +99,7 @@ class PairedImageDataset(PatchDataset):
         in [0, 1]; with a teacher's cache also 'sr_teacher', float32 of the shape of 'gt'.
 
         With `pixels`, 8-bit images that only need scaling are uint8, and 'sr_teacher' is uint16, the cache's codes.
-
-        Raises:
-            DataError: an image cannot be read, is smaller than the patch, or the two do not fit in size or bits.
+        Raises DataError: an image cannot be read, is smaller than the patch, or the two do not fit in size or bits.
         """
         paths = self.paths[index]
         roots, names = self._roots, {role: paths[f"{role}_path"] for role in ("gt", "lq")}

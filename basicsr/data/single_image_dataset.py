@@ -52,11 +52,7 @@ class SingleImageDataset(ImageDataset):
         return len(self.paths)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Returns {'lq': float32 (C, h, w) RGB in [0, 1], 'lq_path': str}; draws nothing from `rng`.
-
-        Raises:
-            DataError: the image cannot be read.
-        """
+        """Returns {'lq': float32 (C, h, w) RGB in [0, 1], 'lq_path': str}; DataError where it cannot be read."""
         path = self.paths[index]
         return {"lq": self._convert(self._roots["lq"].open(path).read()), "lq_path": path}
 

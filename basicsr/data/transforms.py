@@ -75,8 +75,13 @@ def paired_random_crop(
     gts = img_gts if isinstance(img_gts, list) else [img_gts]
     lqs = img_lqs if isinstance(img_lqs, list) else [img_lqs]
     top, left = choose_crop(_size(gts[0]), _size(lqs[0]), gt_patch_size, scale, gt_path, rng=rng)
-    lqs = [_cut(img, top, left, gt_patch_size // scale) for img in lqs]
-    gts = [_cut(img, top * scale, left * scale, gt_patch_size) for img in gts]
+
+    def cut(img: Any, top: int, left: int, side: int) -> Any:
+        rows, columns = slice(top, top + side), slice(left, left + side)
+        return img[rows, columns] if isinstance(img, np.ndarray) else img[..., rows, columns]
+
+    lqs = [cut(img, top, left, gt_patch_size // scale) for img in lqs]
+    gts = [cut(img, top * scale, left * scale, gt_patch_size) for img in gts]
     return (gts[0] if len(gts) == 1 else gts), (lqs[0] if len(lqs) == 1 else lqs)
 
 
@@ -197,9 +202,3 @@ def _coin(rng: np.random.Generator | None) -> bool:
 def _size(img: np.ndarray | torch.Tensor) -> Size:
     height, width = img.shape[:2] if isinstance(img, np.ndarray) else img.shape[-2:]
     return int(height), int(width)
-
-
-def _cut(img: Any, top: int, left: int, side: int) -> Any:
-    if isinstance(img, np.ndarray):
-        return img[top : top + side, left : left + side]
-    return img[..., top : top + side, left : left + side]

@@ -29,10 +29,8 @@ def get_root_logger(
 ) -> logging.Logger:
     """Returns the logger `logger_name`, set up on the first call; ranks other than 0 log errors only.
 
-    Args:
-        logger_name: its name; lines go to stderr and not to loggers above.
-        log_level: level, taken when the logger is set up or given a file.
-        log_file: file to append the lines to as well; naming the same file again changes nothing.
+    Lines go to stderr, not to loggers above, and are appended to `log_file`; naming the same file again changes
+    nothing. `log_level` is taken when the logger is set up or given a file.
     """
     logger = logging.getLogger(logger_name)
     if not any(isinstance(handler, _Stderr) for handler in logger.handlers):

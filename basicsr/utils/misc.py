@@ -38,11 +38,8 @@ def scandir(
 ) -> Iterator[str]:
     """Yields the files of a folder in the order of their names, without hidden ones; raises DataError if it cannot.
 
-    Args:
-        dir_path: the folder.
-        suffix: only entries whose name ends so, in upper or lower case.
-        recursive: also files in folders below, but not in a linked folder that contains this one.
-        full_path: yield paths that begin with `dir_path`; otherwise paths relative to it.
+    With `suffix`, only names that end so, in upper or lower case; `recursive`, also in folders below, but not in a
+    linked folder that contains this one; `full_path`, paths that begin with `dir_path`, else relative to it.
     """
     endings = tuple(ending.lower() for ending in ((suffix,) if isinstance(suffix, str) else suffix or ("",)))
 

@@ -88,7 +88,7 @@ def check_images(
     for role, files in stored.files.items():
         root, names = stored.roots[role], [files[index] for index in indices]
         bar = partial(progress, f"Checking {options.name} ({role})", shown)
-        look = partial(_look, root, decode, processes or _share_of_cores(), bar)
+        look = partial(_look, root, decode, processes, bar)
         to_note, from_note = partial(_note, decode), partial(_noted, decode)
         found = results_with_notes("images", root, names, look, to_note, from_note, rank, world_size)
         shapes = root.shapes()
@@ -154,12 +154,15 @@ def progress(description: str, shown: bool, items: Iterator[Any], total: int) ->
 
 
 def _look(
-    root: ImageRoot, decode: bool, processes: int, bar: Bar, pool: Executor, names: list[str]
+    root: ImageRoot, decode: bool, processes: int | None, bar: Bar, pool: Executor, names: list[str]
 ) -> Iterable[Inspection]:
     if not decode or not names:
         return bar(in_tasks(pool, partial(examine, root=root), names), len(names))
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     prepare = partial(prepare_worker, 0, os.getpid())
+    if processes is None:  # this rank's share of the cores
+        ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+        processes = max(num_processors() // (int(ranks) if ranks.isdigit() and int(ranks) else 1), 1)
     processing = ProcessPoolExecutor(min(processes, len(names)), context, initializer=prepare)
     found: list[Inspection] = []
     try:
@@ -174,11 +177,6 @@ def _look(
     finally:
         processing.shutdown(wait=True, cancel_futures=True)
     return found
-
-
-def _share_of_cores() -> int:
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(num_processors() // (int(ranks) if ranks.isdigit() and int(ranks) else 1), 1)
 
 
 def _note(decoded: bool, found: Inspection) -> list[Any]:
