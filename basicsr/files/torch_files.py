@@ -6,9 +6,11 @@ opened once: what was checked is what is read.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import stat
 import struct
 import sys
 import zipfile
@@ -21,7 +23,6 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from basicsr.files.regular_files import open_regular
 from basicsr.files.safe_pickles import MAX_TENSORS, Damaged, Refused, SafeUnpickler, Storage, check_nesting
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.text import printable
@@ -58,11 +59,15 @@ _WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """The file and its size in bytes; raises CheckpointError if it is no file, or the block fails to read it."""
     try:
-        with io.BufferedReader(open_regular(path)) as file:
+        # Opening a pipe so does not wait for a writer.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
             if reason := _other_kind(file.read(512)):
                 raise Refused(reason)
             file.seek(0)
-            yield file, os.fstat(file.fileno()).st_size
+            yield file, status.st_size
     except CheckpointError:
         raise
     except Refused as error:
