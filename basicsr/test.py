@@ -40,7 +40,7 @@ from basicsr.engine.validation import evaluate_with
 from basicsr.files.images import imwrite
 from basicsr.inference.runner import Trial
 from basicsr.metrics import better_direction, prepare_metrics
-from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, image_names
+from basicsr.metrics.evaluator import EvaluationDataset, SaveImage, image_names
 from basicsr.report.comparison import SavedPictures, check_regions
 from basicsr.report.speed import Latencies, Stopwatch, device_name
 from basicsr.report.tables import Results, Row, ScaleResults, labelled_figure
@@ -115,7 +115,7 @@ def test_pipeline(
 
 
 class _Report:
-    """What is written of the figures: tables after each dataset, all else at the end."""
+    """Writes the figures: tables after each dataset, all else at the end."""
 
     def __init__(self, scales: Sequence[_Scale], rank_info: RankInfo, logger: logging.Logger) -> None:
         self._scales, self._rank_info, self._logger = scales, rank_info, logger
@@ -213,7 +213,11 @@ class _Scale:
         regions = options.report.regions if options.saves_images and options.report.plots else ()
         shown = [region for region in regions if region.dataset in names]
         check_regions(shown, self._saved(names), scale=options.scale)
-        require_equal(lambda: _files_read(options))
+        files = {"path.pretrain_network_g": options.path.pretrain_network_g}
+        files |= {f"networks.{name}.path": row.path for name, row in options.networks.items()}
+        require_equal(
+            lambda: {f"SHA-256 of {option}": digest_of_file(Path(file)) for option, file in files.items() if file}
+        )
         require_equal_images(self.datasets)
         _, self._warnings = check_datasets(
             [(self.datasets[block.name], block) for block in self.blocks], self.rank_info
@@ -254,35 +258,39 @@ class _Scale:
             candidate.network.to(self.rank_info.device)
             if self.options.val.amp != "none":
                 keep_output_precise(candidate.network)
-                self._warn_if_slow(candidate.network)
+                # The first network with parameters shows whether this precision is slower than float32 here.
+                first = not any(row.parameters for row in self._rows) and count_parameters(candidate.network) > 0
+                if first and self.rank_info.is_master:
+                    device, amp = self.rank_info.device, self.options.val.amp
+                    for line in warn_if_slow(candidate.network.eval(), device, amp, f"val: amp: {amp}"):
+                        self.logger.warning(line)
             self._measure(candidate, keep)
             _raise_if_stopped(self.stop, self.rank_info)
         if self._rows and self.options.saves_images:
             names = {dataset: evaluation.images for dataset, evaluation in self._rows[0].evaluations.items()}
             self.pictures = self._saved(names)
 
-    def _warn_if_slow(self, network: nn.Module) -> None:
-        """Warns where the first network at this scale is slower in the precision asked for than in float32."""
-        first = not any(row.parameters for row in self._rows) and count_parameters(network) > 0
-        if self.rank_info.is_master and first:
-            amp = self.options.val.amp
-            for line in warn_if_slow(network.eval(), self.rank_info.device, amp, f"val: amp: {amp}"):
-                self.logger.warning(line)
-
     def _measure(self, candidate: _Candidate, keep: Callable[[], None]) -> None:
         """Adds a network's row, dataset by dataset, then its cost."""
         network, options = candidate.network, self.options
-        row = Row(candidate.name, count_parameters(network), {}, weights=candidate.weights)
+        file = candidate.file
+        weights = f"{file}, SHA-256 {digest_of_file(Path(file))}" if file else None
+        row = Row(candidate.name, count_parameters(network), {}, weights=weights)
         self._rows.append(row)
         for name, dataset in self.datasets.items():
-            evaluation = self._evaluate(candidate, name, dataset)
+            what = f"x{options.scale} {candidate.name}, {name}"
+            saves = options.saves_images or "gt" not in dataset[0]
+            save_image = self._image_saver(candidate.name, name) if saves else None
+            evaluation = evaluate_with(options, network, dataset, self.rank_info, self.stop, what, save_image)
+            if evaluation is None:
+                raise Interrupted(_INTERRUPTED)
             self._rows[-1] = row = replace(row, evaluations={**row.evaluations, name: evaluation})
             figures = ", ".join(
                 labelled_figure(metric, mean, better_direction(options.val.metrics[metric]) == "higher")
                 for metric, mean in evaluation.means().items()
             )
-            what = f"x{options.scale} {candidate.name}, {name} ({len(evaluation.images)} images)"
-            self.logger.info(f"{what}: {figures or 'nothing was measured'}")
+            count = len(evaluation.images)
+            self.logger.info(f"{what} ({count} images): {figures or 'nothing was measured'}")
             keep()
         if row.parameters and self.rank_info.is_master:
             try:
@@ -292,21 +300,6 @@ class _Scale:
                     self._architectures[len(self._rows) - 1] = self._stopwatch.add(label, network)
             except DataError as error:
                 self.logger.warning(f"{candidate.name} has no figures of cost: {error}")
-
-    def _evaluate(self, candidate: _Candidate, name: str, dataset: EvaluationDataset) -> Evaluation:
-        saves = self.options.saves_images or "gt" not in dataset[0]
-        evaluation = evaluate_with(
-            self.options,
-            candidate.network,
-            dataset,
-            self.rank_info,
-            self.stop,
-            f"x{self.options.scale} {candidate.name}, {name}",
-            self._image_saver(candidate.name, name) if saves else None,
-        )
-        if evaluation is None:
-            raise Interrupted(_INTERRUPTED)
-        return evaluation
 
     def _saved(self, names: Mapping[str, Sequence[str]]) -> SavedPictures:
         return SavedPictures(
@@ -336,11 +329,6 @@ class _Candidate:
     remark: str | None = None
     file: str | None = None
 
-    @property
-    def weights(self) -> str | None:
-        """The file of the weights and its SHA-256, in words; None where there is none."""
-        return f"{self.file}, SHA-256 {digest_of_file(Path(self.file))}" if self.file else None
-
 
 def _networks(options: Options) -> Iterator[_Candidate]:
     scale, path = options.scale, options.path
@@ -362,13 +350,6 @@ def _networks(options: Options) -> Iterator[_Candidate]:
         network, remark = network_for(block, row.path, param_key=row.param_key, strict=row.strict, scale=scale)
         label = f"{label}.network" if row.network is not None else "network_g" if block is not None else label
         yield _Candidate(name, network, label, block, remark, row.path)
-
-
-def _files_read(options: Options) -> dict[str, str]:
-    """Digests of the weights that are tested."""
-    named = {"path.pretrain_network_g": options.path.pretrain_network_g}
-    named |= {f"networks.{name}.path": row.path for name, row in options.networks.items()}
-    return {f"SHA-256 of {option}": digest_of_file(Path(file)) for option, file in named.items() if file is not None}
 
 
 def _raise_if_stopped(stop: StopRequest, rank_info: RankInfo) -> None:
