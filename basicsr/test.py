@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # started as a file: import the package it lies i
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.engine.process.command import StopRequest, quiet_start, run_command
-from basicsr.utils.process_settings import STOP_SIGNALS, shorten_spinning
+from basicsr.utils.process_settings import STOP_SIGNALS, return_freed_memory, shorten_spinning
 
 if __name__ == "__main__":
     quiet_start(STOP_SIGNALS)  # what is imported below takes seconds
@@ -264,6 +264,7 @@ class _Scale:
                     device, amp = self.rank_info.device, self.options.val.amp
                     for line in warn_if_slow(candidate.network.eval(), device, amp, f"val: amp: {amp}"):
                         self.logger.warning(line)
+            return_freed_memory()  # else the largest image needs its memory beside the pieces that the last one left
             self._measure(candidate, keep)
             _raise_if_stopped(self.stop, self.rank_info)
         if self._rows and self.options.saves_images:

@@ -45,6 +45,13 @@ def is_ignored(number: signal.Signals) -> bool:
     return signal.getsignal(number) is signal.SIG_IGN
 
 
+def return_freed_memory() -> None:
+    """Gives free pages back to the system; by itself glibc returns only those at the heap's end."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def keep_freed_memory(block: int = _LARGEST, end: int = _LARGEST) -> bool:
     """Lets glibc reuse freed tensors instead of mapping zeroed pages anew, a tenth of a training step at HR resolution.
 

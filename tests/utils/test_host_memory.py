@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next step."""
+"""Freed memory is kept for the next step, or returned."""
 
 from __future__ import annotations
 
@@ -52,3 +52,24 @@ def test_pages_of_freed_tensors_are_not_mapped_anew():
 def test_a_malloc_that_the_user_has_tuned_is_left_alone():
     code = "from basicsr.utils.process_settings import keep_freed_memory; print(keep_freed_memory())"
     assert run(code, MALLOC_TRIM_THRESHOLD_="131072") == ["False"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_free_pages_before_a_block_in_use_are_returned():
+    code = """
+import resource
+from basicsr.utils.process_settings import return_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+blocks = [bytearray(2**16) for _ in range(1000)]
+for block in blocks:
+    block[:] = bytes(2**16)
+del blocks[:-1], block
+before = resident()
+return_freed_memory()
+print(before - resident())
+"""
+    assert int(run(code)[0]) > 2**25
