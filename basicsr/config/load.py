@@ -271,11 +271,10 @@ class Normalised:
         self.data = document.data()
         self.problems: list[Problem] = []
         self.written: dict[KeyPath, KeyPath] = {}
-        given = self.data.get("scale") if scale is None else scale
-        if type(given) is int:
-            self.data = _with_scale({**self.data, "scale": given}, given)
+        if scale is not None:
+            self.data["scale"] = scale
         _apply_debug(self.data, debug, training)
-        self.data = self._cleaned(self.data, ())
+        self.data = self._cleaned(self.data, (), self.data.get("scale"))
         self._rename(document)
         self._refuse(training)
         for name in ("val", "report", "logger", "path", "dist_params", "datasets", "networks"):
@@ -302,20 +301,25 @@ class Normalised:
     def _section(self, *key: str | int) -> dict[Any, Any]:
         return section_of(self.data, key)
 
-    def _cleaned(self, value: Any, key: KeyPath) -> Any:
-        """The value without texts and keys that hold what no file's name and no terminal can show."""
-        if isinstance(value, str) and (found := _CONTROL.search(value)):
-            self.problems.append(Problem(key, _control(found)))
-            return None
+    def _cleaned(self, value: Any, key: KeyPath, scale: Any) -> Any:
+        """The value with the scale in the place of `{scale}`, without what no file's name and no terminal can show."""
+        if isinstance(value, str):
+            if found := _CONTROL.search(value):
+                self.problems.append(Problem(key, _control(found)))
+                return None
+            if type(scale) is int:
+                return scale if value == "{scale}" else value.replace("{scale}", str(scale))
         if isinstance(value, list):
-            return [self._cleaned(inner, (*key, index)) for index, inner in enumerate(value)]
+            return [self._cleaned(inner, (*key, index), scale) for index, inner in enumerate(value)]
         if not isinstance(value, dict):
             return value
-        for name in value:
+        cleaned = {}
+        for name, inner in value.items():
             if found := _CONTROL_OR_LINE.search(name):
                 self.problems.append(Problem((*key, name), f"unknown key: {_control(found)}"))
-        names = [name for name in value if not _CONTROL_OR_LINE.search(name)]
-        return {name: self._cleaned(value[name], (*key, name)) for name in names}
+            else:
+                cleaned[name] = self._cleaned(inner, (*key, name), scale)
+        return cleaned
 
     def _rename(self, document: Document) -> None:
         train = self._section("train")
@@ -420,15 +424,6 @@ class Normalised:
 def todays_name(option: str) -> str:
     """Today's name of a file of weights that an earlier version has saved a digest of."""
     return option.replace("train.resp_kd_opt.", "train.distill.response.criterion.")
-
-
-def _with_scale(value: Any, scale: int) -> Any:
-    """The value with the scale in the place of `{scale}`, as a number where that is all of a text."""
-    if isinstance(value, str):
-        return scale if value == "{scale}" else value.replace("{scale}", str(scale))
-    if isinstance(value, dict):
-        return {key: _with_scale(inner, scale) for key, inner in value.items()}
-    return [_with_scale(inner, scale) for inner in value] if isinstance(value, list) else value
 
 
 def _apply_debug(data: dict[str, Any], debug: bool, training: bool) -> None:
