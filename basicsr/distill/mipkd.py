@@ -167,7 +167,9 @@ class MiPKD(LossTerm):
             for number, (kept, route) in enumerate(coins):
                 if not kept:
                     continue
-                path = [side for _, side in coins[number:]] if self.coins == "block" else [route] * len(coins[number:])
+                path = [route] * (self._positions - number)
+                if self.coins == "block":
+                    path = [side for _, side in coins[number:]]
                 image = self._continued(context, going_on[number], path)
                 to_teacher, to_truth = _distance(image, context.teacher_output), _distance(image, context.gt)
                 loss = loss + (1 - self.ground_truth_share) * to_teacher + self.ground_truth_share * to_truth
