@@ -126,7 +126,7 @@ def load_state(
 
 
 def _matching(
-    network: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | os.PathLike[str]
+    network: Any, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Finds the network's weights inside `state`, and turns them into our layout if they have another."""
     needed = {key for key in expected if not key.endswith(_DERIVED)}
@@ -146,8 +146,17 @@ def _matching(
         except UnsupportedWeights as error:
             raise CheckpointError(f"checkpoint {path} does not fit {type(network).__name__}: {error}") from error
         if found is not None and found.architecture == type(network).__name__:
+            if found.has_range:  # a mean shift in the file decides what the network's range and mean colour must be
+                wanted, mean = found.options["img_range"], torch.tensor(found.options["rgb_mean"])
+                given = network.mean.flatten().cpu()
+                fits = given.shape == mean.shape and torch.allclose(given, mean.to(given), atol=1e-5)
+                if not fits or abs(network.img_range - wanted) > 1e-5 * wanted:
+                    shown = ", ".join(f"{value:.4f}" for value in mean.tolist())
+                    raise CheckpointError(
+                        f"checkpoint {path} is for images in [0, {wanted:g}] with the mean colour ({shown}); set the"
+                        f" network's img_range to {wanted:g} and rgb_mean to [{shown}], or use type: auto"
+                    )
             same_keys = found.state.keys() == inner.keys()
-            _check_range(network, found, path)
             return found.state, [] if same_keys else [f"{path}: converted (layout: {found.layout})"]
     return max(inners, key=lambda inner: len(needed & inner.keys())), []
 
@@ -162,21 +171,6 @@ def _of_these_shapes(
     return [
         inner for inner in inners if all(key in inner and inner[key].shape == expected[key].shape for key in needed)
     ]
-
-
-def _check_range(network: Any, found: Recognised, path: str | os.PathLike[str]) -> None:
-    """A mean shift in the file decides what the network's range and mean colour must be."""
-    if not found.has_range:
-        return
-    wanted, mean = found.options["img_range"], torch.tensor(found.options["rgb_mean"])
-    given = network.mean.flatten().cpu()
-    fits = given.shape == mean.shape and torch.allclose(given, mean.to(given), atol=1e-5)
-    if not fits or abs(network.img_range - wanted) > 1e-5 * wanted:
-        shown = ", ".join(f"{value:.4f}" for value in mean.tolist())
-        raise CheckpointError(
-            f"checkpoint {path} is for images in [0, {wanted:g}] with the mean colour ({shown}); set the network's"
-            f" img_range to {wanted:g} and rgb_mean to [{shown}], or use type: auto"
-        )
 
 
 def _recognised_or_none(state: Mapping[str, Tensor]) -> Recognised | None:
@@ -269,11 +263,9 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, 
         raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}, expected a state dict")
     held = [str(key) for key, value in content.items() if _holds_tensors(value)]
     if only_this and param_key is not None and not _holds_tensors(content.get(param_key)):
-        there = (
-            f"it has {', '.join(held)[:_SHOWN]}; give one of these"
-            if held
-            else "it has one set without a name; ask for none"
-        )
+        there = "it has one set without a name; ask for none"
+        if held:
+            there = f"it has {', '.join(held)[:_SHOWN]}; give one of these"
         raise CheckpointError(f"checkpoint {path} has no weights '{param_key}', {there}")
     key, tensors, remark = _select(content, param_key, path)
     named = [(_name(key, path), value) for key, value in tensors.items() if isinstance(value, Tensor)]
