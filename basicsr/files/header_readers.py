@@ -112,11 +112,9 @@ def _png(source: Source) -> ImageHeader:
 
 
 def _late_orientation(source: Source, start: int, length: int) -> int:
-    """The orientation in a PNG file's EXIF data behind the pixels, whose first chunk is at `start`.
-
-    Most writers make chunks of equal length. Where such a row, and a shorter chunk, reach to the file's last chunk,
-    nothing else can lie between; else all chunks are walked through.
-    """
+    """The orientation in a PNG file's EXIF data behind the pixels, whose first chunk is at `start`."""
+    # Most writers make chunks of equal length, the last one shorter. Where these reach to the file's end, nothing else
+    # lies between; else all chunks are walked through.
     whole, end = length + 12, source.size - 12
     last = max(start + (end - start - 1) // whole * whole, start)
     found = source.read(last, 8)

@@ -384,10 +384,8 @@ def _device(kind: Any, index: Any = None) -> torch.device:
 
 
 def check_nesting(value: Any, depth: int = 0, known: dict[int, Any] | None = None) -> tuple[int, int]:
-    """Raises Refused for a value that is deeper or longer to walk than it looks; returns depth and number of values.
-
-    `depth` containers are around it; `known` are those measured, None those not yet done.
-    """
+    """Raises Refused for a value that is deeper or longer to walk than it looks; returns depth and number of values."""
+    # `depth` containers are around it; `known` are those measured, None those not yet done.
     known = {} if known is None else known
     if not isinstance(value, (dict, list, tuple)):
         return 0, 1

@@ -156,10 +156,10 @@ def _check_scale(name: str, found: int, scale: int, path: str | os.PathLike[str]
 
 
 class _Candidate(NamedTuple):
-    """One of our networks that a file may hold; `options` are also those that shapes show and `block` leaves out."""
+    """One of our networks that a file may hold."""
 
     block: Mapping[str, Any]
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # of `block`, and those that shapes show
     layout: str
     scale: int
     remark: str | None
