@@ -219,13 +219,17 @@ def _card(
     right = max((index for index, row in enumerate(rows) if row.is_ranked), default=len(rows) - 1)
     before = len(sources) - len(rows)
     compared = [outputs[row.name] for row in scale.compared() if row.name in outputs]
+    region = None  # left, top and side of the square in which the networks differ most, where that can be said
+    if hr is not None and compared and (side := square_size(hr, scale.scale)) >= LEAST_SIDE:
+        x, y, _ = most_different_square(hr, compared, side, border=scale.scale)
+        region = [x, y, side]
     view = {
         "width": width,
         "height": height,
         "sources": sources,
         "left": before + left,
         "right": before + right,
-        "region": _region(hr, compared, scale.scale),
+        "region": region,
     }
     return {"name": title, "size": _times(width, height), "view": view, "stored": stored}
 
@@ -240,14 +244,6 @@ def _figures(results: Results, row: Row, dataset: str, image: str) -> list[str]:
         labelled_figure(name, value, results.higher_is_better(name))
         for name, value in zip(evaluation.metrics, values, strict=True)
     ]
-
-
-def _region(hr: np.ndarray | None, outputs: Sequence[np.ndarray], scale: int) -> list[int] | None:
-    """Left, top and side of the square in which the networks differ most; None where that cannot be said."""
-    if hr is None or not outputs or (side := square_size(hr, scale)) < LEAST_SIDE:
-        return None
-    x, y, _ = most_different_square(hr, outputs, side, border=scale)
-    return [x, y, side]
 
 
 def _times(width: int, height: int) -> str:
