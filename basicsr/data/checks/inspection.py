@@ -8,7 +8,7 @@ import numpy as np
 
 from basicsr.data.storage import ImageRoot
 from basicsr.files.header_readers import read_header
-from basicsr.files.image_headers import MOST_PIXELS, HeaderError, ImageHeader, Source, find_fault
+from basicsr.files.image_headers import MOST_PIXELS, HeaderError, ImageHeader, find_fault
 from basicsr.files.images import AGAIN, find_damage, imfrombytes
 from basicsr.utils.errors import DataError
 
@@ -33,13 +33,25 @@ def examine(
     try:
         with root.opened(name) as source:
             header = read_header(source)
+            length = source.size
             if fault := find_fault(header, most_pixels):
                 return Inspection(fault)
-            complete = _is_complete(source, header)
+            if end := _ENDS.get(header.format):
+                complete = source.read(length - len(end), len(end)) == end
+            else:
+                complete = 0 < header.end <= length
         if decode:
             return Inspection(None, header, is_colourful(imfrombytes(root.content(name))))
-        if not complete and (fault := _find_damage(root.content(name), header, most_pixels)):
-            return Inspection(fault)
+        if not complete and end:
+            damage = find_damage(root.content(name))
+            return Inspection(f"{damage}; {AGAIN}") if damage else Inspection(None, header)
+        if not complete:
+            try:
+                imfrombytes(root.content(name), most_pixels=most_pixels)
+            except DataError:
+                if length < header.end:
+                    return Inspection(f"the file is truncated ({length:,d} bytes of {header.end:,d}); {AGAIN}")
+                raise
         return Inspection(None, header)
     except HeaderError as error:
         return Inspection(f"{error}; {AGAIN}")
@@ -60,23 +72,3 @@ def is_colourful(pixels: np.ndarray) -> bool:
         pixels = (pixels >> 8).astype(np.uint8)
     spread = pixels.max(axis=2).astype(np.int16) - pixels.min(axis=2)
     return bool(spread.mean() > _COLOURFUL * 255)
-
-
-def _is_complete(source: Source, header: ImageHeader) -> bool:
-    """Whether the end of the file shows that all of it is there; False where that is not clear."""
-    if end := _ENDS.get(header.format):
-        return source.read(source.size - len(end), len(end)) == end
-    return 0 < header.end <= source.size
-
-
-def _find_damage(content: bytes, header: ImageHeader, most_pixels: int) -> str | None:
-    if header.format in ("PNG", "JPEG"):
-        damage = find_damage(content)
-        return damage and f"{damage}; {AGAIN}"
-    try:
-        imfrombytes(content, most_pixels=most_pixels)
-    except DataError as error:
-        if len(content) < header.end:
-            return f"the file is truncated ({len(content):,d} bytes of {header.end:,d}); {AGAIN}"
-        return without_name(str(error), "image")
-    return None
