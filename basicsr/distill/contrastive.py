@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, Le
 from torch import nn
-from torch.nn import functional as F
 
 from basicsr.archs.arch_util import in_colour
+from basicsr.archs.projection_arch import ImageProjectionHead, PatchProjectionHead
 from basicsr.distill.base import LossTerm, StepContext
 from basicsr.losses.basic_loss import BatchScope
 from basicsr.utils.dist_util import gather_with_gradient
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import Features, Few, Many, Side, Weight
 from basicsr.utils.registry import METHOD_REGISTRY, Conflict, Misfit, check_arguments
 
@@ -92,50 +90,6 @@ class _CropPatches(torch.autograd.Function):
         return total, None, None
 
 
-class ProjectionHead(nn.Module):
-    """phi_img (one convolution) or phi_patch (two): from RGB images (B, 3, H, W) to points on the unit sphere (B, d).
-
-    3x3 convolutions with ReLU, the last to d / 2 channels, each one before to half as many; global average, a linear
-    layer to d, L2 normalisation. d is `embed_dim`. Embeddings are at least float32.
-    """
-
-    def __init__(self, convolutions: int, embed_dim: int = 256) -> None:
-        super().__init__()
-        widths = [3, *(embed_dim // 2**halvings for halvings in range(convolutions, 0, -1))]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, 1, 1), nn.ReLU(inplace=True)]
-        self.encoder = nn.Sequential(*layers, _GlobalAverage(), nn.Flatten(), nn.Linear(widths[-1], embed_dim))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # In bfloat16's 8 bits, cosines divided by a temperature of 0.07 would be off by tenths.
-        return F.normalize(at_least_float32(self.encoder(x)), dim=1)
-
-
-class _GlobalAverage(nn.Module):
-    """Average over all pixels: (B, C, H, W) to (B, C, 1, 1)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _GlobalAverageFunction.apply(x)
-
-
-class _GlobalAverageFunction(torch.autograd.Function):
-    """Without PyTorch's float32 copy of bf16 images on the CPU; a product with ones adds in float32."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        ctx.shape = x.shape
-        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
-            return x.mean((2, 3), keepdim=True)
-        pixels = x.flatten(2)
-        ones = pixels.new_ones(pixels.shape[2], 1)
-        return (pixels @ ones / pixels.shape[2])[..., None]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return (gradient / (ctx.shape[2] * ctx.shape[3])).expand(ctx.shape)
-
-
 @METHOD_REGISTRY.register()
 class HybridContrastive(LossTerm):
     """L_cont = lambda_img L_img + lambda_patch L_patch (eq. 7d), in embedding spaces learned with the student.
@@ -203,10 +157,10 @@ class HybridContrastive(LossTerm):
         self.weights = {}
         if mode != "patch":
             self.weights["l_img"] = loss_weight * image_weight
-            self.image_head = ProjectionHead(1, embed_dim)
+            self.image_head = ImageProjectionHead(embed_dim=embed_dim)
         if mode != "image":
             self.weights["l_patch"] = loss_weight * patch_weight
-            self.patch_head = ProjectionHead(2, embed_dim)
+            self.patch_head = PatchProjectionHead(embed_dim=embed_dim)
         self.log_tau = nn.Parameter(torch.tensor(math.log(tau)))
         self.requires_grad_(train_heads)
 

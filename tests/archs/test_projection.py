@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.distill.contrastive import HybridContrastive, ProjectionHead
+from basicsr.archs.projection_arch import ImageProjectionHead, PatchProjectionHead
 from basicsr.utils.errors import OptionsError
-
-ImageProjectionHead, PatchProjectionHead = partial(ProjectionHead, 1), partial(ProjectionHead, 2)
 
 
 def parameters(head: nn.Module, kind: type) -> list[tuple[Tensor, Tensor]]:
@@ -28,7 +23,7 @@ def embed_by_definition(head: nn.Module, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("head", [ImageProjectionHead, PatchProjectionHead])
-def test_embedding_is_that_of_the_definition(head: Callable[..., nn.Module]) -> None:
+def test_embedding_is_that_of_the_definition(head: type[nn.Module]) -> None:
     torch.manual_seed(0)
     network = head(embed_dim=16).double()
     x = torch.rand(3, 3, 12, 10, dtype=torch.float64)
@@ -39,7 +34,7 @@ def test_embedding_is_that_of_the_definition(head: Callable[..., nn.Module]) -> 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("head", [ImageProjectionHead, PatchProjectionHead])
-def test_gradients_are_those_of_the_definition(head: Callable[..., nn.Module], layout: torch.memory_format) -> None:
+def test_gradients_are_those_of_the_definition(head: type[nn.Module], layout: torch.memory_format) -> None:
     torch.manual_seed(0)
     network = head(embed_dim=16).double().to(memory_format=layout)
     x = torch.rand(3, 3, 12, 10, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
@@ -67,16 +62,14 @@ def test_averages_of_large_images_do_not_overflow(dtype: torch.dtype) -> None:
         (PatchProjectionHead, [(64, 3, 3, 3), (128, 64, 3, 3)]),
     ],
 )
-def test_default_layers_are_those_of_the_paper(
-    head: Callable[..., nn.Module], convolutions: list[tuple[int, ...]]
-) -> None:
+def test_default_layers_are_those_of_the_paper(head: type[nn.Module], convolutions: list[tuple[int, ...]]) -> None:
     network = head()
     assert [tuple(weight.shape) for weight, _ in parameters(network, nn.Conv2d)] == convolutions
     assert [tuple(weight.shape) for weight, _ in parameters(network, nn.Linear)] == [(256, 128)]
 
 
 @pytest.mark.parametrize("head", [ImageProjectionHead, PatchProjectionHead])
-def test_embeddings_have_norm_one_in_float32_under_autocast(head: Callable[..., nn.Module]) -> None:
+def test_embeddings_have_norm_one_in_float32_under_autocast(head: type[nn.Module]) -> None:
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         embedding = head()(torch.rand(4, 3, 16, 16))
@@ -84,7 +77,10 @@ def test_embeddings_have_norm_one_in_float32_under_autocast(head: Callable[..., 
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(4), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("mode", "embed_dim", "multiple"), [("image", 7, 2), ("patch", 6, 4), ("patch", 2, 4)])
-def test_lengths_that_do_not_divide_are_refused(mode: str, embed_dim: int, multiple: int) -> None:
-    with pytest.raises(OptionsError, match=f"embed_dim: is {embed_dim}, allowed: multiples of {multiple}, as the"):
-        HybridContrastive(mode=mode, embed_dim=embed_dim)
+@pytest.mark.parametrize(
+    ("head", "embed_dim", "multiple"),
+    [(ImageProjectionHead, 7, 2), (PatchProjectionHead, 6, 4), (PatchProjectionHead, 2, 4)],
+)
+def test_lengths_that_do_not_divide_are_refused(head: type[nn.Module], embed_dim: int, multiple: int) -> None:
+    with pytest.raises(OptionsError, match=f"embed_dim: {embed_dim} is not supported: give a multiple of {multiple}"):
+        head(embed_dim=embed_dim)
