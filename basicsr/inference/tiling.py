@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache
 from itertools import pairwise, product
 from typing import Any
 
@@ -168,7 +167,7 @@ class PoolingOverImage(TorchDispatchMode):
         super().__init__()
         self.gathered = ImageMeans()
         self._core, self._region, self._size, self._known = core, region, size, known
-        self._steps = _divisors(math.lcm(multiple, _LARGEST_STEP))
+        self._largest_step = math.lcm(multiple, _LARGEST_STEP)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -196,7 +195,9 @@ class PoolingOverImage(TorchDispatchMode):
         """How many times larger features are than the tile, extended to multiples of any step; None if they are not."""
         # Of an extended tile several may fit: 80 pixels sixteen times smaller are 75 fifteen times. Networks halve.
         other = None
-        for step in self._steps:
+        for step in range(1, self._largest_step + 1):
+            if self._largest_step % step:
+                continue
             extended = [-(-side // step) * step for side in (self._region.height, self._region.width)]
             ratio = Fraction(height, extended[0])
             if ratio == Fraction(width, extended[1]) and ratio in _RATIOS:
@@ -210,11 +211,6 @@ def _along(start: int, end: int, origin: int, ratio: Fraction, size: int) -> sli
     # Beyond the image's end lies what the network extended it by, which it averages too.
     last = None if end == size else int(end * ratio) - int(origin * ratio)
     return slice(int(start * ratio) - int(origin * ratio), last)
-
-
-@cache
-def _divisors(number: int) -> tuple[int, ...]:
-    return tuple(divisor for divisor in range(1, number + 1) if number % divisor == 0)
 
 
 @dataclass(frozen=True)

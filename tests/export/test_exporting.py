@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
+from support.exports import exporter, images, onnx_output, output_of
 from support.students import TRAINING, save_student, student
 
 from basicsr.export import onnx_format
 from basicsr.export.base import SIZES as SIZES_OF_CHECKS
-from basicsr.export.base import TOLERANCES, Exported, export, export_formats, load_student, require, sizes_for
+from basicsr.export.base import TOLERANCES, export, export_formats, load_student, require, sizes_for
 from basicsr.files.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
 from basicsr.weights.recognise import load_pretrained
@@ -40,48 +39,10 @@ def students() -> list[Any]:
 SIZES = ((1, 8, 40), (3, 19, 23), (2, 48, 49), (1, 41, 9))
 
 
-@dataclass
-class Made:
-    network: torch.nn.Module
-    block: dict[str, Any]
-    source: Path
-    exported: Exported
-
-    @property
-    def file(self) -> dict[str, Path]:
-        return {path.suffix: path for path in self.exported.files}
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A function that exports a student once to all formats."""
-    kept: dict[tuple[Any, ...], Made] = {}
-
-    def make(architecture: str, scale: int, precision: str = "float32") -> Made:
-        key = (architecture, scale, precision)
-        if key not in kept:
-            folder = tmp_path_factory.mktemp(f"{architecture}{scale}")
-            network, block = student(architecture, scale)
-            source = save_student(folder / "net_g_latest.pth", network, block)
-            kept[key] = Made(network, block, source, export(load_student(source), folder / "out", precision=precision))
-        return kept[key]
-
-    return make
-
-
-def images(sizes=SIZES, channels: int = 3) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return [torch.rand(batch, channels, height, width, generator=generator) for batch, height, width in sizes]
-
-
-def output_of(network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return network(image)
-
-
-def onnx_output(path: Path, image: torch.Tensor) -> torch.Tensor:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["output"], {"input": image.numpy()})[0])
+    return exporter(tmp_path_factory.mktemp, student, save_student)
 
 
 @pytest.mark.parametrize(("architecture", "scale"), students())
@@ -97,7 +58,7 @@ def test_onnxruntime_gives_pytorchs_outputs_at_other_sizes(made, architecture, s
 def test_torch_export_gives_pytorchs_outputs_at_other_sizes(made, architecture, scale):
     result = made(architecture, scale)
     program = torch.export.load(result.file[".pt2"]).module()
-    for image in images():
+    for image in images(SIZES):
         if architecture != "SwinIR" or min(image.shape[-2:]) >= 9:
             torch.testing.assert_close(program(image), output_of(result.network, image), rtol=0, atol=1e-5)
 
@@ -106,7 +67,7 @@ def test_torch_export_gives_pytorchs_outputs_at_other_sizes(made, architecture, 
 def test_safetensors_load_back_with_the_same_outputs_and_options(made, architecture, scale):
     result = made(architecture, scale)
     loaded = load_pretrained(result.file[".safetensors"])
-    for image in images():
+    for image in images(SIZES):
         assert torch.equal(output_of(loaded.network, image), output_of(result.network, image))
     assert (loaded.architecture, loaded.layout, loaded.scale) == (architecture, "ours", scale)
     assert loaded.block == result.block
@@ -116,7 +77,7 @@ def test_safetensors_load_back_with_the_same_outputs_and_options(made, architect
 
 @pytest.mark.parametrize("architecture", ["EDSR", "RCAN", pytest.param("SwinIR", marks=pytest.mark.long)])
 def test_fp16_stays_within_half_a_step_of_8_bits(made, architecture):
-    result = made(architecture, 2, "fp16")
+    result = made(architecture, 2, precision="fp16")
     program = torch.export.load(result.file[".pt2"]).module()
     loaded = load_pretrained(result.file[".safetensors"]).network
     image = images(((2, 19, 23),))[0]

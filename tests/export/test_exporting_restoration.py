@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import pytest
 import torch
+from support.exports import exporter, images, onnx_output, output_of
 from torch import Tensor, nn
 
 from basicsr.archs import build_network
 from basicsr.archs.arch_util import pad_to_multiple
 from basicsr.archs.nafnet_arch import NAFNet
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.export.base import TOLERANCES, Exported, export, load_student
+from basicsr.export.base import TOLERANCES, export, load_student
 from basicsr.export.safetensors_format import spandrel_runner
 from basicsr.export.tracing import AnySize, Named, smallest_side, traceable
 from basicsr.utils.errors import CheckpointError
@@ -40,17 +39,6 @@ SIZES = ((1, 16, 40), (3, 19, 23), (2, 9, 49), (1, 41, 10))
 SMALLER = ((1, 1, 1), (1, 2, 13), (1, 8, 8), (2, 5, 3))
 
 
-@dataclass
-class Made:
-    network: nn.Module
-    source: Path
-    exported: Exported
-
-    @property
-    def file(self) -> dict[str, Path]:
-        return {path.suffix: path for path in self.exported.files}
-
-
 def built(block: dict[str, Any]) -> nn.Module:
     """With random weights under which no branch is idle."""
     torch.manual_seed(0)
@@ -69,33 +57,7 @@ def save(path: Path, network: nn.Module, block: dict[str, Any]) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A function that exports a network once to all formats."""
-    kept: dict[tuple[str, str], Made] = {}
-
-    def make(name: str, precision: str = "float32") -> Made:
-        if (name, precision) not in kept:
-            folder = tmp_path_factory.mktemp(name)
-            network = built(BLOCKS[name])
-            source = save(folder / "net_g_latest.pth", network, BLOCKS[name])
-            exported = export(load_student(source), folder / "out", precision=precision)
-            kept[name, precision] = Made(network, source, exported)
-        return kept[name, precision]
-
-    return make
-
-
-def images(sizes=SIZES) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return [torch.rand(batch, 3, height, width, generator=generator) for batch, height, width in sizes]
-
-
-def output_of(network: nn.Module, image: Tensor) -> Tensor:
-    with torch.no_grad():
-        return network(image)
-
-
-def onnx_output(path: Path, image: Tensor) -> Tensor:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["output"], {"input": image.numpy()})[0])
+    return exporter(tmp_path_factory.mktemp, lambda name: (built(BLOCKS[name]), BLOCKS[name]), save)
 
 
 @pytest.mark.parametrize("name", ["NAFNet", pytest.param("Restormer", marks=pytest.mark.long)])
@@ -116,10 +78,10 @@ def test_all_files_give_pytorchs_outputs_at_other_sizes(made, name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", BLOCKS)
 def test_fp16_stays_within_half_a_step_of_8_bits(made, name):
-    result = made(name, "fp16")
+    result = made(name, precision="fp16")
     program = torch.export.load(result.file[".pt2"]).module()
     loaded = load_pretrained(result.file[".safetensors"]).network
-    for image in images()[1:]:
+    for image in images(SIZES)[1:]:
         expected = output_of(result.network, image)
         for output in (onnx_output(result.file[".onnx"], image), program(image), output_of(loaded, image)):
             assert output.dtype == torch.float32
