@@ -263,11 +263,12 @@ def test_arguments_are_checked_before_anything_is_made(made, tmp_path, options, 
 
 
 def test_missing_packages_are_named(made, tmp_path, monkeypatch):
+    student = load_student(made("EDSR", 2).source)
     for name in ("onnxscript", "onnxruntime"):
         monkeypatch.setitem(__import__("sys").modules, name, None)  # what Python does to hide a module
     with pytest.raises(MachineError, match=r"needs onnxscript, onnxruntime, .*pip install -e '.\[export\]'"):
-        export(load_student(made("EDSR", 2).source), tmp_path / "out")
-    export(load_student(made("EDSR", 2).source), tmp_path / "out", formats=["safetensors"])
+        export(student, tmp_path / "out")
+    export(student, tmp_path / "out", formats=["safetensors"])
 
 
 def test_a_network_of_spandrels_own_is_refused(tmp_path):
