@@ -48,6 +48,6 @@ def test_a_format_refuses_a_file_whose_outputs_differ(tmp_path, loaded, name):
 
 def test_a_format_is_one_file(tmp_path, loaded):
     with documented_file("docs/shipping.md", "basicsr/export/pth_format.py", tmp_path, EXPORT_REGISTRY):
-        assert list(export_formats()) == [*FORMATS, "pth"]
+        assert export_formats().keys() - FORMATS.keys() == {"pth"}
         exported = export(loaded, tmp_path / "out", formats=["pth"], precision="fp16")
         assert exported.files[0].name == "distilled_x2_fp16.pth" and len(exported.checks) >= 4

@@ -41,12 +41,11 @@ def test_the_command_says_what_it_took_checked_and_wrote(tmp_path):
     assert lines[1].split() == ["checked", "against", "PyTorch", "input", "max.", "difference", "allowed"]
     assert sum("onnx (onnxruntime)" in line and "1.0e-04" in line for line in lines) == 6
     assert [line.split()[1] for line in lines if line.startswith("wrote")] == [
-        str(tmp_path / "out" / f"distilled_x4{ending}") for ending in (".safetensors", ".onnx", ".pt2")
+        str(tmp_path / "out" / f"distilled_x4{entry.ending}") for entry in export_formats().values()
     ]
     assert lines[-1].startswith("note: spandrel 0.4.2 has no EDSR")
-    assert done.stderr.splitlines() == [
-        f"{kind}: writing and checking" for kind in ("safetensors", "onnx", "torch-export")
-    ]
+    assert done.stderr.splitlines() == [f"{name}: writing and checking" for name in export_formats()]
+    assert [*export_formats()][:3] == ["safetensors", "onnx", "torch-export"]
 
 
 def test_a_file_that_is_no_network_ends_with_one_line(tmp_path, monkeypatch, capsys):
