@@ -225,6 +225,8 @@ def _is_database(path: str) -> bool:
 def roots_of(io_backend: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, ImageRoot]:
     """The roots at some paths, by role; raises OptionsError where `io_backend` or a path does not fit."""
     options = {key: value for key, value in io_backend.items() if key not in _OF_FILE_CLIENT}
+    if "path" in options:
+        raise OptionsError("io_backend has no option path; the folders are dataroot_gt and dataroot_lq")
     return {role: STORAGE_REGISTRY.build(options, path=path) for role, path in paths.items()}
 
 

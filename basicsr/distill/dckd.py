@@ -208,7 +208,7 @@ class DCKD(LossTerm):
     ) -> torch.Tensor:
         """L_dcl by the features of I_S and of I_T."""
         near = summed_distances(student, [teacher])
-        far = summed_distances(student, self._negative_features(context))
+        far = summed_distances(student, (self._features(context, one) for one in self._negatives(context)))
         total = torch.zeros_like(near[0])
         if self.quotient == "batch":
             near, far = ([distances.mean(0, keepdim=True) for distances in each] for each in (near, far))
@@ -217,12 +217,11 @@ class DCKD(LossTerm):
             total = total + weight * apart / (aside + EPSILON)
         return total.mean()
 
-    def _negative_features(self, context: StepContext) -> Iterator[Sequence[torch.Tensor]]:
-        """f(I_1) to f(I_N), one by one, so that one at a time is in memory."""
-        for image in self._negatives(context):
-            with context.autocast():
-                features = self.vqgan(image, with_latent=False)[0]
-            yield features
+    def _features(self, context: StepContext, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        """f(I); returned, for a generator would hold those of one negative while it makes the next."""
+        with context.autocast():
+            features: Sequence[torch.Tensor] = self.vqgan(images, with_latent=False)[0]
+        return features
 
     @torch.no_grad()
     def _negatives(self, context: StepContext) -> Iterator[torch.Tensor]:
@@ -248,6 +247,8 @@ def degrade(images: torch.Tensor, kind: Degradation, generators: Sequence[np.ran
       bilinear or bicubic interpolation. By a factor near 1 nothing may change.
     - 'mix': blur, resize, noise, resize back, in Real-ESRGAN's order.
     """
+    if kind not in _KINDS:
+        raise OptionsError(f"DCKD: degradation is '{kind}'; allowed: {', '.join(_KINDS)}")
     pairs = zip(images, generators, strict=True)
     return torch.stack([_KINDS[kind](image, generator).clamp(0, 1) for image, generator in pairs])
 

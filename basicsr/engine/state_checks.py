@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from basicsr.files.torch_files import check_weights
@@ -35,10 +35,22 @@ class StateMismatch(ValueError):
     """What in a state does not fit, in words that complete 'N.state does not fit: '."""
 
 
+def _is_number(value: Any) -> Any:
+    if type(value) not in (int, float):  # pydantic takes tensors of one number, too
+        raise ValueError
+    return value
+
+
+def _counts_images(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    if any((type(value) is int) != (name == "images") for name, value in fingerprint.items()):
+        raise ValueError
+    return fingerprint
+
+
 class _Best(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    value: float
+    value: Annotated[float, BeforeValidator(_is_number)]
     iteration: _Count
 
 
@@ -51,7 +63,9 @@ class _Records(BaseModel):
     validation_due: bool = Field(False, description="true or false")
     options: str = Field("", description="text")
     world_size: Annotated[int, Field(gt=0, lt=_MOST)] = Field(1, description="a number of ranks")
-    images: dict[str, _Count | str | None] = Field({}, description="a number of images and their digests")
+    images: Annotated[dict[str, _Count | str | None], AfterValidator(_counts_images)] = Field(
+        {}, description="a number of images and their digests"
+    )
     files: dict[str, str] = Field({}, description="digests of files")
     skipped: dict[_Count, list[str] | tuple[str, ...]] = Field({}, description="the images that are left out")
     best: dict[str, dict[str, _Best]] = Field({}, description="the best figures, of iterations up to the state's")

@@ -40,6 +40,11 @@ class FileClient:
                 raise OptionsError(f"lmdb needs a client_key for each of db_paths, got {len(keys)} for {len(paths)}")
             self._databases = dict(zip(keys, map(str, paths), strict=True))
 
+    @property
+    def client(self) -> FileClient:
+        """What reads for it, in BasicSR an object of its own."""
+        return self
+
     def get(self, filepath: str | os.PathLike[str], client_key: str = "default") -> bytes:
         """The content of a file, or the value of the key `filepath` in the database `client_key`; raises DataError."""
         name = os.fspath(filepath)

@@ -75,9 +75,9 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     except OSError as error:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise CheckpointError(f"checkpoint {path} does not exist; check the path") from None
-        if path.is_dir():
+        if os.path.isdir(path):
             raise CheckpointError(f"checkpoint {path} is a folder; name the file") from None
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise CheckpointError(f"checkpoint {path} is a device or a pipe; name a file") from None
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file makes a reader fail in any way

@@ -78,6 +78,8 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) ->
     stride, padding, dilation, transposed, _, groups = options
     if transposed or x.dim() != weight.dim() or x.shape[1] != groups * weight.shape[1]:
         return None
+    if not len(stride) == len(padding) == len(dilation) == x.dim() - 2:  # one entry may stand for all sides
+        return None
     sides = []
     for side, kernel, step, edge, gap in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True):
         sides.append((side + 2 * edge - gap * (kernel - 1) - 1) // step + 1)

@@ -67,10 +67,18 @@ class _Enlarge(nn.Module):
         return F.interpolate(x, scale_factor=2, mode=self.mode)
 
 
+class _OneEntryForBothSides(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, x.new_ones(6, 4, 3, 3), padding=(1,), stride=(2,))
+
+
 @pytest.mark.parametrize(
     ("network", "wanted"),
     [
         (nn.Conv2d(4, 6, 3, padding=1), 8 * 8 * 6 * 4 * 9),
+        (nn.Conv2d(4, 6, (3, 2), padding=(1, 0), dilation=(1, 3)), 8 * 5 * 6 * 4 * 6),
+        (nn.Sequential(nn.Conv2d(4, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 1, 1)), 8 * 8 * 32 + 16 * 16 * 2),
+        (_OneEntryForBothSides(), 4 * 4 * 6 * 4 * 9),
         (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), 4 * 4 * 6 * 2 * 9),
         (nn.ConvTranspose2d(4, 6, 2, stride=2), 8 * 8 * 4 * 6 * 4),
         (nn.Linear(8, 5), 4 * 8 * 8 * 5),

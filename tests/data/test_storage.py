@@ -13,7 +13,7 @@ import pytest
 
 from basicsr.data import build_dataset
 from basicsr.data.checks.inspection import examine
-from basicsr.data.storage import DecodedImage, ImageRoot, LmdbDatabase, PpmImage, Window
+from basicsr.data.storage import DecodedImage, ImageRoot, LmdbDatabase, PpmImage, Window, roots_of
 from basicsr.files.images import encode_png, encode_ppm, imfrombytes
 from basicsr.files.lmdb_databases import LmdbMaker
 from basicsr.utils.errors import DataError, OptionsError
@@ -214,6 +214,12 @@ def test_images_opened_before_a_fork_are_read_in_the_child_and_then_in_the_paren
         assert queue.get(timeout=60) == int(picture(np.uint8)[1:4, 1:4].sum())
         child.join()
         np.testing.assert_array_equal(image.read(), picture(np.uint8))
+
+
+def test_the_folders_of_a_dataset_are_not_options_of_its_storage(tmp_path):
+    on_disk(tmp_path, WHOLE, "a.ppm")
+    with pytest.raises(OptionsError, match="io_backend has no option path; the folders are dataroot_gt"):
+        roots_of({"type": "disk", "path": str(tmp_path)}, {"lq": str(tmp_path / "nowhere")})
 
 
 def test_another_kind_of_storage_is_one_registered_function(tmp_path, monkeypatch):

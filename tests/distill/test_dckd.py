@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,17 @@ def negatives(method: DCKD, given: Batch) -> torch.Tensor:
     return torch.stack(list(method._negatives(step)))
 
 
+def test_features_of_one_negative_at_a_time_are_in_memory():
+    model, made = kd_model({"dckd": term(num_negatives=4)}), list[weakref.ref[torch.Tensor]]()
+    held: list[int] = []
+    vqgan = model.terms["dckd"].vqgan
+    vqgan.register_forward_pre_hook(lambda *_: held.append(sum(feature() is not None for feature in made)))
+    vqgan.register_forward_hook(lambda _, __, output: made.extend(map(weakref.ref, output[0])))
+    model(batch(), 1)
+    first_negative = len(held) - 4
+    assert first_negative > 0 and set(held[first_negative:]) == {held[first_negative]}
+
+
 @pytest.mark.parametrize("kind", ["noise", "blur", "mix"])
 def test_negatives_differ_from_each_other_from_image_to_image_and_from_the_input_and_repeat(kind):
     image = batch(1, 16).lq
@@ -373,6 +385,8 @@ def test_images_that_the_vqgan_cannot_take_are_refused_in_one_line():
 
 
 def test_an_input_too_small_for_the_blur_is_refused_naming_the_method():
+    with pytest.raises(OptionsError, match=r"^DCKD: degradation is 'fog'; allowed: "):
+        degrade(torch.rand(1, 3, 8, 8), "fog", [generator(0, "test")])
     with pytest.raises(OptionsError, match=r"^DCKD: an LR image of 4x4 is too small to be blurred .* raise gt_size"):
         for seed in range(20):
             student, teacher = ({**block, "upscale": 4} for block in (STUDENT, TEACHER))

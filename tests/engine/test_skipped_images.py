@@ -15,7 +15,7 @@ from basicsr.data.batch import Batch
 from basicsr.engine.inputs import check_datasets
 from basicsr.engine.logs.run_log import SkippedImages
 from basicsr.engine.process.distributed import RankInfo
-from basicsr.utils.errors import DataError
+from basicsr.utils.errors import CheckpointError, DataError
 
 PLACE = RankInfo(torch.device("cpu"))
 
@@ -37,6 +37,12 @@ def test_before_the_run(spoilt):
     assert [Path(image.path).name for image in bad] == ["img002.png", "img002x2.png", "img004x2.png"]
     with pytest.raises(DataError, match="2 of 6 images of dataset Set5 cannot be used"):
         check_datasets([(dataset, DatasetOptions(**spoilt, skip_bad_images=1))], PLACE)
+
+
+def test_a_list_that_cannot_be_read_is_told_before_the_first_iteration(tmp_path):
+    (tmp_path / "skipped_images.txt").mkdir()
+    with pytest.raises(CheckpointError, match=r"skipped_images\.txt cannot be read .*; remove it"):
+        SkippedImages(tmp_path, 1, {})
 
 
 def test_while_it_runs(tmp_path):

@@ -113,6 +113,8 @@ def test_a_file_of_several_networks_says_what_it_has(tmp_path):
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere\.pth does not exist"):
         load_network(network(), tmp_path / "nowhere.pth")
+    with pytest.raises(CheckpointError, match=r"cannot be read: File name too long"):
+        load_network(network(), tmp_path / f"{'long' * 100}.pth")
 
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 4}

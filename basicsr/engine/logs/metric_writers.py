@@ -75,7 +75,10 @@ def open_metric_writers(options: Options, text: str, start: int, validating: boo
         if options.logger.wandb is not None and options.logger.wandb.project is not None:
             writers.append(_Wandb(options, start))
         if options.logger.use_tb_logger:
-            writers.append(_TensorBoard(options, text, start, validating))
+            try:
+                writers.append(_TensorBoard(options, text, start, validating))
+            except CheckpointError as error:
+                get_root_logger().warning(f"{error}; training goes on without them")
     except UserError:
         for writer in writers:
             writer.close(1)
@@ -99,9 +102,6 @@ class _TensorBoard:
             options.tensorboard_folder,
             lambda name, step: step > start or (step == start and name.startswith(again)),
         )
-        with _os_errors_named():
-            self._writer = SummaryWriter(str(options.tensorboard_folder), purge_step=start + 1 if start else None)
-        self._writer.add_text("options", textwrap.indent(text, "    "), start)  # Markdown's code block
         plain = {
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
             for name, value in flat(thaw(options)).items()
@@ -109,9 +109,12 @@ class _TensorBoard:
         # `add_hparams` would open a run of its own. Without the experiment's summary (the first of the three)
         # TensorBoard puts the table together from all runs that it finds.
         _, session, _ = hparams(plain, {})
-        events = self._writer.file_writer
-        assert events is not None, "it is opened with the writer"
-        events.add_summary(session, start)
+        with _os_errors_named():
+            self._writer = SummaryWriter(str(options.tensorboard_folder), purge_step=start + 1 if start else None)
+            self._writer.add_text("options", textwrap.indent(text, "    "), start)  # Markdown's code block
+            events = self._writer.file_writer
+            assert events is not None, "it is opened with the writer"
+            events.add_summary(session, start)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         with _os_errors_named():

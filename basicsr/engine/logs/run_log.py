@@ -356,6 +356,7 @@ class SkippedImages:
         self._path, self._limit, self._known = folder / SKIPPED, limit, known
         self._new: set[Skipped] = set()
         self._skipped: set[Skipped] = set()  # since this start
+        self._listed: list[str] = on_master(self._read) if limit else []
 
     def note(self, batches: Sequence[Batch]) -> None:
         """Notes the images that an iteration's batches lack."""
@@ -373,7 +374,7 @@ class SkippedImages:
             if image.note not in (notes := self._known.setdefault(image.sample, [])):
                 notes.append(image.note)
         lines = sorted(image.note for image in new)
-        on_master(lambda: self._list(lines))
+        on_master(lambda: self._append([line for line in lines if line not in self._listed]))
         return lines
 
     @property
@@ -387,13 +388,18 @@ class SkippedImages:
             f" listed in {self._path}"
         )
 
-    def _list(self, lines: Sequence[str]) -> None:
-        if not lines:
-            return
+    def _read(self) -> list[str]:
+        if not os.path.lexists(self._path):
+            return []
         try:
-            there = os.path.lexists(self._path)
-            listed = read_regular(self._path).decode("utf-8", "replace").splitlines() if there else []
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines if line not in listed)
+            return read_regular(self._path).decode("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise CheckpointError(f"{self._path} cannot be read ({error.strerror}); remove it") from error
+
+    def _append(self, lines: Sequence[str]) -> None:
+        try:
+            if lines:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
             raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from error
