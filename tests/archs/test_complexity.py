@@ -100,6 +100,19 @@ def test_each_operator_costs_what_the_convention_says(network: nn.Module, wanted
     assert count_multiply_adds(network, (4, 8, 8)) == wanted
 
 
+@pytest.mark.parametrize("kernel", [1, 3, (2, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1, "valid"])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_costs_its_weights_at_every_place_of_the_output_that_it_has(
+    kernel: Any, stride: int, padding: Any, dilation: int, groups: int
+) -> None:
+    network = nn.Conv2d(4, 6, kernel, stride, padding, dilation, groups)
+    wanted = network(torch.zeros(1, 4, 17, 23)).numel() * network.weight[0].numel()
+    assert count_multiply_adds(network, (4, 17, 23)) == wanted
+
+
 def test_counting_changes_nothing_in_the_network() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
