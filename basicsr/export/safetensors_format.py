@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basicsr.archs.recognition import UnsupportedWeights
 from basicsr.export.base import Check, ExportFormat, ExportJob
 from basicsr.export.spandrel_edsr import register
 from basicsr.export.tracing import quiet, smallest_side
@@ -20,7 +21,7 @@ from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
 from basicsr.utils.text import first_line
 from basicsr.utils.torchvision_import import import_torchvision
-from basicsr.weights.layouts import UnsupportedWeights, recognise, to_edsr_pytorch, to_original_rcan
+from basicsr.weights.layouts import recognise, to_edsr_pytorch, to_original_rcan
 from basicsr.weights.recognise import load_pretrained
 
 State = dict[str, Tensor]

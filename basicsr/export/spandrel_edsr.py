@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from basicsr.archs import build_network
+from basicsr.archs.recognition import UnsupportedWeights
 from basicsr.utils.torchvision_import import import_torchvision
-from basicsr.weights.layouts import UnsupportedWeights, recognise
+from basicsr.weights.layouts import recognise
 
 
 def register(registry: Any = None) -> None:

@@ -12,47 +12,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from basicsr.archs.recognition import Recognised, State, UnsupportedWeights, numbered
+from basicsr.utils.registry import ARCH_REGISTRY
+
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
-
-State = dict[str, Tensor]
-
-
-class UnsupportedWeights(Exception):
-    """A known layout with content that our networks cannot have; the message says which."""
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """A state dict whose network is known.
-
-    Attributes:
-        architecture: name of the network in our registry.
-        layout: whose keys the file has.
-        options: block for `build_network`.
-        scale: factor of enlargement.
-        state: the weights under our keys.
-        assumed: what neither keys nor shapes show, and was taken as it was published; in words.
-        notes: what else is worth saying, in words.
-        has_range: whether img_range and rgb_mean were read from the file.
-    """
-
-    architecture: str
-    layout: str
-    options: dict[str, Any]
-    scale: int
-    state: State
-    assumed: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    has_range: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.architecture} with {described(self.options)}"
 
 
 def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
@@ -67,17 +36,14 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
                 return _read(layout, converted, reading)
             except (KeyError, IndexError, ZeroDivisionError, RuntimeError):
                 continue  # keys alike, shapes unlike any network's
+    for _, network in ARCH_REGISTRY:
+        try:
+            found = network.from_published(state) if hasattr(network, "from_published") else None
+        except (KeyError, IndexError, ZeroDivisionError, RuntimeError):
+            continue
+        if found is not None:
+            return found
     return None
-
-
-def described(options: Mapping[str, Any]) -> str:
-    """The hyperparameters that people compare networks by, in words: '64 channels, 16 blocks, x2'."""
-    words = []
-    for names, text in _WORDS:
-        value = next((options[name] for name in names if name in options), None)
-        if value is not None:
-            words.append(text.format("+".join(map(str, value)) if isinstance(value, (list, tuple)) else value))
-    return ", ".join(words)
 
 
 def to_edsr_pytorch(
@@ -136,7 +102,7 @@ def _original(
     renamed = _renamed(state, _patterns({ours: theirs for theirs, ours in renames.items()}))
     if renamed is None:
         raise UnsupportedWeights(f"these are not the weights of our {name}")
-    after = {key: _count(renamed, key.split(".*")[0]) for key in renamed if "*" in key}
+    after = {key: numbered(renamed, key.split(".*")[0]) for key in renamed if "*" in key}
     counted = {key.replace("*", str(after.get(key))): value for key, value in renamed.items()}
     return _with_mean_shift(counted, img_range, rgb_mean)
 
@@ -254,26 +220,6 @@ _RESTORMER = _ours(
     rf"{_STAGES}\.ffn\.(?:project_in|dwconv|project_out)",
 )
 
-_WORDS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("num_feat", "embed_dim", "width", "dim"), "{} channels"),
-    (("num_group",), "{} groups"),
-    (("num_block", "depths", "num_blocks"), "{} blocks"),
-    (("enc_blk_nums",), "{} blocks down"),
-    (("middle_blk_num",), "{} in the middle"),
-    (("dec_blk_nums",), "{} up"),
-    (("num_refinement_blocks",), "{} of refinement"),
-    (("LayerNorm_type",), "norms '{}'"),
-    (("window_size",), "windows of {}"),
-    (("upsampler",), "upsampler '{}'"),
-    (("num_in_ch", "in_chans", "img_channel", "inp_channels"), "{} colours"),
-    (("upscale",), "x{}"),
-)
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return len({match[1] for key in state if (match := pattern.match(key))})
-
 
 def _found(options: dict[str, Any], state: State, *assumed: str) -> Recognised:
     return Recognised(options["type"], "", options, options.get("upscale", 1), state, assumed)
@@ -282,7 +228,7 @@ def _found(options: dict[str, Any], state: State, *assumed: str) -> Recognised:
 def _read_edsr(state: State) -> Recognised:
     # The published networks of 256 channels have 0.1, those of 64 channels 1.
     res_scale = 0.1 if state["conv_first.weight"].shape[0] >= 256 else 1.0
-    options = {**_trunk("EDSR", state), "num_block": _count(state, "body"), "res_scale": res_scale}
+    options = {**_trunk("EDSR", state), "num_block": numbered(state, "body"), "res_scale": res_scale}
     return _found(options, state, f"res_scale {res_scale:g}")
 
 
@@ -290,8 +236,8 @@ def _read_rcan(state: State) -> Recognised:
     squeezed = state["body.0.residual_group.0.rcab.3.attention.1.weight"].shape[0]
     options = {
         **_trunk("RCAN", state),
-        "num_group": _count(state, "body"),
-        "num_block": _count(state, "body.0.residual_group"),
+        "num_group": numbered(state, "body"),
+        "num_block": numbered(state, "body.0.residual_group"),
         "squeeze_factor": state["conv_first.weight"].shape[0] // squeezed,
     }
     return _found(options, state, "res_scale 1")
@@ -299,7 +245,7 @@ def _read_rcan(state: State) -> Recognised:
 
 def _read_msrresnet(state: State) -> Recognised:
     step = math.isqrt(state["upconv1.weight"].shape[0] // state["upconv1.weight"].shape[1])
-    options = {**_trunk("MSRResNet", state), "num_block": _count(state, "body")}
+    options = {**_trunk("MSRResNet", state), "num_block": numbered(state, "body")}
     return _found({**options, "upscale": step**2 if "upconv2.weight" in state else step}, state)
 
 
@@ -307,7 +253,7 @@ def _read_swinir(state: State) -> Recognised:
     block = "layers.0.residual_group.blocks.0"
     width, colours = state["conv_first.weight"].shape[:2]
     window = (math.isqrt(state[f"{block}.attn.relative_position_bias_table"].shape[0]) + 1) // 2
-    groups = [f"layers.{group}.residual_group.blocks" for group in range(_count(state, "layers"))]
+    groups = [f"layers.{group}.residual_group.blocks" for group in range(numbered(state, "layers"))]
     hidden = state[f"{block}.mlp.fc1.weight"].shape[0]
     upsampler, scale = "", 1
     if "conv_up1.weight" in state:
@@ -331,7 +277,7 @@ def _read_swinir(state: State) -> Recognised:
         "img_size": size,
         "in_chans": colours,
         "embed_dim": width,
-        "depths": tuple(_count(state, group) for group in groups),
+        "depths": tuple(numbered(state, group) for group in groups),
         "num_heads": tuple(state[f"{group}.0.attn.relative_position_bias_table"].shape[1] for group in groups),
         "window_size": window,
         # A ratio for which int(width * ratio) is `hidden`, whatever the rounding.
@@ -348,14 +294,14 @@ def _read_swinir(state: State) -> Recognised:
 
 
 def _read_nafnet(state: State) -> Recognised:
-    levels = range(_count(state, "downs"))
+    levels = range(numbered(state, "downs"))
     options = {
         "type": "NAFNet",
         "img_channel": state["intro.weight"].shape[1],
         "width": state["intro.weight"].shape[0],
-        "middle_blk_num": _count(state, "middle_blks"),
-        "enc_blk_nums": tuple(_count(state, f"encoders.{level}") for level in levels),
-        "dec_blk_nums": tuple(_count(state, f"decoders.{level}") for level in levels),
+        "middle_blk_num": numbered(state, "middle_blks"),
+        "enc_blk_nums": tuple(numbered(state, f"encoders.{level}") for level in levels),
+        "dec_blk_nums": tuple(numbered(state, f"decoders.{level}") for level in levels),
     }
     return _found(options, state)
 
@@ -369,8 +315,8 @@ def _read_restormer(state: State) -> Recognised:
         "inp_channels": colours,
         "out_channels": state["output.weight"].shape[0],
         "dim": dim,
-        "num_blocks": tuple(_count(state, level) for level in levels),
-        "num_refinement_blocks": _count(state, "refinement"),
+        "num_blocks": tuple(numbered(state, level) for level in levels),
+        "num_refinement_blocks": numbered(state, "refinement"),
         "heads": tuple(state[f"{level}.0.attn.temperature"].shape[0] for level in levels),
         "ffn_expansion_factor": _factor([dim * 2**level for level in range(4)], hidden),
         "bias": "latent.0.attn.qkv.bias" in state,

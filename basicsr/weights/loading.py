@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basicsr.archs.recognition import Recognised, UnsupportedWeights, described
 from basicsr.files.safe_pickles import Refused
 from basicsr.files.torch_files import check_not_all_zero, check_weights, opened, read_safetensors, read_torch_file
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import WarningRemark
 from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.weights.layouts import Recognised, UnsupportedWeights, described, recognise
+from basicsr.weights.layouts import recognise
 
 HIDDEN_OPTIONS = ("res_scale", "img_range", "rgb_mean")
 """Options of networks that no shape of their weights shows."""

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs import build_network
+from basicsr.archs.recognition import Recognised, UnsupportedWeights
 from basicsr.files.torch_files import check_weights
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import ARCH_REGISTRY, find_problems
-from basicsr.weights.layouts import Recognised, UnsupportedWeights, recognise
+from basicsr.weights.layouts import recognise
 from basicsr.weights.loading import (
     HIDDEN_OPTIONS,
     TwoNetworks,

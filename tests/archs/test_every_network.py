@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
     "in_chans": 3,
     "num_feat": 16,
     "num_block": 2,
+    "num_conv": 2,
     "num_group": 2,
     "squeeze_factor": 2,
     "upscale": 2,

@@ -1,0 +1,99 @@
+"""How a network says that a file's weights are its own: what is read from keys and shapes, and what was assumed.
+
+A network that can be recognised from its weights has a static method `from_published(state) -> Recognised | None`. It
+gets a state dict without prefixes such as `module.`, looks at keys and shapes alone, and builds nothing. It returns
+None for weights of another network, and raises UnsupportedWeights for those of its own kind that it cannot hold. It
+must not take another network's weights: tests hold each against the weights of all others. What it finds by a missing
+key or an odd shape may end in KeyError, IndexError, ZeroDivisionError or RuntimeError: that is None as well.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+class UnsupportedWeights(Exception):
+    """A known layout with content that our networks cannot have; the message says which."""
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A state dict whose network is known.
+
+    Attributes:
+        architecture: name of the network in our registry.
+        layout: whose keys the file has.
+        options: block for `build_network`.
+        scale: factor of enlargement; of several scales the smallest, which `options` has as well.
+        state: the weights under our keys.
+        assumed: what neither keys nor shapes show, and was taken as it was published; in words.
+        notes: what else is worth saying, in words.
+        has_range: whether img_range and rgb_mean were read from the file.
+        scales: where one file is for several scales: all of them; `options['upscale']` chooses.
+    """
+
+    architecture: str
+    layout: str
+    options: dict[str, Any]
+    scale: int
+    state: State
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    has_range: bool = False
+    scales: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.architecture} with {described(self.options)}"
+
+    def at(self, scale: int | None) -> Recognised:
+        """The same network for another of its `scales`; itself where there is no choice, or it is not among them."""
+        if scale not in self.scales:
+            return self
+        return replace(self, scale=scale, options={**self.options, "upscale": scale})
+
+
+_WORDS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("num_feat", "embed_dim", "width", "dim"), "{} channels"),
+    (("num_group",), "{} groups"),
+    (("num_block", "depths", "num_blocks"), "{} blocks"),
+    (("num_conv",), "{} convolutions"),
+    (("enc_blk_nums",), "{} blocks down"),
+    (("middle_blk_num",), "{} in the middle"),
+    (("dec_blk_nums",), "{} up"),
+    (("num_refinement_blocks",), "{} of refinement"),
+    (("LayerNorm_type",), "norms '{}'"),
+    (("window_size",), "windows of {}"),
+    (("upsampler",), "upsampler '{}'"),
+    (("num_in_ch", "in_chans", "img_channel", "inp_channels"), "{} colours"),
+    (("upscale",), "x{}"),
+)
+
+
+def described(options: Mapping[str, Any]) -> str:
+    """The hyperparameters that people compare networks by, in words: '64 channels, 16 blocks, x2'."""
+    words = []
+    for names, text in _WORDS:
+        value = next((options[name] for name in names if name in options), None)
+        if value is not None:
+            words.append(text.format("+".join(map(str, value)) if isinstance(value, (list, tuple)) else value))
+    return ", ".join(words)
+
+
+def numbered(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbers follow `prefix.` in the keys: the blocks of a list called `prefix`."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return len({match[1] for key in state if (match := pattern.match(key))})
+
+
+def shuffled_scale(outputs: int, inputs: int) -> int:
+    """The factor of a pixel shuffle after a convolution whose `outputs` become `inputs` channels; 0 where none fits."""
+    factor = math.isqrt(outputs // inputs)
+    return factor if inputs * factor**2 == outputs else 0
