@@ -52,6 +52,7 @@ _SAME_FOR_ALL: tuple[tuple[str, ...], ...] = (
     ("train", "total_iter"),
     ("train", "accumulate"),
 )
+_CACHE = ("datasets", "train", "teacher_cache")
 _SET_BY_THE_STUDY = (("name",), ("manual_seed",), ("path", "experiments_root"), ("path", "results_root"))
 _STUDY_NAME = re.compile(r"\w[\w.+=@-]*\Z")
 
@@ -274,7 +275,8 @@ def _plain(base: Path, name: str, overrides: Sequence[str], doubts: list[str]) -
     """The base as options of the student alone, whose mistakes are told with the places where they stand."""
     present = _read(base).positions()
     own = [f"{':'.join(key)}={value}" for key, value in METHOD_KEYS.items() if key in present]
-    own += ["path:pretrain_network_t=~"] if ("path", "pretrain_network_t") in present else []
+    of_teacher = [("path", "pretrain_network_t"), _CACHE]
+    own += [f"{':'.join(key)}=~" for key in of_teacher if key in present]
     own = [*overrides, *own, "network_t=~", "model_type=SRModel", "train:pixel_opt={type: L1Loss}", f'name="{name}"']
     options = load_options(base, overrides=own, training=True, warn=doubts.append)
     if not options.datasets_of("val") or not options.val.metrics:
@@ -330,6 +332,7 @@ def _settle(content: dict[str, Any], plain: Options, name: str, method: str, see
     if MODEL_TYPES.get(str(model_type)) == "SRModel":
         content.pop("network_t", None)
         content["path"].pop("pretrain_network_t", None)
+        content["datasets"]["train"].pop(_CACHE[-1], None)
 
 
 def _give_teacher(content: dict[str, Any], base: Path, method: str, teacher: Path | None) -> None:
@@ -371,7 +374,7 @@ def _differences(plain: Options, options: Options) -> list[str]:
     """What a method changes beside what makes a method: the student or its training would not be the others'."""
     own = [key_text(key) for key in (*METHOD_KEYS, *_SET_BY_THE_STUDY)]
     own += ["network_t", "path.pretrain_network_", "path.param_key_", "path.strict_load_", "path.allow_random_teacher"]
-    own += ["val.val_freq"]
+    own += ["val.val_freq", ".".join(_CACHE)]
     before, after = (
         {key: value for key, value in flat(thaw(part)).items() if not key.startswith(tuple(own))}
         for part in (plain, options)

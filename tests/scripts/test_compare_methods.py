@@ -465,6 +465,22 @@ def test_the_shipped_bases_fit_every_method_that_needs_no_more(command, name, mo
     assert planned.remarks == ()
 
 
+def test_the_base_may_name_a_teachers_cache_which_methods_without_a_teacher_do_not_read(command, bench, tmp_path):
+    plan = importlib.import_module("study.plan")
+    cached = base(bench)
+    cached["datasets"]["train"]["teacher_cache"] = str(tmp_path)
+    planned = plan.plan_study(
+        base=write(tmp_path / "cached.yml", cached),
+        name="cached",
+        methods=[str(bench / f"pieces/{name}.yml") for name in ("scratch", "kd")],
+        seeds=[0],
+        teacher=tmp_path / "teacher.pth",
+        teacher_is_there=False,
+    )
+    assert [run.options.teacher_cache for run in planned.runs] == [None, str(tmp_path)]
+    assert planned.remarks == ()
+
+
 def test_what_does_not_fit_the_length_of_a_study_is_told_once(command, monkeypatch):
     plan = importlib.import_module("study.plan")
     monkeypatch.setattr(plan, "load_options", without_paths(plan.load_options))
