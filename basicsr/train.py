@@ -73,9 +73,8 @@ def train_step(
     iteration = run.iteration + 1
     train, adversary = run.options.train, run.adversary
     seed_everything(run.options.manual_seed, iteration, run.rank_info.rank)
-    run.set_learning_rates(iteration)
+    run.begin_iteration(iteration)
     student_learns = iteration > train.net_d_init_iters and iteration % train.net_d_iters == 0
-    run.model.train()
     run.optimizer.zero_grad(set_to_none=True)
     if adversary is not None:
         adversary.begin()

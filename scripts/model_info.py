@@ -1,11 +1,12 @@
 """Prints parameters and multiply-adds of every network in an options file, or what a file of weights holds.
 
     python scripts/model_info.py -opt options/train/mcadkd_edsr_x4.yml [--input 3 256 256]
-    python scripts/model_info.py --model FILE [--input 3 256 256]
+    python scripts/model_info.py --model FILE [--input 3 256 256] [--names]
 
 The convention is that of the papers' tables: see basicsr/utils/complexity.py. The input is one image as the network
 gets it: the low-resolution one for super-resolution, the high-resolution one for a discriminator. What --model
-recognises, and what it takes for granted, is in docs/pretrained.md.
+recognises, and what it takes for granted, is in docs/pretrained.md. --names lists its modules, as `train: freeze` and
+`train: param_groups` name them.
 """
 
 from __future__ import annotations
@@ -89,8 +90,19 @@ def cost_of(network: nn.Module, input_shape: tuple[int, int, int]) -> str:
         return f"- ({error})"
 
 
-def report(path: str, given_shape: tuple[int, int, int] | None) -> str:
-    """What a file of weights holds, an item a line."""
+def names_in(network: nn.Module) -> str:
+    """The modules that have parameters of their own, a line each: name, class, number of parameters."""
+    owners = [
+        (name, type(module).__name__, sum(parameter.numel() for parameter in module.parameters(recurse=False)))
+        for name, module in network.named_modules()
+    ]
+    rows = [(name or "(the network itself)", kind, f"{count:,d}") for name, kind, count in owners if count]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(f"{row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2].rjust(widths[2])}" for row in rows)
+
+
+def report(path: str, given_shape: tuple[int, int, int] | None, names: bool = False) -> str:
+    """What a file of weights holds, an item a line, and its modules where `names` are asked for."""
     pretrained = load_pretrained(path)
     shape = given_shape or (pretrained.in_channels, 256, 256)
     items: list[tuple[str, object]] = [
@@ -107,7 +119,8 @@ def report(path: str, given_shape: tuple[int, int, int] | None) -> str:
     ]
     items += [("remark", pretrained.remark)] if pretrained.remark else []
     width = max(len(key) for key, _ in items)
-    return "\n".join(f"{key.ljust(width)}  {shown(value)}" for key, value in items)
+    lines = [f"{key.ljust(width)}  {shown(value)}" for key, value in items]
+    return "\n".join([*lines, "", names_in(pretrained.network)] if names else lines)
 
 
 def flattened(metadata: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -143,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-opt", metavar="FILE", help="options file, of training or testing")
     source.add_argument("--model", metavar="FILE", help="file of weights, whose network is recognised")
+    parser.add_argument("--names", action="store_true", help="with --model: list the network's modules")
     parser.add_argument(
         "--input", nargs=3, type=int, metavar=("C", "H", "W"), help="default: the network's colours, else 3, 256 256"
     )
@@ -151,8 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(shape) < 1:
         raise OptionsError(f"--input {channels} {height} {width}: give three numbers of at least 1")
     if arguments.model is not None:
-        print(report(arguments.model, shape if arguments.input else None))
+        print(report(arguments.model, shape if arguments.input else None, arguments.names))
         return 0
+    if arguments.names:
+        raise OptionsError("--names lists the modules of a file of weights: give --model FILE")
     rows: list[tuple[str, ...]] = [
         ("network", "type", "parameters (M)", f"multiply-adds (G) at {channels}x{height}x{width}")
     ]

@@ -53,7 +53,7 @@ def find_conflicts(options: Options, model_type: Any, wrong: Collection[KeyPath]
     checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _datasets, _best, _rows]
     if options.is_train:
         checks += [_model, _training_data]
-        checks += [_losses, _schedule] if options.train is not None else []
+        checks += [_losses, _schedule, _parts] if options.train is not None else []
     else:
         checks.append(_testing)
     findings = [finding for check in checks for finding in check(options)]
@@ -291,6 +291,25 @@ def _schedule(options: Options) -> Iterator[Finding]:
         yield ("train", "scheduler", "periods"), message
 
 
+def _parts(options: Options) -> Iterator[Finding]:
+    """Parts of the network that are frozen, or learn at rates of their own."""
+    from basicsr.optim.parts import TERMS
+
+    train, seen = options.train, dict[str, int]()
+    for number, group in enumerate(train.param_groups):
+        at = ("train", "param_groups", number)
+        if not group.settings:
+            yield at, "changes nothing: give it an lr or a weight_decay"
+        if 0 < sum(pattern.startswith(TERMS) for pattern in group.patterns) < len(group.patterns):
+            yield (*at, "params"), f"names parts of the network and of terms ({TERMS}...); give each a group of its own"
+        name = ", ".join(group.patterns)
+        if name in seen:
+            yield (*at, "params"), f"is that of param_groups[{seen[name]}], too; remove one of them"
+        seen.setdefault(name, number)
+    if train.freeze_until is not None and not train.freeze:
+        yield ("train", "freeze_until"), "means nothing without train.freeze, the patterns of what is frozen"
+
+
 def _training_data(options: Options) -> Iterator[Finding]:
     if not options.datasets_of("train"):
         yield ("datasets", "train"), "is required for training"
@@ -421,8 +440,9 @@ def _run_misfits(options: Options, wrong: Collection[KeyPath] = ()) -> Iterator[
         "total_iter": train.total_iter,
         "ranks": max(int(text) for text in ranks if text.isdigit()),
     }
-    if isinstance(lr := train.optim_g.get("lr"), (int, float)):
-        run["lr"] = lr
+    rates = [train.optim_g.get("lr"), train.lr_heads, *(group.lr for group in train.param_groups)]
+    if isinstance(rates[0], (int, float)):
+        run["lr"] = min(rate for rate in rates if rate is not None)
     for dataset in options.datasets_of("train").values():
         run["batch_size"] = min((dataset.batch_size_per_gpu, *(dataset.mini_batch_sizes or ())))
         if type(size := dataset.arguments.get("gt_size")) is int:
@@ -490,6 +510,9 @@ def _lengths(options: Options) -> Iterator[Finding]:
     if train.warmup_iter >= total:
         message = f"is {train.warmup_iter}, but total_iter is {total}: training ends before the rate has reached lr"
         yield ("train", "warmup_iter"), message
+    if train.freeze_until is not None and train.freeze_until >= total:
+        message = f"is {train.freeze_until}, but total_iter is {total}: what is frozen is never trained"
+        yield ("train", "freeze_until"), message
     for (section, key), done in _INTERVALS.items():
         value = getattr(getattr(options, section), key)
         is_given = key in getattr(options, section).model_fields_set

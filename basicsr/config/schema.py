@@ -72,6 +72,8 @@ def _model_type(value: Any) -> Any:
 
 
 _ABSENT: Any = None
+Pattern = Annotated[str, Field(min_length=1, max_length=200)]
+Rate = Annotated[float, Field(gt=0, le=100)]
 Precision = Literal["none", "bf16", "fp16"]
 TrainingPrecision = Literal["auto", "none", "bf16", "fp16"]
 
@@ -171,6 +173,26 @@ class PathOptions(Section):
     results_root: str | None = Field(default=None, description="folder of all test results; default: results")
 
 
+class ParameterGroup(Section):
+    """One entry of `train.param_groups`: a part that learns at its own rate or with its own weight decay."""
+
+    params: Pattern | Annotated[tuple[Pattern, ...], Field(min_length=1)] = Field(
+        description="patterns of modules' and parameters' names, such as body.* or, for terms, distill.contrastive.*"
+    )
+    lr: Rate | None = Field(default=None, description="learning rate that the schedule starts from; ~: as the others")
+    weight_decay: WeightDecay | None = Field(default=None, description="weight decay; ~: as the others")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """`params` as a tuple."""
+        return (self.params,) if isinstance(self.params, str) else self.params
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """What is given of `lr` and `weight_decay`."""
+        return {key: value for key in ("lr", "weight_decay") if (value := getattr(self, key)) is not None}
+
+
 class TrainOptions(Section):
     """`train`: losses, distillation terms, optimizers and schedule."""
 
@@ -184,6 +206,18 @@ class TrainOptions(Section):
     grad_clip: PositiveWeight | None = Field(default=None, description="largest gradient norm; ~ for no limit")
     optim_g: OptimizerBlock = Field(description="optimizer of the trained network (and of the terms' heads)")
     weight_decay_heads: WeightDecay = Field(default=0.0, description="weight decay of terms' heads and temperatures")
+    lr_heads: Rate | None = Field(
+        default=None, description="learning rate of terms' heads and temperatures; ~: that of optim_g"
+    )
+    param_groups: tuple[ParameterGroup, ...] = Field(
+        default=(), description="parts that learn at rates of their own; the first entry that means a parameter holds"
+    )
+    freeze: tuple[Pattern, ...] = Field(
+        default=(), description="patterns of modules' and parameters' names in network_g that are not trained"
+    )
+    freeze_until: Iterations | None = Field(
+        default=None, description="last iteration in which they are frozen; ~: all of the training"
+    )
     optim_d: OptimizerBlock | None = Field(default=None, description="optimizer of the discriminator")
     scheduler: SchedulerBlock | None = Field(default=None, description="learning rates; ~ for a constant rate")
     pixel_opt: LossBlock | None = Field(default=None, description="loss between output and HR image")

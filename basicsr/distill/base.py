@@ -205,6 +205,10 @@ class LossTerm(nn.Module):
         """Of a term that `replaces_student`: the weights to run it with, by its parameters' names, with gradients."""
         raise NotImplementedError
 
+    def trained_network(self) -> nn.Module:
+        """Of a term that `replaces_student`: what it trains, with modules and parameters named as the student's."""
+        return self
+
     def after_update(self, student: nn.Module, iteration: int) -> None:
         """Called without gradients after each iteration (from 1) on every rank, whether it updated `student` or not."""
 

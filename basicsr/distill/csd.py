@@ -176,6 +176,10 @@ class SharedCSD(CSD):
         wide = dict(self.wide.named_parameters())
         return {name: wide[name][tuple(slice(length) for length in shape)] for name, shape in self._shapes.items()}
 
+    def trained_network(self) -> nn.Module:
+        """`wide`."""
+        return self.wide
+
     @torch.no_grad()
     def after_update(self, student: nn.Module, iteration: int) -> None:
         """Copies the slices into the student's own parameters."""

@@ -126,6 +126,9 @@ def check_groups(name: str, given: Any) -> dict[str, Any]:
         if not isinstance(numbers, (list, tuple)) or not all(type(number) is int for number in numbers):
             raise StateMismatch(f"its {name} has a group whose parameters are {_shown(numbers)}")
         listed += numbers
+        names = group.get("names", [])
+        if not isinstance(names, (list, tuple)) or not all(type(name) is str for name in names):
+            raise StateMismatch(f"its {name} has a group whose parameters' names are {_shown(names)}")
     if len(set(listed)) < len(listed):
         raise StateMismatch(f"its {name} lists a parameter twice")
     return given

@@ -42,6 +42,7 @@ from basicsr.optim.optimizers import (
     regrouped,
     without_moments,
 )
+from basicsr.optim.parts import FrozenParts, grouped
 from basicsr.optim.schedules import build_schedule, warmed_up
 from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import CheckpointError, NonFiniteError, OptionsError
@@ -82,16 +83,16 @@ class TrainingRun:
         self.adversary, remarks = build_adversary(computed, rank_info.device, distributed)
         self.remarks += remarks
         self.ema = Ema(self.network, train.ema_decay) if train.ema_decay > 0 else None
-        student, heads = list(self.network.parameters()), list[nn.Parameter]()
         for name, term in self.terms.items():
-            # A network that is trained in the student's place is no head.
-            (student if term.replaces_student else heads).extend(term.parameters())
             if term.needs_average and self.ema is None:
                 raise OptionsError(
                     f"train.ema_decay is 0, and {name} ({type(term).__name__}) follows the moving average of the"
                     " weights; set ema_decay, such as 0.999, or let it follow the student"
                 )
-        self.optimizer = build_optimizer(train.optim_g, {"student": student, HEADS: heads}, train.weight_decay_heads)
+        self._frozen = FrozenParts(self._bare.trained_network, train.freeze, train.freeze_until)
+        if self._frozen.remark:
+            self.remarks.append(self._frozen.remark)
+        self.optimizer = self._build_optimizer()
         self.scaler = self._bare.precision.scaler()
         self._optimizers, self.scalers = {"g": self.optimizer}, {"g": self.scaler}
         if self.adversary is not None:
@@ -103,6 +104,7 @@ class TrainingRun:
         self._schedule = build_schedule(train.scheduler)
         if resume is not None:
             self.restore(resume)
+        self._frozen.hold(self.iteration + 1)
         require_equal(self._weight_digests)  # else DistributedDataParallel would make them equal without an error
         self.model = self._distributed(self._bare) if distributed else self._bare  # network and terms
         self.loader = build_train_loader(
@@ -125,6 +127,14 @@ class TrainingRun:
     def is_due(self, frequency: int | None) -> bool:
         """Whether something done every `frequency` iterations is due after the present one; never where None."""
         return frequency is not None and self.iteration % frequency == 0
+
+    def begin_iteration(self, iteration: int) -> None:
+        """Sets the learning rates of iteration `iteration`, from 1, and training mode, but for what is frozen."""
+        self.set_learning_rates(iteration)
+        if self._frozen.hold(iteration) and self.model is not self._bare:
+            self.model = self._distributed(self._bare)  # it averages gradients of what was trained when it was made
+        self.model.train()
+        self._frozen.keep_statistics(iteration)
 
     def set_learning_rates(self, iteration: int) -> dict[str, float]:
         """Sets the rates of iteration `iteration`, from 1, and returns them by parameter group."""
@@ -237,7 +247,7 @@ class TrainingRun:
                 named = f"{_WHOSE[label]}optimizer"
                 saved = check_groups(named, part_of(state, "optimizers", label))
                 if label == "g":
-                    saved = regrouped(saved, [*self.network.parameters(), *self.terms.parameters()], optimizer)
+                    saved = regrouped(saved, self._parameter_names(), optimizer)
                 optimizers.append((named, saved, optimizer))
             scales = {label: part_of(state, "scalers", label) for label in self.scalers}
             best, validation_due = part_of(state, "best"), part_of(state, "validation_due")
@@ -274,6 +284,24 @@ class TrainingRun:
                 moments += (2 if "betas" in group else 1) * size_of(group["params"])
         return sum(size_of(module.state_dict()) for module in self._saved_modules().values()) + moments
 
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the student and of the heads, with the groups that the options make of them."""
+        train = self.options.train
+        student, heads = self._bare.parameters_by_name()
+        if train.freeze_until is None:
+            self._frozen.hold(1)  # what is frozen for good has no place in the optimizer
+        own, settings = grouped([(group.patterns, group.settings) for group in train.param_groups], student, heads)
+        taken = {id(parameter) for parameters in own.values() for parameter in parameters}
+        rest = {
+            label: [parameter for parameter in group.values() if id(parameter) not in taken]
+            for label, group in (("student", student), (HEADS, heads))
+        }
+        optimizer = build_optimizer(train.optim_g, {**rest, **own}, train.weight_decay_heads, train.lr_heads, settings)
+        names = {id(parameter): name for name, parameter in (*student.items(), *heads.items())}
+        for group in optimizer.param_groups:
+            group["names"] = [names[id(parameter)] for parameter in group["params"]]
+        return optimizer
+
     def _distributed(self, model: nn.Module) -> DistributedDataParallel:
         has_statistics = any(isinstance(module, _BatchNorm) for module in model.modules())
         known = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -295,6 +323,13 @@ class TrainingRun:
         if self.adversary is not None:
             modules["network_d"] = self.adversary.discriminator
         return modules
+
+    def _parameter_names(self) -> list[str]:
+        """Names of trained parameters in the order of states that list none: the network's, then each term's."""
+        student, heads = self._bare.parameters_by_name()
+        names = {id(weight): name for group in (student, heads) for name, weight in group.items()}
+        weights = [*self.network.parameters(), *self.terms.parameters()]
+        return [names[id(weight)] for weight in weights if weight.requires_grad]
 
     def _weight_digests(self) -> dict[str, str]:
         modules = self._saved_modules()

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from basicsr.archs.feature_hooks import FeatureHooks
 from basicsr.data.batch import Batch
 from basicsr.distill.base import LossTerm, NetworkPair, NetworkView, StepContext, nothing_of
+from basicsr.optim.parts import TERMS
 from basicsr.utils.dist_util import synchronising
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.precision import Precision, at_least_float32
@@ -118,12 +119,33 @@ class KDModel(nn.Module):
                 total = total + weighted[unique]
         return StepOutput(total, parts, weighted, sr)
 
+    @property
+    def _owner(self) -> LossTerm | None:
+        """The term that trains the student's weights in its place, if one does."""
+        first = self._owner_first[0] if self._owner_first else None
+        return first if first is not None and first.replaces_student else None
+
+    @property
+    def trained_network(self) -> nn.Module:
+        """The network whose weights the student runs with: itself, or what a term trains in its place."""
+        return self._owner.trained_network() if self._owner is not None else self.network
+
+    def parameters_by_name(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """The trained network's parameters, by their names in it, and the heads', by `distill.TERM.NAME`."""
+        student, heads = dict(self.network.named_parameters()), dict[str, nn.Parameter]()
+        own = {id(weight): name for name, weight in self.trained_network.named_parameters()}
+        for key, term in self.terms.items():
+            for name, weight in term.named_parameters():
+                of_network = own.get(id(weight)) if term is self._owner else None
+                group = student if term is self._owner else heads  # a network trained in its place is no head
+                group[of_network or f"{TERMS}{key}.{name}"] = weight
+        return student, heads
+
     def run_network(self, lq: torch.Tensor) -> torch.Tensor:
         """I_S in float32, by the weights that a term trains in the student's place, if one does."""
-        owner = self._owner_first[0] if self._owner_first else None
         with self.precision.autocast():
-            if owner is not None and owner.replaces_student:
-                return at_least_float32(torch.func.functional_call(self.network, owner.student_weights(), (lq,)))
+            if self._owner is not None:
+                return at_least_float32(torch.func.functional_call(self.network, self._owner.student_weights(), (lq,)))
             return at_least_float32(self.network(lq))
 
     @torch.no_grad()

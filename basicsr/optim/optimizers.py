@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import nn
 
+from basicsr.optim.parts import TERMS
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import WarningRemark
 from basicsr.utils.ranges import BelowOne, Probability, WeightDecay
@@ -57,13 +59,18 @@ HEADS = "heads"
 
 
 def build_optimizer(
-    options: Mapping[str, Any], groups: Mapping[str, Iterable[nn.Parameter]], weight_decay_heads: float = 0.0
+    options: Mapping[str, Any],
+    groups: Mapping[str, Iterable[nn.Parameter]],
+    weight_decay_heads: float = 0.0,
+    lr_heads: float | None = None,
+    settings: Mapping[str, Mapping[str, float]] = {},
 ) -> torch.optim.Optimizer:
     """Builds the optimizer that `options['type']` names, with one parameter group for each non-empty entry of `groups`.
 
     Frozen parameters are left out. Each group carries its name and, as `initial_lr`, the base of its schedule. The
     group `HEADS` has `weight_decay_heads` in place of the `weight_decay` in `options`: that regularises the network
-    that is kept, while it would pull a temperature, whose logarithm is learned, towards 1.
+    that is kept, while it would pull a temperature, whose logarithm is learned, towards 1. `lr_heads` is
+    likewise their rate. `settings` are rates and decays of single groups, by name, in place of all these.
 
     Raises OptionsError for an unknown type or key, or a weight decay for an optimizer that has none.
     """
@@ -79,12 +86,17 @@ def build_optimizer(
         raise OptionsError(
             f"train.weight_decay_heads is {weight_decay_heads}, but {name} has no weight decay; remove it"
         )
+    for group, own in settings.items():
+        if own.get("weight_decay") and "weight_decay" not in known:
+            raise OptionsError(f"train.param_groups: {group} has a weight_decay, but {name} has none; remove it")
     entries: list[dict[str, Any]] = []
     for group, parameters in groups.items():
         if trained := [parameter for parameter in parameters if parameter.requires_grad]:
             entries.append({"params": trained, "name": group})
-            if group == HEADS and "weight_decay" in known:
-                entries[-1]["weight_decay"] = weight_decay_heads
+            if group == HEADS or group.startswith(TERMS):
+                entries[-1] |= {"weight_decay": weight_decay_heads} if "weight_decay" in known else {}
+                entries[-1] |= {"lr": lr_heads} if lr_heads is not None else {}
+            entries[-1] |= {key: value for key, value in settings.get(group, {}).items() if key in known}
     devices = {parameter.device.type for entry in entries for parameter in entry["params"]}
     if "fused" in known and not {"fused", "foreach"} & set(arguments) and devices <= {"cpu", "cuda"}:
         arguments["fused"] = True  # one kernel for all weights
@@ -107,21 +119,28 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def regrouped(state: dict[str, Any], in_order: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A saved state in the present groups; `in_order` are the parameters as they stood in the saved ones."""
+def regrouped(state: dict[str, Any], in_order: Sequence[str], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A saved state in the present groups, each parameter by its name, as groups list them under `names`.
+
+    Parameters that the state does not have get no moments; what is not trained any more is left out. `in_order` are
+    the names in states that list none.
+    """
+    saved, present = state["param_groups"], optimizer.param_groups
     # Before heads had a weight decay of their own, a network trained in the student's place stood among them, in one
-    # group `heads` of all terms' parameters.
-    trained = [parameter for parameter in in_order if parameter.requires_grad]
-    saved = state["param_groups"]
-    if len(saved) == len(optimizer.param_groups) or sum(len(group["params"]) for group in saved) != len(trained):
-        return state
+    # group `heads` of all terms' parameters; groups had no names of parameters then.
     numbers = [number for group in saved for number in group["params"]]
-    number_of = dict(zip(map(id, trained), numbers, strict=True))
-    groups = [
-        {**saved[-1], "name": group["name"], "params": [number_of[id(parameter)] for parameter in group["params"]]}
-        for group in optimizer.param_groups
-    ]
-    return {**state, "param_groups": groups}
+    named = all("names" in group for group in saved)
+    names = [name for group in saved for name in group["names"]] if named else list(in_order)
+    alike = [group.get("names") for group in saved] == [group["names"] for group in present]
+    if len(names) != len(numbers) or alike or (len(saved) == len(present) and not named):
+        return state
+    number_of, free = dict(zip(names, numbers, strict=True)), count(max(numbers, default=-1) + 1)
+    groups = [{**saved[-1], "name": group["name"], "names": group["names"], "params": []} for group in present]
+    for group in groups:
+        group["params"] = [number_of[name] if name in number_of else next(free) for name in group["names"]]
+    kept = {number for group in groups for number in group["params"]}
+    moments = {number: value for number, value in state["state"].items() if number in kept}
+    return {"state": moments, "param_groups": groups}
 
 
 def changed_decay(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[str]:

@@ -90,3 +90,11 @@ def test_networks_of_a_test_at_several_scales_are_told_for_each(model_info):
     assert [line.split()[:3] for line in lines[1:]] == [
         [f"x{scale}", name, "SwinIR"] for scale in (2, 3, 4) for name in rows
     ]
+
+
+def test_names_of_modules_are_listed_as_patterns_of_training_name_them(model_info, tmp_path, capsys):
+    torch.save(build_network(EDSR).state_dict(), tmp_path / "net.pth")
+    assert sys.modules["model_info"].main(["--model", str(tmp_path / "net.pth"), "--names"]) == 0
+    listed = [line.split() for line in capsys.readouterr().out.split("\n\n")[1].splitlines()]
+    assert listed[:2] == [["conv_first", "Conv2d", "40"], ["body.0.conv1", "Conv2d", "148"]]
+    assert model_info("-opt", "any.yml", "--names")[0] == 2
