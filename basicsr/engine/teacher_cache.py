@@ -67,7 +67,7 @@ from basicsr.utils.pass_times import faster_precision, warn_if_slow
 from basicsr.utils.precision import Amp, Precision
 from basicsr.utils.randomness import seed_everything
 from basicsr.utils.text import readable
-from basicsr.weights.recognise import SpandrelNetwork
+from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 _THREADS = 8
 _BYTES = 6  # of a pixel: three channels of 16 bits

@@ -48,7 +48,7 @@ from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import CheckpointError, NonFiniteError, OptionsError
 from basicsr.utils.misc import size_of
 from basicsr.utils.randomness import seed_everything
-from basicsr.weights.recognise import SpandrelNetwork
+from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 _WHOSE = {"g": "", "d": "discriminator's "}
 

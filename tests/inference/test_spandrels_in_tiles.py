@@ -10,7 +10,7 @@ from torch import nn
 
 from basicsr.inference.runner import ImageRunner
 from basicsr.utils.torchvision_import import import_torchvision
-from basicsr.weights.recognise import SpandrelNetwork
+from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 NAFNET = {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1] * 4, "dec_blk_nums": [1] * 4}
 OMNISR = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "res_num": 1, "up_scale": 2, "window_size": 8}
