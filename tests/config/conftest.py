@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
-SHIPPED = sorted([*OPTIONS.glob("train/*.yml"), *OPTIONS.glob("test/*.yml")])
+SHIPPED = sorted(file for folder in ("train", "recipes", "test") for file in OPTIONS.glob(f"{folder}/*.yml"))
 
 
 def pytest_generate_tests(metafunc):

@@ -11,7 +11,7 @@ from support.training import changed, checkpoint_of, differences, start, train_e
 from basicsr.archs import build_network
 from basicsr.config.schema import Options, thaw
 
-SMALL = {"num_feat": 8, "num_block": 2, "num_group": 2, "squeeze_factor": 4, "embed_dim": 8}
+SMALL = {"num_feat": 8, "num_block": 2, "num_conv": 2, "num_group": 2, "squeeze_factor": 4, "embed_dim": 8}
 SMALL_RESTORERS = {
     "NAFNet": {"width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
     "Restormer": {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 2]},
@@ -28,6 +28,9 @@ def reduced(loaded: Options, image_pairs) -> dict[str, Any]:
     gt, lq = image_pairs(scale=scale, count=3, size=24 if scale == 1 else 16, folder=f"x{scale}")
     for name in ("network_g", "network_t"):
         network = options.get(name) or {}
+        if network.get("type") == "auto":  # as wide as a student, so made wider below
+            network.clear()
+            network.update({"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "upscale": scale})
         network.update({key: value for key, value in SMALL.items() if key in network})
         if "depths" in network:
             network.update(depths=[1, 1], num_heads=[2, 2], img_size=8, window_size=4)

@@ -25,7 +25,7 @@ from basicsr.config.load import load_options
 from basicsr.config.yaml_files import load_yaml
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
-FILES = sorted(OPTIONS.glob("*.yml"))
+FILES = sorted([*OPTIONS.glob("*.yml"), *OPTIONS.parent.glob("recipes/*.yml")])
 READ_OTHERWISE = ("mcadkd_equations", "mcadkd_as_published", "dckd_as_published")
 READ_OTHERWISE_FIRST = ("mcadkd_equations_edsr_x2", "mcadkd_as_published_edsr_x2", "dckd_as_published_rcan_x2")
 
