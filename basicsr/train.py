@@ -42,6 +42,7 @@ from basicsr.engine.training_run import TrainingRun
 from basicsr.engine.validation import validate
 from basicsr.files.atomic_files import sha256_of
 from basicsr.models import recognise_networks
+from basicsr.models.kd_model import Adversary
 from basicsr.utils.dist_util import any_rank, gather_objects, on_master, raise_together, synchronising
 from basicsr.utils.errors import NonFiniteError, Preempted, UserError
 from basicsr.utils.logger import log_remark
@@ -71,7 +72,8 @@ def train_step(
     is NaN or infinite on any rank; nothing was updated then.
     """
     iteration = run.iteration + 1
-    train, adversary = run.options.train, run.adversary
+    train = run.options.train
+    adversary = run.adversary if batches[0].gt is not None else None
     seed_everything(run.options.manual_seed, iteration, run.rank_info.rank)
     run.begin_iteration(iteration)
     student_learns = iteration > train.net_d_init_iters and iteration % train.net_d_iters == 0
@@ -84,7 +86,7 @@ def train_step(
         for name, part in _accumulate(run, batch, iteration, student_learns, len(batches), last).items():
             parts[name] = parts.get(name, 0) + part / len(batches)
 
-    broken, gradients = _not_finite_flags(run, parts)
+    broken, gradients = _not_finite_flags(run, adversary, parts)
     notes = torch.tensor(list(notices()), dtype=torch.bool)
     losses_broken, gradients_broken, *noted = any_rank(
         torch.cat([broken, notes.to(broken.device)]), run.rank_info.device
@@ -111,7 +113,6 @@ def _accumulate(
     run: TrainingRun, batch: Batch, iteration: int, student_learns: bool, count: int, last: bool
 ) -> dict[str, torch.Tensor]:
     """Adds the gradients of one of `count` micro-batches; returns the parts of its losses, detached."""
-    assert batch.gt is not None, "training needs HR images"
 
     def scaled(loss: torch.Tensor) -> torch.Tensor:
         return run.scaler.scale(loss / count)
@@ -120,7 +121,7 @@ def _accumulate(
         output = run.model(batch, iteration)
         parts = {**output.parts, "l_total": output.total.detach()}
         loss = scaled(output.total)
-        if run.adversary is not None:
+        if run.adversary is not None and batch.gt is not None:
             judged, gradient = run.adversary.play(
                 batch.gt, output.sr, guided=scaled if student_learns else None, share=1 / count, last=last
             )
@@ -301,7 +302,9 @@ def _train(
     return TrainingResult(folder, run.iteration, run.best)
 
 
-def _not_finite_flags(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _not_finite_flags(
+    run: TrainingRun, adversary: Adversary | None, parts: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Whether this rank's losses, and its gradients, are not finite, (2,), and the norm of the student's gradients.
 
     All stays on the device, which is not waited for.
@@ -310,7 +313,7 @@ def _not_finite_flags(run: TrainingRun, parts: Mapping[str, torch.Tensor]) -> tu
     if gradients:
         run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.get_total_norm(gradients)
-    others = run.adversary.gradients() if run.adversary is not None else []
+    others = adversary.gradients() if adversary is not None else []
     losses = [parts["l_total"], *(part for name, part in parts.items() if name.startswith("l_d_"))]
     norms = [norm.to(run.rank_info.device), torch.nn.utils.get_total_norm(others).to(run.rank_info.device)]
     flags = [~torch.isfinite(torch.stack([value.float() for value in values])).all() for values in (losses, norms)]

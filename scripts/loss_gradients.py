@@ -125,8 +125,7 @@ def _add_batch(pulls: dict[str, Pull], run: TrainingRun, batch: Batch, iteration
     seed_everything(run.options.manual_seed, iteration, run.rank_info.rank)
     output = run.model(batch, iteration)
     values, weighted = dict(output.parts), dict(output.weighted)
-    if run.adversary is not None:
-        assert batch.gt is not None, "training needs HR images"
+    if run.adversary is not None and batch.gt is not None:
         judged, gradient = run.adversary.play(batch.gt, output.sr, guided=lambda loss: loss)
         values["l_adv"], weighted["l_adv"] = judged["l_adv"], (output.sr * gradient).sum()
     weights = list(run.network.parameters())
@@ -135,7 +134,7 @@ def _add_batch(pulls: dict[str, Pull], run: TrainingRun, batch: Batch, iteration
         gradient = _gradient(part, weights)
         if not torch.isfinite(gradient).all():
             raise NonFiniteError(
-                f"{name} = {values[name].item():.4g}: its gradient is not finite; batch: {batch.gt_paths}"
+                f"{name} = {values[name].item():.4g}: its gradient is not finite; batch: {batch.lq_paths}"
             )
         first = gradient if first is None else first
         pulls.setdefault(name, Pull()).add(values[name].item(), gradient, first)

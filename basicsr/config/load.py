@@ -448,7 +448,7 @@ def _halves(document: Document, key: str) -> Iterator[Problem]:
     block = document.root.value["datasets"].value[key].value
     for half, other in (PAIR, PAIR[::-1]):
         entry, kept = block.get(half), block.get(other)
-        if entry is None or entry.replaced is None or kept is None or kept.value is None:
+        if entry is None or entry.value is None or entry.replaced is None or kept is None or kept.value is None:
             continue
         if _SCALE.sub("", str(entry.value)) == _SCALE.sub("", str(entry.replaced.value)):
             continue  # the same images at another scale

@@ -73,7 +73,8 @@ def taking_opt(init: Callable[..., None]) -> Callable[..., None]:
         filled = {**defaults, **given}
         self.opt = opt if opt is not None else filled
         self.mean, self.std, self.filename_tmpl = (filled.get(name) for name in ("mean", "std", "filename_tmpl"))
-        folders = {role: filled[f"dataroot_{role}"] for role in ("lq", "gt") if f"dataroot_{role}" in filled}
+        given_folders = {role: filled.get(f"dataroot_{role}") for role in ("lq", "gt")}
+        folders = {role: folder for role, folder in given_folders.items() if folder is not None}
         self.lq_folder, self.gt_folder = folders.get("lq"), folders.get("gt")
         self.file_client = None
         self.io_backend_opt = dict(filled["io_backend"])

@@ -1,4 +1,4 @@
-"""LR images alone, for testing where there are no HR images."""
+"""LR images alone, whole, where there are no HR images."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class SingleImageDataset(ImageDataset):
         DataError: the folder is missing or empty, or a listed image does not exist.
         OptionsError: options contradict each other.
     """
+
+    without_gt = True
 
     @taking_opt
     def __init__(

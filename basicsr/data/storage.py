@@ -250,6 +250,11 @@ class StoredImages:
     def __len__(self) -> int:
         return len(next(iter(self.files.values())))
 
+    @property
+    def names(self) -> str:
+        """The role whose images' names are the dataset's."""
+        return next(iter(self.files))
+
     def label(self, role: str, index: int) -> str:
         """What to call an image in errors."""
         return self.roots[role].label(self.files[role][index])

@@ -1,7 +1,7 @@
 """A teacher's outputs for the training images, kept as files: how they are coded, named and listed.
 
 A cache is a folder with a 16-bit PPM file for each HR image, of its size and by its name, and `cache.json`, which says
-whose outputs they are and of which LR images. A value x is stored as
+whose outputs they are and of which LR images. LR images alone give files their own names. A value x is stored as
 
     v = round((clip(x, -1/2, 3/2) + 1/2) / 2 * 65535),    x ~ v / 65535 * 2 - 1/2,
 
@@ -119,8 +119,8 @@ def cached_file(folder: str | Path, name: str) -> str:
 def cached_names(stored: StoredImages) -> list[str]:
     """The names of all outputs of a dataset, in its order; raises DataError where two are equal or one is no name."""
     seen: dict[str, str] = {}
-    for path in stored.files["gt"]:
-        name = stored.roots["gt"].key(path)
+    for path in stored.files[stored.names]:
+        name = stored.roots[stored.names].key(path)
         if leaves_folder(name) or any("\ud800" <= character <= "\udfff" for character in name):
             raise DataError(f"{printable(path)} cannot name a file of a teacher's cache; rename the image")
         if name in seen:
@@ -136,7 +136,7 @@ def open_output(folder: str, name: str, size: tuple[int, int]) -> OpenImage:
     if (output.size, output.depth) != (size, 16):
         found, wanted = (" x ".join(map(str, entry)) for entry in (output.size, size))
         raise DataError(
-            f"cannot read image {path}: it is {found} of {output.depth} bits, the HR image's output would be"
+            f"cannot read image {path}: it is {found} of {output.depth} bits, the image's output would be"
             f" {wanted} of 16; make it by {COMMAND} --output {folder}"
         )
     return output

@@ -37,7 +37,7 @@ def mod_crop(img: np.ndarray, scale: int) -> np.ndarray:
 
 
 def choose_crop(
-    gt_size: Size,
+    gt_size: Size | None,
     lq_size: Size,
     gt_patch_size: int,
     scale: int,
@@ -133,12 +133,14 @@ def turned(img: np.ndarray, coins: Coins) -> np.ndarray:
 
 
 def check_patches_fit(
-    gt_size: Size, lq_size: Size, gt_patch_size: int | None, scale: int, gt_path: str | None, lq_path: str | None
+    gt_size: Size | None, lq_size: Size, gt_patch_size: int | None, scale: int, gt_path: str | None, lq_path: str | None
 ) -> None:
-    """Raises DataError unless HR is exactly `scale` times LR, and a patch fits in (None: whatever the size)."""
-    names = f"HR {gt_path or 'image'} is {_by(gt_size)}, LR {lq_path or 'image'} is {_by(lq_size)} (H x W)"
+    """Raises DataError unless HR, if it is there, is exactly `scale` times LR, and a patch fits in (None: any size)."""
     needed = lq_size[0] * scale, lq_size[1] * scale
-    if gt_size != needed:
+    names = f"LR {lq_path or 'image'} is {_by(lq_size)} (H x W)"
+    if gt_size is not None:
+        names = f"HR {gt_path or 'image'} is {_by(gt_size)}, {names}"
+    if gt_size is not None and gt_size != needed:
         raise DataError(
             f"{names}; at scale {scale} the HR image must be {_by(needed)}: {advice(gt_size, lq_size, scale, gt_path)}"
         )

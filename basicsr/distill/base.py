@@ -32,9 +32,9 @@ class StepContext:
 
     Attributes:
         lq: LR input I_LR, (B, C, H, W) in [0, 1].
-        gt: HR image I_GT, (B, C, sH, sW) in [0, 1].
-        sr: the student's output I_S, float32, shape of `gt`.
-        sr_teacher: the teacher's output I_T, float32, shape of `gt`; None where no term needs the teacher.
+        gt: HR image I_GT, (B, C, sH, sW) in [0, 1]; None in an iteration without HR images.
+        sr: the student's output I_S, float32, (B, C, sH, sW).
+        sr_teacher: the teacher's output I_T, float32, shape of `sr`; None where no term needs the teacher.
         student_features: outputs of the student's modules named in `student_taps`, (B, C, H, W).
         teacher_features: likewise of the teacher, without gradients.
         seeds: int64 (B,), on the CPU: one seed per sample, for its random choices.
@@ -48,7 +48,7 @@ class StepContext:
     """
 
     lq: torch.Tensor
-    gt: torch.Tensor
+    gt: torch.Tensor | None
     sr: torch.Tensor
     sr_teacher: torch.Tensor | None
     student_features: Mapping[str, torch.Tensor]
@@ -67,6 +67,13 @@ class StepContext:
         """`sr_teacher`, for terms that declare `needs_teacher`."""
         assert self.sr_teacher is not None, "a term that reads the teacher must set needs_teacher"
         return self.sr_teacher
+
+    @property
+    def hr(self) -> torch.Tensor:
+        """`gt`, for terms that declare what they need it for; raises OptionsError for others where there is none."""
+        if self.gt is None:
+            raise OptionsError("a loss reads HR images, and there are none: its class must declare that (gt_needs)")
+        return self.gt
 
     def generators(self, purpose: str) -> list[np.random.Generator]:
         """One random generator per image from its seed and `purpose`, whatever the batch, rank or worker."""
@@ -161,6 +168,9 @@ class LossTerm(nn.Module):
         needs_teacher: whether the teacher's output or features are read.
         teacher_needs: what is used of the teacher beside its output, in words such as "the teacher's features". Only
             where this is empty may the output come from a cache.
+        gt_needs: what HR images are needed for, in words such as "tiles of HR images", or a static method that derives
+            it from the options; `build_model` sets what it says on the term. Only where it is empty does the term take
+            part in iterations without HR images.
         replaces_student: whether the student runs with weights that the term trains in its place (`student_weights`).
             Such a term is attached and updated before the others.
         runs_student_parts: whether parts of the student are run by themselves, with their own weights.
@@ -175,6 +185,7 @@ class LossTerm(nn.Module):
 
     needs_teacher: ClassVar[bool] = True
     teacher_needs: ClassVar[str] = "the teacher itself, as its class does not say otherwise (teacher_needs)"
+    gt_needs: Any = "HR images, as its class does not say otherwise (gt_needs)"
     replaces_student: ClassVar[bool] = False
     runs_student_parts: ClassVar[bool] = False
     batch_scope: ClassVar[Any] = "one rank"
@@ -264,8 +275,9 @@ class Reconstruction(CriterionTerm):
 
     needs_teacher = False
     teacher_needs = ""
+    gt_needs = "HR images as targets"
     batch_scope = staticmethod(criterion_scope)
 
     def target(self, context: StepContext) -> torch.Tensor:
         """I_GT."""
-        return context.gt
+        return context.hr

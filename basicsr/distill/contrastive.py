@@ -121,6 +121,7 @@ class HybridContrastive(LossTerm):
     """
 
     teacher_needs = ""
+    gt_needs = ""
     without_effect = (({"mining": "all"}, ("num_negatives",)),)
 
     @staticmethod

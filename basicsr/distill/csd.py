@@ -51,6 +51,7 @@ class CSD(LossTerm):
     """
 
     teacher_needs = ""
+    gt_needs = ""
 
     def __init__(
         self,
@@ -137,6 +138,7 @@ class SharedCSD(CSD):
 
     needs_teacher = False
     teacher_needs = "the teacher's weights"
+    gt_needs = "HR images, from which the teacher learns (l_wide)"
     replaces_student = True
     wide: nn.Module
 
@@ -193,7 +195,7 @@ class SharedCSD(CSD):
             teacher = at_least_float32(self.wide(context.lq))
         return {
             "l_csd": self._contrast(context, teacher.detach() if self.detach_teacher else teacher),
-            "l_wide": F.l1_loss(teacher, context.gt),
+            "l_wide": F.l1_loss(teacher, context.hr),
         }
 
 

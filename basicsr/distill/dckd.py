@@ -79,6 +79,7 @@ class DCKD(LossTerm):
 
     batch_scope = "image"
     teacher_needs = ""
+    gt_needs = ""
     history: nn.Module | None
 
     def __init__(

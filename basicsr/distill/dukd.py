@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +61,11 @@ class DUKD(LossTerm):
         ({"zoom_in": False}, ("num_patches",)),
         ({"zoom_in": False, "zoom_out_consistency": False}, ("consistency_probability",)),
     )
+
+    @staticmethod
+    def gt_needs(options: Mapping[str, Any]) -> str:
+        """Tiles of I_GT are zoomed in on."""
+        return "tiles of HR images, unless zoom_in is false" if options.get("zoom_in", True) else ""
 
     def __init__(
         self,
@@ -130,7 +136,7 @@ class DUKD(LossTerm):
         scale = context.scale
         height, width = context.lq.shape[-2:]
         tiles = []
-        for image, generator in zip(context.gt, context.generators("DUKD tiles"), strict=True):
+        for image, generator in zip(context.hr, context.generators("DUKD tiles"), strict=True):
             for place in generator.permutation(scale**2)[: self.num_patches].tolist():
                 top, left = place // scale * height, place % scale * width
                 tiles.append(image[:, top : top + height, left : left + width])
@@ -150,6 +156,7 @@ class LabelConsistency(LossTerm):
 
     batch_scope = "image"
     teacher_needs = "the teacher on other images"
+    gt_needs = ""
 
     def __init__(self, *, probability: Probability = 0.5, loss_weight: Weight = 1.0) -> None:
         check_arguments(LabelConsistency, locals())

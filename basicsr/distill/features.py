@@ -32,6 +32,7 @@ class FeatureTerm(LossTerm):
     """
 
     teacher_needs = "the teacher's features"
+    gt_needs = ""
 
     def __init__(
         self,

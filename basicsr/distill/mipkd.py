@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -75,6 +75,12 @@ class MiPKD(LossTerm):
         ({"encoder": "none"}, OF_THE_AUTOENCODER),
         ({"autoencoder": False}, ("autoencoder_weight", "autoencoder_until")),
     )
+
+    @staticmethod
+    def gt_needs(options: Mapping[str, Any]) -> str:
+        """HR images are targets beside the teacher's."""
+        reads = options.get("block_mixer", True) and options.get("ground_truth_share", 0.5) > 0
+        return "HR images as targets of l_block, unless ground_truth_share is 0" if reads else ""
 
     def __init__(
         self,
@@ -171,8 +177,9 @@ class MiPKD(LossTerm):
                 if self.coins == "block":
                     path = [side for _, side in coins[number:]]
                 image = self._continued(context, going_on[number], path)
-                to_teacher, to_truth = _distance(image, context.teacher_output), _distance(image, context.gt)
-                loss = loss + (1 - self.ground_truth_share) * to_teacher + self.ground_truth_share * to_truth
+                loss = loss + (1 - self.ground_truth_share) * _distance(image, context.teacher_output)
+                if self.ground_truth_share > 0:
+                    loss = loss + self.ground_truth_share * _distance(image, context.hr)
             parts["l_block"] = loss
         # Which stages and bridges a step needs is drawn; ranks average the gradients of all.
         bridges = (self.to_student, self.to_teacher, self.crossings)

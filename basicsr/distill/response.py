@@ -32,6 +32,7 @@ class ResponseDistillation(CriterionTerm):
     """
 
     teacher_needs = ""
+    gt_needs = ""
     _part: ClassVar[str] = "l_resp"
 
     @staticmethod

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.config.schema import DatasetOptions, Options
+from basicsr.config.without_hr import lacks_hr
 from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.batch import in_unit_range
 from basicsr.data.storage import stored_images
@@ -27,7 +28,7 @@ from basicsr.engine.process.command import StopRequest
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import HeaderError
 from basicsr.inference.runner import Outcome, Shape, Trial
-from basicsr.metrics import arguments_of
+from basicsr.metrics import arguments_of, traits_of
 from basicsr.utils.dist_util import on_master, raise_together
 from basicsr.utils.errors import DataError, NonFiniteError, OptionsError, UserError
 from basicsr.utils.precision import Precision
@@ -160,7 +161,7 @@ def check_evaluation(
 ) -> list[str]:
     """Tries a network on a validation or test set, raising as `check_fit`.
 
-    Returns a remark where a metric's `test_y_channel` means nothing.
+    Returns remarks where a metric's `test_y_channel` means nothing, or metrics need HR images that are not there.
     """
     fit = _Fit(trial, network_block, images)
     channels, height, width = images.shape
@@ -170,10 +171,13 @@ def check_evaluation(
         for size in _lr_sizes(images.dataset):
             fit.output((channels, *size))
     fit.check_values([tried])
-    luma = [name for name, block in options.val.metrics.items() if arguments_of(block).get("test_y_channel")]
-    if tried.made is None or tried.made[0] != 1 or not luma:
-        return []
-    return [f"{images.label} ({images.block.name}) has one channel: test_y_channel of {', '.join(luma)} has no effect"]
+    which, blocks = f"{images.label} ({images.block.name})", options.val.metrics
+    idle = [name for name, block in blocks.items() if images.gt is None and traits_of(block).needs_reference]
+    remarks = [f"{which} has no HR images: no figures of {', '.join(idle)}"] if idle else []
+    luma = [name for name, block in blocks.items() if arguments_of(block).get("test_y_channel")]
+    if tried.made is not None and tried.made[0] == 1 and luma:
+        remarks.append(f"{which} has one channel: test_y_channel of {', '.join(luma)} has no effect")
+    return remarks
 
 
 def check_teacher(options: Options, network: nn.Module, device: torch.device) -> None:
@@ -209,7 +213,7 @@ def _first_sample(label: str, block: DatasetOptions, dataset: Any) -> SampleImag
                     f"{label} ({block.type}): '{name}' of a sample must be a tensor (C, H, W), got {found}; mend the"
                     " dataset"
                 )
-        if lq is None or (gt is None and block.phase == "train"):
+        if lq is None or (gt is None and block.phase == "train" and not lacks_hr(block)):
             missing = "lq" if lq is None else "gt"
             raise OptionsError(
                 f"{label} ({block.type}): a sample has no '{missing}'; mend the dataset, or take another"

@@ -108,8 +108,8 @@ def make_cache(
 ) -> CacheSummary:
     """Runs the teacher of training options, without `teacher_cache`, over their training images.
 
-    `folder` None makes one beside the HR images, which has their name, the teacher's and its digest's; `say` takes
-    lines on what is done.
+    `folder` None makes one beside the HR images, or LR images alone, which has their name, the teacher's and its
+    digest's; `say` takes lines on what is done.
 
     Raises:
         OptionsError: the options have no trained teacher, or change the images' colours.
@@ -130,7 +130,7 @@ def make_cache(
     check_teacher(options, network, device)
     amps: tuple[Amp, ...] = ("bf16", "fp16", "none")
     keys = {amp: _key(options, network, settings, amp) for amp in amps}
-    folders = {amp: folder or _default_folder(stored.roots["gt"].path, keys[amp]) for amp in amps}
+    folders = {amp: folder or _default_folder(stored.roots[stored.names].path, keys[amp]) for amp in amps}
     if settings.amp == "auto":
         # `auto` never chooses fp16, and goes on with a cache that was begun.
         begun = next((one for one in amps if one != "fp16" and _is_begun(folders[one], keys[one])), None)
@@ -194,7 +194,7 @@ def _training_images(options: Options, say: Callable[[str], None]) -> StoredImag
     framework = {name: getattr(block, name) for name in ("name", "phase", "scale")}
     dataset: Any = build_dataset({"type": block.type, **block.arguments, **framework})
     stored = stored_images(dataset)
-    if stored is None or set(stored.files) != {"gt", "lq"}:
+    if stored is None or "lq" not in stored.files:
         raise OptionsError(
             f"datasets: train: {block.type} does not say where its images lie (stored_images); use PairedImageDataset"
         )
@@ -228,9 +228,9 @@ def _key(options: Options, network: torch.nn.Module, settings: CacheSettings, am
     )
 
 
-def _default_folder(gt_root: str, key: CacheKey) -> Path:
-    """Beside the HR images, such as DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble."""
-    root = Path(gt_root)
+def _default_folder(images: str, key: CacheKey) -> Path:
+    """Beside the HR images, or LR images alone, such as DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble."""
+    root = Path(images)
     architecture = re.sub(r"[^\w.-]+", "-", key.architecture)
     parts = [root.name.removesuffix(".lmdb"), architecture, f"x{key.scale}", key.teacher[:8]]
     parts += ["self_ensemble"] if key.self_ensemble else []

@@ -12,7 +12,7 @@ from basicsr.distill.base import LossTerm, Reconstruction
 from basicsr.losses import build_loss
 from basicsr.models.kd_model import Adversary, KDModel
 from basicsr.utils.precision import Precision, keep_output_precise
-from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.registry import METHOD_REGISTRY, declared
 from basicsr.weights.recognise import network_for, recognised_block
 
 
@@ -54,6 +54,7 @@ def build_model(options: Options, device: torch.device) -> tuple[KDModel, list[s
             remarks.append(loaded)
         for name, block in options.train.distill.items():
             terms[name] = METHOD_REGISTRY.build(block)
+            terms[name].gt_needs = declared(terms[name], "gt_needs", block, "")
     precision = Precision.of(device, options.amp)
     teacher_precision = Precision.of(device, options.amp_teacher or options.amp)
     model = KDModel(network, teacher, terms, precision, teacher_precision, options.scale, options.manual_seed)

@@ -68,8 +68,10 @@ class KDModel(nn.Module):
             self.teacher = Teacher(teacher, teacher_precision, hooks)
 
     def forward(self, batch: Batch, iteration: int) -> StepOutput:
-        """Runs student and teacher once and sums the terms' parts, each times its weight."""
-        assert batch.gt is not None, "training needs HR images"
+        """Runs student and teacher once and sums the terms' parts, each times its weight.
+
+        Of a batch without HR images the terms that need them are left out.
+        """
         with self._student_hooks as student_features:
             sr = self.run_network(batch.lq)
         sr_teacher: torch.Tensor | None = None
@@ -111,6 +113,9 @@ class KDModel(nn.Module):
         total = nothing_of([sr])  # a loss of features alone leaves later layers out, for which ranks would wait
         for key, module in self.terms.items():
             term = cast(LossTerm, module)
+            if batch.gt is None and term.gt_needs:
+                total = total + nothing_of([sr, *term.parameters()])
+                continue
             found = term(context)
             _check_parts(term, found)
             for name, part in found.items():

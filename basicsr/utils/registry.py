@@ -253,6 +253,12 @@ def _asked(
     return found
 
 
+def declared(component: Any, name: str, options: Mapping[str, Any], default: Any) -> Any:
+    """What a class says of itself by the attribute `name`: a value, or a static method that derives it from options."""
+    said = getattr(component, name, default)
+    return said(options) if callable(said) else said
+
+
 def check_arguments(component: type, values: Mapping[str, Any], label: str | None = None) -> None:
     """For constructors: raises OptionsError for what the check of options refuses in `values`, such as `locals()`."""
     given = {name: values[name] for name in _parameters(component) if name in values}

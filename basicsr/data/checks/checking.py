@@ -206,10 +206,16 @@ def _judge(stored: StoredImages, index: int, found: dict[str, Inspection]) -> li
     labels = {role: stored.label(role, index) for role in found}
     if bad := [BadImage(index, labels[role], one.fault) for role, one in found.items() if one.fault]:
         return bad
-    if not {"gt", "lq"} <= found.keys():
+    lq = found["lq"].header
+    assert lq is not None
+    if "gt" not in found:
+        try:
+            check_patches_fit(None, lq.size, stored.gt_patch_size, stored.scale, None, labels["lq"])
+        except DataError as error:
+            return [BadImage(index, labels["lq"], str(error), (labels["lq"],))]
         return []
-    gt, lq = found["gt"].header, found["lq"].header
-    assert gt is not None and lq is not None
+    gt = found["gt"].header
+    assert gt is not None
     names = labels["gt"], labels["lq"]
     try:
         check_depths(gt.depth, lq.depth, *names)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ from tqdm import tqdm
 
 import basicsr
 from basicsr.config.schema import Options
+from basicsr.config.without_hr import lacks_hr
 from basicsr.data.base import Skipped
 from basicsr.data.batch import Batch
+from basicsr.distill.base import LossTerm
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.logs.metric_writers import ComparisonImages, MetricWriter, open_metric_writers
 from basicsr.engine.process.rank_watchdog import LostRanks, start_of
@@ -121,9 +123,18 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
         f" {run.loader.num_samples} training images{left_out}, {options.train.total_iter} iterations"
     )
+    _describe_targets(run, logger)
     if resume is not None:
         epoch, batch, batches = run.loader.epoch_at(run.iteration)
         logger.info(f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {epoch}, batch {batch}/{batches})")
+
+
+def _describe_targets(run: TrainingRun, logger: logging.Logger) -> None:
+    """Logs which losses count where there are no HR images."""
+    free = [block.name for block in run.options.datasets_of("train").values() if lacks_hr(block)]
+    if free:
+        left = ", ".join(name for name, term in run.terms.items() if not cast(LossTerm, term).gt_needs)
+        logger.info(f"Without HR images: {', '.join(free)}; learned from the teacher alone, by {left}")
 
 
 def _about_threads(threads: int, cores: int, environment: Mapping[str, str]) -> str:
