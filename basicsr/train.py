@@ -139,8 +139,9 @@ def _accumulate(
 def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: StopRequest, status: RunStatus) -> None:
     """Trains to `total_iter`, logging, saving and validating on schedule.
 
-    Raises Preempted if asked to stop; any other UserError if there are no more batches, validation failed, or figures
-    cannot be written. But for a NonFiniteError, the state is saved before, if there was an iteration.
+    With `val: patience` it may end earlier. Raises Preempted if asked to stop; any other UserError if there are no more
+    batches, validation failed, or figures cannot be written. But for a NonFiniteError, the state is saved before, if
+    there was an iteration.
     """
     options, rank_info, total = run.options, run.rank_info, run.options.train.total_iter
     limit = options.datasets["train"].skip_bad_images
@@ -153,7 +154,8 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
         if not stopping:
             _save(run, folder, status)
     since = run.iteration
-    with closing(PrefetchedBatches(run.loader.until(lambda: bool(stop)) if not stopping else ())) as feed:
+    ends = stopping or run.out_of_patience
+    with closing(PrefetchedBatches(run.loader.until(lambda: bool(stop)) if not ends else ())) as feed:
         feed.fill()
         _raise_after_saving(feed.failure)
         for batches in feed:
@@ -181,16 +183,16 @@ def fit(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, stop: St
                     _save(run, folder, status)
                     error.extend(after=f"; saved {run.iteration}.state")
                 raise
-            if saving or stopping or failing:
+            if saving or stopping or failing or run.out_of_patience:
                 _save(run, folder, status)
             if log is not None:
                 for line in new:
                     log.line(f"left out: {line}")
             if failing:
                 _raise_after_saving(skipped.too_many or feed.failure, run)
-            if stopping:
+            if stopping or run.out_of_patience:
                 break
-    if stopping and (run.iteration < total or run.validation_due):
+    if stopping and not run.out_of_patience and (run.iteration < total or run.validation_due):
         raise Preempted(f"preempted: saved {run.iteration}.state; go on with --auto_resume")
     on_master(lambda: folder.save_named("latest", run.student_weights()))
 
@@ -297,6 +299,9 @@ def _train(
                     raise
                 finally:
                     others_may_end.set()
+            if run.out_of_patience and run.iteration < options.train.total_iter:
+                status.ending = run.why_it_ended()
+                logger.info(status.ending)
             logger.info(f"End of training after {run.iteration} iterations; weights in {options.models_folder}")
         status.update(iteration=run.iteration)
     return TrainingResult(folder, run.iteration, run.best)

@@ -177,6 +177,12 @@ def _cached(options: Options, at: KeyPath, dataset: DatasetOptions) -> Iterator[
 
 def _best(options: Options) -> Iterator[Finding]:
     best = options.val.best
+    if options.val.min_delta and options.val.patience is None:
+        yield ("val", "min_delta"), "means nothing without val.patience, the validations without a better figure"
+    if options.is_train and options.val.patience is not None:
+        lacking = "datasets.val" if not options.datasets_of("val") else "val.metrics" if not options.val.metrics else ""
+        if lacking:
+            yield ("val", "patience"), f"needs {lacking}: training ends when a validation's figure no longer improves"
     if best is None:
         return
     names = [dataset.name for dataset in options.datasets_of("val", "test").values()]

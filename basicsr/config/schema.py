@@ -267,6 +267,12 @@ class ValOptions(Section):
     best: BestOptions | None = Field(
         default=None, description="which weights are net_g_best.pth; ~: the first dataset and metric"
     )
+    patience: Iterations | None = Field(
+        default=None, description="validations without a better figure of `best` after which training ends; ~ for none"
+    )
+    min_delta: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.0, description="by how much a figure must be better to count for `patience`"
+    )
 
 
 class WandbOptions(Section):

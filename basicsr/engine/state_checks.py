@@ -54,6 +54,10 @@ class _Best(BaseModel):
     iteration: _Count
 
 
+class _Progress(_Best):
+    waited: _Count
+
+
 class _Records(BaseModel):
     """Plain values of a state; those that older versions lack may be missing."""
 
@@ -68,6 +72,9 @@ class _Records(BaseModel):
     )
     files: dict[str, str] = Field({}, description="digests of files")
     skipped: dict[_Count, list[str] | tuple[str, ...]] = Field({}, description="the images that are left out")
+    progress: _Progress | Annotated[dict[str, float], Field(max_length=0)] = Field(
+        {}, description="a best figure, its iteration and a count of validations since"
+    )
     best: dict[str, dict[str, _Best]] = Field({}, description="the best figures, of iterations up to the state's")
 
 

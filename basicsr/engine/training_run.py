@@ -60,6 +60,7 @@ class TrainingRun:
         self.options, self.rank_info, self.options_text = options, rank_info, resolved_yaml(options)
         self.iteration = resume.iteration if resume else 0
         self.best: dict[str, dict[str, dict[str, float]]] = {}  # by dataset and metric: the value and its iteration
+        self.progress: dict[str, float] = {}  # of `val: best`: value, its iteration, validations without a better one
         self.validation_due = False  # whether the last finished iteration still has to be validated
         self.skipped: dict[int, list[str]] = {}  # samples that training does without, 'path: reason' each
         train = options.train
@@ -166,6 +167,31 @@ class TrainingRun:
                 improved.append(metric)
         return improved
 
+    def note_progress(self, metric: str, value: float) -> None:
+        """Counts validations until the figure of `val: best` is better than before by more than `min_delta`."""
+        before, sign = self.progress, 1 if better_direction(self.options.val.metrics[metric]) == "higher" else -1
+        better = not before or sign * (value - before["value"]) > self.options.val.min_delta
+        self.progress = (
+            {"value": value, "iteration": self.iteration, "waited": 0}
+            if better
+            else {**before, "waited": before["waited"] + 1}
+        )
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether as many validations as `val: patience` allows have passed without a better figure."""
+        patience = self.options.val.patience
+        return patience is not None and self.progress.get("waited", 0) >= patience
+
+    def why_it_ended(self) -> str:
+        """What `out_of_patience` means, for the log."""
+        waited, at, value = int(self.progress["waited"]), int(self.progress["iteration"]), self.progress["value"]
+        delta = f" by more than {self.options.val.min_delta:g}" if self.options.val.min_delta else ""
+        return (
+            f"stopped early: {waited} validation{'s' if waited != 1 else ''} since iteration {at} gave no better figure"
+            f" than {value:.4f}{delta} (val: patience {self.options.val.patience}); raise val: patience to go on"
+        )
+
     def best_iteration(self) -> int | None:
         """After which iteration the best weights so far were saved; None where nothing was measured yet."""
         chosen = self.options.val.best
@@ -217,6 +243,7 @@ class TrainingRun:
             "optimizers": {label: optimizer.state_dict() for label, optimizer in self._optimizers.items()},
             "scalers": {label: scaler.state_dict() for label, scaler in self.scalers.items()},
             "best": self.best,
+            "progress": self.progress,
             "validation_due": self.validation_due,
             "options": self.options_text,
             "world_size": self.rank_info.world_size,
@@ -274,7 +301,7 @@ class TrainingRun:
                 " resume with the options it was saved with, or start a run of another name"
             ) from error
         self.set_learning_rates(checkpoint.iteration)  # it may be saved again before the next iteration sets them
-        self.best, self.validation_due = best, validation_due
+        self.best, self.validation_due, self.progress = best, validation_due, state.get("progress", {})
 
     def checkpoint_size(self) -> int:
         """About how many bytes a checkpoint will take, also while the optimizers have no moments yet."""

@@ -73,11 +73,13 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
             evaluations[name] = evaluation
     chosen = run.options.val.best
     best_dataset = chosen.dataset if chosen is not None else next(iter(evaluations), None)
-    lines, is_best, before = [], False, copy.deepcopy(run.best)
+    lines, is_best, before = [], False, copy.deepcopy((run.best, run.progress))
     for name, evaluation in evaluations.items():
         best_metric = chosen.metric if chosen is not None else evaluation.metrics[0]
         improved = run.note_best(name, evaluation)
-        is_best = is_best or (name == best_dataset and best_metric in improved)
+        if name == best_dataset:
+            is_best = best_metric in improved
+            run.note_progress(best_metric, evaluation.means()[best_metric])
         figures = []
         for metric, value in evaluation.means().items():
             record = run.best[name][metric]
@@ -96,7 +98,7 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
     try:
         on_master(write)
     except UserError:
-        run.best = before  # the validation stays due, and is to find the best once more
+        run.best, run.progress = before  # the validation stays due, and is to find the best once more
         raise
     run.validation_due = False
     return True

@@ -273,6 +273,7 @@ class RunStatus:
         self._path = options.experiment_folder / STATUS
         self._writes, self._begun = rank == 0, False
         self._ticked = time.monotonic()
+        self.ending = ""  # what is to be said of a run that has finished
         self._content: dict[str, Any] = {
             "state": "starting",
             "exit_code": None,
@@ -322,7 +323,7 @@ class RunStatus:
         except BaseException as error:
             self.ended(error)
             raise
-        self.update(state="finished", exit_code=0, message="")
+        self.update(state="finished", exit_code=0, message=self.ending)
 
     def ended(self, error: BaseException) -> None:
         """Writes that the run ends with an error; another rank does if rank 0 is lost."""
