@@ -201,7 +201,7 @@ def _place(path: str | os.PathLike[str]) -> str:
 
 def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
     """Loads the network; raises OptionsError where its scale is not that wanted, CheckpointError where it is no use."""
-    pretrained = load_pretrained(path, param_key=param_key, only_this=True)
+    pretrained = load_pretrained(path, param_key=param_key, only_this=True, scale=scale)
     if scale not in (None, pretrained.scale):
         raise OptionsError(
             f"--scale {scale}, but {path} is {pretrained.architecture} for x{pretrained.scale};"

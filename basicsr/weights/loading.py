@@ -139,12 +139,14 @@ def _matching(
                 f"checkpoint {path} holds two networks that fit {type(network).__name__}, with different values of"
                 f" '{differing}'; save the one that is meant by itself"
             )
-    if fitting:
+    if fitting and fitting[0].keys() <= expected.keys():
         return fitting[0], []
     for inner in inners:
         try:
             found = recognise(inner)
         except UnsupportedWeights as error:
+            if fitting:
+                break
             raise CheckpointError(f"checkpoint {path} does not fit {type(network).__name__}: {error}") from error
         if found is not None and found.architecture == type(network).__name__:
             if found.has_range:  # a mean shift in the file decides what the network's range and mean colour must be
@@ -159,6 +161,8 @@ def _matching(
                     )
             same_keys = found.state.keys() == inner.keys()
             return found.state, [] if same_keys else [f"{path}: converted (layout: {found.layout})"]
+    if fitting:
+        return fitting[0], []
     return max(inners, key=lambda inner: len(needed & inner.keys())), []
 
 

@@ -68,7 +68,11 @@ class Pretrained:
 
 
 def load_pretrained(
-    path: str | os.PathLike[str], *, param_key: str | None = None, only_this: bool = False
+    path: str | os.PathLike[str],
+    *,
+    param_key: str | None = None,
+    only_this: bool = False,
+    scale: int | None = None,
 ) -> Pretrained:
     """Builds and loads a file's network: by its recorded options, by keys and shapes, or by spandrel.
 
@@ -76,13 +80,14 @@ def load_pretrained(
         path: file of torch.save or safetensors.
         param_key: which of several state dicts to take; None prefers `params_ema`, then `params`.
         only_this: refuse a file without `param_key` instead of taking others of its weights.
+        scale: which one to take of a file that serves several scales; None takes the smallest.
 
     Raises:
         CheckpointError: the file cannot be read, or holds no network that is recognised.
     """
     file = read_weights(path, param_key, only_this=only_this)
     reasons: list[str] = []
-    for block, options, layout, scale, remark in _candidates(path, file, reasons):
+    for block, options, layout, found_scale, remark in _candidates(path, file, reasons, scale):
         try:
             network = build_network(block)
             load_state(network, file.state, path)
@@ -96,7 +101,7 @@ def load_pretrained(
         first, last = (outer[0].in_channels, outer[-1].out_channels) if outer else (3, 3)
         both = options.get("in_chans")
         colours = options.get("num_in_ch", both or first), options.get("num_out_ch", both or last)
-        found = network.eval(), dict(block), str(block["type"]), layout, scale, *colours
+        found = network.eval(), dict(block), str(block["type"]), layout, found_scale, *colours
         return Pretrained(*found, file.key, file.metadata, remark)
     if pretrained := _by_spandrel(path, file, reasons):
         return pretrained
@@ -114,7 +119,7 @@ def recognised_block(
     path: str | os.PathLike[str], *, param_key: str | None, scale: int
 ) -> tuple[dict[str, Any] | None, str | None]:
     """The options of our network that a file holds, without building it, and a remark; raises if the scale is wrong."""
-    for candidate in _candidates(path, read_weights(path, param_key), []):
+    for candidate in _candidates(path, read_weights(path, param_key), [], scale):
         _check_scale(candidate.block["type"], candidate.scale, scale, path)
         return dict(candidate.block), candidate.remark
     return None, None
@@ -134,7 +139,7 @@ def network_for(
     recognised network's scale must be. Raises OptionsError or CheckpointError where `block` or the file does not fit.
     """
     if block is None or block.get("type") == "auto":
-        pretrained = load_pretrained(path, param_key=param_key)
+        pretrained = load_pretrained(path, param_key=param_key, scale=scale)
         if scale is not None:
             _check_scale(pretrained.architecture, pretrained.scale, scale, path)
         return pretrained.network, pretrained.remark
@@ -160,8 +165,10 @@ class _Candidate(NamedTuple):
     remark: str | None
 
 
-def _candidates(path: str | os.PathLike[str], file: WeightFile, reasons: list[str]) -> Iterator[_Candidate]:
-    """Networks that the file may hold: by the options recorded in it, then by keys and shapes."""
+def _candidates(
+    path: str | os.PathLike[str], file: WeightFile, reasons: list[str], wanted: int | None
+) -> Iterator[_Candidate]:
+    """Networks that the file may hold: by the options recorded in it, then by keys and shapes; for x`wanted`."""
     found: Recognised | None = None
     for state in inner_states(file.state):
         try:
@@ -177,13 +184,15 @@ def _candidates(path: str | os.PathLike[str], file: WeightFile, reasons: list[st
         keeps_scale = "scale" in inspect.signature(factory).parameters
         block = {key: value for key, value in recorded.items() if key != "scale" or keeps_scale}
         # Data of unknown origin, so nothing larger than the weights is built.
-        fits = _agree(block, found) if found is not None else _bounded(block, file.state)
-        scale = found.scale if found is not None else recorded.get("scale")
+        own = found.at(block.get("upscale")) if found is not None else None
+        fits = _agree(block, own) if own is not None else _bounded(block, file.state)
+        scale = own.scale if own is not None else recorded.get("scale")
         arguments = {key: value for key, value in block.items() if key != "type"}
         if fits and isinstance(scale, int) and scale >= 1 and not find_problems(factory, arguments, {}):
             theirs = "ours" if layout in _OUR_LAYOUTS else layout
             yield _Candidate(block, {**shown, **block}, theirs, scale, file.remark)
     if found is not None:
+        found = found.at(wanted)
         remark = f"{path}: recognised {found}" + ("" if layout in _OUR_LAYOUTS else f" (layout: {layout})")
         remark += "".join(f"; {note}" for note in found.notes)
         if found.assumed:

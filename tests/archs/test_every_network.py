@@ -42,6 +42,8 @@ TINY: dict[str, Any] = {
     "num_blocks": [1, 1, 1, 1],
     "num_refinement_blocks": 1,
 }
+# Attention that leaves one channel in sixteen would leave a single one, behind a ReLU.
+TINY_OF: dict[str, dict[str, Any]] = {"BSRN": {"num_feat": 48}, "IMDN": {"num_feat": 48}}
 NETWORKS = ARCH_REGISTRY.names()
 
 
@@ -53,7 +55,8 @@ def images(network: nn.Module, batch: int = 2) -> Tensor:
 def tiny(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     parameters = inspect.signature(ARCH_REGISTRY.get(name)).parameters
-    network = build_network({"type": name, **{key: value for key, value in TINY.items() if key in parameters}})
+    options = {key: value for key, value in TINY.items() if key in parameters}
+    network = build_network({"type": name, **options, **TINY_OF.get(name, {})})
     with torch.no_grad():
         for key, parameter in network.named_parameters():
             if key.endswith((".beta", ".gamma")):  # a branch that begins at 0 would be idle

@@ -21,6 +21,13 @@ STAGED = {
     ),
     "MSRResNet": ({"num_feat": 8, "num_block": 2, "upscale": 3}, 2),
     "SRVGGNetCompact": ({"num_feat": 8, "num_conv": 3, "upscale": 3}, 3),
+    "IMDN": ({"num_feat": 16, "num_block": 3, "upscale": 2}, 3),
+    "RFDN": ({"num_feat": 8, "num_block": 3, "upscale": 2}, 3),
+    "RLFN": ({"num_feat": 8, "esa_channels": 4, "num_block": 3, "upscale": 2}, 3),
+    "BSRN": ({"num_feat": 16, "num_block": 3, "upscale": 2}, 3),
+    "LKDN": ({"num_feat": 8, "num_block": 3, "upscale": 2}, 3),
+    "PAN": ({"num_feat": 8, "num_up_feat": 4, "num_block": 3, "upscale": 2}, 3),
+    "SAFMN": ({"num_feat": 8, "num_block": 3, "upscale": 2}, 3),
 }  # fmt: skip
 
 
@@ -67,8 +74,8 @@ def test_features_of_one_network_go_on_through_another_of_the_same_width():
     edsr = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "upscale": 2}
     first, second = (build_network({**edsr, "num_block": blocks}) for blocks in (2, 5))
     image = torch.rand(1, 3, 9, 9)
-    features, _ = first.stem(image)
-    features = first.run_stages(features, None, 0, 1)
+    features, kept = first.stem(image)
+    features = first.run_stages(features, kept, 0, 1)
     _, kept = second.stem(image)
     given = second.reconstruct(second.run_stages(features, kept, 4), kept)
     mixed = torch.nn.Sequential(first.body[0], second.body[4])
@@ -76,3 +83,20 @@ def test_features_of_one_network_go_on_through_another_of_the_same_width():
     shallow = second.conv_first((image - second.mean) * second.img_range)
     expected = second.conv_last(second.upsample(deep + shallow)) / second.img_range + second.mean
     assert torch.allclose(given, expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_where_all_stages_are_gathered_those_that_were_skipped_are_the_networks_own():
+    first, second = build("IMDN"), build("IMDN")
+    for parameter in second.parameters():
+        parameter.mul_(1.5)
+    image = torch.rand(1, 3, 9, 9)
+    features, kept = first.stem(image)
+    features = first.run_stages(features, kept, 0, 2)
+    _, kept = second.stem(image)
+    given = second.reconstruct(second.run_stages(features, kept, 2), kept)
+    shallow = second.fea_conv(image)
+    own = [second.IMDB1(shallow)]
+    own.append(second.IMDB2(own[0]))
+    gathered = second.LR_conv(second.c(torch.cat([*own, second.IMDB3(features)], dim=1)))
+    assert torch.allclose(given, second.upsampler(gathered + shallow), atol=1e-6)

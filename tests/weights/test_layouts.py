@@ -110,7 +110,7 @@ OF_ANOTHER_TEST = ("EDSR", "NAFNet", "RCAN", "Restormer", "SwinIR")
 def test_no_network_passes_for_another(name):
     network = ARCH_REGISTRY.get(name)
     parameters = inspect.signature(network).parameters
-    required = {"num_in_ch": 3, "num_feat": 8, "num_out_ch": 3}
+    required = {"num_in_ch": 3, "num_feat": 16, "num_out_ch": 3}
     given = {key: value for key, value in required.items() if key in parameters}
     found = recognise(build_network({"type": name, **given}).state_dict())
     assert found is None or found.architecture == network.__name__
