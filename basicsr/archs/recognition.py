@@ -61,10 +61,11 @@ class Recognised:
 
 
 _WORDS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("num_feat", "embed_dim", "width", "dim"), "{} channels"),
+    (("num_feat", "num_feats", "feature_channels", "embed_dim", "width", "dim"), "{} channels"),
     (("num_group",), "{} groups"),
     (("num_block", "depths", "num_blocks"), "{} blocks"),
     (("num_conv",), "{} convolutions"),
+    (("num_layer",), "{} layers"),
     (("enc_blk_nums",), "{} blocks down"),
     (("middle_blk_num",), "{} in the middle"),
     (("dec_blk_nums",), "{} up"),
@@ -97,3 +98,18 @@ def shuffled_scale(outputs: int, inputs: int) -> int:
     """The factor of a pixel shuffle after a convolution whose `outputs` become `inputs` channels; 0 where none fits."""
     factor = math.isqrt(outputs // inputs)
     return factor if inputs * factor**2 == outputs else 0
+
+
+def renamed(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> State | None:
+    """The state under the keys that the patterns give it, or None where a key fits no pattern.
+
+    `patterns` are regular expressions of whole keys without `.weight` and `.bias`, and templates of the new ones.
+    """
+    compiled = [(re.compile(rf"(?:{pattern})(?=$|\.(?:weight|bias)$)"), name) for pattern, name in patterns.items()]
+    result: State = {}
+    for key, value in state.items():
+        match, name = next(((match, name) for pattern, name in compiled if (match := pattern.match(key))), (None, ""))
+        if match is None:
+            return None
+        result[match.expand(name) + key[match.end() :]] = value
+    return result if len(result) == len(state) else None

@@ -82,3 +82,15 @@ def _contributions(length: int, scale: float, antialiasing: bool) -> tuple[np.nd
     used = np.any(weights != 0, axis=0)
     mirrored = np.concatenate([np.arange(length), np.arange(length)[::-1]])
     return weights[:, used], mirrored[(pixels[:, used].astype(np.int64) - 1) % (2 * length)]
+
+
+def enlarging_kernels(scale: int) -> np.ndarray:
+    """What `imresize` does at a whole `scale`, as kernels along one axis: float64 (scale, 5).
+
+    Output pixel `scale i + p` is the sum of kernel p times the pixels i - 2 to i + 2.
+    """
+    middle = 4
+    weights, indices = (entry[middle * scale :][:scale] for entry in _contributions(2 * middle + 1, scale, False))
+    kernels = np.zeros((scale, 5))
+    np.put_along_axis(kernels, indices - middle + 2, weights, axis=1)
+    return kernels

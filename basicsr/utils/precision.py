@@ -52,6 +52,13 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """A context in which nothing runs in a shorter type; none, for a graph would have it, where nothing does anyway."""
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
 def keep_output_precise(network: nn.Module) -> None:
     """Makes the last convolution run in float32 under autocast: bf16 rounds images as much as 8 bits do."""
     convolutions = [module for module in network.modules() if type(module) is nn.Conv2d]
@@ -61,8 +68,5 @@ def keep_output_precise(network: nn.Module) -> None:
 
 def _forward_in_float32(self: nn.Conv2d, input: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) of any floating type to float32, or to float64 from float64."""
-    device, precise = input.device.type, at_least_float32(input)
-    if device == "meta":  # where sizes are tried; it has no autocast
-        return nn.Conv2d.forward(self, precise)
-    with torch.autocast(device, enabled=False):
-        return nn.Conv2d.forward(self, precise)
+    with without_autocast(input.device.type):
+        return nn.Conv2d.forward(self, at_least_float32(input))

@@ -35,6 +35,8 @@ ImageChannels = Annotated[int, Ge(1), Le(64)]
 Features = Annotated[int, Ge(1), Le(2048)]
 Blocks = Annotated[int, Ge(1), Le(1000)]
 BlocksOrNone = Annotated[int, Ge(0), Le(1000)]
+Layers = Annotated[int, Ge(3), Le(1000)]
+"""Convolutions in all of a plain stack: the first, the last, and at least one between them."""
 Levels = Annotated[int, Ge(1), Le(8)]
 """A number of halvings."""
 Heads = Annotated[int, Ge(1), Le(128)]
@@ -45,6 +47,8 @@ Factor = Annotated[float, Gt(0), Le(1000)]
 ImageRange = Annotated[float, Gt(0), Le(65535)]
 Colour = Annotated[float, Ge(0), Le(1)]
 """A colour of images in [0, 1]."""
+NoiseLevel = Annotated[float, Ge(0), Le(255)]
+"""A standard deviation of noise, of images in [0, 255]."""
 Deviation = Annotated[float, Gt(0), Le(10)]
 """A standard deviation of images in [0, 1]."""
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from basicsr.archs.mean_shift import DIV2K_MEAN, with_mean_shift, without_mean_shift
-from basicsr.archs.recognition import Recognised, State, UnsupportedWeights, numbered
+from basicsr.archs.recognition import Recognised, State, UnsupportedWeights, numbered, renamed
 from basicsr.utils.registry import ARCH_REGISTRY
 
 
@@ -28,7 +28,7 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
     Raises UnsupportedWeights where the layout is known, but our network cannot do what the weights hold.
     """
     for layout, needed, renames, reading in _LAYOUTS:
-        converted = _renamed(state, renames)
+        converted = renamed(state, renames)
         if converted is not None and all(key in converted for key in needed):
             try:
                 return _read(layout, converted, reading)
@@ -97,24 +97,12 @@ def _patterns(renames: Mapping[str, str]) -> dict[str, str]:
 def _original(
     name: str, renames: Mapping[str, str], state: Mapping[str, Tensor], img_range: float, rgb_mean: Sequence[float]
 ) -> State:
-    renamed = _renamed(state, _patterns({ours: theirs for theirs, ours in renames.items()}))
-    if renamed is None:
+    theirs = renamed(state, _patterns({ours: theirs for theirs, ours in renames.items()}))
+    if theirs is None:
         raise UnsupportedWeights(f"these are not the weights of our {name}")
-    after = {key: numbered(renamed, key.split(".*")[0]) for key in renamed if "*" in key}
-    counted = {key.replace("*", str(after.get(key))): value for key, value in renamed.items()}
+    after = {key: numbered(theirs, key.split(".*")[0]) for key in theirs if "*" in key}
+    counted = {key.replace("*", str(after.get(key))): value for key, value in theirs.items()}
     return with_mean_shift(counted, img_range, rgb_mean)
-
-
-def _renamed(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> State | None:
-    """The state under the keys that the patterns give it, or None where a key fits no pattern."""
-    compiled = [(re.compile(rf"(?:{pattern})(?=$|\.(?:weight|bias)$)"), name) for pattern, name in patterns.items()]
-    renamed: State = {}
-    for key, value in state.items():
-        match, name = next(((match, name) for pattern, name in compiled if (match := pattern.match(key))), (None, ""))
-        if match is None:
-            return None
-        renamed[match.expand(name) + key[match.end() :]] = value
-    return renamed if len(renamed) == len(state) else None
 
 
 def _ours(*patterns: str) -> dict[str, str]:

@@ -218,7 +218,7 @@ def _refusal(
         looks = f", it looks like {found}" if found is not None else ""
         summary = f"checkpoint {path} is for another network than this {name}{looks}"
     else:
-        ignored = ("img_size", "res_scale", "img_range", "rgb_mean")
+        ignored = ("img_size", "noise_level", *HIDDEN_OPTIONS)
         keys = [key for key in found.options if key not in ignored and found.options[key] != own.options.get(key)]
         theirs, ours = (
             ", ".join(described({key: side.options[key]}) or f"{key} {side.options[key]}" for key in keys)

@@ -30,7 +30,7 @@ from basicsr.weights.spandrel_networks import NotRecognised, SpandrelNetwork
 
 # Whose keys are ours.
 _OUR_LAYOUTS = ("", "BasicSR", "SwinIR's original")
-_HIDDEN = ("type", *HIDDEN_OPTIONS)
+_HIDDEN = ("type", "noise_level", *HIDDEN_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def load_pretrained(
         # Colours as the options name them, else those of the outermost convolutions.
         outer = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
         first, last = (outer[0].in_channels, outer[-1].out_channels) if outer else (3, 3)
-        both = options.get("in_chans")
+        both = options.get("in_chans", options.get("img_channel"))
         colours = options.get("num_in_ch", both or first), options.get("num_out_ch", both or last)
         found = network.eval(), dict(block), str(block["type"]), layout, found_scale, *colours
         return Pretrained(*found, file.key, file.metadata, remark)
@@ -194,6 +194,8 @@ def _candidates(
     if found is not None:
         found = found.at(wanted)
         remark = f"{path}: recognised {found}" + ("" if layout in _OUR_LAYOUTS else f" (layout: {layout})")
+        if found.scales:
+            remark += f", of {', '.join(f'x{scale}' for scale in found.scales)} that its weights are for"
         remark += "".join(f"; {note}" for note in found.notes)
         if found.assumed:
             remark += f"; not in the weights, taken as published: {', '.join(found.assumed)}"

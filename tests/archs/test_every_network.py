@@ -5,6 +5,7 @@ A network whose constructor requires a parameter that TINY does not know needs a
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import typing
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from basicsr.archs import build_network
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY, find_problems
+from basicsr.weights.layouts import recognise
 
 TINY: dict[str, Any] = {
     "num_in_ch": 3,
@@ -25,6 +27,11 @@ TINY: dict[str, Any] = {
     "num_feat": 16,
     "num_block": 2,
     "num_conv": 2,
+    "num_layer": 5,
+    "num_grow_ch": 8,
+    "feature_channels": 16,
+    "num_feats": [16, 8],
+    "img_channel": 3,
     "num_group": 2,
     "squeeze_factor": 2,
     "upscale": 2,
@@ -155,6 +162,20 @@ def test_channels_last_gives_the_same_output(network: nn.Module) -> None:
         wanted = network.eval()(x)
         given = network.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     assert relative_error(given, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name, network in ARCH_REGISTRY if hasattr(network, "from_published")])
+def test_its_weights_are_recognised_as_its_own_and_as_no_others(name: str) -> None:
+    network = tiny(name)
+    state, claims = network.state_dict(), []
+    for other, factory in ARCH_REGISTRY:
+        with contextlib.suppress(KeyError, IndexError, ZeroDivisionError, RuntimeError):
+            found = factory.from_published(state) if hasattr(factory, "from_published") else None
+            claims += [other] if found is not None else []
+    assert claims == [name]
+    found = recognise(state)
+    assert found is not None and found.architecture == type(network).__name__
+    build_network(found.options).load_state_dict(found.state)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
