@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 _PURPOSES = ("SR", "Restoration")
 # spandrel makes their noise map, or cuts them into patches, for one image.
-_ONE_AT_A_TIME = ("DRUNet", "DnCNN", "IPT")
+_ONE_AT_A_TIME = ("DRUNet", "IPT")
 
 
 class NotRecognised(Exception):

@@ -62,7 +62,7 @@ def test_a_network_that_is_trained_on_is_saved_with_all_that_its_file_told(optio
 def esrgan(tmp_path):
     """A file with a network that only spandrel has."""
     torch.manual_seed(0)
-    network = published.spandrel_architecture("ESRGAN").ESRGAN(num_filters=8, num_blocks=1, scale=2)
+    network = published.spandrel_architecture("ESRGAN").ESRGAN(num_filters=8, num_blocks=1, scale=2, plus=True)
     torch.save({"params_ema": network.state_dict()}, tmp_path / "esrgan.pth")
     return tmp_path / "esrgan.pth"
 

@@ -378,8 +378,10 @@ class TestOptionsBesideTheWeights:
 
 
 def esrgan(scale=4):
+    """ESRGAN+, which only spandrel has."""
     architecture = published.spandrel_architecture("ESRGAN")
-    return architecture.ESRGAN(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=scale).eval().requires_grad_(False)
+    network = architecture.ESRGAN(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=scale, plus=True)
+    return network.eval().requires_grad_(False)
 
 
 class TestSpandrel:
