@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Installs the package for development, with the tested versions of what it needs:
-#     bash install.sh [extras]        extras: test, dev, export, metrics, wandb, or several as "test,dev"
+#     bash install.sh [extras]        extras: test, dev, export, metrics, video, wandb, or several as "test,dev"
 # into the active environment (venv or conda), else into .venv, which it makes. With an NVIDIA GPU it takes the CUDA
 # build of torch, without one the CPU build. TORCH_INDEX_URL, if set, is a further package index to find torch in.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 extras="${1:-}"
 for extra in ${extras//,/ }; do
-    if [[ ! " test dev export metrics wandb " == *" $extra "* ]]; then
-        echo "error: there is no extra '$extra'; give test, dev, export, metrics or wandb, several with commas between" >&2
+    if [[ ! " test dev export metrics video wandb " == *" $extra "* ]]; then
+        echo "error: there is no extra '$extra'; give test, dev, export, metrics, video or wandb, several with commas between" >&2
         exit 2
     fi
 done

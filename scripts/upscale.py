@@ -1,7 +1,8 @@
-"""Upscales pictures by a trained network: files, folders and patterns, with all that the pictures carry.
+"""Upscales pictures and videos by a trained network: files, folders and patterns, with all that they carry.
 
 python scripts/upscale.py --model experiments/NAME/models/net_g_latest.pth photo.jpg --output upscaled
 python scripts/upscale.py --model net.pth photos 'scans/**/*.tif' --output upscaled --recursive --self_ensemble
+python scripts/upscale.py --model net.pth film.mp4 --output upscaled --crf 16
 
 Network and scale are recognised from the checkpoint. docs/upscaling.md tells what is kept, and how.
 """
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import glob
+import importlib.util
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +32,10 @@ import torch
 from tqdm import tqdm
 
 from basicsr.data.data_util import count_images, looks_like_image, some
-from basicsr.files.atomic_files import check_writable
+from basicsr.files.atomic_files import check_writable, sha256_of
 from basicsr.inference.pictures import DEFAULT_QUALITY, FORMATS, PICTURE_SUFFIXES, OutputError, PictureFile
 from basicsr.inference.runner import ImageRunner, Trial
-from basicsr.inference.upscaling import Upscaler, upscale_file
+from basicsr.inference.upscaling import Sized, Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.misc import scandir
 from basicsr.utils.pass_times import warn_if_slow
@@ -41,6 +43,16 @@ from basicsr.utils.precision import Precision, choose_device, keep_output_precis
 from basicsr.utils.text import printable
 from basicsr.weights.recognise import Pretrained, load_pretrained
 
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"),
+    *(".3gp", ".mxf", ".vob", ".y4m"),
+)
+SUFFIXES = (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
+VIDEO_KINDS = ("mp4", "mov", "mkv")
+DEFAULT_CRF = {"h264": 18, "hevc": 20, "ffv1": None}
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+
+_FRAMES_FOLLOW_FROM = ("param_key", "tile", "tile_overlap", "self_ensemble", "precision")
 _TRIED = 48  # pixels a side
 _LEAST_TILE = 8  # smaller ones are mostly context
 _TILE_OF_RESULT = 1024  # pixels a side: tiles of the result, and the features behind them, stay this small
@@ -65,7 +77,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--self_ensemble", action="store_true", help="average over eight flips and rotations: better, 8 times as slow")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
     add("--precision", default="none", choices=("none", "bf16", "fp16"), help="none is float32 (default)")
+    add_video_arguments(parser.add_argument_group("videos"))
     arguments = parser.parse_args(argv)
+    check_video_arguments(arguments)
     if arguments.quality is not None and arguments.format not in ("jpg", "webp"):
         raise OptionsError(f"--quality is for --format jpg and webp; {arguments.format} is lossless: leave it out")
     if arguments.quality is not None and not 1 <= arguments.quality <= 100:
@@ -83,9 +97,62 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def add_video_arguments(group: argparse._ArgumentGroup) -> None:
+    """What is asked about videos only."""
+    add = group.add_argument
+    add("--video_format", default="auto", choices=("auto", *VIDEO_KINDS), help="auto: mp4 and mov stay, else mkv")
+    add("--video_codec", default="h264", choices=tuple(DEFAULT_CRF), help="default: h264; ffv1 is lossless")
+    add("--crf", type=int, metavar="0-51", help="quality, lower is better (default: 18 for h264, 20 for hevc)")
+    add("--preset", default="medium", choices=PRESETS, help="of the encoder: slower makes smaller files")
+    add("--part_frames", type=int, default=240, metavar="N", help="frames of a part, after which a run can go on (240)")
+
+
+def check_video_arguments(arguments: argparse.Namespace) -> None:
+    """Raises OptionsError where values do not fit together; sets the default of `crf`."""
+    codec, kind = arguments.video_codec, arguments.video_format
+    if arguments.crf is not None and DEFAULT_CRF[codec] is None:
+        raise OptionsError(f"--crf {arguments.crf}: {codec} is lossless; leave it out or use --video_codec h264")
+    if arguments.crf is not None and not 0 <= arguments.crf <= 51:
+        raise OptionsError(f"--crf {arguments.crf}: give a number from 0 to 51")
+    if arguments.part_frames < 1:
+        raise OptionsError(f"--part_frames {arguments.part_frames}: give 1 or more")
+    if codec == "ffv1" and kind == "mov":
+        raise OptionsError("--video_format mov does not hold ffv1; use mkv or mp4")
+    arguments.crf = DEFAULT_CRF[codec] if arguments.crf is None else arguments.crf
+
+
+def ending_of(path: str, arguments: argparse.Namespace) -> str:
+    """The ending of a file's result."""
+    if not is_video(path):
+        return f".{arguments.format}"
+    if arguments.video_format != "auto":
+        return f".{arguments.video_format}"
+    suffix = Path(path).suffix.lower()
+    if arguments.video_codec == "ffv1" or suffix not in (".mp4", ".m4v", ".mov"):
+        return ".mkv"
+    return ".mov" if suffix == ".mov" else ".mp4"
+
+
+def is_video(path: str) -> bool:
+    """Whether a file is taken for a video, by its name."""
+    return path.lower().endswith(VIDEO_SUFFIXES)
+
+
+def without_videos(sources: Sequence[Source]) -> list[Source]:
+    """All sources, or only pictures where PyAV is not installed: MachineError if the command line names a video."""
+    videos = [source for source in sources if is_video(source.path)]
+    if not videos or importlib.util.find_spec("av") is not None:
+        return list(sources)
+    remedy = "videos need PyAV, not installed here: pip install -e '.[video]'"
+    if len(videos) == len(sources) or any(source.named for source in videos):
+        raise MachineError(f"{printable(videos[0].path)}: {remedy}")
+    say(f"warning: {some([source.path for source in videos], 'video')} not read; {remedy}", error=True)
+    return [source for source in sources if source not in videos]
+
+
 @dataclass(frozen=True)
 class Source:
-    """A picture to be read."""
+    """A picture or a video to be read."""
 
     path: str
     below: str  # path below the folder or the fixed part of the pattern given; a file's name
@@ -93,9 +160,9 @@ class Source:
 
 
 def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Source]:
-    """The pictures of files, folders and patterns (`**` stands for any folders), each once; DataError if there is none.
+    """The pictures and videos of files, folders and patterns (`**`: any folders), each once; DataError if none.
 
-    Folders and patterns are searched for `PICTURE_SUFFIXES`; what exists is no pattern, whatever its name.
+    Folders and patterns are searched for `SUFFIXES`; what exists is no pattern, whatever its name.
     """
     sources: dict[str, Source] = {}
     for given in inputs:
@@ -105,12 +172,12 @@ def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Sour
 
 
 def _sources_of(given: str, recursive: bool) -> list[Source]:
-    endings = ", ".join(PICTURE_SUFFIXES)
+    endings = ", ".join(SUFFIXES)
     if os.path.isdir(given):
-        names = list(scandir(given, suffix=PICTURE_SUFFIXES, recursive=recursive))
+        names = list(scandir(given, suffix=SUFFIXES, recursive=recursive))
         if not names:
             more = "" if recursive else "; --recursive looks into the folders below"
-            raise DataError(f"folder {printable(given)} holds no picture ({endings}){more}")
+            raise DataError(f"folder {printable(given)} holds no picture and no video ({endings}){more}")
         return [Source(os.path.join(given, name), name, named=False) for name in names]
     if os.path.lexists(given):
         return [Source(given, os.path.basename(given), named=True)]
@@ -119,9 +186,9 @@ def _sources_of(given: str, recursive: bool) -> list[Source]:
             f"{printable(given)} does not exist; give files, folders, or patterns in quotes such as 'photos/*.jpg'"
         )
     found = sorted(path for path in glob.glob(given, recursive=True) if os.path.isfile(path))
-    pictures = [path for path in found if path.lower().endswith(PICTURE_SUFFIXES)]
+    pictures = [path for path in found if path.lower().endswith(SUFFIXES)]
     if not pictures:
-        what = f"{len(found)} files, none of them a picture ({endings})" if found else "no file"
+        what = f"{len(found)} files, none of them a picture or a video ({endings})" if found else "no file"
         raise DataError(f"pattern '{printable(given)}' matches {what}")
     fixed = given
     while glob.has_magic(fixed):
@@ -140,15 +207,15 @@ def not_taken(given: str, output: Path, *, recursive: bool) -> Iterator[str]:
     if below and not recursive:
         counts = [f"{name}: {'cannot be read' if count is None else f'{count:,d}'}" for name, count in below.items()]
         yield f"{some(counts, 'folder')} in it, with pictures, not read; --recursive takes them"
-    files = (name for name in names if name not in folders and not name.lower().endswith(PICTURE_SUFFIXES))
+    files = (name for name in names if name not in folders and not name.lower().endswith(SUFFIXES))
     if others := [name for name in files if looks_like_image(name)]:
         yield f"{some(others, 'file')} in it not read, because of the ending; convert to PNG"
 
 
 def plan(
-    sources: Sequence[Source], output: Path, *, suffix: str, ending: str, scale: int
+    sources: Sequence[Source], output: Path, *, suffix: str, ending: Callable[[str], str], scale: int
 ) -> tuple[dict[str, Path], int]:
-    """Each picture's file of its result, NAME + `suffix` + `ending` below `output`, and how many were skipped.
+    """Each file's result, NAME + `suffix` + `ending` of its path below `output`, and how many were skipped.
 
     Skipped are results of an earlier run, recognised by name and size, unless the command line names them. Raises
     DataError if a result would overwrite another or a picture to be read.
@@ -158,10 +225,11 @@ def plan(
     origins: dict[str, str] = {}
     for source in sources:
         stem = output / os.path.dirname(source.below) / (Path(source.below).stem + suffix)
-        targets[source.path] = stem.with_name(stem.name + ending)
+        targets[source.path] = stem.with_name(stem.name + ending(source.path))
         end = _place(stem)
-        ends[source.path] = end + ending
-        origins |= {f"{end}.{kind}": source.path for kind in FORMATS}
+        ends[source.path] = end + ending(source.path)
+        kinds = VIDEO_KINDS if is_video(source.path) else FORMATS
+        origins |= {f"{end}.{kind}": source.path for kind in kinds}
     read = {}
     for source in sources:
         place = _place(source.path)
@@ -185,12 +253,24 @@ def plan(
 
 
 def _is_enlarged(small: str, large: str, scale: int) -> bool:
-    """Whether one picture is `scale` times as large as another, perhaps turned; False if either is damaged."""
+    """Whether a picture or video is `scale` times as large as another, perhaps turned; False if either is damaged."""
     try:
-        first, second = PictureFile(small), PictureFile(large)
+        first, second = _opened(small), _opened(large)
     except DataError:
         return False
+    if is_video(large):  # which may be padded
+        return [-(-side * scale // 2) for side in (first.height, first.width)] == [
+            -(-side // 2) for side in (second.height, second.width)
+        ]
     return sorted((first.height * scale, first.width * scale)) == sorted((second.height, second.width))
+
+
+def _opened(path: str) -> Sized:
+    if not is_video(path):
+        return PictureFile(path)
+    from basicsr.inference.video_files import VideoFile
+
+    return VideoFile(path)
 
 
 def _place(path: str | os.PathLike[str]) -> str:
@@ -291,16 +371,15 @@ def say(line: str, *, error: bool = False) -> None:
 
 
 def upscale_all(jobs: Mapping[str, Path], upscaler: Upscaler, arguments: argparse.Namespace) -> dict[str, int]:
-    """Upscales each picture, says what came of it, and counts; only what concerns all of them ends the run."""
+    """Upscales each file, says what came of it, and counts; only what concerns all of them ends the run."""
     counts = {"upscaled": 0, "failed": 0, "skipped": 0}
-    quality = arguments.quality or DEFAULT_QUALITY
-    for name, target in tqdm(jobs.items(), desc="pictures", unit="", mininterval=0, disable=None):
+    for name, target in tqdm(jobs.items(), desc="files", unit="", mininterval=0, disable=None):
         if arguments.skip_existing and target.exists():
             counts["skipped"] += 1
             continue
         start = time.perf_counter()
         try:
-            before, after, notes = upscale_file(name, target, upscaler, arguments.format, quality)
+            before, after, notes = upscale_one(name, target, upscaler, arguments)
             seconds = f"{time.perf_counter() - start:.1f} s"
             say("; ".join((f"{name}: {before} -> {after}, {seconds}", *notes)))
             counts["upscaled"] += 1
@@ -315,14 +394,31 @@ def upscale_all(jobs: Mapping[str, Path], upscaler: Upscaler, arguments: argpars
     return counts
 
 
+def upscale_one(
+    name: str, target: Path, upscaler: Upscaler, arguments: argparse.Namespace
+) -> tuple[str, str, tuple[str, ...]]:
+    """Upscales a picture or a video; returns sizes before and after, and remarks."""
+    if not is_video(name):
+        return upscale_file(name, target, upscaler, arguments.format, arguments.quality or DEFAULT_QUALITY)
+    from basicsr.inference.video_upscaling import VideoJob, VideoSettings
+
+    made_of = {"--model": sha256_of(Path(arguments.model)), "scale": upscaler.scale}
+    made_of |= {f"--{key}": getattr(arguments, key) for key in _FRAMES_FOLLOW_FROM}
+    settings = VideoSettings(arguments.video_codec, arguments.crf, arguments.preset, arguments.part_frames, made_of)
+    done = VideoJob(name, target, upscaler, settings, say).run()
+    return done.before, f"{done.after}, {done.frames:,d} frames", done.notes
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse(argv)
-    sources = find_sources(arguments.input, recursive=arguments.recursive)
+    sources = without_videos(find_sources(arguments.input, recursive=arguments.recursive))
     pretrained = load(arguments.model, arguments.scale, arguments.param_key)
     output = Path(arguments.output)
     suffix = arguments.suffix.replace("{scale}", str(pretrained.scale))
-    jobs, left_out = plan(sources, output, suffix=suffix, ending=f".{arguments.format}", scale=pretrained.scale)
+    jobs, left_out = plan(
+        sources, output, suffix=suffix, ending=lambda path: ending_of(path, arguments), scale=pretrained.scale
+    )
     for given in arguments.input:
         for sentence in not_taken(given, output, recursive=arguments.recursive):
             say(f"warning: {given}: {sentence}", error=True)

@@ -39,7 +39,7 @@ def pins() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("section", ["dependencies", "export", "test", "dev"])
+@pytest.mark.parametrize("section", ["dependencies", "export", "video", "test", "dev"])
 def test_every_direct_dependency_is_pinned(section: str) -> None:
     names = declared(section) - {"mcadkd"}
     assert names
@@ -97,7 +97,8 @@ def test_install_refuses_an_extra_that_is_none_before_it_installs_anything(tmp_p
     result = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr == (
-        "error: there is no extra 'exports'; give test, dev, export, metrics or wandb, several with commas between\n"
+        "error: there is no extra 'exports'; give test, dev, export, metrics, video or wandb, several with commas"
+        " between\n"
     )
 
 

@@ -13,11 +13,11 @@ import struct
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
@@ -395,9 +395,14 @@ def _encode_tiff(picture: Picture) -> bytes:
 
 def write(content: bytes, path: Path) -> None:
     """Writes a file whole or not at all; raises OutputError, or DataError if only this name is the reason."""
+    write_with(path, lambda file: file.write(content))
+
+
+def write_with(path: Path, write_to: Callable[[BinaryIO], object]) -> str:
+    """As `write`, by a function that writes to the open file; returns the file's SHA-256 in hexadecimal."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(content))
+        return write_atomically(path, write_to)[0]
     except (OSError, CheckpointError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = (isinstance(cause, OSError) and cause.strerror) or str(cause)

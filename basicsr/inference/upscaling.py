@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -95,7 +95,7 @@ def upscale_file(
     file = PictureFile(name)
     height, width = file.height * upscaler.scale, file.width * upscaler.scale
     check_fits(name, output_format, height, width, file.bits)
-    _check_memory(name, file, upscaler.scale)
+    check_memory(name, file, upscaler.scale)
     try:
         picture = suited(name, file.read(), output_format)
         large = upscaler(picture)
@@ -112,7 +112,15 @@ def upscale_file(
     return picture.size, large.size, picture.notes
 
 
-def _check_memory(name: str, file: PictureFile, scale: int) -> None:
+class Sized(Protocol):
+    """What is known of a picture or a frame before it is decoded."""
+
+    width: int
+    height: int
+    bits: int
+
+
+def check_memory(name: str, file: Sized, scale: int) -> None:
     """Refuses a picture that cannot fit into this machine's memory."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

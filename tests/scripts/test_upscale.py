@@ -145,7 +145,7 @@ def test_on_a_terminal_bars_count_pictures_and_tiles(run, here, monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert run("photos", "--tile", "8")[0] == 0
     shown = terminal.getvalue()
-    assert "pictures: 100%" in shown and "2/2" in shown
+    assert "files: 100%" in shown and "2/2" in shown
     assert all(f"{done}/4" in shown for done in range(1, 5))  # 16x12 pixels in tiles of 8
 
 

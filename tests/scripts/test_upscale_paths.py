@@ -59,7 +59,7 @@ class TestSources:
         "given, line",
         [
             ("missing.png", "missing.png does not exist; give files, folders"),
-            ("empty", r"folder empty holds no picture \(.png, .*; --recursive looks into"),
+            ("empty", r"folder empty holds no picture and no video \(.png, .*; --recursive looks into"),
             ("texts", "folder texts holds no picture"),
             ("p/*.heic", "pattern 'p/\\*.heic' matches 1 files, none of them a picture"),
             ("p/*.gif", "pattern 'p/\\*.gif' matches no file"),
@@ -73,7 +73,7 @@ class TestSources:
 
 
 def planned(*inputs: str, output: str = "out", suffix: str = "_x2", **options) -> list[str]:
-    jobs, _ = plan(find_sources(inputs, **options), Path(output), suffix=suffix, ending=".png", scale=2)
+    jobs, _ = plan(find_sources(inputs, **options), Path(output), suffix=suffix, ending=lambda path: ".png", scale=2)
     return [str(target) for target in jobs.values()]
 
 
@@ -102,17 +102,19 @@ class TestPlan:
 
     def test_results_of_an_earlier_run_in_the_same_folder_are_left_out(self, here):
         draw(here, {"p/a.png": 10, "p/a_x2.png": 20, "p/a_x2_x2.png": 40, "p/b.png": 8, "p/out/b_x2.png": 16})
-        jobs, left_out = plan(find_sources(["p"]), Path("p"), suffix="_x2", ending=".png", scale=2)
+        jobs, left_out = plan(find_sources(["p"]), Path("p"), suffix="_x2", ending=lambda path: ".png", scale=2)
         assert jobs == {"p/a.png": Path("p/a_x2.png"), "p/b.png": Path("p/b_x2.png")}
         assert left_out == 2
         found = find_sources(["p"], recursive=True)
-        jobs, left_out = plan(found, Path("p/out"), suffix="_x2", ending=".png", scale=2)
+        jobs, left_out = plan(found, Path("p/out"), suffix="_x2", ending=lambda path: ".png", scale=2)
         assert Path("p/out/out/b_x2_x2.png") not in jobs.values()
 
     def test_results_of_an_earlier_run_are_known_in_any_format(self, here):
         draw(here, {"p/a.png": 10, "p/a_x2.png": 20, "p/b.png": 8, "p/b_x2.jpg": 16})
         for ending in (".png", ".jpg", ".webp"):
-            jobs, left_out = plan(find_sources(["p"]), Path("p"), suffix="_x2", ending=ending, scale=2)
+            jobs, left_out = plan(
+                find_sources(["p"]), Path("p"), suffix="_x2", ending=lambda path, ending=ending: ending, scale=2
+            )
             assert list(jobs) == ["p/a.png", "p/b.png"]
             assert left_out == 2
 
