@@ -38,6 +38,7 @@ from basicsr.optim.schedules import SCHEDULES
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     DATASET_REGISTRY,
+    DEGRADATION_REGISTRY,
     LOSS_REGISTRY,
     METHOD_REGISTRY,
     METRIC_REGISTRY,
@@ -55,7 +56,12 @@ _BASE = {
 }
 _BETTER = {"enum": ["higher", "lower"], "description": "which values are better; higher if left out"}
 _SCALED = ("upscale", "scale", "crop_border")
-_PROVIDED = {"metric": ("img", "img2"), "optimizer": ("params",), "dataset": ("name", "phase", "scale")}
+_PROVIDED = {
+    "metric": ("img", "img2"),
+    "optimizer": ("params",),
+    "dataset": ("name", "phase", "scale"),
+    "degradation": ("scale",),
+}
 
 
 def make_schema() -> Schema:
@@ -155,6 +161,7 @@ def _components(dataset: Schema) -> dict[str, Schema]:
         "method": _block("method", _members(METHOD_REGISTRY)),
         "metric": _block("metric", _members(METRIC_REGISTRY), {"better": _BETTER}),
         "dataset": _block("dataset", _members(DATASET_REGISTRY), loader_keys),
+        "degradation": _block("degradation", _members(DEGRADATION_REGISTRY)),
         "optimizer": _block("optimizer", OPTIMIZERS.items()),
         "scheduler": _block("scheduler", SCHEDULES.items()),
         "contrastive": {
@@ -228,6 +235,9 @@ def _type_schema(hint: Any) -> Schema:
         return {"type": "array"} if typing.get_origin(hint) is tuple else {}
     if schema.get("x-component") == "loss":
         return {"$ref": "#/$defs/loss"}
+    if schema.get("x-component") == "degradation":
+        one = {"$ref": "#/$defs/degradation"}
+        return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
     return {key: value for key, value in schema.items() if key not in ("title", "x-component")}
 
 

@@ -9,6 +9,7 @@ import importlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -27,6 +28,7 @@ from pydantic_core import core_schema
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
+    DEGRADATION_REGISTRY,
     LOSS_REGISTRY,
     METHOD_REGISTRY,
     METRIC_REGISTRY,
@@ -249,6 +251,21 @@ class _Network(Component):
         return [Problem((key,), what) for key in block if key != "type"]
 
 
+class _Steps(Component):
+    """One block, or a list of them."""
+
+    def _validated(self, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, (list, tuple)):
+            return super()._validated(value, info)
+        problems: list[Problem] = []
+        for number, block in enumerate(value):
+            found = self.problems(block) if isinstance(block, Mapping) else [Problem((), "must be a mapping", block)]
+            problems += [replace(problem, key=(number, *problem.key)) for problem in found]
+        if problems and info.context != UNCHECKED:
+            raise_problems(problems)
+        return freeze(value)
+
+
 class _Built(Component):
     """Members so cheap to build that they are, for what they check themselves."""
 
@@ -288,6 +305,9 @@ OptimizerBlock = Annotated[
 ]
 SchedulerBlock = Annotated[Mapping[str, Any], _Built("scheduler", _table("basicsr.optim.schedules", "SCHEDULES"))]
 StorageBlock = Annotated[Mapping[str, Any], Component("storage", STORAGE_REGISTRY, provided=("path",))]
+DegradationBlocks = Annotated[
+    Mapping[str, Any] | Sequence[Mapping[str, Any]], _Steps("degradation", DEGRADATION_REGISTRY, provided=("scale",))
+]
 ON_DISK: StorageBlock = FrozenMapping({"type": "disk"})
 
 

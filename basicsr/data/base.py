@@ -266,22 +266,26 @@ class TensorConversion:
         self._mean, self._std = per_channel
 
     def __call__(self, img: np.ndarray, pixels: bool = False) -> torch.Tensor:
-        """Converts (H, W, 3), BGR, uint8 or uint16, to float32 (C, H, W).
+        """Converts (H, W, 3), BGR, or (H, W, 1), uint8, uint16, or float32 in [0, 1], to float32 (C, H, W).
 
         With `pixels`, 8-bit RGB or gray that only needs scaling stays uint8, and may lie in the memory of `img`.
         """
-        if self._color == "gray":
-            # Its weights add up to one: three equal channels give their value.
-            img = cv2.cvtColor(np.ascontiguousarray(img), cv2.COLOR_BGR2GRAY)[..., None]
+        if self._color == "gray" and img.shape[2] == 3:
+            img = gray_values(img)
         if pixels and img.dtype == np.uint8 and self._color != "y" and self._mean is None and self._std is None:
             return rgb_tensor(img)
-        values = to_float32(img)
+        values = img if img.dtype == np.float32 else to_float32(img)
         if self._color == "y":
             values = bgr2ycbcr(values, y_only=True)[..., None]
         tensor = img2tensor(values)
         if self._mean is not None:
             tensor = tensor - self._mean
         return tensor if self._std is None else tensor / self._std
+
+
+def gray_values(img: np.ndarray) -> np.ndarray:
+    """(H, W, 3), BGR, uint8, uint16 or float32, as (H, W, 1); three equal channels give their value."""
+    return cv2.cvtColor(np.ascontiguousarray(img), cv2.COLOR_BGR2GRAY)[..., None]  # its weights add up to one
 
 
 def rgb_tensor(img: np.ndarray) -> torch.Tensor:

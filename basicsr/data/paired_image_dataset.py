@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
-from basicsr.config.component_blocks import ON_DISK, StorageBlock
-from basicsr.data.base import Color, PatchDataset, TensorConversion, rgb_tensor, taking_opt
+from basicsr.config.component_blocks import ON_DISK, DegradationBlocks, StorageBlock
+from basicsr.data.base import Color, PatchDataset, TensorConversion, gray_values, rgb_tensor, taking_opt
+from basicsr.data.degradations.base import Chain, fault_of
 from basicsr.data.storage import OpenImage, StoredImages, Window, roots_of
 from basicsr.data.teacher_outputs import decode, open_output
-from basicsr.data.transforms import Size, check_depths, check_whole_pair, choose_crop, draw_coins, turned
+from basicsr.data.transforms import (
+    Coins,
+    Size,
+    check_depths,
+    check_hr_patch_fits,
+    check_whole_pair,
+    choose_crop,
+    draw_coins,
+    turned,
+)
 from basicsr.files.images import img2tensor
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.randomness import generator, seed_of_text
 from basicsr.utils.ranges import Colour, Deviation, Scale, Side
 from basicsr.utils.registry import DATASET_REGISTRY
+
+_BICUBIC = {"type": "MatlabBicubic"}
 
 
 @DATASET_REGISTRY.register()
 class PairedImageDataset(PatchDataset):
-    """Pairs of HR and LR images, or LR images alone, from folders, a list, or LMDB databases.
+    """Pairs of HR and LR images, HR images of which LR is made, or LR images alone: folders, lists, LMDB databases.
 
     In training a sample is a random patch, flipped and rotated at random; otherwise the whole pair, the HR
     image being cut below and right to `scale` times the LR image, as benchmarks need it, by less than 12 pixels.
 
+    An LR patch that is made is what the LR image of the whole HR image, cut to a multiple of `scale`, has at its place:
+    HR pixels around the patch enter it, and beyond the image's edges these are mirrored. What is random follows in
+    training from the sample's seed, otherwise from the image's name, so that figures repeat.
+
     Args:
         dataroot_gt: folder or LMDB database of the HR images; None where there are LR images alone, of which only the
             teacher's outputs are targets.
-        dataroot_lq: of the LR images.
+        dataroot_lq: of the LR images; None where they are made of the HR images.
         scale: upscaling factor.
         phase: 'train', or 'val' and 'test', which are the same here.
         io_backend: {type: disk} or {type: lmdb}.
@@ -47,6 +65,8 @@ class PairedImageDataset(PatchDataset):
         std: divides each channel of both images then.
         teacher_cache: folder of a teacher's outputs for the images, as scripts/cache_teacher.py makes it; in
             training samples then have `sr_teacher`, cut and turned as `gt` is.
+        degradation: how LR images are made where there is no `dataroot_lq`: a step, or a list of steps in their
+            order; MATLAB's bicubic if left out. With color gray, HR images are made gray before.
 
     Raises:
         DataError: folders are missing or empty, or images have no partner.
@@ -64,7 +84,7 @@ class PairedImageDataset(PatchDataset):
         self,
         *,
         dataroot_gt: str | None = None,
-        dataroot_lq: str,
+        dataroot_lq: str | None = None,
         scale: Scale,
         phase: Literal["train", "val", "test"] = "train",
         io_backend: StorageBlock = ON_DISK,
@@ -79,6 +99,7 @@ class PairedImageDataset(PatchDataset):
         mean: Sequence[Colour] | None = None,
         std: Sequence[Deviation] | None = None,
         teacher_cache: str | None = None,
+        degradation: DegradationBlocks | None = None,
     ) -> None:
         if phase != "train":
             gt_size = None
@@ -95,12 +116,43 @@ class PairedImageDataset(PatchDataset):
         self._teacher_cache = teacher_cache
         if teacher_cache is not None and (phase != "train" or (color, mean, std) != (None, None, None)):
             raise OptionsError("teacher_cache is for training on RGB in [0, 1]: without color, mean and std")
+        for key, message in self.conflicts(dataroot_gt, dataroot_lq, degradation, scale, teacher_cache):
+            raise OptionsError(f"{key}: {message}")
         self._named = self._roots[self._roles[0]]
         self._chosen = meta_info_file is not None and self._named.takes_list
-        if dataroot_gt is None:
+        self._gray, self._degrade = color == "gray", None
+        if dataroot_lq is None:
+            self.degradation = degradation or _BICUBIC
+            self._degrade = Chain(self.degradation, scale)
+            self.paths = [{"lq_path": name, "gt_path": name} for name in self._named.names(meta_info_file)]
+        elif dataroot_gt is None:
             self.paths = [{"lq_path": name} for name in self._named.names(meta_info_file)]
         else:
             self.paths = self._named.pairs(dataroot_lq, filename_tmpl, meta_info_file)
+
+    @staticmethod
+    def conflicts(
+        dataroot_gt: str | None,
+        dataroot_lq: str | None,
+        degradation: DegradationBlocks | None,
+        scale: int,
+        teacher_cache: str | None,
+    ) -> Iterator[tuple[str, str]]:
+        """See `find_problems`."""
+        if dataroot_lq is not None:
+            if degradation is not None:
+                yield "degradation", "makes LR images, and dataroot_lq has them; remove one of the two"
+            return
+        if dataroot_gt is None:
+            yield "dataroot_gt", "is required, or dataroot_lq: HR images, LR images, or both"
+        elif scale == 1 and degradation is None:
+            yield "dataroot_lq", "is required at scale 1, or a degradation such as {type: GaussianNoise, sigma: 25}"
+        elif degradation is not None:
+            steps = [degradation] if isinstance(degradation, Mapping) else list(degradation)
+            if fault := fault_of(steps, scale):
+                yield "degradation", fault
+        if teacher_cache is not None:
+            yield "teacher_cache", "has outputs for LR images that lie in dataroot_lq; give that, or remove this"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -115,7 +167,19 @@ class PairedImageDataset(PatchDataset):
         With `pixels`, 8-bit images that only need scaling are uint8, and 'sr_teacher' is uint16, the cache's codes.
         Raises DataError: an image cannot be read, is smaller than the patch, or the two do not fit in size or bits.
         """
-        paths, scale = self.paths[index], self.scale
+        paths = self.paths[index]
+        patches = self._made(paths["gt_path"], rng, gt_size) if self._degrade else self._read(paths, rng, gt_size)
+        sample: dict[str, Any] = {
+            role: self._convert(patches[role], pixels) for role in ("gt", "lq") if role in patches
+        }
+        if "sr_teacher" in patches:
+            output = patches["sr_teacher"]
+            sample["sr_teacher"] = rgb_tensor(output) if pixels else decode(img2tensor(output))
+        return {**sample, **paths}
+
+    def _read(self, paths: Mapping[str, str], rng: np.random.Generator, gt_size: int | None) -> dict[str, np.ndarray]:
+        """The images of a sample, or patches of them, with the teacher's output if there is a cache."""
+        scale = self.scale
         names = {role: paths[f"{role}_path"] for role in self._roles}
         images = {role: self._roots[role].open(name) for role, name in names.items()}
         labels = {role: self._roots[role].label(name) for role, name in names.items()}
@@ -123,12 +187,10 @@ class PairedImageDataset(PatchDataset):
         if gt is not None:
             check_depths(gt.depth, lq.depth, labels["gt"], labels["lq"])
         if self.gt_size is None:
-            sample = {"lq": self._convert(lq.read(), pixels)}
-            if gt is not None:
-                check_whole_pair(gt.size, lq.size, scale, labels["gt"], labels["lq"])
-                whole = Window(0, 0, lq.size[0] * scale, lq.size[1] * scale)
-                sample["gt"] = self._convert(gt.read(whole), pixels)
-            return {**sample, **paths}
+            if gt is None:
+                return {"lq": lq.read()}
+            check_whole_pair(gt.size, lq.size, scale, labels["gt"], labels["lq"])
+            return {"lq": lq.read(), "gt": gt.read(Window(0, 0, lq.size[0] * scale, lq.size[1] * scale))}
         side = gt_size or self.gt_size
         output_size = lq.size[0] * scale, lq.size[1] * scale
         sizes = None if gt is None else gt.size, lq.size
@@ -140,16 +202,36 @@ class PairedImageDataset(PatchDataset):
         if self._teacher_cache is not None:
             name = self._named.key(names[self._roles[0]])
             images["sr_teacher"] = open_output(self._teacher_cache, name, output_size)
-        patches = {name: _extended(image, windows[name]) for name, image in images.items()}
+        patches = {name: _mirrored(image, windows[name], image.size) for name, image in images.items()}
+        coins = self._draw_coins(rng)
+        return {name: turned(patch, coins) for name, patch in patches.items()}
+
+    def _made(self, name: str, rng: np.random.Generator, gt_size: int | None) -> dict[str, np.ndarray]:
+        """An HR image, or a patch of it, and LR made of it."""
+        assert self._degrade is not None
+        gt, scale, margin = self._named.open(name), self.scale, self._degrade.margin
+        size = gt.size[0] // scale * scale, gt.size[1] // scale * scale
+        side = scale if self.gt_size is None else gt_size or self.gt_size
+        if not self.extend_small or self.gt_size is None:
+            check_hr_patch_fits(size, side, self._named.label(name))
+        if self.gt_size is None:
+            window, coins = Window(0, 0, *size), Coins(False, False, False)
+            rng = generator(seed_of_text(self._named.key(name)), "degradation")
+        else:
+            large = _at_least(size, side)
+            top, left = choose_crop(large, (large[0] // scale, large[1] // scale), side, scale, rng=rng)
+            window, coins = Window(top * scale, left * scale, side, side), self._draw_coins(rng)
+        origin = window.top - margin, window.left - margin
+        around = _mirrored(gt, Window(*origin, window.height + 2 * margin, window.width + 2 * margin), size)
+        if self._gray:
+            around = gray_values(around)
+        lq = self._degrade(around, origin, rng)
+        hr = around[margin : margin + window.height, margin : margin + window.width]
+        return {"lq": turned(lq, coins), "gt": turned(hr, coins)}
+
+    def _draw_coins(self, rng: np.random.Generator) -> Coins:
         coins = draw_coins(self.use_hflip, self.use_rot, rng)
-        if self.use_vflip and not self.use_rot:
-            coins = coins._replace(vertical=rng.random() < 0.5)
-        patches = {name: turned(patch, coins) for name, patch in patches.items()}
-        sample = {role: self._convert(patches[role], pixels) for role in self._roles}
-        if "sr_teacher" in patches:
-            output = patches["sr_teacher"]
-            sample["sr_teacher"] = rgb_tensor(output) if pixels else decode(img2tensor(output))
-        return {**sample, **paths}
+        return coins._replace(vertical=rng.random() < 0.5) if self.use_vflip and not self.use_rot else coins
 
     def stored_images(self) -> StoredImages:
         """Where the images lie and what they must be like."""
@@ -167,8 +249,16 @@ def _at_least(size: Size, side: int) -> Size:
     return max(size[0], side), max(size[1], side)
 
 
-def _extended(image: OpenImage, window: Window) -> np.ndarray:
-    """A window's pixels; where the image ends, reflected below and right with the edge, which suits HR and LR alike."""
-    img = image.read(window)
-    missing = [(0, side - length) for side, length in zip(window[2:], img.shape[:2], strict=True)]
-    return np.pad(img, (*missing, (0, 0)), "symmetric") if any(end for _, end in missing) else img
+def _mirrored(image: OpenImage, window: Window, size: Size) -> np.ndarray:
+    """A window's pixels; beyond the image's first `size` pixels mirrored with the edge, which suits HR and LR alike."""
+    top, left = max(window.top, 0), max(window.left, 0)
+    bottom, right = min(window.top + window.height, size[0]), min(window.left + window.width, size[1])
+    img = image.read(Window(top, left, bottom - top, right - left))
+    above, before = top - window.top, left - window.left
+    below, after = window.height - above - (bottom - top), window.width - before - (right - left)
+    if not any((above, below, before, after)):
+        return img
+    if img.strides[2] < 0:  # a view of RGB as BGR
+        return cv2.copyMakeBorder(img[..., ::-1], above, below, before, after, cv2.BORDER_REFLECT)[..., ::-1]
+    bordered = cv2.copyMakeBorder(img, above, below, before, after, cv2.BORDER_REFLECT)
+    return bordered.reshape(window.height, window.width, -1)

@@ -150,6 +150,15 @@ def check_patches_fit(
         )
 
 
+def check_hr_patch_fits(gt_size: Size, side: int, gt_path: str) -> None:
+    """Raises DataError unless a patch fits in an HR image."""
+    if min(gt_size) < side:
+        raise DataError(
+            f"HR {gt_path} is {_by(gt_size)} (H x W, cut to a multiple of the scale), smaller than patches of {side};"
+            " lower gt_size, or set extend_small: true"
+        )
+
+
 def check_whole_pair(gt_size: Size, lq_size: Size, scale: int, gt_path: str, lq_path: str) -> None:
     """Raises DataError unless HR is `scale` times LR, or larger by what cutting to a multiple explains."""
     height, width = lq_size[0] * scale, lq_size[1] * scale

@@ -233,10 +233,11 @@ def _lr_sizes(dataset: Any) -> list[tuple[int, int]]:
     if (stored := stored_images(dataset)) is None:
         return []
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
-    for name in stored.files["lq"]:
+    role, factor = ("lq", 1) if "lq" in stored.files else ("gt", stored.scale)  # LR is made of HR
+    for name in stored.files[role]:
         with suppress(HeaderError, DataError, OSError):  # reported by the check of images
-            with stored.roots["lq"].opened(name) as source:
-                height, width = read_header(source).size
+            with stored.roots[role].opened(name) as source:
+                height, width = (side // factor for side in read_header(source).size)
             sizes.setdefault((height % 64, width % 64), (height, width))
     return list(sizes.values())[:_SIZES]
 

@@ -8,8 +8,10 @@ mean of the pixels i within the kernel, with weights k(u - i) for s >= 1 and s k
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 _KERNEL_WIDTH = 4
@@ -51,6 +53,60 @@ def imresize_integer(img: np.ndarray, scale: float, rounding: Literal["each_pass
     return _rounded(_along(rows, 1, scale, antialiasing=True), img.dtype).astype(img.dtype)
 
 
+def shrink_window(img: np.ndarray, factor: int, origin: tuple[int, int]) -> np.ndarray:
+    """A window of `imresize_integer(whole, 1 / factor)`, to the bit, from the pixels of the whole image around it.
+
+    Args:
+        img: (H, W, C) of the whole image: `factor` times the window, with 2 `factor` pixels more at every edge; beyond
+            the whole image's edges mirrored, edge pixels repeated. uint8, uint16, or float32, which is not rounded.
+        factor: how many times smaller the window is, at least 2.
+        origin: row and column of `img` in the whole image, multiples of `factor`, negative beyond its edges.
+
+    Returns:
+        The window, (H / factor - 4, W / factor - 4, C), of the type of `img`.
+    """
+    for place in origin:
+        # Where weights are whole multiples of a power of two, the sums are exact, whatever their order.
+        exact = img.dtype != np.float32 and factor & (factor - 1) == 0
+        rows = _exactly_shrunk_rows(img, factor) if exact else _shrunk_rows(img, factor, place)
+        img = cv2.transpose(rows).reshape(rows.shape[1], rows.shape[0], -1)
+    return img
+
+
+def _shrunk_rows(img: np.ndarray, factor: int, origin: int) -> np.ndarray:
+    """The sums in the order in which `_along` has them."""
+    first = origin // factor + 2
+    positions = np.arange(first + 1, first + len(img) // factor - 3)
+    weights, pixels = _weights(positions, 1 / factor, True)
+    indices = pixels - 1 - origin
+    result = np.zeros((len(weights), *img.shape[1:]))
+    for tap in range(weights.shape[1]):
+        result += weights[:, tap, None, None] * img[indices[:, tap]]
+    return result.astype(img.dtype) if img.dtype == np.float32 else _rounded(result, img.dtype).astype(img.dtype)
+
+
+def _exactly_shrunk_rows(img: np.ndarray, factor: int) -> np.ndarray:
+    height, width, channels = img.shape
+    row, taps, count = width * channels, 4 * factor, height // factor - 4
+    type_ = np.dtype(np.float32 if img.dtype == np.uint8 and factor <= 4 else np.float64)
+    values = np.ascontiguousarray(img, type_)
+    step = row * type_.itemsize
+    # (count, taps, row), of which each row of the result takes its own taps.
+    seen = np.ndarray((count, taps, row), type_, values, factor // 2 * step, (factor * step, step, type_.itemsize))
+    sums = np.matmul(_phase(factor, type_), seen)
+    # OpenCV rounds halves to even numbers, clips and converts at once; half the sums' smallest step turns them upwards.
+    upwards, kind = 1 / (32 * factor**4), cv2.CV_8U if img.dtype == np.uint8 else cv2.CV_16U
+    shrunk: np.ndarray = cv2.add(sums, upwards, dtype=kind)  # type: ignore[call-overload]  # OpenCV takes a number, too
+    return shrunk.reshape(count, width, channels)
+
+
+@cache
+def _phase(factor: int, type_: np.dtype[Any]) -> np.ndarray:
+    """The weights of one output pixel, which are those of all."""
+    weights, _ = _weights(np.array([5]), 1 / factor, True)
+    return weights[0].astype(type_)
+
+
 def _rounded(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     limits = np.iinfo(dtype)
     return np.floor(np.clip(values, limits.min, limits.max) + 0.5)
@@ -69,9 +125,16 @@ def _along(pixels: np.ndarray, axis: int, scale: float, antialiasing: bool) -> n
 
 def _contributions(length: int, scale: float, antialiasing: bool) -> tuple[np.ndarray, np.ndarray]:
     """Weights and indices of the input pixels that make up each output pixel, both (output length, taps)."""
+    positions = np.arange(1, math.ceil(length * scale - _ROUNDING_SLACK) + 1)
+    weights, pixels = _weights(positions, scale, antialiasing)
+    mirrored = np.concatenate([np.arange(length), np.arange(length)[::-1]])
+    return weights, mirrored[(pixels - 1) % (2 * length)]
+
+
+def _weights(positions: np.ndarray, scale: float, antialiasing: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and input pixels, from 1 and also beyond the edges, of output pixels, from 1."""
     shrink = scale if scale < 1 and antialiasing else 1.0
     width = _KERNEL_WIDTH / shrink
-    positions = np.arange(1, math.ceil(length * scale - _ROUNDING_SLACK) + 1)
     centres = positions / scale + 0.5 * (1 - 1 / scale)
     pixels = np.floor(centres - width / 2)[:, None] + np.arange(math.ceil(width) + 2)
     x = np.abs(shrink * (centres[:, None] - pixels))
@@ -80,8 +143,7 @@ def _contributions(length: int, scale: float, antialiasing: bool) -> tuple[np.nd
     weights = shrink * np.where(x <= 1, near, np.where(x <= 2, far, 0.0))
     weights /= weights.sum(axis=1, keepdims=True)
     used = np.any(weights != 0, axis=0)
-    mirrored = np.concatenate([np.arange(length), np.arange(length)[::-1]])
-    return weights[:, used], mirrored[(pixels[:, used].astype(np.int64) - 1) % (2 * length)]
+    return weights[:, used], pixels[:, used].astype(np.int64)
 
 
 def enlarging_kernels(scale: int) -> np.ndarray:

@@ -26,6 +26,11 @@ def derived_seed(seed: int, purpose: str) -> int:
     return _first_63_bits(_sequence(seed, purpose))
 
 
+def seed_of_text(text: str) -> int:
+    """The 63-bit seed of a text, such as an image's name."""
+    return derived_seed(0, text)
+
+
 def seed_everything(seed: int, *keys: int) -> None:
     """Seeds Python's, numpy's and torch's global generators from `seed` and keys such as a rank."""
     torch.manual_seed(_seed_cpu(seed, *keys))

@@ -389,6 +389,7 @@ class Registry:
 
 ARCH_REGISTRY = Registry("network", "basicsr.archs", "_arch")
 DATASET_REGISTRY = Registry("dataset", "basicsr.data", "_dataset")
+DEGRADATION_REGISTRY = Registry("degradation", "basicsr.data.degradations")
 LOSS_REGISTRY = Registry("loss", "basicsr.losses", "_loss")
 METRIC_REGISTRY = Registry("metric", "basicsr.metrics")
 EXPORT_REGISTRY = Registry("export format", "basicsr.export", "_format")

@@ -150,7 +150,7 @@ def test_a_method_that_declares_nothing_is_refused_and_one_that_declares_too_lit
     [
         ({}, "datasets.train: has no HR images (dataroot_gt), and without a teacher nothing else is a target"),
         ({"datasets__train__gt_size": 33}, "datasets.train.gt_size: must be a multiple of scale 2, got 33; take 32"),
-        ({"datasets__train__dataroot_lq": None}, "datasets.train.dataroot_lq: is required"),
+        ({"datasets__train__dataroot_lq": None}, "datasets.train.dataroot_gt: is required, or dataroot_lq"),
     ],
 )
 def test_options_that_leave_nothing_to_learn_from_are_refused(mcadkd, lr_only, changes, message):

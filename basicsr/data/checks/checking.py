@@ -35,7 +35,7 @@ from basicsr.data.checks.notes import Bar, in_tasks, results_with_notes
 from basicsr.data.data_util import count_mismatch, first_few, set_name
 from basicsr.data.loading import prepare_worker
 from basicsr.data.storage import ImageRoot, StoredImages, stored_images
-from basicsr.data.transforms import check_depths, check_patches_fit, check_whole_pair
+from basicsr.data.transforms import check_depths, check_hr_patch_fits, check_patches_fit, check_whole_pair
 from basicsr.files.image_headers import ImageHeader
 from basicsr.utils.errors import DataError, MachineError
 from basicsr.utils.matlab_functions import imresize_integer
@@ -206,6 +206,8 @@ def _judge(stored: StoredImages, index: int, found: dict[str, Inspection]) -> li
     labels = {role: stored.label(role, index) for role in found}
     if bad := [BadImage(index, labels[role], one.fault) for role, one in found.items() if one.fault]:
         return bad
+    if "lq" not in found:
+        return _judge_alone(stored, index, found["gt"])
     lq = found["lq"].header
     assert lq is not None
     if "gt" not in found:
@@ -228,6 +230,18 @@ def _judge(stored: StoredImages, index: int, found: dict[str, Inspection]) -> li
             check_whole_pair(gt.size, lq.size, stored.scale, *names)
     except DataError as error:
         return [BadImage(index, names[0], str(error), tuple(labels.values()))]
+    return []
+
+
+def _judge_alone(stored: StoredImages, index: int, found: Inspection) -> list[BadImage]:
+    """What is wrong with an HR image of which LR is made."""
+    assert found.header is not None
+    name, scale = stored.label("gt", index), stored.scale
+    size = found.header.height // scale * scale, found.header.width // scale * scale
+    try:
+        check_hr_patch_fits(size, stored.gt_patch_size or scale, name)
+    except DataError as error:
+        return [BadImage(index, name, str(error), (name,))]
     return []
 
 

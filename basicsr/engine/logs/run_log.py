@@ -123,6 +123,8 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
         f" {run.loader.num_samples} training images{left_out}, {options.train.total_iter} iterations"
     )
+    if (made := getattr(run.loader.dataset, "degradation", None)) is not None:
+        logger.info(f"LR images are made of HR images while training: {made}")
     _describe_targets(run, logger)
     if resume is not None:
         epoch, batch, batches = run.loader.epoch_at(run.iteration)

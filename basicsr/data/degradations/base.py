@@ -1,0 +1,78 @@
+"""What a step is that makes LR images of HR images, and several of them in a row.
+
+A step sees a window of an image with `margin` pixels more at every edge, and returns the window alone. So the LR patch
+is what the whole LR image has at its place, without the whole being made. Beyond the image's edges pixels are mirrored,
+edge pixels repeated, as MATLAB's `imresize` has them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from basicsr.utils.errors import OptionsError
+from basicsr.utils.registry import DEGRADATION_REGISTRY
+
+Steps = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+class Degradation(ABC):
+    """A step; all its random choices come from the generator that it is handed."""
+
+    factor: int = 1
+    """How many times smaller the result is."""
+    margin: int = 0
+    """Pixels that are needed beyond every edge of the window."""
+    shrinks: ClassVar[bool] = False
+    """Whether the step makes the image as many times smaller as the network enlarges it."""
+
+    @abstractmethod
+    def __call__(self, image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """Degrades an image (H, W, C), BGR or gray, and cuts the margin off.
+
+        `origin` is the row and column of its first pixel in the whole image, negative beyond the edges. Pixels are
+        uint8, uint16, or float32 in [0, 1]; of which type the result is, is up to the step.
+        """
+
+
+class Chain(Degradation):
+    """Steps in a row; raises OptionsError where they do not shrink by `scale` together."""
+
+    def __init__(self, steps: Steps, scale: int) -> None:
+        blocks = [steps] if isinstance(steps, Mapping) else list(steps)
+        if fault := fault_of(blocks, scale):
+            raise OptionsError(f"degradation {fault}")
+        self._steps: list[Degradation] = [DEGRADATION_REGISTRY.build(block, scale=scale) for block in blocks]
+        self.factor, self.margin = scale, 0
+        for step in reversed(self._steps):
+            self.margin = self.margin * step.factor + step.margin
+
+    def __call__(self, image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """See `Degradation`."""
+        for step in self._steps:
+            image = step(image, origin, rng)
+            row, column = ((place + step.margin) // step.factor for place in origin)
+            origin = row, column
+        return image
+
+
+def fault_of(steps: Sequence[Mapping[str, Any]], scale: int) -> str | None:
+    """What is wrong with steps at a scale, beginning with a verb; None where nothing is."""
+    names = [str(block.get("type")) for block in steps]
+    shrinking = [name for name in names if name in DEGRADATION_REGISTRY and _shrinks(name)]
+    if not names:
+        return "must have a step, such as {type: MatlabBicubic}"
+    if len(shrinking) > 1:
+        return f"shrinks more than once, by {' and '.join(shrinking)}; keep one of them"
+    if scale == 1 and shrinking == ["MatlabBicubic"]:
+        return "would change nothing at scale 1; give other steps, such as {type: GaussianNoise, sigma: 25}"
+    if scale > 1 and not shrinking:
+        return f"does not shrink, and the scale is {scale}; write a list of steps, with {{type: MatlabBicubic}} in it"
+    return None
+
+
+def _shrinks(name: str) -> bool:
+    return bool(getattr(DEGRADATION_REGISTRY.get(name), "shrinks", False))
