@@ -21,6 +21,9 @@ from basicsr.archs.mean_shift import DIV2K_MEAN, with_mean_shift, without_mean_s
 from basicsr.archs.recognition import Recognised, State, UnsupportedWeights, numbered, renamed
 from basicsr.utils.registry import ARCH_REGISTRY
 
+SHIFTED_WINDOWS = "shifted windows"
+"""Assumed of a SwinIR without masks: slimmed files lack them, and so do networks whose images are one window."""
+
 
 def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
     """Says which of our networks a state dict (without prefixes such as `module.`) belongs to; None if to none.
@@ -180,15 +183,16 @@ def _read_swinir(state: State) -> Recognised:
         upsampler, scale = "pixelshuffle", _upsampling(state)
     elif "upsample.0.weight" in state:
         upsampler, scale = "pixelshuffledirect", math.isqrt(state["upsample.0.weight"].shape[0] // colours)
-    # The size that masks or position embeddings were saved for; where windows were not shifted, the window's. A file
-    # that says where pixels lie but has no masks had none; one that has neither was stripped of both.
+    # The size that masks or position embeddings were saved for.
     masks = [value for key, value in state.items() if key.endswith(".attn_mask")]
+    size = 8 * window
+    assumed: tuple[str, ...] = ()
     if "absolute_pos_embed" in state:
         size = math.isqrt(state["absolute_pos_embed"].shape[1])
     elif masks:
         size = math.isqrt(masks[0].shape[0]) * window
-    else:
-        size = window if any(key.endswith(".relative_position_index") for key in state) else 8 * window
+    elif any(key.endswith(".relative_position_index") for key in state):
+        assumed = (SHIFTED_WINDOWS,)
     img_range = 255.0 if window == 7 and not upsampler else 1.0
     options = {
         "type": "SwinIR",
@@ -208,7 +212,7 @@ def _read_swinir(state: State) -> Recognised:
         "upsampler": upsampler,
         "resi_connection": "1conv" if "conv_after_body.weight" in state else "3conv",
     }
-    return _found(options, state, f"img_range {img_range:g}")
+    return _found(options, state, f"img_range {img_range:g}", *assumed)
 
 
 def _read_nafnet(state: State) -> Recognised:

@@ -21,6 +21,7 @@ from basicsr.files.torch_files import check_not_all_zero, check_weights, opened,
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import WarningRemark
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.weights.derived_buffers import derived_keys, is_mask
 from basicsr.weights.layouts import recognise
 
 HIDDEN_OPTIONS = ("res_scale", "img_range", "rgb_mean")
@@ -28,8 +29,6 @@ HIDDEN_OPTIONS = ("res_scale", "img_range", "rgb_mean")
 
 _ROWS = 8
 _NOT_STRICT = "path: strict_load_g: false (or _t, _d; strict: false in a row of networks or a further teacher)"
-# Buffers of SwinIR that follow from its options; files have them for another img_size, or not at all.
-_DERIVED = (".attn_mask", ".attn.relative_position_index")
 # Where state dicts are kept, in the order of preference: BasicSR's names, then others'.
 _STATE_KEYS = (
     *("params_ema", "params", "state_dict", "model_state_dict", "params-ema"),
@@ -104,10 +103,11 @@ def load_state(
     matched, remarks = _matching(network, expected, state, path)
     check_weights(matched, path, expected)
     # The network's own masks stand in for those of another size, and for those that were left out.
-    complete, stripped = dict(matched), not any(key.endswith(_DERIVED) for key in matched)
-    for key in (key for key in expected if key.endswith(_DERIVED)):
-        other_size = key.endswith(".attn_mask") and key in matched and matched[key].shape != expected[key].shape
-        if stripped or other_size:
+    complete, derived = dict(matched), derived_keys(network)
+    if any(map(is_mask, derived)) and not any(map(is_mask, matched)) and not derived.isdisjoint(matched):
+        remarks.append(f"{path} has no attention masks; the network's own, of shifted windows, are taken")
+    for key in derived:
+        if key not in matched or (is_mask(key) and matched[key].shape != expected[key].shape):
             complete[key] = expected[key]
     mismatches = []
     for key in dict.fromkeys([*expected, *complete]):
@@ -130,7 +130,7 @@ def _matching(
     network: Any, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Finds the network's weights inside `state`, and turns them into our layout if they have another."""
-    needed = {key for key in expected if not key.endswith(_DERIVED)}
+    needed = expected.keys() - derived_keys(network)
     inners = list(inner_states(state))
     fitting = _of_these_shapes(state, expected, needed) or [inner for inner in inners if needed <= inner.keys()]
     for other in fitting[1:]:

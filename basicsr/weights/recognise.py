@@ -16,7 +16,7 @@ from basicsr.archs.recognition import Recognised, UnsupportedWeights
 from basicsr.files.torch_files import check_weights
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import ARCH_REGISTRY, find_problems
-from basicsr.weights.layouts import recognise
+from basicsr.weights.layouts import SHIFTED_WINDOWS, recognise
 from basicsr.weights.loading import (
     HIDDEN_OPTIONS,
     TwoNetworks,
@@ -221,6 +221,8 @@ def _by_spandrel(path: str | os.PathLike[str], file: WeightFile, reasons: list[s
         check_weights(state, path, network.model.state_dict())
         name, scale, colours = network.architecture, network.scale, (network.in_channels, network.out_channels)
         remark = f"{path}: recognised {name}, x{scale}, by spandrel; its modules lie under 'model.'"
+        if network.assumed:
+            remark += f"; not in the weights, taken as published: {', '.join(network.assumed)}"
         found = network.eval(), None, name, "spandrel", scale, *colours
         return Pretrained(*found, file.key, file.metadata, _with_doubts(path, file, remark))
     return None
@@ -231,9 +233,12 @@ def _agree(block: Mapping[str, Any], found: Recognised) -> bool:
     if block["type"] != found.architecture:
         return False
     parameters = inspect.signature(ARCH_REGISTRY.get(found.architecture)).parameters
-    given = {key: block.get(key, parameters[key].default) for key in found.options if key not in _HIDDEN}
+    shown = dict(found.options)
+    if SHIFTED_WINDOWS in found.assumed:  # the recorded size says whether they are
+        shown.pop("img_size")
+    given = {key: block.get(key, parameters[key].default) for key in shown if key not in _HIDDEN}
     try:
-        return _comparable(given) == _comparable(found.options)
+        return _comparable(given) == _comparable(shown)
     except (TypeError, ValueError, ArithmeticError):
         return False
 
@@ -253,6 +258,7 @@ def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
         values["mlp_ratio"] = int(values["embed_dim"] * values["mlp_ratio"])
         values["upscale"] = values["upscale"] if values["upsampler"] else 1
         values["upsampler"] = values["upsampler"] or ""
+    if "img_size" in values:
         size = values["img_size"]
         values["img_size"] = size[0] if isinstance(size, tuple) and len(set(size)) == 1 else size
     return values

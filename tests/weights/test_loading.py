@@ -187,10 +187,21 @@ def test_swinir_loads_whatever_img_size_its_masks_are_for(img_size, stripped, tm
         assert torch.equal(target(x), source(x))
 
 
-def test_swinir_whose_windows_were_not_shifted_does_not_pass_for_one_whose_were(tmp_path):
-    whole = build_network({**SWINIR, "img_size": 4}).state_dict()  # one window is the image: nothing to shift
-    _, *table = refusal(SWINIR, whole, tmp_path)
-    assert len(table) == 2 and "attn_mask" in table[1]
+def test_masks_that_are_missing_beside_indices_are_the_networks_own_and_the_log_says_so(tmp_path):
+    source, target = build_network(SWINIR).eval(), build_network(SWINIR).eval()
+    torch.save({k: v for k, v in source.state_dict().items() if not k.endswith("attn_mask")}, tmp_path / "net.pth")
+    assert "has no attention masks" in load_network(target, tmp_path / "net.pth")
+    x = torch.rand(1, 3, 13, 18)
+    with torch.no_grad():
+        assert torch.equal(target(x), source(x))
+
+
+def test_a_weight_is_never_taken_for_a_buffer_that_follows_from_sizes(tmp_path):
+    state = build_network(SWINIR).state_dict()
+    table = next(key for key in state if key.endswith("relative_position_bias_table"))
+    del state[table]
+    summary, *rows = refusal(SWINIR, state, tmp_path)
+    assert "1 weight is missing" in summary and rows[1].split()[0] == table
 
 
 @pytest.mark.parametrize(

@@ -175,10 +175,22 @@ def test_swinirs_absolute_positions_are_read_for_their_size(tmp_path):
     assert_equal_outputs(pretrained, reference, image(16, 16))
 
 
-def test_swinir_without_its_derived_buffers_is_the_same_network(tmp_path):
+@pytest.mark.parametrize("names", [("attn_mask", "position_index"), ("attn_mask",), ("position_index",)], ids=str)
+def test_swinir_without_its_derived_buffers_is_the_same_network(names, tmp_path):
     reference = published.swinir()
-    state = {k: v for k, v in reference.state_dict().items() if "attn_mask" not in k and "position_index" not in k}
-    assert_equal_outputs(load_pretrained(saved(state, tmp_path)), reference, image(16, 16))
+    state = {k: v for k, v in reference.state_dict().items() if not any(name in k for name in names)}
+    pretrained = load_pretrained(saved(state, tmp_path))
+    assert_equal_outputs(pretrained, reference, image(16, 16))
+    assert ("shifted windows" in pretrained.remark) is (names == ("attn_mask",))
+
+
+def test_options_beside_weights_without_masks_say_whether_windows_are_shifted(tmp_path):
+    block = {**SWINIR, "img_size": 4}  # the image is one window
+    network = build_network(block).eval()
+    content = {"params": network.state_dict(), "network": {**block, "scale": 4}}
+    pretrained = load_pretrained(saved(content, tmp_path))
+    assert (pretrained.layout, pretrained.block["img_size"]) == ("ours", 4)
+    assert torch.equal(pretrained.network(image()), network(image()))
 
 
 def test_swinir_at_x2_for_real_images_is_left_to_spandrel(tmp_path):
