@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
+from basicsr.archs.luma import ON_LUMA, LumaNetwork
 from basicsr.config.load import load_test_options, parse_arguments
 from basicsr.config.schema import Options
 from basicsr.config.warnings import unused_in_testing
@@ -38,7 +39,7 @@ from basicsr.engine.run_folder import prepare_results, results_taken
 from basicsr.engine.startup_checks import check_evaluation, evaluation_images
 from basicsr.engine.validation import evaluate_with
 from basicsr.files.images import imwrite
-from basicsr.inference.runner import Trial
+from basicsr.inference.runner import Trial, for_colours
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import EvaluationDataset, SaveImage, image_names
 from basicsr.report.comparison import SavedPictures, check_regions
@@ -196,6 +197,7 @@ class _Scale:
         self._fitting: list[str] = []
         self._architectures: dict[int, str] = {}
         self._warnings: list[str] = []
+        self._channels: set[int] = set()
 
     def check(self) -> None:
         """Finds what would otherwise be found after much of the work: images, names, regions, sizes, weights.
@@ -224,13 +226,13 @@ class _Scale:
         )
         for data in self.datasets.values():
             data[0]
-        channels: set[int] = set()
-        for candidate in _networks(options) if self.datasets else ():  # built, its weights loaded, and let go
+        samples = list(evaluation_images(options, self.datasets))
+        self._channels = {images.shape[0] for images in samples}
+        for candidate in self._candidates():  # built, its weights loaded, and let go
             trial = Trial(candidate.label, candidate.network, torch.device("cpu"))
-            for images in evaluation_images(options, self.datasets):
-                channels.add(images.shape[0])
+            for images in samples:
                 self._fitting += check_evaluation(trial, candidate.block, images, options)
-        if channels == {1}:  # costs are those of gray images
+        if self._channels == {1}:  # costs are those of gray images
             gray = options.report.model_copy(update={"input": (1, *options.report.input[1:])})
             self.options = options.model_copy(update={"report": gray})
 
@@ -252,7 +254,7 @@ class _Scale:
             self.logger.warning(f"x{self.options.scale}: {line}")
         for line in dict.fromkeys(self._fitting):
             self.logger.info(line)
-        for candidate in _networks(self.options) if self.datasets else ():
+        for candidate in self._candidates():
             if candidate.remark:
                 log_remark(self.logger, candidate.remark)
             candidate.network.to(self.rank_info.device)
@@ -270,6 +272,16 @@ class _Scale:
         if self._rows and self.options.saves_images:
             names = {dataset: evaluation.images for dataset, evaluation in self._rows[0].evaluations.items()}
             self.pictures = self._saved(names)
+
+    def _candidates(self) -> Iterator[_Candidate]:
+        """The networks, one at a time; those of gray images take Y of RGB ones."""
+        for candidate in _networks(self.options) if self.datasets else ():
+            network = for_colours(candidate.network) if 3 in self._channels else candidate.network
+            if isinstance(network, LumaNetwork):
+                known, remark = candidate.remark, f"{candidate.name}: {ON_LUMA}"
+                joined = type(known)(f"{known}; {remark}") if known else remark
+                candidate = replace(candidate, network=network, remark=joined)
+            yield candidate
 
     def _measure(self, candidate: _Candidate, keep: Callable[[], None]) -> None:
         """Adds a network's row, dataset by dataset, then its cost."""

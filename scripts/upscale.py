@@ -31,6 +31,7 @@ if __name__ == "__main__":
 import torch
 from tqdm import tqdm
 
+from basicsr.archs.luma import LumaNetwork
 from basicsr.data.data_util import count_images, looks_like_image, some
 from basicsr.files.atomic_files import check_writable, sha256_of
 from basicsr.inference.pictures import DEFAULT_QUALITY, FORMATS, PICTURE_SUFFIXES, OutputError, PictureFile
@@ -333,7 +334,8 @@ def build_runner(pretrained: Pretrained, arguments: argparse.Namespace, tiles: t
     device = choose_device(arguments.device)
     if arguments.precision != "none":
         keep_output_precise(pretrained.network)
-    network = pretrained.network.to(device)
+    network = pretrained.network if pretrained.in_channels == 3 else LumaNetwork(pretrained.network, pretrained.scale)
+    network.to(device)
     for line in warn_if_slow(network, device, arguments.precision, f"--precision {arguments.precision}"):
         say(f"warning: {line}", error=True)
     tile = max(_TILE_OF_RESULT // pretrained.scale, 32) if arguments.tile is None else arguments.tile

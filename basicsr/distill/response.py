@@ -10,9 +10,11 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.archs.arch_util import Frozen
+from basicsr.archs.luma import ON_LUMA, LumaNetwork
 from basicsr.config.component_blocks import UNCHECKED, LossBlock, is_auto
 from basicsr.config.schema import FurtherTeacher
-from basicsr.distill.base import CriterionTerm, StepContext, criterion_scope
+from basicsr.distill.base import CriterionTerm, NetworkPair, StepContext, criterion_scope
+from basicsr.inference.runner import on_images_of
 from basicsr.losses.basic_loss import BatchScope
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.precision import at_least_float32, keep_output_precise
@@ -98,6 +100,14 @@ class SeveralTeachers(ResponseDistillation):
             self.teachers.append(Frozen(network))
             if remark:
                 self.remarks.append(type(remark)(f"{label}: {remark}"))
+
+    def attach(self, networks: NetworkPair) -> None:
+        """Further teachers of gray images get Y of RGB ones, where the student takes RGB."""
+        for number, held in enumerate(self.teachers):
+            network = on_images_of(networks.student.network, cast(Frozen[Any], held).network)
+            if isinstance(network, LumaNetwork):
+                self.teachers[number] = Frozen(network)
+                self.remarks = [*self.remarks, f"SeveralTeachers: teachers[{number}]: {ON_LUMA}"]
 
     def further_networks(self) -> Mapping[str, nn.Module]:
         """The further teachers."""

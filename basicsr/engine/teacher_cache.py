@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from basicsr.archs.luma import ON_LUMA, LumaNetwork
 from basicsr.config.schema import Options, thaw
 from basicsr.data.base import TensorConversion
 from basicsr.data.checks.checking import check_images, dataset_warnings, progress, report
@@ -51,7 +52,7 @@ from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, write_atomically
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import Content, HeaderError
 from basicsr.files.images import encode_ppm, imfrombytes
-from basicsr.inference.runner import ImageRunner
+from basicsr.inference.runner import ImageRunner, for_colours
 from basicsr.models import load_network, recognise_networks
 from basicsr.utils.errors import (
     CheckpointError,
@@ -67,7 +68,6 @@ from basicsr.utils.pass_times import faster_precision, warn_if_slow
 from basicsr.utils.precision import Amp, Precision
 from basicsr.utils.randomness import seed_everything
 from basicsr.utils.text import readable
-from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 _THREADS = 8
 _BYTES = 6  # of a pixel: three channels of 16 bits
@@ -127,6 +127,9 @@ def make_cache(
     network, remark = load_network(options, "t", device)
     for line in filter(None, (*recognised, remark)):
         say(f"warning: {line}" if isinstance(line, WarningRemark) else line)
+    network = for_colours(network)
+    if isinstance(network, LumaNetwork):
+        say(f"network_t: {ON_LUMA}")
     check_teacher(options, network, device)
     amps: tuple[Amp, ...] = ("bf16", "fp16", "none")
     keys = {amp: _key(options, network, settings, amp) for amp in amps}
@@ -219,7 +222,7 @@ def _key(options: Options, network: torch.nn.Module, settings: CacheSettings, am
         param_key=options.path.param_key_t,
         strict=options.path.strict_load_t,
         network=thaw(options.network_t),
-        architecture=network.architecture if isinstance(network, SpandrelNetwork) else options.network_t["type"],
+        architecture=str(getattr(network, "architecture", options.network_t["type"])),
         scale=options.scale,
         self_ensemble=settings.self_ensemble,
         precision=amp,

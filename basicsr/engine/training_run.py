@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from basicsr.archs.luma import LumaNetwork
 from basicsr.config.load import resolved_yaml
 from basicsr.config.schema import Options, thaw
 from basicsr.data import build_eval_dataset, build_train_loader
@@ -213,7 +214,7 @@ class TrainingRun:
         teacher: str | None
         if self.cache is not None:
             teacher = self.cache.architecture
-        elif self.teacher is not None and isinstance(self.teacher.network, SpandrelNetwork):
+        elif self.teacher is not None and isinstance(self.teacher.network, (SpandrelNetwork, LumaNetwork)):
             teacher = self.teacher.network.architecture
         else:
             teacher = self.options.network_t["type"] if self.options.network_t is not None else None

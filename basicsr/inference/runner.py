@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from basicsr.archs.luma import LumaNetwork
 from basicsr.files.images import tensor2img
 from basicsr.inference.tiling import (
     AS_IT_IS,
@@ -406,6 +407,23 @@ class Trial:
             with suppress(Exception):
                 return copy.deepcopy(self._network)
         return self._network
+
+
+def for_colours(network: nn.Module) -> nn.Module:
+    """The network, as a `LumaNetwork` if it takes images of one channel and none of three."""
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    trial = Trial("network", network, device)
+    if trial.first_channels in (3, None) or trial.outcome((3, _STEP, _STEP)).takes != 1:
+        return network
+    outcome = trial.outcome((1, _STEP, _STEP))
+    if outcome.made is None or outcome.made[0] != 1:
+        return network
+    return LumaNetwork(network, outcome.made[1] // outcome.given[1]).to(device)
+
+
+def on_images_of(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    """The teacher, as a `LumaNetwork` where it takes gray images only and the student colours."""
+    return teacher if isinstance(for_colours(student), LumaNetwork) else for_colours(teacher)
 
 
 def _shortened(shape: Shape) -> Shape:

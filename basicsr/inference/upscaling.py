@@ -23,9 +23,9 @@ Run = Callable[[Tensor, Any], np.ndarray]
 
 
 class Upscaler:
-    """Upscales pictures `scale` times by a network of 1 or 3 channels.
+    """Upscales pictures `scale` times by a network of 1 or 3 channels; one of 1 takes colours too (`LumaNetwork`).
 
-    Gray becomes the mean of a colour network's output for three equal channels; a gray network runs on R, G, B apart.
+    Gray becomes the mean of a colour network's output for three equal channels.
     """
 
     def __init__(self, run: Run, scale: int, channels: int) -> None:
@@ -59,11 +59,8 @@ class Upscaler:
 
     def _upscale(self, pixels: np.ndarray) -> np.ndarray:
         """(h, w, C) to (sh, sw, C) of the same type; C is 1 or 3."""
-        channels = pixels.shape[2]
-        if channels == 3 and self._channels == 1:
-            return np.concatenate([self._upscale(pixels[..., [channel]]) for channel in range(3)], axis=2)
         lq = torch.from_numpy(np.ascontiguousarray(to_float32(pixels).transpose(2, 0, 1)))[None]
-        if channels == self._channels:
+        if pixels.shape[2] == 3 or self._channels == 1:
             return self._run(lq, pixels.dtype)
         large = self._run(lq.expand(1, 3, -1, -1), pixels.dtype)
         # The mean of three, rounded.

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
+from basicsr.archs.luma import ON_LUMA, LumaNetwork
 from basicsr.config.component_blocks import is_auto
 from basicsr.config.schema import FrozenMapping, Options
 from basicsr.distill.base import LossTerm, Reconstruction
+from basicsr.inference.runner import on_images_of
 from basicsr.losses import build_loss
 from basicsr.models.kd_model import Adversary, KDModel
 from basicsr.utils.precision import Precision, keep_output_precise
@@ -52,6 +54,8 @@ def build_model(options: Options, device: torch.device) -> tuple[KDModel, list[s
         if options.teacher_cache is None:
             teacher, loaded = load_network(options, "t", device)
             remarks.append(loaded)
+            teacher = on_images_of(network, teacher)
+            remarks += [f"network_t: {ON_LUMA}"] if isinstance(teacher, LumaNetwork) else []
         for name, block in options.train.distill.items():
             terms[name] = METHOD_REGISTRY.build(block)
             terms[name].gt_needs = declared(terms[name], "gt_needs", block, "")
@@ -77,6 +81,8 @@ def build_networks(options: Options, device: torch.device) -> dict[str, nn.Modul
             networks[label], _ = load_network(options, label, device)
         else:
             networks[label] = _placed(build_network(block), options, device)
+    if "t" in networks:
+        networks["t"] = on_images_of(networks["g"], networks["t"])
     return networks
 
 

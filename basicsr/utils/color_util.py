@@ -53,6 +53,13 @@ def rgb2ycbcr_pt(img: torch.Tensor, y_only: bool = False) -> torch.Tensor:
     return torch.stack(channels, dim=1)
 
 
+def ycbcr2rgb_pt(img: torch.Tensor) -> torch.Tensor:
+    """The inverse of `rgb2ycbcr_pt`: (B, 3, H, W), floating point, to RGB, of which colours outside are not clipped."""
+    luma, blue, red = (255.0 * channel - float(offset) for channel, offset in zip(img.unbind(1), _OFFSET, strict=True))
+    columns = np.linalg.inv(_RGB_TO_YCBCR).T.tolist()
+    return torch.stack([one * luma + two * blue + three * red for one, two, three in columns], dim=1)
+
+
 def _to_ycbcr(img: np.ndarray, matrix: np.ndarray, y_only: bool) -> np.ndarray:
     unit, full_scale = _unit_range(img)
     mixed = unit @ matrix[:, 0] + _OFFSET[0] if y_only else unit @ matrix + _OFFSET

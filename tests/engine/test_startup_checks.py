@@ -92,11 +92,6 @@ def own(options: dict[str, Any], how: str = "", **changes: Any) -> dict[str, Any
         (False, {"datasets__val__color": "gray"}, r"takes 3 channels, datasets.val gives 1: remove datasets.val.color"),
         (
             True,
-            {"network_t": GRAY_EDSR},
-            r"^network_t \(EDSR\) takes 1 channel, datasets.train gives 3: take a teacher for 3 channels$",
-        ),
-        (
-            True,
             {**IN_GRAY, "network_g": GRAY_EDSR},
             r"^network_t \(EDSR\) takes 3 channels, datasets.train gives 1: take a teacher for 1 channel$",
         ),

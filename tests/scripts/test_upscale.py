@@ -355,8 +355,10 @@ def test_results_of_other_formats(run, here, output_format, name):
 def test_a_network_for_gray_images_and_another_scale(run, here):
     network, block = nearest_edsr(3, 1)
     save_checkpoint(here / "gray.pth", network, block, 3)
-    assert run("photos/a.png", "--scale", 3, model="gray.pth")[0] == 0
-    assert np.array_equal(np.asarray(Image.open(here / "out/a_x3.png")), repeated(noise(0), 3))
+    Image.fromarray(noise(0)[..., 0]).save("gray.png")
+    assert run("gray.png", "photos/a.png", "--scale", 3, model="gray.pth")[0] == 0
+    assert np.array_equal(np.asarray(Image.open(here / "out/gray_x3.png")), repeated(noise(0)[..., 0], 3))
+    assert Image.open(here / "out/a_x3.png").mode == "RGB"
 
 
 def test_bf16_differs_by_little(run, here):
