@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -54,9 +54,9 @@ def check_same(database: Path, names: Collection[str], folder: Path, uncompresse
             raise DataError(f"{database} holds {found} images; remove it to create it anew, or give another --output")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    options = _parse()
+    options = _parse(argv)
     names = {
         dataset_tools.strip_suffix(stem, options.strip_suffix, options.input): name
         for stem, name in images_by_stem(str(options.input)).items()
@@ -77,7 +77,7 @@ def main() -> int:
     return 0
 
 
-def _parse() -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="images to pack")
     parser.add_argument("--output", type=Path, required=True, metavar="NAME.lmdb", help="the database")
@@ -92,7 +92,7 @@ def _parse() -> argparse.Namespace:
         help="store pixels as they are, for patches to be read alone: about twice as large, many times as fast",
     )
     dataset_tools.add_workers_option(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

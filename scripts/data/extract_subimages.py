@@ -24,6 +24,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -306,9 +307,9 @@ def tell(tasks: list[Task], counts: list[int], rest: int) -> None:
         print("cut alone: LR images of these must be cut together with them, by --lr-input")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    options = _parse()
+    options = _parse(argv)
     if options.strip_suffix is not None or _is_lr(options):
         raise OptionsError(
             "LR images are cut together with their HR images, so that both have one grid: give --input HR --output"
@@ -334,7 +335,7 @@ def _is_lr(options: argparse.Namespace) -> bool:
     return options.lr_input is None and _LR_NAME.search(options.input.resolve().name.lower()) is not None
 
 
-def _parse() -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -351,7 +352,7 @@ def _parse() -> argparse.Namespace:
     add("--strip-suffix", help=argparse.SUPPRESS)
     add("--compression", type=int, choices=range(10), default=3, metavar="0..9", help="PNG level (default: 3)")
     dataset_tools.add_workers_option(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -132,9 +133,9 @@ def make(task: Task) -> Outcome:
     return Outcome(True, left_over=task.cropped is None and any(rests))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    options = _parse()
+    options = _parse(argv)
     if 1 in options.scales:
         raise OptionsError("--scales 1 would make copies; inputs at scale 1, such as blurred ones, come with their set")
     sources = find_sources(options.input, options.recursive)
@@ -209,7 +210,7 @@ def _reads_from(folder: Path, output: Path, recursive: bool) -> bool:
     return source == target or (recursive and source in target.parents)
 
 
-def _parse() -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="HR images")
     parser.add_argument("--recursive", action="store_true", help="also images in folders below (with --hr-output)")
@@ -223,7 +224,7 @@ def _parse() -> argparse.Namespace:
         help="each_pass: as MATLAB resizes uint8 images (default); once: as it resizes im2double(image)",
     )
     dataset_tools.add_workers_option(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from basicsr.utils.matlab_functions import imresize_integer
 
 
 def test_every_script_starts_from_any_folder_and_explains_itself(tmp_path):
-    scripts = ["generate_lr.py", "extract_subimages.py", "create_lmdb.py", "check_dataset.py"]
+    scripts = ["generate_lr.py", "extract_subimages.py", "create_lmdb.py", "check_dataset.py", "prepare.py"]
     commands = [[sys.executable, str(SCRIPTS / script), "--help"] for script in scripts]
     running = [start(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for command in commands]
     for script, process in zip(scripts, running, strict=True):
