@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None, sets: Mapping[str, PublishedSet] = S
     if "unpack" in options.only and absent and not (options.incomplete and found):
         more = "" if not found else ", or --incomplete to go on without"
         raise DataError(
-            f"archives that {options.name} needs are missing ({len(absent)} of {len(needed)}): download them (above) and"
-            f" name their folder by --archives{more}"
+            f"archives that {options.name} needs are missing ({len(absent)} of {len(needed)}): download them (above)"
+            f" and name their folder by --archives{more}"
         )
     output = Path(options.output)
     _check_space(chosen, found, options)
