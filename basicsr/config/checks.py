@@ -15,6 +15,7 @@ from basicsr.config.component_blocks import constructor_of, is_auto
 from basicsr.config.schema import DatasetOptions, FrozenMapping, Options, RowOptions, thaw
 from basicsr.config.without_hr import find_idle_metrics, find_uses_of_hr
 from basicsr.config.yaml_reader import KeyPath
+from basicsr.files.image_folders import Pattern, is_pattern
 from basicsr.utils.process_settings import num_processors
 from basicsr.utils.registry import ARCH_REGISTRY, METHOD_REGISTRY, Problem, find_misfits
 from basicsr.utils.text import shortened, shown
@@ -350,7 +351,7 @@ def without_missing(options: Options) -> tuple[Options, list[Problem]]:
     missing = []
     for key, path, kind in _paths_to_read(options):
         is_there = os.path.isdir if key[-1] == "teacher_cache" else os.path.exists  # pathlib's may raise
-        if not is_there(path):
+        if not is_there(Pattern(path).base or "." if kind == "folder" and is_pattern(path) else path):
             missing.append((key, path, kind))
     ends = {path: _end(path) for _, path, _ in missing}
     lacking = Counter(ends[path][1] for _, path, _ in missing)
@@ -393,8 +394,7 @@ def _paths_to_read(options: Options) -> Iterator[tuple[KeyPath, str, str]]:
         for name, value in dataset.arguments.items():
             kind = "file" if name.startswith("meta_info") else "folder"
             if name == "teacher_cache" or name.startswith(("dataroot", "meta_info")):
-                paths = value if isinstance(value, tuple) else (value,)
-                yield from ((("datasets", key, name), path, kind) for path in paths if isinstance(path, str))
+                yield from ((at, path, kind) for at, path in _paths_in(value, ("datasets", key, name)))
     # resume_state is looked for when it is clear that nothing newer is resumed
     path, files = options.path, dict[KeyPath, str | None]()
     if options.is_train or not options.networks:
@@ -407,6 +407,17 @@ def _paths_to_read(options: Options) -> Iterator[tuple[KeyPath, str, str]]:
         files.update({("networks", row, "path"): entry.path for row, entry in options.networks.items()})
     files.update({(*at, "path"): teacher.get("path") for at, teacher in _further_teachers(options)})
     yield from ((key, file, "file") for key, file in files.items() if file is not None)
+
+
+def _paths_in(value: Any, at: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """The paths of an option: one, or a list of them, each alone or as {path: ..., weight: ...}."""
+    if isinstance(value, str):
+        yield at, value
+    elif isinstance(value, Mapping):
+        yield from _paths_in(value.get("path"), (*at, "path"))
+    elif isinstance(value, tuple):
+        for number, entry in enumerate(value):
+            yield from _paths_in(entry, (*at, number))
 
 
 def _end(path: str) -> tuple[str, str | None]:
@@ -536,11 +547,12 @@ def _lengths(options: Options) -> Iterator[Finding]:
 def _loading(options: Options) -> Iterator[Finding]:
     for key, dataset in options.datasets.items():
         at = ("datasets", key)
-        folders = {name: str(value) for name, value in dataset.arguments.items() if name.startswith("dataroot")}
-        for name, folder in folders.items() if dataset.name in _BENCHMARKS else ():
+        roots = {name: value for name, value in dataset.arguments.items() if name.startswith("dataroot")}
+        folders = [found for name, value in roots.items() for found in _paths_in(value, (*at, name))]
+        for where, folder in folders if dataset.name in _BENCHMARKS else ():
             others = [part for part in re.split(r"[/\\]", folder) if part in _BENCHMARKS]
             if others and dataset.name not in others:
-                yield (*at, name), f"is a folder of {others[-1]}, but the dataset is named {dataset.name}"
+                yield where, f"is a folder of {others[-1]}, but the dataset is named {dataset.name}"
         if not options.is_train:
             continue
         workers = dataset.num_worker_per_gpu

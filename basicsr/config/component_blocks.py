@@ -12,18 +12,22 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+from annotated_types import Gt, Le
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationError,
     ValidationInfo,
     model_validator,
+    with_config,
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic_core import core_schema
+from typing_extensions import Required, TypedDict
 
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import (
@@ -309,6 +313,42 @@ DegradationBlocks = Annotated[
     Mapping[str, Any] | Sequence[Mapping[str, Any]], _Steps("degradation", DEGRADATION_REGISTRY, provided=("scale",))
 ]
 ON_DISK: StorageBlock = FrozenMapping({"type": "disk"})
+
+
+LARGEST_WEIGHT = 1000
+
+
+@with_config(ConfigDict(extra="forbid"))
+class WeightedFolder(TypedDict, total=False):
+    """A folder, a pattern or a database, and how often its images are taken in a pass of training."""
+
+    path: Required[str]
+    weight: Annotated[float, Gt(0), Le(LARGEST_WEIGHT)]
+
+
+def _folders(value: Any) -> Any:
+    """Refuses what names no folders."""
+    is_list = isinstance(value, (list, tuple))
+    problems = [Problem((), "names no folder; give at least one")] if is_list and not value else []
+    for number, entry in enumerate(value if is_list else [value]):
+        key = (number,) if is_list else ()
+        if isinstance(entry, Mapping):
+            allowed = list(WeightedFolder.__annotations__)
+            problems += [unknown_key((*key, name), allowed) for name in entry if name not in allowed]
+            weight = entry.get("weight", 1)
+            if type(weight) not in (int, float) or not 0 < weight <= LARGEST_WEIGHT:
+                what = f"must be a number above 0, at most {LARGEST_WEIGHT}, got {shown(weight)}"
+                problems.append(Problem((*key, "weight"), f"{what}; leave out a folder that is not to be used"))
+        elif not isinstance(entry, str) or not entry:
+            what = "must be a folder, a pattern such as photos/**/*.jpg, {path: ..., weight: ...}, or a list of these"
+            problems.append(Problem(key, what, entry))
+    return raise_problems(problems) if problems else value
+
+
+ImageFolders = Annotated[str | WeightedFolder | Sequence[str | WeightedFolder], BeforeValidator(_folders)]
+"""A folder or pattern, or several: which images a dataset has."""
+ImageLists = str | Sequence[str | None]
+"""A file that lists images, or one for each folder, None for all images of that one."""
 
 
 def is_auto(block: Mapping[str, Any] | None) -> bool:

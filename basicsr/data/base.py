@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cache, wraps
+from functools import cache, cached_property, wraps
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -78,7 +78,7 @@ def taking_opt(init: Callable[..., None]) -> Callable[..., None]:
         self.lq_folder, self.gt_folder = folders.get("lq"), folders.get("gt")
         self.file_client = None
         self.io_backend_opt = dict(filled["io_backend"])
-        if self.io_backend_opt.get("type") == "lmdb":
+        if self.io_backend_opt.get("type") == "lmdb" and all(isinstance(folder, str) for folder in folders.values()):
             self.io_backend_opt |= {"db_paths": list(folders.values()), "client_keys": list(folders)}
         init(self, **given)
 
@@ -240,6 +240,12 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
     def stored_images(self) -> StoredImages | None:
         """Where the images lie, where the dataset says so; else None."""
         return stored_images(self._dataset)
+
+    @cached_property
+    def names(self) -> list[str] | None:
+        """What results call the images, no two alike, where the dataset says so; else None."""
+        stored = self.stored_images()
+        return None if stored is None else stored.titles("lq" if "lq" in stored.files else stored.names)
 
     @property
     def paths(self) -> Any:

@@ -1,30 +1,33 @@
 """Lists of images and of pairs of images, strict about what is missing, and what else lies in their folders.
 
-Functions named as in BasicSR have its signatures.
+Functions named as in BasicSR have its signatures. What they call a folder is read with the folders below it, and may be
+a pattern (basicsr/files/image_folders.py).
 
-Pairs are dicts such as {'lq_path': ..., 'gt_path': ...}, in the order of the HR images' names.
+Pairs are dicts such as {'lq_path': ..., 'gt_path': ...}, in the order of the HR images' names. HR and LR belong
+together by their names relative to their folders.
 
 Meta info files may come from strangers; what they name must lie below the dataset's folder:
 
 * No name is absolute or has a part `..`, in the manner of POSIX or Windows, and none has control characters.
 * The dataset's folder may itself be a symbolic link, and so may each image that lies in it directly, as on clusters:
   a plain listing of the folder shows the same images, so a file that names them adds nothing.
-* In folders below, which no listing enters, a name must still lie below the dataset's folder once all links are
-  followed. Otherwise a file could reach, through one forgotten link, all that lies behind it.
+* In folders below, a name must still lie below the dataset's folder once all links are followed. Otherwise a file could
+  reach, through one forgotten link, all that lies behind it, whatever its ending.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from basicsr.files.images import IMAGE_SUFFIXES
+from basicsr.files.image_folders import HIDDEN, IMAGE_SUFFIXES, MADE, ImageTree, Pattern, is_pattern, read_tree
 from basicsr.files.lmdb_databases import find_database_damage, read_meta_info
 from basicsr.files.regular_files import leaves_folder, read_lines
 from basicsr.utils.errors import AssertedDataError, DataError, OptionsError
-from basicsr.utils.misc import entries_of, is_folder, scandir
+from basicsr.utils.misc import scandir
 from basicsr.utils.text import printable
 
 _NAMED = 3
@@ -60,9 +63,31 @@ _PARTS = re.compile(
 _WITH_SHAPE = re.compile(r"(?P<name>.*\S) +\([0-9]+, ?[0-9]+(, ?[0-9]+)?\)( .*)?")
 
 
+class NamedImage(NamedTuple):
+    """An image of a folder: its name there, with its ending, and its path."""
+
+    name: str
+    path: str
+
+
+def images_in(folder: str) -> list[NamedImage]:
+    """The images of a folder and of those below, in the order of their names; raises DataError if there are none.
+
+    They are told by their endings, whether or not they can be read: none must vanish.
+    """
+    if is_pattern(folder):
+        return [NamedImage(*found) for found in Pattern(folder).images()]
+    tree = read_tree(folder)
+    if not tree.images:
+        others = "; ".join(_warnings(folder, tree))
+        raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); {others or 'check the path'}")
+    before = os.path.join(folder, "")
+    return [NamedImage(name, f"{before}{name}") for name in tree.images]
+
+
 def paths_from_folder(folder: str) -> list[str]:
-    """Paths of a folder's images in the order of their names, not of folders below; raises DataError if none."""
-    return [os.path.join(folder, name) for name in _image_names(folder)]
+    """Paths of a folder's images in the order of their names; raises DataError if there are none."""
+    return [image.path for image in images_in(folder)]
 
 
 def paths_from_lmdb(folder: str) -> list[str]:
@@ -90,27 +115,24 @@ def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filena
     check_template(filename_tmpl)
     gt_by_stem = images_by_stem(gt_folder)
     input_by_stem = images_by_stem(input_folder)
-    expected = {stem: filename_tmpl.format(stem) for stem in gt_by_stem}
+    expected = {stem: partner_of(stem, filename_tmpl) for stem in gt_by_stem}
     lonely = [stem for stem, wanted in expected.items() if wanted not in input_by_stem]
     if lonely:
         raise AssertedDataError(
-            f"{gt_folder} has {some([gt_by_stem[stem] for stem in lonely])} without a partner such as"
+            f"{gt_folder} has {some([gt_by_stem[stem].name for stem in lonely])} without a partner such as"
             f" {printable(expected[lonely[0]])}.png in {input_folder};"
-            f" {_about_partners(lonely, expected, input_by_stem)}"
+            f" {_about_partners(gt_folder, lonely, expected, input_by_stem)}"
         )
     unused = sorted(input_by_stem.keys() - set(expected.values()))
     if unused:
-        names = some([input_by_stem[stem] for stem in unused])
+        names = some([input_by_stem[stem].name for stem in unused])
         raise AssertedDataError(
             f"{input_folder} has {names} without a partner in {gt_folder} (filename_tmpl "
             f"is '{filename_tmpl}'); add the missing images or remove these"
         )
     return [
-        {
-            f"{input_key}_path": os.path.join(input_folder, input_by_stem[expected[stem]]),
-            f"{gt_key}_path": os.path.join(gt_folder, name),
-        }
-        for stem, name in gt_by_stem.items()
+        {f"{input_key}_path": input_by_stem[expected[stem]].path, f"{gt_key}_path": image.path}
+        for stem, image in gt_by_stem.items()
     ]
 
 
@@ -119,16 +141,23 @@ def paired_paths_from_meta_info_file(
 ) -> list[dict[str, str]]:
     """As `paired_paths_from_folder`, of the HR images that a file names: `0001_s001.png (480,480,3)` to a line.
 
-    As in BasicSR, the LR image lies in the LR folder itself and has the HR image's ending. Raises DataError as
-    `paths_from_meta_info_file`, and where two HR images share an LR image; OptionsError: as `check_template`.
+    The LR image has the HR image's ending. Of an HR image in a folder below, it lies in a folder of this name in the LR
+    folder, or else, as in BasicSR, in the LR folder itself. Raises DataError as `paths_from_meta_info_file`, and where
+    two HR images share an LR image; OptionsError: as `check_template`.
     """
     (input_folder, gt_folder), (input_key, gt_key) = folders, keys
     check_template(filename_tmpl)
     pairs: list[dict[str, str]] = []
     seen: dict[str, str] = {}
+    check_inside = _InsideOnly(meta_info_file, input_folder)
     for gt_name in _names_of(meta_info_file, gt_folder):
-        stem, ending = os.path.splitext(os.path.basename(gt_name))
-        input_path = os.path.join(input_folder, f"{filename_tmpl.format(stem)}{ending}")
+        stem, ending = os.path.splitext(gt_name)
+        input_name = f"{partner_of(stem, filename_tmpl)}{ending}"
+        if os.path.isfile(os.path.join(input_folder, input_name)):
+            check_inside(input_name)
+        else:
+            input_name = os.path.basename(input_name)
+        input_path = os.path.join(input_folder, input_name)
         if input_path in seen:
             raise DataError(
                 f"{meta_info_file} pairs {printable(f'{seen[input_path]} and {gt_name} with {input_path}')};"
@@ -153,15 +182,21 @@ def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[
     return [{f"{input_key}_path": key, f"{gt_key}_path": key} for key in keys_in[gt_folder]]
 
 
-def images_by_stem(folder: str) -> dict[str, str]:
+def images_by_stem(folder: str) -> dict[str, NamedImage]:
     """A folder's images by their names without ending, in order; raises DataError where two of these are equal."""
-    by_stem: dict[str, str] = {}
-    for name in _image_names(folder):
-        stem = os.path.splitext(name)[0]
+    by_stem: dict[str, NamedImage] = {}
+    for image in images_in(folder):
+        stem = os.path.splitext(image.name)[0]
         if stem in by_stem:
-            raise DataError(f"{folder} has both {printable(f'{by_stem[stem]} and {name}')}; remove one")
-        by_stem[stem] = name
+            raise DataError(f"{folder} has both {printable(f'{by_stem[stem].name} and {image.name}')}; remove one")
+        by_stem[stem] = image
     return by_stem
+
+
+def partner_of(stem: str, filename_tmpl: str) -> str:
+    """The name without ending of an HR image's LR image: the template is that of the last part."""
+    head, separator, last = stem.rpartition(os.sep)
+    return f"{head}{separator}{filename_tmpl.format(last)}"
 
 
 def check_template(filename_tmpl: str) -> None:
@@ -170,28 +205,23 @@ def check_template(filename_tmpl: str) -> None:
         raise OptionsError(f"filename_tmpl must hold {{}} once, such as '{{}}x2', got '{filename_tmpl}'")
 
 
-def _about_partners(lonely: Sequence[str], expected: Mapping[str, str], there: Mapping[str, str]) -> str:
-    """What to change where HR images have no partner."""
-    alike = {stem.casefold(): name for stem, name in there.items()}
+def _about_partners(
+    folder: str, lonely: Sequence[str], expected: Mapping[str, str], there: Mapping[str, NamedImage]
+) -> str:
+    """What to change where HR images of a folder have no partner."""
+    alike = {stem.casefold(): image.name for stem, image in there.items()}
     if found := alike.get(expected[lonely[0]].casefold()):
         return f"{printable(found)} is written otherwise (upper and lower case count); rename one"
     if len(lonely) == len(expected):  # one wrong setting, not single missing files
-        found = next(iter(there.values()))
+        found = next(iter(there.values())).name
         for stem in expected:
             rest = os.path.splitext(found)[0].removeprefix(stem)
             if os.path.splitext(found)[0].startswith(stem) and not set("{}") & set(rest):
                 return f"names there look like {printable(found)}: set filename_tmpl: '{{}}{printable(rest)}'"
         return f"names there look like {printable(found)}; change filename_tmpl or the folder"
+    if not is_pattern(folder) and all(os.sep in stem for stem in lonely):
+        return f"add the missing images, or leave out folders below by a pattern such as {folder}/*.png"
     return "add the missing images or change filename_tmpl"
-
-
-def _image_names(folder: str) -> list[str]:
-    """The names of a folder's entries that look like images, whether or not they can be read: none must vanish."""
-    names = [entry.name for entry in entries_of(folder) if _is_image(entry.name) and not entry.name.startswith(".")]
-    if not names:
-        others = "; ".join(folder_warnings(folder))
-        raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); {others or 'check the path'}")
-    return names
 
 
 def _keys_of(folder: str) -> dict[str, tuple[int, int, int]]:
@@ -208,30 +238,40 @@ def _names_of(meta_info_file: str, folder: str) -> list[str]:
     names = [_named(line, number, meta_info_file) for number, line in read_lines(meta_info_file, "meta_info_file")]
     if not names:
         raise DataError(f"meta_info_file {meta_info_file} names no image")
-    root = os.path.realpath(folder)
-    inside: dict[str, bool] = {}
-
-    def is_inside(path: str) -> bool:
-        return os.path.commonpath([root, os.path.realpath(path)]) == root
-
+    check_inside = _InsideOnly(meta_info_file, folder)
     for name in names:
         if leaves_folder(name):
             raise DataError(
                 f"meta_info_file {meta_info_file} names {printable(name[:200])}, which is not below the dataset's"
                 " folder; write paths relative to it, without '..'"
             )
+        check_inside(name)
+    return names
+
+
+class _InsideOnly:
+    """Raises DataError for names in folders below that lie, once links are followed, outside a folder."""
+
+    def __init__(self, meta_info_file: str, folder: str) -> None:
+        self._meta_info_file, self._folder = meta_info_file, folder
+        self._root = os.path.realpath(folder)
+        self._inside: dict[str, bool] = {}
+
+    def __call__(self, name: str) -> None:
         below = os.path.dirname(os.path.normpath(name))
         if not below:
-            continue
-        if below not in inside:
-            inside[below] = is_inside(os.path.join(folder, below))
-        path = os.path.join(folder, name)
-        if not inside[below] or (os.path.islink(path) and not is_inside(path)):
+            return
+        if below not in self._inside:
+            self._inside[below] = self._is_inside(os.path.join(self._folder, below))
+        path = os.path.join(self._folder, name)
+        if not self._inside[below] or (os.path.islink(path) and not self._is_inside(path)):
             raise DataError(
-                f"meta_info_file {meta_info_file} names {printable(name)}, which leads out of {folder} through a"
-                " symbolic link; name the folder behind the link as dataroot, or put the images there"
+                f"meta_info_file {self._meta_info_file} names {printable(name)}, which leads out of {self._folder}"
+                " through a symbolic link; name the folder behind the link as dataroot, or put the images there"
             )
-    return names
+
+    def _is_inside(self, path: str) -> bool:
+        return os.path.commonpath([self._root, os.path.realpath(path)]) == self._root
 
 
 def _named(line: str, number: int, meta_info_file: str) -> str:
@@ -267,39 +307,38 @@ def first_few(names: Sequence[str]) -> str:
     return printable(", ".join(names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
 
 
-def folder_warnings(folder: str, *, recursive: bool = False) -> Iterator[str]:
-    """Warns about files in a folder that are not used; with `recursive`, in the folders below too."""
-    entries = entries_of(folder)
-    folders = [entry for entry in entries if not _is_image(entry.name) and is_folder(entry)]
-    below = {entry.name: count for entry in folders if (count := count_images(entry.path)) != 0}
-    if recursive:
-        for entry in folders:
-            if entry.name in below and not entry.is_symlink():
-                yield from (f"{entry.name}: {sentence}" for sentence in folder_warnings(entry.path, recursive=True))
-    elif below:
-        counts = [f"{name}: {'cannot be read' if count is None else f'{count:,d}'}" for name, count in below.items()]
-        yield (
-            f"{some(counts, 'folder')} in it, with images, not read; name one of them instead, or bring the images of"
-            f" all into one by: python scripts/data/generate_lr.py --recursive --input {shlex.quote(folder)} --output"
-            " NEW_LR --hr-output NEW_HR --scales SCALE"
-        )
-    names = [entry.name for entry in entries if entry not in folders]
-    if others := [name for name in names if looks_like_image(name)]:
+def folder_warnings(folder: str) -> Iterator[str]:
+    """Warns about what a folder and those below it hold beside the images, and where images lie in it and below."""
+    yield from _warnings(folder, read_tree(folder))
+
+
+def _warnings(folder: str, tree: ImageTree) -> Iterator[str]:
+    below = [name for name in tree.images if os.sep in name]
+    if below and (own := len(tree.images) - len(below)):
+        counts = Counter(name.partition(os.sep)[0] for name in below)
+        folders = some([f"{name}: {count:,d}" for name, count in counts.items()], "folder")
+        yield f"{own:,d} in it and {len(below):,d} in {folders} below are used; its own alone by {folder}/*.png"
+    for reason in (HIDDEN, MADE):
+        left = (name for name, why in tree.left_out if why == reason)
+        counted = {name: count for name in left if (count := count_images(os.path.join(folder, name))) != 0}
+        if names := [f"{name}: {'?' if count is None else f'{count:,d}'}" for name, count in counted.items()]:
+            yield f"{some(names, 'folder')} in it, with images, not read ({reason}); name what is to be used"
+    if others := [name for name in tree.others if looks_like_image(os.path.basename(name))]:
         yield (
             f"{some(others, 'file')} in it not read, because of the ending; convert to PNG, or rename what is one of"
             f" {', '.join(IMAGE_SUFFIXES)}"
         )
-    hidden = [name for name in names if name.startswith(".") and _is_image(name)]
-    there = set(names)
-    if hidden := [name for name in hidden if (of := name.removeprefix(_MAC_NOTES)) == name or of not in there]:
-        yield f"{some(hidden, 'hidden file')} in it not read; rename what belongs to the images"
+    hidden = [(head, name) for head, name in map(os.path.split, tree.others) if _is_image(name)]
+    there = set(tree.images)
+    notes = {(head, name) for head, name in hidden if os.path.join(head, name.removeprefix(_MAC_NOTES)) in there}
+    if single := [os.path.join(*parts) for parts in hidden if parts not in notes]:
+        yield f"{some(single, 'hidden file')} in it not read; rename what belongs to the images"
     seen: dict[str, str] = {}
     alike = []
-    for name in names:
-        if _is_image(name) and not name.startswith("."):
-            first = seen.setdefault(os.path.splitext(name)[0].casefold(), name)
-            if first is not name:
-                alike.append(f"{first} and {name}")
+    for name in tree.images:
+        first = seen.setdefault(os.path.splitext(name)[0].casefold(), name)
+        if first is not name:
+            alike.append(f"{first} and {name}")
     if alike:
         yield (
             f"names that differ in upper and lower case or ending only ({first_few(alike)}); remove what is there twice"

@@ -2,8 +2,8 @@
 
 Which sample comes when is a function of the seed and the global position, without state. Position
 g = ((iteration * accumulate + micro) * world_size + rank) * batch_size + k counts all samples of a run over all ranks;
-with N images, pass p = g // N takes them in the order permutation(seed, p). Where the batch changes in the course of a
-run, each stage goes on counting where the one before it ended.
+with N images, pass p = g // N takes them in the order permutation(seed, p); sample_order.py has that of folders with
+weights. Where the batch changes in the course of a run, each stage goes on counting where the one before it ended.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ import traceback
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from basicsr.data.base import EvaluationDataset, SampleKey, check_patches, load_or_replace
 from basicsr.data.batch import Batch, BatchInSlot, Slots, collate
+from basicsr.data.sample_order import SampleOrder
+from basicsr.data.storage import Share, stored_images
 from basicsr.utils import randomness
 from basicsr.utils.errors import DataError, MachineError, Preempted, UserError
 from basicsr.utils.process_settings import STOP_SIGNALS, keep_freed_memory
@@ -73,6 +74,7 @@ def build_train_loader(options: DatasetOptions, *, accumulate: int, pin_memory: 
         batch_size=stages or options.batch_size_per_gpu,
         accumulate=accumulate,
         shuffle=options.use_shuffle,
+        shares=() if (stored := stored_images(dataset)) is None else stored.shares,
         **position,
     )
     return TrainLoader(
@@ -118,7 +120,8 @@ class KeySampler(Sampler[list[SampleKey]]):
     """Yields the keys of one batch after another, for one rank, from `start_iteration` to the run's end.
 
     `batch_size` is that of one rank, or the stages of a run whose batches change; the last one lasts to its end. An
-    iteration has `accumulate` batches of each rank. Without `shuffle`, passes are in the dataset's order.
+    iteration has `accumulate` batches of each rank. Without `shuffle`, passes are in the dataset's order. `shares` are
+    those of folders with weights.
     """
 
     num_samples: int
@@ -130,8 +133,11 @@ class KeySampler(Sampler[list[SampleKey]]):
     total_iterations: int
     accumulate: int = 1
     shuffle: bool = True
+    shares: Sequence[Share] = ()
 
     def __post_init__(self) -> None:
+        self._order = SampleOrder(self.num_samples, self.seed, self.shuffle, self.shares)
+        self.samples_per_pass = self._order.length
         size = self.batch_size
         self._stages = [Stage(self.total_iterations, size)] if isinstance(size, int) else list(size)
         self._of_one = [stage.batch_size * self.world_size * self.accumulate for stage in self._stages]  # iteration
@@ -164,15 +170,7 @@ class KeySampler(Sampler[list[SampleKey]]):
 
     def key(self, position: int, gt_size: int | None = None) -> SampleKey:
         """The sample at a global position."""
-        number_of_pass, place = divmod(position, self.num_samples)
-        if self.shuffle:
-            place = int(_permutation(self.seed, number_of_pass, self.num_samples)[place])
-        return SampleKey(place, randomness.sample_seed(self.seed, position), gt_size)
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, number_of_pass: int, num_samples: int) -> np.ndarray:
-    return randomness.generator(randomness.sample_seed(seed, number_of_pass), "sample order").permutation(num_samples)
+        return SampleKey(self._order.index(position), randomness.sample_seed(self.seed, position), gt_size)
 
 
 class TrainLoader:
@@ -199,7 +197,7 @@ class TrainLoader:
         self.dataset = dataset
         self.num_samples = sampler.num_samples
         self._sampler, self._accumulate = sampler, accumulate
-        self._epoch = sampler.num_samples * enlarge_ratio  # samples
+        self._epoch = sampler.samples_per_pass * enlarge_ratio  # samples
         self._batches = _BatchesByKeys(dataset, skip_bad_images)
         # Slots: batches that a worker has prepared, those of this iteration and the next (`PrefetchedBatches`), one
         # being filled, and a spare one.

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from basicsr.config.component_blocks import ON_DISK, DegradationBlocks, StorageBlock
+from basicsr.config.component_blocks import ON_DISK, DegradationBlocks, ImageFolders, ImageLists, StorageBlock
 from basicsr.data.base import Color, PatchDataset, TensorConversion, gray_values, rgb_tensor, taking_opt
 from basicsr.data.degradations.base import Chain, fault_of
-from basicsr.data.storage import OpenImage, StoredImages, Window, roots_of
+from basicsr.data.image_sets import find_images
+from basicsr.data.storage import OpenImage, StoredImages, Window
 from basicsr.data.teacher_outputs import decode, open_output
 from basicsr.data.transforms import (
     Coins,
@@ -44,15 +45,17 @@ class PairedImageDataset(PatchDataset):
     training from the sample's seed, otherwise from the image's name, so that figures repeat.
 
     Args:
-        dataroot_gt: folder or LMDB database of the HR images; None where there are LR images alone, of which only the
-            teacher's outputs are targets.
-        dataroot_lq: of the LR images; None where they are made of the HR images.
+        dataroot_gt: the HR images: a folder, which is read with those below; a pattern such as `sets/*/HR`; an LMDB
+            database; {path: one of these, weight: how often training takes its images in a pass}; or a list of such
+            entries. None where there are LR images alone, of which only the teacher's outputs are targets.
+        dataroot_lq: the LR images likewise; None where they are made of the HR images. Lists pair up entry by entry,
+            images by their names relative to their folders.
         scale: upscaling factor.
         phase: 'train', or 'val' and 'test', which are the same here.
         io_backend: {type: disk} or {type: lmdb}.
         filename_tmpl: name of an LR image without ending, from that of its HR image, such as '{}x2'.
         meta_info_file: file that lists the HR images to use, relative to `dataroot_gt`, or the LR images where they
-            are alone; None for the whole folder.
+            are alone; None for the whole folder. A list has an entry for each folder.
         gt_size: side of the HR patches in training, a multiple of `scale`; of the largest where they grow. LR patches
             are a `scale`-th of it, also where they are alone.
         use_hflip: flip half of the patches in training.
@@ -83,13 +86,13 @@ class PairedImageDataset(PatchDataset):
     def __init__(
         self,
         *,
-        dataroot_gt: str | None = None,
-        dataroot_lq: str | None = None,
+        dataroot_gt: ImageFolders | None = None,
+        dataroot_lq: ImageFolders | None = None,
         scale: Scale,
         phase: Literal["train", "val", "test"] = "train",
         io_backend: StorageBlock = ON_DISK,
         filename_tmpl: str = "{}",
-        meta_info_file: str | None = None,
+        meta_info_file: ImageLists | None = None,
         gt_size: Side | None = None,
         use_hflip: bool = True,
         use_vflip: bool = False,
@@ -111,29 +114,31 @@ class PairedImageDataset(PatchDataset):
         self.use_hflip, self.use_vflip, self.use_rot = use_hflip, use_vflip, use_rot
         self._convert = TensorConversion(color, mean, std)
         folders = {"lq": dataroot_lq, "gt": dataroot_gt}
-        self._roots = roots_of(io_backend, {role: path for role, path in folders.items() if path is not None})
-        self._roles: list[str] = [role for role in ("gt", "lq") if role in self._roots]  # the first names the images
+        self._roles: list[str] = [role for role in ("gt", "lq") if folders[role] is not None]  # the first names images
         self._teacher_cache = teacher_cache
         if teacher_cache is not None and (phase != "train" or (color, mean, std) != (None, None, None)):
             raise OptionsError("teacher_cache is for training on RGB in [0, 1]: without color, mean and std")
         for key, message in self.conflicts(dataroot_gt, dataroot_lq, degradation, scale, teacher_cache):
             raise OptionsError(f"{key}: {message}")
+        self._images = find_images(
+            io_backend,
+            {role: value for role, value in folders.items() if value is not None},
+            filename_tmpl=filename_tmpl,
+            meta_info_file=meta_info_file,
+            weighted=phase == "train",
+        )
+        self._roots, self.paths = self._images.roots, self._images.paths
         self._named = self._roots[self._roles[0]]
-        self._chosen = meta_info_file is not None and self._named.takes_list
         self._gray, self._degrade = color == "gray", None
         if dataroot_lq is None:
             self.degradation = degradation or _BICUBIC
             self._degrade = Chain(self.degradation, scale)
-            self.paths = [{"lq_path": name, "gt_path": name} for name in self._named.names(meta_info_file)]
-        elif dataroot_gt is None:
-            self.paths = [{"lq_path": name} for name in self._named.names(meta_info_file)]
-        else:
-            self.paths = self._named.pairs(dataroot_lq, filename_tmpl, meta_info_file)
+            self.paths = [{"lq_path": paths["gt_path"], **paths} for paths in self.paths]
 
     @staticmethod
     def conflicts(
-        dataroot_gt: str | None,
-        dataroot_lq: str | None,
+        dataroot_gt: ImageFolders | None,
+        dataroot_lq: ImageFolders | None,
         degradation: DegradationBlocks | None,
         scale: int,
         teacher_cache: str | None,
@@ -241,7 +246,8 @@ class PairedImageDataset(PatchDataset):
             scale=self.scale,
             exact=self.gt_size is not None,
             gt_patch_size=None if self.extend_small else self.gt_size,
-            chosen=self._chosen,
+            chosen=self._images.chosen,
+            shares=self._images.shares,
         )
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from basicsr.data import data_util
 from basicsr.data.data_util import folder_warnings
 from basicsr.files.file_client import FileClient
 from basicsr.files.header_readers import read_ppm_header
+from basicsr.files.image_folders import Pattern, is_pattern
 from basicsr.files.image_headers import Content, HeaderError, ImageHeader, Source, find_fault
 from basicsr.files.images import imfrombytes, ppm_columns
 from basicsr.files.lmdb_databases import count_values, read_meta_info, stored_value
@@ -38,6 +39,19 @@ class Window(NamedTuple):
     left: int
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """So many images of a dataset, one after the other, each of which training takes `weight` times in a pass."""
+
+    count: int
+    weight: float = 1.0
+
+
+def is_weighted(shares: Sequence[Share]) -> bool:
+    """Whether some images are not taken once in a pass."""
+    return any(share.weight != 1 for share in shares)
 
 
 class DecodedImage:
@@ -92,6 +106,8 @@ class ImageRoot:
 
     takes_list: ClassVar[bool] = True
     """Whether a `meta_info_file` may choose among the images."""
+    names_are_paths: ClassVar[bool] = True
+    """Whether images are called by their files' paths, which begin with the root's."""
 
     def names(self, meta_info_file: str | None) -> list[str]:
         """All images, in order; raises DataError where there are none, or the list is wrong."""
@@ -106,6 +122,28 @@ class ImageRoot:
             return data_util.paired_paths_from_meta_info_file(folders, keys, meta_info_file, filename_tmpl)
         return data_util.paired_paths_from_folder(folders, keys, filename_tmpl)
 
+    def listed(self, name: str, number: int = 0) -> str:
+        """What an image of the root, or of the root's part of that number, is called in the dataset."""
+        return name
+
+    @cached_property
+    def _pattern(self) -> Pattern | None:
+        return Pattern(self.path) if self.names_are_paths and is_pattern(self.path) else None
+
+    @property
+    def folder(self) -> str:
+        """The folder or database that the images lie in."""
+        return self.path if self._pattern is None else self._pattern.base
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The same of all parts of the root."""
+        return (self.folder,)
+
+    def may_have(self, name: str) -> bool:
+        """Whether an image in the root's folder is one of the root's."""
+        return self._pattern is None or self._pattern.matches(name)
+
     def label(self, name: str) -> str:
         """What to call an image in errors, in one line."""
         return printable(name)
@@ -114,13 +152,29 @@ class ImageRoot:
         """The file that an image lies in."""
         return name
 
+    def below(self, file: str) -> str:
+        """The path of a file that images lie in, the same wherever the root lies."""
+        folder = next((folder for folder in self.folders if file.startswith(folder)), "")
+        return file.removeprefix(folder).lstrip("/\\")
+
+    def place(self, name: str) -> tuple[str, str]:
+        """The folder or database of an image, and its name there."""
+        folder, last = os.path.split(name)
+        return folder or ".", last
+
     def relative(self, name: str) -> str:
         """An image's name, the same wherever the root lies."""
+        if self._pattern is not None:
+            return self._pattern.name(name)
         return name.removeprefix(self.path).lstrip("/\\") if name.startswith(self.path) else name
 
     def key(self, name: str) -> str:
         """An image's name without ending, the same in every kind of storage."""
         return os.path.splitext(self.relative(name))[0].replace(os.sep, "/")
+
+    def title(self, name: str) -> str:
+        """What results call an image: its name without ending."""
+        return self.key(name)
 
     def open(self, name: str) -> OpenImage:
         """Opens an image, of which a window may be read; raises DataError where that is not possible."""
@@ -145,7 +199,8 @@ class ImageRoot:
 
     def warnings(self, count: int) -> Iterator[str]:
         """What the root holds beside the `count` images that are used."""
-        return (f"{printable(self.path)}: {sentence}" for sentence in folder_warnings(self.path))
+        if self._pattern is None:
+            yield from (f"{printable(self.path)}: {sentence}" for sentence in folder_warnings(self.path))
 
 
 @dataclass(frozen=True)
@@ -155,6 +210,7 @@ class LmdbDatabase(ImageRoot):
     readahead: bool = False
 
     takes_list: ClassVar[bool] = False
+    names_are_paths: ClassVar[bool] = False
 
     def names(self, meta_info_file: str | None) -> list[str]:
         return data_util.paths_from_lmdb(self.path)
@@ -167,6 +223,9 @@ class LmdbDatabase(ImageRoot):
 
     def file(self, name: str) -> str:
         return os.path.join(self.path, "data.mdb")
+
+    def place(self, name: str) -> tuple[str, str]:
+        return self.path, name
 
     def relative(self, name: str) -> str:
         return name
@@ -198,8 +257,9 @@ class LmdbDatabase(ImageRoot):
         return read_meta_info(self.path)
 
     def warnings(self, count: int) -> Iterator[str]:
-        if (there := count_values(self.path)) > count:
-            yield f"{self.path} has {there:,d} images, its meta_info.txt lists {count:,d}; create it again"
+        listed = len(read_meta_info(self.path))
+        if (there := count_values(self.path)) > listed:
+            yield f"{self.path} has {there:,d} images, its meta_info.txt lists {listed:,d}; create it again"
 
 
 @STORAGE_REGISTRY.register()
@@ -237,7 +297,8 @@ class StoredImages:
     `files` has by role, 'gt' and 'lq' or 'lq' alone, the name of each item's image in its root, in `roots`; those of
     the first role are the dataset's names. HR is `scale` times as large as LR, exactly if `exact` (in training), else
     with pixels left over below and right. HR patches of side `gt_patch_size` must fit in. `chosen` images are named by
-    a list, so that others in the folder are left out on purpose.
+    a list, so that others in the folder are left out on purpose. `shares` are those of its folders, in order; none
+    stands for one.
     """
 
     files: Mapping[str, Sequence[str]]
@@ -246,6 +307,7 @@ class StoredImages:
     exact: bool = False
     gt_patch_size: int | None = None
     chosen: bool = False
+    shares: tuple[Share, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.files.values())))
@@ -258,6 +320,10 @@ class StoredImages:
     def label(self, role: str, index: int) -> str:
         """What to call an image in errors."""
         return self.roots[role].label(self.files[role][index])
+
+    def titles(self, role: str) -> list[str]:
+        """What results call the images."""
+        return [self.roots[role].title(file) for file in self.files[role]]
 
 
 def stored_images(dataset: Any) -> StoredImages | None:

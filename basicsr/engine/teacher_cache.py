@@ -7,6 +7,7 @@ run goes on: the key and the digests of all LR images are written first, and are
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -133,7 +134,7 @@ def make_cache(
     check_teacher(options, network, device)
     amps: tuple[Amp, ...] = ("bf16", "fp16", "none")
     keys = {amp: _key(options, network, settings, amp) for amp in amps}
-    folders = {amp: folder or _default_folder(stored.roots[stored.names].path, keys[amp]) for amp in amps}
+    folders = {amp: folder or _default_folder(stored.roots[stored.names].folders, keys[amp]) for amp in amps}
     if settings.amp == "auto":
         # `auto` never chooses fp16, and goes on with a cache that was begun.
         begun = next((one for one in amps if one != "fp16" and _is_begun(folders[one], keys[one])), None)
@@ -231,14 +232,17 @@ def _key(options: Options, network: torch.nn.Module, settings: CacheSettings, am
     )
 
 
-def _default_folder(images: str, key: CacheKey) -> Path:
-    """Beside the HR images, or LR images alone, such as DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble."""
-    root = Path(images)
+def _default_folder(folders: Sequence[str], key: CacheKey) -> Path:
+    """Beside the HR images, or LR images alone, such as DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble; of several the first."""
+    root = Path(folders[0])
+    if root.name in ("", ".."):
+        root = Path(os.path.abspath(root))
     architecture = re.sub(r"[^\w.-]+", "-", key.architecture)
-    parts = [root.name.removesuffix(".lmdb"), architecture, f"x{key.scale}", key.teacher[:8]]
+    parts = [root.name.removesuffix(".lmdb"), *([f"and_{len(folders) - 1}_more"] if len(folders) > 1 else [])]
+    parts += [architecture, f"x{key.scale}", key.teacher[:8]]
     parts += ["self_ensemble"] if key.self_ensemble else []
     parts += [key.precision] if key.precision != "none" else []
-    return root.with_name("_".join(parts))
+    return root.parent / "_".join(parts)
 
 
 def _is_begun(folder: Path, key: CacheKey) -> bool:

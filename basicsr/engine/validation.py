@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -112,7 +113,7 @@ def _image_saver(run: TrainingRun, log: RunLog | None, dataset: str) -> SaveImag
 
     def save(name: str, image: np.ndarray) -> None:
         if run.options.saves_images:
-            imwrite(image, str(root / dataset / name / f"{name}_{run.iteration}{suffix}.png"))
+            imwrite(image, root / dataset / name / f"{Path(name).name}_{run.iteration}{suffix}.png")
         if log is not None and not shown:
             shown.append(name)
             log.comparison(dataset, name, run.iteration, image)

@@ -43,7 +43,6 @@ from basicsr.utils.text import printable
 if TYPE_CHECKING:  # its import takes a second, which scripts that make no tensors do not spend
     import torch
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 AGAIN = "copy or download the file again"
 
 _FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}

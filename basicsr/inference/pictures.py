@@ -24,8 +24,9 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin, Unid
 
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.header_readers import read_header, sniff
+from basicsr.files.image_folders import IMAGE_SUFFIXES
 from basicsr.files.image_headers import MOST_TO_CUT, Content, HeaderError, ImageHeader, find_fault
-from basicsr.files.images import AGAIN, IMAGE_SUFFIXES, decode, find_damage, upright
+from basicsr.files.images import AGAIN, decode, find_damage, upright
 from basicsr.files.regular_files import read_regular
 from basicsr.utils.errors import CheckpointError, DataError, UserError
 from basicsr.utils.misc import sizeof_fmt

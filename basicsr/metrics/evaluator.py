@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from basicsr.files.images import IMAGE_SUFFIXES
+from basicsr.files.image_folders import IMAGE_SUFFIXES
 from basicsr.inference.runner import ImageRunner
 from basicsr.metrics import bound_metric, takes_tensors, traits_of
 from basicsr.metrics.metric_util import NoFigureWarning
@@ -27,7 +27,8 @@ from basicsr.utils.precision import Amp, Precision
 class EvaluationDataset(Protocol):
     """Items are dicts with `lq` (C, h, w), `lq_path`, and `gt` (C, sh, sw) where there is an HR image.
 
-    Images lie in [0, 1]; a dataset of another range has a method `restored` that brings them, and outputs, there.
+    Images lie in [0, 1]; a dataset of another range has a method `restored` that brings them, and outputs, there. A
+    dataset that names its images, no two alike, has a list `names`.
     """
 
     def __len__(self) -> int: ...
@@ -59,18 +60,19 @@ def image_name(lq_path: str) -> str:
 
 
 def image_names(dataset: EvaluationDataset) -> list[str] | None:
-    """Names of a dataset's images, if it has a list `paths` of them; DataError if two have one name."""
-    paths = getattr(dataset, "paths", None)
+    """Names of a dataset's images, if it has them, or a list `paths`; DataError if two have one name."""
+    known, paths = getattr(dataset, "names", None), getattr(dataset, "paths", None)
     if not isinstance(paths, Sequence) or len(paths) != len(dataset):
         return None
     files: list[Any] = [entry.get("lq_path") if isinstance(entry, Mapping) else entry for entry in paths]
-    if not all(isinstance(file, str) for file in files):
+    if known is None and not all(isinstance(file, str) for file in files):
         return None
-    names: dict[str, str] = {}
-    for file in files:
-        other = names.setdefault(image_name(file), file)
-        if other is not file:
-            raise DataError(f"{other} and {file} would both be called {image_name(file)} in the results; rename one")
+    names: dict[str, tuple[int, Any]] = {}
+    for number, file in enumerate(files):
+        name = image_name(file) if known is None else known[number]
+        other, before = names.setdefault(name, (number, file))
+        if other != number:
+            raise DataError(f"{before} and {file} would both be called {name} in the results; rename one")
     return list(names)
 
 
@@ -114,7 +116,7 @@ def evaluate(
         precision=Precision(device.type, amp),
     )
     try:
-        image_names(dataset)
+        known_names = image_names(dataset)
         first, count = dataset[0], len(dataset)
         if "gt" not in first:
             metrics = {name: block for name, block in metrics.items() if not traits_of(block).needs_reference}
@@ -124,7 +126,8 @@ def evaluate(
             if stopped := should_stop():
                 break
             item = dataset[index] if index > 0 else first
-            name, path = image_name(item["lq_path"]), item["lq_path"]
+            path = item["lq_path"]
+            name = image_name(path) if known_names is None else known_names[index]
             lq = item["lq"].unsqueeze(0).to(device)
             wait_for(device)
             start = time.perf_counter()

@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from basicsr.utils.errors import DataError
 
 if TYPE_CHECKING:  # scripts that only list folders do not wait for its import
@@ -18,6 +16,7 @@ if TYPE_CHECKING:  # scripts that only list folders do not wait for its import
 
 def set_random_seed(seed: int) -> None:
     """Seeds Python's, numpy's and torch's global generators, all with `seed` itself."""
+    import numpy as np
     import torch
 
     random.seed(seed)

@@ -58,15 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     options = _parse(argv)
     names = {
-        dataset_tools.strip_suffix(stem, options.strip_suffix, options.input): name
-        for stem, name in images_by_stem(str(options.input)).items()
+        dataset_tools.strip_suffix(stem, options.strip_suffix, options.input): image.path
+        for stem, image in images_by_stem(str(options.input)).items()
     }
     if options.output.exists():
         check_same(options.output, names, options.input, options.uncompressed)
         print(f"{options.output}: complete, nothing to do")
         return 0
     dataset_tools.tell_of_folders([options.input])
-    paths = [options.input / name for name in names.values()]
+    paths = list(map(Path, names.values()))
     compression, ending = (None, ".ppm") if options.uncompressed else (options.compression, ".png")
     work = partial(encode, compression=compression)
     with LmdbMaker(options.output, compress_level=compression or 0, ending=ending) as maker:

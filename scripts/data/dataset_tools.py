@@ -24,8 +24,9 @@ from tqdm import tqdm
 from basicsr.data.data_util import count_mismatch, folder_warnings, set_name
 from basicsr.engine.process.command import run_command
 from basicsr.files.file_client import FileClient
+from basicsr.files.image_folders import IMAGE_SUFFIXES
 from basicsr.files.image_headers import MOST_PIXELS
-from basicsr.files.images import IMAGE_SUFFIXES, imfrombytes
+from basicsr.files.images import imfrombytes
 from basicsr.utils.errors import DataError, Interrupted, MachineError
 from basicsr.utils.misc import scandir
 from basicsr.utils.text import printable
@@ -89,17 +90,12 @@ def warn(line: str) -> None:
     print(f"warning: {printable(line)}", file=sys.stderr)
 
 
-def tell_of_folders(folders: Iterable[Path], *, recursive: bool = False) -> None:
-    """Warns of what else lies beside the images of folders, and of benchmarks that are not complete.
-
-    Args:
-        folders: where images are taken from.
-        recursive: whether the folders below are read, too.
-    """
+def tell_of_folders(folders: Iterable[Path]) -> None:
+    """Warns of what else lies beside the images of folders, and of benchmarks that are not complete."""
     for folder in dict.fromkeys(folders):
-        for sentence in folder_warnings(str(folder), recursive=recursive):
+        for sentence in folder_warnings(str(folder)):
             warn(f"{folder}: {sentence}")
-        count = sum(1 for _ in scandir(folder, IMAGE_SUFFIXES))
+        count = sum(1 for _ in scandir(folder, IMAGE_SUFFIXES, recursive=True))
         if count and (difference := count_mismatch(set_name(str(folder)), count)):
             warn(f"{folder}: {difference}")
 

@@ -117,7 +117,8 @@ class Task:
     @property
     def done(self) -> Path:
         """A hidden file that is written when all squares are: how many, and of which sources."""
-        return self.parts[0].output / f".{self.stem}.done"
+        folder, name = os.path.split(self.stem)
+        return self.parts[0].output / folder / f".{name}.done"
 
     def record(self, squares: int) -> str:
         """What `done` holds."""
@@ -238,7 +239,8 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
     grid = Grid(options.crop_size, options.step, options.thresh_size, tuple(lr) or (1,))
     grid.check()
     hr: Path = options.input
-    partners: dict[str, list[Part]] = {stem: [] for stem in images_by_stem(str(hr))}
+    images = images_by_stem(str(hr))
+    partners: dict[str, list[Part]] = {image.path: [] for image in images.values()}
     for scale, (folder, output, template) in lr.items():
         try:
             pairs = paired_paths_from_folder([str(folder), str(hr)], ["lq", "gt"], template)
@@ -246,11 +248,10 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
             error.extend(after=" (filename_tmpl: --filename-tmpl)")
             raise
         for pair in pairs:
-            partners[Path(pair["gt_path"]).stem].append(Part(Path(pair["lq_path"]), output, scale))
-    names = images_by_stem(str(hr))
+            partners[pair["gt_path"]].append(Part(Path(pair["lq_path"]), output, scale))
     return [
-        Task(stem, (Part(hr / names[stem], options.output, 1), *parts), grid, options.compression)
-        for stem, parts in partners.items()
+        Task(stem, (Part(Path(image.path), options.output, 1), *partners[image.path]), grid, options.compression)
+        for stem, image in images.items()
     ]
 
 
@@ -279,7 +280,8 @@ def left_over(tasks: list[Task]) -> list[str]:
     stems = {task.stem for task in tasks}
     lines = []
     for part in tasks[0].parts:
-        there = sorted({path.stem.rpartition("_s")[0] for path in part.output.glob("*_s*.png")} - stems)
+        squares = (path.relative_to(part.output) for path in part.output.rglob("*_s*.png"))
+        there = sorted({str(square.with_suffix("")).rpartition("_s")[0] for square in squares} - stems)
         if there:
             lines.append(f"{part.output} has squares of images that are not in the input: {', '.join(there[:3])}")
     return lines

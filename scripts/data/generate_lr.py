@@ -38,7 +38,8 @@ import dataset_tools
 from basicsr.data.data_util import images_by_stem
 from basicsr.data.storage import stamp_of
 from basicsr.data.transforms import mod_crop
-from basicsr.files.images import IMAGE_SUFFIXES, imwrite
+from basicsr.files.image_folders import IMAGE_SUFFIXES
+from basicsr.files.images import imwrite
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.matlab_functions import imresize_integer
 from basicsr.utils.misc import scandir
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for stem, source in sources.items()
     ]
-    dataset_tools.tell_of_folders([options.input], recursive=options.recursive)
+    dataset_tools.tell_of_folders([options.input])
     outcomes = []
     for stem, outcome in zip(
         sources, dataset_tools.in_processes(make, tasks, options.workers, "LR images"), strict=True
@@ -192,7 +193,7 @@ def find_sources(folder: Path, recursive: bool) -> dict[str, Path]:
         DataError: the folder is missing or holds no image, or two images would have one name.
     """
     if not recursive:
-        return {stem: folder / name for stem, name in images_by_stem(str(folder)).items()}
+        return {stem: Path(image.path) for stem, image in images_by_stem(str(folder)).items()}
     found: dict[str, Path] = {}
     for name in scandir(folder, IMAGE_SUFFIXES, recursive=True):
         stem = "_".join(Path(name).with_suffix("").parts)

@@ -93,27 +93,33 @@ class TestWhatLiesBeside:
         for name in ("d.jfif", "e.AVIF", "f.gif", "0005", "notes.txt"):
             (tmp_path / name).write_bytes(b"x")
         (tmp_path / "empty").mkdir()
-        assert [Path(path).name for path in paths_from_folder(str(tmp_path))] == ["A.png", "B.JPG", "a.png", "c.Png"]
+        for name in (".thumbnails/1.png", "@eaDir/a.png"):
+            image(tmp_path / name)
+        found = [path.removeprefix(f"{tmp_path}/") for path in paths_from_folder(str(tmp_path))]
+        assert found == ["A.png", "B.JPG", "a.png", "beach/1.png", "beach/more/2.png", "c.Png"]
         told = list(folder_warnings(str(tmp_path)))
-        assert "1 folder (beach: 2) in it, with images, not read" in told[0]
-        assert f"generate_lr.py --recursive --input {tmp_path} --output" in told[0]
+        assert told[0] == f"4 in it and 2 in 1 folder (beach: 2) below are used; its own alone by {tmp_path}/*.png"
+        assert "2 folders (.thumbnails: 1, @eaDir: 1) in it, with images, not read (hidden, or the system's)" in told[1]
+        told.pop(0)
         assert "4 files (0005, d.jfif, e.AVIF, ...) in it not read, because of the ending" in told[1]
         assert "1 hidden file (.b.png) in it not read" in told[2]
         assert "ending only (A.png and a.png)" in told[3]
         assert len(told) == 4
 
     def test_is_what_an_empty_folder_is_told_of(self, tmp_path):
-        image(tmp_path / "2019" / "x.png")
-        image(tmp_path / "2020" / "y.png")
-        with pytest.raises(DataError, match=r"holds no image .*2 folders \(2019: 1, 2020: 1\) in it, with images"):
+        image(tmp_path / ".2019" / "x.png")
+        (tmp_path / "a.heic").write_bytes(b"x")
+        with pytest.raises(DataError, match=r"holds no image .*1 folder \(\.2019: 1\).*; 1 file \(a\.heic\) in it not"):
             paths_from_folder(str(tmp_path))
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-    def test_that_cannot_be_read_is_told(self, tmp_path):
+    def test_that_cannot_be_read_is_an_error(self, tmp_path):
+        image(tmp_path / "open" / "x.png")
         image(tmp_path / "closed" / "x.png")
         (tmp_path / "closed").chmod(0)
         try:
-            assert "1 folder (closed: cannot be read) in it" in next(folder_warnings(str(tmp_path)))
+            with pytest.raises(DataError, match=r"cannot read folder .*closed: Permission denied"):
+                paths_from_folder(str(tmp_path))
         finally:
             (tmp_path / "closed").chmod(0o755)
 

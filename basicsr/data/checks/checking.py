@@ -110,11 +110,12 @@ def check_images(
 def dataset_warnings(name: str, stored: StoredImages, phase: str) -> list[str]:
     """What lies beside a dataset's images, and whether their number is not that of the known set of this name."""
     roots = {stored.roots[role].path: stored.roots[role] for role in stored.files}
-    names, warnings = [name] if phase != "train" else [], list[str]()
+    names, warnings = [(name, len(stored))] if phase != "train" else [], list[str]()
     if not stored.chosen:
-        names += map(set_name, roots)
+        counts = [share.count for share in stored.shares] or [len(stored)]
+        names += [found for root in roots.values() for found in zip(map(set_name, root.folders), counts, strict=False)]
         warnings += chain.from_iterable(root.warnings(len(stored)) for root in roots.values())
-    mismatch = next(filter(None, (count_mismatch(called, len(stored)) for called in names)), None)
+    mismatch = next(filter(None, (count_mismatch(*named) for named in names)), None)
     return [*warnings, f"{name}: {mismatch}"] if mismatch else warnings
 
 

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from basicsr.data.storage import ImageRoot, Stamp, stamp_of, stored_images
+from basicsr.data.storage import ImageRoot, Stamp, is_weighted, stamp_of, stored_images
 from basicsr.files.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, DataError
 
@@ -50,7 +50,7 @@ def results_with_notes(
 
     `from_note` returns None or raises for notes of no use.
     """
-    path = os.path.abspath(root.path)
+    path = "\n".join(map(os.path.abspath, root.folders))
     head = {"version": VERSION, "root": path}
     prefix = f"{kind}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:24]}"
     own_file = cache_folder() / f"{prefix}-{rank}of{world_size}.json"
@@ -124,8 +124,9 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
     """What tells one list of images from another, wherever it lies, as files or in LMDB.
 
     `images` is their number; `names` the SHA-256 of the HR images' names in the order of use, relative to their folder
-    and without ending, or None if the dataset names none; `pixels of image 0 (gt)` and so on that of the first, middle
-    and last image of each kind, decoded, or None of one that cannot be read.
+    and without ending, or None if the dataset names none; `weights` those of its folders, `none` if all are 1; `pixels
+    of image 0 (gt)` and so on the SHA-256 of the first, middle and last image of each kind, decoded, or None of one
+    that cannot be read.
     """
     stored = stored_images(dataset)
     if stored is None:
@@ -135,6 +136,8 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
     for file in files:
         digest.update(stored.roots[role].key(file).encode("utf-8", "surrogateescape") + b"\n")
     found: dict[str, Any] = {"images": len(files), "names": digest.hexdigest()}
+    weights = [f"{share.weight:g} of {share.count}" for share in stored.shares]
+    found["weights"] = ", ".join(weights) if is_weighted(stored.shares) else "none"
     for role, files in stored.files.items():
         for index in sorted({0, len(files) // 2, len(files) - 1}):
             try:
@@ -155,7 +158,7 @@ def files_digest(dataset: Any) -> str | None:
         root = stored.roots[role]
         for file in dict.fromkeys(map(root.file, names)):
             size, _ = stamp_of(file) or (-1, 0)  # the check of all images says what is wrong with it
-            name = file.removeprefix(root.path).lstrip("/\\")
+            name = root.below(file)
             digest.update(f"{role} {size} {name}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
