@@ -233,7 +233,7 @@ def _key(options: Options, network: torch.nn.Module, settings: CacheSettings, am
 
 
 def _default_folder(folders: Sequence[str], key: CacheKey) -> Path:
-    """Beside the HR images, or LR images alone, such as DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble; of several the first."""
+    """Beside the HR images, or LR images alone, the first of several: DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble."""
     root = Path(folders[0])
     if root.name in ("", ".."):
         root = Path(os.path.abspath(root))
