@@ -463,5 +463,13 @@ def _halves(document: Document, key: str) -> Iterator[Problem]:
 def _expand_users(block: dict[str, Any], beginnings: tuple[str, ...] = ("",)) -> None:
     """Puts the home folder in the place of `~` in texts whose key begins so."""
     for name, value in block.items():
-        if isinstance(value, str) and value.startswith("~") and name.startswith(beginnings):
-            block[name] = os.path.expanduser(value)
+        if name.startswith(beginnings):
+            block[name] = _expanded(value)
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(entry) for entry in value]
+    if isinstance(value, dict):
+        return {**value, "path": _expanded(value["path"])} if "path" in value else value
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value

@@ -40,7 +40,7 @@ from published_sets import SETS, Archive, HrFolder, PublishedSet, Target
 from basicsr.data.checks.inspection import examine
 from basicsr.data.data_util import images_by_stem
 from basicsr.files.atomic_files import write_atomically
-from basicsr.files.images import IMAGE_SUFFIXES
+from basicsr.files.image_folders import IMAGE_SUFFIXES
 from basicsr.utils.errors import DataError
 from basicsr.utils.misc import scandir, sizeof_fmt
 
@@ -226,17 +226,17 @@ def _database_of(folder: Path) -> Path:
 def _write_list(folder: Path) -> None:
     """Writes meta_info_FOLDER.txt beside a folder: `name.png (height,width,channels)`, a line each."""
     lines = []
-    for name in images_by_stem(str(folder)).values():
-        finding = examine(str(folder / name))
+    for name, path in images_by_stem(str(folder)).values():
+        finding = examine(path)
         if finding.header is None:
-            raise DataError(f"{folder / name}: {finding.fault}")
+            raise DataError(f"{path}: {finding.fault}")
         height, width = finding.header.size
         lines.append(f"{name} ({height},{width},{finding.header.channels})\n")
     content = "".join(lines).encode()
-    path = folder.with_name(f"meta_info_{folder.name}.txt")
-    if not path.is_file() or path.read_bytes() != content:
-        write_atomically(path, lambda file: file.write(content))
-    print(f"{path}: {len(lines):,d} images")
+    written = folder.with_name(f"meta_info_{folder.name}.txt")
+    if not written.is_file() or written.read_bytes() != content:
+        write_atomically(written, lambda file: file.write(content))
+    print(f"{written}: {len(lines):,d} images")
 
 
 def _tell_of_options(chosen: PublishedSet, output: Path, options: argparse.Namespace) -> None:
