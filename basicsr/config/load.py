@@ -183,7 +183,7 @@ class _Checked:
         data["sources"] = sorted({position.file for position in document.positions().values()})
         problems, changes, self.options = validated(Options, data, _stand_in)
         for index, problem in enumerate(problems):
-            if problem.key[:1] == ("datasets",) and problem.key[-1] == "scale":  # which is the top-level one
+            if problem.key[:1] == ("datasets",) and problem.key[2:] == ("scale",):  # which is the top-level one
                 problems[index] = replace(problem, key=("scale",))
         problems = [*known, *self._normalised.problems, *problems]
         has_scale = not any(problem.key == ("scale",) for problem in problems)

@@ -51,6 +51,14 @@ NoiseLevel = Annotated[float, Ge(0), Le(255)]
 """A standard deviation of noise, of images in [0, 255]."""
 Deviation = Annotated[float, Gt(0), Le(10)]
 """A standard deviation of images in [0, 1]."""
+PoissonLevel = Annotated[float, Ge(0), Le(100)]
+Quality = Annotated[float, Ge(1), Le(100)]
+"""Of JPEG compression."""
+Spread = Annotated[float, Gt(0), Le(100)]
+"""A standard deviation of a blur in pixels, or the exponent of its shape."""
+KernelSide = Annotated[int, Ge(3), Le(63)]
+ResizeFactor = Annotated[float, Gt(0), Le(16)]
+ShrinkFactor = Annotated[float, Ge(1), Le(64)]
 
 Weight = Annotated[float, Ge(0), Le(1e6)]
 PositiveWeight = Annotated[float, Gt(0), Le(1e6)]

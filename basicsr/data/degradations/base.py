@@ -8,10 +8,12 @@ edge pixels repeated, as MATLAB's `imresize` has them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import DEGRADATION_REGISTRY
@@ -36,6 +38,20 @@ class Degradation(ABC):
         `origin` is the row and column of its first pixel in the whole image, negative beyond the edges. Pixels are
         uint8, uint16, or float32 in [0, 1]; of which type the result is, is up to the step.
         """
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes with one thread in the block, as workers do: with more, sums may come out otherwise."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Chain(Degradation):
