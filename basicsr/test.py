@@ -37,8 +37,7 @@ from basicsr.engine.process.distributed import Launcher, RankInfo, joined, requi
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.run_folder import prepare_results, results_taken
 from basicsr.engine.startup_checks import check_evaluation, evaluation_images
-from basicsr.engine.validation import evaluate_with
-from basicsr.files.images import imwrite
+from basicsr.engine.validation import evaluate_with, save_result
 from basicsr.inference.runner import Trial, for_colours
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import EvaluationDataset, SaveImage, image_names
@@ -232,9 +231,9 @@ class _Scale:
             trial = Trial(candidate.label, candidate.network, torch.device("cpu"))
             for images in samples:
                 self._fitting += check_evaluation(trial, candidate.block, images, options)
-        if self._channels == {1}:  # costs are those of gray images
-            gray = options.report.model_copy(update={"input": (1, *options.report.input[1:])})
-            self.options = options.model_copy(update={"report": gray})
+        if len(self._channels) == 1 and self._channels != {3}:  # costs are those of gray images, or of bands
+            own = options.report.model_copy(update={"input": (*self._channels, *options.report.input[1:])})
+            self.options = options.model_copy(update={"report": own})
 
     def results(self, latencies: Latencies) -> ScaleResults:
         """What has been measured so far, with the latency of each architecture."""
@@ -325,7 +324,7 @@ class _Scale:
 
     def _image_saver(self, row: str, dataset: str) -> SaveImage:
         saved = self._saved({})
-        return lambda name, image: imwrite(image, saved.path(row, dataset, name))
+        return lambda name, image: save_result(self.datasets[dataset], image, saved.path(row, dataset, name))
 
 
 @dataclass(frozen=True)

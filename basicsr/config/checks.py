@@ -174,6 +174,8 @@ def _cached(options: Options, at: KeyPath, dataset: DatasetOptions) -> Iterator[
         yield at, "only model_type KDModel (MCADKD) has a teacher; change model_type or remove it"
     elif changed := [name for name in _CHANGES_COLOURS if dataset.arguments.get(name) is not None]:
         yield at, f"has RGB in [0, 1], as images are without {changed[0]}; remove one of them"
+    elif dataset.arguments.get("io_backend", {}).get("type") == "bands":
+        yield at, "has RGB in [0, 1], and images of io_backend bands are no RGB; remove it"
 
 
 def _best(options: Options) -> Iterator[Finding]:

@@ -258,12 +258,17 @@ class TensorConversion:
 
     `color` is None for RGB, 'gray' for one channel, of a gray image its values as they are stored, of a colour image
     0.299 R + 0.587 G + 0.114 B, rounded to the image's whole numbers, or 'y' for Y of YCbCr (BT.601), which lies in
-    16/255 to 235/255 and which BasicSR takes. Each channel, in [0, 1], becomes (x - mean) / std; raises OptionsError
+    16/255 to 235/255 and which BasicSR takes. Images of another number of `channels` than 3 are bands, taken as they
+    are, without `color`. Each channel, in [0, 1], becomes (x - mean) / std; raises OptionsError
     where `mean` or `std` has another number of entries than the image will have channels.
     """
 
-    def __init__(self, color: Color | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        self._color, channels = color, 3 if color is None else 1
+    def __init__(
+        self, color: Color | None, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int = 3
+    ) -> None:
+        if color is not None and channels != 3:
+            raise OptionsError(f"color: {color} makes one channel of colours; images of {channels} bands have none")
+        self._color, channels = color, channels if color is None else 1
         per_channel: list[torch.Tensor | None] = []
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != channels:
@@ -272,15 +277,15 @@ class TensorConversion:
         self._mean, self._std = per_channel
 
     def __call__(self, img: np.ndarray, pixels: bool = False) -> torch.Tensor:
-        """Converts (H, W, 3), BGR, or (H, W, 1), uint8, uint16, or float32 in [0, 1], to float32 (C, H, W).
+        """Converts (H, W, 3), BGR, (H, W, 1), or bands, uint8, uint16, or float32 in [0, 1], to float32 (C, H, W).
 
-        With `pixels`, 8-bit RGB or gray that only needs scaling stays uint8, and may lie in the memory of `img`.
+        With `pixels`, 8-bit RGB, gray or bands that only needs scaling stays uint8, and may lie in the memory of `img`.
         """
         if self._color == "gray" and img.shape[2] == 3:
             img = gray_values(img)
         if pixels and img.dtype == np.uint8 and self._color != "y" and self._mean is None and self._std is None:
             return rgb_tensor(img)
-        values = img if img.dtype == np.float32 else to_float32(img)
+        values = to_float32(img)
         if self._color == "y":
             values = bgr2ycbcr(values, y_only=True)[..., None]
         tensor = img2tensor(values)
@@ -295,7 +300,7 @@ def gray_values(img: np.ndarray) -> np.ndarray:
 
 
 def rgb_tensor(img: np.ndarray) -> torch.Tensor:
-    """(H, W, 3), BGR, or (H, W, 1) as (C, H, W), RGB, of the same type; each pixel's channels lie side by side."""
+    """(H, W, 3), BGR, as (C, H, W), RGB, or other channels in their order, of one type; a pixel's lie side by side."""
     rgb = img[..., ::-1] if img.shape[2] == 3 else img
     if not rgb.flags.c_contiguous:
         rgb = cv2.cvtColor(img, cv2.COLOR_BGR2RGB) if img.flags.c_contiguous else np.ascontiguousarray(rgb)

@@ -17,10 +17,12 @@ from functools import cached_property
 from itertools import chain, permutations, takewhile
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from basicsr.config.component_blocks import ImageFolders
 from basicsr.data.storage import ImageRoot, OpenImage, Share, roots_of
 from basicsr.files.image_folders import is_pattern
-from basicsr.files.image_headers import Source
+from basicsr.files.image_headers import MOST_PIXELS, ImageHeader, Source
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.text import printable
 
@@ -198,6 +200,29 @@ class SeveralRoots(ImageRoot):
     def content(self, name: str) -> bytes:
         _, part, own = self._of(name)
         return part.content(own)
+
+    # All parts are of one kind.
+
+    @property
+    def channels(self) -> int:
+        return self.parts[0].channels
+
+    @property
+    def kind(self) -> str:
+        return self.parts[0].kind
+
+    def form(self, name: str) -> tuple[str, np.dtype] | None:
+        _, part, own = self._of(name)
+        return part.form(own)
+
+    def header(self, source: Source) -> ImageHeader:
+        return self.parts[0].header(source)
+
+    def fault(self, header: ImageHeader, most_pixels: int = MOST_PIXELS) -> str | None:
+        return self.parts[0].fault(header, most_pixels)
+
+    def decoded(self, content: bytes, label: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+        return self.parts[0].decoded(content, label, most_pixels)
 
     def shapes(self) -> Mapping[str, tuple[int, int, int]]:
         return {

@@ -52,7 +52,7 @@ class PairedImageDataset(PatchDataset):
             images by their names relative to their folders.
         scale: upscaling factor.
         phase: 'train', or 'val' and 'test', which are the same here.
-        io_backend: {type: disk} or {type: lmdb}.
+        io_backend: {type: disk}, {type: lmdb}, or {type: bands, channels: N} for images of N bands.
         filename_tmpl: name of an LR image without ending, from that of its HR image, such as '{}x2'.
         meta_info_file: file that lists the HR images to use, relative to `dataroot_gt`, or the LR images where they
             are alone; None for the whole folder. A list has an entry for each folder.
@@ -112,12 +112,9 @@ class PairedImageDataset(PatchDataset):
             )
         self.scale, self.gt_size, self.extend_small = scale, gt_size, extend_small
         self.use_hflip, self.use_vflip, self.use_rot = use_hflip, use_vflip, use_rot
-        self._convert = TensorConversion(color, mean, std)
         folders = {"lq": dataroot_lq, "gt": dataroot_gt}
         self._roles: list[str] = [role for role in ("gt", "lq") if folders[role] is not None]  # the first names images
         self._teacher_cache = teacher_cache
-        if teacher_cache is not None and (phase != "train" or (color, mean, std) != (None, None, None)):
-            raise OptionsError("teacher_cache is for training on RGB in [0, 1]: without color, mean and std")
         for key, message in self.conflicts(dataroot_gt, dataroot_lq, degradation, scale, teacher_cache):
             raise OptionsError(f"{key}: {message}")
         self._images = find_images(
@@ -128,6 +125,10 @@ class PairedImageDataset(PatchDataset):
             weighted=phase == "train",
         )
         self._roots, self.paths = self._images.roots, self._images.paths
+        channels = self._roots[self._roles[0]].channels
+        self._convert = TensorConversion(color, mean, std, channels)
+        if teacher_cache is not None and (phase != "train" or (color, mean, std, channels) != (None, None, None, 3)):
+            raise OptionsError("teacher_cache is for training on RGB in [0, 1]: without color, mean, std and bands")
         self._named = self._roots[self._roles[0]]
         self._gray, self._degrade = color == "gray", None
         if dataroot_lq is None:

@@ -47,8 +47,8 @@ class SingleImageDataset(ImageDataset):
         mean: Sequence[Colour] | None = None,
         std: Sequence[Deviation] | None = None,
     ) -> None:
-        self._convert = TensorConversion(color, mean, std)
         self._images = find_images(io_backend, {"lq": dataroot_lq}, meta_info_file=meta_info_file)
+        self._convert = TensorConversion(color, mean, std, self._images.roots["lq"].channels)
         self.paths = [path["lq_path"] for path in self._images.paths]
 
     def __len__(self) -> int:

@@ -15,9 +15,9 @@ import numpy as np
 from basicsr.data import data_util
 from basicsr.data.data_util import folder_warnings
 from basicsr.files.file_client import FileClient
-from basicsr.files.header_readers import read_ppm_header
+from basicsr.files.header_readers import read_header, read_ppm_header
 from basicsr.files.image_folders import Pattern, is_pattern
-from basicsr.files.image_headers import Content, HeaderError, ImageHeader, Source, find_fault
+from basicsr.files.image_headers import MOST_PIXELS, Content, HeaderError, ImageHeader, Source, find_fault
 from basicsr.files.images import imfrombytes, ppm_columns
 from basicsr.files.lmdb_databases import count_values, read_meta_info, stored_value
 from basicsr.files.regular_files import open_regular
@@ -63,7 +63,7 @@ class DecodedImage:
         self.depth = pixels.dtype.itemsize * 8
 
     def read(self, window: Window | None = None) -> np.ndarray:
-        """The pixels of `window`, or all: (H, W, 3), BGR, uint8 or uint16; not to be written to."""
+        """The pixels of `window`, or all: (H, W, C), BGR or bands, uint8, uint16, of bands also float32; read-only."""
         top, left, height, width = window or (0, 0, *self.size)
         return self._pixels[top : top + height, left : left + width]
 
@@ -108,6 +108,16 @@ class ImageRoot:
     """Whether a `meta_info_file` may choose among the images."""
     names_are_paths: ClassVar[bool] = True
     """Whether images are called by their files' paths, which begin with the root's."""
+
+    @property
+    def channels(self) -> int:
+        """Of the images as they are opened: 3, BGR, or another number of bands in their order."""
+        return 3
+
+    @property
+    def kind(self) -> str:
+        """What notes on checked images are called: images that are read in another way have notes of their own."""
+        return "images"
 
     def names(self, meta_info_file: str | None) -> list[str]:
         """All images, in order; raises DataError where there are none, or the list is wrong."""
@@ -183,7 +193,7 @@ class ImageRoot:
                 file = _File(name, 64)  # nothing of the pixels is kept
                 if header := _ppm_header(file):
                     return PpmImage(file.read, header, self.label(name))
-        return DecodedImage(imfrombytes(self.content(name), source=name))
+        return DecodedImage(self.decoded(self.content(name), name))
 
     def opened(self, name: str) -> AbstractContextManager[Source]:
         """An image's bytes for the length of a block; raises OSError or DataError where they cannot be read."""
@@ -192,6 +202,22 @@ class ImageRoot:
     def content(self, name: str) -> bytes:
         """All bytes of an image; raises DataError where they cannot be read."""
         return FileClient().get(name)
+
+    def form(self, name: str) -> tuple[str, np.dtype] | None:
+        """The ending of an image's name and the type of its values, in which results are kept, too; None for PNG."""
+        return None
+
+    def header(self, source: Source) -> ImageHeader:
+        """What an image announces; raises HeaderError."""
+        return read_header(source)
+
+    def fault(self, header: ImageHeader, most_pixels: int = MOST_PIXELS) -> str | None:
+        """Why an image with this header is refused, or None."""
+        return find_fault(header, most_pixels)
+
+    def decoded(self, content: bytes, label: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+        """An image's pixels (H, W, `channels`), called `label` in errors; raises DataError."""
+        return imfrombytes(content, source=label, most_pixels=most_pixels)
 
     def shapes(self) -> Mapping[str, tuple[int, int, int]]:
         """Height, width and channels of images, where the root lists them."""

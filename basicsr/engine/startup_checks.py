@@ -25,7 +25,6 @@ from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
 from basicsr.engine.inputs import check_cache_content, check_datasets
 from basicsr.engine.process.command import StopRequest
-from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import HeaderError
 from basicsr.inference.runner import Outcome, Shape, Trial
 from basicsr.metrics import arguments_of, traits_of
@@ -161,7 +160,8 @@ def check_evaluation(
 ) -> list[str]:
     """Tries a network on a validation or test set, raising as `check_fit`.
 
-    Returns remarks where a metric's `test_y_channel` means nothing, or metrics need HR images that are not there.
+    Metrics of luma or colours are refused for bands. Returns remarks where a metric's `test_y_channel` means nothing,
+    or metrics need HR images that are not there.
     """
     fit = _Fit(trial, network_block, images)
     channels, height, width = images.shape
@@ -174,7 +174,15 @@ def check_evaluation(
     which, blocks = f"{images.label} ({images.block.name})", options.val.metrics
     idle = [name for name, block in blocks.items() if images.gt is None and traits_of(block).needs_reference]
     remarks = [f"{which} has no HR images: no figures of {', '.join(idle)}"] if idle else []
+    if channels not in (1, 3):
+        remarks.append(f"{which} has {channels} channels; pictures show the first{' three' if channels > 2 else ''}")
     luma = [name for name, block in blocks.items() if arguments_of(block).get("test_y_channel")]
+    of_colours = [name for name, block in blocks.items() if traits_of(block).only_colours]
+    if tried.made is not None and tried.made[0] not in (1, 3) and (luma or of_colours):
+        whole = f"{which} has {tried.made[0]} channels"
+        if luma:
+            raise OptionsError(f"{whole}, of which there is no luma: remove test_y_channel of {', '.join(luma)}")
+        raise OptionsError(f"{whole}: {', '.join(of_colours)} measures gray and RGB only; remove it")
     if tried.made is not None and tried.made[0] == 1 and luma:
         remarks.append(f"{which} has one channel: test_y_channel of {', '.join(luma)} has no effect")
     return remarks
@@ -237,7 +245,7 @@ def _lr_sizes(dataset: Any) -> list[tuple[int, int]]:
     for name in stored.files[role]:
         with suppress(HeaderError, DataError, OSError):  # reported by the check of images
             with stored.roots[role].opened(name) as source:
-                height, width = (side // factor for side in read_header(source).size)
+                height, width = (side // factor for side in stored.roots[role].header(source).size)
             sizes.setdefault((height % 64, width % 64), (height, width))
     return list(sizes.values())[:_SIZES]
 
@@ -314,7 +322,7 @@ class _Fit:
         remedies = [f"set {_channel_keys(trial.label, self.block, _IN_KEYS)} to {given}"]
         if trial.label.startswith("network_t") or "teachers" in trial.label:
             remedies = [f"take a teacher for {_counted(given)}"]
-        elif known and takes == 1:
+        elif known and takes == 1 and given == 3:
             remedies.append(f"set {images.label}.color to gray (values as stored) or y (luma)")
         elif known and takes == 3 and images.block.arguments.get("color") is not None:
             remedies.append(f"remove {images.label}.color")

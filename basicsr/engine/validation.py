@@ -13,10 +13,12 @@ from torch import nn
 from tqdm import tqdm
 
 from basicsr.config.schema import Options
+from basicsr.data.storage import stored_images
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.engine.logs.run_log import RunLog
 from basicsr.engine.process.command import StopRequest
 from basicsr.engine.process.distributed import RankInfo
+from basicsr.files.band_files import as_type, picture_of, write_bands
 from basicsr.files.images import imwrite
 from basicsr.metrics.evaluator import Evaluation, EvaluationDataset, SaveImage, evaluate
 from basicsr.utils.dist_util import on_master
@@ -105,17 +107,32 @@ def validate(run: TrainingRun, folder: CheckpointFolder, log: RunLog | None, sto
     return True
 
 
+def save_result(dataset: EvaluationDataset, image: np.ndarray, path: Path) -> None:
+    """Writes what `evaluate` hands over as PNG; of bands a picture of some, and beside it all, as the LR images are.
+
+    Raises DataError where that is not possible.
+    """
+    imwrite(picture_of(image), path)
+    if image.dtype == np.float32:
+        stored, form = stored_images(dataset), None
+        if stored is not None:  # LR images may be made of the HR images
+            role = "lq" if "lq" in stored.files else "gt"
+            form = stored.roots[role].form(stored.files[role][0])
+        suffix, dtype = form or (".npy", np.dtype(np.float32))
+        write_bands(path.with_suffix(suffix), as_type(image, dtype))
+
+
 def _image_saver(run: TrainingRun, log: RunLog | None, dataset: str) -> SaveImage | None:
     """Saves every image if the options say so, and shows each set's first one in TensorBoard and W&B."""
     shown: list[str] = []
-    root = run.options.visualization_folder
+    root, images = run.options.visualization_folder, run.validation[dataset]
     suffix = f"_{run.options.val.suffix}" if run.options.val.suffix else ""
 
     def save(name: str, image: np.ndarray) -> None:
         if run.options.saves_images:
-            imwrite(image, root / dataset / name / f"{Path(name).name}_{run.iteration}{suffix}.png")
+            save_result(images, image, root / dataset / name / f"{Path(name).name}_{run.iteration}{suffix}.png")
         if log is not None and not shown:
             shown.append(name)
-            log.comparison(dataset, name, run.iteration, image)
+            log.comparison(dataset, name, run.iteration, picture_of(image))
 
     return save

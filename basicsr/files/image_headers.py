@@ -51,10 +51,10 @@ class ImageHeader(NamedTuple):
     """What a file announces; height and width are those of the upright image.
 
     Attributes:
-        format: 'PNG', 'JPEG', 'BMP', 'TIFF', 'WebP' or 'PPM'.
+        format: 'PNG', 'JPEG', 'BMP', 'TIFF', 'WebP' or 'PPM'; 'NPY' of bands.
         channels: as stored, alpha included; 3 for colours from a palette.
         bits: to a channel; 8 for colours from a palette.
-        space: 'gray', 'colour', 'CMYK', or 'other'.
+        space: 'gray', 'colour', 'CMYK', 'bands', or 'other'.
         end: bytes that the file must have at least for its pixels; 0 if unknown.
         largest: the value of full intensity, where the file states it, as PPM files do.
         orientation: how the stored rows are to be turned, 1 to 8 as in EXIF.
@@ -94,8 +94,8 @@ class ImageHeader(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """Bits to a channel once decoded, 8 or 16."""
-        return 16 if self.bits > 8 else 8
+        """Bits to a channel once decoded: 8, 16, or 32 of floats."""
+        return 32 if self.bits > 16 else 16 if self.bits > 8 else 8
 
 
 def find_fault(header: ImageHeader, most_pixels: int = MOST_PIXELS) -> str | None:
@@ -224,6 +224,23 @@ def read_tiff_header(source: Source) -> ImageHeader:
         frames=max(shown, len(page.tags.get(_PLANES) or [0]), *hidden),
         oddity=oddity,
     )
+
+
+def read_bands_header(source: Source) -> ImageHeader:
+    """The header of a TIFF file whose samples are no colours, whatever it calls them; raises as `read_tiff_header`."""
+    header, page = read_tiff_header(source), read_directory(source, None, _WANTED)
+    samples, bits, kinds = page.first(_SAMPLES, 1), page.tags.get(_BITS_EACH) or [1], page.tags.get(_FORMAT) or [1]
+    oddity = _odd_layout(source, page)
+    if len(set(bits)) > 1 or len(set(kinds)) > 1:
+        oddity = oddity or "its channels hold numbers of different kinds; convert it"
+    if kinds[0] not in (1, 3):
+        oddity = oddity or "its pixels are signed or complex numbers, allowed are unsigned ones and floats; convert it"
+    if page.first(_PHOTOMETRIC, MIN_IS_BLACK) not in (MIN_IS_BLACK, RGB):
+        oddity = (
+            oddity or "its channels are inks, an index of a palette, or inverted; save them as they are (MINISBLACK)"
+        )
+    end = 0 if oddity else _end(page)
+    return header._replace(channels=samples, space="bands", end=end, oddity=oddity)
 
 
 def read_directory(source: Source, start: int | None = None, wanted: Set[int] = frozenset({_ORIENTATION})) -> Directory:

@@ -216,12 +216,22 @@ def encode_png(img: np.ndarray, compress_level: int) -> bytes:
     return cv2.imencode(".png", img, [cv2.IMWRITE_PNG_COMPRESSION, compress_level])[1].tobytes()
 
 
-def _tiff(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
+def tiff_package() -> Any:
+    """tifffile, with the decoders of compressed files; raises MachineError where they are not installed."""
     tifffile = _package("tifffile", "TIFF")
     _package("imagecodecs", "compressed TIFF")
     logger = logging.getLogger("tifffile")
     logger.propagate = False  # its remarks on odd tags; the header's check has dealt with those that matter
     logger.addHandler(_SILENT)
+    return tifffile
+
+
+def tiff_values(content: bytes, size: tuple[int, int]) -> tuple[np.ndarray, int, np.ndarray | None]:
+    """The first page of a TIFF file: values (H, W, samples) of the stored `size`, photometric, the palette if any.
+
+    Raises DamageError where the decoder refuses it, or contradicts `size`.
+    """
+    tifffile = tiff_package()
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages[0]
@@ -233,13 +243,16 @@ def _tiff(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
     except Exception as error:  # damaged files make it fail in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DamageError(f"the decoder says '{reason}'") from error
-    height, width = header.stored_size
+    height, width = size
     if values.size != height * width * samples:
-        raise DamageError(f"it decodes to {values.shape}, its header announces {header.stored_size}")
+        raise DamageError(f"it decodes to {values.shape}, its header announces {size}")
     if planes == 2:
-        pixels = np.moveaxis(values.reshape(samples, height, width), 0, -1)
-    else:
-        pixels = values.reshape(height, width, samples)
+        return np.moveaxis(values.reshape(samples, height, width), 0, -1), photometric, colours
+    return values.reshape(height, width, samples), photometric, colours
+
+
+def _tiff(content: bytes, header: ImageHeader, colour: bool) -> np.ndarray:
+    pixels, photometric, colours = tiff_values(content, header.stored_size)
     if colours is not None:
         pixels = (colours.T >> 8).astype(np.uint8)[pixels[..., 0]]
     if photometric == MIN_IS_WHITE:
@@ -310,7 +323,9 @@ def _find_jpeg_damage(content: bytes) -> str | None:
 
 
 def to_float32(img: np.ndarray) -> np.ndarray:
-    """uint8 in 0..255 or uint16 in 0..65535, any shape, to float32 in [0, 1]."""
+    """uint8 in 0..255 or uint16 in 0..65535, any shape, to float32 in [0, 1]; float32 stays as it is."""
+    if img.dtype == np.float32:
+        return img
     return img.astype(np.float32) / np.float32(_FULL_SCALE[img.dtype])
 
 
@@ -402,6 +417,12 @@ def tensor2img(
             img = (img * _FULL_SCALE[out_type]).round()
         images.append(np.ascontiguousarray(img[..., ::-1] if img.ndim == 3 and rgb2bgr else img).astype(out_type))
     return images[0] if len(images) == 1 else images
+
+
+def shown_channels(image: Any) -> Any:
+    """What pictures show of a tensor (..., C, H, W): gray and RGB as they are, of bands the first three, of two one."""
+    channels = image.shape[-3]
+    return image if channels in (1, 3) else image[..., : 3 if channels > 3 else 1, :, :]
 
 
 def crop_border(imgs: Any, crop_border: int) -> Any:

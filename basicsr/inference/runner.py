@@ -356,7 +356,8 @@ class Trial:
             outcome = self._outcome(_noise(shorter), any_output)
         if outcome.made is not None:
             return outcome
-        for channels in _CHANNELS:
+        first = self.first_channels  # some take a single channel too, as it spreads to all where a mean is subtracted
+        for channels in dict.fromkeys((first, *_CHANNELS) if first is not None else _CHANNELS):
             other = (channels, *shorter[1:])
             if other != shorter and (
                 self._made_on_meta(other, any_output) or self._outcome(_noise(other), any_output).made

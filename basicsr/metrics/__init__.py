@@ -19,10 +19,11 @@ Metric = TypeVar("Metric", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Traits:
-    """Which direction of a metric is better, and whether it compares with the HR image."""
+    """Which direction of a metric is better, whether it compares with the HR image, and takes gray or RGB only."""
 
     better: Direction = "higher"
     needs_reference: bool = True
+    only_colours: bool = False
 
 
 def described(

@@ -94,9 +94,10 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluates a network; each rank takes every world-size-th image. All ranks must call, and all get the result.
 
-    The network maps (1, 3, h, w) to (1, 3, sh, sw); it runs in eval mode, as `ImageRunner` says, and is left as it was.
+    The network maps (1, C, h, w) to (1, C, sh, sw); it runs in eval mode, as `ImageRunner` says, and is left as it was.
     Metrics that need HR images are skipped where there are none. `save_image` gets an image's name and result, uint8
-    HWC BGR. If `should_stop` is true on any rank before an image, the result is None.
+    HWC BGR, or of bands float32 HWC in [0, 1]. If `should_stop` is true on any rank before an image, the result is
+    None.
 
     Raises:
         NonFiniteError: the network's output is not finite, on any rank.
@@ -152,7 +153,10 @@ def evaluate(
                 figures.append(_measured(metric, measure, tensors if on_tensors else arrays, path))
             rows[index] = name, [*figures, seconds]
             if save_image is not None:
-                save_image(name, arrays["img"] if arrays else _to_bgr(output))
+                if output.shape[1] in (1, 3):
+                    save_image(name, arrays["img"] if arrays else _to_bgr(output))
+                else:
+                    save_image(name, np.ascontiguousarray(output[0].float().clamp(0, 1).permute(1, 2, 0).numpy()))
     except Exception as error:  # a dataset of the user's own raises anything
         failure = error  # raised when the other ranks know, so that they do not wait for this one
     raise_together(failure)
@@ -173,11 +177,16 @@ def evaluate(
 
 
 def _to_bgr(image: torch.Tensor) -> np.ndarray:
-    """As `tensor2img` of (1, C, H, W), in fewer passes and by NumPy: PyTorch's threads wait for each other."""
+    """As `tensor2img` of (1, C, H, W), in fewer passes and by NumPy: PyTorch's threads wait for each other.
+
+    Of other than 1 or 3 channels (H, W, C) in their order.
+    """
     planes = np.clip(image[0].detach().float().cpu().numpy(), 0, 1)
     planes *= 255
     levels = np.rint(planes, out=planes).astype(np.uint8)
-    return levels[0] if len(levels) == 1 else np.asarray(cv2.merge(list(levels[::-1])))
+    if len(levels) == 1:
+        return levels[0]
+    return np.asarray(cv2.merge(list(levels[::-1] if len(levels) == 3 else levels)))
 
 
 def _measured(metric: str, measure: Callable[[Mapping[str, Any]], Any], images: Mapping[str, Any], path: str) -> float:

@@ -25,12 +25,12 @@ _TRIAL_SIZE = 256  # pixels a side: more than any network of pyiqa asks for
 def _traits(arguments: Mapping[str, Any]) -> Traits:
     configuration = _configuration(arguments["metric"])
     better: Direction = "lower" if configuration.get("lower_better") else "higher"
-    return Traits(better, needs_reference=configuration.get("metric_mode") == "FR")
+    return Traits(better, needs_reference=configuration.get("metric_mode") == "FR", only_colours=True)
 
 
 @METRIC_REGISTRY.register()
 @described(
-    traits=lambda _: Traits("lower"),
+    traits=lambda _: Traits("lower", only_colours=True),
     prepare=lambda given, device: _try_out(_LPIPS[given.get("net", "alex")], device),
 )
 def calculate_lpips(
@@ -57,7 +57,7 @@ def calculate_lpips(
 
 
 @METRIC_REGISTRY.register()
-@described(traits=lambda _: Traits("lower"), prepare=lambda _, device: _try_out("dists", device))
+@described(traits=lambda _: Traits("lower", only_colours=True), prepare=lambda _, device: _try_out("dists", device))
 def calculate_dists(
     img: torch.Tensor, img2: torch.Tensor, crop_border: Border = 0, round_to_8_bits: bool = True
 ) -> torch.Tensor:
@@ -66,7 +66,9 @@ def calculate_dists(
 
 
 @METRIC_REGISTRY.register()
-@described(traits=lambda _: Traits("lower", False), prepare=lambda _, device: _try_out("niqe", device))
+@described(
+    traits=lambda _: Traits("lower", False, only_colours=True), prepare=lambda _, device: _try_out("niqe", device)
+)
 def calculate_niqe(img: torch.Tensor, crop_border: Border = 0, round_to_8_bits: bool = True) -> torch.Tensor:
     """NIQE (Mittal et al., IEEE SPL 2013) of each image, lower is better; else as `calculate_lpips`."""
     return _figures("niqe", img, None, crop_border, round_to_8_bits)

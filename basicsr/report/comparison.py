@@ -21,7 +21,7 @@ from torch import Tensor
 
 from basicsr.config.schema import Region
 from basicsr.config.yaml_files import dump_yaml
-from basicsr.files.images import imfrombytes, tensor2img
+from basicsr.files.images import imfrombytes, shown_channels, tensor2img
 from basicsr.files.regular_files import read_regular
 from basicsr.metrics.evaluator import EvaluationDataset
 from basicsr.metrics.metric_util import to_y_channel
@@ -94,8 +94,9 @@ class SavedPictures:
 
 
 def _bgr(image: Tensor) -> np.ndarray:
-    """An image of one or three channels as uint8 (H, W, 3) BGR."""
-    return np.atleast_3d(tensor2img(image)).repeat(3 // image.shape[0], axis=2)
+    """An image as uint8 (H, W, 3) BGR, gray thrice, of bands those that are shown."""
+    shown = shown_channels(image)
+    return np.atleast_3d(tensor2img(shown)).repeat(3 // shown.shape[0], axis=2)
 
 
 def images_that_differ(scale: ScaleResults, better: Mapping[str, str] | None = None) -> list[tuple[str, str]]:

@@ -90,7 +90,7 @@ def check_images(
         bar = partial(progress, f"Checking {options.name} ({role})", shown)
         look = partial(_look, root, decode, processes, bar)
         to_note, from_note = partial(_note, decode), partial(_noted, decode)
-        found = results_with_notes("images", root, names, look, to_note, from_note, rank, world_size)
+        found = results_with_notes(root.kind, root, names, look, to_note, from_note, rank, world_size)
         shapes = root.shapes()
         for number, name in enumerate(names):
             header, shape = found[number].header, shapes.get(name)
@@ -247,7 +247,7 @@ def _judge_alone(stored: StoredImages, index: int, found: Inspection) -> list[Ba
 
 
 def find_misalignment(hr: np.ndarray, lr: np.ndarray, scale: int) -> str | None:
-    """How LR and HR, (H, W, 3), BGR, uint8 or uint16, do not belong together; None where they do, or it is unclear.
+    """How LR and HR, (H, W, C), BGR or bands, do not belong together; None where they do, or it is unclear.
 
     It is unclear where H and W are less than `scale` times those of LR, or where there is no detail.
     """
@@ -324,9 +324,13 @@ def find_misaligned_pairs(stored: StoredImages) -> str | None:
 
 
 def _gray(image: np.ndarray) -> np.ndarray:
-    """Luma, float32 in [0, 255]."""
-    luma = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2GRAY).astype(np.float32)
-    return luma / np.float32(257) if image.dtype == np.uint16 else luma
+    """Luma, or the mean of bands, float32 in [0, 255]."""
+    if image.shape[2] == 3:
+        luma = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_BGR2GRAY).astype(np.float32)
+    else:
+        luma = image.mean(axis=2, dtype=np.float32)
+    full = {"uint16": 257, "float32": 1 / 255}.get(image.dtype.name, 1)
+    return luma if full == 1 else luma / np.float32(full)
 
 
 def _window(small: np.ndarray, margin: int) -> tuple[int, int, int]:

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from basicsr.data.storage import ImageRoot
-from basicsr.files.header_readers import read_header
-from basicsr.files.image_headers import MOST_PIXELS, HeaderError, ImageHeader, find_fault
-from basicsr.files.images import AGAIN, find_damage, imfrombytes
+from basicsr.files.image_headers import MOST_PIXELS, HeaderError, ImageHeader
+from basicsr.files.images import AGAIN, find_damage
 from basicsr.utils.errors import DataError
 
 _ENDS = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
@@ -32,22 +31,22 @@ def examine(
     """Inspects an image by its header and end, and reads all of it with `decode` or if the end tells too little."""
     try:
         with root.opened(name) as source:
-            header = read_header(source)
+            header = root.header(source)
             length = source.size
-            if fault := find_fault(header, most_pixels):
+            if fault := root.fault(header, most_pixels):
                 return Inspection(fault)
             if end := _ENDS.get(header.format):
                 complete = source.read(length - len(end), len(end)) == end
             else:
                 complete = 0 < header.end <= length
         if decode:
-            return Inspection(None, header, is_colourful(imfrombytes(root.content(name))))
+            return Inspection(None, header, is_colourful(root.decoded(root.content(name), "image")))
         if not complete and end:
             damage = find_damage(root.content(name))
             return Inspection(f"{damage}; {AGAIN}") if damage else Inspection(None, header)
         if not complete:
             try:
-                imfrombytes(root.content(name), most_pixels=most_pixels)
+                root.decoded(root.content(name), "image", most_pixels)
             except DataError:
                 if length < header.end:
                     return Inspection(f"the file is truncated ({length:,d} bytes of {header.end:,d}); {AGAIN}")
@@ -66,8 +65,10 @@ def without_name(message: str, label: str) -> str:
     return message.removeprefix(f"cannot read image {label}: ").removeprefix(f"cannot read {label}: ")
 
 
-def is_colourful(pixels: np.ndarray) -> bool:
-    """Whether colours, (H, W, 3) uint8 or uint16, are more than gray."""
+def is_colourful(pixels: np.ndarray) -> bool | None:
+    """Whether colours, (H, W, 3) uint8 or uint16, are more than gray; None of bands."""
+    if pixels.shape[2] != 3:
+        return None
     if pixels.dtype != np.uint8:
         pixels = (pixels >> 8).astype(np.uint8)
     spread = pixels.max(axis=2).astype(np.int16) - pixels.min(axis=2)

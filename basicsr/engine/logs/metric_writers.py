@@ -20,7 +20,7 @@ import torch
 from basicsr.config.schema import Options, flat, thaw
 from basicsr.data.base import EvaluationDataset
 from basicsr.files.atomic_files import write_atomically
-from basicsr.files.images import tensor2img
+from basicsr.files.images import shown_channels, tensor2img
 from basicsr.files.regular_files import read_regular
 from basicsr.files.run_history import HISTORY, ITERATION, History
 from basicsr.inference.runner import ImageRunner
@@ -314,7 +314,7 @@ class ComparisonImages:
             columns["teacher"] = images.restored(runner(item["lq"].unsqueeze(0)))
         if "gt" in item:
             columns["HR"] = images.restored(item["gt"])
-        return {name: centre(tensor2img(column)) for name, column in columns.items()}
+        return {name: centre(tensor2img(shown_channels(column))) for name, column in columns.items()}
 
 
 def centre(image: np.ndarray) -> np.ndarray:
