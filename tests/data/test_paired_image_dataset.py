@@ -172,7 +172,7 @@ def test_options_that_contradict_each_other_are_refused(options):
     with pytest.raises(OptionsError, match=r"LR must end in \.lmdb"):
         build_dataset({**options, "io_backend": {"type": "lmdb"}})
     with pytest.raises(
-        OptionsError, match=r"io_backend.type: is required, as a storage needs a type; there are: disk, lmdb"
+        OptionsError, match=r"io_backend.type: is required, as a storage needs a type; there are: bands, disk, lmdb"
     ):
         build_dataset({**options, "io_backend": {}})
     with pytest.raises(OptionsError, match=r"gt_sise.*did you mean 'gt_size'"):
