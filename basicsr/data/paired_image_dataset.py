@@ -134,6 +134,7 @@ class PairedImageDataset(PatchDataset):
         if dataroot_lq is None:
             self.degradation = degradation or _BICUBIC
             self._degrade = Chain(self.degradation, scale)
+            self._degrade.check_channels(channels)
             self.paths = [{"lq_path": paths["gt_path"], **paths} for paths in self.paths]
 
     @staticmethod

@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused_with_its_remedy(mcadkd, tmp_path, keeps_te
 def test_one_channel_is_not_spread_to_three_in_silence(mcadkd, tmp_path):
     """EDSR takes off its mean colour, which makes three channels of one: without HR images nothing else shows it."""
     images = {"type": "SingleImageDataset", "name": "alone", "dataroot_lq": mcadkd["datasets"]["val"]["dataroot_lq"]}
-    options = without_teacher(mcadkd, datasets__val={**images, "color": "gray"})
+    options = without_teacher(mcadkd, datasets__val={**images, "color": "gray"}, val__save_img=True)
     with pytest.raises(OptionsError, match=r"takes 3 channels, datasets.val gives 1: remove datasets.val.color"):
         check_fit(built(options, tmp_path))
 

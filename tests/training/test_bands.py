@@ -16,6 +16,7 @@ from basicsr.files.band_files import as_type, bands_from_bytes, write_bands
 from basicsr.test import test_pipeline as evaluate_file
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.matlab_functions import imresize_integer
 from basicsr.weights.recognise import load_pretrained
 
 BANDS = 5
@@ -153,6 +154,21 @@ def test_what_does_not_make_sense_is_refused_before_anything_is_written(options,
     with pytest.raises(error, match=message):
         train_pipeline(changed(options, **changes), root=tmp_path / "runs")
     assert not list((tmp_path / "runs").glob("**/models"))
+
+
+def test_lr_images_are_made_of_all_bands(tmp_path):
+    write_pairs(tmp_path)
+    made = {"dataroot_gt": str(tmp_path / "HR"), "io_backend": STORAGE, "scale": 2}
+    whole = PairedImageDataset(**made, phase="val")[0]
+    bands = [imresize_integer(tifffile.imread(tmp_path / "HR/0.tif")[band], 0.5) for band in range(BANDS)]
+    np.testing.assert_array_equal(whole["lq"], np.stack(bands).astype(np.float32) / np.float32(65535))
+    for step in ({"type": "GaussianNoise", "sigma": 5}, {"type": "PoissonNoise", "strength": 1.0}):
+        steps = [{"type": "MatlabBicubic"}, step]
+        dataset = PairedImageDataset(**made, phase="train", gt_size=16, degradation=steps)
+        assert dataset.load(0, np.random.default_rng(0))["lq"].shape == (BANDS, 8, 8)
+    for of_colours in ([{"type": "MatlabBicubic"}, {"type": "Jpeg", "quality": 50}], {"type": "RealESRGAN"}):
+        with pytest.raises(OptionsError, match=r"is of gray and RGB images, and these have 5 bands; remove it"):
+            PairedImageDataset(**made, phase="train", gt_size=16, degradation=of_colours)
 
 
 def test_the_teachers_cache_holds_colours_only(options, tmp_path):

@@ -30,6 +30,8 @@ class Degradation(ABC):
     """Pixels that are needed beyond every edge of the window."""
     shrinks: ClassVar[bool] = False
     """Whether the step makes the image as many times smaller as the network enlarges it."""
+    only_colours: bool = False
+    """Whether the step is defined for gray and RGB, and not for images of other bands."""
 
     @abstractmethod
     def __call__(self, image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -65,6 +67,15 @@ class Chain(Degradation):
         self.factor, self.margin = scale, 0
         for step in reversed(self._steps):
             self.margin = self.margin * step.factor + step.margin
+
+    def check_channels(self, channels: int) -> None:
+        """Raises OptionsError where a step is not defined for images of so many channels."""
+        for step in self._steps if channels not in (1, 3) else ():
+            if step.only_colours:
+                raise OptionsError(
+                    f"degradation {type(step).__name__} is of gray and RGB images, and these have {channels} bands;"
+                    " remove it"
+                )
 
     def __call__(self, image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """See `Degradation`."""

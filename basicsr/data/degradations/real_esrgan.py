@@ -115,6 +115,7 @@ class RealESRGAN(Degradation):
     """
 
     shrinks = True
+    only_colours = True
 
     def __init__(
         self,

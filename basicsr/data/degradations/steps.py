@@ -71,6 +71,7 @@ class PoissonNoise(Degradation):
         self, *, strength: PoissonLevel | tuple[PoissonLevel, PoissonLevel], gray_prob: Probability = 0.0
     ) -> None:
         self._strength, self._gray_prob = strength, gray_prob
+        self.only_colours = gray_prob > 0  # the gray image is luma
 
     @staticmethod
     def conflicts(strength: float | Sequence[float]) -> Iterator[Conflict]:
@@ -144,6 +145,7 @@ class Jpeg(Degradation):
         codec: libjpeg, through OpenCV, whose qualities are whole numbers; or torch, by Real-ESRGAN's simplification.
     """
 
+    only_colours = True
     margin = _BLOCK + 2  # libjpeg smooths chroma over the edges of blocks
 
     def __init__(
