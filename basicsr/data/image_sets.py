@@ -15,16 +15,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, permutations, takewhile
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from basicsr.config.component_blocks import ImageFolders
 from basicsr.data.storage import ImageRoot, OpenImage, Share, roots_of
 from basicsr.files.image_folders import is_pattern
 from basicsr.files.image_headers import MOST_PIXELS, ImageHeader, Source
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.text import printable
+
+if TYPE_CHECKING:  # scripts for data need nothing of pydantic
+    from basicsr.config.component_blocks import ImageFolders
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,10 @@ class SeveralRoots(ImageRoot):
     @property
     def folders(self) -> tuple[str, ...]:
         return tuple(chain.from_iterable(part.folders for part in self.parts))
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        return tuple(chain.from_iterable(part.trees for part in self.parts))
 
     def label(self, name: str) -> str:
         _, part, own = self._of(name)

@@ -150,6 +150,11 @@ class ImageRoot:
         """The same of all parts of the root."""
         return (self.folder,)
 
+    @property
+    def trees(self) -> tuple[str, ...]:
+        """Those of them of which all images are taken, also of folders below."""
+        return self.folders if self._pattern is None else ()
+
     def may_have(self, name: str) -> bool:
         """Whether an image in the root's folder is one of the root's."""
         return self._pattern is None or self._pattern.matches(name)

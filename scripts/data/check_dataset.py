@@ -32,7 +32,8 @@ import numpy as np
 
 from basicsr.data.checks.checking import EQUAL, find_misalignment, grouped
 from basicsr.data.checks.inspection import is_colourful
-from basicsr.data.data_util import check_template, paired_paths_from_folder
+from basicsr.data.data_util import check_template
+from basicsr.data.image_sets import find_images
 from basicsr.data.transforms import advice, check_depths
 from basicsr.files.file_client import FileClient
 from basicsr.files.image_headers import ImageHeader
@@ -43,13 +44,14 @@ from basicsr.utils.text import printable
 
 @dataclass(frozen=True)
 class Pairing:
-    """An HR folder and an LR folder that belong together."""
+    """HR and LR folders that belong together."""
 
-    hr: Path
-    lr: Path
+    hr: tuple[str, ...]
+    lr: tuple[str, ...]
     scale: int
     filename_tmpl: str
     exact: bool
+    meta_info: tuple[str, ...] | None = None
 
 
 def find_pairings(root: Path, scales: list[int] | None) -> list[Pairing]:
@@ -65,7 +67,7 @@ def find_pairings(root: Path, scales: list[int] | None) -> list[Pairing]:
             dataset_tools.warn(f"{hr if lr.is_dir() else lr / 'X2'} is not there, so {hr.parent.name} is not checked")
         for scale in scales or found if hr.is_dir() else ():
             exact = hr.name == "DIV2K_train_HR"
-            pairings.append(Pairing(hr, lr / f"X{scale}", scale, f"{{}}x{scale}", exact))
+            pairings.append(Pairing((str(hr),), (str(lr / f"X{scale}"),), scale, f"{{}}x{scale}", exact))
     if not pairings:
         raise DataError(f"{root} holds no pairs of HR and LR folders; see datasets/README.md for the layout")
     return pairings
@@ -113,11 +115,18 @@ def check_pair(
 def check(pairing: Pairing, decode: bool, compare: bool, workers: int) -> tuple[int, int, list[str]]:
     """Number of pairs and of problems, and lines about these."""
     try:
-        pairs = paired_paths_from_folder([str(pairing.lr), str(pairing.hr)], ["lq", "gt"], pairing.filename_tmpl)
+        images = find_images(
+            {"type": "disk"},
+            {"lq": pairing.lr, "gt": pairing.hr},
+            filename_tmpl=pairing.filename_tmpl,
+            meta_info_file=pairing.meta_info,
+        )
     except DataError as error:
         return 0, 1, [str(error)]
+    dataset_tools.warn_of(images)
+    pairs = images.paths
     work = partial(check_pair, pairing=pairing, decode=decode, compare=compare)
-    results = dataset_tools.in_processes(work, pairs, workers, str(pairing.lr))
+    results = dataset_tools.in_processes(work, pairs, workers, " ".join(pairing.lr))
     found = [problem for problem in results if problem is not None]
     return len(pairs), len(found), grouped(found)
 
@@ -135,16 +144,16 @@ def main() -> int:
     if options.hr:
         check_template(options.filename_tmpl)
         exact = not options.allow_remainder
-        pairings = [Pairing(options.hr, options.lr, options.scale, options.filename_tmpl, exact)]
+        lists = None if options.meta_info is None else tuple(options.meta_info)
+        pairings = [Pairing(tuple(options.hr), tuple(options.lr), options.scale, options.filename_tmpl, exact, lists)]
     else:
         pairings = find_pairings(options.root, options.scales)
     rows: list[tuple[str, ...]] = [("HR", "LR", "scale", "pairs", "problems")]
     problems: list[str] = []
     for pairing in pairings:
         count, bad, lines = check(pairing, options.decode, not options.no_compare, options.workers)
-        rows.append((str(pairing.hr), str(pairing.lr), str(pairing.scale), str(count), str(bad)))
+        rows.append((" ".join(pairing.hr), " ".join(pairing.lr), str(pairing.scale), str(count), str(bad)))
         problems += lines
-    dataset_tools.tell_of_folders(folder for pair in pairings for folder in (pair.hr, pair.lr) if folder.is_dir())
     print("\n".join(map(printable, [*table(rows), *(f"problem: {problem}" for problem in problems)])))
     return DataError.exit_code if problems else 0
 
@@ -153,8 +162,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("datasets"), metavar="DIR", help="(default: datasets)")
     parser.add_argument("--scales", type=dataset_tools.positive, nargs="+", metavar="S", help="must all be there")
-    parser.add_argument("--hr", type=Path, metavar="DIR", help="check these HR images alone")
-    parser.add_argument("--lr", type=Path, metavar="DIR", help="with these LR images")
+    dataset_tools.add_input_option(parser.add_argument, "check these HR images alone", "--hr")
+    dataset_tools.add_input_option(parser.add_argument, "with these LR images, entry by entry", "--lr")
+    parser.add_argument("--meta-info", nargs="+", metavar="FILE", help="list of the HR images, one for each folder")
     parser.add_argument("--scale", type=dataset_tools.positive, metavar="S", help="of these folders")
     parser.add_argument("--filename-tmpl", default="{}", metavar="T", help="name of an LR image (default: {})")
     parser.add_argument("--allow-remainder", action="store_true", help="HR may be larger by scale - 1 pixels")

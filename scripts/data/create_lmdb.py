@@ -1,12 +1,14 @@
-"""Packs a folder of images into an LMDB database in BasicSR's layout, for `io_backend: {type: lmdb}`.
+"""Packs images into an LMDB database in BasicSR's layout, for `io_backend: {type: lmdb}`.
 
     python scripts/data/create_lmdb.py --input datasets/DIV2K/DIV2K_train_HR_sub \
         --output datasets/DIV2K/DIV2K_train_HR_sub.lmdb
     python scripts/data/create_lmdb.py --input datasets/DIV2K/DIV2K_train_LR_bicubic/X2 \
         --output datasets/DIV2K/DIV2K_train_LR_bicubic_X2.lmdb --strip-suffix x2
 
-Keys are the names without ending; HR and LR databases need the same, hence `--strip-suffix`. Images are
-stored as PNG files of three channels. The database gets its name when it is complete.
+Keys are the names without ending, relative to the folder: `2019/beach`. Of several folders, their numbers come before:
+`1/0001` and `2/0001`, as in the checkpoints of a run that reads the folders. HR and LR databases need the same keys,
+hence `--strip-suffix`. Images are stored as PNG files of three channels. The database gets its name when it is
+complete.
 
 `--uncompressed` stores them as PPM files instead, about twice as large: 3 bytes to a pixel of 8 bits, 6 of 16. Of
 these, training reads only the pixels of its patches, and decodes nothing; whole images then need no cutting into
@@ -30,7 +32,6 @@ if __name__ == "__main__":
 
 import dataset_tools
 
-from basicsr.data.data_util import images_by_stem
 from basicsr.files.images import encode_png, encode_ppm
 from basicsr.files.lmdb_databases import LmdbMaker, read_meta_info, stored_value
 from basicsr.utils.errors import DataError
@@ -43,7 +44,7 @@ def encode(path: Path, compression: int | None) -> tuple[bytes, tuple[int, int, 
     return encode_ppm(img) if compression is None else encode_png(img, compression), (height, width, channels)
 
 
-def check_same(database: Path, names: Collection[str], folder: Path, uncompressed: bool) -> None:
+def check_same(database: Path, names: Collection[str], folder: str, uncompressed: bool) -> None:
     """Raises DataError unless a database holds the images of these names, in the form that is asked for."""
     keys = read_meta_info(database)
     if set(keys) != set(names):
@@ -57,21 +58,22 @@ def check_same(database: Path, names: Collection[str], folder: Path, uncompresse
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     options = _parse(argv)
-    names = {
-        dataset_tools.strip_suffix(stem, options.strip_suffix, options.input): image.path
-        for stem, image in images_by_stem(str(options.input)).items()
+    images, suffix = dataset_tools.images_of(options.input, options.meta_info), options.strip_suffix
+    given = " ".join(options.input)
+    paths = {
+        dataset_tools.strip_suffix(name, suffix, given): path
+        for name, path in dataset_tools.by_name(images, numbered=True).items()
     }
     if options.output.exists():
-        check_same(options.output, names, options.input, options.uncompressed)
+        check_same(options.output, paths, given, options.uncompressed)
         print(f"{options.output}: complete, nothing to do")
         return 0
-    dataset_tools.tell_of_folders([options.input])
-    paths = list(map(Path, names.values()))
+    dataset_tools.warn_of(images)
     compression, ending = (None, ".ppm") if options.uncompressed else (options.compression, ".png")
     work = partial(encode, compression=compression)
     with LmdbMaker(options.output, compress_level=compression or 0, ending=ending) as maker:
-        results = dataset_tools.in_processes(work, paths, options.workers, "images packed")
-        for key, (content, shape) in zip(names, results, strict=True):
+        results = dataset_tools.in_processes(work, list(paths.values()), options.workers, "images packed")
+        for key, (content, shape) in zip(paths, results, strict=True):
             maker.put(content, key, shape)
     print(f"{options.output}: packed {len(paths)} images")
     return 0
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="images to pack")
+    dataset_tools.add_input_option(parser.add_argument, "images to pack", required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="NAME.lmdb", help="the database")
     parser.add_argument("--strip-suffix", default="", metavar="S", help="end of the names to drop, such as x2")
     form = parser.add_mutually_exclusive_group()

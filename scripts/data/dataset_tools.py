@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from basicsr.data.data_util import count_mismatch, folder_warnings, set_name
+from basicsr.data.data_util import count_mismatch, set_name
+from basicsr.data.image_sets import ImageSet, find_images
 from basicsr.engine.process.command import run_command
 from basicsr.files.file_client import FileClient
 from basicsr.files.image_folders import IMAGE_SUFFIXES
@@ -90,14 +92,59 @@ def warn(line: str) -> None:
     print(f"warning: {printable(line)}", file=sys.stderr)
 
 
-def tell_of_folders(folders: Iterable[Path]) -> None:
-    """Warns of what else lies beside the images of folders, and of benchmarks that are not complete."""
-    for folder in dict.fromkeys(folders):
-        for sentence in folder_warnings(str(folder)):
-            warn(f"{folder}: {sentence}")
-        count = sum(1 for _ in scandir(folder, IMAGE_SUFFIXES, recursive=True))
-        if count and (difference := count_mismatch(set_name(str(folder)), count)):
-            warn(f"{folder}: {difference}")
+def add_input_option(add: Callable[..., Any], text: str, name: str = "--input", **further: Any) -> None:
+    """Adds an option for folders of images, and `--meta-info` with `--input`."""
+    add(name, nargs="+", metavar="DIR", help=f"{text}: folders, with those below, or patterns: 'sets/*/HR'", **further)
+    if name == "--input":
+        add("--meta-info", nargs="+", metavar="FILE", help="list of the images to take, one for each folder")
+
+
+def images_of(folders: Sequence[str], meta_info: Sequence[str] | None = None) -> ImageSet:
+    """The images of an option as `add_input_option` adds it."""
+    return find_images({"type": "disk"}, {"gt": list(folders)}, meta_info_file=meta_info)
+
+
+def by_name(images: ImageSet, numbered: bool = False) -> dict[str, Path]:
+    """The images by what results call them; where `numbered`, by the numbers of their folders.
+
+    Raises:
+        DataError: two images would have one name.
+    """
+    root, found = images.roots["gt"], dict[str, Path]()
+    for paths in images.paths:
+        path = paths["gt_path"]
+        name = root.key(path) if numbered else root.title(path)
+        other = found.setdefault(name, Path(path))
+        if str(other) != str(Path(path)):
+            raise DataError(f"{printable(f'{other} and {path} would both be called {name}')}; rename one")
+    return found
+
+
+def warn_of(*sets: ImageSet) -> None:
+    """Warns of what else lies beside images, and of benchmarks that are not complete."""
+    for line in dict.fromkeys(chain.from_iterable(map(_beside, sets))):
+        warn(line)
+
+
+def _beside(images: ImageSet) -> Iterator[str]:
+    for root in images.roots.values() if not images.chosen else ():
+        yield from root.warnings(len(images.paths))
+        for folder, share in zip(root.folders, images.shares, strict=True):
+            if difference := count_mismatch(set_name(folder), share.count):
+                yield f"{folder}: {difference}"
+
+
+def check_apart(images: ImageSet, output: Path, option: str, *, below: bool = True) -> None:
+    """Raises DataError where an output is a folder of the images or `below` it, and so among them at the next start."""
+    target = Path(os.path.realpath(output))
+    folders = {os.path.dirname(path) for paths in images.paths for path in paths.values()}
+    folders |= {folder for root in images.roots.values() for folder in root.trees}
+    for folder in sorted(folders):
+        source = Path(os.path.realpath(folder))
+        if source == target or (below and source in target.parents):
+            raise DataError(
+                f"{option} {output} must not be {folder}, which holds images to take, nor below it; name another folder"
+            )
 
 
 def in_processes(
@@ -144,7 +191,7 @@ def is_current(outputs: Sequence[Path], source: Path) -> bool:
     return all(output.is_file() and output.stat().st_mtime >= made for output in outputs)
 
 
-def strip_suffix(stem: str, suffix: str, folder: Path) -> str:
+def strip_suffix(stem: str, suffix: str, folder: str) -> str:
     """`stem` without the `suffix` that it must end with.
 
     Raises:
@@ -166,7 +213,7 @@ def claim_folder(folder: Path, script: str, parameters: Mapping[str, Any]) -> No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         known = note.read_text("utf-8") if note.is_file() else None
-        if known is None and (there := next(scandir(folder, IMAGE_SUFFIXES), None)):
+        if known is None and (there := next(scandir(folder, IMAGE_SUFFIXES, recursive=True), None)):
             there = printable(there)
             raise DataError(f"{folder} holds images that this script did not make, as {there}; write to another folder")
         if known not in (None, content):

@@ -12,8 +12,9 @@ and right, and told. A pair's squares have one name, so `filename_tmpl: '{}'`.
     python scripts/data/extract_subimages.py --input GoPro/train/target --output GoPro/train/target_sub \\
         --lr-input GoPro/train/input --scales 1 --crop-size 512 --step 256
 
-is for a folder of LR images of one scale, with squares in GoPro/train/input_sub. Without `--lr-input` HR images are cut
-alone. A rerun does what is left, and what has changed since.
+is for a folder of LR images of one scale, with squares in GoPro/train/input_sub. Squares lie in folders as their images
+do. Several folders of `--input` and `--lr-input` pair up in their order. Without `--lr-input` HR images are cut alone.
+A rerun does what is left, and what has changed since.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ import dataset_tools
 import numpy as np
 
 from basicsr.data.checks.inspection import examine
-from basicsr.data.data_util import images_by_stem, paired_paths_from_folder
+from basicsr.data.image_sets import ImageSet, find_images
 from basicsr.data.storage import stamp_of
 from basicsr.data.transforms import Size, check_depths, check_whole_pair
+from basicsr.files.image_folders import is_pattern
 from basicsr.files.image_headers import MOST_TO_CUT
 from basicsr.files.images import imwrite
 from basicsr.utils.errors import DataError, OptionsError
@@ -204,33 +206,42 @@ def _bits(image: np.ndarray) -> int:
     return image.dtype.itemsize * 8
 
 
-def find_lr(options: argparse.Namespace) -> dict[int, tuple[Path, Path, str]]:
-    """By scale: folder of the LR images, folder of their squares, and template of their names.
+def find_lr(options: argparse.Namespace) -> dict[int, tuple[list[str], Path, str]]:
+    """By scale: folders of the LR images, folder of their squares, and template of their names.
 
     Raises:
-        OptionsError: `--scales` must be given, or is of another folder.
+        OptionsError: `--scales` or `--lr-output` must be given, or is of another folder.
     """
-    root: Path | None = options.lr_input
-    if root is None:
+    roots: list[str] = options.lr_input or []
+    if not roots:
         return {}
-    found = sorted(int(entry.name[1:]) for entry in root.glob("X*") if entry.name[1:].isdigit() and entry.is_dir())
-    if found:
+    if len(roots) > 1 and options.lr_output is None:
+        raise OptionsError("several folders of --lr-input need --lr-output, for the squares of all")
+    output: Path = options.lr_output or Path(roots[0])
+    of_each = [{int(entry.name[1:]) for entry in Path(root).glob("X*") if entry.name[1:].isdigit()} for root in roots]
+    if found := sorted(set.intersection(*of_each)):
         template = options.filename_tmpl or "{}x{scale}"
-        outputs = options.lr_output or root
         ending = "" if options.lr_output else "_sub"
         return {
-            scale: (root / f"X{scale}", outputs / f"X{scale}{ending}", template.replace("{scale}", str(scale)))
+            scale: (
+                [os.path.join(root, f"X{scale}") for root in roots],
+                output / f"X{scale}{ending}",
+                template.replace("{scale}", str(scale)),
+            )
             for scale in dict.fromkeys(options.scales or found)
         }
     if options.scales is None or len(options.scales) != 1:
-        raise OptionsError(f"--lr-input {root}: it has no folders X2, X3 ...; say by --scales of which one scale it is")
+        given = " ".join(roots)
+        raise OptionsError(f"--lr-input {given}: no folders X2, X3 ... in it; say by --scales of which one scale it is")
     (scale,) = options.scales
+    if is_pattern(roots[0]) and options.lr_output is None:
+        raise OptionsError(f"--lr-input {roots[0]} is a pattern; give --lr-output, for the squares")
     template = (options.filename_tmpl or "{}").replace("{scale}", str(scale))
-    return {scale: (root, options.lr_output or root.with_name(f"{root.name}_sub"), template)}
+    return {scale: (roots, options.lr_output or output.with_name(f"{output.name}_sub"), template)}
 
 
-def find_tasks(options: argparse.Namespace) -> list[Task]:
-    """What to cut, each HR image with all its LR images.
+def find_tasks(options: argparse.Namespace) -> tuple[list[Task], list[ImageSet]]:
+    """What to cut, each HR image with all its LR images; and the sets that these are from.
 
     Raises:
         UserError: options contradict each other, folders are missing or empty, or images have no partner.
@@ -238,30 +249,35 @@ def find_tasks(options: argparse.Namespace) -> list[Task]:
     lr = find_lr(options)
     grid = Grid(options.crop_size, options.step, options.thresh_size, tuple(lr) or (1,))
     grid.check()
-    hr: Path = options.input
-    images = images_by_stem(str(hr))
-    partners: dict[str, list[Part]] = {image.path: [] for image in images.values()}
-    for scale, (folder, output, template) in lr.items():
+    sets = [dataset_tools.images_of(options.input, options.meta_info)]
+    sources = dataset_tools.by_name(sets[0])
+    partners: dict[str, list[Part]] = {str(source): [] for source in sources.values()}
+    for scale, (folders, output, template) in lr.items():
         try:
-            pairs = paired_paths_from_folder([str(folder), str(hr)], ["lq", "gt"], template)
+            images = find_images(
+                {"type": "disk"},
+                {"lq": folders, "gt": options.input},
+                filename_tmpl=template,
+                meta_info_file=options.meta_info,
+            )
         except DataError as error:
             error.extend(after=" (filename_tmpl: --filename-tmpl)")
             raise
-        for pair in pairs:
-            partners[pair["gt_path"]].append(Part(Path(pair["lq_path"]), output, scale))
+        sets.append(images)
+        for paths in images.paths:
+            partners[str(Path(paths["gt_path"]))].append(Part(Path(paths["lq_path"]), output, scale))
     return [
-        Task(stem, (Part(Path(image.path), options.output, 1), *partners[image.path]), grid, options.compression)
-        for stem, image in images.items()
-    ]
+        Task(name, (Part(source, options.output, 1), *partners[str(source)]), grid, options.compression)
+        for name, source in sources.items()
+    ], sets
 
 
-def check_folders(tasks: list[Task]) -> None:
+def check_folders(tasks: list[Task], sets: list[ImageSet]) -> None:
     """Raises DataError where squares would lie among the images that are cut, or those of two kinds in one folder."""
-    inputs = {os.path.realpath(part.source.parent) for part in tasks[0].parts}
     outputs = [part.output for part in tasks[0].parts]
     for number, output in enumerate(outputs):
-        if os.path.realpath(output) in inputs:
-            raise DataError(f"{output} holds images that are to be cut; name another folder for the squares")
+        for images in sets:
+            dataset_tools.check_apart(images, output, "--lr-output" if number else "--output")
         if os.path.realpath(output) in {os.path.realpath(other) for other in outputs[:number]}:
             raise DataError(f"{output} would get squares of HR and LR images; name another folder for one of them")
 
@@ -317,14 +333,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "LR images are cut together with their HR images, so that both have one grid: give --input HR --output"
             " HR_sub --lr-input LR (a folder with X2, X3, X4; or one scale's, with --scales S), sizes in HR pixels"
         )
-    tasks = find_tasks(options)
-    check_folders(tasks)
+    tasks, sets = find_tasks(options)
+    check_folders(tasks, sets)
     looked = list(dataset_tools.in_processes(look, tasks, options.workers, "images looked at"))
     if problems := [problem for problem, _ in looked if problem is not None]:
         shown = problems[:_SHOWN] + ([f"and {len(problems) - _SHOWN} more"] if problems[_SHOWN:] else [])
         raise DataError("\n  ".join([f"{len(problems)} of {len(tasks)} images cannot be cut:", *shown]))
     claim(tasks)
-    dataset_tools.tell_of_folders(part.source.parent for part in tasks[0].parts)
+    dataset_tools.warn_of(*sets)
     counts = list(dataset_tools.in_processes(cut, tasks, options.workers, "images cut"))
     tell(tasks, counts, max(rest for _, rest in looked))
     for line in left_over(tasks):
@@ -334,7 +350,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_lr(options: argparse.Namespace) -> bool:
     """Whether LR images are about to be cut without their HR images, as far as the folder's name tells."""
-    return options.lr_input is None and _LR_NAME.search(options.input.resolve().name.lower()) is not None
+    return options.lr_input is None and any(
+        _LR_NAME.search(os.path.basename(os.path.realpath(folder)).lower()) for folder in options.input
+    )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -342,9 +360,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add, positive = parser.add_argument, dataset_tools.positive
-    add("--input", type=Path, required=True, metavar="DIR", help="HR images to cut")
+    dataset_tools.add_input_option(add, "HR images to cut", required=True)
     add("--output", type=Path, required=True, metavar="DIR", help="gets their squares")
-    add("--lr-input", type=Path, metavar="DIR", help="their LR images: folders X2, X3 ..., or images of one scale")
+    dataset_tools.add_input_option(add, "their LR images, each with X2, X3 ... in it, or of one scale", "--lr-input")
     add("--lr-output", type=Path, metavar="DIR", help="gets folders X2, X3 ... of squares, or those of the one scale")
     add("--scales", type=positive, nargs="+", metavar="S", help="of the LR images (default: all there are)")
     add("--filename-tmpl", metavar="T", help="names of LR images (default: {}x{scale} below X2 ..., else {})")

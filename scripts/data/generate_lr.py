@@ -9,8 +9,9 @@ train on those. Images that are there already are left as they are, so that an i
 it was; those of files that have changed since are made again. Several folders may go into one, but for files of
 one name. Images that cannot be read or are too small are told together at the end.
 
-`--recursive` also takes the images in folders below; results come into one folder, and their names begin with the
-names of these folders: family/2024/a.jpg gives family_2024_a.png.
+Results lie in folders as their sources do: family/2024/a.jpg gives X3/family/2024/ax3.png. With `--flat` all come into
+one folder, and the names of folders into theirs: X3/family_2024_ax3.png. Of several folders, what tells them apart
+comes before: DIV2K/0001x3.png of DIV2K/HR, Flickr2K/0001x3.png of Flickr2K/HR.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -35,14 +36,11 @@ if __name__ == "__main__":
 
 import dataset_tools
 
-from basicsr.data.data_util import images_by_stem
 from basicsr.data.storage import stamp_of
 from basicsr.data.transforms import mod_crop
-from basicsr.files.image_folders import IMAGE_SUFFIXES
 from basicsr.files.images import imwrite
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.matlab_functions import imresize_integer
-from basicsr.utils.misc import scandir
 
 Rounding = Literal["each_pass", "once"]
 
@@ -139,14 +137,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     if 1 in options.scales:
         raise OptionsError("--scales 1 would make copies; inputs at scale 1, such as blurred ones, come with their set")
-    sources = find_sources(options.input, options.recursive)
+    images = dataset_tools.images_of(options.input, options.meta_info)
+    sources = dataset_tools.by_name(images)
+    if options.flat:
+        sources = flat(sources)
     multiple = math.lcm(*options.scales)
     hr: Path | None = options.hr_output
-    if hr is None and options.recursive:
-        raise OptionsError("--recursive needs --hr-output, which brings the HR images of all folders into one")
-    for name, output in (("--output", options.output), ("--hr-output", hr)):
-        if output is not None and _reads_from(options.input, output, options.recursive):
-            raise DataError(f"{name} {output} must not be the folder of --input, nor below it; name another")
+    if hr is None and options.flat:
+        raise OptionsError("--flat needs --hr-output, which brings the HR images of all folders into one")
+    dataset_tools.check_apart(images, options.output, "--output", below=False)  # LR images below are left out
+    if hr is not None:
+        dataset_tools.check_apart(images, hr, "--hr-output")
     noted = Sources(options.output)
     changed = {stem: noted.changed(stem, source) for stem, source in sources.items()}
     for scale in options.scales:
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for stem, source in sources.items()
     ]
-    dataset_tools.tell_of_folders([options.input])
+    dataset_tools.warn_of(images)
     outcomes = []
     for stem, outcome in zip(
         sources, dataset_tools.in_processes(make, tasks, options.workers, "LR images"), strict=True
@@ -186,35 +187,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def find_sources(folder: Path, recursive: bool) -> dict[str, Path]:
-    """The images of a folder by the names that results get, without ending; of folders below with theirs before.
-
-    Raises:
-        DataError: the folder is missing or holds no image, or two images would have one name.
-    """
-    if not recursive:
-        return {stem: Path(image.path) for stem, image in images_by_stem(str(folder)).items()}
+def flat(sources: Mapping[str, Path]) -> dict[str, Path]:
+    """The images with the names of their folders in theirs: family_2024_a; DataError where two are called so."""
     found: dict[str, Path] = {}
-    for name in scandir(folder, IMAGE_SUFFIXES, recursive=True):
-        stem = "_".join(Path(name).with_suffix("").parts)
-        other = found.setdefault(stem, folder / name)
-        if other != folder / name:
-            raise DataError(f"{other} and {folder / name} would both be called {stem}; rename one")
-    if not found:
-        raise DataError(f"{folder} and the folders below hold no image ({', '.join(IMAGE_SUFFIXES)}); check the path")
+    for name, source in sources.items():
+        stem = name.replace("/", "_")
+        if (other := found.setdefault(stem, source)) is not source:
+            raise DataError(f"{other} and {source} would both be called {stem}; rename one")
     return found
-
-
-def _reads_from(folder: Path, output: Path, recursive: bool) -> bool:
-    """Whether what is written to `output` would be among the input of the next start."""
-    source, target = (Path(os.path.realpath(path)) for path in (folder, output))
-    return source == target or (recursive and source in target.parents)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="HR images")
-    parser.add_argument("--recursive", action="store_true", help="also images in folders below (with --hr-output)")
+    dataset_tools.add_input_option(parser.add_argument, "HR images", required=True)
+    parser.add_argument(
+        "--flat", "--recursive", action="store_true", help="all results in one folder (with --hr-output)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets the folders X2, X3 ...")
     parser.add_argument("--scales", type=dataset_tools.positive, nargs="+", default=[2, 3, 4], metavar="S")
     parser.add_argument("--hr-output", type=Path, metavar="DIR", help="gets the HR images, cut")

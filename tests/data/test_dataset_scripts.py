@@ -322,3 +322,97 @@ def test_the_advice_on_sides_that_are_no_multiple_leads_to_a_dataset_that_trains
     assert all(dataset[index]["gt"].shape == (3, 48, 48) for index in range(3))
     checked = ("--hr", roots["dataroot_gt"], "--lr", roots["dataroot_lq"], "--scale", 3, "--filename-tmpl", "{}x3")
     assert run("check_dataset.py", *checked, folder=tmp_path).returncode == 0
+
+
+class TestFoldersBelowListsAndPatterns:
+    """Every script takes them, and what it writes is called by the images' names in their folders."""
+
+    @pytest.fixture
+    def sets(self, tmp_path):
+        """Photographs in A/HR, A/HR/2019 and B/HR, two of them of one name in each set."""
+        for folder, names in (("A/HR", "ab"), ("A/HR/2019", "a"), ("B/HR", "a")):
+            write_images(tmp_path / folder, {f"{name}.png": (48 + 2 * len(folder), 64) for name in names})
+        return tmp_path
+
+    def test_from_photographs_to_squares_and_databases(self, sets):
+        names = ["A/2019/a", "A/a", "A/b", "B/a"]
+        both = ("--input", "A/HR", "B/HR")
+        made = run("generate_lr.py", *both, "--output", "LR", "--scales", 2, "--hr-output", "HR", folder=sets)
+        assert made.returncode == 0, made.stderr
+        warning = "A/HR: 2 in it and 1 in 1 folder (2019: 1) below are used; its own alone by A/HR/*.png"
+        assert f"warning: {warning}" in made.stderr
+        assert list(files(sets / "HR")) == [f"{name}.png" for name in names]
+        assert list(files(sets / "LR/X2")) == [f"{name}x2.png" for name in names]
+        checks = ("--scale", 2, "--filename-tmpl", "{}x2")
+        for hr, lr in ((("HR/A", "HR/B"), ("LR/X2/A", "LR/X2/B")), (("[AB]/HR",), ("LR/X2",))):
+            checked = run("check_dataset.py", "--hr", *hr, "--lr", *lr, *checks, folder=sets)
+            assert checked.returncode == 0, checked.stdout
+            assert checked.stdout.splitlines()[1].split()[-2:] == ["4", "0"]
+
+        grid = ("--crop-size", 48, "--step", 48, "--thresh-size", 32)
+        folders = ("--input", "HR/A", "HR/B", "--lr-input", "LR/X2/A", "LR/X2/B")
+        lists = (*folders, "--filename-tmpl", "{}x2", "--scales", 2)
+        refused = run("extract_subimages.py", *lists, "--output", "HR_sub", *grid, folder=sets)
+        assert (refused.returncode, "several folders of --lr-input need --lr-output" in refused.stderr) == (2, True)
+        outputs = ("--output", "HR_sub", "--lr-output", "LR_sub")
+        cut = run("extract_subimages.py", *lists, *outputs, *grid, folder=sets)
+        assert cut.returncode == 0, cut.stderr
+        squares = [f"{name}_s001.png" for name in names]
+        assert list(files(sets / "HR_sub")) == list(files(sets / "LR_sub")) == squares
+        again = run("extract_subimages.py", *lists, *outputs, *grid, folder=sets)
+        assert "all squares of 4 images were there" in again.stdout
+        (sets / "HR" / "A" / "2019" / "a.png").unlink()
+        (sets / "LR" / "X2" / "A" / "2019" / "ax2.png").unlink()
+        left = run("extract_subimages.py", *lists, *outputs, *grid, folder=sets)
+        assert "HR_sub has squares of images that are not in the input: A/2019/a; training would" in left.stderr
+
+        for role, suffix in (("HR", ""), ("LR", "x2")):
+            folders = [f"HR/{name}" if role == "HR" else f"LR/X2/{name}" for name in "AB"]
+            names_of = ("--input", *folders, "--output", f"{role}.lmdb", f"--strip-suffix={suffix}")
+            assert run("create_lmdb.py", *names_of, folder=sets).returncode == 0
+            assert list(read_meta_info(sets / f"{role}.lmdb")) == ["1/a", "1/b", "2/a"]
+
+    def test_lists_of_images_choose(self, sets):
+        (sets / "a.txt").write_text("2019/a.png\n")
+        (sets / "b.txt").write_text("a.png (56,64,3)\n")
+        chosen = ("--input", "A/HR", "B/HR", "--meta-info", "a.txt", "b.txt")
+        assert run("create_lmdb.py", *chosen, "--output", "a.lmdb", folder=sets).returncode == 0
+        assert list(read_meta_info(sets / "a.lmdb")) == ["1/2019/a", "2/a"]
+        assert run("generate_lr.py", *chosen, "--output", "LR", "--scales", 2, folder=sets).returncode == 0
+        assert list(files(sets / "LR")) == ["X2/A/2019/ax2.png", "X2/B/ax2.png"]
+        lr = ("--hr", "A/HR", "--lr", "LR/X2/A", "--scale", 2, "--filename-tmpl", "{}x2")
+        assert run("check_dataset.py", *lr, "--meta-info", "a.txt", folder=sets).returncode == 0
+
+    def test_what_was_made_of_photographs_is_not_taken_for_them(self, sets):
+        names = ("generate_lr.py", "--input", "A/HR", "--output", "A/HR/LR", "--scales", 2)
+        for _ in range(2):
+            assert run(*names, folder=sets).returncode == 0
+        told = run(*names, folder=sets)
+        assert "all 3 images were there" in told.stdout
+        assert "warning: A/HR: 1 folder (LR/X2: 3) in it, with images, not read (made by a script here)" in told.stderr
+        squares = ("--crop-size", 32, "--step", 32, "--output", "A/HR/squares")
+        refused = run("extract_subimages.py", "--input", "A/HR", *squares, folder=sets)
+        assert (refused.returncode, "nor below it; name another folder" in last_line(refused)) == (3, True)
+
+    @pytest.mark.parametrize(
+        ("script", "inputs", "message"),
+        [
+            ("generate_lr.py", ("A/HR", "C"), "cannot read folder C: No such file or directory"),
+            ("create_lmdb.py", ("A/HR", "empty"), "empty holds no image"),
+            ("extract_subimages.py", ("A/HR", "A/HR"), "a.png twice, one image; name each folder once"),
+            ("generate_lr.py", ("A/HR", "A/HR/2019"), "a.png twice, one image; name each folder once"),
+            ("generate_lr.py", ("A/HR/*",), "A/HR/* matches both images (A/HR/a.png) and folders with images"),
+            ("create_lmdb.py", ("x/*.png",), "x/*.png matches nothing, as there is no folder x"),
+            ("extract_subimages.py", ("twice",), "twice/a.jpg and twice/a.png would both be called a; rename one"),
+        ],
+    )
+    def test_of_no_use_are_told_in_one_line_and_nothing_is_written(self, sets, script, inputs, message):
+        (sets / "empty").mkdir()
+        write_images(sets / "twice", {"a.png": (40, 40), "a.jpg": (40, 40)})
+        before = sorted(sets.rglob("*"))
+        grid = ("--crop-size", 32, "--step", 32) if script == "extract_subimages.py" else ()
+        output = "out.lmdb" if script == "create_lmdb.py" else "out"
+        result = run(script, "--input", *inputs, "--output", output, *grid, folder=sets)
+        assert (result.returncode, result.stderr.count("\n")) == (3, 1), result.stderr
+        assert message in result.stderr
+        assert sorted(sets.rglob("*")) == before

@@ -171,7 +171,7 @@ class TestMistakes:
             (
                 (*COMMAND[:3], "HR", *COMMAND[4:], "--crop-size", 48, "--step", 24),
                 3,
-                "HR holds images that are to be cut",
+                "--output HR must not be HR, which holds images to take",
             ),
             ((*COMMAND[:5], "LR/X2", "--crop-size", 48, "--step", 24), 2, "say by --scales of which one scale it is"),
             ((*COMMAND, "--crop-size", 48, "--step", 24, "--filename-tmpl", "{}"), 3, "set filename_tmpl: '{}x2'"),
