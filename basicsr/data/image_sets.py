@@ -92,7 +92,7 @@ def find_images(
     ]
     for role, root in joined.items():
         if count > 1 or is_pattern(entries[role][0].path):
-            _check_each_once(role, root, [path[f"{role}_path"] for path in paths])
+            _check_each_once(root, [path[f"{role}_path"] for path in paths])
     shares = tuple(Share(len(pairs), weight) for pairs, weight in zip(found, weights, strict=True))
     chosen = any(meta is not None for meta in metas) and all(root.takes_list for root in chain(*roots.values()))
     return ImageSet(paths, joined, shares, chosen)
@@ -114,7 +114,7 @@ def _weight(entries: Mapping[str, Sequence[_Entry]], number: int, weighted: bool
     return next(iter(given.values()), 1.0)
 
 
-def _check_each_once(role: str, root: ImageRoot, names: Sequence[str]) -> None:
+def _check_each_once(root: ImageRoot, names: Sequence[str]) -> None:
     """Raises DataError where two names are of one image, through links or because folders overlap."""
     real: dict[str, str] = {}
     seen: dict[tuple[str, str], str] = {}
@@ -124,10 +124,10 @@ def _check_each_once(role: str, root: ImageRoot, names: Sequence[str]) -> None:
             real[folder] = os.path.realpath(folder)
         other = seen.setdefault((real[folder], last), name)
         if other is not name:
-            both = f"{root.label(other)} and {root.label(name)}" if other != name else f"{root.label(name)} twice"
+            both = f"{root.label(other)} and {root.label(name)} are one image"
             raise DataError(
-                f"dataroot_{role} names {both}, one image; name each folder once, and none inside another (weight:"
-                " takes its images more often)"
+                f"{both if other != name else f'{root.label(name)} is listed twice'}; name each folder once, and none"
+                " inside another (in training, weight: takes images more often)"
             )
 
 

@@ -399,8 +399,8 @@ class TestFoldersBelowListsAndPatterns:
         [
             ("generate_lr.py", ("A/HR", "C"), "cannot read folder C: No such file or directory"),
             ("create_lmdb.py", ("A/HR", "empty"), "empty holds no image"),
-            ("extract_subimages.py", ("A/HR", "A/HR"), "a.png twice, one image; name each folder once"),
-            ("generate_lr.py", ("A/HR", "A/HR/2019"), "a.png twice, one image; name each folder once"),
+            ("extract_subimages.py", ("A/HR", "A/HR"), "a.png is listed twice; name each folder once"),
+            ("generate_lr.py", ("A/HR", "A/HR/2019"), "a.png is listed twice; name each folder once"),
             ("generate_lr.py", ("A/HR/*",), "A/HR/* matches both images (A/HR/a.png) and folders with images"),
             ("create_lmdb.py", ("x/*.png",), "x/*.png matches nothing, as there is no folder x"),
             ("extract_subimages.py", ("twice",), "twice/a.jpg and twice/a.png would both be called a; rename one"),

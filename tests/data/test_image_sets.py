@@ -135,10 +135,10 @@ class TestRefused:
                 ["A/HR", "A/HR"],
                 ["A/LR/X2", "A/LR/X2"],
                 DataError,
-                r"names A/LR/X2/1x2\.png twice, one image",
+                r"A/LR/X2/1x2\.png is listed twice; name each",
             ),
             (["A/HR", "A/HR/sub"], ["A/LR/X2", "A/LR/X2/sub"], DataError, "none inside another"),
-            (["A/HR", "link"], ["A/LR/X2", "A/LR/X2"], DataError, "one image; name each folder once"),
+            (["A/HR", "link"], ["A/LR/X2", "linked"], DataError, r"A/LR/X2/1x2\.png and linked/1x2\.png are one image"),
             (["B/HR", "A/HR"], ["A/LR/X2", "B/LR/X2"], DataError, r"B/HR has 1 image \(b\.png\) without a partner"),
             ("A", "A/LR/X2", DataError, r"A has .* images .*without a partner"),
             ("x/*", "A/LR/X2", DataError, r"x/\* matches nothing"),
@@ -172,6 +172,7 @@ class TestRefused:
     def test_is_one_line(self, sets, gt, lq, error, message):
         Path("empty").mkdir()
         os.symlink("A/HR", "link")
+        os.symlink("A/LR/X2", "linked")
         with pytest.raises(error, match=message) as caught:
             pairs(gt, lq)
         assert "\n" not in str(caught.value)
