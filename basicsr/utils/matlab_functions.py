@@ -69,7 +69,10 @@ def shrink_window(img: np.ndarray, factor: int, origin: tuple[int, int]) -> np.n
         # Where weights are whole multiples of a power of two, the sums are exact, whatever their order.
         exact = img.dtype != np.float32 and factor & (factor - 1) == 0
         rows = _exactly_shrunk_rows(img, factor) if exact else _shrunk_rows(img, factor, place)
-        img = cv2.transpose(rows).reshape(rows.shape[1], rows.shape[0], -1)
+        if rows.ndim == 3 and rows.shape[2] > 4:  # which OpenCV does not transpose
+            img = np.ascontiguousarray(rows.swapaxes(0, 1))
+        else:
+            img = cv2.transpose(rows).reshape(rows.shape[1], rows.shape[0], -1)
     return img
 
 

@@ -162,9 +162,10 @@ def test_lr_images_are_made_of_all_bands(tmp_path):
     whole = PairedImageDataset(**made, phase="val")[0]
     bands = [imresize_integer(tifffile.imread(tmp_path / "HR/0.tif")[band], 0.5) for band in range(BANDS)]
     np.testing.assert_array_equal(whole["lq"], np.stack(bands).astype(np.float32) / np.float32(65535))
-    for step in ({"type": "GaussianNoise", "sigma": 5}, {"type": "PoissonNoise", "strength": 1.0}):
+    blur = {"type": "Blur", "sigma": [0.5, 1.0], "kernel_size": 7}
+    for step in ({"type": "GaussianNoise", "sigma": 5}, {"type": "PoissonNoise", "strength": 1.0}, blur):
         steps = [{"type": "MatlabBicubic"}, step]
-        dataset = PairedImageDataset(**made, phase="train", gt_size=16, degradation=steps)
+        dataset = PairedImageDataset(**made, phase="train", gt_size=16, degradation=steps, extend_small=True)
         assert dataset.load(0, np.random.default_rng(0))["lq"].shape == (BANDS, 8, 8)
     for of_colours in ([{"type": "MatlabBicubic"}, {"type": "Jpeg", "quality": 50}], {"type": "RealESRGAN"}):
         with pytest.raises(OptionsError, match=r"is of gray and RGB images, and these have 5 bands; remove it"):
