@@ -277,7 +277,8 @@ def _train(
         run = TrainingRun(options, rank_info, resume)  # before anything is written: what does not fit shows here
         if resume is not None:
             remarks += resuming.check_images(resume, run.images, allow_config_change)
-        require_equal_images({"training images": run.loader.dataset, **run.validation})
+        training = {f"training images ({key})": dataset for key, dataset in run.training_sets.items()}
+        require_equal_images({**training, **run.validation})
         fitting = check_fit(run)
         remarks += check_all_images(run, stop)
         if resume is not None:
@@ -374,7 +375,7 @@ def _log_step(run: TrainingRun, log: RunLog | None, parts: Mapping[str, torch.Te
             rates = run.set_learning_rates(run.iteration)
             epoch, _, _ = run.loader.epoch_at(run.iteration)
             averages = {name: sum(found) / len(found) for name, found in of_ranks.items()}
-            log.step(run.iteration, epoch, rates, averages, waited)
+            log.step(run.iteration, epoch, rates, averages, waited, run.name_of_set(run.iteration))
 
     on_master(write)
 

@@ -34,7 +34,6 @@ from basicsr.utils.precision import choose_device
 from basicsr.utils.text import readable
 
 _LEAST_TILE = 8  # smaller ones are mostly context
-_KEY = "datasets:train:teacher_cache"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,6 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("-opt", "--opt", required=True, metavar="FILE", help="training options (YAML)")
+    add("--dataset", metavar="KEY", help="of several training sets the one to run over, as train_2 (default: each)")
     add("--output", metavar="DIR", help="folder of the outputs (default: teacher_cache, else beside the HR images)")
     add("--self_ensemble", action="store_true", help="average over eight flips and rotations: better, 8 times as slow")
     add("--amp", default="none", choices=("none", "bf16", "fp16", "auto"), help="none is float32 (default)")
@@ -57,14 +57,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def load(file: str, overrides: Sequence[str]) -> tuple[Options, str | None]:
-    """The options as they are without a cache, and the folder of the cache that they name, if any."""
-    named = load_options(file, overrides=overrides, training=True, paths=False, warn=no_warning).teacher_cache
-    without = [f"{_KEY}=~"] if named is not None else []
+def load(file: str, overrides: Sequence[str]) -> tuple[Options, dict[str, str]]:
+    """The options as they are without caches, and the folders of the caches that they name, by the set's key."""
+    named = load_options(file, overrides=overrides, training=True, paths=False, warn=no_warning).teacher_caches
+    without = [f"datasets:{key}:teacher_cache=~" for key in named]
     options = load_options(file, overrides=[*overrides, *without], training=True)
     if options.model_type != "KDModel" or options.path.pretrain_network_t is None:
         raise OptionsError(f"{file}: a cache is of a trained teacher: give network_t and path: pretrain_network_t")
     return options, named
+
+
+def chosen_sets(options: Options, arguments: argparse.Namespace) -> list[str]:
+    """The training sets to run over; raises OptionsError where one is not there, or several would share a folder."""
+    there = list(options.datasets_of("train"))
+    if arguments.dataset is None:
+        if arguments.output is not None and len(there) > 1:
+            raise OptionsError(f"--output is of one set, and there are {', '.join(there)}; choose one by --dataset")
+        return there
+    if arguments.dataset not in there:
+        raise OptionsError(f"--dataset {arguments.dataset}: there are {', '.join(there)}")
+    return [arguments.dataset]
 
 
 def say(line: str) -> None:
@@ -73,20 +85,19 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def tell(made: CacheSummary) -> None:
+def tell(made: CacheSummary, key: str) -> None:
     """What is there now, and how to use it."""
     share = f"{made.clipped:,d} of {made.values:,d} values ({made.clipped / made.values:.2g} of all)"
     new = "all made now" if made.new == made.images else f"{made.new:,d} made now, the others were there"
     say(f"{made.images:,d} outputs, {new if made.new else 'all were there'}, {readable(made.bytes)}")
     say(f"clipped to [-0.5, 1.5]: {share if made.clipped else 'none'}")
-    say(f"to train with them, set datasets: train: teacher_cache: {made.folder}")
+    say(f"to train with them, set datasets: {key}: teacher_cache: {made.folder}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse(argv)
     options, named = load(arguments.opt, arguments.force_yml)
-    folder = arguments.output or named
     how = CacheSettings(
         choose_device(arguments.device),
         self_ensemble=arguments.self_ensemble,
@@ -94,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         tile=arguments.tile,
         tile_overlap=arguments.tile_overlap,
     )
-    tell(make_cache(options, how, Path(folder) if folder is not None else None, say))
+    for key in chosen_sets(options, arguments):
+        folder = arguments.output or named.get(key)
+        tell(make_cache(options, how, Path(folder) if folder is not None else None, say, dataset=key), key)
     return 0
 
 

@@ -106,6 +106,7 @@ def measure(options: Options, batches: int) -> dict[str, Pull]:
             )
         loader = build_train_loader(
             options.datasets["train"],
+            options.further_sets,
             seed=options.manual_seed,
             rank=0,
             world_size=1,

@@ -13,6 +13,7 @@ from typing import Any
 
 from basicsr.config.component_blocks import constructor_of, is_auto
 from basicsr.config.schema import DatasetOptions, FrozenMapping, Options, RowOptions, thaw
+from basicsr.config.training_sets import find_unlike_sets
 from basicsr.config.without_hr import find_idle_metrics, find_uses_of_hr
 from basicsr.config.yaml_reader import KeyPath
 from basicsr.files.image_folders import Pattern, is_pattern
@@ -52,7 +53,8 @@ _INTERVALS = {
 
 def find_conflicts(options: Options, model_type: Any, wrong: Collection[KeyPath]) -> list[Problem]:
     """Checks options against each other, but for keys in `wrong`; `model_type` is as written: SRGANModel needs more."""
-    checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _datasets, _best, _rows, find_idle_metrics]
+    checks: list[Callable[[Options], Iterator[Finding]]] = [_names, _scales, _datasets, _best, _rows]
+    checks += [find_idle_metrics, find_unlike_sets]
     if options.is_train:
         checks += [_model, _training_data, find_uses_of_hr]
         checks += [_losses, _schedule, _parts] if options.train is not None else []

@@ -14,7 +14,7 @@ from typing import Any
 from basicsr.config.checks import find_conflicts, find_warnings, nothing_left, without_missing
 from basicsr.config.command_line import parse_arguments as parse_arguments
 from basicsr.config.component_blocks import SET_BY_THE_COMMAND, constructor_of, section_of, validated
-from basicsr.config.schema import Options, thaw
+from basicsr.config.schema import OF_ALL_TRAINING_SETS, Options, thaw
 from basicsr.config.yaml_files import (
     Document,
     apply_overrides,
@@ -28,14 +28,14 @@ from basicsr.config.yaml_reader import PAIR, KeyPath, LocatedProblem
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.logger import get_root_logger
 from basicsr.utils.ranges import LARGEST_SCALE
-from basicsr.utils.registry import METRIC_REGISTRY, Problem
+from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY, Problem
 from basicsr.utils.text import nearest, shown
 
 # All control characters but tab and line ends, and halves of surrogate pairs, which UTF-8 cannot hold.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _CONTROL_OR_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SCALE = re.compile(r"[xX](\d+|\{scale\})")
-_DATASET_KEY = re.compile(r"train|(val|test)(_\w+)?")
+_DATASET_KEY = re.compile(r"(train|val|test)(_\w+)?")
 _TERM = ("train", "distill")
 OLDER_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("discriminator",): ("network_d",),
@@ -373,7 +373,7 @@ class Normalised:
             at = ("datasets", key)
             if not _DATASET_KEY.fullmatch(key):
                 near = nearest(key.partition("_")[0], ["train", "val", "test"])
-                allowed = "allowed: train, val, val_1, ..., test, test_1, ..."
+                allowed = "allowed: train, train_2, ..., val, val_1, ..., test, test_1, ..."
                 self.problems.append(Problem(at, f"unknown key{near}; {allowed}"))
                 del datasets[key]
             elif isinstance(block, dict):
@@ -389,6 +389,19 @@ class Normalised:
                 block.update(filled)
                 self.problems += _halves(document, key)
                 _expand_users(block, ("dataroot", "meta_info"))
+        for key, block in datasets.items():
+            if key.startswith("train_") and isinstance(block, dict) and isinstance(datasets.get("train"), dict):
+                self._fill_further_set(key, block, datasets["train"])
+
+    def _fill_further_set(self, key: str, block: dict[str, Any], first: Mapping[str, Any]) -> None:
+        """Batches and patches of a further training set are those of `train`, where it leaves them out."""
+        constructor = constructor_of(DATASET_REGISTRY, block)
+        parameters = inspect.signature(constructor).parameters if constructor is not None else ()
+        names = [*OF_ALL_TRAINING_SETS, *(["gt_size"] if {"gt_size", "opt"} & set(parameters) else [])]
+        for name in names:
+            if name in first and block.get(name) is None:
+                block[name] = first[name]
+                self.written["datasets", key, name] = ("datasets", "train", name)
 
     def _fill_metrics(self) -> None:
         """Sets `crop_border` of the metrics that take one and do not set it: as at the top level, else the scale."""

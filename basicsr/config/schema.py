@@ -128,6 +128,10 @@ class DatasetOptions(Section):
     iters: Annotated[tuple[Iterations, ...], Field(min_length=1)] | None = Field(
         default=None, description="of each stage: iterations; together at least train: total_iter"
     )
+    share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="of several training sets: share of the iterations that this one has; ~: by the numbers of images",
+    )
     arguments: Annotated[Mapping[str, Any], _Dataset("dataset", DATASET_REGISTRY)] = Field(
         description="keys for the dataset's own class (written beside the others)"
     )
@@ -150,6 +154,11 @@ class DatasetOptions(Section):
         data = super().to_data()
         arguments = data.pop("arguments")
         return {**data, **arguments}
+
+
+_OF_ONE_SET = ("name", "share")
+OF_ALL_TRAINING_SETS = tuple(name for name in DatasetOptions.loader_keys() if name not in _OF_ONE_SET)
+"""Keys of `datasets: train` that hold for further training sets, too."""
 
 
 class PathOptions(Section):
@@ -415,7 +424,9 @@ class Options(Section):
     crop_border: Border | None = Field(
         default=None, description="crop_border of metrics that set none; ~: the scale, 0 at scale 1"
     )
-    datasets: Named[DatasetOptions] = Field(default=EMPTY, description="train, val, val_1, val_2..., test, test_1...")
+    datasets: Named[DatasetOptions] = Field(
+        default=EMPTY, description="train, train_2..., val, val_1, val_2..., test, test_1..."
+    )
     network_g: NetworkBlock | None = Field(default=None, description="the network to train or test: the student")
     network_t: NetworkBlock | None = Field(default=None, description="the teacher, frozen")
     network_d: DiscriminatorBlock | None = Field(default=None, description="the discriminator")
@@ -488,9 +499,19 @@ class Options(Section):
 
     @property
     def teacher_cache(self) -> str | None:
-        """Folder of the teacher's outputs that training reads in the teacher's place, if any."""
-        folders = [dataset.arguments.get("teacher_cache") for dataset in self.datasets_of("train").values()]
-        return folders[0] if folders and isinstance(folders[0], str) else None
+        """The first of `teacher_caches`; all training sets have one, or none has."""
+        return next(iter(self.teacher_caches.values()), None)
+
+    @property
+    def further_sets(self) -> dict[str, DatasetOptions]:
+        """The sets of training images beside `datasets: train`, by their keys."""
+        return {key: dataset for key, dataset in self.datasets_of("train").items() if key != "train"}
+
+    @property
+    def teacher_caches(self) -> dict[str, str]:
+        """Folders of the teacher's outputs that training reads in the teacher's place, by the key of the set."""
+        folders = {key: block.arguments.get("teacher_cache") for key, block in self.datasets_of("train").items()}
+        return {key: folder for key, folder in folders.items() if isinstance(folder, str)}
 
     def datasets_of(self, *phases: str) -> dict[str, DatasetOptions]:
         """The datasets whose phase is one of `phases`, by their key, in the file's order."""

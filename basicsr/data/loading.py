@@ -19,15 +19,16 @@ import time
 import traceback
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from basicsr.data.base import EvaluationDataset, SampleKey, check_patches, load_or_replace
+from basicsr.data.base import EvaluationDataset, SampleKey, Skipped, check_patches, load_or_replace
 from basicsr.data.batch import Batch, BatchInSlot, Slots, collate
+from basicsr.data.mixing import MixedSampler, Mixture, SeveralSets, located, shares_of
 from basicsr.data.sample_order import SampleOrder
 from basicsr.data.storage import Share, stored_images
 from basicsr.utils import randomness
@@ -58,28 +59,56 @@ def build_dataset(opt: Mapping[str, Any]) -> Dataset[Any]:
     return DATASET_REGISTRY.build(own, **provided)
 
 
-def build_train_loader(options: DatasetOptions, *, accumulate: int, pin_memory: bool, **position: int) -> TrainLoader:
+def build_train_loader(
+    options: DatasetOptions,
+    further: Mapping[str, DatasetOptions] = {},
+    *,
+    accumulate: int,
+    pin_memory: bool,
+    seed: int,
+    **position: int,
+) -> TrainLoader:
     """Builds the loader of a training run for one rank, whose place is `position`, arguments of `KeySampler`.
 
+    Each iteration takes its images of one set, that of `options` or one of `further`, which has them by their keys.
     `pin_memory` says whether the device gains from page-locked memory. Raises as `build_dataset`, and OptionsError
-    where patches shall grow and the dataset's class cannot do that.
+    where patches shall grow and a dataset's class cannot do that.
     """
-    dataset = build_dataset(_as_mapping(options))
+    blocks = [options, *further.values()]
+    sets = [build_dataset(_as_mapping(block)) for block in blocks]
+    counts = [_length(dataset, block) for dataset, block in zip(sets, blocks, strict=True)]
     columns = (options.iters or (), options.mini_batch_sizes or (), options.gt_sizes or ())
     stages = [Stage(*entries) for entries in zip(*columns, strict=True)]  # of progressive training; else none
-    if stages:
+    for dataset in sets if stages else ():
         check_patches(dataset)
-    sampler = KeySampler(
-        num_samples=_length(dataset, options),
-        batch_size=stages or options.batch_size_per_gpu,
-        accumulate=accumulate,
-        shuffle=options.use_shuffle,
-        shares=() if (stored := stored_images(dataset)) is None else stored.shares,
-        **position,
-    )
+
+    def keys(count: int, seed: int, shares: Sequence[Share] = ()) -> KeySampler:
+        return KeySampler(
+            num_samples=count,
+            batch_size=stages or options.batch_size_per_gpu,
+            accumulate=accumulate,
+            shuffle=options.use_shuffle,
+            shares=shares,
+            seed=seed,
+            **position,
+        )
+
+    numbers = range(1, len(sets))
+    seeds = [seed, *(randomness.derived_seed(seed, f"training set {number}") for number in numbers)]
+    shares = [() if (stored := stored_images(dataset)) is None else stored.shares for dataset in sets]
+    samplers = list(map(keys, counts, seeds, shares))
+    dataset, sampler = sets[0], samplers[0]
+    mixed: MixedSampler | None = None
+    if further:
+        dataset = SeveralSets(dict(zip(("train", *further), sets, strict=True)))
+        passes = [part.samples_per_pass for part in samplers]
+        mixture = Mixture(shares_of([block.share for block in blocks], passes), seed)
+        sampler = keys(sum(passes), seed)
+        mixed = MixedSampler(sampler, samplers, mixture)
     return TrainLoader(
         dataset,
         sampler,
+        mixed,
         accumulate=accumulate,
         enlarge_ratio=options.dataset_enlarge_ratio,
         num_workers=options.num_worker_per_gpu,
@@ -162,11 +191,21 @@ class KeySampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for iteration in range(self.start_iteration, self.total_iterations):
-            stage = self._stages[bisect_right(self._starts, iteration) - 1]
-            first = self.samples_before(iteration)
-            for micro in range(self.accumulate):
-                start = first + (micro * self.world_size + self.rank) * stage.batch_size
-                yield [self.key(position, stage.gt_size) for position in range(start, start + stage.batch_size)]
+            yield from self.batches(iteration, self.samples_before(iteration))
+
+    def batches(self, iteration: int, first: int) -> Iterator[list[SampleKey]]:
+        """The batches of an iteration whose samples, over all ranks, begin at position `first`."""
+        stage = self._stages[bisect_right(self._starts, iteration) - 1]
+        for micro in range(self.accumulate):
+            start = first + (micro * self.world_size + self.rank) * stage.batch_size
+            yield [self.key(position, stage.gt_size) for position in range(start, start + stage.batch_size)]
+
+    def stages_before(self, iteration: int) -> Iterator[tuple[int, int, int]]:
+        """The stages until `iteration`: from which iteration, to which, and the samples of each over all ranks."""
+        ends = [*self._starts[1:], iteration]
+        for start, end, samples in zip(self._starts, ends, self._of_one, strict=True):
+            if start < iteration:
+                yield start, min(end, iteration), samples
 
     def key(self, position: int, gt_size: int | None = None) -> SampleKey:
         """The sample at a global position."""
@@ -177,15 +216,17 @@ class TrainLoader:
     """Yields the batches of each iteration: tuples of `accumulate` batches.
 
     Iterating draws nothing from any global generator, and the batches depend on the sampler's arguments and the dataset
-    only, which is any map-style one whose items `collate` takes. `enlarge_ratio` passes count as one epoch. Without
-    workers this process loads; each prepares `prefetch` batches, at least 2. While iterating, raises DataError where a
-    sample cannot be loaded, nor any that `skip_bad_images` would take for it, MachineError where a worker was killed.
+    only, which is any map-style one whose items `collate` takes, or `SeveralSets` for `mixed`. `enlarge_ratio` passes
+    count as one epoch. Without workers this process loads; each prepares `prefetch` batches, at least 2. While
+    iterating, raises DataError where a sample cannot be loaded, nor any that `skip_bad_images` would take for it,
+    MachineError where a worker was killed.
     """
 
     def __init__(
         self,
         dataset: Dataset[Any],
         sampler: KeySampler,
+        mixed: MixedSampler | None = None,
         *,
         accumulate: int = 1,
         enlarge_ratio: int = 1,
@@ -195,7 +236,8 @@ class TrainLoader:
         skip_bad_images: int = 0,
     ) -> None:
         self.dataset = dataset
-        self.num_samples = sampler.num_samples
+        self.num_samples: int = (mixed or sampler).num_samples
+        self.mixture = None if mixed is None else mixed.mixture
         self._sampler, self._accumulate = sampler, accumulate
         self._epoch = sampler.samples_per_pass * enlarge_ratio  # samples
         self._batches = _BatchesByKeys(dataset, skip_bad_images)
@@ -204,7 +246,7 @@ class TrainLoader:
         self._slots_each = max(prefetch, 2) + 2 * accumulate + 2
         self._loader = DataLoader(
             self._batches,
-            batch_sampler=sampler,
+            batch_sampler=sampler if mixed is None else mixed,
             num_workers=num_workers,
             collate_fn=_as_it_is,
             pin_memory=pin_memory,
@@ -218,7 +260,8 @@ class TrainLoader:
     def leave_out(self, bad: Iterable[tuple[int, str]]) -> None:
         """Replaces bad images (sample, 'path: reason') without loading them; call it before iterating, on all ranks."""
         for index, note in bad:
-            self._batches.bad.setdefault(index, []).append(note)
+            start, _ = located(self.dataset, index)
+            self._batches.bad.setdefault(start, {}).setdefault(index - start, []).append(note)
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -284,12 +327,12 @@ class _BatchesByKeys(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], skip_bad_images: int) -> None:
         self._dataset, self._skip_bad_images = dataset, skip_bad_images
-        self.bad: dict[int, list[str]] = {}
+        self.bad: dict[int, dict[int, list[str]]] = {}  # by the start of each set, and the sample in it
         self.slots: Slots | None = None
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BatchInSlot | UserError:
         try:
-            found = [load_or_replace(self._dataset, key, self._skip_bad_images, self.bad, pixels=True) for key in keys]
+            found = [self._load(key) for key in keys]
             samples, seeds = [sample for sample, _ in found], [key.seed for key in keys]
             skipped = tuple(dict.fromkeys(note for _, notes in found for note in notes))
             worker = get_worker_info()
@@ -299,6 +342,13 @@ class _BatchesByKeys(Dataset[Any]):
             return slot.filled(collate(samples, seeds, skipped, slot.empty))
         except UserError as error:
             return error
+
+    def _load(self, key: SampleKey) -> tuple[dict[str, Any], list[Skipped]]:
+        """A sample, or another one of the same set."""
+        start, dataset = located(self._dataset, key.index)
+        local, bad = replace(key, index=key.index - start), self.bad.get(start, {})
+        sample, skipped = load_or_replace(dataset, local, self._skip_bad_images, bad, pixels=True)
+        return sample, [Skipped(start + number, note) for number, note in skipped]
 
 
 def _as_it_is(batch: Any) -> Any:

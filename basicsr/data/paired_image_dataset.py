@@ -80,7 +80,7 @@ class PairedImageDataset(PatchDataset):
     @staticmethod
     def without_gt(options: Mapping[str, Any]) -> bool:
         """Whether there are LR images alone."""
-        return options.get("dataroot_gt") is None
+        return options.get("dataroot_gt") is None and options.get("dataroot_lq") is not None
 
     @taking_opt
     def __init__(

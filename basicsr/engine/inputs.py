@@ -30,6 +30,7 @@ from basicsr.data.teacher_outputs import (
     CacheKey,
     cached_names,
     image_difference,
+    key_differences,
     output_fault,
     read_manifest,
     shortened,
@@ -94,8 +95,9 @@ def input_files(options: Options) -> dict[str, Path]:
             found[f"{key}.vgg_weights"] = file
         if given.get("vqgan_weights", "") is None and (file := vqgan_arch.local_weights()) is not None:
             found[f"{key}.vqgan_weights"] = file
-    if options.teacher_cache is not None and (manifest := Path(options.teacher_cache) / MANIFEST).is_file():
-        found[TEACHER_CACHE] = manifest
+    for key, folder in options.teacher_caches.items():
+        if (manifest := Path(folder) / MANIFEST).is_file():
+            found[f"datasets.{key}.teacher_cache"] = manifest
     return found
 
 
@@ -119,16 +121,16 @@ def check_datasets(
     entries: Sequence[tuple[Any, DatasetOptions]],
     rank_info: RankInfo,
     guard: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> tuple[list[BadImage], list[str]]:
+) -> tuple[list[list[BadImage]], list[str]]:
     """Checks the images of datasets, each with its options, sharing them among ranks. All ranks must call.
 
     Images are looked at within the context `guard`, in which ranks do not wait for each other. Returns the bad images
-    that training may do without (`skip_bad_images`), and on rank 0 remarks for the log; raises DataError on all ranks
-    where more of them than may be skipped cannot be used.
+    of each dataset that training may do without (`skip_bad_images`), and on rank 0 remarks for the log; raises
+    DataError on all ranks where more of them than may be skipped cannot be used.
     """
     remarks: list[str] = []
     reports: list[str] = []
-    left_out: list[BadImage] = []
+    left_out: list[list[BadImage]] = []
     for dataset, block in entries:
         mine: list[BadImage] = []
         failure: UserError | None = None
@@ -148,7 +150,7 @@ def check_datasets(
         if len(samples) > (block.skip_bad_images if block.phase == "train" else 0):
             reports.append(report(bad, len(dataset), block.name))
         else:
-            left_out += bad
+            left_out.append(bad)
     if reports:
         bad_images = DataError("\n".join(reports))
         bad_images.known_to_all = True
@@ -157,14 +159,25 @@ def check_datasets(
 
 
 def check_cache_key(options: Options, digests: Mapping[str, str]) -> CacheKey | None:
-    """Whose outputs the cache of a run has; None where the options name none.
+    """Whose outputs the caches of a run have, each set its own; None where the options name none.
 
-    `digests` are the SHA-256 of the files of weights, by the option that names them. Raises DataError where the cache
-    is unfinished, damaged, or of another teacher or scale than the options name.
+    `digests` are the SHA-256 of the files of weights, by the option that names them. Raises DataError where a cache is
+    unfinished, damaged, or of another teacher or scale than the options or another set's cache name.
     """
-    folder = options.teacher_cache
-    if folder is None:
+    keys = {folder: _key_of_cache(options, folder, digests) for folder in options.teacher_caches.values()}
+    if not keys:
         return None
+    first = next(iter(keys))
+    for folder, key in keys.items():
+        if differing := key_differences(key, keys[first]):
+            raise DataError(
+                f"teacher_cache {folder} is of another teacher than {first}: {differing[0]}; make one of the same by"
+                f" {COMMAND} --output ANOTHER_FOLDER, and name that"
+            )
+    return keys[first]
+
+
+def _key_of_cache(options: Options, folder: str, digests: Mapping[str, str]) -> CacheKey:
     manifest = read_manifest(folder)
     if not manifest.complete:
         raise DataError(f"teacher_cache {folder} is unfinished; go on with it by {COMMAND} --output {folder}")
@@ -194,16 +207,13 @@ def check_cache_key(options: Options, digests: Mapping[str, str]) -> CacheKey | 
     return key
 
 
-def check_cache_content(options: Options, dataset: Any) -> None:
+def check_cache_content(folder: str, dataset: Any) -> None:
     """Compares a cache's images with those of the dataset, and checks that all outputs exist.
 
-    LR images whose SHA-256 is not known from an earlier start are read. Does nothing where the options name no cache.
-    Raises DataError where names, order or LR images are not those that it was made of, or outputs are missing;
-    OptionsError where the dataset does not say where its images lie.
+    LR images whose SHA-256 is not known from an earlier start are read. Raises DataError where names, order or LR
+    images are not those that it was made of, or outputs are missing; OptionsError where the dataset does not say where
+    its images lie.
     """
-    folder = options.teacher_cache
-    if folder is None:
-        return
     stored = stored_images(dataset)
     if stored is None or "lq" not in stored.files:
         raise OptionsError(

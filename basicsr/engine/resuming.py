@@ -52,6 +52,7 @@ _WITHOUT_EFFECT = (
 _FROM_THE_CHECKPOINT = ("path.pretrain_network_g", "path.pretrain_network_d")
 # Ignored where both runs use a teacher cache: the caches are compared instead.
 _OF_THE_TEACHER = ("network_t", "path.pretrain_network_t", "path.param_key_t")
+_FURTHER_SET = re.compile(r"datasets\.train_\w+\.")
 _BATCH = ("datasets.train.batch_size_per_gpu", "datasets.train.mini_batch_sizes", "train.accumulate")
 
 
@@ -115,9 +116,10 @@ def _changes(resume: Checkpoint, options: Options, rank_info: RankInfo) -> tuple
     kept = kept_precision(state) or {}
     before, after = (_in_force(options, kept) for options in (before, after))
     for key in sorted({*before, *after}):
-        if key not in _BATCH and not key.startswith(ignored) and before.get(key) != after.get(key):
+        of_any_set = _FURTHER_SET.sub("datasets.train.", key)
+        if of_any_set not in _BATCH and not key.startswith(ignored) and before.get(key) != after.get(key):
             line = f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
-            harmless = key.startswith(_WITHOUT_EFFECT) or key in files or key in known
+            harmless = of_any_set.startswith(_WITHOUT_EFFECT) or key in files or key in known
             (slight if harmless else grave).append(line)
     (images_before, old), (images_after, new) = (
         _images_to_an_iteration(before, state.get("world_size", 1)),
@@ -148,8 +150,9 @@ def check_images(resume: Checkpoint, images: Mapping[str, Any], allow: bool) -> 
     differing = [
         name for name, value in images.items() if None not in (value, known.get(name)) and known[name] != value
     ]
-    if "names" in differing:  # then image 3 is another
-        differing = [name for name in differing if not name.startswith("pixels")]
+    for names in [name for name in differing if name.endswith("names")]:  # then image 3 is another
+        pixels = f"{names.removesuffix('names')}pixels"
+        differing = [name for name in differing if not name.startswith(pixels)]
     lines = [f"training images: {name} {known[name]} -> {images[name]}" for name in differing]
     return _accepted(resume, lines, allow)
 
@@ -163,7 +166,8 @@ def check_skipped(resume: Checkpoint, run: TrainingRun, allow: bool) -> list[str
     """
     saved: dict[int, list[str]] = resume.state.get("skipped", {})
     known = resume.state.get("images", {})
-    if any(known.get(name, run.images[name]) != run.images[name] for name in ("images", "names")):
+    which = [name for name in run.images if name.endswith(("images", "names"))]
+    if any(known.get(name, run.images[name]) != run.images[name] for name in which):
         return []  # other samples, as `check_images` has said
     count = run.loader.num_samples
     if saved and max(saved) >= count:

@@ -21,6 +21,7 @@ from basicsr.config.schema import DatasetOptions, Options
 from basicsr.config.without_hr import lacks_hr
 from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.batch import in_unit_range
+from basicsr.data.mixing import sets_of
 from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
 from basicsr.engine.inputs import check_cache_content, check_datasets
@@ -66,18 +67,20 @@ def check_all_images(run: TrainingRun, stop: StopRequest) -> list[str]:
     Raises DataError where images cannot be used, more of them than may be skipped, or the cache is of other images;
     Preempted at once when a signal comes.
     """
-    block = run.options.datasets["train"]
-    entries = [(run.loader.dataset, block)]
+    blocks = run.options.datasets_of("train")
+    entries = [(run.training_sets[key], block) for key, block in blocks.items()]
     entries += [(run.validation[other.name], other) for other in run.options.datasets_of("val").values()]
-    bad, remarks = check_datasets(entries, run.rank_info, stop.at_once)
-    run.loader.leave_out((image.index, str(image)) for image in bad)
-    for image in bad:
-        run.skipped.setdefault(image.index, []).append(str(image))
-    remarks += [f"{block.name}: left out: {image.path}: {image.reason}" for image in bad]
+    left_out, remarks = check_datasets(entries, run.rank_info, stop.at_once)
+    for start, block, bad in zip(sets_of(run.loader.dataset), blocks.values(), left_out, strict=False):
+        for image in bad:
+            run.skipped.setdefault(start + image.index, []).append(str(image))
+            remarks.append(f"{block.name}: left out: {image.path}: {image.reason}")
+    run.loader.leave_out((index, note) for index, notes in run.skipped.items() for note in notes)
 
     def compare() -> None:
         with stop.at_once():
-            check_cache_content(run.options, run.loader.dataset)
+            for key, folder in run.options.teacher_caches.items():
+                check_cache_content(folder, run.training_sets[key])
 
     on_master(compare)
     return remarks
@@ -94,10 +97,10 @@ def check_fit(run: TrainingRun) -> list[str]:
     failure: Exception | None = None
     try:
         student = Trial("network_g", run.network, device, Precision(device.type, run.precision.amp))
-        key, block = next(iter(options.datasets_of("train").items()))
-        images = _first_sample(f"datasets.{key}", block, run.loader.dataset)
-        if images is not None:
-            _check_training(run, student, images)
+        for key, block in options.datasets_of("train").items():
+            images = _first_sample(f"datasets.{key}", block, run.training_sets[key])
+            if images is not None:
+                _check_training(run, student, images)
         for found in evaluation_images(options, run.validation):
             remarks += check_evaluation(student, options.network_g, found, options)
     except Exception as error:

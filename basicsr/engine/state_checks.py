@@ -42,7 +42,7 @@ def _is_number(value: Any) -> Any:
 
 
 def _counts_images(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    if any((type(value) is int) != (name == "images") for name, value in fingerprint.items()):
+    if any((type(value) is int) != (name.rpartition(": ")[2] == "images") for name, value in fingerprint.items()):
         raise ValueError
     return fingerprint
 

@@ -105,9 +105,14 @@ class CacheSummary:
 
 
 def make_cache(
-    options: Options, settings: CacheSettings, folder: Path | None, say: Callable[[str], None]
+    options: Options,
+    settings: CacheSettings,
+    folder: Path | None,
+    say: Callable[[str], None],
+    *,
+    dataset: str = "train",
 ) -> CacheSummary:
-    """Runs the teacher of training options, without `teacher_cache`, over their training images.
+    """Runs the teacher of training options, without `teacher_cache`, over the training images of `datasets: DATASET`.
 
     `folder` None makes one beside the HR images, or LR images alone, which has their name, the teacher's and its
     digest's; `say` takes lines on what is done.
@@ -119,7 +124,7 @@ def make_cache(
         Interrupted, Preempted: a signal came; what is done is kept.
     """
     device = settings.device
-    stored = _training_images(options, say)
+    stored = _training_images(options, dataset, say)
     names = cached_names(stored)
     bar = partial(progress, "Reading LR images", sys.stderr.isatty())
     digests = digests_of(stored.files["lq"], stored.roots["lq"], bar)
@@ -192,19 +197,19 @@ def make_cache(
     return CacheSummary(folder, key, len(images), len(missing), size, clipped, values)
 
 
-def _training_images(options: Options, say: Callable[[str], None]) -> StoredImages:
-    """The training images, all of which must be sound; warns of what else lies in their folders."""
-    block = next(iter(options.datasets_of("train").values()))
+def _training_images(options: Options, key: str, say: Callable[[str], None]) -> StoredImages:
+    """The images of a training set, all of which must be sound; warns of what else lies in their folders."""
+    block = options.datasets[key]
     framework = {name: getattr(block, name) for name in ("name", "phase", "scale")}
     dataset: Any = build_dataset({"type": block.type, **block.arguments, **framework})
     stored = stored_images(dataset)
     if stored is None or "lq" not in stored.files:
         raise OptionsError(
-            f"datasets: train: {block.type} does not say where its images lie (stored_images); use PairedImageDataset"
+            f"datasets: {key}: {block.type} does not say where its images lie (stored_images); use PairedImageDataset"
         )
     if changed := [name for name in ("color", "mean", "std") if block.arguments.get(name) is not None]:
         raise OptionsError(
-            f"datasets: train: a teacher's cache has RGB in [0, 1]; remove {changed[0]}, or train without a cache"
+            f"datasets: {key}: a teacher's cache has RGB in [0, 1]; remove {changed[0]}, or train without a cache"
         )
     checked = block if block.check_images != "none" else block.model_copy(update={"check_images": "headers"})
     if bad := check_images(dataset, checked):

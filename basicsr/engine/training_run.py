@@ -18,6 +18,7 @@ from basicsr.config.load import resolved_yaml
 from basicsr.config.schema import Options, thaw
 from basicsr.data import build_eval_dataset, build_train_loader
 from basicsr.data.checks.notes import fingerprint
+from basicsr.data.mixing import sets_of
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.inputs import check_cache_key, input_digests
 from basicsr.engine.logs.metric_writers import check_packages
@@ -111,6 +112,7 @@ class TrainingRun:
         self.model = self._distributed(self._bare) if distributed else self._bare  # network and terms
         self.loader = build_train_loader(
             options.datasets["train"],
+            options.further_sets,
             seed=options.manual_seed,
             rank=rank_info.rank,
             world_size=rank_info.world_size,
@@ -119,12 +121,21 @@ class TrainingRun:
             accumulate=train.accumulate,
             pin_memory=rank_info.device.type == "cuda",
         )
+        keys, sets = options.datasets_of("train"), sets_of(self.loader.dataset)
+        self.training_sets = dict(zip(keys, sets.values(), strict=True))  # datasets by their keys in the options
         self.images = fingerprint(self.loader.dataset)  # their number and a digest of their names
         self.validation = {block.name: build_eval_dataset(block) for block in options.datasets_of("val").values()}
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Parameters that the student's optimizer updates: the network's and the heads'."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def name_of_set(self, iteration: int) -> str:
+        """The name of the training set that iteration `iteration`, from 1, takes; empty where there is only one."""
+        if self.loader.mixture is None:
+            return ""
+        names = [block.name for block in self.options.datasets_of("train").values()]
+        return names[self.loader.mixture.set_of(iteration - 1)]
 
     def is_due(self, frequency: int | None) -> bool:
         """Whether something done every `frequency` iterations is due after the present one; never where None."""

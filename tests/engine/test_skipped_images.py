@@ -33,7 +33,7 @@ def spoilt(image_pairs) -> dict[str, Any]:
 
 def test_before_the_run(spoilt):
     dataset = build_dataset(spoilt)
-    bad, _ = check_datasets([(dataset, DatasetOptions(**spoilt, skip_bad_images=2))], PLACE)
+    (bad,), _ = check_datasets([(dataset, DatasetOptions(**spoilt, skip_bad_images=2))], PLACE)
     assert [Path(image.path).name for image in bad] == ["img002.png", "img002x2.png", "img004x2.png"]
     with pytest.raises(DataError, match="2 of 6 images of dataset Set5 cannot be used"):
         check_datasets([(dataset, DatasetOptions(**spoilt, skip_bad_images=1))], PLACE)

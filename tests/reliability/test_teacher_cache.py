@@ -148,7 +148,9 @@ def check(options: dict[str, Any]) -> None:
     loaded = load_options(options, training=True)
     check_cache_key(loaded, input_digests(loaded))
     train = loaded.datasets["train"]
-    check_cache_content(loaded, build_dataset({"type": train.type, **train.arguments, "phase": "train", "scale": 2}))
+    check_cache_content(
+        loaded.teacher_cache, build_dataset({"type": train.type, **train.arguments, "phase": "train", "scale": 2})
+    )
 
 
 def edited(folder: Path, **changes: Any) -> None:

@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+from basicsr.data.mixing import SeveralSets
 from basicsr.data.storage import ImageRoot, Stamp, is_weighted, stamp_of, stored_images
 from basicsr.files.atomic_files import write_atomically
 from basicsr.utils.errors import CheckpointError, DataError
@@ -126,8 +127,11 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
     `images` is their number; `names` the SHA-256 of the HR images' names in the order of use, relative to their folder
     and without ending, or None if the dataset names none; `weights` those of its folders, `none` if all are 1; `pixels
     of image 0 (gt)` and so on the SHA-256 of the first, middle and last image of each kind, decoded, or None of one
-    that cannot be read.
+    that cannot be read. Of several sets, what is of the second and later ones begins with their names.
     """
+    if isinstance(dataset, SeveralSets):
+        first, *others = ((name, fingerprint(one)) for name, one in dataset.sets.items())
+        return {**first[1], **{f"{name}: {what}": value for name, found in others for what, value in found.items()}}
     stored = stored_images(dataset)
     if stored is None:
         return {"images": len(dataset), "names": None}

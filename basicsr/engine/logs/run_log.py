@@ -15,7 +15,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -123,20 +123,31 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
         f" {run.loader.num_samples} training images{left_out}, {options.train.total_iter} iterations"
     )
-    if (made := getattr(run.loader.dataset, "degradation", None)) is not None:
-        logger.info(f"LR images are made of HR images while training: {made}")
-    _describe_targets(run, logger)
+    for dataset in run.training_sets.values():
+        if (made := getattr(dataset, "degradation", None)) is not None:
+            logger.info(f"LR images are made of HR images while training: {made}")
+    _describe_sets(run, logger)
     if resume is not None:
         epoch, batch, batches = run.loader.epoch_at(run.iteration)
         logger.info(f"Resumed {resume.path.name} at iteration {run.iteration} (epoch {epoch}, batch {batch}/{batches})")
 
 
-def _describe_targets(run: TrainingRun, logger: logging.Logger) -> None:
-    """Logs which losses count where there are no HR images."""
-    free = [block.name for block in run.options.datasets_of("train").values() if lacks_hr(block)]
+def _describe_sets(run: TrainingRun, logger: logging.Logger) -> None:
+    """Logs which sets the iterations take, and which losses count where there are no HR images."""
+    blocks = run.options.datasets_of("train")
+    if (mixture := run.loader.mixture) is not None:
+        shares = [
+            f"{block.name} ({len(cast(Sized, run.training_sets[key]))} images, {float(share):.1%} of the iterations)"
+            for (key, block), share in zip(blocks.items(), mixture.shares, strict=True)
+        ]
+        logger.info(f"Each iteration takes its images of one set: {', '.join(shares)}")
+    free = [block.name for block in blocks.values() if lacks_hr(block)]
     if free:
-        left = ", ".join(name for name, term in run.terms.items() if not cast(LossTerm, term).gt_needs)
-        logger.info(f"Without HR images: {', '.join(free)}; learned from the teacher alone, by {left}")
+        needs = {name: bool(cast(LossTerm, term).gt_needs) for name, term in run.terms.items()}
+        counting = ", ".join(name for name, is_needed in needs.items() if not is_needed)
+        idle = [*(name for name, is_needed in needs.items() if is_needed), *(["adversarial"] if run.adversary else [])]
+        without = f", without {', '.join(idle)}" if idle else ""
+        logger.info(f"{', '.join(free)}: no HR images; learned from the teacher alone, by {counting}{without}")
 
 
 def _about_threads(threads: int, cores: int, environment: Mapping[str, str]) -> str:
@@ -187,12 +198,19 @@ class RunLog:
             )
 
     def step(
-        self, iteration: int, epoch: int, rates: Mapping[str, float], parts: Mapping[str, float], waited: float
+        self,
+        iteration: int,
+        epoch: int,
+        rates: Mapping[str, float],
+        parts: Mapping[str, float],
+        waited: float,
+        origin: str = "",
     ) -> None:
         """Logs iteration `iteration`, from 1, after `epoch` passes over the dataset.
 
         `rates` are learning rates by parameter group, `parts` unweighted losses by name, `waited` the seconds that an
-        iteration waited for data, on average since the last call.
+        iteration waited for data, on average since the last call, `origin` the set of its images where there are
+        several.
         """
         now = time.monotonic()
         per_iteration, left = self._pace(iteration, now)
@@ -200,7 +218,7 @@ class RunLog:
         losses = " ".join(f"{name}: {value:.4e}" for name, value in parts.items())
         self.line(
             f"[{self._name[:5]}..][epoch:{epoch:3d}, iter:{iteration:8,d}, lr:({lr})] [eta: {left},"
-            f" time (data): {per_iteration:.3f} ({waited:.3f})] {losses}"
+            f" time (data): {per_iteration:.3f} ({waited:.3f})] {f'({origin}) ' if origin else ''}{losses}"
         )
         figures = {f"losses/{name}": value for name, value in parts.items()}
         figures |= {f"lr/{name}": rate for name, rate in rates.items()}
