@@ -198,7 +198,7 @@ def test_options_survive_pickling_and_hold_no_part_of_the_input(options):
         ("datasets.train", ..., "datasets.train: is required for training"),
         ("datasets.train.gt_size", 97, "datasets.train.gt_size: must be a multiple of scale 2, got 97; take 96"),
         ("datasets.train.num_worker_per_gpu", -1, "datasets.train.num_worker_per_gpu: input should be greater"),
-        ("datasets.valid", {}, "datasets.valid: unknown key (did you mean 'val'?); allowed: train, val, val_1"),
+        ("datasets.valid", {}, "datasets.valid: unknown key (did you mean 'val'?); allowed: train, train_2"),
         ("datasets.val_2", {"name": "Set5", "type": "PairedImageDataset"}, "'Set5' is also the name of datasets.val"),
         ("datasets.test", {"name": "t", "type": "SingleImageDataset"}, "datasets.test: is not used in training"),
         ("datasets.val", 3, "datasets.val: input should be a mapping, got 3"),

@@ -89,7 +89,7 @@ def test_a_run_learns_what_a_run_with_hr_images_learns_from_the_teacher(mcadkd, 
         ends.append({"g": {key: end["g"][key] for key in ("params", "params_ema")}, "best": end["state"]["best"]})
     assert differences(*ends) == []
     log = next((tmp_path / "alone/experiments/tiny").glob("*.log")).read_text()
-    assert "Without HR images: train; learned from the teacher alone, by response, contrastive" in log
+    assert "train: no HR images; learned from the teacher alone, by response, contrastive" in log
 
 
 def test_every_loss_that_needs_hr_images_is_refused_by_name(mcadkd, tmp_path):
