@@ -5,13 +5,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from annotated_types import Ge, Le
 
 from basicsr.data.storage import ImageRoot, disk
-from basicsr.files.band_files import FEWEST_BANDS, MOST_BANDS, bands_from_bytes, find_band_fault, read_band_header
+from basicsr.files.band_files import (
+    BAND_SUFFIXES,
+    FEWEST_BANDS,
+    MOST_BANDS,
+    bands_from_bytes,
+    find_band_fault,
+    read_band_header,
+)
+from basicsr.files.image_folders import IMAGE_SUFFIXES
 from basicsr.files.image_headers import MOST_PIXELS, ImageHeader, Source
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import STORAGE_REGISTRY
@@ -24,6 +32,9 @@ class BandFolder(ImageRoot):
     """A folder of TIFF files and arrays whose channels are no colours (`basicsr/files/band_files.py`)."""
 
     bands: int = 4
+
+    # Others are not passed over, but refused.
+    suffixes: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *BAND_SUFFIXES)))
 
     @property
     def channels(self) -> int:

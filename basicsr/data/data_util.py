@@ -70,24 +70,24 @@ class NamedImage(NamedTuple):
     path: str
 
 
-def images_in(folder: str) -> list[NamedImage]:
+def images_in(folder: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[NamedImage]:
     """The images of a folder and of those below, in the order of their names; raises DataError if there are none.
 
     They are told by their endings, whether or not they can be read: none must vanish.
     """
     if is_pattern(folder):
-        return [NamedImage(*found) for found in Pattern(folder).images()]
-    tree = read_tree(folder)
+        return [NamedImage(*found) for found in Pattern(folder, suffixes).images()]
+    tree = read_tree(folder, suffixes=suffixes)
     if not tree.images:
         others = "; ".join(_warnings(folder, tree))
-        raise DataError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); {others or 'check the path'}")
+        raise DataError(f"{folder} holds no image ({', '.join(suffixes)}); {others or 'check the path'}")
     before = os.path.join(folder, "")
     return [NamedImage(name, f"{before}{name}") for name in tree.images]
 
 
-def paths_from_folder(folder: str) -> list[str]:
+def paths_from_folder(folder: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
     """Paths of a folder's images in the order of their names; raises DataError if there are none."""
-    return [image.path for image in images_in(folder)]
+    return [image.path for image in images_in(folder, suffixes)]
 
 
 def paths_from_lmdb(folder: str) -> list[str]:
@@ -105,7 +105,9 @@ def paths_from_meta_info_file(folder: str, meta_info_file: str) -> list[str]:
     return paths
 
 
-def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filename_tmpl: str) -> list[dict[str, str]]:
+def paired_paths_from_folder(
+    folders: Sequence[str], keys: Sequence[str], filename_tmpl: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> list[dict[str, str]]:
     """Pairs the images of an LR and an HR folder, which `keys` names, such as ['lq', 'gt'].
 
     The LR image of `NAME.png` is `filename_tmpl.format(NAME)`, such as '{}x2', with the same ending or another. Raises
@@ -113,8 +115,8 @@ def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filena
     """
     (input_folder, gt_folder), (input_key, gt_key) = folders, keys
     check_template(filename_tmpl)
-    gt_by_stem = images_by_stem(gt_folder)
-    input_by_stem = images_by_stem(input_folder)
+    gt_by_stem = images_by_stem(gt_folder, suffixes)
+    input_by_stem = images_by_stem(input_folder, suffixes)
     expected = {stem: partner_of(stem, filename_tmpl) for stem in gt_by_stem}
     lonely = [stem for stem, wanted in expected.items() if wanted not in input_by_stem]
     if lonely:
@@ -182,10 +184,10 @@ def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[
     return [{f"{input_key}_path": key, f"{gt_key}_path": key} for key in keys_in[gt_folder]]
 
 
-def images_by_stem(folder: str) -> dict[str, NamedImage]:
+def images_by_stem(folder: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, NamedImage]:
     """A folder's images by their names without ending, in order; raises DataError where two of these are equal."""
     by_stem: dict[str, NamedImage] = {}
-    for image in images_in(folder):
+    for image in images_in(folder, suffixes):
         stem = os.path.splitext(image.name)[0]
         if stem in by_stem:
             raise DataError(f"{folder} has both {printable(f'{by_stem[stem].name} and {image.name}')}; remove one")
@@ -307,9 +309,9 @@ def first_few(names: Sequence[str]) -> str:
     return printable(", ".join(names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
 
 
-def folder_warnings(folder: str) -> Iterator[str]:
+def folder_warnings(folder: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Iterator[str]:
     """Warns about what a folder and those below it hold beside the images, and where images lie in it and below."""
-    yield from _warnings(folder, read_tree(folder))
+    yield from _warnings(folder, read_tree(folder, suffixes=suffixes))
 
 
 def _warnings(folder: str, tree: ImageTree) -> Iterator[str]:

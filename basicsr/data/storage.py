@@ -16,7 +16,7 @@ from basicsr.data import data_util
 from basicsr.data.data_util import folder_warnings
 from basicsr.files.file_client import FileClient
 from basicsr.files.header_readers import read_header, read_ppm_header
-from basicsr.files.image_folders import Pattern, is_pattern
+from basicsr.files.image_folders import IMAGE_SUFFIXES, Pattern, is_pattern
 from basicsr.files.image_headers import MOST_PIXELS, Content, HeaderError, ImageHeader, Source, find_fault
 from basicsr.files.images import imfrombytes, ppm_columns
 from basicsr.files.lmdb_databases import count_values, read_meta_info, stored_value
@@ -104,6 +104,8 @@ class ImageRoot:
 
     path: str = ""
 
+    suffixes: ClassVar[tuple[str, ...]] = IMAGE_SUFFIXES
+    """How names of images end."""
     takes_list: ClassVar[bool] = True
     """Whether a `meta_info_file` may choose among the images."""
     names_are_paths: ClassVar[bool] = True
@@ -123,14 +125,14 @@ class ImageRoot:
         """All images, in order; raises DataError where there are none, or the list is wrong."""
         if meta_info_file is not None:
             return data_util.paths_from_meta_info_file(self.path, meta_info_file)
-        return data_util.paths_from_folder(self.path)
+        return data_util.paths_from_folder(self.path, self.suffixes)
 
     def pairs(self, lq: str, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
         """Pairs of these HR images with those of a root at `lq`: {'lq_path': ..., 'gt_path': ...}; raises likewise."""
         folders, keys = [lq, self.path], ["lq", "gt"]
         if meta_info_file is not None:
             return data_util.paired_paths_from_meta_info_file(folders, keys, meta_info_file, filename_tmpl)
-        return data_util.paired_paths_from_folder(folders, keys, filename_tmpl)
+        return data_util.paired_paths_from_folder(folders, keys, filename_tmpl, self.suffixes)
 
     def listed(self, name: str, number: int = 0) -> str:
         """What an image of the root, or of the root's part of that number, is called in the dataset."""
@@ -231,7 +233,7 @@ class ImageRoot:
     def warnings(self, count: int) -> Iterator[str]:
         """What the root holds beside the `count` images that are used."""
         if self._pattern is None:
-            yield from (f"{printable(self.path)}: {sentence}" for sentence in folder_warnings(self.path))
+            yield from (f"{printable(self.path)}: {sentence}" for sentence in folder_warnings(self.path, self.suffixes))
 
 
 @dataclass(frozen=True)

@@ -53,19 +53,19 @@ class ImageTree:
     """Those that are, `''` for the first."""
 
 
-def read_tree(root: str, named: bool = True) -> ImageTree:
+def read_tree(root: str, named: bool = True, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> ImageTree:
     """Lists the images of a folder and of those below; raises DataError where one of them cannot be read.
 
-    Unless it is `named`, the folder itself may be left out, too.
+    Unless it is `named`, the folder itself may be left out, too. Images end in one of `suffixes`.
     """
-    return _Walk(root, named).tree()
+    return _Walk(root, named, suffixes).tree()
 
 
 class _Walk:
     """Reads folders first and links to folders then, so that what a link leads to has its own name where it has one."""
 
-    def __init__(self, root: str, named: bool) -> None:
-        self._root, self._named = root, named
+    def __init__(self, root: str, named: bool, suffixes: tuple[str, ...]) -> None:
+        self._root, self._named, self._suffixes = root, named, suffixes
         self._entries: dict[str, list[tuple[str, bool]]] = {}  # of a folder: names, and whether it is a folder
         self._left_out: dict[str, str] = {}
         self._seen: set[str] = set()
@@ -97,7 +97,7 @@ class _Walk:
             kept = self._entries[folder] = []
             for entry in entries:
                 name = entry.name
-                if name.lower().endswith(IMAGE_SUFFIXES) or not is_folder(entry):
+                if name.lower().endswith(self._suffixes) or not is_folder(entry):
                     kept.append((name, False))
                     continue
                 kept.append((name, True))
@@ -117,7 +117,7 @@ class _Walk:
             path, may_be_read = waiting.pop()
             if not may_be_read:
                 name = path.rpartition(os.sep)[2]
-                is_image = not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+                is_image = not name.startswith(".") and name.lower().endswith(self._suffixes)
                 (tree.images if is_image else tree.others).append(path)
             elif path in self._left_out:
                 tree.left_out.append((path, self._left_out[path]))
@@ -147,8 +147,8 @@ def is_pattern(path: str) -> bool:
 class Pattern:
     """A path with wildcards; see above."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> None:
+        self.text, self._suffixes = text, suffixes
         parts = [part for part in text.split(os.sep) if part not in ("", ".")]
         first = next(number for number, part in enumerate(parts) if _WILD.search(part))
         self.base = os.path.join(os.sep if os.path.isabs(text) else "", *parts[:first])
@@ -172,7 +172,8 @@ class Pattern:
         """Name and path of each image that it matches, in order; raises DataError: none, or both files and folders."""
         files, folders, others = self._matches()
         named = not _WILD.search(self._parts[-1])
-        below = [os.path.join(folder, name) for folder in folders for name in read_tree(folder or ".", named).images]
+        trees = ((folder, read_tree(folder or ".", named, self._suffixes)) for folder in folders)
+        below = [os.path.join(folder, name) for folder, tree in trees for name in tree.images]
         more = [path for path in below if path not in files]
         if files and more:
             raise DataError(
@@ -211,7 +212,7 @@ class Pattern:
         for path, is_one in _expanded(self.base, self._parts):
             if is_one:
                 folders[path] = None
-            elif not self._folders_only and path.lower().endswith(IMAGE_SUFFIXES):
+            elif not self._folders_only and path.lower().endswith(self._suffixes):
                 files[path] = None
             else:
                 others += 1
@@ -221,7 +222,7 @@ class Pattern:
         if folders:
             return f"{self.text} matches folders without images, such as {printable(folders[0])}; check the path"
         if others:
-            return f"{self.text} matches files, but no image ({', '.join(IMAGE_SUFFIXES)}); check the ending"
+            return f"{self.text} matches files, but no image ({', '.join(self._suffixes)}); check the ending"
         return f"{self.text} matches nothing; check the path"
 
 

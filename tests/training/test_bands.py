@@ -54,12 +54,13 @@ def options(mcadkd, tmp_path):
     )
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".npy"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_patches_are_cut_and_turned_alike_with_all_bands_in_their_order(tmp_path, dtype):
-    data = write_pairs(tmp_path, dtype)
+def test_patches_are_cut_and_turned_alike_with_all_bands_in_their_order(tmp_path, dtype, suffix):
+    data = write_pairs(tmp_path, dtype, suffix)
     dataset = PairedImageDataset(**data, scale=2, phase="train", gt_size=16)
     whole = PairedImageDataset(**data, scale=2, phase="val")
-    stored = bands_from_bytes((tmp_path / "HR/1.tif").read_bytes(), BANDS, "image")
+    stored = bands_from_bytes((tmp_path / f"HR/1{suffix}").read_bytes(), BANDS, "image")
     full = 1.0 if dtype == np.float32 else np.iinfo(dtype).max
     gt = whole[1]["gt"]
     np.testing.assert_array_equal(gt, np.moveaxis(stored.astype(np.float32) / np.float32(full), -1, 0))
@@ -170,6 +171,20 @@ def test_lr_images_are_made_of_all_bands(tmp_path):
     for of_colours in ([{"type": "MatlabBicubic"}, {"type": "Jpeg", "quality": 50}], {"type": "RealESRGAN"}):
         with pytest.raises(OptionsError, match=r"is of gray and RGB images, and these have 5 bands; remove it"):
             PairedImageDataset(**made, phase="train", gt_size=16, degradation=of_colours)
+
+
+def test_arrays_are_found_in_folders_below_and_by_patterns_and_pictures_are_not_passed_over(tmp_path):
+    data = write_pairs(tmp_path / "a", suffix=".npy", count=2)
+    many = PairedImageDataset(
+        **{**data, "dataroot_gt": str(tmp_path / "*/HR"), "dataroot_lq": str(tmp_path / "*/LR")}, scale=2, phase="val"
+    )
+    assert len(many) == 2 and many.stored_images().roots["gt"].form(many.paths[0]["gt_path"]) == (".npy", np.uint16)
+    assert list(many.stored_images().roots["gt"].warnings(2)) == []
+    cv2.imwrite(str(tmp_path / "a/LR/2.png"), np.zeros((24, 24, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "a/HR/2.png"), np.zeros((48, 48, 3), np.uint8))
+    dataset = PairedImageDataset(**data, scale=2, phase="val")
+    with pytest.raises(DataError, match=r"2\.png: it is a PNG file; bands are read from TIFF and \.npy files"):
+        dataset[2]
 
 
 def test_the_teachers_cache_holds_colours_only(options, tmp_path):
