@@ -11,16 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from basicsr.data.base import SampleKey
+from basicsr.data.sampling import KeySampler
 from basicsr.utils import randomness
-
-if TYPE_CHECKING:
-    from basicsr.data.loading import KeySampler
 
 _BLOCK = 64
 

@@ -15,8 +15,9 @@ from basicsr.data import batch as batches_module
 from basicsr.data.base import load_sample
 from basicsr.data.batch import Batch, Slots, collate, in_unit_range
 from basicsr.data.checks.checking import check_images
-from basicsr.data.loading import KeySampler, TrainLoader
+from basicsr.data.loading import TrainLoader
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.sampling import KeySampler
 from basicsr.files.images import encode_ppm
 from basicsr.files.lmdb_databases import LmdbMaker
 from basicsr.utils.errors import DataError

@@ -14,8 +14,9 @@ import pytest
 from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
 from basicsr.data.checks.notes import files_digest, fingerprint
-from basicsr.data.loading import KeySampler, build_eval_dataset, build_train_loader
+from basicsr.data.loading import build_eval_dataset, build_train_loader
 from basicsr.data.sample_order import SampleOrder
+from basicsr.data.sampling import KeySampler
 from basicsr.data.storage import Share
 from basicsr.data.teacher_outputs import cached_names
 from basicsr.files.images import encode_png

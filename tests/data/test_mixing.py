@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from basicsr.data.base import SampleKey
-from basicsr.data.loading import KeySampler, Stage
 from basicsr.data.mixing import MixedSampler, Mixture, SeveralSets, located, shares_of
+from basicsr.data.sampling import KeySampler, Stage
 
 
 def test_shares_are_as_given_and_the_rest_by_the_numbers_of_images():

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from basicsr.config.load import load_options
 from basicsr.data import build_dataset, build_train_loader
 from basicsr.data.base import ImageDataset, SampleKey, load_sample
-from basicsr.data.loading import KeySampler, Stage
+from basicsr.data.sampling import KeySampler, Stage
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.randomness import generator, sample_seed
 from basicsr.utils.registry import Registry

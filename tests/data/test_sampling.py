@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from basicsr.data.base import SampleKey
-from basicsr.data.loading import KeySampler
+from basicsr.data.sampling import KeySampler
 
 
 def keys(**changes) -> list[SampleKey]:

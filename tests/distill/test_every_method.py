@@ -18,7 +18,7 @@ from basicsr.data.batch import Batch
 from basicsr.distill.base import LossTerm, Reconstruction
 from basicsr.losses.basic_loss import batch_scope_of
 from basicsr.models.kd_model import KDModel
-from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.registry import METHOD_REGISTRY, declared
 
 # A teacher that is trained but detached would make the gradient other than the slope.
 # Narrow heads and small crops compute the same functions in a tenth of the time.
@@ -127,6 +127,20 @@ def test_a_method_that_declares_to_compare_no_images_gives_the_mean_of_its_parts
     parts = [model(half, 1).parts for half in halves]
     for part, value in model(whole, 1).parts.items():
         assert value.item() == pytest.approx((parts[0][part] + parts[1][part]).item() / 2, rel=1e-9), part
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_without_hr_images_a_method_gives_the_same_or_is_left_out_with_gradients_of_zero(name):
+    model = build(name)
+    term = model.terms["method"]
+    term.gt_needs = declared(term, "gt_needs", {}, "")
+    pairs = images()
+    parts = {part: value for part, value in model(pairs, 1).parts.items() if part != "l_pix"}
+    output = model(replace(pairs, gt=None), 1)
+    assert output.parts.keys() == ({} if term.gt_needs else parts).keys()
+    assert all(torch.equal(value, parts[part]) for part, value in output.parts.items())
+    output.total.backward()
+    assert all(parameter.grad is not None for parameter in trained(model).values()), "ranks cannot average"
 
 
 def cut(value: Any, start: int) -> Any:

@@ -28,7 +28,8 @@ from basicsr.data.batch import Batch
 from basicsr.data.checks.checking import check_images, report
 from basicsr.data.checks.inspection import examine
 from basicsr.data.data_util import paths_from_meta_info_file
-from basicsr.data.loading import KeySampler, TrainLoader
+from basicsr.data.loading import TrainLoader
+from basicsr.data.sampling import KeySampler
 from basicsr.files.file_client import FileClient
 from basicsr.files.images import imfrombytes
 from basicsr.files.lmdb_databases import read_meta_info

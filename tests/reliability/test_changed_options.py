@@ -19,7 +19,7 @@ from torch import nn
 
 from basicsr.archs import build_network
 from basicsr.config.load import load_options, resolved_yaml, todays_text
-from basicsr.data.loading import KeySampler
+from basicsr.data.sampling import KeySampler
 from basicsr.distill.base import LossTerm, StepContext
 from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.inputs import input_digests

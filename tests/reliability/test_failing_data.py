@@ -24,7 +24,7 @@ from support.training import (
     train_rank_all,
 )
 
-from basicsr.data.loading import KeySampler
+from basicsr.data.sampling import KeySampler
 from basicsr.engine.checkpoint import CheckpointFolder
 from basicsr.files.run_history import read_history
 from basicsr.train import train_pipeline

@@ -40,8 +40,12 @@ def reduced(loaded: Options, image_pairs) -> dict[str, Any]:
     if options.get("network_d"):
         options["network_d"]["num_feat"] = 4
     for key, dataset in options["datasets"].items():
-        dataset.update(dataroot_gt=str(gt), dataroot_lq=str(lq), filename_tmpl=f"{{}}x{scale}")
-        if key == "train":
+        dataset.update(dataroot_lq=str(lq), filename_tmpl=f"{{}}x{scale}")
+        if dataset.get("dataroot_gt") is not None:
+            dataset["dataroot_gt"] = str(gt)
+        if dataset.get("share") is not None:  # so that a few iterations are of both kinds
+            dataset["share"] = 0.5
+        if key.startswith("train"):
             # At scale 1 the encoder of DCKD wants more than 8 pixels.
             dataset.update(gt_size=8 * max(scale, 2), num_worker_per_gpu=0, batch_size_per_gpu=3)
         if "gt_sizes" in dataset:

@@ -16,7 +16,8 @@ from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.degradations import blur_kernels
 from basicsr.data.degradations.base import Chain
 from basicsr.data.degradations.real_esrgan import RealESRGAN
-from basicsr.data.loading import KeySampler, TrainLoader
+from basicsr.data.loading import TrainLoader
+from basicsr.data.sampling import KeySampler
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.randomness import generator
 from basicsr.utils.registry import DEGRADATION_REGISTRY
