@@ -68,6 +68,8 @@ def bands(path: str, channels: Bands) -> ImageRoot:
     Raises OptionsError where N is 3, or `path` is a database.
     """
     if channels == 3:
-        raise OptionsError("io_backend: images of 3 channels are read as colours; use type: disk")
+        raise OptionsError(
+            "3 channels are colours, which are read as usual: leave bands out (io_backend: {type: disk})"
+        )
     disk(path)
     return BandFolder(path, channels)

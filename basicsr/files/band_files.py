@@ -62,7 +62,7 @@ def find_band_fault(header: ImageHeader, channels: int, most_pixels: int = MOST_
             " (tifffile.imwrite with planarconfig='separate')"
         )
     if header.channels != channels:
-        return f"it has {header.channels} channels, io_backend says {channels}; make them equal"
+        return f"it has {header.channels} channels, expected are {channels}; make them equal"
     if (header.bits, header.floating) not in _TYPES.values():
         kind = f"float{header.bits}" if header.floating else f"of {header.bits} bits"
         return f"its pixels are {kind}, allowed are 8 or 16 bits unsigned, float32 and float64; convert it"

@@ -99,9 +99,10 @@ def add_input_option(add: Callable[..., Any], text: str, name: str = "--input", 
         add("--meta-info", nargs="+", metavar="FILE", help="list of the images to take, one for each folder")
 
 
-def images_of(folders: Sequence[str], meta_info: Sequence[str] | None = None) -> ImageSet:
-    """The images of an option as `add_input_option` adds it."""
-    return find_images({"type": "disk"}, {"gt": list(folders)}, meta_info_file=meta_info)
+def images_of(folders: Sequence[str], meta_info: Sequence[str] | None = None, channels: int | None = None) -> ImageSet:
+    """The images of an option as `add_input_option` adds it; of `channels` bands where that is given."""
+    storage = {"type": "disk"} if channels is None else {"type": "bands", "channels": channels}
+    return find_images(storage, {"gt": list(folders)}, meta_info_file=meta_info)
 
 
 def by_name(images: ImageSet, numbered: bool = False) -> dict[str, Path]:

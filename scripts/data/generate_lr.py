@@ -35,12 +35,15 @@ if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
 import dataset_tools
+import numpy as np
 
 from basicsr.data.storage import stamp_of
 from basicsr.data.transforms import mod_crop
+from basicsr.files.band_files import bands_from_bytes, write_bands
+from basicsr.files.file_client import FileClient
 from basicsr.files.images import imwrite
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.matlab_functions import imresize_integer
+from basicsr.utils.matlab_functions import imresize, imresize_integer
 
 Rounding = Literal["each_pass", "once"]
 
@@ -54,6 +57,7 @@ class Task:
     cropped: Path | None
     rounding: Rounding
     changed: bool
+    channels: int | None = None  # of images of several bands
 
     @property
     def outputs(self) -> list[Path]:
@@ -116,7 +120,10 @@ def make(task: Task) -> Outcome:
     if not task.changed and dataset_tools.is_current(task.outputs, task.source):
         return Outcome(made=False)
     try:
-        img = dataset_tools.read_image(task.source)
+        if task.channels is None:
+            img = dataset_tools.read_image(task.source)
+        else:
+            img = bands_from_bytes(FileClient().get(task.source), task.channels, str(task.source))
     except DataError as error:
         return Outcome(made=False, problem=str(error))
     multiple = math.lcm(*task.lr_by_scale)
@@ -125,11 +132,23 @@ def make(task: Task) -> Outcome:
         return Outcome(False, problem=f"{task.source} of {height}x{width} is too small for these scales; remove it")
     if task.cropped is not None:
         img = mod_crop(img, multiple)
-        imwrite(img, task.cropped)
+        _write(img, task.cropped, task.channels)
     for scale, path in task.lr_by_scale.items():
-        imwrite(imresize_integer(mod_crop(img, scale), 1 / scale, task.rounding), path)
+        hr = mod_crop(img, scale)
+        if hr.dtype == np.float32:  # which only bands are
+            lr = imresize(hr, 1 / scale).clip(0, 1)
+        else:
+            lr = imresize_integer(hr, 1 / scale, task.rounding)
+        _write(lr, path, task.channels)
     rests = [side % scale for side in (height, width) for scale in task.lr_by_scale]
     return Outcome(True, left_over=task.cropped is None and any(rests))
+
+
+def _write(pixels: np.ndarray, path: Path, channels: int | None) -> None:
+    if channels is None:
+        imwrite(pixels, path)
+    else:
+        write_bands(path, pixels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     if 1 in options.scales:
         raise OptionsError("--scales 1 would make copies; inputs at scale 1, such as blurred ones, come with their set")
-    images = dataset_tools.images_of(options.input, options.meta_info)
+    images = dataset_tools.images_of(options.input, options.meta_info, options.channels)
     sources = dataset_tools.by_name(images)
     if options.flat:
         sources = flat(sources)
@@ -153,16 +172,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     for scale in options.scales:
         cut = multiple if hr is not None else scale
         parameters = {"scale": scale, "hr_multiple": cut, "rounding": options.rounding}
+        parameters |= {"channels": options.channels} if options.channels is not None else {}
         dataset_tools.claim_folder(options.output / f"X{scale}", "generate_lr", parameters)
     if hr is not None:
         dataset_tools.claim_folder(hr, "generate_lr", {"hr_multiple": multiple})
+
+    def ending(source: Path) -> str:
+        return ".png" if options.channels is None else source.suffix.lower()
+
     tasks = [
         Task(
             source=source,
-            lr_by_scale={scale: options.output / f"X{scale}" / f"{stem}x{scale}.png" for scale in options.scales},
-            cropped=hr / f"{stem}.png" if hr is not None else None,
+            lr_by_scale={
+                scale: options.output / f"X{scale}" / f"{stem}x{scale}{ending(source)}" for scale in options.scales
+            },
+            cropped=hr / f"{stem}{ending(source)}" if hr is not None else None,
             rounding=options.rounding,
             changed=changed[stem],
+            channels=options.channels,
         )
         for stem, source in sources.items()
     ]
@@ -181,7 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hr is not None:
         scale = options.scales[0]
         lr = f"dataroot_lq: {options.output}/X{scale}, filename_tmpl: '{{}}x{scale}'"
-        print(f"in the options: dataroot_gt: {hr}, {lr}")
+        bands = f", io_backend: {{type: bands, channels: {options.channels}}}" if options.channels is not None else ""
+        print(f"in the options: dataroot_gt: {hr}, {lr}{bands}")
     elif count := sum(outcome.left_over for outcome in outcomes):
         print(f"sides of {count} HR images are no multiple of the scale: for training, give --hr-output as well")
     return 0
@@ -211,6 +239,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=("each_pass", "once"),
         default="each_pass",
         help="each_pass: as MATLAB resizes uint8 images (default); once: as it resizes im2double(image)",
+    )
+    parser.add_argument(
+        "--channels",
+        type=dataset_tools.positive,
+        metavar="N",
+        help="images of N bands that are no colours, 2 or 4 to 16, in TIFF or .npy files, whose format stays",
     )
     dataset_tools.add_workers_option(parser)
     return parser.parse_args(argv)

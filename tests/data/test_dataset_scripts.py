@@ -19,9 +19,10 @@ from basicsr.config.schema import DatasetOptions
 from basicsr.data import build_dataset
 from basicsr.data.checks.checking import check_images, report
 from basicsr.data.transforms import advice
+from basicsr.files.band_files import as_type, bands_from_bytes, write_bands
 from basicsr.files.lmdb_databases import read_meta_info
 from basicsr.utils import FileClient, imfrombytes
-from basicsr.utils.matlab_functions import imresize_integer
+from basicsr.utils.matlab_functions import imresize, imresize_integer
 
 
 def test_every_script_starts_from_any_folder_and_explains_itself(tmp_path):
@@ -68,6 +69,21 @@ class TestGenerateLr:
                 f"{{}}x{scale}",
             )
             assert run("check_dataset.py", *checked, folder=tmp_path).returncode == 0
+
+    @pytest.mark.parametrize(("suffix", "dtype"), [(".tif", np.uint16), (".npy", np.float32)])
+    def test_images_of_bands_stay_in_their_format(self, tmp_path, suffix, dtype):
+        hr = as_type(np.random.default_rng(0).uniform(0, 1, (21, 17, 5)), np.dtype(dtype))
+        write_bands(tmp_path / f"HR/a{suffix}", hr)
+        names = "--input", "HR", "--output", "LR", "--scales", 2, "--hr-output", "cut", "--channels"
+        result = run("generate_lr.py", *names, 5, folder=tmp_path)
+        assert "filename_tmpl: '{}x2', io_backend: {type: bands, channels: 5}" in result.stdout
+        cut = bands_from_bytes((tmp_path / f"cut/a{suffix}").read_bytes(), 5, "HR")
+        np.testing.assert_array_equal(cut, hr[:20, :16])
+        lr = bands_from_bytes((tmp_path / f"LR/X2/ax2{suffix}").read_bytes(), 5, "LR")
+        expected = imresize_integer(cut, 0.5) if dtype == np.uint16 else imresize(cut, 0.5).clip(0, 1)
+        np.testing.assert_array_equal(lr, expected)
+        refused = run("generate_lr.py", *names, 3, folder=tmp_path)
+        assert refused.returncode == 2 and "3 channels are colours" in refused.stderr
 
     def test_another_file_of_a_name_is_never_taken_for_the_one_before(self, tmp_path):
         write_images(tmp_path / "HR", {"a.png": (16, 16), "b.png": (16, 16)})

@@ -87,7 +87,7 @@ def four_pages() -> bytes:
     ("content", "reason"),
     [
         (tiff(bands(), "contig")[:100], "the file is truncated or damaged"),
-        (tiff(bands(shape=(5, 7, 4)), "contig"), "it has 4 channels, io_backend says 6; make them equal"),
+        (tiff(bands(shape=(5, 7, 4)), "contig"), "it has 4 channels, expected are 6; make them equal"),
         (four_pages(), "it holds 6 pages, allowed is one with all bands"),
         (tiff(bands().astype(np.int16), "contig"), "its pixels are signed or complex numbers"),
         (tiff(bands().astype(np.uint32), "contig"), "its pixels are of 32 bits"),

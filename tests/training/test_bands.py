@@ -134,9 +134,9 @@ def test_a_run_learns_measures_saves_and_shows_all_bands(options, tmp_path):
         ),
         ({"val__metrics__psnr__test_y_channel": True}, OptionsError, "val.* has 5 channels, of which there is no luma"),
         ({"datasets__train__color": "gray"}, OptionsError, "images of 5 bands have none"),
-        ({"datasets__train__io_backend__channels": 3}, OptionsError, "images of 3 channels are read as colours"),
+        ({"datasets__train__io_backend__channels": 3}, OptionsError, "3 channels are colours"),
         ({"datasets__train__io_backend__channels": 17}, OptionsError, "channels: input should be less than or equal"),
-        ({"datasets__train__io_backend__channels": 6}, DataError, "it has 5 channels, io_backend says 6"),
+        ({"datasets__train__io_backend__channels": 6}, DataError, "it has 5 channels, expected are 6"),
         (
             {
                 "train__perceptual_opt": {
