@@ -69,7 +69,7 @@ def bands(path: str, channels: Bands) -> ImageRoot:
     """
     if channels == 3:
         raise OptionsError(
-            "3 channels are colours, which are read as usual: leave bands out (io_backend: {type: disk})"
+            "3 channels are colours, which are read as usual: io_backend: {type: disk}"
         )
     disk(path)
     return BandFolder(path, channels)
