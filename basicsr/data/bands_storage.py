@@ -68,8 +68,6 @@ def bands(path: str, channels: Bands) -> ImageRoot:
     Raises OptionsError where N is 3, or `path` is a database.
     """
     if channels == 3:
-        raise OptionsError(
-            "3 channels are colours, which are read as usual: io_backend: {type: disk}"
-        )
+        raise OptionsError("3 channels are colours, which are read as usual: io_backend: {type: disk}")
     disk(path)
     return BandFolder(path, channels)
