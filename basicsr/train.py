@@ -29,6 +29,7 @@ import torch
 from basicsr.config.load import load_options, parse_arguments
 from basicsr.config.schema import Options
 from basicsr.data.batch import Batch
+from basicsr.data.degradations.operations import sharpened
 from basicsr.data.loading import PrefetchedBatches
 from basicsr.engine import resuming
 from basicsr.engine.checkpoint import CheckpointFolder
@@ -123,7 +124,11 @@ def _accumulate(
         loss = scaled(output.total)
         if run.adversary is not None and batch.gt is not None:
             judged, gradient = run.adversary.play(
-                batch.gt, output.sr, guided=scaled if student_learns else None, share=1 / count, last=last
+                sharpened(batch.gt) if run.options.gan_gt_usm else batch.gt,
+                output.sr,
+                guided=scaled if student_learns else None,
+                share=1 / count,
+                last=last,
             )
             parts |= judged
             if gradient is not None:

@@ -247,7 +247,7 @@ def _first_line(factory: Callable[..., Any]) -> str:
 
 def _argument_texts(factory: Callable[..., Any]) -> dict[str, str]:
     """The entries of the docstring's `Args:` section, by name; a class inherits its bases'."""
-    inherited = getattr(factory, "__bases__", ())
+    inherited = (*getattr(factory, "__bases__", ()), *filter(None, [getattr(factory, "options_of", None)]))
     texts = {name: text for base in inherited if base is not object for name, text in _argument_texts(base).items()}
     doc = inspect.getdoc(factory) or ""
     section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", doc, re.MULTILINE)

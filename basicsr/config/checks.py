@@ -62,8 +62,15 @@ def find_conflicts(options: Options, model_type: Any, wrong: Collection[KeyPath]
         checks.append(_testing)
     findings = [finding for check in checks for finding in check(options)]
     findings += [(key, message) for key, message, is_mistake in _run_misfits(options, wrong) if is_mistake]
-    if model_type == "SRGANModel" and options.is_train and options.train and options.train.adversarial_opt is None:
-        findings.append((("train", "adversarial_opt"), "model_type SRGANModel needs it (or gan_opt, BasicSR's name)"))
+    if (
+        model_type in ("SRGANModel", "RealESRGANModel")
+        and options.is_train
+        and options.train
+        and options.train.adversarial_opt is None
+    ):
+        findings.append(
+            (("train", "adversarial_opt"), f"model_type {model_type} needs it (or gan_opt, BasicSR's name)")
+        )
     return [Problem(*finding) for finding in findings]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from basicsr.config.checks import find_conflicts, find_warnings, nothing_left, without_missing
 from basicsr.config.command_line import parse_arguments as parse_arguments
 from basicsr.config.component_blocks import SET_BY_THE_COMMAND, constructor_of, section_of, validated
+from basicsr.config.real_esrgan import place_real_esrgan
 from basicsr.config.schema import OF_ALL_TRAINING_SETS, Options, thaw
 from basicsr.config.yaml_files import (
     Document,
@@ -46,12 +47,9 @@ OLDER_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
 """Keys of BasicSR's and of earlier versions, and those that stand for them; see also `_term_of`."""
 _NULL_REMOVES = (("datasets",), ("networks",), ("val", "metrics"), _TERM)
 _DEBUG_FREQUENCIES = {"val": {"val_freq": 8}, "logger": {"print_freq": 1, "save_checkpoint_freq": 8}}
-_REAL_ESRGAN = "belongs to BasicSR's Real-ESRGAN models, which make their inputs as they train; remove it"
 _VIDEO = "belongs to BasicSR's video models, which are not part of this framework; remove it"
 _STYLEGAN = "belongs to BasicSR's StyleGAN2 and HiFaceGAN models, which are not part of this framework; remove it"
 _REFUSED: dict[KeyPath, str] = {
-    **{(key,): _REAL_ESRGAN for key in ("gt_usm", "l1_gt_usm", "percep_gt_usm", "gan_gt_usm")},
-    **{(key,): _REAL_ESRGAN for key in ("high_order_degradation", "queue_size")},
     **{("train", key): _VIDEO for key in ("fix_flow", "flow_lr_mul", "dcn_lr_mul", "tsa_iter")},
     **{("train", key): _STYLEGAN for key in ("r1_reg_weight", "path_reg_weight", "path_batch_shrink", "mixing_prob")},
     **{("train", key): _STYLEGAN for key in ("net_g_reg_every", "net_d_reg_every", "feature_matching_opt")},
@@ -276,6 +274,7 @@ class Normalised:
         _apply_debug(self.data, debug, training)
         self.data = self._cleaned(self.data, (), self.data.get("scale"))
         self._rename(document)
+        self.problems += place_real_esrgan(self.data, self.written)
         self._refuse(training)
         for name in ("val", "report", "logger", "path", "dist_params", "datasets", "networks"):
             if self.data.get(name) is None:

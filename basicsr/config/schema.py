@@ -62,6 +62,8 @@ MODEL_TYPES = {  # BasicSR's and other names: ours
     "SRModel": "SRModel",
     "SwinIRModel": "SRModel",
     "SRGANModel": "SRModel",
+    "RealESRNetModel": "SRModel",
+    "RealESRGANModel": "SRModel",
 }
 
 
@@ -401,7 +403,7 @@ class Options(Section):
     model_type: Annotated[Literal["KDModel", "SRModel"], BeforeValidator(_model_type)] = Field(
         default="SRModel",
         description="KDModel (MCADKD, MCADKDModel) trains a student with a teacher; SRModel (SwinIRModel,"
-        " SRGANModel) trains a network",
+        " SRGANModel, RealESRNetModel, RealESRGANModel) trains a network",
         json_schema_extra={"enum": list(MODEL_TYPES)},
     )
     scale: Scale = Field(
@@ -421,6 +423,9 @@ class Options(Section):
     amp_teacher: TrainingPrecision | None = Field(default=None, description="the teacher's precision; ~: as amp")
     channels_last: bool = Field(default=False, description="memory layout that suits convolutions")
     find_unused_parameters: bool = Field(default=False, description="for networks that skip parameters, under DDP")
+    l1_gt_usm: bool = Field(default=False, description="pixel_opt compares with sharpened HR images (Real-ESRGAN)")
+    percep_gt_usm: bool = Field(default=False, description="likewise perceptual_opt")
+    gan_gt_usm: bool = Field(default=False, description="the discriminator's real images are sharpened HR images")
     crop_border: Border | None = Field(
         default=None, description="crop_border of metrics that set none; ~: the scale, 0 at scale 1"
     )

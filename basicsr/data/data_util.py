@@ -143,19 +143,24 @@ def paired_paths_from_meta_info_file(
 ) -> list[dict[str, str]]:
     """As `paired_paths_from_folder`, of the HR images that a file names: `0001_s001.png (480,480,3)` to a line.
 
-    The LR image has the HR image's ending. Of an HR image in a folder below, it lies in a folder of this name in the LR
-    folder, or else, as in BasicSR, in the LR folder itself. Raises DataError as `paths_from_meta_info_file`, and where
-    two HR images share an LR image; OptionsError: as `check_template`.
+    The LR image has the HR image's ending, or stands behind it: `0001.png, 0001x4.jpg`. Of an HR image in a folder
+    below, it lies in a folder of this name in the LR folder, or else, as in BasicSR, in the LR folder itself. Raises
+    DataError as `paths_from_meta_info_file`, and where two HR images share an LR image; OptionsError: as
+    `check_template`.
     """
     (input_folder, gt_folder), (input_key, gt_key) = folders, keys
     check_template(filename_tmpl)
     pairs: list[dict[str, str]] = []
     seen: dict[str, str] = {}
     check_inside = _InsideOnly(meta_info_file, input_folder)
-    for gt_name in _names_of(meta_info_file, gt_folder):
+    named = list(_named_pairs(meta_info_file))
+    _checked([gt_name for gt_name, _ in named], meta_info_file, gt_folder)
+    for gt_name, given in named:
         stem, ending = os.path.splitext(gt_name)
         input_name = f"{partner_of(stem, filename_tmpl)}{ending}"
-        if os.path.isfile(os.path.join(input_folder, input_name)):
+        if given is not None:
+            (input_name,) = _checked([given], meta_info_file, input_folder)
+        elif os.path.isfile(os.path.join(input_folder, input_name)):
             check_inside(input_name)
         else:
             input_name = os.path.basename(input_name)
@@ -238,6 +243,21 @@ def _keys_of(folder: str) -> dict[str, tuple[int, int, int]]:
 def _names_of(meta_info_file: str, folder: str) -> list[str]:
     """The images that a file names, all of which lie below a folder."""
     names = [_named(line, number, meta_info_file) for number, line in read_lines(meta_info_file, "meta_info_file")]
+    return _checked(names, meta_info_file, folder)
+
+
+def _named_pairs(meta_info_file: str) -> Iterator[tuple[str, str | None]]:
+    """The HR images that a file names, each with its LR image where that stands behind a comma."""
+    for number, line in read_lines(meta_info_file, "meta_info_file"):
+        first, _, second = line.partition(", ")
+        if _is_image(first) and _is_image(second):
+            yield first, second
+        else:
+            yield _named(line, number, meta_info_file), None
+
+
+def _checked(names: list[str], meta_info_file: str, folder: str) -> list[str]:
+    """The names, all of which must lie below a folder."""
     if not names:
         raise DataError(f"meta_info_file {meta_info_file} names no image")
     check_inside = _InsideOnly(meta_info_file, folder)

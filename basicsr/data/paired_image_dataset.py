@@ -115,7 +115,7 @@ class PairedImageDataset(PatchDataset):
         folders = {"lq": dataroot_lq, "gt": dataroot_gt}
         self._roles: list[str] = [role for role in ("gt", "lq") if folders[role] is not None]  # the first names images
         self._teacher_cache = teacher_cache
-        for key, message in self.conflicts(dataroot_gt, dataroot_lq, degradation, scale, teacher_cache):
+        for key, message in PairedImageDataset.conflicts(dataroot_gt, dataroot_lq, degradation, scale, teacher_cache):
             raise OptionsError(f"{key}: {message}")
         self._images = find_images(
             io_backend,

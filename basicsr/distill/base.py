@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import nn
 
 from basicsr.archs.arch_util import StagedNetwork
 from basicsr.archs.feature_hooks import FeatureHooks
+from basicsr.data.degradations.operations import sharpened
 from basicsr.losses import build_loss
 from basicsr.losses.basic_loss import BatchScope, batch_scope_of
 from basicsr.utils import randomness
@@ -74,6 +76,11 @@ class StepContext:
         if self.gt is None:
             raise OptionsError("a loss reads HR images, and there are none: its class must declare that (gt_needs)")
         return self.gt
+
+    @cached_property
+    def sharpened_hr(self) -> torch.Tensor:
+        """`hr` after unsharp masking, as Real-ESRGAN's targets are."""
+        return sharpened(self.hr)
 
     def generators(self, purpose: str) -> list[np.random.Generator]:
         """One random generator per image from its seed and `purpose`, whatever the batch, rank or worker."""
@@ -271,13 +278,17 @@ class CriterionTerm(LossTerm):
 
 
 class Reconstruction(CriterionTerm):
-    """A loss against the HR image, such as L_rec = L1(I_S, I_GT)."""
+    """A loss against the HR image, such as L_rec = L1(I_S, I_GT), or against the sharpened one."""
 
     needs_teacher = False
     teacher_needs = ""
     gt_needs = "HR images as targets"
     batch_scope = staticmethod(criterion_scope)
 
+    def __init__(self, name: str, criterion: Mapping[str, Any], *, sharpened: bool = False) -> None:
+        super().__init__(name, criterion)
+        self._sharpened = sharpened
+
     def target(self, context: StepContext) -> torch.Tensor:
         """I_GT."""
-        return context.hr
+        return context.sharpened_hr if self._sharpened else context.hr

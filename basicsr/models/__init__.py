@@ -48,7 +48,10 @@ def build_model(options: Options, device: torch.device) -> tuple[KDModel, list[s
     network, loaded = load_network(options, "g", device)
     teacher, remarks = None, [loaded]
     terms: dict[str, LossTerm] = {
-        name: Reconstruction(f"l_{name}", block) for name, block in options.train.loss_blocks.items()
+        name: Reconstruction(
+            f"l_{name}", block, sharpened=options.percep_gt_usm if name == "percep" else options.l1_gt_usm
+        )
+        for name, block in options.train.loss_blocks.items()
     }
     if options.model_type == "KDModel":
         if options.teacher_cache is None:
