@@ -362,6 +362,8 @@ def without_missing(options: Options) -> tuple[Options, list[Problem]]:
     missing = []
     for key, path, kind in _paths_to_read(options):
         is_there = os.path.isdir if key[-1] == "teacher_cache" else os.path.exists  # pathlib's may raise
+        if path.startswith(("http://", "https://")):  # shards on a web server; reading their index tells
+            continue
         if not is_there(Pattern(path).base or "." if kind == "folder" and is_pattern(path) else path):
             missing.append((key, path, kind))
     ends = {path: _end(path) for _, path, _ in missing}

@@ -308,7 +308,7 @@ OptimizerBlock = Annotated[
     ),
 ]
 SchedulerBlock = Annotated[Mapping[str, Any], _Built("scheduler", _table("basicsr.optim.schedules", "SCHEDULES"))]
-StorageBlock = Annotated[Mapping[str, Any], Component("storage", STORAGE_REGISTRY, provided=("path",))]
+StorageBlock = Annotated[Mapping[str, Any], Component("storage", STORAGE_REGISTRY, provided=("path", "role"))]
 DegradationBlocks = Annotated[
     Mapping[str, Any] | Sequence[Mapping[str, Any]], _Steps("degradation", DEGRADATION_REGISTRY, provided=("scale",))
 ]

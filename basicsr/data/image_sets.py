@@ -171,6 +171,10 @@ class SeveralRoots(ImageRoot):
     def trees(self) -> tuple[str, ...]:
         return tuple(chain.from_iterable(part.trees for part in self.parts))
 
+    @property
+    def variant(self) -> str:
+        return "".join(part.variant for part in self.parts)
+
     def label(self, name: str) -> str:
         _, part, own = self._of(name)
         return part.label(own)

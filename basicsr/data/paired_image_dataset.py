@@ -52,7 +52,7 @@ class PairedImageDataset(PatchDataset):
             images by their names relative to their folders.
         scale: upscaling factor.
         phase: 'train', or 'val' and 'test', which are the same here.
-        io_backend: {type: disk}, {type: lmdb}, or {type: bands, channels: N} for images of N bands.
+        io_backend: {type: disk}, {type: lmdb}, {type: webdataset}, or {type: bands, channels: N} for images of N bands.
         filename_tmpl: name of an LR image without ending, from that of its HR image, such as '{}x2'.
         meta_info_file: file that lists the HR images to use, relative to `dataroot_gt`, or the LR images where they
             are alone; None for the whole folder. A list has an entry for each folder.

@@ -22,7 +22,7 @@ class SingleImageDataset(ImageDataset):
     Args:
         dataroot_lq: a folder, which is read with those below; a pattern such as `photos/**/*.jpg`; an LMDB database; or
             a list of these.
-        io_backend: {type: disk} or {type: lmdb}.
+        io_backend: {type: disk}, {type: lmdb} or {type: webdataset}.
         meta_info_file: file that lists the images to use, relative to `dataroot_lq`; None for the whole
             folder. A list has an entry for each folder.
         color: 'gray' or 'y' for one channel (`TensorConversion`), None for RGB.

@@ -157,6 +157,11 @@ class ImageRoot:
         """Those of them of which all images are taken, also of folders below."""
         return self.folders if self._pattern is None else ()
 
+    @property
+    def variant(self) -> str:
+        """What tells this root from another with the same folders."""
+        return ""
+
     def may_have(self, name: str) -> bool:
         """Whether an image in the root's folder is one of the root's."""
         return self._pattern is None or self._pattern.matches(name)
@@ -198,7 +203,7 @@ class ImageRoot:
         if name[-4:].lower() == ".ppm":
             with suppress(OSError, ValueError):  # ValueError: a name with a NUL byte
                 file = _File(name, 64)  # nothing of the pixels is kept
-                if header := _ppm_header(file):
+                if header := ppm_header(file):
                     return PpmImage(file.read, header, self.label(name))
         return DecodedImage(self.decoded(self.content(name), name))
 
@@ -268,7 +273,7 @@ class LmdbDatabase(ImageRoot):
 
     def open(self, name: str) -> OpenImage:
         with stored_value(self.path, name, self.readahead) as value:
-            if header := _ppm_header(Content(value)):
+            if header := ppm_header(Content(value)):
                 return PpmImage(partial(self._read, name), header, self.label(name))
             content = bytes(value)
         return DecodedImage(imfrombytes(content, source=self.label(name)))
@@ -320,7 +325,7 @@ def roots_of(io_backend: Mapping[str, Any], paths: Mapping[str, str]) -> dict[st
     options = {key: value for key, value in io_backend.items() if key not in _OF_FILE_CLIENT}
     if "path" in options:
         raise OptionsError("io_backend has no option path; the folders are dataroot_gt and dataroot_lq")
-    return {role: STORAGE_REGISTRY.build(options, path=path) for role, path in paths.items()}
+    return {role: STORAGE_REGISTRY.build(options, path=path, role=role) for role, path in paths.items()}
 
 
 @dataclass(frozen=True)
@@ -401,7 +406,7 @@ class _File:
             self.close()
 
 
-def _ppm_header(source: Source) -> ImageHeader | None:
+def ppm_header(source: Source) -> ImageHeader | None:
     """The header of an image whose windows can be read; None where it must be decoded whole, or refused."""
     if source.read(0, 2) != b"P6":
         return None

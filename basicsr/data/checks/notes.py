@@ -51,7 +51,7 @@ def results_with_notes(
 
     `from_note` returns None or raises for notes of no use.
     """
-    path = "\n".join(map(os.path.abspath, root.folders))
+    path = "\n".join([*map(os.path.abspath, root.folders), *([root.variant] if root.variant else [])])
     head = {"version": VERSION, "root": path}
     prefix = f"{kind}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:24]}"
     own_file = cache_folder() / f"{prefix}-{rank}of{world_size}.json"
