@@ -34,6 +34,8 @@ from tqdm import tqdm
 from basicsr.archs.luma import LumaNetwork
 from basicsr.data.data_util import count_images, looks_like_image, some
 from basicsr.files.atomic_files import check_writable, sha256_of
+from basicsr.files.band_files import BAND_SUFFIXES, MOST_BANDS
+from basicsr.inference.bands_upscaling import upscale_bands
 from basicsr.inference.pictures import DEFAULT_QUALITY, FORMATS, PICTURE_SUFFIXES, OutputError, PictureFile
 from basicsr.inference.runner import ImageRunner, Trial
 from basicsr.inference.upscaling import Sized, Upscaler, upscale_file
@@ -160,22 +162,24 @@ class Source:
     named: bool  # whether the command line named the file itself
 
 
-def find_sources(inputs: Sequence[str], *, recursive: bool = False) -> list[Source]:
+def find_sources(
+    inputs: Sequence[str], *, recursive: bool = False, suffixes: tuple[str, ...] = SUFFIXES
+) -> list[Source]:
     """The pictures and videos of files, folders and patterns (`**`: any folders), each once; DataError if none.
 
-    Folders and patterns are searched for `SUFFIXES`; what exists is no pattern, whatever its name.
+    Folders and patterns are searched for `suffixes`; what exists is no pattern, whatever its name.
     """
     sources: dict[str, Source] = {}
     for given in inputs:
-        for source in _sources_of(given, recursive):
+        for source in _sources_of(given, recursive, suffixes):
             sources.setdefault(_place(source.path), source)
     return list(sources.values())
 
 
-def _sources_of(given: str, recursive: bool) -> list[Source]:
-    endings = ", ".join(SUFFIXES)
+def _sources_of(given: str, recursive: bool, suffixes: tuple[str, ...]) -> list[Source]:
+    endings = ", ".join(suffixes)
     if os.path.isdir(given):
-        names = list(scandir(given, suffix=SUFFIXES, recursive=recursive))
+        names = list(scandir(given, suffix=suffixes, recursive=recursive))
         if not names:
             more = "" if recursive else "; --recursive looks into the folders below"
             raise DataError(f"folder {printable(given)} holds no picture and no video ({endings}){more}")
@@ -187,7 +191,7 @@ def _sources_of(given: str, recursive: bool) -> list[Source]:
             f"{printable(given)} does not exist; give files, folders, or patterns in quotes such as 'photos/*.jpg'"
         )
     found = sorted(path for path in glob.glob(given, recursive=True) if os.path.isfile(path))
-    pictures = [path for path in found if path.lower().endswith(SUFFIXES)]
+    pictures = [path for path in found if path.lower().endswith(suffixes)]
     if not pictures:
         what = f"{len(found)} files, none of them a picture or a video ({endings})" if found else "no file"
         raise DataError(f"pattern '{printable(given)}' matches {what}")
@@ -197,7 +201,7 @@ def _sources_of(given: str, recursive: bool) -> list[Source]:
     return [Source(path, os.path.relpath(path, fixed or os.curdir), named=False) for path in pictures]
 
 
-def not_taken(given: str, output: Path, *, recursive: bool) -> Iterator[str]:
+def not_taken(given: str, output: Path, *, recursive: bool, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
     """Warnings of pictures in a given folder that `find_sources` skips, except results."""
     if not os.path.isdir(given):
         return
@@ -208,7 +212,7 @@ def not_taken(given: str, output: Path, *, recursive: bool) -> Iterator[str]:
     if below and not recursive:
         counts = [f"{name}: {'cannot be read' if count is None else f'{count:,d}'}" for name, count in below.items()]
         yield f"{some(counts, 'folder')} in it, with pictures, not read; --recursive takes them"
-    files = (name for name in names if name not in folders and not name.lower().endswith(SUFFIXES))
+    files = (name for name in names if name not in folders and not name.lower().endswith(suffixes))
     if others := [name for name in files if looks_like_image(name)]:
         yield f"{some(others, 'file')} in it not read, because of the ending; convert to PNG"
 
@@ -288,10 +292,10 @@ def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
             f"--scale {scale}, but {path} is {pretrained.architecture} for x{pretrained.scale};"
             f" leave --scale out or give a checkpoint for x{scale}"
         )
-    if (pretrained.in_channels, pretrained.out_channels) not in ((1, 1), (3, 3)):
+    if pretrained.in_channels != pretrained.out_channels or not 1 <= pretrained.in_channels <= MOST_BANDS:
         raise CheckpointError(
             f"{path} is a network from {pretrained.in_channels} to {pretrained.out_channels} channels, allowed are 1 to"
-            " 1 and 3 to 3; give another checkpoint"
+            f" 1, 3 to 3, and as many bands, up to {MOST_BANDS}; give another checkpoint"
         )
     if pretrained.only_size is not None:
         height, width = pretrained.only_size
@@ -334,7 +338,7 @@ def build_runner(pretrained: Pretrained, arguments: argparse.Namespace, tiles: t
     device = choose_device(arguments.device)
     if arguments.precision != "none":
         keep_output_precise(pretrained.network)
-    network = pretrained.network if pretrained.in_channels == 3 else LumaNetwork(pretrained.network, pretrained.scale)
+    network = pretrained.network if pretrained.in_channels > 1 else LumaNetwork(pretrained.network, pretrained.scale)
     network.to(device)
     for line in warn_if_slow(network, device, arguments.precision, f"--precision {arguments.precision}"):
         say(f"warning: {line}", error=True)
@@ -372,7 +376,11 @@ def say(line: str, *, error: bool = False) -> None:
     file.flush()
 
 
-def upscale_all(jobs: Mapping[str, Path], upscaler: Upscaler, arguments: argparse.Namespace) -> dict[str, int]:
+Upscale = Callable[[str, Path], tuple[str, str, tuple[str, ...]]]
+"""Upscales a file to a path; returns sizes before and after, and remarks."""
+
+
+def upscale_all(jobs: Mapping[str, Path], upscale: Upscale, arguments: argparse.Namespace) -> dict[str, int]:
     """Upscales each file, says what came of it, and counts; only what concerns all of them ends the run."""
     counts = {"upscaled": 0, "failed": 0, "skipped": 0}
     for name, target in tqdm(jobs.items(), desc="files", unit="", mininterval=0, disable=None):
@@ -381,7 +389,7 @@ def upscale_all(jobs: Mapping[str, Path], upscaler: Upscaler, arguments: argpars
             continue
         start = time.perf_counter()
         try:
-            before, after, notes = upscale_one(name, target, upscaler, arguments)
+            before, after, notes = upscale(name, target)
             seconds = f"{time.perf_counter() - start:.1f} s"
             say("; ".join((f"{name}: {before} -> {after}, {seconds}", *notes)))
             counts["upscaled"] += 1
@@ -414,21 +422,31 @@ def upscale_one(
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse(argv)
-    sources = without_videos(find_sources(arguments.input, recursive=arguments.recursive))
     pretrained = load(arguments.model, arguments.scale, arguments.param_key)
+    bands = pretrained.in_channels if pretrained.in_channels not in (1, 3) else None
+    suffixes = SUFFIXES if bands is None else BAND_SUFFIXES
+    sources = without_videos(find_sources(arguments.input, recursive=arguments.recursive, suffixes=suffixes))
     output = Path(arguments.output)
     suffix = arguments.suffix.replace("{scale}", str(pretrained.scale))
-    jobs, left_out = plan(
-        sources, output, suffix=suffix, ending=lambda path: ending_of(path, arguments), scale=pretrained.scale
-    )
+
+    def ending(path: str) -> str:
+        return ending_of(path, arguments) if bands is None else Path(path).suffix.lower()
+
+    jobs, left_out = plan(sources, output, suffix=suffix, ending=ending, scale=pretrained.scale)
     for given in arguments.input:
-        for sentence in not_taken(given, output, recursive=arguments.recursive):
+        for sentence in not_taken(given, output, recursive=arguments.recursive, suffixes=suffixes):
             say(f"warning: {given}: {sentence}", error=True)
     with tqdm(desc="tiles", unit="", position=1, leave=False, disable=None) as tiles:
         runner = build_runner(pretrained, arguments, tiles)
         prepare_output(output)
         upscaler = Upscaler(runner.to_array, pretrained.scale, pretrained.in_channels)
-        counts = upscale_all(jobs, upscaler, arguments)
+
+        def upscale(name: str, target: Path) -> tuple[str, str, tuple[str, ...]]:
+            if bands is not None:
+                return upscale_bands(name, target, runner.to_array, bands)
+            return upscale_one(name, target, upscaler, arguments)
+
+        counts = upscale_all(jobs, upscale, arguments)
     if left_out:
         print(f"{left_out} left out: results of an earlier run")
     skipped = f", {counts['skipped']} skipped (there already)" if counts["skipped"] else ""

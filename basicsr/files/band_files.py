@@ -43,8 +43,10 @@ def read_band_header(source: Source, channels: int) -> ImageHeader:
         raise
     except (struct.error, LookupError, ArithmeticError, ValueError, TypeError, SyntaxError, RecursionError) as error:
         raise HeaderError("the file is truncated or damaged (its header is not whole)") from error
-    found = sniff(beginning)
-    raise HeaderError(f"it is {f'a {found} file' if found else 'no image'}; bands are read from TIFF and .npy files")
+    allowed = "bands are read from TIFF and .npy files"
+    if found := sniff(beginning):
+        return ImageHeader(found, 1, 1, channels, 8, "bands", oddity=f"it is a {found} file; {allowed}")
+    raise HeaderError(f"it is no image; {allowed}")
 
 
 def find_band_fault(header: ImageHeader, channels: int, most_pixels: int = MOST_PIXELS) -> str | None:
@@ -100,10 +102,10 @@ def bands_from_bytes(content: bytes, channels: int, source: str, most_pixels: in
     return np.ascontiguousarray(upright(pixels, header.orientation))
 
 
-def write_bands(path: Path, pixels: np.ndarray) -> None:
-    """Writes pixels (H, W, C) of any type as .npy, or as TIFF with one page of C samples; raises DataError."""
+def encode_bands(pixels: np.ndarray, suffix: str) -> bytes:
+    """Pixels (H, W, C) of any type as the bytes of a .npy file, or of a TIFF file with one page of C samples."""
     buffer = io.BytesIO()
-    if path.suffix.lower() == ".npy":
+    if suffix.lower() == ".npy":
         np.save(buffer, np.ascontiguousarray(pixels), allow_pickle=False)
     else:
         tiff_package().imwrite(
@@ -114,9 +116,15 @@ def write_bands(path: Path, pixels: np.ndarray) -> None:
             compression="zlib",
             predictor=pixels.dtype.kind == "u",
         )
+    return buffer.getvalue()
+
+
+def write_bands(path: Path, pixels: np.ndarray) -> None:
+    """Writes pixels (H, W, C) in the format that the path's ending names; raises DataError where that fails."""
+    content = encode_bands(pixels, path.suffix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(buffer.getvalue()))
+        write_atomically(path, lambda file: file.write(content))
     except (OSError, CheckpointError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise DataError(f"cannot write image {path}: {reason}") from error

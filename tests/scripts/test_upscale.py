@@ -21,6 +21,7 @@ from support.processes import start
 
 from basicsr.archs import build_network
 from basicsr.engine.process.command import run_command
+from basicsr.files.band_files import as_type, bands_from_bytes, write_bands
 from basicsr.utils import pass_times
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -390,3 +391,20 @@ def test_a_name_that_is_no_text_is_printed_escaped(run, here):
     assert code == 0
     assert any(line.startswith("photos/caf\\udce9.png: 16x12 -> 32x24") for line in lines)
     assert os.path.exists(b"out/caf\xe9_x2.png")
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [(".tif", np.uint16), (".tif", np.uint8), (".npy", np.float32)])
+def test_images_of_several_bands_stay_what_they_are(run, here, suffix, dtype):
+    network, block = nearest_edsr(2, channels=5)
+    save_checkpoint(here / "bands.pth", network, block, 2)
+    pixels = as_type(np.random.default_rng(0).uniform(0, 1, (9, 7, 5)), np.dtype(dtype))
+    write_bands(here / f"bands/a{suffix}", pixels)
+    code, lines, _ = run("bands", "--tile", 8, model="bands.pth")
+    assert code == 0 and lines[-2].startswith(f"bands/a{suffix}: 7x9 -> 14x18")
+    large = bands_from_bytes((here / f"out/a_x2{suffix}").read_bytes(), 5, "result")
+    assert large.dtype == dtype
+    np.testing.assert_allclose(large, repeated(pixels), atol=0 if dtype != np.float32 else 1e-6)
+    code, _, errors = run("photos/a.png", model="bands.pth")
+    assert code == 3 and errors[-1].endswith("photos/a.png: it is a PNG file; bands are read from TIFF and .npy files")
+    code, _, errors = run("photos", model="bands.pth")
+    assert code == 3 and "holds no picture and no video (.tif, .tiff, .npy)" in errors[-1]

@@ -21,7 +21,7 @@ def nearest_edsr(scale: int = 2, channels: int = 3) -> tuple[nn.Module, dict[str
         "num_feat": channels,
         "num_block": 1,
         "upscale": scale,
-        "rgb_mean": [0.4, 0.5, 0.6][:channels],
+        "rgb_mean": ([0.4, 0.5, 0.6] * channels)[:channels],
     }
     network = build_network(block)
     with torch.no_grad():
