@@ -3,6 +3,7 @@
 python scripts/export.py --model experiments/NAME/models/net_g_latest.pth --output exported
 python scripts/export.py --model net_g_latest.pth --output exported --formats onnx --precision fp16
 python scripts/export.py --model net_g_latest.pth --output exported --formats safetensors --layout spandrel
+python scripts/export.py --model HAT_SRx4.pth --output exported --size 128 128
 
 docs/shipping.md shows how to load each file.
 """
@@ -42,6 +43,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--opset", type=int, default=OPSETS[0], help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]} (default: %(default)s)")
     add("--layout", default="ours", choices=("ours", "spandrel"), help="of the safetensors file (default: ours)")
     add("--param_key", metavar="KEY", help="which weights of the checkpoint (default: params_ema, else params)")
+    add("--scale", type=int, metavar="N", help="of a network for several scales")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="graphs for images of this size only (default: any size)")
     add("--name", help="of the files, without ending (default: the run's name and the scale)")
     return parser.parse_args(argv)
 
@@ -60,7 +63,7 @@ def table(checks: Sequence[Check]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse(argv)
-    student = load_student(arguments.model, param_key=arguments.param_key)
+    student = load_student(arguments.model, param_key=arguments.param_key, scale=arguments.scale)
     network = student.pretrained
     size = f"{count_parameters(network.network) / 1e6:.2f} M parameters"
     weights = f", weights: {student.weights}" if student.weights else ""
@@ -77,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         precision=arguments.precision,
         opset=arguments.opset,
         layout=arguments.layout,
+        size=None if arguments.size is None else tuple(arguments.size),
         name=arguments.name,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )

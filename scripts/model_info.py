@@ -37,7 +37,7 @@ from basicsr.config.yaml_files import load_yaml
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.text import printable
-from basicsr.weights.recognise import load_pretrained
+from basicsr.weights.recognise import Pretrained, load_pretrained, scales_text
 
 _LONGEST = 400
 
@@ -101,26 +101,59 @@ def names_in(network: nn.Module) -> str:
     return "\n".join(f"{row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2].rjust(widths[2])}" for row in rows)
 
 
-def report(path: str, given_shape: tuple[int, int, int] | None, names: bool = False) -> str:
-    """What a file of weights holds, an item a line, and its modules where `names` are asked for."""
+def report(path: str, given_shape: tuple[int, int, int] | None) -> str:
+    """What a file of weights holds, an item a line."""
     pretrained = load_pretrained(path)
     shape = given_shape or (pretrained.in_channels, 256, 256)
+    adds = f"multiply-adds (G) at {'x'.join(map(str, shape))}"
+    options = {key: value for key, value in (pretrained.block or {}).items() if key != "type"}
     items: list[tuple[str, object]] = [
         ("architecture", pretrained.architecture),
         ("layout", pretrained.layout),
-        ("scale", f"x{pretrained.scale}"),
+        ("scale", scales_text(pretrained.scales or (pretrained.scale,))),
         ("colours", f"{pretrained.in_channels} in, {pretrained.out_channels} out"),
-    ]
-    items += [(key, value) for key, value in (pretrained.block or {}).items() if key != "type"]
-    items += [
+        *range_and_mean(pretrained),
+        *options.items(),
         ("parameters (M)", f"{count_parameters(pretrained.network) / 1e6:.2f}"),
-        (f"multiply-adds (G) at {'x'.join(map(str, shape))}", cost_of(pretrained.network, shape)),
+    ]
+    if pretrained.scales:
+        each = {scale: load_pretrained(path, scale=scale).network for scale in pretrained.scales}
+        items += [(f"{adds}, x{scale}", cost_of(network, shape)) for scale, network in each.items()]
+    else:
+        items.append((adds, cost_of(pretrained.network, shape)))
+    items += [
+        ("weights", f"under '{pretrained.weights}'" if pretrained.weights else "at the top of the file"),
+        ("can be", "; ".join(uses(pretrained))),
         *flattened(pretrained.metadata),
     ]
     items += [("remark", pretrained.remark)] if pretrained.remark else []
     width = max(len(key) for key, _ in items)
-    lines = [f"{key.ljust(width)}  {shown(value)}" for key, value in items]
-    return "\n".join([*lines, "", names_in(pretrained.network)] if names else lines)
+    return "\n".join(f"{key.ljust(width)}  {shown(value)}" for key, value in items)
+
+
+def range_and_mean(pretrained: Pretrained) -> list[tuple[str, object]]:
+    """What the network does with images in [0, 1], and whence that is known."""
+    if pretrained.block is None:
+        return [("range and mean", "as spandrel's code has them for this architecture")]
+    if pretrained.layout == "ours":
+        known = "recorded in the file"
+    elif any(word in entry for entry in pretrained.assumed for word in ("range", "mean")):
+        known = "taken as published"
+    elif pretrained.layout in ("EDSR-PyTorch", "RCAN's original"):
+        known = "read from the weights"
+    else:
+        known = "a fact of this architecture"
+    return [("range and mean", known)]
+
+
+def uses(pretrained: Pretrained) -> list[str]:
+    """What the network can be used for."""
+    if pretrained.only_size is not None:
+        height, width = pretrained.only_size
+        return [f"a teacher at {height}x{width} pixels only", f"exported with --size {height} {width}"]
+    student = "a student" if pretrained.block is not None else "trained further (type: auto)"
+    exported = "exported" if pretrained.block is not None else "exported, graphs of many with --size H W only"
+    return ["a teacher", student, exported]
 
 
 def flattened(metadata: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -44,7 +44,7 @@ from basicsr.utils.misc import scandir
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, choose_device, keep_output_precise
 from basicsr.utils.text import printable
-from basicsr.weights.recognise import Pretrained, load_pretrained
+from basicsr.weights.recognise import Pretrained, check_scale, load_pretrained
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"),
@@ -68,7 +68,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("input", nargs="+", metavar="INPUT", help="a file, a folder, or a pattern in quotes such as 'a/**/*.png'")
     add("--model", required=True, metavar="FILE", help="checkpoint of the network, .pth or .safetensors")
     add("--output", required=True, metavar="DIR", help="folder of the results; made if there is none")
-    add("--scale", type=int, metavar="N", help="refuse a network of another scale")
+    add("--scale", type=int, metavar="N", help="of a network for several; refuse one of another scale")
     add("--param_key", metavar="KEY", help="which weights of the file (default: params_ema, else params)")
     add("--recursive", action="store_true", help="also take pictures of folders below the folders given")
     add("--skip_existing", action="store_true", help="leave results that are there already (default: overwrite)")
@@ -287,11 +287,7 @@ def _place(path: str | os.PathLike[str]) -> str:
 def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
     """Loads the network; raises OptionsError where its scale is not that wanted, CheckpointError where it is no use."""
     pretrained = load_pretrained(path, param_key=param_key, only_this=True, scale=scale)
-    if scale not in (None, pretrained.scale):
-        raise OptionsError(
-            f"--scale {scale}, but {path} is {pretrained.architecture} for x{pretrained.scale};"
-            f" leave --scale out or give a checkpoint for x{scale}"
-        )
+    check_scale(pretrained, path, scale)
     if pretrained.in_channels != pretrained.out_channels or not 1 <= pretrained.in_channels <= MOST_BANDS:
         raise CheckpointError(
             f"{path} is a network from {pretrained.in_channels} to {pretrained.out_channels} channels, allowed are 1 to"

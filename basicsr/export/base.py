@@ -26,12 +26,13 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 import basicsr
-from basicsr.export.tracing import Precision, smallest_side, trace, traceable
+from basicsr.export.tracing import Precision, smallest_side, trace, trace_at, traceable
 from basicsr.files.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
 from basicsr.utils.registry import EXPORT_REGISTRY
 from basicsr.utils.text import first_line
-from basicsr.weights.recognise import Pretrained, load_pretrained
+from basicsr.weights.recognise import Pretrained, check_scale, load_pretrained
+from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 Layout = Literal["ours", "spandrel"]
 Size = tuple[int, int, int]  # batch, height, width
@@ -43,6 +44,7 @@ TOLERANCES = {"float32": 1e-4, "fp16": 0.5 / 255}
 # ONNX: the exporter writes 18 and converts to newer ones.
 OPSETS = range(18, 24)
 
+_LONGEST_SIDE = 4096  # of a graph for one size, in pixels
 _NAME = r"\w[\w.+-]*"  # of a file, without its folder
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and scale, precision and ending may be added
 
@@ -82,14 +84,18 @@ class Student:
 
     @cached_property
     def examples(self) -> list[tuple[Tensor, Tensor]]:
-        """Inputs (B, C, H, W) in [0, 1] that each exported file is run on, and the network's outputs in float32.
+        """As `examples_of`, of the sizes that every exported file is run on."""
+        return self.examples_of(sizes_for(smallest_side(self.pretrained.network)))
+
+    def examples_of(self, sizes: Sequence[Size]) -> list[tuple[Tensor, Tensor]]:
+        """Inputs (B, C, H, W) in [0, 1], and the network's outputs in float32.
 
         Smooth images with some noise; CheckpointError if an output is not finite or of another size than expected.
         """
         network, channels, scale = self.pretrained.network, self.pretrained.in_channels, self.pretrained.scale
         generator = torch.Generator().manual_seed(0)
         made = []
-        for batch, height, width in sizes_for(smallest_side(network)):
+        for batch, height, width in sizes:
             coarse = torch.rand(batch, channels, height // 8 + 2, width // 8 + 2, generator=generator)
             smooth = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
             noise = torch.randn(smooth.shape, generator=generator) * 0.05
@@ -117,24 +123,51 @@ class ExportJob:
     precision: Precision  # of weights and inside; input and output are float32
     opset: int  # of ONNX
     layout: Layout  # of the safetensors file
+    size: tuple[int, int] | None = None  # height and width that graphs are for; None: any
     remarks: list[str] = field(default_factory=list)  # sentences for the user; formats append to them
 
     @cached_property
     def program(self) -> ExportedProgram:
-        """The network's graph in this precision, for images of any size; traced once for all formats."""
+        """The network's graph in this precision, for images of any size or of `size`; traced once for all formats."""
         network = self.student.pretrained
-        return trace(traceable(network.network, self.precision), network.in_channels)
+        wrapped = traceable(network.network, self.precision, any_size=self.size is None)
+        if self.size is None:
+            return trace(wrapped, network.in_channels)
+        return trace_at(wrapped, (network.in_channels, *self.size))
+
+    @cached_property
+    def takes_batches(self) -> bool:
+        """Whether the graph takes any number of images, not one at a time."""
+        example = next(
+            node for node in self.program.graph.nodes if node.name in self.program.graph_signature.user_inputs
+        )
+        return not isinstance(example.meta["val"].shape[0], int)
+
+    @property
+    def smallest(self) -> int:
+        """Smallest side that graphs take where spandrel's code extends no image; 1 for our own networks."""
+        network = self.student.pretrained.network
+        return network.sizes.minimum if isinstance(network, SpandrelNetwork) and self.size is None else 1
+
+    def of_graph(self, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """`run`, for `compare`, of a file with the graph; image by image where that takes one at a time."""
+        if self.takes_batches:
+            return run
+        if (line := "the graph takes one image at a time") not in self.remarks:
+            self.remarks.append(line)
+        return lambda lq: torch.cat([run(image.contiguous()) for image in lq.split(1)])
 
     def metadata(self, changed: Mapping[str, Any] | None = None) -> dict[str, str]:
         """What every file says of itself; values that are not plain text are JSON. `changed` overrides options."""
         student, network = self.student, self.student.pretrained
+        is_spandrels = isinstance(network.network, SpandrelNetwork)
         about = {
             "architecture": network.architecture,
             "network": _json({**(network.block or {}), "scale": network.scale, **(changed or {})}),
             "scale": str(network.scale),
             "channels": f"{network.in_channels}",
             "colour_order": student.colours,
-            "range": "input in [0, 1]; output in [0, 1] but not clipped",
+            "range": f"input in [0, 1]; output in [0, 1] {'and' if is_spandrels else 'but not'} clipped",
             "axes": "batch, channel, height, width",
             "precision": self.precision,
             "framework": f"mcadkd {basicsr.__version__}, PyTorch {torch.__version__}",
@@ -153,7 +186,10 @@ class ExportJob:
         """
         allowed = TOLERANCES[self.precision] if tolerance is None else tolerance
         checks = []
-        for lq, expected in self.student.examples:
+        examples = self.student.examples
+        if self.size is not None:
+            examples = self.student.examples_of([(1, *self.size)] * 2)
+        for lq, expected in examples:
             if min(lq.shape[-2:]) < smallest:
                 continue
             shape, difference = tuple(lq.shape), math.inf
@@ -211,19 +247,14 @@ def export_formats() -> dict[str, ExportFormat]:
     return {entry.name: entry for entry in sorted(formats, key=lambda entry: (entry.order, entry.name))}
 
 
-def load_student(path: str | os.PathLike[str], *, param_key: str | None = None) -> Student:
-    """Reads a checkpoint's `param_key`, else `params_ema` or `params`; CheckpointError if it cannot be exported."""
+def load_student(path: str | os.PathLike[str], *, param_key: str | None = None, scale: int | None = None) -> Student:
+    """Reads a checkpoint's `param_key`, else `params_ema` or `params`; CheckpointError if it holds no network.
+
+    `scale` chooses where the network is for several: OptionsError if it has to, or is none of them.
+    """
     path = Path(path)
-    pretrained = load_pretrained(path, param_key=param_key, only_this=True)
-    if pretrained.block is None:
-        raise CheckpointError(
-            f"{path} is {pretrained.architecture}, spandrel's own network: ours are exported, EDSR, NAFNet,"
-            " RCAN, Restormer, SwinIR"
-        )
-    if pretrained.only_size is not None:
-        raise CheckpointError(
-            f"{path} has an absolute position embedding, so it works at one size only; train with ape: false"
-        )
+    pretrained = load_pretrained(path, param_key=param_key, only_this=True, scale=scale)
+    check_scale(pretrained, path, scale)
     return Student(pretrained, path, sha256_of(path))
 
 
@@ -235,6 +266,7 @@ def export(
     precision: Precision = "float32",
     opset: int = OPSETS[0],
     layout: Layout = "ours",
+    size: tuple[int, int] | None = None,
     name: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Exported:
@@ -248,6 +280,7 @@ def export(
             and output in float32.
         opset: of ONNX.
         layout: of the safetensors file; 'spandrel' makes it one that spandrel loads.
+        size: height and width of the one size that the ONNX and torch.export files are for; None: any.
         name: of the files, without ending; None makes it of the run's name and the scale.
         report: gets a line at the start of each format.
 
@@ -257,7 +290,8 @@ def export(
         CheckpointError: a file differs from PyTorch by more than `TOLERANCES`, or cannot be made or saved.
     """
     chosen = _chosen(formats, opset, layout, name)
-    folder, job = Path(folder), ExportJob(student, precision, opset, layout)
+    _check_size(student, size)
+    folder, job = Path(folder), ExportJob(student, precision, opset, layout, size)
     stem = name or _stem(student, precision)
     targets = [folder / f"{stem}{entry.ending}" for entry in chosen]
     checks: list[Check] = []
@@ -294,6 +328,18 @@ def _chosen(formats: Sequence[str] | None, opset: int, layout: Layout, name: str
                 f" or leave {entry.name} out of --formats"
             )
     return chosen
+
+
+def _check_size(student: Student, size: tuple[int, int] | None) -> None:
+    """Raises for a size that is none, or that the network does not take."""
+    if size is not None and not all(1 <= side <= _LONGEST_SIDE for side in size):
+        raise OptionsError(f"--size {size[0]} {size[1]}: give a height and a width from 1 to {_LONGEST_SIDE}")
+    only = student.pretrained.only_size
+    if only is not None and size != only:
+        raise CheckpointError(
+            f"{student.source} has an absolute position embedding, so it works at one size only: give --size {only[0]}"
+            f" {only[1]}, or train with ape: false"
+        )
 
 
 def _stem(student: Student, precision: Precision) -> str:

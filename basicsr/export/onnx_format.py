@@ -26,7 +26,7 @@ class ONNX(ExportFormat):
     def write(self, job: ExportJob, path: Path) -> list[Check]:
         """See `ExportFormat.write`."""
         write_onnx(job, path)
-        return job.compare("onnx (onnxruntime)", _runner(path))
+        return job.compare("onnx (onnxruntime)", job.of_graph(_runner(path)), smallest=job.smallest)
 
 
 def write_onnx(job: ExportJob, path: Path) -> None:
@@ -65,10 +65,13 @@ def write_onnx(job: ExportJob, path: Path) -> None:
 def _tidy(model: Any, scale: int) -> None:
     """Names the free sizes, and drops the exporter's notes: they hold folders of this machine."""
     graph = model.graph
+    free = [axis for axis, dim in enumerate(graph.input[0].type.tensor_type.shape.dim) if not dim.dim_value]
     enlarged = "" if scale == 1 else f"{scale}*"
     for value, factor in ((graph.input[0], ""), (graph.output[0], enlarged)):
         dims = value.type.tensor_type.shape.dim
-        dims[0].dim_param, dims[2].dim_param, dims[3].dim_param = "batch", f"{factor}height", f"{factor}width"
+        for axis, named in ((0, "batch"), (2, f"{factor}height"), (3, f"{factor}width")):
+            if axis in free:
+                dims[axis].dim_param = named
     del graph.value_info[:]
     inner = [node for function in model.functions for node in function.node]
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions, *inner):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from basicsr.utils.text import first_line
 from basicsr.utils.torchvision_import import import_torchvision
 from basicsr.weights.layouts import recognise, to_edsr_pytorch, to_original_rcan
 from basicsr.weights.recognise import load_pretrained
+from basicsr.weights.spandrel_networks import NotRecognised, SpandrelNetwork
 
 State = dict[str, Tensor]
 Converted = tuple[State, Mapping[str, Any]]
@@ -40,7 +42,9 @@ class Safetensors(ExportFormat):
         from safetensors.torch import save
 
         network, architecture = job.student.pretrained.network, job.student.pretrained.architecture
-        state, changed = network.state_dict(), None
+        # spandrel's keys are those of its own module.
+        state = (network.model if isinstance(network, SpandrelNetwork) else network).state_dict()
+        changed = None
         if job.layout == "spandrel":
             state, changed = for_spandrel(network, architecture)
             if architecture == "EDSR":
@@ -67,9 +71,11 @@ def for_spandrel(network: nn.Module, architecture: str) -> Converted:
     RCAN gets its authors' keys, SwinIR keeps its own, EDSR gets EDSR-PyTorch's, for `spandrel_edsr.register`.
     """
     converters: dict[str, Callable[[Any, State], Converted]] = {"EDSR": _edsr, "RCAN": _rcan, "SwinIR": _swinir}
-    if architecture == "NAFNet":
-        raise CheckpointError("--layout spandrel: spandrel loads NAFNet as --layout ours writes it; give that")
-    if architecture not in converters:
+    if architecture not in converters or isinstance(network, SpandrelNetwork):
+        if isinstance(network, SpandrelNetwork) or _is_spandrels(network):
+            raise CheckpointError(
+                f"--layout spandrel: spandrel loads {architecture} as --layout ours writes it; give that"
+            )
         raise CheckpointError(
             f"--layout spandrel: {architecture} has no layout that spandrel loads; give --layout ours, or one of"
             f" {', '.join(converters)}"
@@ -79,6 +85,12 @@ def for_spandrel(network: nn.Module, architecture: str) -> Converted:
         return converters[architecture](network, state)
     except UnsupportedWeights as error:
         raise CheckpointError(f"--layout spandrel: {error}; give --layout ours") from error
+
+
+def _is_spandrels(network: nn.Module) -> bool:
+    with suppress(NotRecognised):
+        return bool(SpandrelNetwork(network.state_dict()).architecture)
+    return False
 
 
 def _edsr(network: Any, state: State) -> Converted:

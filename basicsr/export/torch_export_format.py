@@ -28,7 +28,7 @@ class TorchExport(ExportFormat):
             torch.export.save(job.program, content, extra_files={"metadata.json": json.dumps(job.metadata())})
             path.write_bytes(content.getvalue())
             module: Callable[[Tensor], Tensor] = torch.export.load(path).module()
-        smallest = smallest_side(job.student.pretrained.network)
+        smallest = smallest_side(job.student.pretrained.network) if job.size is None else 1
         if smallest > 1:
             job.remarks.append(f"the torch-export file takes images of at least {smallest}x{smallest} pixels")
-        return job.compare("torch-export", module, smallest=smallest)
+        return job.compare("torch-export", job.of_graph(module), smallest=smallest)

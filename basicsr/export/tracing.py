@@ -1,4 +1,4 @@
-"""Graphs of networks for images of any size, in float32 or with their inside in fp16."""
+"""Graphs of networks for images of any size, or of one, in float32 or with their inside in fp16."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.text import first_line
+from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 Precision = Literal["float32", "fp16"]
 
@@ -57,6 +58,31 @@ class AnySize(Named):
         return y.index_select(2, rows).index_select(3, torch.arange(width * self.scale, device=x.device))
 
 
+class AnySizeOfSpandrels(Named):
+    """A network of spandrel's as one graph for images of at least the smallest size that it takes."""
+
+    network: SpandrelNetwork
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) in [0, 1] to (B, C, sH, sW), clipped to [0, 1]."""
+        height, width = x.shape[-2:]
+        multiple, scale = self.network.sizes.multiple_of, self.network.scale
+        if multiple > 1:
+            x = x.index_select(2, _mirrored_once(height, multiple, x.device))
+            x = x.index_select(3, _mirrored_once(width, multiple, x.device))
+        y = self.network.run_extended(x)
+        if multiple > 1:
+            y = y.index_select(2, torch.arange(height * scale, device=x.device))
+            y = y.index_select(3, torch.arange(width * scale, device=x.device))
+        return y.clamp(0, 1)
+
+
+def _mirrored_once(length: int, multiple: int, device: torch.device) -> Tensor:
+    """As `_mirrored`, for spandrel, which repeats the last pixel beyond the first reflection."""
+    position = torch.arange((length + multiple - 1) // multiple * multiple, device=device)
+    return torch.minimum(position, (2 * length - 2 - position).clamp(min=0))
+
+
 def _multiple_inside(network: nn.Module) -> int:
     """What `network` pads heights and widths to multiples of."""
     return int(getattr(network, "padder_size", 1))
@@ -71,12 +97,14 @@ def _mirrored(length: int, multiple: int, device: torch.device) -> Tensor:
     return torch.minimum(position, period - position)
 
 
-def traceable(network: nn.Module, precision: Precision) -> Named:
-    """A copy of `network` that can be traced for any size; input and output are float32 in both precisions."""
+def traceable(network: nn.Module, precision: Precision, *, any_size: bool = True) -> Named:
+    """A copy of `network` that can be traced, for any size or one; input and output are float32 in both precisions."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if precision == "fp16":
         _halve_inside(network)
-    return AnySize(network) if _multiple_inside(network) > 1 else Named(network)
+    if any_size and isinstance(network, SpandrelNetwork):
+        return AnySizeOfSpandrels(network)
+    return AnySize(network) if any_size and _multiple_inside(network) > 1 else Named(network)
 
 
 def _halve_inside(network: nn.Module) -> None:
@@ -98,21 +126,75 @@ def _halve_inside(network: nn.Module) -> None:
 
 def smallest_side(network: nn.Module) -> int:
     """Smallest side that a torch.export program takes: one window alone is laid out differently. ONNX takes any."""
+    if isinstance(network, SpandrelNetwork):
+        window = max(_largest_window(network.model), network.sizes.multiple_of)
+        return max(network.sizes.minimum, window + 1 if window > 1 else 1)
     multiple = _multiple_inside(network)
     return multiple + 1 if multiple > 1 else 1
 
 
+def _largest_window(model: nn.Module) -> int:
+    """The longest side of the windows that any part of a network names."""
+    sides = [1]
+    for module in model.modules():
+        for name in ("window_size", "win_size", "split_size", "stripe_size"):
+            value = getattr(module, name, 1)
+            sides += [
+                side for side in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(side, int)
+            ]
+    return max(sides)
+
+
 def trace(network: Named, channels: int) -> ExportedProgram:
-    """The program of a `traceable` network for any batch, height and width; raises CheckpointError if that fails."""
+    """The program of a `traceable` network for any height and width; raises CheckpointError if that fails.
+
+    Any number of images, but one at a time where spandrel's code allows no other.
+    """
     # Different sizes, each more than one window and no multiple of it.
     smallest = smallest_side(network.network)
-    example = torch.zeros(2, channels, max(23, smallest + 2), max(29, smallest + 8))
-    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    is_spandrels = isinstance(network.network, SpandrelNetwork)
+    size = max(23, smallest + 2), max(29, smallest + 8)
+    if is_spandrels:
+        size = max(35, 2 * smallest + 3), max(53, 3 * smallest + 5)
+        if network.network.sizes.square:
+            raise _untraceable(network, "it takes square images only")
+    free = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
-        with torch.no_grad(), quiet():
-            return torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+        return _program(network, (2, channels, *size), {0: Dim.DYNAMIC, **free})
     except Exception as error:  # whatever PyTorch raises on a network unlike ours
-        raise CheckpointError(f"torch.export cannot trace this network ({first_line(error)})") from error
+        if not is_spandrels:
+            raise _untraceable(network, first_line(error)) from error
+    try:
+        return _program(network, (1, channels, *size), free)
+    except Exception as error:
+        raise _untraceable(network, first_line(error)) from error
+
+
+def trace_at(network: Named, shape: tuple[int, int, int]) -> ExportedProgram:
+    """The program of a `traceable` network for one image of `shape` (C, H, W); raises CheckpointError if it fails."""
+    try:
+        return _program(network, (1, *shape), {})
+    except Exception as error:  # whatever PyTorch raises on a network unlike ours
+        raise CheckpointError(
+            f"{_name(network)} cannot be traced ({first_line(error)}); give --formats safetensors"
+        ) from error
+
+
+def _program(network: Named, shape: tuple[int, ...], free: dict[int, Any]) -> ExportedProgram:
+    with torch.no_grad(), quiet():
+        return torch.export.export(network, (torch.zeros(shape),), dynamic_shapes=(free or None,), strict=False)
+
+
+def _untraceable(network: Named, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{_name(network)} cannot be traced for images of any size ({reason}); give --size H W for a graph of one size,"
+        " or --formats safetensors"
+    )
+
+
+def _name(network: Named) -> str:
+    inner = network.network
+    return inner.architecture if isinstance(inner, SpandrelNetwork) else type(inner).__name__
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 
+from basicsr.files.other_formats import advice_on
+
 MAX_OPERATIONS = 2_000_000
 MAX_DEPTH = 64
 MAX_VALUES = 10_000_000
@@ -149,12 +151,7 @@ class SafeUnpickler(pickle._Unpickler):
         full = f"{_PYTHON_2_MODULES.get(module, module)}.{name}"
         if full in self._names or self._tolerant:
             return self._names.get(full, PLACEHOLDER)
-        shown = repr(full[:100])
-        if full.startswith("torch._utils._rebuild_"):
-            raise Refused(f"it holds tensors that are not dense ({shown}); ask for a plain state dict of dense ones")
-        raise Refused(
-            f"it holds Python objects other than tensors ({shown}), which could run code; ask for a plain state dict"
-        )
+        raise Refused(advice_on(full))
 
     def get_extension(self, code: int) -> NoReturn:
         """Refuses the short codes that any module of this process may have given to names."""

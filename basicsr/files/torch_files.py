@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from basicsr.files.other_formats import kind_by_content, kind_by_name, kind_of_archive, kind_of_folder
 from basicsr.files.safe_pickles import MAX_TENSORS, Damaged, Refused, SafeUnpickler, Storage, check_nesting
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.text import printable
@@ -37,22 +38,6 @@ _LEARNED = ("weight", "bias", "running_mean", "running_var", "gamma", "beta", "a
 _MASK = "mask"  # buffers that are added before a softmax may hold -inf
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
-# How files begin that are none of torch.save, and what they are.
-_OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
-    ((b"\x1f\x8b",), "it is compressed by gzip; unpack it"),
-    ((b"BZh",), "it is compressed by bzip2; unpack it"),
-    ((b"\xfd7zXZ",), "it is compressed by xz; unpack it"),
-    ((b"\x28\xb5\x2f\xfd",), "it is compressed by zstd; unpack it"),
-    ((b"7z\xbc\xaf",), "it is a 7-Zip archive; unpack it"),
-    ((b"Rar!",), "it is a RAR archive; unpack it"),
-    ((b"\x93NUMPY",), "it is an array of NumPy; give weights saved by torch.save or safetensors"),
-    ((b"\x89HDF",), "it is an HDF5 file, as Keras writes them; give weights saved by torch.save or safetensors"),
-    (
-        (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM"),
-        "it is an image; give a file of weights, .pth or .safetensors",
-    ),
-)
-_WEB_PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head")
 
 
 @contextmanager
@@ -64,7 +49,9 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "it is no file")
-            if reason := _other_kind(file.read(512)):
+            head = file.read(512)
+            could_be_ours = head.startswith((b"PK", b"\x80")) or head[8:9] == b"{"
+            if reason := kind_by_content(head) or (None if could_be_ours else kind_by_name(path, head)):
                 raise Refused(reason)
             file.seek(0)
             yield file, status.st_size
@@ -76,6 +63,8 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise CheckpointError(f"checkpoint {path} does not exist; check the path") from None
         if os.path.isdir(path):
+            if reason := kind_of_folder(path):
+                raise CheckpointError(f"checkpoint {path} was not loaded: {reason}") from None
             raise CheckpointError(f"checkpoint {path} is a folder; name the file") from None
         if os.path.exists(path) and not os.path.isfile(path):
             raise CheckpointError(f"checkpoint {path} is a device or a pipe; name a file") from None
@@ -86,20 +75,6 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         said = printable((str(error) or type(error).__name__).splitlines()[0][:200])
         reason = f" ({said})" if " " in said else ""
         raise CheckpointError(f"checkpoint {path} was not loaded: it is damaged or no checkpoint{reason}") from error
-
-
-def _other_kind(head: bytes) -> str | None:
-    """What a file is, and what to do, where its first 512 bytes show that torch.save did not write it."""
-    text = head.lstrip().lower()
-    if not head:
-        return "it is damaged or no checkpoint (it is empty); fetch or copy it again"
-    if text.startswith(_WEB_PAGES):
-        return "it is a web page, not the file behind it; open the link in a browser and save the file itself"
-    if text.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself; run `git lfs pull`"
-    if head[257:262] == b"ustar":
-        return "it is a tar archive, as PyTorch before 0.1.10 wrote them; unpack it, or save the weights anew"
-    return next((reason for beginnings, reason in _OTHERS if head.startswith(beginnings)), None)
 
 
 def load_tensors(path: str | os.PathLike[str], *, checksums: bool = True) -> Any:
@@ -249,11 +224,8 @@ class _Archive:
 
 def _folder_of(names: list[str]) -> str:
     """The folder, with its slash, in which everything lies in an archive of torch.save."""
-    advice = "which would have to be run; give its weights, saved by torch.save"
-    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
-        raise Refused(f"it is a TorchScript program, {advice}")
-    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
-        raise Refused(f"it is a program of torch.export, {advice}")
+    if reason := kind_of_archive(names):
+        raise Refused(reason)
     folders = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(folders) != 1:
         shown = ", ".join(map(repr, names[:3]))[:200]

@@ -28,6 +28,7 @@ HIDDEN_OPTIONS = ("res_scale", "img_range", "rgb_mean")
 """Options of networks that no shape of their weights shows."""
 
 _ROWS = 8
+_LONGEST_OTHER = 50
 _NOT_STRICT = "path: strict_load_g: false (or _t, _d; strict: false in a row of networks or a further teacher)"
 # Where state dicts are kept, in the order of preference: BasicSR's names, then others'.
 _STATE_KEYS = (
@@ -249,6 +250,7 @@ class WeightFile:
         network: the options of the network, if the file says so; data of unknown origin.
         metadata: `training` as our training writes it, and what a safetensors header says.
         remark: which weights were taken, where others than asked for; else None.
+        others: other names under which the file has tensors.
     """
 
     state: dict[str, Tensor]
@@ -256,6 +258,7 @@ class WeightFile:
     network: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     remark: str | None = None
+    others: tuple[str, ...] = ()
 
 
 def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, only_this: bool = False) -> WeightFile:
@@ -286,7 +289,8 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, 
     metadata = {**header, **({"training": content["training"]} if isinstance(content.get("training"), Mapping) else {})}
     network = metadata.pop("network", None) if header else content.get("network")
     is_block = isinstance(network, Mapping) and isinstance(network.get("type"), str)
-    return WeightFile(state, key, network if is_block else None, metadata, remark)
+    others = tuple(name[:_LONGEST_OTHER] for name in held if name != key and name.isprintable())
+    return WeightFile(state, key, network if is_block else None, metadata, remark, others[:_ROWS])
 
 
 def _content_of(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -294,8 +298,6 @@ def _content_of(path: Path) -> tuple[Any, dict[str, Any]]:
     with opened(path) as (file, size):
         if path.suffix == ".state":
             raise Refused("it is what else a training needs to go on; give the weights, models/net_g_*.pth")
-        if path.suffix.lower() == ".onnx":
-            raise Refused("it is an ONNX graph; give the PyTorch weights that it was made from")
         head = file.read(9)
         announced = int.from_bytes(head[:8], "little")
         if path.suffix != ".safetensors" and not (head[8:] == b"{" and announced <= size - 8):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from basicsr.archs import build_network
 from basicsr.archs.recognition import Recognised, UnsupportedWeights
 from basicsr.files.torch_files import check_weights
-from basicsr.utils.errors import CheckpointError
+from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY, find_problems
 from basicsr.weights.layouts import SHIFTED_WINDOWS, recognise
 from basicsr.weights.loading import (
@@ -47,6 +47,8 @@ class Pretrained:
         weights: the name under which the weights lie in the file, such as 'params_ema'; None at its top.
         metadata: as of `WeightFile`.
         remark: what was taken for granted, in one line, or None.
+        scales: where the weights are for several scales, all of them; `scale` is the one chosen, else the smallest.
+        assumed: what of the network the file does not show, and was taken as published; in words.
     """
 
     network: nn.Module
@@ -59,6 +61,8 @@ class Pretrained:
     weights: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     remark: str | None = None
+    scales: tuple[int, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     @property
     def only_size(self) -> tuple[int, int] | None:
@@ -87,7 +91,8 @@ def load_pretrained(
     """
     file = read_weights(path, param_key, only_this=only_this)
     reasons: list[str] = []
-    for block, options, layout, found_scale, remark in _candidates(path, file, reasons, scale):
+    for candidate in _candidates(path, file, reasons, scale):
+        block, options = candidate.block, candidate.options
         try:
             network = build_network(block)
             load_state(network, file.state, path)
@@ -101,17 +106,25 @@ def load_pretrained(
         first, last = (outer[0].in_channels, outer[-1].out_channels) if outer else (3, 3)
         both = options.get("in_chans", options.get("img_channel"))
         colours = options.get("num_in_ch", both or first), options.get("num_out_ch", both or last)
-        found = network.eval(), dict(block), str(block["type"]), layout, found_scale, *colours
-        return Pretrained(*found, file.key, file.metadata, remark)
+        found = network.eval(), dict(block), str(block["type"]), candidate.layout, candidate.scale, *colours
+        told = file.key, file.metadata, candidate.remark, candidate.scales, candidate.assumed
+        return Pretrained(*found, *told)
     if pretrained := _by_spandrel(path, file, reasons):
         return pretrained
     if Path(path).name.startswith("net_d"):
         raise CheckpointError(f"checkpoint {path} is a discriminator by its name; give the network, net_g_*.pth")
+    raise CheckpointError(_not_recognised(path, file, reasons))
+
+
+def _not_recognised(path: str | os.PathLike[str], file: WeightFile, reasons: list[str]) -> str:
+    """What was found and tried, and the way that is left: the network's own code."""
     keys = list(file.state)
-    raise CheckpointError(
+    where = f"under '{file.key}'" if file.key else "at its top"
+    others = f"; it has further tensors under {', '.join(map(repr, file.others))}" if file.others else ""
+    return (
         f"checkpoint {path} holds no network that is recognised ({'; '.join(dict.fromkeys(reasons))}); its {len(keys)}"
-        f" weights begin with {', '.join(keys[:3])}. Write its network into the options; docs/pretrained.md says what"
-        " is recognised"
+        f" weights {where} begin with {', '.join(keys[:3])}{others}. Use its authors' code as an architecture file"
+        " (docs/adding_a_network.md); docs/pretrained.md says what is recognised"
     )
 
 
@@ -120,7 +133,7 @@ def recognised_block(
 ) -> tuple[dict[str, Any] | None, str | None]:
     """The options of our network that a file holds, without building it, and a remark; raises if the scale is wrong."""
     for candidate in _candidates(path, read_weights(path, param_key), [], scale):
-        _check_scale(candidate.block["type"], candidate.scale, scale, path)
+        _check_scale(candidate.block["type"], candidate.scales or candidate.scale, scale, path)
         return dict(candidate.block), candidate.remark
     return None, None
 
@@ -141,17 +154,40 @@ def network_for(
     if block is None or block.get("type") == "auto":
         pretrained = load_pretrained(path, param_key=param_key, scale=scale)
         if scale is not None:
-            _check_scale(pretrained.architecture, pretrained.scale, scale, path)
+            _check_scale(pretrained.architecture, pretrained.scales or pretrained.scale, scale, path)
+        elif pretrained.scales:
+            what = f"{pretrained.architecture} for {scales_text(pretrained.scales)}"
+            raise OptionsError(
+                f"checkpoint {path} is {what}: describe the network with its `upscale` in place of `type: auto`"
+            )
         return pretrained.network, pretrained.remark
     network = build_network(block)
     return network, load_network(network, path, param_key=param_key, strict=strict, options=block)
 
 
-def _check_scale(name: str, found: int, scale: int, path: str | os.PathLike[str]) -> None:
-    if found != scale:
+def scales_text(scales: Sequence[int]) -> str:
+    """Such as 'x2, x3, x4'."""
+    return ", ".join(f"x{scale}" for scale in scales)
+
+
+def check_scale(pretrained: Pretrained, path: str | os.PathLike[str], scale: int | None) -> None:
+    """For commands: raises OptionsError where `--scale` (None: not given) is no scale of the network, or is needed."""
+    name, scales = pretrained.architecture, pretrained.scales or (pretrained.scale,)
+    if scale is None and pretrained.scales:
+        raise OptionsError(f"{path} is {name} for {scales_text(scales)}; choose one by --scale")
+    if scale not in (None, *scales):
+        remedy = "give --scale for one of these" if pretrained.scales else "leave --scale out"
+        what = f"{path} is {name} for {scales_text(scales)}"
+        raise OptionsError(f"--scale {scale}, but {what}; {remedy} or give a checkpoint for x{scale}")
+
+
+def _check_scale(name: str, found: int | tuple[int, ...], scale: int, path: str | os.PathLike[str]) -> None:
+    scales = (found,) if isinstance(found, int) else found
+    if scale not in scales:
+        choice = f"set scale to {', '.join(map(str, scales[:-1]))}{' or ' if scales[1:] else ''}{scales[-1]}"
         raise CheckpointError(
-            f"checkpoint {path} has the wrong scale: it is {name} for x{found}, the options' scale is {scale};"
-            f" give the file for x{scale}, or set scale to {found}"
+            f"checkpoint {path} has the wrong scale: it is {name} for {scales_text(scales)}, the options' scale is"
+            f" {scale}; give the file for x{scale}, or {choice}"
         )
 
 
@@ -163,6 +199,8 @@ class _Candidate(NamedTuple):
     layout: str
     scale: int
     remark: str | None
+    scales: tuple[int, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 def _candidates(
@@ -195,11 +233,12 @@ def _candidates(
         found = found.at(wanted)
         remark = f"{path}: recognised {found}" + ("" if layout in _OUR_LAYOUTS else f" (layout: {layout})")
         if found.scales:
-            remark += f", of {', '.join(f'x{scale}' for scale in found.scales)} that its weights are for"
+            remark += f", of {scales_text(found.scales)} that its weights are for"
         remark += "".join(f"; {note}" for note in found.notes)
         if found.assumed:
             remark += f"; not in the weights, taken as published: {', '.join(found.assumed)}"
-        yield _Candidate(found.options, shown, layout, found.scale, _with_doubts(path, file, remark))
+        said = _with_doubts(path, file, remark)
+        yield _Candidate(found.options, shown, layout, found.scale, said, found.scales, found.assumed)
 
 
 def _with_doubts(path: str | os.PathLike[str], file: WeightFile, remark: str) -> str:
@@ -224,7 +263,8 @@ def _by_spandrel(path: str | os.PathLike[str], file: WeightFile, reasons: list[s
         if network.assumed:
             remark += f"; not in the weights, taken as published: {', '.join(network.assumed)}"
         found = network.eval(), None, name, "spandrel", scale, *colours
-        return Pretrained(*found, file.key, file.metadata, _with_doubts(path, file, remark))
+        told = file.key, file.metadata, _with_doubts(path, file, remark)
+        return Pretrained(*found, *told, assumed=network.assumed)
     return None
 
 

@@ -239,10 +239,30 @@ def test_a_network_whose_outputs_are_not_finite_is_refused(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_swinir_for_one_size_is_refused(tmp_path):
+def test_swinir_for_one_size_is_exported_for_that_size_only(tmp_path):
     network, block = student("SwinIR", 2, ape=True, img_size=16)
-    with pytest.raises(CheckpointError, match="works at one size only"):
-        load_student(save_student(tmp_path / "net.pth", network, block))
+    loaded = load_student(save_student(tmp_path / "net.pth", network, block))
+    for size in (None, (16, 24)):
+        with pytest.raises(CheckpointError, match="works at one size only: give --size 16 16"):
+            export(loaded, tmp_path / "out", size=size)
+    assert not (tmp_path / "out").exists()
+    exported = export(loaded, tmp_path / "out", formats=["safetensors", "torch-export"], size=(16, 16))
+    assert {check.shape for check in exported.checks} == {(1, 3, 16, 16)}
+
+
+def test_graphs_for_one_size_take_that_size_only(tmp_path):
+    network, block = student("EDSR", 2)
+    loaded = load_student(save_student(tmp_path / "net.pth", network, block))
+    exported = export(loaded, tmp_path, size=(12, 20), name="fixed")
+    assert exported.remarks == ("the graph takes one image at a time",)
+    image = images(((1, 12, 20),))[0]
+    torch.testing.assert_close(
+        onnx_output(tmp_path / "fixed.onnx", image), output_of(network, image), rtol=0, atol=1e-5
+    )
+    dims = onnx.load(tmp_path / "fixed.onnx").graph.output[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in dims] == [1, 3, 24, 40]
+    with pytest.raises(Exception, match="Got invalid dimensions"):
+        onnx_output(tmp_path / "fixed.onnx", images(((1, 13, 20),))[0])
 
 
 @pytest.mark.parametrize(
@@ -253,6 +273,7 @@ def test_swinir_for_one_size_is_refused(tmp_path):
         ({"opset": 17}, "--opset 17 is not supported: give 18 to 23"),
         ({"name": "../other"}, "--name '../other'"),
         ({"name": "\u00e9" * 101}, "--name is too long, 202 bytes: give at most 200"),
+        ({"size": (0, 16)}, "--size 0 16: give a height and a width from 1 to 4096"),
         ({"formats": ["onnx"], "layout": "spandrel"}, "--layout spandrel is about the safetensors file"),
     ],
 )
@@ -269,20 +290,6 @@ def test_missing_packages_are_named(made, tmp_path, monkeypatch):
     with pytest.raises(MachineError, match=r"needs onnxscript, onnxruntime, .*pip install -e '.\[export\]'"):
         export(student, tmp_path / "out")
     export(student, tmp_path / "out", formats=["safetensors"])
-
-
-def test_a_network_of_spandrels_own_is_refused(tmp_path):
-    from basicsr.utils.torchvision_import import import_torchvision
-
-    import_torchvision()
-    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
-
-    path = tmp_path / "compact.pth"
-    torch.save(SRVGGNetCompact(num_feat=8, num_conv=2, upscale=2).state_dict(), path)
-    with pytest.raises(
-        CheckpointError, match="is Compact, spandrel's own network: ours are exported, EDSR, NAFNet, RCAN"
-    ):
-        load_student(path)
 
 
 def test_a_folder_that_cannot_be_made_is_told(made, tmp_path):

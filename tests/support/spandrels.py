@@ -9,7 +9,7 @@ from support.published import spandrel_architecture
 from torch import nn
 
 LIKE_SWIN = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 8, "upscale": 2, "mlp_ratio": 2.0}
-LIKE_DAT = {"embed_dim": 24, "split_size": [8, 32], "depth": [3], "num_heads": [2], "upscale": 2}
+LIKE_DAT = {"embed_dim": 32, "split_size": [8, 32], "depth": [3], "num_heads": [2], "upscale": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
     "ATD": {**LIKE_SWIN, "category_size": 4, "num_tokens": 4, "reducted_dim": 2, "upsampler": "pixelshuffledirect"},
     "CRAFT": {"embed_dim": 12, "depths": [1], "num_heads": [6], "upscale": 2},
