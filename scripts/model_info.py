@@ -101,8 +101,8 @@ def names_in(network: nn.Module) -> str:
     return "\n".join(f"{row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2].rjust(widths[2])}" for row in rows)
 
 
-def report(path: str, given_shape: tuple[int, int, int] | None) -> str:
-    """What a file of weights holds, an item a line."""
+def report(path: str, given_shape: tuple[int, int, int] | None, names: bool = False) -> str:
+    """What a file of weights holds, an item a line, and its modules where `names` are asked for."""
     pretrained = load_pretrained(path)
     shape = given_shape or (pretrained.in_channels, 256, 256)
     adds = f"multiply-adds (G) at {'x'.join(map(str, shape))}"
@@ -128,7 +128,8 @@ def report(path: str, given_shape: tuple[int, int, int] | None) -> str:
     ]
     items += [("remark", pretrained.remark)] if pretrained.remark else []
     width = max(len(key) for key, _ in items)
-    return "\n".join(f"{key.ljust(width)}  {shown(value)}" for key, value in items)
+    lines = [f"{key.ljust(width)}  {shown(value)}" for key, value in items]
+    return "\n".join([*lines, "", names_in(pretrained.network)] if names else lines)
 
 
 def range_and_mean(pretrained: Pretrained) -> list[tuple[str, object]]:

@@ -186,10 +186,8 @@ class ExportJob:
         """
         allowed = TOLERANCES[self.precision] if tolerance is None else tolerance
         checks = []
-        examples = self.student.examples
-        if self.size is not None:
-            examples = self.student.examples_of([(1, *self.size)] * 2)
-        for lq, expected in examples:
+        student = self.student
+        for lq, expected in student.examples if self.size is None else student.examples_of([(1, *self.size)] * 2):
             if min(lq.shape[-2:]) < smallest:
                 continue
             shape, difference = tuple(lq.shape), math.inf

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import pickle
 import random
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import published
 from torch import nn
 
 from basicsr.archs import build_network
+from basicsr.files.torch_files import load_tensors
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import WarningRemark
 from basicsr.weights.loading import load_network
@@ -211,6 +215,25 @@ def test_a_weight_is_never_taken_for_a_buffer_that_follows_from_sizes(tmp_path):
         ("net.pth", b"\n<!DOCTYPE html><html><body>404</body></html>", "it is a web page"),
         ("net.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer"),
         ("net.onnx", b"\x08\x07\x12\x07pytorch", "it is an ONNX graph"),
+        ("net.pth", b"\x08\x08\x12\x07pytorch\x1a\x05", "it is an ONNX graph"),
+        ("net.onnx", b"\x08\x08\x3a\x00", "it is an ONNX graph"),
+        ("net.param", b"7767517\n3 3\nInput  data 0 1 data\n", r"it is a graph of ncnn \(\.param\); give the PyTorch"),
+        ("net.bin", b"\x47\x6b\x30\x01" + bytes(64), r"as ncnn \(\.bin beside \.param\)"),
+        ("net.tflite", b"\x1c\0\0\0TFL3\0\0", "it is a network of TensorFlow Lite"),
+        ("net.h5", b"\x89HDF\r\n\x1a\n\0\0", "it is an HDF5 file, as Keras writes them; only PyTorch's weights"),
+        ("net.mlmodel", b"\x08\x01\x12\x10\x0a\x0e\x0a\x05input", "it is a network of Core ML"),
+        ("net.pb", b"\x0a\x10\x0a\x05input", "it is a graph or checkpoint of TensorFlow"),
+        ("model.ckpt.index", b"\0\0\0\x08" + bytes(60), "it is a graph or checkpoint of TensorFlow"),
+        ("model.ckpt.data-00000-of-00001", bytes(64), "it is a graph or checkpoint of TensorFlow"),
+        ("checkpoint", b'model_checkpoint_path: "model.ckpt-7"\n', "list of a folder of TensorFlow checkpoints"),
+        ("net.engine", b"ptrt" + bytes(60), "it is an engine of TensorRT"),
+        ("net.trt", bytes(64), "it is an engine of TensorRT"),
+        ("net.npy", b"\x93NUMPY\x01\0", "it is an array of NumPy"),
+        ("net.gguf", b"GGUF\x03\0\0\0", "it is a GGUF file"),
+        ("net.pdparams", bytes(64), "it is a file of Paddle"),
+        ("net.ckpt", b"\x0a\x2b\x0a\x0fconv_first.weig\x12\x18", "it is a checkpoint of MindSpore"),
+        ("net.mat", b"MATLAB 5.0 MAT-file, Platform: GLNXA64", "it is a MAT-file of MATLAB"),
+        ("net.xml", b'<?xml version="1.0"?>\n<net name="sr" version="11">', "it is a network of OpenVINO"),
         ("net.pth", b"\x89PNG\r\n\x1a\n" + bytes(64), "it is an image; give a file of weights"),
         ("5000.state", b"PK", r"it is what else a training needs to go on; give the weights, models/net_g_\*\.pth"),
         ("net.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "damaged or no safetensors file"),
@@ -300,3 +323,45 @@ def test_a_file_cut_off_or_overwritten_anywhere_is_refused_or_loads_but_never_br
 def test_folders_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="is a folder"):
         load_network(network(), tmp_path)
+
+
+def archive(path, *names):
+    with zipfile.ZipFile(path, "w") as content:
+        for name in names:
+            content.writestr(name, b"-")
+    return path
+
+
+def test_archives_and_folders_that_are_networks_are_named(tmp_path):
+    (tmp_path / "net.mlpackage" / "Data").mkdir(parents=True)
+    (tmp_path / "saved" / "variables").mkdir(parents=True)
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"\x08\x01")
+    (tmp_path / "tf").mkdir()
+    (tmp_path / "tf" / "checkpoint").write_text("model_checkpoint_path: 'x'")
+    for path, kind in (
+        (
+            archive(tmp_path / "net.keras", "metadata.json", "config.json", "model.weights.h5"),
+            "it is a network of Keras",
+        ),
+        (archive(tmp_path / "net.npz", "a.npy", "b.npy"), "it is an archive of NumPy's arrays"),
+        (archive(tmp_path / "net.pt", "net/code/__torch__.py", "net/data.pkl"), "it is a TorchScript program"),
+        (tmp_path / "net.mlpackage", "it is a network of Core ML"),
+        (tmp_path / "saved", "it is a SavedModel of TensorFlow"),
+        (tmp_path / "tf", "it is a folder of TensorFlow checkpoints"),
+    ):
+        with pytest.raises(CheckpointError, match=f"was not loaded: {kind}") as caught:
+            load_tensors(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_pickled_objects_are_named_with_what_to_do(tmp_path):
+    torch.save(nn.Sequential(nn.Conv2d(1, 1, 1)), tmp_path / "whole.pth")
+    torch.save({"state_dict": {}, "hyper_parameters": argparse.Namespace(lr=1)}, tmp_path / "lightning.ckpt")
+    (tmp_path / "net.pdparams").write_bytes(pickle.dumps({"conv.weight": np.ones(3, np.float32)}, protocol=4))
+    for name, advice in (
+        ("whole.pth", "a whole network seems to be pickled; load it with its authors' code, and save"),
+        ("lightning.ckpt", "hyperparameters, as of a Lightning checkpoint; save its `state_dict` alone"),
+        ("net.pdparams", "arrays of NumPy or Paddle; save them as tensors"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"Python objects other than tensors \(.*\), .*{advice}"):
+            load_tensors(tmp_path / name)

@@ -464,11 +464,23 @@ def test_a_discriminator_is_told_by_its_name(tmp_path):
         load_pretrained(tmp_path / "net_d_5000.pth")
 
 
+def test_what_is_not_recognised_is_told_with_where_else_tensors_lie_and_the_way_that_is_left(tmp_path):
+    state = nn.Sequential(nn.Conv2d(3, 4, 3)).state_dict()
+    content = {"params": state, "critic": {"w": torch.ones(1)}, "step": 3, "ema": {"v": torch.ones(1)}}
+    with pytest.raises(CheckpointError) as caught:
+        load_pretrained(saved(content, tmp_path))
+    message = str(caught.value)
+    assert (
+        "2 weights under 'params' begin with 0.weight, 0.bias; it has further tensors under 'critic', 'ema'" in message
+    )
+    assert "authors' code as an architecture file (docs/adding_a_network.md)" in message
+
+
 def test_what_nobody_knows_is_refused_in_one_line(tmp_path):
     state = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4)).state_dict()
     with pytest.raises(CheckpointError) as caught:
         load_pretrained(saved(state, tmp_path))
     message = str(caught.value)
-    assert "\n" not in message and "4 weights begin with 0.weight, 0.bias, 1.weight" in message
+    assert "\n" not in message and "4 weights at its top begin with 0.weight, 0.bias, 1.weight" in message
     with pytest.raises(OptionsError, match="no network is called"):
         network_for({"type": "Nothing"}, tmp_path / "net.pth")
