@@ -211,6 +211,10 @@ def _training_images(options: Options, key: str, say: Callable[[str], None]) -> 
         raise OptionsError(
             f"datasets: {key}: a teacher's cache has RGB in [0, 1]; remove {changed[0]}, or train without a cache"
         )
+    if (bands := stored.roots["lq"].channels) != 3:
+        raise OptionsError(
+            f"datasets: {key}: a teacher's cache has RGB in [0, 1], these images have {bands} bands; train without one"
+        )
     checked = block if block.check_images != "none" else block.model_copy(update={"check_images": "headers"})
     if bad := check_images(dataset, checked):
         raise DataError(report(bad, len(dataset), block.name))

@@ -11,7 +11,9 @@ import tifffile
 import torch
 from support.training import changed, without_teacher
 
+from basicsr.config.load import load_options
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.engine.teacher_cache import CacheSettings, make_cache
 from basicsr.files.band_files import as_type, bands_from_bytes, write_bands
 from basicsr.test import test_pipeline as evaluate_file
 from basicsr.train import train_pipeline
@@ -188,8 +190,10 @@ def test_arrays_are_found_in_folders_below_and_by_patterns_and_pictures_are_not_
 
 
 def test_the_teachers_cache_holds_colours_only(options, tmp_path):
-    cached = changed(options, datasets__train__teacher_cache=str(tmp_path), model_type="KDModel")
-    with pytest.raises(
-        OptionsError, match=r"has RGB in \[0, 1\], and images of io_backend bands are no RGB; remove it"
-    ):
-        train_pipeline(cached, root=tmp_path)
+    kd = changed(options, model_type="KDModel", network_t=options["network_g"])
+    with pytest.raises(OptionsError, match=r"has RGB .*, and images of io_backend bands are no RGB; remove it"):
+        train_pipeline(changed(kd, datasets__train__teacher_cache=str(tmp_path)), root=tmp_path)
+    kd["train"]["resp_kd_opt"] = {"type": "L1Loss"}
+    loaded = load_options(kd, training=True, root=tmp_path)
+    with pytest.raises(OptionsError, match=r"has RGB .*, these images have 5 bands; train without one"):
+        make_cache(loaded, CacheSettings(torch.device("cpu")), None, print)
