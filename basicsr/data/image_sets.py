@@ -85,11 +85,13 @@ def find_images(
             ((role, root),) = here.items()
             found.append([{f"{role}_path": name} for name in root.names(meta)])
     joined = {role: parts[0] if count == 1 else SeveralRoots.of(parts) for role, parts in roots.items()}
-    paths = [
-        {f"{role}_path": joined[role].listed(pair[f"{role}_path"], number) for role in roots}
-        for number, pairs in enumerate(found)
-        for pair in pairs
-    ]
+    paths = found[0]
+    if count > 1:
+        paths = [
+            {key: joined[key.removesuffix("_path")].listed(name, number) for key, name in pair.items()}
+            for number, pairs in enumerate(found)
+            for pair in pairs
+        ]
     for role, root in joined.items():
         if count > 1 or is_pattern(entries[role][0].path):
             _check_each_once(root, [path[f"{role}_path"] for path in paths])
