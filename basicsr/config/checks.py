@@ -427,7 +427,8 @@ def _paths_in(value: Any, at: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if isinstance(value, str):
         yield at, value
     elif isinstance(value, Mapping):
-        yield from _paths_in(value.get("path"), (*at, "path"))
+        if isinstance(path := value.get("path"), str):
+            yield (*at, "path"), path
     elif isinstance(value, tuple):
         for number, entry in enumerate(value):
             yield from _paths_in(entry, (*at, number))

@@ -77,6 +77,10 @@ def find_images(
     for number, meta in zip(range(count), metas if len(metas) == count else [None] * count, strict=True):
         places = {role: one[number].path for role, one in entries.items()}
         here = roots_of(io_backend, places)
+        for role, place in places.items():
+            if meta is not None and here[role].takes_list and is_pattern(place):
+                pattern = f"dataroot_{role} is the pattern {place}"
+                raise OptionsError(f"meta_info_file {meta} names images of a folder, {pattern}; give one of the two")
         for role, root in here.items():
             roots[role].append(root)
         if len(here) == 2:
@@ -170,8 +174,8 @@ class SeveralRoots(ImageRoot):
         return tuple(chain.from_iterable(part.folders for part in self.parts))
 
     @property
-    def trees(self) -> tuple[str, ...]:
-        return tuple(chain.from_iterable(part.trees for part in self.parts))
+    def given(self) -> tuple[str, ...]:
+        return tuple(chain.from_iterable(part.given for part in self.parts))
 
     @property
     def variant(self) -> str:

@@ -155,7 +155,8 @@ class TrainLoader:
         self.num_samples: int = (mixed or sampler).num_samples
         self.mixture = None if mixed is None else mixed.mixture
         self._sampler, self._accumulate = sampler, accumulate
-        self._epoch = sampler.samples_per_pass * enlarge_ratio  # samples
+        self.samples_per_pass = sampler.samples_per_pass
+        self._epoch = self.samples_per_pass * enlarge_ratio
         self._batches = _BatchesByKeys(dataset, skip_bad_images)
         # Slots: batches that a worker has prepared, those of this iteration and the next (`PrefetchedBatches`), one
         # being filled, and a spare one.

@@ -153,9 +153,9 @@ class ImageRoot:
         return (self.folder,)
 
     @property
-    def trees(self) -> tuple[str, ...]:
-        """Those of them of which all images are taken, also of folders below."""
-        return self.folders if self._pattern is None else ()
+    def given(self) -> tuple[str, ...]:
+        """What the options name for them: folders, patterns, databases."""
+        return (self.path,)
 
     @property
     def variant(self) -> str:

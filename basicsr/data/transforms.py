@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
@@ -133,7 +134,13 @@ def turned(img: np.ndarray, coins: Coins) -> np.ndarray:
 
 
 def check_patches_fit(
-    gt_size: Size | None, lq_size: Size, gt_patch_size: int | None, scale: int, gt_path: str | None, lq_path: str | None
+    gt_size: Size | None,
+    lq_size: Size,
+    gt_patch_size: int | None,
+    scale: int,
+    gt_path: str | None,
+    lq_path: str | None,
+    gt_folders: Sequence[str] = (),
 ) -> None:
     """Raises DataError unless HR, if it is there, is exactly `scale` times LR, and a patch fits in (None: any size)."""
     needed = lq_size[0] * scale, lq_size[1] * scale
@@ -142,7 +149,8 @@ def check_patches_fit(
         names = f"HR {gt_path or 'image'} is {_by(gt_size)}, {names}"
     if gt_size is not None and gt_size != needed:
         raise DataError(
-            f"{names}; at scale {scale} the HR image must be {_by(needed)}: {advice(gt_size, lq_size, scale, gt_path)}"
+            f"{names}; at scale {scale} the HR image must be {_by(needed)}:"
+            f" {advice(gt_size, lq_size, scale, gt_path, gt_folders)}"
         )
     if gt_patch_size is not None and min(lq_size) < gt_patch_size // scale:
         raise DataError(
@@ -159,7 +167,9 @@ def check_hr_patch_fits(gt_size: Size, side: int, gt_path: str) -> None:
         )
 
 
-def check_whole_pair(gt_size: Size, lq_size: Size, scale: int, gt_path: str, lq_path: str) -> None:
+def check_whole_pair(
+    gt_size: Size, lq_size: Size, scale: int, gt_path: str, lq_path: str, gt_folders: Sequence[str] = ()
+) -> None:
     """Raises DataError unless HR is `scale` times LR, or larger by what cutting to a multiple explains."""
     height, width = lq_size[0] * scale, lq_size[1] * scale
     if gt_size[0] < height or gt_size[1] < width:
@@ -170,7 +180,7 @@ def check_whole_pair(gt_size: Size, lq_size: Size, scale: int, gt_path: str, lq_
         return
     raise DataError(
         f"HR {gt_path} of {_by(gt_size)} {relation} than {scale} times LR {lq_path} of {_by(lq_size)}; "
-        f"{advice(gt_size, lq_size, scale, gt_path)}"
+        f"{advice(gt_size, lq_size, scale, gt_path, gt_folders)}"
     )
 
 
@@ -182,10 +192,13 @@ def check_depths(gt_bits: int, lq_bits: int, gt_path: str, lq_path: str) -> None
         )
 
 
-def advice(gt_size: Size, lq_size: Size, scale: int, gt_path: str | None) -> str:
-    """What to do about a pair whose HR image is not `scale` times the LR image."""
+def advice(gt_size: Size, lq_size: Size, scale: int, gt_path: str | None, gt_folders: Sequence[str] = ()) -> str:
+    """What to do about a pair of `gt_folders`, where they are known, whose HR image is not `scale` times the LR one."""
     if _is_cut_of(gt_size, lq_size, scale):
-        folder = "HR" if gt_path is None or "(key '" in gt_path else shlex.quote(os.path.dirname(gt_path) or ".")
+        if gt_path is None or "(key '" in gt_path:
+            folder = "HR"
+        else:
+            folder = " ".join(map(shlex.quote, gt_folders or (os.path.dirname(gt_path) or ".",)))
         return (
             f"cut the HR images to a multiple of {scale}, and make LR images of these, by: python"
             f" scripts/data/generate_lr.py --input {folder} --output NEW_LR --hr-output NEW_HR --scales {scale}; then"

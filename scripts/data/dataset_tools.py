@@ -26,7 +26,7 @@ from basicsr.data.data_util import count_mismatch, set_name
 from basicsr.data.image_sets import ImageSet, find_images
 from basicsr.engine.process.command import run_command
 from basicsr.files.file_client import FileClient
-from basicsr.files.image_folders import IMAGE_SUFFIXES
+from basicsr.files.image_folders import IMAGE_SUFFIXES, is_pattern
 from basicsr.files.image_headers import MOST_PIXELS
 from basicsr.files.images import imfrombytes
 from basicsr.utils.errors import DataError, Interrupted, MachineError
@@ -139,7 +139,7 @@ def check_apart(images: ImageSet, output: Path, option: str, *, below: bool = Tr
     """Raises DataError where an output is a folder of the images or `below` it, and so among them at the next start."""
     target = Path(os.path.realpath(output))
     folders = {os.path.dirname(path) for paths in images.paths for path in paths.values()}
-    folders |= {folder for root in images.roots.values() for folder in root.trees}
+    folders |= {path for root in images.roots.values() for path in root.given if not is_pattern(path)}
     for folder in sorted(folders):
         source = Path(os.path.realpath(folder))
         if source == target or (below and source in target.parents):

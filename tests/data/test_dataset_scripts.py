@@ -311,7 +311,8 @@ def test_lr_images_whose_sides_are_rounded_up_get_the_same_advice_and_other_scal
 
 def test_the_advice_on_sides_that_are_no_multiple_leads_to_a_dataset_that_trains(tmp_path):
     """Followed to the letter, as often as there is advice."""
-    write_images(tmp_path / "HR", {"a.png": (49, 53), "b.png": (50, 48), "c.png": (101, 64)})
+    write_images(tmp_path / "HR", {"a.png": (49, 53), "b.png": (50, 48)})
+    write_images(tmp_path / "HR" / "more", {"c.png": (101, 64)})
     assert run("generate_lr.py", "--input", "HR", "--output", "LR", "--scales", 3, folder=tmp_path).returncode == 0
     block = {"type": "PairedImageDataset", "scale": 3, "phase": "train", "gt_size": 48, "name": "mine"}
     roots = {"dataroot_gt": "HR", "dataroot_lq": "LR/X3", "filename_tmpl": "{}x3"}

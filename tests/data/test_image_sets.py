@@ -94,6 +94,8 @@ class TestPairs:
         assert pairs(*ALL, meta_info_file=["a.txt", None]) == [IN_A[2], IN_A[0], *IN_B]
         with pytest.raises(OptionsError, match="dataroot_gt has 2, meta_info_file has 1"):
             pairs(*ALL, meta_info_file="a.txt")
+        with pytest.raises(OptionsError, match=r"a\.txt names images of a folder, dataroot_lq is the pattern \*/LR/X2"):
+            pairs("*/HR", "*/LR/X2", meta_info_file="a.txt")
 
     def test_of_a_list_may_lie_in_one_folder_as_basicsr_has_it(self, sets):
         shutil.move("A/LR/X2/sub/1x2.png", "A/LR/X2/sub1x2.png")

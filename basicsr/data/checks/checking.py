@@ -226,9 +226,9 @@ def _judge(stored: StoredImages, index: int, found: dict[str, Inspection]) -> li
             if header.space == "gray" and other.colourful:
                 raise DataError(f"is gray, but {name} is in colour; convert one of them")
         if stored.exact:
-            check_patches_fit(gt.size, lq.size, stored.gt_patch_size, stored.scale, *names)
+            check_patches_fit(gt.size, lq.size, stored.gt_patch_size, stored.scale, *names, stored.roots["gt"].given)
         else:
-            check_whole_pair(gt.size, lq.size, stored.scale, *names)
+            check_whole_pair(gt.size, lq.size, stored.scale, *names, stored.roots["gt"].given)
     except DataError as error:
         return [BadImage(index, names[0], str(error), tuple(labels.values()))]
     return []

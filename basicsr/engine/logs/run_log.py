@@ -118,10 +118,12 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         remark = _about_threads(torch.get_num_threads(), num_processors(), os.environ)
         if remark:
             logger.warning(remark)
+    images, samples = run.loader.num_samples, run.loader.samples_per_pass
+    weighted = f", {samples:,d} samples to a pass by their weights" if samples != images else ""
     left_out = f" ({len(run.skipped)} of them left out)" if run.skipped else ""
     logger.info(
         f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
-        f" {run.loader.num_samples} training images{left_out}, {options.train.total_iter} iterations"
+        f" {images} training images{left_out}{weighted}, {options.train.total_iter} iterations"
     )
     for dataset in run.training_sets.values():
         if (made := getattr(dataset, "degradation", None)) is not None:
