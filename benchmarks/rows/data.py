@@ -1,13 +1,17 @@
-"""Training samples a second: crops of 192x192 by one worker."""
+"""Training samples a second of one worker: against the reference, and with LR images made instead of read."""
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
+
+from basicsr.files.images import imfrombytes
 from basicsr.utils.errors import ForeignError
 from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.bench import Bench
@@ -75,7 +79,54 @@ def _packed(folder: Path, name: str) -> Path:
     return target
 
 
+def made_lr(bench: Bench, scale: int, gt_size: int) -> Report:
+    """Samples a second with LR images that are made, MATLAB's bicubic, and with LR images of the same files' format."""
+    size, count = ((240, 240), 2) if bench.quick else ((480, 480), 64)
+    folder = bench.pairs(f"png_{size[0]}x{size[1]}_x{scale}", count, size, scale)
+    outcomes = []
+    for ending in ("png", "ppm"):
+        read = shipped_options(f"scratch_edsr_x{scale}", _written_as(folder, ending), BATCH, num_gpu=0)
+        read["datasets"]["train"]["gt_size"] = gt_size
+        made = copy.deepcopy(read)
+        del made["datasets"]["train"]["dataroot_lq"]
+        seconds = 0.2 if bench.quick else 2.0
+        with (
+            bench.ours("data", options=read, batch=BATCH) as reading,
+            bench.ours("data", options=made, batch=BATCH) as making,
+        ):
+            sides = {
+                name: partial(worker.ask, "run", seconds=seconds)
+                for name, worker in (("read", reading), ("made", making))
+            }
+            rates = in_turn(sides, 2 * bench.rounds, warm_up=1)
+        outcomes.append(
+            Outcome(
+                row=f"data_made_x{scale}",
+                what=f"samples a second of one worker, {gt_size}x{gt_size} at x{scale} of {ending.upper()}, LR made",
+                reference=f"{short(spread(rates['read']).median)} (LR read)",
+                ours=f"{short(spread(rates['made']).median)}",
+                figure=ratios(rates["made"], rates["read"]),
+                target=Target("at least", 0.8, " x"),
+            )
+        )
+    return Report(tuple(outcomes))
+
+
+def _written_as(folder: Path, ending: str) -> Path:
+    """The pairs in a folder, or such of another format beside it."""
+    if ending == "png":
+        return folder
+    target = folder.with_name(f"{folder.name}_{ending}")
+    for file in () if target.exists() else sorted(folder.glob("*/*.png")):
+        written = (target / file.relative_to(folder)).with_suffix(f".{ending}")
+        written.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(written), imfrombytes(file.read_bytes()))
+    return target
+
+
 ROWS = {
     "data_sub": partial(samples, row="data_sub", size=(480, 480), count=64, limit=20.0),
+    "data_made_x4": partial(made_lr, scale=4, gt_size=192),
+    "data_made_x2": partial(made_lr, scale=2, gt_size=96),
     "data_2k": partial(samples, row="data_2k", size=(1356, 2040), count=12, limit=100.0),
 }

@@ -11,7 +11,15 @@ from support.training import changed, checkpoint_of, differences, start, train_e
 from basicsr.archs import build_network
 from basicsr.config.schema import Options, thaw
 
-SMALL = {"num_feat": 8, "num_block": 2, "num_conv": 2, "num_group": 2, "squeeze_factor": 4, "embed_dim": 8}
+SMALL = {
+    "num_feat": 8,
+    "num_block": 2,
+    "num_conv": 2,
+    "num_group": 2,
+    "squeeze_factor": 4,
+    "embed_dim": 8,
+    "num_layer": 4,
+}
 SMALL_RESTORERS = {
     "NAFNet": {"width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]},
     "Restormer": {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 2]},
@@ -40,7 +48,8 @@ def reduced(loaded: Options, image_pairs) -> dict[str, Any]:
     if options.get("network_d"):
         options["network_d"]["num_feat"] = 4
     for key, dataset in options["datasets"].items():
-        dataset.update(dataroot_lq=str(lq), filename_tmpl=f"{{}}x{scale}")
+        if dataset.get("dataroot_lq") is not None:  # else LR images are made
+            dataset.update(dataroot_lq=str(lq), filename_tmpl=f"{{}}x{scale}")
         if dataset.get("dataroot_gt") is not None:
             dataset["dataroot_gt"] = str(gt)
         if dataset.get("share") is not None:  # so that a few iterations are of both kinds
@@ -58,6 +67,8 @@ def reduced(loaded: Options, image_pairs) -> dict[str, Any]:
                 method[taps] = ["body.1"]
         if method["type"] in RANDOM_WEIGHTS:
             method[RANDOM_WEIGHTS[method["type"]]] = "random"
+    if "perceptual_opt" in options["train"]:
+        options["train"]["perceptual_opt"]["vgg_weights"] = "random"
     options["path"] = {"allow_random_teacher": True}
     options["train"]["total_iter"] = 3
     options["val"]["val_freq"] = 3
