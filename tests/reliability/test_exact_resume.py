@@ -50,6 +50,8 @@ class Cell:
     ranks: int = 1
     phases: tuple[str, ...] = PHASES
     teacher: bool = True
+    alone: bool = False
+    """Whether some iterations take LR images without HR images."""
 
 
 SHORT = {
@@ -69,6 +71,7 @@ SHORT = {
         phases=("validating", "saving"),
     ),
     "mcadkd, 2 ranks": Cell({}, workers=1, ranks=2, phases=("training", "validating", "saving")),
+    "mcadkd, some images without HR, 1 worker": Cell(workers=1, phases=("training", "saving"), alone=True),
 }
 LONG = {
     "scratch with a GAN": Cell({}, phases=PHASES * 2, teacher=False),
@@ -76,6 +79,7 @@ LONG = {
     "mcadkd, 2 workers": Cell({}, workers=2, phases=PHASES * 2),
     "mcadkd, 2 ranks, bf16": Cell(BF16, workers=2, ranks=2, phases=PHASES * 2),
     "mcadkd, fp16": Cell({"amp": "fp16"}, workers=1),
+    "mipkd, some images without HR, 2 ranks": Cell(distilled({"mixture": {"type": "MiPKD"}}), 1, 2, alone=True),
     "heads, bf16, accumulated": Cell(
         distilled(HEADS, train__accumulate=2, **BF16, **THREE), workers=1, phases=PHASES * 2
     ),
@@ -152,6 +156,19 @@ def _options_of(cell: Cell, options: dict[str, Any], folder: Path) -> dict[str, 
         val__val_freq=4,
         datasets__train__num_worker_per_gpu=cell.workers,
     )
+    if cell.alone:  # every iteration is on the record of the loss that all have
+        alone = {
+            "type": "PairedImageDataset",
+            "name": "alone",
+            "dataroot_lq": options["datasets"]["train"]["dataroot_lq"],
+        }
+        record = options["train"]["pixel_opt"]
+        options = changed(
+            options,
+            datasets__train_2={**alone, "share": 0.4},
+            train__resp_kd_opt={**record, "loss_weight": 0.5},
+            train__pixel_opt={"type": "L1Loss", "loss_weight": 3.0},
+        )
     if not cell.teacher:
         kept = {key: options[key] for key in ("network_d",)} | {"adversary": options["train"]["adversarial_opt"]}
         options = without_teacher(options)
