@@ -20,8 +20,12 @@ _OF_LOSSES = {
 
 def lacks_hr(dataset: DatasetOptions) -> bool:
     """Whether a dataset has LR images alone, as its class declares (`without_gt`)."""
-    component = constructor_of(DATASET_REGISTRY, {"type": dataset.type})
-    return bool(declared(component, "without_gt", dataset.arguments, False))
+    return block_lacks_hr({"type": dataset.type, **dataset.arguments})
+
+
+def block_lacks_hr(block: Mapping[str, Any]) -> bool:
+    """`lacks_hr` of a dataset's block as it is written."""
+    return bool(declared(constructor_of(DATASET_REGISTRY, block), "without_gt", block, False))
 
 
 def find_uses_of_hr(options: Options) -> Iterator[tuple[KeyPath, str]]:

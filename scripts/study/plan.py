@@ -15,6 +15,7 @@ from typing import Any
 
 from basicsr.config.load import load_options
 from basicsr.config.schema import MODEL_TYPES, Options, flat, thaw
+from basicsr.config.without_hr import block_lacks_hr
 from basicsr.config.yaml_files import OVERRIDE_FILE, Document, load_yaml
 from basicsr.config.yaml_reader import merge_entries
 from basicsr.engine.precision_choice import Choice
@@ -52,7 +53,7 @@ _SAME_FOR_ALL: tuple[tuple[str, ...], ...] = (
     ("train", "total_iter"),
     ("train", "accumulate"),
 )
-_CACHE = ("datasets", "train", "teacher_cache")
+_CACHE = "teacher_cache"
 _SET_BY_THE_STUDY = (("name",), ("manual_seed",), ("path", "experiments_root"), ("path", "results_root"))
 _STUDY_NAME = re.compile(r"\w[\w.+=@-]*\Z")
 
@@ -237,7 +238,10 @@ def plan_study(
     own = own_pieces(base)
     of_base = [file for method, file in files.items() if file.parent == own and method in map(str, methods)]
     remarks += [f"{file.stem} is {file}, the base's own; for another give its path" for file in of_base]
+    sets = _training_sets(document.data())
     for run in runs[: len(files)]:
+        if gone := [f"datasets.{key}" for key in sets if key not in run.options.datasets]:
+            remarks.append(f"{run.method} has no teacher, and trains without {', '.join(gone)}, without HR images")
         remarks += [f"{run.method} differs from the base in {line}" for line in _differences(plain, run.options)]
     return Study(name, base, files, tuple(seeds), reference, tuple(overrides), plain, tuple(runs), tuple(remarks))
 
@@ -273,15 +277,30 @@ def _read(file: Path) -> Document:
 
 def _plain(base: Path, name: str, overrides: Sequence[str], doubts: list[str]) -> Options:
     """The base as options of the student alone, whose mistakes are told with the places where they stand."""
-    present = _read(base).positions()
+    document = _read(base)
+    for override in overrides:
+        document.set(override)
+    present, sets = document.positions(), _training_sets(document.data())
     own = [f"{':'.join(key)}={value}" for key, value in METHOD_KEYS.items() if key in present]
-    of_teacher = [("path", "pretrain_network_t"), _CACHE]
+    of_teacher = [("path", "pretrain_network_t"), *(("datasets", key, _CACHE) for key in sets)]
     own += [f"{':'.join(key)}=~" for key in of_teacher if key in present]
-    own = [*overrides, *own, "network_t=~", "model_type=SRModel", "train:pixel_opt={type: L1Loss}", f'name="{name}"']
+    if block_lacks_hr(sets.get("train", {})):  # nothing can be learned without a teacher: any stands for it
+        own += ["network_t={type: Bicubic, upscale: '{scale}'}", "path:allow_random_teacher=true"]
+        own += ["model_type=KDModel", "train:resp_kd_opt={type: L1Loss}"]
+    else:
+        own += ["network_t=~", "model_type=SRModel", "train:pixel_opt={type: L1Loss}"]
+        own += [f"datasets:{key}=~" for key, block in sets.items() if block_lacks_hr(block)]
+    own = [*overrides, *own, f'name="{name}"']
     options = load_options(base, overrides=own, training=True, warn=doubts.append)
     if not options.datasets_of("val") or not options.val.metrics:
         raise OptionsError(f"{base}: has nothing to compare by: give datasets: val (val_1, ...) and val: metrics")
     return options
+
+
+def _training_sets(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    datasets = content.get("datasets")
+    found = datasets.items() if isinstance(datasets, dict) else ()
+    return {key: block for key, block in found if key.partition("_")[0] == "train" and isinstance(block, dict)}
 
 
 def _drop_method_keys(document: Document) -> list[str]:
@@ -332,7 +351,10 @@ def _settle(content: dict[str, Any], plain: Options, name: str, method: str, see
     if MODEL_TYPES.get(str(model_type)) == "SRModel":
         content.pop("network_t", None)
         content["path"].pop("pretrain_network_t", None)
-        content["datasets"]["train"].pop(_CACHE[-1], None)
+        for key, block in _training_sets(content).items():
+            block.pop(_CACHE, None)
+            if key != "train" and block_lacks_hr(block):
+                del content["datasets"][key]
 
 
 def _give_teacher(content: dict[str, Any], base: Path, method: str, teacher: Path | None) -> None:
@@ -374,7 +396,8 @@ def _differences(plain: Options, options: Options) -> list[str]:
     """What a method changes beside what makes a method: the student or its training would not be the others'."""
     own = [key_text(key) for key in (*METHOD_KEYS, *_SET_BY_THE_STUDY)]
     own += ["network_t", "path.pretrain_network_", "path.param_key_", "path.strict_load_", "path.allow_random_teacher"]
-    own += ["val.val_freq", ".".join(_CACHE)]
+    own += ["val.val_freq", *(f"datasets.{key}.{_CACHE}" for key in options.datasets_of("train"))]
+    own += [f"datasets.{key}." for key in options.further_sets if key not in plain.further_sets]
     before, after = (
         {key: value for key, value in flat(thaw(part)).items() if not key.startswith(tuple(own))}
         for part in (plain, options)

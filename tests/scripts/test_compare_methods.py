@@ -31,6 +31,7 @@ from basicsr.engine.logs.run_log import RunStatus
 from basicsr.engine.process.command import run_command
 from basicsr.engine.resuming import refuse_new_start
 from basicsr.files.run_history import read_history
+from basicsr.utils.errors import OptionsError
 from basicsr.utils.timing import Spread
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -479,6 +480,32 @@ def test_the_base_may_name_a_teachers_cache_which_methods_without_a_teacher_do_n
     )
     assert [run.options.teacher_cache for run in planned.runs] == [None, str(tmp_path)]
     assert planned.remarks == ()
+
+
+def test_a_base_may_have_images_without_hr_which_a_method_without_a_teacher_does_without(command, bench, tmp_path):
+    plan = importlib.import_module("study.plan")
+
+    def planned(datasets: dict, *methods: str):
+        return plan.plan_study(
+            base=write(tmp_path / "some.yml", {**base(bench), "datasets": datasets}),
+            name="some",
+            methods=[str(bench / f"pieces/{name}.yml") for name in methods],
+            seeds=[0],
+            teacher=tmp_path / "teacher.pth",
+            teacher_is_there=False,
+        )
+
+    datasets = base(bench)["datasets"]
+    lq = {"type": "PairedImageDataset", "name": "alone", "dataroot_lq": datasets["train"]["dataroot_lq"]}
+    study = planned({**datasets, "train_2": lq}, "scratch", "kd")
+    assert [list(run.options.further_sets) for run in study.runs] == [[], ["train_2"]]
+    assert study.remarks == ("scratch has no teacher, and trains without datasets.train_2, without HR images",)
+    alone = {**datasets, "train": {**datasets["train"], "dataroot_gt": None}}
+    with pytest.raises(OptionsError, match=r"kd\.yml over the base: train\.pixel_opt: compares with HR images, and"):
+        planned(alone, "kd")
+    piece = write(bench / "pieces/teacher_alone.yml", {"train": {"resp_kd_opt": {"type": "L1Loss"}}})
+    (run,) = planned(alone, piece.stem).runs
+    assert run.options.datasets["train"].arguments["dataroot_gt"] is None
 
 
 def test_what_does_not_fit_the_length_of_a_study_is_told_once(command, monkeypatch):
