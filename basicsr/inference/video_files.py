@@ -46,6 +46,7 @@ _PROGRESSIVE = (0, 1)  # field orders: unknown, progressive
 _DEEPEST = 16
 _TOP = 65535
 _SHORTER_BY = 2.0  # seconds: a file that ends so much before the end it names is cut short
+_RATE_TOLERANCE = 0.05
 _REPAIR = "copy it again, or keep what is intact by `ffmpeg -i IN -c copy OUT`"
 
 
@@ -226,9 +227,6 @@ class VideoFile:
             self.notes.append(f"only the first of its {len(streams)} video streams")
         self._index = stream.index
         self.time_base: Fraction = stream.time_base
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        self.rate = rate
-        self._step = max(1, round(1 / (rate * self.time_base)))
         codec = stream.codec_context
         if getattr(codec, "field_order", 0) not in _PROGRESSIVE:  # PyAV 17, for Python 3.10, asks the frames only
             raise self._interlaced()
@@ -246,12 +244,23 @@ class VideoFile:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * self.time_base))
         if self.total == 0:
             raise self.error("it holds a video stream without frames")
+        self.rate = self._rate_of(stream, times)
+        self._step = max(1, round(1 / (self.rate * self.time_base)))
         steps = np.diff(np.sort(np.array(times, np.int64)))
         self.is_variable = bool(len(steps)) and int(steps.max() - steps.min()) > max(2, steps.max() // 50)
         self._refuse_if_cut(container, stream, end)
 
+    def _rate_of(self, stream: Any, times: list[int]) -> Fraction:
+        """Frames a second as the file says, unless its times differ, as where AVI counts frames that it dropped."""
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        if len(times) > 1 and max(times) > min(times):
+            measured = (len(times) - 1) / ((max(times) - min(times)) * self.time_base)
+            if abs(measured / rate - 1) > _RATE_TOLERANCE:
+                return measured.limit_denominator(1001)
+        return rate
+
     def _refuse_if_cut(self, container: Any, stream: Any, end: float) -> None:
-        if self.total < stream.frames:
+        if container.format.name.startswith("mov") and self.total < stream.frames:  # others count what they dropped
             raise self.error(f"it is cut short: {self.total:,d} of {stream.frames:,d} frames are there; {_REPAIR}")
         named = stream.duration and float((stream.duration + (stream.start_time or 0)) * stream.time_base)
         if not named and container.duration and not container.streams.audio:
@@ -274,7 +283,7 @@ class VideoFile:
         self.depth = max(part.bits for part in colour)
         if self.depth > _DEEPEST or layout.name.startswith(("bayer", "xyz")):
             raise self.error(f"its pixels are of the kind {layout.name}; convert it")
-        if len(colour) < len(layout.components):
+        if len(colour) < len(layout.components) or stream.metadata.get("alpha_mode") == "1":  # which WebM keeps apart
             self.notes.append("transparency left out")
         self.bits = 8 if self.depth <= 8 else 16
         self.is_rgb = layout.is_rgb or layout.has_palette

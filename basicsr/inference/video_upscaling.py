@@ -208,7 +208,7 @@ class VideoJob:
                     left = max(0, self._video.total - self._done) / speed
                     self._say(
                         f"{self._name}: {self._done:,d} of {self._video.total:,d} frames, {speed:.3g} a second,"
-                        f" {left / 60:.0f} minutes left"
+                        f" {left / 60:.0f} min left"
                     )
 
     def _write_part(self, name: str, frames: Iterator[Frame]) -> Part | None:

@@ -125,6 +125,13 @@ def written(path, video, arrays):
     return path
 
 
+def test_frames_that_avi_dropped_are_no_damage_and_change_the_rate(tmp_path):
+    """AVI counts 600 a second here, of which 25 are there."""
+    video = VideoFile(str(make_video(tmp_path / "a.avi", noise(20), codec="mjpeg", layout="yuvj420p", levels=2)))
+    assert (video.total, video.rate) == (20, 25)
+    assert [frame.pts for frame in video.frames()] == [24 * number for number in range(20)]
+
+
 class TestTurns:
     @pytest.mark.parametrize(
         "matrix, expected",
