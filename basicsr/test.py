@@ -36,7 +36,7 @@ from basicsr.engine.logs.run_log import open_log
 from basicsr.engine.process.distributed import Launcher, RankInfo, joined, require_equal
 from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.run_folder import prepare_results, results_taken
-from basicsr.engine.startup_checks import check_evaluation, evaluation_images
+from basicsr.engine.startup_checks import check_evaluation, check_plausible, evaluation_images
 from basicsr.engine.validation import evaluate_with, save_result
 from basicsr.inference.runner import Trial, for_colours
 from basicsr.metrics import better_direction, prepare_metrics
@@ -231,6 +231,8 @@ class _Scale:
             trial = Trial(candidate.label, candidate.network, torch.device("cpu"))
             for images in samples:
                 self._fitting += check_evaluation(trial, candidate.block, images, options)
+            if candidate.file is not None:
+                self._fitting += check_plausible(candidate.name, candidate.network, candidate.file, samples)
         if len(self._channels) == 1 and self._channels != {3}:  # costs are those of gray images, or of bands
             own = options.report.model_copy(update={"input": (*self._channels, *options.report.input[1:])})
             self.options = options.model_copy(update={"report": own})
@@ -252,7 +254,7 @@ class _Scale:
         for line in (*(f"left out {line}" for line in self.options.skipped), *self._warnings):
             self.logger.warning(f"x{self.options.scale}: {line}")
         for line in dict.fromkeys(self._fitting):
-            self.logger.info(line)
+            log_remark(self.logger, line)
         for candidate in self._candidates():
             if candidate.remark:
                 log_remark(self.logger, candidate.remark)

@@ -8,6 +8,7 @@ reads them.
 from __future__ import annotations
 
 import copy
+import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
@@ -25,6 +26,7 @@ from basicsr.data.mixing import sets_of
 from basicsr.data.storage import stored_images
 from basicsr.distill.base import LossTerm
 from basicsr.engine.inputs import check_cache_content, check_datasets
+from basicsr.engine.plausibility import doubt
 from basicsr.engine.process.command import StopRequest
 from basicsr.files.image_headers import HeaderError
 from basicsr.inference.runner import Outcome, Shape, Trial
@@ -101,8 +103,13 @@ def check_fit(run: TrainingRun) -> list[str]:
             images = _first_sample(f"datasets.{key}", block, run.training_sets[key])
             if images is not None:
                 _check_training(run, student, images)
-        for found in evaluation_images(options, run.validation):
+        samples = list(evaluation_images(options, run.validation))
+        for found in samples:
             remarks += check_evaluation(student, options.network_g, found, options)
+        file = options.path.pretrain_network_t
+        if run.teacher is not None and file is not None:
+            samples += [images] if images is not None else []
+            remarks += check_plausible("network_t", run.teacher.network, file, samples)
     except Exception as error:
         failure = error
         if options.name.startswith("debug") and error.__cause__ is not None:
@@ -189,6 +196,21 @@ def check_evaluation(
     if tried.made is not None and tried.made[0] == 1 and luma:
         remarks.append(f"{which} has one channel: test_y_channel of {', '.join(luma)} has no effect")
     return remarks
+
+
+def check_plausible(
+    label: str, network: nn.Module, file: str | os.PathLike[str], samples: Sequence[SampleImages]
+) -> list[str]:
+    """A remark where a network makes so little of the samples that its input range or colours may be wrong."""
+    usable = [
+        sample
+        for sample in samples
+        if sample.gt is not None and not (sample.block.arguments.get("mean") or sample.block.arguments.get("std"))
+    ]
+    pairs = [(sample.lq, sample.gt) for sample in usable if sample.gt is not None]
+    source = ", ".join(dict.fromkeys(sample.block.name for sample in usable))
+    remark = doubt(label, network, file, pairs, source)
+    return [remark] if remark is not None else []
 
 
 def check_teacher(options: Options, network: nn.Module, device: torch.device) -> None:

@@ -334,6 +334,19 @@ class Trial:
         return f"{self.label} ({getattr(self._network, 'architecture', type(self._network).__name__)})"
 
     @property
+    def network(self) -> nn.Module:
+        """What is run: the network, or a copy if it has modules of others."""
+        return self._unharmed
+
+    def run(self, images: Tensor) -> Tensor:
+        """The network's outputs for images (B, C, h, w), float32 (B, C, sh, sw) on the CPU, in eval mode."""
+        return self._output(images).float().cpu()
+
+    def _output(self, images: Tensor) -> Any:
+        with seeded_global_state(0), torch.no_grad(), self._precision.autocast(), evaluating(self.network):
+            return self.network(images.to(self._device))
+
+    @property
     def first_channels(self) -> int | None:
         """Channels that the network's first convolution takes; None where it has none."""
         return next((module.in_channels for module in self._network.modules() if isinstance(module, nn.Conv2d)), None)
@@ -378,9 +391,7 @@ class Trial:
     def _outcome(self, image: Tensor, any_output: bool = False) -> Outcome:
         """Runs the network on an image (C, H, W)."""
         try:
-            network = self._unharmed
-            with seeded_global_state(0), torch.no_grad(), self._precision.autocast(), evaluating(network):
-                output = network(image.unsqueeze(0).to(self._device))
+            output = self._output(image.unsqueeze(0))
             made = _checked_shape(output, any_output)
         except Exception as error:  # whatever a network's code raises
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
