@@ -219,8 +219,7 @@ class PairedImageDataset(PatchDataset):
         gt, scale, margin = self._named.open(name), self.scale, self._degrade.margin
         size = gt.size[0] // scale * scale, gt.size[1] // scale * scale
         side = scale if self.gt_size is None else gt_size or self.gt_size
-        if not self.extend_small or self.gt_size is None:
-            check_hr_patch_fits(size, side, self._named.label(name))
+        check_hr_patch_fits(size, scale if self.extend_small else side, self._named.label(name))
         if self.gt_size is None:
             window, coins = Window(0, 0, *size), Coins(False, False, False)
             rng = generator(seed_of_text(self._named.key(name)), "degradation")

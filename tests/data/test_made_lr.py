@@ -71,6 +71,14 @@ def test_a_patch_as_large_as_the_image_and_larger(tmp_path):
     assert np.array_equal((sample["lq"].numpy() * 255)[inside], lr[..., ::-1].transpose(2, 0, 1)[inside])
 
 
+def test_an_image_without_an_lr_pixel_is_refused_in_one_line(tmp_path):
+    assert cv2.imwrite(str(tmp_path / "a.png"), photograph(3, 26, 0))
+    block = {"type": "PairedImageDataset", "dataroot_gt": str(tmp_path), "scale": 4}
+    for options in ({"phase": "val"}, {"phase": "train", "gt_size": 16, "extend_small": True}):
+        with pytest.raises(DataError, match=r"a\.png is 0x24 .* smaller than patches of 4"):
+            build_dataset({**block, **options})[0]
+
+
 def test_gray_is_made_gray_before(tmp_path):
     made, _ = both(tmp_path, 2, phase="val", color="gray")
     gray = cv2.cvtColor(mod_crop(cv2.imread(str(tmp_path / "HR" / "a.png")), 2), cv2.COLOR_BGR2GRAY)

@@ -23,7 +23,7 @@ from basicsr.data.degradations.operations import (
     with_gaussian_noise,
     with_poisson_noise,
 )
-from basicsr.data.degradations.steps import kernel_conflicts, to_bgr, to_rgb, within
+from basicsr.data.degradations.steps import around_one, kernel_conflicts, order, to_bgr, to_rgb, within
 from basicsr.utils.ranges import KernelSide, NoiseLevel, PoissonLevel, Probability, Quality, ResizeFactor, Scale, Spread
 from basicsr.utils.registry import DEGRADATION_REGISTRY, Conflict
 
@@ -181,6 +181,12 @@ class RealESRGAN(Degradation):
         poisson_scale_range2: Sequence[float],
         jpeg_range: Sequence[float],
         jpeg_range2: Sequence[float],
+        resize_range: Sequence[float],
+        resize_range2: Sequence[float],
+        betag_range: Sequence[float],
+        betag_range2: Sequence[float],
+        betap_range: Sequence[float],
+        betap_range2: Sequence[float],
     ) -> Iterator[Conflict]:
         """See `find_problems`."""
         given = dict(locals())
@@ -192,9 +198,9 @@ class RealESRGAN(Degradation):
             if given[f"blur_kernel_size{ending}"] % 2 == 0:
                 yield f"blur_kernel_size{ending}", f"must be odd, got {given[f'blur_kernel_size{ending}']}"
             for name in ("blur_sigma", "noise_range", "poisson_scale_range", "jpeg_range"):
-                low, high = given[f"{name}{ending}"]
-                if low > high:
-                    yield f"{name}{ending}", f"must have the lower limit first, got {[low, high]}"
+                yield from order(f"{name}{ending}", given[f"{name}{ending}"])
+            for name in ("resize_range", "betag_range", "betap_range"):
+                yield from around_one(f"{name}{ending}", given[f"{name}{ending}"])
 
     def __call__(self, image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """See `Degradation`."""

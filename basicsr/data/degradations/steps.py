@@ -117,10 +117,17 @@ class Blur(Degradation):
 
     @staticmethod
     def conflicts(
-        sigma: Sequence[float], kernel_size: int, kernel_list: Sequence[str], kernel_prob: Sequence[float] | None
+        sigma: Sequence[float],
+        kernel_size: int,
+        kernel_list: Sequence[str],
+        kernel_prob: Sequence[float] | None,
+        betag_range: Sequence[float],
+        betap_range: Sequence[float],
     ) -> Iterator[Conflict]:
         """See `find_problems`."""
         yield from order("sigma", sigma)
+        yield from around_one("betag_range", betag_range)
+        yield from around_one("betap_range", betap_range)
         yield from kernel_conflicts(kernel_list, kernel_prob, ("kernel_list", "kernel_prob"))
         if kernel_size % 2 == 0:
             yield "kernel_size", f"must be odd, got {kernel_size}"
@@ -221,6 +228,12 @@ def order(key: str, value: float | Sequence[float]) -> Iterator[Conflict]:
     """What is wrong with two limits."""
     if isinstance(value, Sequence) and value[0] > value[1]:
         yield key, f"must have the lower limit first, got {list(value)}"
+
+
+def around_one(key: str, value: Sequence[float]) -> Iterator[Conflict]:
+    """What is wrong with two limits that must have 1 between them."""
+    if not value[0] <= 1 <= value[1]:
+        yield key, f"must have 1 between its limits, or as one of them, got {list(value)}"
 
 
 def _as_float(image: np.ndarray) -> np.ndarray:

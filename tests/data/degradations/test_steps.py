@@ -212,6 +212,7 @@ def test_orders_of_the_last_two_operations_differ(folder):
         (2, {"type": "RealESRGAN", "kernel_list": ["iso"]}, "kernel_prob: must have an entry for each of kernel_list"),
         (2, {"type": "RealESRGAN", "jpeg_range": [95, 30]}, "jpeg_range: must have the lower limit first"),
         (2, {"type": "RealESRGAN", "resize_prob": [0, 0, 0]}, "resize_prob: must not be all 0"),
+        (2, {"type": "RealESRGAN", "resize_range2": [0.2, 0.9]}, "resize_range2: must have 1 between its limits"),
         (2, {"type": "RealESRGAN", "scale": 3}, "scale: unknown key"),
         (2, {"type": "RandomBicubic", "factors": [0.5, 3]}, "factors.*greater than or equal to 1"),
     ],
@@ -223,6 +224,17 @@ def test_mistakes_are_one_line_that_names_the_key(mcadkd, scale, chain, message)
     options["datasets"] = {"train": train}
     with pytest.raises(OptionsError, match=rf"datasets\.train\.degradation.*{message}"):
         load_options(options, training=True, paths=False)
+
+
+def test_basicsrs_functions_for_kernels_follow_the_global_generator():
+    from basicsr.data.degradations import circular_lowpass_kernel, random_mixed_kernels
+
+    drawn = []
+    for _ in range(2):
+        np.random.seed(7)
+        drawn.append([random_mixed_kernels(["iso", "plateau_aniso"], [0.5, 0.5], 15) for _ in range(3)])
+    assert np.array_equal(*drawn) and not np.array_equal(drawn[0][0], drawn[0][1])
+    assert circular_lowpass_kernel(2.0, 7, pad_to=21).shape == (21, 21)
 
 
 def test_every_step_is_tried_here():
