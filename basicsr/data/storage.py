@@ -305,6 +305,10 @@ def disk(path: str) -> ImageRoot:
     """For `io_backend: {type: disk}`; raises OptionsError where `path` is a database's."""
     if _is_database(path):
         raise OptionsError(f"{path} is an LMDB database for io_backend type disk; change the path or the type")
+    if path.startswith(("http://", "https://")):
+        raise OptionsError(
+            f"{path} is a web address, and from there io_backend type webdataset reads shards; change one"
+        )
     return ImageRoot(path)
 
 

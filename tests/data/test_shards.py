@@ -343,6 +343,10 @@ class TestOverHttp:
         path.write_bytes(path.read_bytes()[:9000] if how == "cut short" else path.read_bytes() + b"x")
         fails(roots_of(SHARDS, {"gt": server.url.replace("shards", f"other%20{how.replace(' ', '%20')}")})["gt"], how)
 
+    def test_plain_folders_are_no_web_addresses(self):
+        with pytest.raises(OptionsError, match="is a web address, and from there io_backend type webdataset reads"):
+            roots_of({"type": "disk"}, {"gt": "https://example.org/images"})
+
     def test_nobody_there(self, monkeypatch):
         monkeypatch.setattr(shard_files, "_PAUSES", (0, 0))
         fails(roots_of(SHARDS, {"gt": "http://127.0.0.1:9/x"})["gt"], "cannot reach|Connection refused", MachineError)
