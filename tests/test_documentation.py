@@ -23,7 +23,10 @@ PAGES = [
     *(ROOT / folder / "README.md" for folder in ("options", "datasets", "experiments", "findings")),
 ]
 WRITTEN_BY_THE_READER = {
+    "basicsr/archs/block.py",
+    "basicsr/archs/model/common.py",
     "basicsr/archs/plain_arch.py",
+    "basicsr/archs/smfan_arch.py",
     "basicsr/data/hr_only_dataset.py",
     "basicsr/distill/similarity.py",
     "basicsr/export/pth_format.py",

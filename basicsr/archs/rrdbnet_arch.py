@@ -115,7 +115,7 @@ class RRDBNet(StagedNetwork):
     @staticmethod
     def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
         """BasicSR's keys, and ESRGAN's, older (`model.N`) and newer (`RRDB_trunk`); see `basicsr.archs.recognition`."""
-        if any(".conv1x1." in key for key in state):
+        if any(".conv1x1." in key and ".RDB" in key for key in state):
             raise UnsupportedWeights("it is RRDBNet with noise and 1x1 convolutions (ESRGAN+)")
         for layout, patterns in (("BasicSR", _OURS), ("ESRGAN and KAIR", _ESRGAN), ("old ESRGAN", _old_keys(state))):
             converted = renamed(state, patterns)

@@ -44,6 +44,7 @@ TOLERANCES = {"float32": 1e-4, "fp16": 0.5 / 255}
 # ONNX: the exporter writes 18 and converts to newer ones.
 OPSETS = range(18, 24)
 
+_SMALL_ENOUGH = 16  # pixels a side that networks need not take
 _LONGEST_SIDE = 4096  # of a graph for one size, in pixels
 _NAME = r"\w[\w.+-]*"  # of a file, without its folder
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and scale, precision and ending may be added
@@ -90,7 +91,8 @@ class Student:
     def examples_of(self, sizes: Sequence[Size]) -> list[tuple[Tensor, Tensor]]:
         """Inputs (B, C, H, W) in [0, 1], and the network's outputs in float32.
 
-        Smooth images with some noise; CheckpointError if an output is not finite or of another size than expected.
+        Smooth images with some noise. Sizes that are too small for the network itself are left out; CheckpointError if
+        an output is not finite or of another size than expected.
         """
         network, channels, scale = self.pretrained.network, self.pretrained.in_channels, self.pretrained.scale
         generator = torch.Generator().manual_seed(0)
@@ -100,8 +102,15 @@ class Student:
             smooth = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
             noise = torch.randn(smooth.shape, generator=generator) * 0.05
             lq = (smooth * 1.4 - 0.2 + noise).clamp(0, 1)  # black and white are reached
-            with torch.no_grad():
-                expected = network(lq)
+            try:
+                with torch.no_grad():
+                    expected = network(lq)
+            except Exception as error:  # whatever the code of a network raises on an image that it cannot take
+                if min(height, width) < _SMALL_ENOUGH:
+                    continue
+                raise CheckpointError(
+                    f"{type(network).__name__} fails on an image of {height}x{width} ({first_line(error)})"
+                ) from error
             if expected.shape[0] != batch or expected.shape[-2:] != (height * scale, width * scale):
                 raise CheckpointError(
                     f"{type(network).__name__} makes {tuple(expected.shape)} of {tuple(lq.shape)}, expected x{scale}:"

@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -382,9 +383,29 @@ class Registry:
                 if file.stem.startswith("_") or (definition and not definition.search(file.read_text("utf-8"))):
                     continue
                 try:
-                    importlib.import_module(f"{self._package}.{file.stem}")
+                    _import_with_neighbours(f"{self._package}.{file.stem}", Path(folder))
                 except Exception as error:  # whatever a file of the user's own raises
                     raise OptionsError(f"{file} does not import: {type(error).__name__}: {error}") from error
+
+
+def _import_with_neighbours(module: str, folder: Path) -> None:
+    """Imports a module; what lies beside it is found as authors name it: `import block`, `from model import common`."""
+    while True:
+        try:
+            importlib.import_module(module)
+            return
+        except ModuleNotFoundError as error:
+            first = (error.name or "").partition(".")[0]
+            beside = (folder / f"{first}.py").is_file() or (folder / first).is_dir()
+            if not first or not beside or str(folder) in sys.path:
+                raise
+            sys.path.append(str(folder))
+        except RuntimeError as error:
+            if "torchvision::" not in str(error) or "torchvision" in sys.modules:
+                raise
+            from basicsr.utils.torchvision_import import import_torchvision
+
+            import_torchvision()
 
 
 ARCH_REGISTRY = Registry("network", "basicsr.archs", "_arch")

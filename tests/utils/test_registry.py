@@ -170,6 +170,30 @@ def test_a_file_that_does_not_import_is_named(package):
         registry.get("Failing")
 
 
+def test_code_of_others_finds_what_lies_beside_it(package):
+    registry, folder = package
+    (folder / "block_of_others.py").write_text("WIDTH = 7\n")
+    (folder / "model_of_others").mkdir()
+    (folder / "model_of_others" / "common.py").write_text("import block_of_others\n")
+    (folder / "model_of_others" / "net.py").write_text(
+        "from model_of_others import common\n\nclass Net:\n    def __init__(self, args):\n"
+        "        self.width = common.block_of_others.WIDTH * args.scale\n"
+    )
+    (folder / "others_arch.py").write_text(
+        "from argparse import Namespace\nfrom model_of_others.net import Net as Original\n"
+        "from plugin_registry import REGISTRY\n\n@REGISTRY.register()\nclass Net(Original):\n"
+        "    def __init__(self, *, upscale: int = 2):\n        super().__init__(Namespace(scale=upscale))\n"
+    )
+    before = list(sys.path)
+    try:
+        assert registry.build({"type": "Net", "upscale": 3}).width == 21
+        assert sys.path == [*before, str(folder)]
+    finally:
+        sys.path[:] = before
+        for name in [name for name in sys.modules if name.endswith("_of_others") or "_of_others." in name]:
+            del sys.modules[name]
+
+
 def test_a_suffix_tells_members_of_one_name_apart():
     registry = Registry("filter", "no_such_package")
     registry.register(suffix="basicsr")(Blur)
