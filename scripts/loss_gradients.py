@@ -105,8 +105,7 @@ def measure(options: Options, batches: int) -> dict[str, Pull]:
                 " student alone; measure without this method"
             )
         loader = build_train_loader(
-            options.datasets["train"],
-            options.further_sets,
+            options.datasets["train"],  # of further sets the losses may be others
             seed=options.manual_seed,
             rank=0,
             world_size=1,

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from basicsr.data.base import EvaluationDataset, SampleKey, Skipped, check_patches, load_or_replace
+from basicsr.data.base import EvaluationDataset, SampleKey, Skipped, check_patches, load_or_replace, sample_name
 from basicsr.data.batch import Batch, BatchInSlot, Slots, collate
-from basicsr.data.mixing import MixedSampler, Mixture, SeveralSets, located, shares_of
+from basicsr.data.mixing import MixedSampler, Mixture, SeveralSets, located, sets_of, shares_of
 from basicsr.data.sampling import KeySampler, Stage
 from basicsr.data.storage import Share, stored_images
 from basicsr.utils import randomness
 from basicsr.utils.errors import DataError, MachineError, Preempted, UserError
 from basicsr.utils.process_settings import STOP_SIGNALS, keep_freed_memory
-from basicsr.utils.registry import DATASET_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY, declared
 
 if TYPE_CHECKING:
     from basicsr.config.schema import DatasetOptions
@@ -86,6 +86,10 @@ def build_train_loader(
             **position,
         )
 
+    without_gt = [
+        bool(declared(dataset, "without_gt", block.arguments, False))
+        for dataset, block in zip(sets, blocks, strict=True)
+    ]
     numbers = range(1, len(sets))
     seeds = [seed, *(randomness.derived_seed(seed, f"training set {number}") for number in numbers)]
     shares = [() if (stored := stored_images(dataset)) is None else stored.shares for dataset in sets]
@@ -102,6 +106,7 @@ def build_train_loader(
         dataset,
         sampler,
         mixed,
+        without_gt=without_gt,
         accumulate=accumulate,
         enlarge_ratio=options.dataset_enlarge_ratio,
         num_workers=options.num_worker_per_gpu,
@@ -132,10 +137,11 @@ class TrainLoader:
     """Yields the batches of each iteration: tuples of `accumulate` batches.
 
     Iterating draws nothing from any global generator, and the batches depend on the sampler's arguments and the dataset
-    only, which is any map-style one whose items `collate` takes, or `SeveralSets` for `mixed`. `enlarge_ratio` passes
-    count as one epoch. Without workers this process loads; each prepares `prefetch` batches, at least 2. While
-    iterating, raises DataError where a sample cannot be loaded, nor any that `skip_bad_images` would take for it,
-    MachineError where a worker was killed.
+    only, which is any map-style one whose items `collate` takes, or `SeveralSets` for `mixed`. `without_gt` says of
+    each set whether its samples have no HR images, which they must not contradict. `enlarge_ratio` passes count as one
+    epoch. Without workers this process loads; each prepares `prefetch` batches, at least 2. While iterating, raises
+    DataError where a sample cannot be loaded, nor any that `skip_bad_images` would take for it, MachineError where a
+    worker was killed.
     """
 
     def __init__(
@@ -144,6 +150,7 @@ class TrainLoader:
         sampler: KeySampler,
         mixed: MixedSampler | None = None,
         *,
+        without_gt: Sequence[bool] | None = None,
         accumulate: int = 1,
         enlarge_ratio: int = 1,
         num_workers: int = 0,
@@ -157,7 +164,7 @@ class TrainLoader:
         self._sampler, self._accumulate = sampler, accumulate
         self.samples_per_pass = sampler.samples_per_pass
         self._epoch = self.samples_per_pass * enlarge_ratio
-        self._batches = _BatchesByKeys(dataset, skip_bad_images)
+        self._batches = _BatchesByKeys(dataset, skip_bad_images, without_gt)
         # Slots: batches that a worker has prepared, those of this iteration and the next (`PrefetchedBatches`), one
         # being filled, and a spare one.
         self._slots_each = max(prefetch, 2) + 2 * accumulate + 2
@@ -242,8 +249,9 @@ class TrainLoader:
 class _BatchesByKeys(Dataset[Any]):
     """Loads whole batches; returns a UserError as a value, which torch's DataLoader would wrap in a text."""
 
-    def __init__(self, dataset: Dataset[Any], skip_bad_images: int) -> None:
+    def __init__(self, dataset: Dataset[Any], skip_bad_images: int, without_gt: Sequence[bool] | None) -> None:
         self._dataset, self._skip_bad_images = dataset, skip_bad_images
+        self._without_gt = None if without_gt is None else dict(zip(sets_of(dataset), without_gt, strict=True))
         self.bad: dict[int, dict[int, list[str]]] = {}  # by the start of each set, and the sample in it
         self.slots: Slots | None = None
 
@@ -265,6 +273,13 @@ class _BatchesByKeys(Dataset[Any]):
         start, dataset = located(self._dataset, key.index)
         local, bad = replace(key, index=key.index - start), self.bad.get(start, {})
         sample, skipped = load_or_replace(dataset, local, self._skip_bad_images, bad, pixels=True)
+        if self._without_gt is not None and ("gt" not in sample) != self._without_gt[start]:
+            # Ranks would not agree on the losses of an iteration.
+            has, said = ("no", "with") if "gt" not in sample else ("an", "without")
+            raise DataError(
+                f"{sample_name(dataset, local.index)} has {has} HR image ('gt'), and its class says that samples come"
+                f" {said} one (without_gt); mend the dataset"
+            )
         return sample, [Skipped(start + number, note) for number, note in skipped]
 
 

@@ -155,6 +155,8 @@ class TestEpochs:
 class _Fixed(ImageDataset):
     """One that takes patches of one size, as the documentation's example does."""
 
+    without_gt = True
+
     def __init__(self, *, gt_size: int = 16) -> None:
         self.gt_size = gt_size
 
@@ -167,6 +169,8 @@ class _Fixed(ImageDataset):
 
 class _BasicSRsOwn(Dataset):
     """One in BasicSR's style."""
+
+    without_gt = True
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.opt = opt

@@ -11,6 +11,7 @@ import torch
 from support.caching import from_cache, make, with_teacher
 from support.registering import registered
 from support.training import changed, checkpoint_of, differences, without_teacher
+from torch.utils.data import Dataset
 
 from basicsr.config.load import load_options
 from basicsr.config.yaml_files import dump_yaml
@@ -21,7 +22,7 @@ from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.training_run import TrainingRun
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.registry import METHOD_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY, METHOD_REGISTRY
 
 NO_HR = {"datasets__train__dataroot_gt": None}
 NEEDING = {"train__pixel_opt": None, "train__adversarial_opt": None, "network_d": None, "train__optim_d": None}
@@ -226,3 +227,25 @@ def test_samples_are_those_of_pairs_without_hr(mcadkd, lr_only):
         sample = pairs[index]
         del sample["gt"], sample["gt_path"]
         assert differences(sample, alone[index]) == []
+
+
+class NoHRAtTheEnd(Dataset):
+    """A user's dataset whose last sample has no HR image, which its class does not say."""
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self._lq = torch.rand(3, 8, 8)
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"lq": self._lq, "lq_path": "a", **({"gt": torch.rand(3, 16, 16)} if index < 3 else {})}
+
+
+def test_a_dataset_that_does_not_say_that_hr_images_are_missing_is_told(mcadkd, tmp_path):
+    options = changed(mcadkd, datasets__train={"type": "NoHRAtTheEnd", "name": "own"}, train__contrastive_opt=None)
+    with registered(DATASET_REGISTRY, NoHRAtTheEnd), pytest.raises(DataError) as caught:
+        train_pipeline(options, root=tmp_path)
+    assert "sample 3 of NoHRAtTheEnd has no HR image ('gt'), and its class says that samples come with" in str(
+        caught.value
+    )
