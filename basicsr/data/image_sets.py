@@ -152,17 +152,22 @@ class SeveralRoots(ImageRoot):
         )
 
     @cached_property
-    def _by_folder(self) -> list[tuple[str, int]]:
-        """What paths begin with, the longest first."""
-        found = [(os.path.join(part.folder, ""), number) for number, part in enumerate(self.parts)]
-        return sorted(found, key=lambda entry: -len(entry[0]))
+    def _by_folder(self) -> dict[str, list[int]]:
+        """The numbers of the roots by what their images' names begin with."""
+        found: dict[str, list[int]] = {}
+        for number, part in enumerate(self.parts):
+            found.setdefault(os.path.join(part.folder, ""), []).append(number)
+        return found
 
     def _of(self, listed: str) -> tuple[int, ImageRoot, str]:
-        """Number and root of an image, and its name there."""
-        for folder, number in self._by_folder:
-            part = self.parts[number]
-            if listed.startswith(folder) and part.may_have(listed):
-                return number, part, listed if part.names_are_paths else listed.removeprefix(folder)
+        """Number and root of an image, and its name there; where one folder is inside another, the inner one's."""
+        end = len(listed)
+        while end:
+            end = listed.rfind(os.sep, 0, end - 1) + 1
+            for number in self._by_folder.get(listed[:end], ()):
+                part = self.parts[number]
+                if part.may_have(listed):
+                    return number, part, listed if part.names_are_paths else listed[end:]
         raise DataError(f"{printable(listed)} is in none of {self.path}")
 
     def listed(self, name: str, number: int = 0) -> str:
