@@ -31,7 +31,7 @@ from basicsr.files.atomic_files import check_writable, write_atomically
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.text import printable
 from basicsr.weights.interpolation import check_alike, interpolated
-from basicsr.weights.recognise import Pretrained, load_pretrained
+from basicsr.weights.recognise import Pretrained, load_pretrained, scales_text
 
 _MOST = 1000  # files of a sweep
 
@@ -142,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     networks: dict[str, Pretrained] = {}
     for model in models:
         networks[str(model)] = network = load_pretrained(model, param_key=arguments.param_key)
-        print(f"{model}: {network.architecture} x{network.scale}{f', {network.weights}' if network.weights else ''}")
+        scales = scales_text(network.scales or (network.scale,))
+        print(f"{model}: {network.architecture} {scales}{f', {network.weights}' if network.weights else ''}")
     check_alike(networks)
     folder = files[0].parent
     try:

@@ -59,9 +59,9 @@ def interpolated(networks: Mapping[str, Pretrained], shares: Sequence[float]) ->
     """The content of a file of weights, sum of `shares` times the networks' weights, summed in float64.
 
     Weights that are equal in all networks stay as they are to the bit; whole numbers, such as counts of batches, are
-    those of the network with the largest share. `params` are the weights, `network` the options that build it (not of
-    spandrel's networks), `training` says what it is made of. Raises CheckpointError where the networks are not alike,
-    or the result is not recognised.
+    those of the network with the largest share. `params` are the weights, `network` the options that build it (neither
+    of spandrel's networks, nor of those for several scales), `training` says what it is made of. Raises CheckpointError
+    where the networks are not alike, or the result is not recognised.
     """
     check_alike(networks)
     states = [weights_of(network) for network in networks.values()]
@@ -76,9 +76,9 @@ def interpolated(networks: Mapping[str, Pretrained], shares: Sequence[float]) ->
         mixed[key] = torch.stack(terms).sum(0).to(leading.dtype)
     first = next(iter(networks.values()))
     content: dict[str, Any] = {"params": mixed}
-    if first.block is not None:
+    if first.block is not None and not first.scales:  # else the keys say it, for all scales
         content["network"] = {**first.block, "scale": first.scale}
-    else:
+    if first.block is None:
         try:
             SpandrelNetwork(mixed)
         except NotRecognised as error:

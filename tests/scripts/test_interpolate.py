@@ -86,6 +86,18 @@ def test_three_networks_have_a_share_each(interpolate, pair, tmp_path):
     assert (code, len(lines)) == (2, 1) and "the shares are 1.1 together; they must be 1" in lines[0]
 
 
+def test_networks_for_several_scales_stay_so(interpolate, tmp_path):
+    files = [tmp_path / "1.pth", tmp_path / "2.pth"]
+    for seed, file in enumerate(files):
+        torch.manual_seed(seed)
+        block = {"type": "CARN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "upscale": 2, "scales": [2, 3, 4]}
+        torch.save(build_network(block).state_dict(), file)
+    code, lines = interpolate("--model", *files, "--alpha", 0.5, "--output", tmp_path / "mixed.pth")
+    given = load_pretrained(files[0])
+    assert code == 0 and lines[0].endswith("CARN x2, x3, x4") and given.scales == (2, 3, 4)
+    assert [load_pretrained(tmp_path / "mixed.pth", scale=scale).scale for scale in given.scales] == [2, 3, 4]
+
+
 def test_networks_of_spandrels_are_recognised_again(interpolate, tmp_path):
     files = []
     for seed in (1, 2):
