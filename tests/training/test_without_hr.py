@@ -175,6 +175,8 @@ def test_lr_images_smaller_than_the_patch_are_refused_or_extended(lr_only, tmp_p
     with pytest.raises(DataError, match=r"img002x2\.png is 10x24 \(H x W\), smaller than patches of 32 \(LR 16\)"):
         train_pipeline(lr_only, root=tmp_path)
     assert not list((tmp_path / "experiments").rglob("*.pth"))
+    with pytest.raises(DataError, match=r"smaller than patches of 64 .*\n +and 6 more images like it"):
+        train_pipeline(changed(lr_only, datasets__train__gt_size=64), root=tmp_path)
     options = changed(lr_only, datasets__train__extend_small=True, train__total_iter=4)
     assert train_pipeline(options, root=tmp_path).iteration == 4
     skipping = changed(lr_only, datasets__train__skip_bad_images=1, name="skipping")

@@ -142,7 +142,8 @@ def grouped(faults: Sequence[tuple[str, tuple[str, ...]]]) -> list[str]:
     for alike in list(kinds.values())[:_SHOWN]:
         lines.append(printable(alike[0][0]))
         if others := [os.path.basename(pair[0]) if pair else text for text, pair in alike[1:]]:
-            lines.append(f"  and {len(others)} more pairs like it ({first_few(others)}), as where one setting is wrong")
+            what = f"{len(others)} more {'pairs' if len(alike[0][1]) > 1 else 'images'} like it"
+            lines.append(f"  and {what} ({first_few(others)}), as where one setting is wrong")
     if more := sum(map(len, list(kinds.values())[_SHOWN:])):
         lines.append(f"and {more} more")
     return lines
