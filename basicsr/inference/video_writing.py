@@ -25,6 +25,7 @@ CODECS = {"h264": "libx264", "hevc": "libx265", "ffv1": "ffv1"}
 _DEEPEST = {"h264": 10, "hevc": 12, "ffv1": 16}
 _DEPTHS = (8, 10, 12, 16)
 _OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration")  # not of what it holds
+_LEAST_HEVC = 64  # x265 writes beyond its memory at 40x30
 _ENDINGS = {"matroska": "mkv"}
 COPIED = ("audio", "subtitle")
 _OF_A_STREAM = ("language", "title", "handler_name")
@@ -195,10 +196,15 @@ def check(kind: str, encoding: Encoding) -> None:
     if name not in av.codec.codecs_available:
         known = [codec for codec, encoder in CODECS.items() if encoder in av.codec.codecs_available]
         raise MachineError(f"this build of PyAV has no {name}; use --video_codec {' or '.join(known)}")
+    path = encoding.video.path
+    if encoding.codec == "hevc" and min(encoding.width, encoding.height) < _LEAST_HEVC:
+        raise DataError(
+            f"{path} would become {encoding.width}x{encoding.height}, x265 may crash below {_LEAST_HEVC} pixels a side;"
+            " use --video_codec h264"
+        )
     part = io.BytesIO()
     shape = encoding.height, encoding.width, encoding.video.channels
     black = np.zeros(shape, np.uint8 if encoding.video.bits == 8 else np.uint16)
-    path = encoding.video.path
     try:
         write_part(part, [Frame(black, 0, 1)], encoding)
     except (FFmpegError, ValueError) as error:

@@ -161,11 +161,11 @@ class TestParts:
     def test_parts_are_joined_with_every_frame_at_its_time(self, tmp_path, codec):
         """Uneven times, with a pause, as phones and screen recorders make; parts of 7, B-frames over their ends."""
         times = [400 * i + 130 * (i % 3) + 9000 * (i >= 17) for i in range(30)]
-        given = noise(30)
+        given = noise(30, 64, 64)
         path = make_video(tmp_path / "a.mp4", given, pts=times)
         video = VideoFile(str(path))
         assert video.is_variable
-        encoding = Encoding(codec, None if codec == "ffv1" else 12, "medium", 24, 16, video)
+        encoding = Encoding(codec, None if codec == "ffv1" else 12, "medium", 64, 64, video)
         parts, frames = {}, list(video.frames())
         assert [frame.pts for frame in frames] == times
         for start in range(0, 30, 7):

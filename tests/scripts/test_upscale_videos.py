@@ -89,11 +89,11 @@ class TestWhatIsKept:
     @pytest.mark.parametrize("model, scale", [("x3_3.pth", 3), ("x2_1.pth", 2)])
     @pytest.mark.parametrize("options", [("--video_codec", "hevc"), ("--video_codec", "ffv1")])
     def test_other_codecs_and_networks(self, run, here, model, scale, options):
-        make_video(here / "a.mkv", colours(3, 23, 37), layout="yuv444p")
+        make_video(here / "a.mkv", colours(3, 35, 37), layout="yuv444p")
         code, _, errors = run("a.mkv", *options, "--tile", 16, "--scale", scale, model=model)
         assert (code, errors) == (0, [])
         _, pixels = frames_of(here / f"out/a_x{scale}.mkv")
-        assert [frame.shape for frame in pixels] == [(23 * scale, 37 * scale, 3)] * 3
+        assert [frame.shape for frame in pixels] == [(35 * scale, 37 * scale, 3)] * 3
         for frame, given in zip(pixels, colours(3), strict=True):
             assert np.abs(frame.astype(int) - given[0, 0]).max() <= 4
 
@@ -214,6 +214,14 @@ class TestMistakes:
             "error: a.mp4: h264, subtitle (mov_text) do not all fit into mkv; choose another --video_format"
         ]
         assert list((here / "out").iterdir()) == []
+
+    def test_sizes_at_which_x265_may_crash_are_refused(self, run, here):
+        make_video(here / "a.mp4", colours(2))
+        code, _, errors = run("a.mp4", "--video_codec", "hevc")
+        assert code == 3
+        assert errors == [
+            "error: a.mp4 would become 76x44, x265 may crash below 64 pixels a side; use --video_codec h264"
+        ]
 
     def test_a_disk_that_is_full_leaves_nothing_half_written(self, run, here):
         rng = np.random.default_rng(0)
