@@ -79,6 +79,9 @@ class SpatialAttention(nn.Module):
         activation: of the three convolutions at low resolution; None leaves one convolution, as RLFN does.
     """
 
+    smallest_traced_side = 21
+    """From here on there are two results of the pooling along each axis, as a graph for all sizes supposes."""
+
     def __init__(
         self,
         num_feat: int,

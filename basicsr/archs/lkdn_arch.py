@@ -111,7 +111,10 @@ class LKDN(GatheredStages):
 
     @staticmethod
     def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
-        """The authors' keys; see `basicsr.archs.recognition`. Raises UnsupportedWeights for convolutions to merge."""
+        """The authors' keys, with the last convolution as `upsampler.0` or `conv3`; see `basicsr.archs.recognition`.
+
+        Raises UnsupportedWeights for convolutions that must be merged first.
+        """
         if "B1.atten.depthwise_dilated.weight" not in state:
             return None
         if any(key.endswith(".rep1x1.weight") for key in state):
@@ -119,6 +122,7 @@ class LKDN(GatheredStages):
                 "it is LKDN-S as it was trained, with convolutions that must be merged first;"
                 " give the authors' file LKDN-S_del_rep_x4.pth"
             )
+        state = {key.replace("upsampler.conv3.", "upsampler.0."): value for key, value in state.items()}
         if any(_KEY.fullmatch(key) is None for key in state):
             return None
         features, copies = state["fea_conv.pw.weight"].shape[:2]
@@ -137,7 +141,7 @@ class LKDN(GatheredStages):
             "num_in": copies // channels,
             "img_range": 1.0,
         }
-        return Recognised("LKDN", "LKDN's original", options, scale, dict(state), ("img_range 1",))
+        return Recognised("LKDN", "LKDN's original", options, scale, state, ("img_range 1",))
 
 
 _KEY = re.compile(

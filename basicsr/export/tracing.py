@@ -125,12 +125,16 @@ def _halve_inside(network: nn.Module) -> None:
 
 
 def smallest_side(network: nn.Module) -> int:
-    """Smallest side that a torch.export program takes: one window alone is laid out differently. ONNX takes any."""
+    """Smallest side that a torch.export program takes: one window alone is laid out differently. ONNX takes any.
+
+    Modules that need more say so by `smallest_traced_side`.
+    """
     if isinstance(network, SpandrelNetwork):
         window = max(_largest_window(network.model), network.sizes.multiple_of)
         return max(network.sizes.minimum, window + 1 if window > 1 else 1)
     multiple = _multiple_inside(network)
-    return multiple + 1 if multiple > 1 else 1
+    own = max((int(getattr(module, "smallest_traced_side", 1)) for module in network.modules()), default=1)
+    return max(own, multiple + 1 if multiple > 1 else 1)
 
 
 def _largest_window(model: nn.Module) -> int:
