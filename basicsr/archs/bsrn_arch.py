@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -14,10 +13,11 @@ from basicsr.archs.lightweight_blocks import (
     ContrastAttention,
     GatheredStages,
     SpatialAttention,
+    blueprints,
     pixel_shuffle_tail,
     tail_of,
 )
-from basicsr.archs.recognition import Recognised
+from basicsr.archs.recognition import Recognised, equal_blocks, weights_of
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -102,7 +102,7 @@ class BSRN(GatheredStages):
     @staticmethod
     def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
         """The authors' keys; see `basicsr.archs.recognition`."""
-        if any(_KEY.fullmatch(key) is None for key in state) or state["fea_conv.pw.weight"].dim() != 4:
+        if not (blocks := equal_blocks(state, "B", _BLOCK, _OTHERS)) or state["fea_conv.pw.weight"].dim() != 4:
             return None
         features, copies = state["fea_conv.pw.weight"].shape[:2]
         colours = copies // _COPIES
@@ -114,14 +114,14 @@ class BSRN(GatheredStages):
             "num_in_ch": colours,
             "num_out_ch": channels,
             "num_feat": features,
-            "num_block": state["c1.weight"].shape[1] // features,
+            "num_block": blocks,
             "upscale": scale,
             "img_range": 1.0,
         }
         return Recognised("BSRN", "BSRN's original", options, scale, dict(state), ("img_range 1",))
 
 
-_KEY = re.compile(
-    r"(fea_conv\.(pw|dw)|B\d+\.(c[123]_d|c[123]_r\.(pw|dw)|c4\.(pw|dw)|c5|cca\.conv_du\.[02])"
-    r"|B\d+\.esa\.conv((_f|1|4)|(_max|2|3|3_)\.(pw|dw))|c1|c2\.(pw|dw)|upsampler\.upsampleOneStep\.0)\.(weight|bias)"
-)
+_SEPARABLE = ("c1_r", "c2_r", "c3_r", "c4", "esa.conv2", "esa.conv3", "esa.conv3_", "esa.conv_max")
+_PLAIN = ("c1_d", "c2_d", "c3_d", "c5", "cca.conv_du.0", "cca.conv_du.2", "esa.conv1", "esa.conv4", "esa.conv_f")
+_BLOCK = weights_of(*_PLAIN) | blueprints(*_SEPARABLE)
+_OTHERS = blueprints("fea_conv", "c2") | weights_of("c1", "upsampler.upsampleOneStep.0")

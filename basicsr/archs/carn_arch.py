@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.arch_util import upscale_conflicts
 from basicsr.archs.mean_shift import without_mean_shift
-from basicsr.archs.recognition import Recognised, shuffled_scale
+from basicsr.archs.recognition import Recognised, shuffled_scale, weights_of
 from basicsr.utils.ranges import Colour, Features, Few, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -176,7 +175,7 @@ class CARN(Cascade):
     def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
         """The authors' keys; see `basicsr.archs.recognition`. Files have branches for several scales, or one."""
         renamed = {key.replace("_mean.shifter.", "_mean."): value for key, value in state.items()}
-        if any(_KEY.fullmatch(key) is None for key in renamed) or "entry.weight" not in renamed:
+        if "b1.b1.body.0.weight" not in renamed or "exit.weight" not in renamed:
             return None
         inner, img_range, rgb_mean, note = without_mean_shift(renamed, "entry", "exit")
         features, colours = inner["entry.weight"].shape[:2]
@@ -186,7 +185,7 @@ class CARN(Cascade):
         if names != ["up"] and names != [f"up{scale}" for scale in scales]:
             return None
         shared = "b1.b2.body.0.weight" not in inner
-        if shared != ("b1.b1.body.4.weight" in inner) or inner["exit.weight"].shape[0] != colours:
+        if _keys(shared, names, steps) != inner.keys() or inner["exit.weight"].shape[0] != colours:
             return None
         options = {
             "type": "CARN",
@@ -205,10 +204,18 @@ class CARN(Cascade):
         return replace(found, has_range="sub_mean.weight" in renamed, scales=scales if len(scales) > 1 else ())
 
 
-_KEY = re.compile(
-    r"((sub|add)_mean|entry|exit|c[123]\.body\.0|b[123]\.(b[123]\.body\.[024]|c[123]\.body\.0)"
-    r"|upsample\.up\d?\.body\.\d+)\.(weight|bias)"
-)
+def _keys(shared: bool, branches: Sequence[str], scales: Mapping[str, int]) -> frozenset[str]:
+    """All keys of a network with these branches."""
+    parts, last = (1, 4) if shared else (_CASCADES, 2)
+    numbers = range(1, _CASCADES + 1)
+    modules = ["entry", "exit", *(f"c{number}.body.0" for number in numbers)]
+    for number in numbers:
+        modules += [f"b{number}.c{inner}.body.0" for inner in numbers]
+        modules += [f"b{number}.b{part + 1}.body.{at}" for part in range(parts) for at in range(0, last + 1, 2)]
+    for name in branches:
+        steps = 1 if scales[name] == 3 else scales[name].bit_length() - 1
+        modules += [f"upsample.{name}.body.{3 * step}" for step in range(steps)]
+    return weights_of(*modules)
 
 
 def _scale_of(state: Mapping[str, Tensor], prefix: str, features: int) -> int:

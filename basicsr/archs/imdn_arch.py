@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.lightweight_blocks import ContrastAttention, GatheredStages, pixel_shuffle_tail, tail_of
-from basicsr.archs.recognition import Recognised, UnsupportedWeights
+from basicsr.archs.recognition import Recognised, UnsupportedWeights, equal_blocks, weights_of
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -111,15 +110,16 @@ class IMDN(GatheredStages):
         renamed, layout = dict(state), "IMDN's original"
         if "model.1.sub.0.conv1x1.weight" in state:
             renamed, layout = _from_kair(state), "KAIR"
-        if any(_KEY.fullmatch(key) is None for key in renamed) or "IMDB1.c1.weight" not in renamed:
-            return None
-        if "fea_conv.2.weight" in renamed:
+        if "IMDB1.c1.weight" in state and "fea_conv.2.weight" in state:
             raise UnsupportedWeights(
                 "it is IMDN_AS, which takes images that were enlarged before, of any factor; use the IMDN of one scale"
             )
+        simplified = "c.0.weight" not in renamed
+        of_block, others = (_BLOCK, _OTHERS) if simplified else (_BLOCK | _ATTENTION, _OTHERS | weights_of("c.0"))
+        if not (blocks := equal_blocks(renamed, "IMDB", of_block, others)):
+            return None
         features, colours = renamed["fea_conv.weight"].shape[:2]
         channels, scale = tail_of(renamed, "upsampler.0", colours)
-        blocks = len({key.split(".")[0] for key in renamed if key.startswith("IMDB")})
         if not scale or renamed["LR_conv.weight"].shape[2] != 3 or renamed["IMDB1.c4.weight"].shape[0] * 4 != features:
             return None
         options = {
@@ -130,12 +130,14 @@ class IMDN(GatheredStages):
             "num_block": blocks,
             "upscale": scale,
             "img_range": 1.0,
-            "simplified": "c.0.weight" not in renamed,
+            "simplified": simplified,
         }
         return Recognised("IMDN", layout, options, scale, renamed, ("img_range 1",))
 
 
-_KEY = re.compile(r"(fea_conv(\.[02])?|IMDB\d+\.(c[1-5]|cca\.conv_du\.[02])|c\.0|LR_conv|upsampler\.0)\.(weight|bias)")
+_BLOCK = weights_of("c1", "c2", "c3", "c4", "c5")
+_ATTENTION = weights_of("cca.conv_du.0", "cca.conv_du.2")
+_OTHERS = weights_of("fea_conv", "LR_conv", "upsampler.0")
 
 
 def _from_kair(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import StagedNetwork
-from basicsr.archs.recognition import shuffled_scale
+from basicsr.archs.recognition import shuffled_scale, weights_of
 
 # The strided convolution and the pooling of `SpatialAttention` need that many pixels for one result.
 _LEAST_SIDE = 15
@@ -35,6 +35,11 @@ def tail_of(state: Mapping[str, Tensor], key: str, colours: int) -> tuple[int, i
     outputs = state[f"{key}.weight"].shape[0]
     options = ((channels, shuffled_scale(outputs, channels)) for channels in dict.fromkeys((colours, 3, 1)))
     return next(((channels, scale) for channels, scale in options if scale), (0, 0))
+
+
+def blueprints(*modules: str) -> frozenset[str]:
+    """The keys of `BlueprintConv`s."""
+    return frozenset(key for module in modules for key in weights_of(f"{module}.dw") | {f"{module}.pw.weight"})
 
 
 class BlueprintConv(nn.Module):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from basicsr.archs.lightweight_blocks import BlueprintConv, GatheredStages, pixel_shuffle_tail, tail_of
-from basicsr.archs.recognition import Recognised, UnsupportedWeights
+from basicsr.archs.lightweight_blocks import BlueprintConv, GatheredStages, blueprints, pixel_shuffle_tail, tail_of
+from basicsr.archs.recognition import Recognised, UnsupportedWeights, equal_blocks, weights_of
 from basicsr.utils.ranges import Blocks, Features, Few, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -123,7 +122,7 @@ class LKDN(GatheredStages):
                 " give the authors' file LKDN-S_del_rep_x4.pth"
             )
         state = {key.replace("upsampler.conv3.", "upsampler.0."): value for key, value in state.items()}
-        if any(_KEY.fullmatch(key) is None for key in state):
+        if not (blocks := equal_blocks(state, "B", _BLOCK, _OTHERS)):
             return None
         features, copies = state["fea_conv.pw.weight"].shape[:2]
         channels, scale = tail_of(state, "upsampler.0", 3)
@@ -136,7 +135,7 @@ class LKDN(GatheredStages):
             "num_out_ch": channels,
             "num_feat": features,
             "num_atten": None if inner == features else inner,
-            "num_block": state["c1.weight"].shape[1] // features,
+            "num_block": blocks,
             "upscale": scale,
             "num_in": copies // channels,
             "img_range": 1.0,
@@ -144,7 +143,7 @@ class LKDN(GatheredStages):
         return Recognised("LKDN", "LKDN's original", options, scale, state, ("img_range 1",))
 
 
-_KEY = re.compile(
-    r"(fea_conv\.(pw|dw)|B\d+\.(c[123]_d|c[123]_r\.(pw|dw)|c4\.(pw|dw)|c[56]|pixel_norm)"
-    r"|B\d+\.atten\.(pointwise|depthwise|depthwise_dilated)|c1|c2\.(pw|dw)|upsampler\.0)\.(weight|bias)"
-)
+_PLAIN = ("c1_d", "c2_d", "c3_d", "c5", "c6", "pixel_norm")
+_ATTENTION = ("atten.pointwise", "atten.depthwise", "atten.depthwise_dilated")
+_BLOCK = weights_of(*_PLAIN, *_ATTENTION) | blueprints("c1_r", "c2_r", "c3_r", "c4")
+_OTHERS = blueprints("fea_conv", "c2") | weights_of("c1", "upsampler.0")

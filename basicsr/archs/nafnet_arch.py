@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import block_conflicts, pad_to_multiple
+from basicsr.archs.recognition import Recognised, first_fitting, numbered, ours
 from basicsr.utils.ranges import BlocksOrNone, Features, ImageChannels
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
 MOST_LEVELS = 8
 WIDEST = 16384
+_KEYS = ours(
+    r"intro|ending|downs\.\d+|ups\.\d+\.0",
+    r"(?:encoders\.\d+|middle_blks|decoders\.\d+)\.\d+\.(?:beta|gamma|norm[12]|conv[1-5]|sca\.1)",
+)
+_NEEDED = ("intro.weight", "ending.weight", "downs.0.weight", "ups.0.0.weight")
 
 
 class LayerNorm2d(nn.Module):
@@ -142,3 +148,20 @@ class NAFNet(nn.Module):
         for decoder, up in zip(self.decoders, self.ups, strict=True):
             features = decoder(up(features) + skips.pop())
         return (self.ending(features) + x)[..., :height, :width]
+
+    @staticmethod
+    def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
+        """The authors' keys, which are BasicSR's; see `basicsr.archs.recognition`."""
+        if (fitting := first_fitting(state, {"BasicSR": _KEYS}, _NEEDED)) is None:
+            return None
+        layout, converted = fitting
+        levels = range(numbered(converted, "downs"))
+        options = {
+            "type": "NAFNet",
+            "img_channel": converted["intro.weight"].shape[1],
+            "width": converted["intro.weight"].shape[0],
+            "middle_blk_num": numbered(converted, "middle_blks"),
+            "enc_blk_nums": tuple(numbered(converted, f"encoders.{level}") for level in levels),
+            "dec_blk_nums": tuple(numbered(converted, f"decoders.{level}") for level in levels),
+        }
+        return Recognised("NAFNet", layout, options, 1, converted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import StagedNetwork, make_layer
-from basicsr.archs.recognition import Recognised, numbered
+from basicsr.archs.recognition import Recognised, equal_blocks, weights_of
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -128,7 +127,8 @@ class PAN(StagedNetwork):
     @staticmethod
     def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
         """The authors' keys; see `basicsr.archs.recognition`. x2 and x3 have equal shapes: the options choose."""
-        if any(_KEY.fullmatch(key) is None for key in state):
+        others = _OTHERS | weights_of("upconv2", "att2.conv", "HRconv2") if "upconv2.weight" in state else _OTHERS
+        if not (blocks := equal_blocks(state, "SCPA_trunk.", _BLOCK, others)):
             return None
         features, colours = state["conv_first.weight"].shape[:2]
         if state["conv_last.weight"].shape[0] != colours:
@@ -140,7 +140,7 @@ class PAN(StagedNetwork):
             "num_out_ch": colours,
             "num_feat": features,
             "num_up_feat": state["upconv1.weight"].shape[0],
-            "num_block": numbered(state, "SCPA_trunk"),
+            "num_block": blocks,
             "upscale": scale,
         }
         notes = () if scale == 4 else ("its shapes are those of x2 and of x3; the options' scale decides",)
@@ -148,7 +148,6 @@ class PAN(StagedNetwork):
         return Recognised("PAN", "PAN's original", options, scale, dict(state), notes=notes, scales=scales)
 
 
-_KEY = re.compile(
-    r"(conv_first|conv_last|trunk_conv|upconv[12]|HRconv[12]|att[12]\.conv"
-    r"|SCPA_trunk\.\d+\.(conv1_[ab]|k1\.0|PAConv\.k[234]|conv3))\.(weight|bias)"
-)
+_WITHOUT_BIAS = ("conv1_a", "conv1_b", "k1.0", "PAConv.k3", "PAConv.k4", "conv3")
+_BLOCK = weights_of(*_WITHOUT_BIAS, bias=False) | weights_of("PAConv.k2")
+_OTHERS = weights_of("conv_first", "trunk_conv", "upconv1", "att1.conv", "HRconv1", "conv_last")

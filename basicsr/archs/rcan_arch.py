@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from basicsr.archs.arch_util import ResidualTrunk, block_conflicts, make_layer
+from basicsr.archs.mean_shift import DIV2K_MEAN
+from basicsr.archs.recognition import Recognised, State, numbered, ours
+from basicsr.archs.trunk_layouts import TrunkLayout, read_trunk, shifted_layout, to_shifted
 from basicsr.utils.ranges import Blocks, Colour, Factor, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
+
+_ORIGINAL = {
+    "head.0": "conv_first",
+    "body.#.body.#.body.0": "body.#.residual_group.#.rcab.0",
+    "body.#.body.#.body.2": "body.#.residual_group.#.rcab.2",
+    "body.#.body.#.body.3.conv_du.0": "body.#.residual_group.#.rcab.3.attention.1",
+    "body.#.body.#.body.3.conv_du.2": "body.#.residual_group.#.rcab.3.attention.3",
+    "body.#.body.*": "body.#.conv",
+    "body.*": "conv_after_body",
+    "tail.0.#": "upsample.#",
+    "tail.1": "conv_last",
+}
+_OURS = ours(
+    r"conv_first|conv_after_body|conv_last|body\.\d+\.conv|upsample\.\d+",
+    r"body\.\d+\.residual_group\.\d+\.rcab\.(0|2|3\.attention\.1|3\.attention\.3)",
+)
+_LAYOUTS = {"BasicSR": TrunkLayout(_OURS, 255), "RCAN's original": shifted_layout(_ORIGINAL)}
+_SQUEEZED = "body.0.residual_group.0.rcab.3.attention.1.weight"
 
 
 class ChannelAttention(nn.Module):
@@ -108,3 +130,25 @@ class RCAN(ResidualTrunk):
         if squeeze_factor > num_feat:
             yield "squeeze_factor", f"{squeeze_factor} is not between 1 and num_feat, {num_feat}: change either"
         yield from block_conflicts("num_group", num_group * num_block)
+
+    @staticmethod
+    def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
+        """The keys of BasicSR and of the authors, which are EDSR-PyTorch's; see `basicsr.archs.recognition`."""
+        return read_trunk(state, _LAYOUTS, (_SQUEEZED,), _read)
+
+
+def _read(state: State) -> tuple[dict[str, Any], tuple[str, ...]]:
+    options = {
+        "type": "RCAN",
+        "num_group": numbered(state, "body"),
+        "num_block": numbered(state, "body.0.residual_group"),
+        "squeeze_factor": state["conv_first.weight"].shape[0] // state[_SQUEEZED].shape[0],
+    }
+    return options, ("res_scale 1",)
+
+
+def to_original_rcan(
+    state: Mapping[str, Tensor], *, img_range: float = 255.0, rgb_mean: Sequence[float] = DIV2K_MEAN
+) -> State:
+    """As `to_edsr_pytorch`, for our RCAN and its authors' keys. They have no `res_scale`: it must be 1."""
+    return to_shifted("RCAN", _ORIGINAL, state, img_range, rgb_mean)

@@ -113,3 +113,46 @@ def renamed(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> State |
             return None
         result[match.expand(name) + key[match.end() :]] = value
     return result if len(result) == len(state) else None
+
+
+def ours(*patterns: str) -> dict[str, str]:
+    """For `renamed`: keys that stay as they are."""
+    return dict.fromkeys(patterns, r"\g<0>")
+
+
+def first_fitting(
+    state: Mapping[str, Tensor], layouts: Mapping[str, Mapping[str, str]], needed: tuple[str, ...]
+) -> tuple[str, State] | None:
+    """The first of the layouts, patterns for `renamed` by name, that has all keys; and the state under our keys.
+
+    `needed` are keys of ours that must be there. None where no layout fits.
+    """
+    for layout, patterns in layouts.items():
+        converted = renamed(state, patterns)
+        if converted is not None and all(key in converted for key in needed):
+            return layout, converted
+    return None
+
+
+def upsampling_scale(state: Mapping[str, Tensor], prefix: str = "upsample") -> int:
+    """The factor of convolutions and pixel shuffles in a sequence called `prefix`."""
+    pattern = re.compile(rf"{re.escape(prefix)}\.\d+\.weight")
+    steps = [value.shape for key, value in state.items() if pattern.fullmatch(key)]
+    return math.prod(math.isqrt(shape[0] // shape[1]) for shape in steps)
+
+
+def weights_of(*modules: str, bias: bool = True) -> frozenset[str]:
+    """The keys of modules that have a weight and a bias."""
+    return frozenset(f"{module}.{kind}" for module in modules for kind in (("weight", "bias") if bias else ("weight",)))
+
+
+def equal_blocks(state: Mapping[str, Tensor], prefix: str, of_block: frozenset[str], others: frozenset[str]) -> int:
+    """How many blocks a network has whose keys are exactly `others` and, behind `prefix` and a number, `of_block`.
+
+    Numbers count from 0 or from 1 without gaps; 0 for other keys.
+    """
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    numbers = {int(match[1]) for key in state if (match := pattern.match(key))}
+    blocks = {f"{prefix}{number}.{key}" for number in numbers for key in of_block}
+    whole = numbers and max(numbers) - min(numbers) < len(numbers) and min(numbers) <= 1
+    return len(numbers) if whole and state.keys() == blocks | others else 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,11 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import block_conflicts, pad_to_multiple
+from basicsr.archs.recognition import Recognised, first_fitting, numbered, ours
 from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import BlocksOrNone, Features, Heads, ImageChannels, Ratio
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
 LEVELS = 4
+_STAGES = r"(?:encoder_level[123]|latent|decoder_level[123]|refinement)\.\d+"
+_KEYS = ours(
+    r"patch_embed\.proj|(?:down|up)\d_\d\.body\.0|reduce_chan_level[23]|skip_conv|output",
+    rf"{_STAGES}\.(?:norm[12]\.body|attn\.temperature|attn\.(?:qkv|qkv_dwconv|project_out))",
+    rf"{_STAGES}\.ffn\.(?:project_in|dwconv|project_out)",
+)
+_NEEDED = ("patch_embed.proj.weight", "latent.0.attn.temperature", "output.weight", "reduce_chan_level3.weight")
 
 
 class ChannelScale(nn.Module):
@@ -212,6 +221,30 @@ class Restormer(nn.Module):
             return self.output(features + self.skip_conv(first))[..., :height, :width]
         return (self.output(features) + x)[..., :height, :width]
 
+    @staticmethod
+    def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
+        """The authors' keys, which are BasicSR's; see `basicsr.archs.recognition`."""
+        if (fitting := first_fitting(state, {"BasicSR": _KEYS}, _NEEDED)) is None:
+            return None
+        layout, state = fitting
+        levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+        dim, colours = state["patch_embed.proj.weight"].shape[:2]
+        hidden = [state[f"{level}.0.ffn.project_out.weight"].shape[1] for level in levels]
+        options = {
+            "type": "Restormer",
+            "inp_channels": colours,
+            "out_channels": state["output.weight"].shape[0],
+            "dim": dim,
+            "num_blocks": tuple(numbered(state, level) for level in levels),
+            "num_refinement_blocks": numbered(state, "refinement"),
+            "heads": tuple(state[f"{level}.0.attn.temperature"].shape[0] for level in levels),
+            "ffn_expansion_factor": _factor([dim * 2**level for level in range(4)], hidden),
+            "bias": "latent.0.attn.qkv.bias" in state,
+            "LayerNorm_type": "WithBias" if "latent.0.norm1.body.bias" in state else "BiasFree",
+            "dual_pixel_task": "skip_conv.weight" in state,
+        }
+        return Recognised("Restormer", layout, options, 1, state)
+
 
 def _conv3(before: int, after: int) -> nn.Conv2d:
     return nn.Conv2d(before, after, 3, padding=1, bias=False)
@@ -226,3 +259,13 @@ def _down(channels: int) -> nn.Sequential:
 def _up(channels: int) -> nn.Sequential:
     """(B, C, H, W) to (B, C/2, 2H, 2W)."""
     return nn.Sequential(OrderedDict(body=nn.Sequential(_conv3(channels, channels * 2), nn.PixelShuffle(2))))
+
+
+def _factor(widths: Sequence[int], hidden: Sequence[int]) -> float:
+    """The shortest decimal number f for which int(width f) is what is hidden, at all widths: 2.66 of Restormer's."""
+    least = max(inner / width for width, inner in zip(widths, hidden, strict=True))
+    for digits in range(17):
+        factor = math.ceil(round(least * 10**digits, 6)) / 10**digits
+        if [int(width * factor) for width in widths] == list(hidden):
+            return factor
+    return least

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.lightweight_blocks import GatheredStages, SpatialAttention, pixel_shuffle_tail, tail_of
-from basicsr.archs.recognition import Recognised
+from basicsr.archs.recognition import Recognised, equal_blocks, weights_of
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -97,7 +96,7 @@ class RFDN(GatheredStages):
     @staticmethod
     def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
         """The authors' keys; see `basicsr.archs.recognition`."""
-        if any(_KEY.fullmatch(key) is None for key in state) or state["B1.c1_d.weight"].dim() != 4:
+        if not (blocks := equal_blocks(state, "B", _BLOCK, _OTHERS)):
             return None
         features, colours = state["fea_conv.weight"].shape[:2]
         channels, scale = tail_of(state, "upsampler.0", colours)
@@ -109,13 +108,14 @@ class RFDN(GatheredStages):
             "num_in_ch": colours,
             "num_out_ch": channels,
             "num_feat": features,
-            "num_block": state["c.0.weight"].shape[1] // features,
+            "num_block": blocks,
             "upscale": scale,
             "img_range": 255.0,
         }
         return Recognised("RFDN", "RFDN's original", options, scale, dict(state), ("img_range 255",))
 
 
-_KEY = re.compile(
-    r"(fea_conv|B\d+\.(c[123]_[dr]|c[45]|esa\.conv(_f|_max|1|2|3|3_|4))|c\.0|LR_conv|upsampler\.0)\.(weight|bias)"
-)
+_REFINED = weights_of("c1_d", "c1_r", "c2_d", "c2_r", "c3_d", "c3_r", "c4", "c5")
+_ATTENTION = (f"esa.conv{name}" for name in ("1", "2", "3", "3_", "4", "_f", "_max"))
+_BLOCK = _REFINED | weights_of(*_ATTENTION)
+_OTHERS = weights_of("fea_conv", "c.0", "LR_conv", "upsampler.0")

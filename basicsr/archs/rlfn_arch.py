@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.lightweight_blocks import NumberedStages, SpatialAttention, pixel_shuffle_tail, tail_of
-from basicsr.archs.recognition import Recognised
+from basicsr.archs.recognition import Recognised, equal_blocks, weights_of
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, check_arguments
 
@@ -84,12 +84,12 @@ class RLFN(NumberedStages):
         renamed, layout = dict(state), "RLFN's original"
         if "LR_conv.weight" in state:
             renamed, layout = {_from_ntire(key): value for key, value in state.items()}, "NTIRE 2022"
-        if any(_KEY.fullmatch(key) is None for key in renamed) or "block_1.c5.weight" not in renamed:
+        if not (blocks := equal_blocks(renamed, "block_", _BLOCK, _OTHERS)):
             return None
         features, colours = renamed["conv_1.weight"].shape[:2]
         channels, scale = tail_of(renamed, "upsampler.0", colours)
         middle = renamed["block_1.c1_r.weight"].shape[0]
-        if not scale or "conv_1.bias" not in renamed or "block_1.c1_r.bias" not in renamed:
+        if not scale:
             return None
         options = {
             "type": "RLFN",
@@ -98,14 +98,16 @@ class RLFN(NumberedStages):
             "num_feat": features,
             "mid_channels": None if middle == features else middle,
             "esa_channels": renamed["block_1.esa.conv1.weight"].shape[0],
-            "num_block": len({key.split(".")[0] for key in renamed if key.startswith("block_")}),
+            "num_block": blocks,
             "upscale": scale,
             "img_range": 255.0,
         }
         return Recognised("RLFN", layout, options, scale, renamed, ("img_range 255",))
 
 
-_KEY = re.compile(r"(conv_[12]|block_\d+\.(c[123]_r|c5|esa\.conv(_f|1|2|3|4))|upsampler\.0)\.(weight|bias)")
+_ATTENTION = (f"esa.conv{name}" for name in ("1", "2", "3", "4", "_f"))
+_BLOCK = weights_of("c1_r", "c2_r", "c3_r", "c5", *_ATTENTION)
+_OTHERS = weights_of("conv_1", "conv_2", "upsampler.0")
 
 
 def _from_ntire(key: str) -> str:

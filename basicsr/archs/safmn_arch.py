@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from basicsr.archs.arch_util import StagedNetwork
 from basicsr.archs.lightweight_blocks import pixel_shuffle_tail, tail_of
 from basicsr.archs.nafnet_arch import LayerNorm2d
-from basicsr.archs.recognition import Recognised, numbered
+from basicsr.archs.recognition import Recognised, equal_blocks, weights_of
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, ImageRange, Ratio, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -136,7 +135,7 @@ class SAFMN(StagedNetwork):
     @staticmethod
     def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
         """The authors' keys; see `basicsr.archs.recognition`."""
-        if any(_KEY.fullmatch(key) is None for key in state):
+        if not (blocks := equal_blocks(state, "feats.", _BLOCK, weights_of("to_feat", "to_img.0"))):
             return None
         features, colours = state["to_feat.weight"].shape[:2]
         channels, scale = tail_of(state, "to_img.0", colours)
@@ -148,7 +147,7 @@ class SAFMN(StagedNetwork):
             "num_in_ch": colours,
             "num_out_ch": channels,
             "num_feat": features,
-            "num_block": numbered(state, "feats"),
+            "num_block": blocks,
             # A ratio for which int(features * ratio) is `hidden`, whatever the rounding.
             "ffn_scale": hidden / features
             if int(features * (hidden / features)) == hidden
@@ -159,4 +158,5 @@ class SAFMN(StagedNetwork):
         return Recognised("SAFMN", "SAFMN's original", options, scale, dict(state), ("img_range 1",))
 
 
-_KEY = re.compile(r"(to_feat|to_img\.0|feats\.\d+\.(norm[12]|safm\.(mfr\.[0-3]|aggr)|ccm\.ccm\.[02]))\.(weight|bias)")
+_MODULATION = (*(f"safm.mfr.{level}" for level in range(_LEVELS)), "safm.aggr")
+_BLOCK = weights_of("norm1", "norm2", "ccm.ccm.0", "ccm.ccm.2", *_MODULATION)

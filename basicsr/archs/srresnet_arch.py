@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import ResidualBlockNoBN, StagedNetwork, default_init_weights, make_layer
+from basicsr.archs.recognition import Recognised, first_fitting, numbered, ours
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
+
+_LAYOUTS = {
+    "BasicSR": ours(r"conv_first|body\.\d+\.conv[12]|upconv[12]|conv_hr|conv_last"),
+    "ESRGAN and KAIR": {
+        r"conv_first|upconv[12]|conv_last": r"\g<0>",
+        r"recon_trunk\.(\d+)\.(conv[12])": r"body.\1.\2",
+        "HRconv": "conv_hr",
+    },
+    "MMagic": {
+        r"conv_first|conv_hr|conv_last": r"\g<0>",
+        r"trunk_net\.(\d+)\.(conv[12])": r"body.\1.\2",
+        r"upsample([12])\.upsample_conv": r"upconv\1",
+    },
+}
+_NEEDED = ("conv_first.weight", "conv_last.weight", "body.0.conv1.weight", "upconv1.weight", "conv_hr.weight")
 
 
 @ARCH_REGISTRY.register()
@@ -54,6 +71,25 @@ class MSRResNet(StagedNetwork):
             yield "upscale", f"{upscale} is not supported: give 2, 3 or 4"
         if num_out_ch != num_in_ch:
             yield "num_out_ch", f"{num_out_ch} is not num_in_ch {num_in_ch}: the input is added to the output"
+
+    @staticmethod
+    def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
+        """The keys of BasicSR, of ESRGAN's authors and KAIR, of MMagic (MMEditing); see `basicsr.archs.recognition`."""
+        if (fitting := first_fitting(state, _LAYOUTS, _NEEDED)) is None:
+            return None
+        layout, converted = fitting
+        first, enlarging = converted["conv_first.weight"], converted["upconv1.weight"]
+        step = math.isqrt(enlarging.shape[0] // enlarging.shape[1])
+        scale = step**2 if "upconv2.weight" in converted else step
+        options = {
+            "type": "MSRResNet",
+            "num_in_ch": first.shape[1],
+            "num_out_ch": converted["conv_last.weight"].shape[0],
+            "num_feat": first.shape[0],
+            "num_block": numbered(converted, "body"),
+            "upscale": scale,
+        }
+        return Recognised("MSRResNet", layout, options, scale, converted)
 
     def stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `StagedNetwork`; what is kept is the input."""

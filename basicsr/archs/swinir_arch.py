@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,6 +20,8 @@ from basicsr.archs.arch_util import (
     trunc_normal_,
     upscale_conflicts,
 )
+from basicsr.archs.recognition import Recognised
+from basicsr.archs.swinir_layout import read_swinir
 from basicsr.utils.errors import DataError
 from basicsr.utils.ranges import (
     BelowOne,
@@ -396,6 +398,11 @@ class SwinIR(StagedNetwork):
                 f"{img_size} is not a multiple of window_size {window_size}: change either; images may be of any size"
                 " all the same",
             )
+
+    @staticmethod
+    def from_published(state: Mapping[str, Tensor]) -> Recognised | None:
+        """The authors' keys, which are BasicSR's and KAIR's; see `basicsr.archs.recognition`."""
+        return read_swinir(state)
 
     def stem(self, x: Tensor) -> tuple[Tensor, SwinInput]:
         """See `StagedNetwork`; extends images to multiples of the window; with `ape`, other sizes raise DataError."""

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basicsr.archs.edsr_arch import to_edsr_pytorch
+from basicsr.archs.rcan_arch import to_original_rcan
 from basicsr.archs.recognition import UnsupportedWeights
 from basicsr.export.base import Check, ExportFormat, ExportJob
 from basicsr.export.spandrel_edsr import register
@@ -22,7 +24,7 @@ from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
 from basicsr.utils.text import first_line
 from basicsr.utils.torchvision_import import import_torchvision
-from basicsr.weights.layouts import recognise, to_edsr_pytorch, to_original_rcan
+from basicsr.weights.layouts import recognise
 from basicsr.weights.recognise import load_pretrained
 from basicsr.weights.spandrel_networks import NotRecognised, SpandrelNetwork
 

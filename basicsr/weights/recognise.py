@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from basicsr.archs import build_network
 from basicsr.archs.recognition import Recognised, UnsupportedWeights
+from basicsr.archs.swinir_layout import SHIFTED_WINDOWS
 from basicsr.files.torch_files import check_weights
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY, find_problems
-from basicsr.weights.layouts import SHIFTED_WINDOWS, recognise
+from basicsr.weights.layouts import recognise
 from basicsr.weights.loading import (
     HIDDEN_OPTIONS,
     TwoNetworks,

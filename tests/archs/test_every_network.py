@@ -50,7 +50,7 @@ TINY: dict[str, Any] = {
     "num_refinement_blocks": 1,
 }
 # Attention that leaves one channel in sixteen would leave a single one, behind a ReLU.
-TINY_OF: dict[str, dict[str, Any]] = {"BSRN": {"num_feat": 48}, "IMDN": {"num_feat": 48}}
+TINY_OF: dict[str, dict[str, Any]] = {"BSRN": {"num_feat": 48}, "IMDN": {"num_feat": 48}, "MDSR": {"scales": [2]}}
 NETWORKS = ARCH_REGISTRY.names()
 
 

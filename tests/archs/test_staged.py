@@ -32,6 +32,7 @@ STAGED = {
     "BSRN": ({"num_feat": 16, "num_block": 3, "upscale": 2}, 3),
     "LKDN": ({"num_feat": 8, "num_block": 3, "upscale": 2}, 3),
     "PAN": ({"num_feat": 8, "num_up_feat": 4, "num_block": 3, "upscale": 2}, 3),
+    "MDSR": ({"num_feat": 8, "num_block": 3, "scales": [2, 3], "upscale": 2}, 3),
     "SAFMN": ({"num_feat": 8, "num_block": 3, "upscale": 2}, 3),
 }  # fmt: skip
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import re
 
 import pytest
 import torch
@@ -11,9 +13,12 @@ from hypothesis import strategies as st
 from support import published
 
 from basicsr.archs import build_network
+from basicsr.archs.edsr_arch import to_edsr_pytorch
+from basicsr.archs.mean_shift import without_mean_shift
+from basicsr.archs.rcan_arch import to_original_rcan
 from basicsr.archs.recognition import UnsupportedWeights
 from basicsr.utils.registry import ARCH_REGISTRY
-from basicsr.weights.layouts import recognise, to_edsr_pytorch, to_original_rcan, without_mean_shift
+from basicsr.weights.layouts import recognise
 
 CHEAP = settings(max_examples=15, deadline=None, derandomize=True)
 scales = st.sampled_from([1, 2, 3, 4, 8])
@@ -103,17 +108,40 @@ def test_edsrs_published_sizes_are_told_in_words(width, blocks, res_scale):
     assert found.assumed == (f"res_scale {res_scale:g}", "img_range 255", "the mean colour of DIV2K")
 
 
-OF_ANOTHER_TEST = ("EDSR", "NAFNet", "RCAN", "Restormer", "SwinIR")
+def of_every_family() -> dict[str, dict[str, torch.Tensor]]:
+    """A state of every network, as small as its options allow."""
+    small = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16, "num_block": 2, "num_group": 1, "upscale": 2}
+    small |= {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 4, "img_size": 8}
+    small |= {"enc_blk_nums": [1], "dec_blk_nums": [1], "dim": 8, "num_blocks": [1, 1, 1, 1]}
+    networks = ((name, network, inspect.signature(network).parameters) for name, network in ARCH_REGISTRY)
+    return {
+        network.__name__: built({"type": name, **{key: small[key] for key in small if key in parameters}})
+        for name, network, parameters in networks
+    }
 
 
-@pytest.mark.parametrize("name", [name for name in ARCH_REGISTRY.names() if name not in OF_ANOTHER_TEST])
-def test_no_network_passes_for_another(name):
-    network = ARCH_REGISTRY.get(name)
-    parameters = inspect.signature(network).parameters
-    required = {"num_in_ch": 3, "num_feat": 16, "num_out_ch": 3}
-    given = {key: value for key, value in required.items() if key in parameters}
-    found = recognise(build_network({"type": name, **given}).state_dict())
-    assert found is None or found.architecture == network.__name__
+def test_no_network_takes_the_weights_of_another():
+    readers = {network.__name__: network for _, network in ARCH_REGISTRY if hasattr(network, "from_published")}
+    states = of_every_family()
+    assert len(readers) > 15
+    for family, state in states.items():
+        taken = []
+        for name, network in readers.items():
+            with contextlib.suppress(KeyError, IndexError, ZeroDivisionError, RuntimeError):
+                if (found := network.from_published(state)) is not None:
+                    assert found.architecture == name
+                    taken.append(name)
+        assert taken == ([family] if family in readers else []), family
+
+
+@pytest.mark.parametrize("family", ["IMDN", "RFDN", "RLFN", "BSRN", "LKDN", "PAN", "CARN", "MDSR", "SAFMN"])
+def test_small_networks_with_a_key_too_few_or_too_many_are_others(family):
+    block = {"type": family, "num_feat": 16, "upscale": 2}
+    state = built(block if family == "CARN" else {**block, "num_block": 2})
+    assert recognise(state).architecture == family
+    for missing in (next(iter(state)), list(state)[len(state) // 2]):
+        assert recognise({key: value for key, value in state.items() if key != missing}) is None
+    assert recognise({**state, "more.weight": torch.zeros(1)}) is None
 
 
 @pytest.mark.parametrize("key", ["another.weight", "body.0.attention.weight", "upsample", "conv_first.scale"])
@@ -180,3 +208,37 @@ def test_range_and_mean_of_a_shift_are_what_was_put_in(rgb_range, mean):
     assert img_range == rgb_range and rgb_mean == pytest.approx(mean, rel=1e-6)
     assert torch.equal(without["conv_first.weight"], renamed["conv_first.weight"])
     assert torch.equal(without["conv_last.bias"], renamed["conv_last.bias"])
+
+
+def test_files_of_mmagic_are_edsr_for_images_in_0_to_1_and_msrresnet():
+    ours = built({"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 4})
+    names = {"upsample.0": "upsample.0.upsample_conv", "upsample.2": "upsample.1.upsample_conv"}
+    split = {key: key.rsplit(".", 1) for key in ours}
+    found = recognise({f"{names.get(owner, owner)}.{kind}": ours[key] for key, (owner, kind) in split.items()})
+    assert (found.architecture, found.layout, found.scale) == ("EDSR", "MMagic", 4)
+    assert found.options["img_range"] == 1.0 and "img_range 1" in found.assumed
+    assert found.state.keys() == ours.keys() and all(found.state[key] is ours[key] for key in ours)
+
+    ours = built({"type": "MSRResNet", "num_feat": 8, "num_block": 2, "upscale": 3})
+    names = {"body.": "trunk_net.", "upconv1.": "upsample1.upsample_conv."}
+    theirs = {re.sub(r"^(body\.|upconv1\.)", lambda found: names[found[1]], key): value for key, value in ours.items()}
+    found = recognise(theirs)
+    assert (found.architecture, found.layout, found.scale) == ("MSRResNet", "MMagic", 3)
+    assert found.state.keys() == ours.keys()
+
+
+def test_mdsr_is_one_file_for_its_scales():
+    options = {"type": "MDSR", "num_feat": 8, "num_block": 2, "scales": (2, 3, 4), "upscale": 2}
+    network, mean = build_network(options), torch.tensor(published.DIV2K)
+    shifts = {"sub_mean.weight": torch.eye(3)[:, :, None, None], "sub_mean.bias": -255 * mean}
+    shifts |= {"add_mean.weight": torch.eye(3)[:, :, None, None], "add_mean.bias": 255 * mean}
+    found = recognise({**shifts, **network.state_dict()})
+    assert (found.scales, found.options["img_range"], found.options["num_block"]) == ((2, 3, 4), 255, 2)
+    x = torch.rand(1, 3, 6, 7)
+    for number, scale in enumerate(found.scales):
+        branch = build_network(found.at(scale).options)
+        branch.load_state_dict(found.state)
+        y = network.pre_process[number](network.head(255 * (x - mean[:, None, None])))
+        y = network.tail(network.upsample[number](network.body(y) + y)) / 255 + mean[:, None, None]
+        assert y.shape[-1] == 7 * scale
+        assert torch.allclose(branch(x), y, atol=1e-6)

@@ -10,10 +10,11 @@ from support import published
 from torch import nn
 
 from basicsr.archs import build_network
+from basicsr.archs.edsr_arch import to_edsr_pytorch
 from basicsr.archs.feature_hooks import FeatureHooks
+from basicsr.archs.rcan_arch import to_original_rcan
 from basicsr.utils.complexity import count_multiply_adds
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.weights.layouts import to_edsr_pytorch, to_original_rcan
 from basicsr.weights.recognise import load_pretrained, network_for
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 2}
