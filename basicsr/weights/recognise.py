@@ -17,6 +17,7 @@ from basicsr.archs.swinir_layout import SHIFTED_WINDOWS
 from basicsr.files.torch_files import check_weights
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY, find_problems
+from basicsr.weights.image_ranges import with_tried_range
 from basicsr.weights.layouts import recognise
 from basicsr.weights.loading import (
     HIDDEN_OPTIONS,
@@ -231,7 +232,7 @@ def _candidates(
             theirs = "ours" if layout in _OUR_LAYOUTS else layout
             yield _Candidate(block, {**shown, **block}, theirs, scale, file.remark)
     if found is not None:
-        found = found.at(wanted)
+        found = with_tried_range(found.at(wanted))
         remark = f"{path}: recognised {found}" + ("" if layout in _OUR_LAYOUTS else f" (layout: {layout})")
         if found.scales:
             remark += f", of {scales_text(found.scales)} that its weights are for"
@@ -295,6 +296,11 @@ def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
         # Shapes show the hidden width of each of the four levels, which many factors give.
         factor = float(values["dim"]) * float(values["ffn_expansion_factor"])
         values["ffn_expansion_factor"] = [int(factor * 2**level) for level in range(4)]
+    for key in ("mid_channels", "num_atten"):
+        if key in values:
+            values[key] = values[key] or values["num_feat"]
+    if "ffn_scale" in values:
+        values["ffn_scale"] = int(values["num_feat"] * values["ffn_scale"])
     if "mlp_ratio" in values:
         values["mlp_ratio"] = int(values["embed_dim"] * values["mlp_ratio"])
         values["upscale"] = values["upscale"] if values["upsampler"] else 1

@@ -485,3 +485,48 @@ def test_what_nobody_knows_is_refused_in_one_line(tmp_path):
     assert "\n" not in message and "4 weights at its top begin with 0.weight, 0.bias, 1.weight" in message
     with pytest.raises(OptionsError, match="no network is called"):
         network_for({"type": "Nothing"}, tmp_path / "net.pth")
+
+
+def _copying(bias: float, slope: float) -> torch.nn.Module:
+    """An IMDN that enlarges by repetition if its leaky ReLU, at red + bias, has this slope."""
+    network = build_network({"type": "IMDN", "num_feat": 4, "num_block": 1, "upscale": 2, "simplified": True})
+    colours = range(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.fea_conv.weight[colours, colours, 1, 1] = 1
+        network.IMDB1.c1.weight[0, 0, 1, 1], network.IMDB1.c1.bias[0] = 1, bias
+        network.IMDB1.c5.weight[0, 0], network.IMDB1.c5.bias[0] = 1 / slope, -bias
+        network.LR_conv.weight[colours, colours, 1, 1] = 1
+        for colour, copies in ((0, 3), (1, 2), (2, 2)):
+            network.upsampler[0].weight[4 * colour : 4 * colour + 4, colour, 1, 1] = 1 / copies
+    return network
+
+
+@pytest.mark.parametrize(("bias", "slope", "img_range"), [(-30.0, 1.0, 255.0), (-100.0, 0.05, 1.0)])
+def test_a_range_that_no_key_shows_is_tried_on_a_picture(tmp_path, bias, slope, img_range) -> None:
+    torch.save(_copying(bias, slope).state_dict(), tmp_path / "net.pth")
+    pretrained = load_pretrained(tmp_path / "net.pth")
+    assert pretrained.block["img_range"] == img_range
+    assert ("in [0, 255]: with 1, as published" in pretrained.remark) == (img_range == 255)
+    assert ("published: img_range 1" in pretrained.remark) == (img_range == 1)
+    x = 0.3 + 0.4 * torch.rand(1, 3, 6, 5)
+    repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.allclose(pretrained.network(x), repeated, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "SAFMN", "num_feat": 20, "num_block": 1, "ffn_scale": 1.33, "upscale": 2},
+        {"type": "RLFN", "num_feat": 8, "mid_channels": 8, "num_block": 1, "upscale": 2, "img_range": 1.0},
+        {"type": "LKDN", "num_feat": 8, "num_atten": 8, "num_block": 1, "upscale": 2},
+        {"type": "PAN", "num_feat": 8, "num_block": 1, "upscale": 3},
+        {"type": "CARN", "num_feat": 8, "scales": [2, 4], "upscale": 4},
+    ],
+    ids=lambda block: block["type"],
+)
+def test_small_networks_are_built_by_the_options_that_our_training_recorded(tmp_path, block) -> None:
+    torch.save({"params": build_network(block).state_dict(), "network": block}, tmp_path / "net.pth")
+    pretrained = load_pretrained(tmp_path / "net.pth")
+    assert (pretrained.block, pretrained.scale, pretrained.remark) == (block, block["upscale"], None)
