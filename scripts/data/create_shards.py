@@ -3,8 +3,9 @@
     python scripts/data/create_shards.py --hr datasets/DIV2K/DIV2K_train_HR --output shards/DIV2K
     python scripts/data/create_shards.py --hr HR --lr LR/X2 --filename-tmpl '{}x2' --output shards/pairs
 
-writes 000000.tar, 000001.tar and so on, of files as they are (0001.hr.png, 0001.lr.png), and index.json. A stopped run
-goes on with the shard that it was at.
+writes 000000.tar, 000001.tar and so on, of files as they are (0001.hr.png, 0001.lr.png), and index.json. Names of images
+in folders below begin with these (family/0001.hr.png), those of several folders with their numbers (1/0001.hr.png). A
+stopped run goes on with the shard that it was at.
 
     python scripts/data/create_shards.py --index FOLDER
     python scripts/data/create_shards.py --check FOLDER
@@ -40,13 +41,15 @@ import dataset_tools
 from tqdm import tqdm
 
 from basicsr.data.checks.inspection import examine
-from basicsr.data.storage import ImageRoot, stamp_of
+from basicsr.data.image_sets import ImageSet, find_images
+from basicsr.data.storage import stamp_of
 from basicsr.files.atomic_files import sha256_of, write_atomically
 from basicsr.files.shards import INDEX, Member, Place, index_bytes, read_index, scan
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.misc import sizeof_fmt
 from basicsr.utils.text import printable
 
+_KINDS = {"gt": "hr", "lq": "lr"}
 _JOURNAL = ".create_shards.json"  # of the shards that are done
 _RECORD = tarfile.BLOCKSIZE  # bytes before each file, and what sizes are rounded up to
 
@@ -68,15 +71,18 @@ class Sample:
         return [[name, *(stamp_of(path) or ())] for name, path in self.files.items()]
 
 
-def find_samples(hr: Path | None, lr: Path | None, filename_tmpl: str) -> list[Sample]:
+def find_samples(
+    hr: Sequence[str] | None, lr: Sequence[str] | None, filename_tmpl: str, meta_info: Sequence[str] | None = None
+) -> tuple[list[Sample], ImageSet]:
     """The samples of folders in order: pairs, or one image each; DataError where images have no partner."""
-    if hr is not None and lr is not None:
-        root = ImageRoot(str(hr))
-        pairs = root.pairs(str(lr), filename_tmpl, None)
-        named = [(root.key(pair["gt_path"]), {"hr": pair["gt_path"], "lr": pair["lq_path"]}) for pair in pairs]
-    else:
-        root, kind = ImageRoot(str(hr or lr)), "hr" if lr is None else "lr"
-        named = [(root.key(name), {kind: name}) for name in root.names(None)]
+    given = {"gt": hr, "lq": lr}
+    folders = {role: list(found) for role, found in given.items() if found is not None}
+    images = find_images({"type": "disk"}, folders, filename_tmpl=filename_tmpl, meta_info_file=meta_info)
+    role, root = next(iter(images.roots.items()))
+    named = [
+        (root.key(paths[f"{role}_path"]), {_KINDS[one]: paths[f"{one}_path"] for one in folders})
+        for paths in images.paths
+    ]
     samples: dict[str, Sample] = {}
     for name, paths in named:
         folder, last = os.path.split(name)
@@ -87,7 +93,7 @@ def find_samples(hr: Path | None, lr: Path | None, filename_tmpl: str) -> list[S
         samples[key] = Sample(
             {f"{key}.{kind}{os.path.splitext(path)[1].lower()}": Path(path) for kind, path in paths.items()}
         )
-    return list(samples.values())
+    return list(samples.values()), images
 
 
 def divide(samples: Sequence[Sample], limit: int) -> list[list[Sample]]:
@@ -154,7 +160,9 @@ def create(options: argparse.Namespace) -> int:
     if options.output is None:
         raise OptionsError("give --output, the folder for the shards")
     output: Path = options.output
-    shards = divide(find_samples(options.hr, options.lr, options.filename_tmpl), int(options.shard_size * (1 << 20)))
+    samples, images = find_samples(options.hr, options.lr, options.filename_tmpl, options.meta_info)
+    dataset_tools.warn_of(images)
+    shards = divide(samples, int(options.shard_size * (1 << 20)))
     entries = _done(output)
     records = [_digest([sample.record() for sample in shard]) for shard in shards]
     waiting = [number for number, record in enumerate(records) if _entry_of(entries, output, number, record) is None]
@@ -266,8 +274,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--hr", type=Path, metavar="DIR", help="HR images")
-    add("--lr", type=Path, metavar="DIR", help="LR images; without, they are made while training")
+    dataset_tools.add_input_option(add, "HR images", "--hr")
+    dataset_tools.add_input_option(add, "LR images, entry by entry; without, they are made while training", "--lr")
+    add("--meta-info", nargs="+", metavar="FILE", help="list of the images to take, one for each folder")
     add("--filename-tmpl", default="{}", metavar="T", help="names of LR images, such as {}x2 (default: {})")
     add("--output", type=Path, metavar="DIR", help="gets the shards and their index")
     add("--shard-size", type=float, default=512, metavar="MB", help="most of a shard (default: 512)")

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import cv2
@@ -399,6 +400,10 @@ class TestFoldersBelowListsAndPatterns:
         assert list(files(sets / "LR")) == ["X2/A/2019/ax2.png", "X2/B/ax2.png"]
         lr = ("--hr", "A/HR", "--lr", "LR/X2/A", "--scale", 2, "--filename-tmpl", "{}x2")
         assert run("check_dataset.py", *lr, "--meta-info", "a.txt", folder=sets).returncode == 0
+        pairs = ("--hr", "A/HR", "B/HR", "--lr", "LR/X2/A", "LR/X2/B", "--filename-tmpl", "{}x2", *chosen[3:])
+        assert run("create_shards.py", *pairs, "--output", "shards", folder=sets).returncode == 0
+        with tarfile.open(sets / "shards" / "000000.tar") as shard:
+            assert shard.getnames() == ["1/2019/a.hr.png", "1/2019/a.lr.png", "2/a.hr.png", "2/a.lr.png"]
 
     def test_what_was_made_of_photographs_is_not_taken_for_them(self, sets):
         names = ("generate_lr.py", "--input", "A/HR", "--output", "A/HR/LR", "--scales", 2)
