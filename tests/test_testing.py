@@ -297,13 +297,13 @@ def test_lr_images_of_another_scale_are_refused(options, folder, tmp_path):
 
 
 def test_two_images_of_one_name_are_refused_before_anything_is_done(options, folder, tmp_path):
-    for name in ("a/p.png", "b/p.png"):
-        (tmp_path / name).parent.mkdir()
+    for name in ("a/p.png", "a/p.bmp", "b/p.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
-    (tmp_path / "list.txt").write_text("a/p.png\nb/p.png\n")
+    (tmp_path / "list.txt").write_text("b/p.png\na/p.png\na/p.bmp\n")
     block = {"type": "SingleImageDataset", "name": "Mine", "dataroot_lq": str(tmp_path), "io_backend": {"type": "disk"}}
     options |= {"scale": 2, "datasets": {"test": {**block, "meta_info_file": str(tmp_path / "list.txt")}}}
-    with pytest.raises(DataError, match=r"a/p\.png and .*b/p\.png would both be called p in the results; rename one"):
+    with pytest.raises(DataError, match=r"a/p\.png and .*a/p\.bmp would both be called a/p in the results; rename"):
         run_test(options, root=tmp_path)
     assert not (tmp_path / "results").exists()
 

@@ -3,8 +3,8 @@
     python scripts/data/create_shards.py --hr datasets/DIV2K/DIV2K_train_HR --output shards/DIV2K
     python scripts/data/create_shards.py --hr HR --lr LR/X2 --filename-tmpl '{}x2' --output shards/pairs
 
-writes 000000.tar, 000001.tar and so on, of files as they are (0001.hr.png, 0001.lr.png), and index.json. Names of images
-in folders below begin with these (family/0001.hr.png), those of several folders with their numbers (1/0001.hr.png). A
+writes 000000.tar, 000001.tar and so on, of files as they are (0001.hr.png, 0001.lr.png), and index.json. Names of
+images in folders below begin with these (family/0001.hr.png), of several folders with their numbers (1/0001.hr.png). A
 stopped run goes on with the shard that it was at.
 
     python scripts/data/create_shards.py --index FOLDER
