@@ -18,7 +18,7 @@ from basicsr.files.band_files import as_type, bands_from_bytes, write_bands
 from basicsr.test import test_pipeline as evaluate_file
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import DataError, OptionsError
-from basicsr.utils.matlab_functions import imresize_integer
+from basicsr.utils.matlab_functions import imresize, imresize_integer
 from basicsr.weights.recognise import load_pretrained
 
 BANDS = 5
@@ -173,6 +173,17 @@ def test_lr_images_are_made_of_all_bands(tmp_path):
     for of_colours in ([{"type": "MatlabBicubic"}, {"type": "Jpeg", "quality": 50}], {"type": "RealESRGAN"}):
         with pytest.raises(OptionsError, match=r"is of gray and RGB images, and these have 5 bands; remove it"):
             PairedImageDataset(**made, phase="train", gt_size=16, degradation=of_colours)
+
+
+def test_lr_images_of_numbers_with_a_fraction_stay_within_the_range(tmp_path):
+    edges = np.zeros((24, 24, BANDS), np.float32)
+    edges[:, 12:] = 1  # where bicubic overshoots on both sides
+    (tmp_path / "HR").mkdir()
+    np.save(tmp_path / "HR/0.npy", edges)
+    lr = PairedImageDataset(dataroot_gt=str(tmp_path / "HR"), io_backend=STORAGE, scale=2, phase="val")[0]["lq"]
+    expected = imresize(edges.astype(np.float64), 0.5)
+    assert expected.min() < 0 and expected.max() > 1
+    np.testing.assert_allclose(lr.numpy(), np.moveaxis(expected.clip(0, 1), -1, 0), atol=1e-6)
 
 
 def test_arrays_are_found_in_folders_below_and_by_patterns_and_pictures_are_not_passed_over(tmp_path):

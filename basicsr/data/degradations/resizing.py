@@ -18,6 +18,8 @@ from basicsr.utils.registry import DEGRADATION_REGISTRY, Conflict
 class MatlabBicubic(Degradation):
     """Shrinks by MATLAB's `imresize`, to the bit as scripts/data/generate_lr.py does; whole numbers stay such.
 
+    Numbers with a fraction are clipped to [0, 1].
+
     Args:
         scale: filled in: how many times smaller LR images are.
     """
@@ -31,7 +33,8 @@ class MatlabBicubic(Degradation):
         """See `Degradation`."""
         if image.strides[2] < 0:  # a view of RGB as BGR, whose memory is read in its order
             return shrink_window(image[..., ::-1], self.factor, origin)[..., ::-1]
-        return shrink_window(image, self.factor, origin)
+        lr = shrink_window(image, self.factor, origin)
+        return lr.clip(0, 1) if lr.dtype == np.float32 else lr  # the kernel overshoots at edges
 
 
 @DEGRADATION_REGISTRY.register()
