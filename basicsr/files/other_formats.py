@@ -9,7 +9,7 @@ from pathlib import Path
 _WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _FROM = "give the PyTorch weights that it was made from"
 _TENSORFLOW = "only PyTorch's weights are read: give a PyTorch release of the network"
-_SAVE = "load it with its authors' code, and save `network.state_dict()` by torch.save"
+_SAVE = "load it with its authors' code, and save a plain state dict, `network.state_dict()`, by torch.save"
 
 # How files begin.
 _BEGINNINGS: tuple[tuple[tuple[bytes, ...], str], ...] = (
