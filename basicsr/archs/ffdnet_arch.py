@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from basicsr.archs.arch_util import pixel_unshuffle
 from basicsr.archs.dncnn_arch import USUAL_NOISE, PlainDenoiser, noise_assumed, read_stack, with_noise_level
 from basicsr.archs.recognition import Recognised
 from basicsr.utils.ranges import Features, ImageChannels, Layers, NoiseLevel
@@ -44,8 +44,7 @@ class FFDNet(PlainDenoiser):
 
     def stem(self, x):
         """See `StagedNetwork`; what is kept is the input's height and width."""
-        even = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), "replicate")
-        return super().stem(with_noise_level(pixel_unshuffle(even, 2), self.noise_level))[0], x.shape[-2:]
+        return super().stem(with_noise_level(_folded(x), self.noise_level))[0], x.shape[-2:]
 
     def reconstruct(self, features, kept):
         height, width = kept
@@ -59,3 +58,20 @@ class FFDNet(PlainDenoiser):
             return None
         options = {"type": "FFDNet", "img_channel": stack.outputs // 4, **stack.options, "noise_level": USUAL_NOISE}
         return Recognised("FFDNet", stack.layout, options, 1, stack.state, (*stack.assumed, noise_assumed()))
+
+
+def _folded(x: Tensor) -> Tensor:
+    """2x2 pixels as channels, (B, C, H, W) to (B, 4C, ceil(H/2), ceil(W/2)); the last row and column are repeated.
+
+    By strides, as exporters get sides wrong that are rounded up.
+    """
+    longer = torch.cat([x, x[..., -1:, :]], -2)
+    longer = torch.cat([longer, longer[..., -1:]], -1)
+    height, width = x.shape[-2:]
+    parts = [
+        longer[..., :height, :width][..., ::2, ::2],
+        longer[..., :height, :][..., ::2, 1::2],
+        longer[..., :width][..., 1::2, ::2],
+        longer[..., 1::2, 1::2],
+    ]
+    return torch.stack(parts, 2).flatten(1, 2)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.mean_shift import DIV2K_MEAN
 from basicsr.archs.recognition import Recognised, shuffled_scale
-from basicsr.utils.precision import without_autocast
+from basicsr.utils.precision import at_least_float32, without_autocast
 from basicsr.utils.ranges import Colour, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -55,13 +55,14 @@ class Conv3XC(nn.Module):
 
     def kernel(self):
         """The merged weight (`num_out`, `num_in`, 3, 3) and bias (`num_out`), with gradients."""
-        first, middle, last = self.conv
-        with without_autocast(middle.weight.device.type):
-            weight = torch.tensordot(middle.weight, first.weight[..., 0, 0], ([1], [0])).permute(0, 3, 1, 2)
-            weight = torch.tensordot(last.weight[..., 0, 0], weight, ([1], [0]))
-            bias = middle.weight.sum((2, 3)) @ first.bias + middle.bias
-            bias = last.weight[..., 0, 0] @ bias + last.bias
-            return weight + F.pad(self.sk.weight, (1, 1, 1, 1)), bias + self.sk.bias
+        with without_autocast(self.sk.weight.device.type):
+            (inner, inner_bias), (wide, wide_bias), (outer, outer_bias), (beside, beside_bias) = (
+                (at_least_float32(part.weight), at_least_float32(part.bias)) for part in (*self.conv, self.sk)
+            )
+            weight = torch.tensordot(wide, inner[..., 0, 0], ([1], [0])).permute(0, 3, 1, 2)
+            weight = torch.tensordot(outer[..., 0, 0], weight, ([1], [0])) + F.pad(beside, (1, 1, 1, 1))
+            bias = outer[..., 0, 0] @ (wide.sum((2, 3)) @ inner_bias + wide_bias) + outer_bias + beside_bias
+            return weight.to(self.sk.weight.dtype), bias.to(self.sk.weight.dtype)
 
     def forward(self, x):
         return self.eval_conv(x) if self.merged else F.conv2d(x, *self.kernel(), padding=1)
