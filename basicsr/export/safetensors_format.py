@@ -74,7 +74,7 @@ def for_spandrel(network: nn.Module, architecture: str) -> Converted:
     """
     converters: dict[str, Callable[[Any, State], Converted]] = {"EDSR": _edsr, "RCAN": _rcan, "SwinIR": _swinir}
     if architecture not in converters or isinstance(network, SpandrelNetwork):
-        if isinstance(network, SpandrelNetwork) or _is_spandrels(network):
+        if architecture == "NAFNet" or isinstance(network, SpandrelNetwork) or _is_spandrels(network):
             raise CheckpointError(
                 f"--layout spandrel: spandrel loads {architecture} as --layout ours writes it; give that"
             )
