@@ -24,6 +24,9 @@ class SAFM(nn.Module):
     A quarter of the channels is seen at full resolution, the others at a half, a quarter and an eighth of it.
     """
 
+    smallest_traced_side = 2 * 2 ** (_LEVELS - 1)
+    """From here on there are two parts along each axis, as a graph for all sizes supposes."""
+
     def __init__(self, num_feat: int) -> None:
         super().__init__()
         part = num_feat // _LEVELS
@@ -51,8 +54,9 @@ def _smaller(x: Tensor, factor: int) -> Tensor:
         count = torch.sym_max(side // factor, 1)
         number = torch.arange(count, device=x.device)
         starts, ends = number * side // count, ((number + 1) * side + count - 1) // count
-        rows = [x.index_select(axis, torch.minimum(starts + step, ends - 1)) for step in range(2 * factor)]
-        x = torch.stack(rows).amax(0)
+        steps = torch.arange(2 * factor, device=x.device)[:, None]  # no part is longer
+        rows = x.index_select(axis, torch.minimum(starts + steps, ends - 1).flatten())
+        x = rows.reshape(*x.shape[:axis], 2 * factor, count, *x.shape[axis + 1 :]).amax(axis)
     return x
 
 
