@@ -28,7 +28,7 @@ class FFDNet(PlainDenoiser):
         noise_level: standard deviation of the noise to remove, of images in [0, 255].
     """
 
-    padder_size = 2
+    split_size = 2  # tiles begin at even pixels
 
     def __init__(
         self,
