@@ -10,13 +10,10 @@ Network and scale are recognised from the checkpoint. docs/upscaling.md tells wh
 from __future__ import annotations
 
 import argparse
-import glob
 import importlib.util
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,26 +29,20 @@ import torch
 from tqdm import tqdm
 
 from basicsr.archs.luma import LumaNetwork
-from basicsr.data.data_util import count_images, looks_like_image, some
+from basicsr.data.data_util import some
 from basicsr.files.atomic_files import check_writable, sha256_of
 from basicsr.files.band_files import BAND_SUFFIXES, MOST_BANDS
 from basicsr.inference.bands_upscaling import upscale_bands
-from basicsr.inference.pictures import DEFAULT_QUALITY, FORMATS, PICTURE_SUFFIXES, OutputError, PictureFile
+from basicsr.inference.pictures import DEFAULT_QUALITY, FORMATS, OutputError
 from basicsr.inference.runner import ImageRunner, Trial
-from basicsr.inference.upscaling import Sized, Upscaler, upscale_file
+from basicsr.inference.sources import SUFFIXES, VIDEO_KINDS, Source, find_sources, is_video, not_taken, plan
+from basicsr.inference.upscaling import Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
-from basicsr.utils.misc import scandir
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, choose_device, keep_output_precise
 from basicsr.utils.text import printable
 from basicsr.weights.recognise import Pretrained, check_scale, load_pretrained
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv"),
-    *(".3gp", ".mxf", ".vob", ".y4m"),
-)
-SUFFIXES = (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
-VIDEO_KINDS = ("mp4", "mov", "mkv")
 DEFAULT_CRF = {"h264": 18, "hevc": 20, "ffv1": None}
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 
@@ -136,11 +127,6 @@ def ending_of(path: str, arguments: argparse.Namespace) -> str:
     return ".mov" if suffix == ".mov" else ".mp4"
 
 
-def is_video(path: str) -> bool:
-    """Whether a file is taken for a video, by its name."""
-    return path.lower().endswith(VIDEO_SUFFIXES)
-
-
 def without_videos(sources: Sequence[Source]) -> list[Source]:
     """All sources, or only pictures where PyAV is not installed: MachineError if the command line names a video."""
     videos = [source for source in sources if is_video(source.path)]
@@ -151,137 +137,6 @@ def without_videos(sources: Sequence[Source]) -> list[Source]:
         raise MachineError(f"{printable(videos[0].path)}: {remedy}")
     say(f"warning: {some([source.path for source in videos], 'video')} not read; {remedy}", error=True)
     return [source for source in sources if source not in videos]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A picture or a video to be read."""
-
-    path: str
-    below: str  # path below the folder or the fixed part of the pattern given; a file's name
-    named: bool  # whether the command line named the file itself
-
-
-def find_sources(
-    inputs: Sequence[str], *, recursive: bool = False, suffixes: tuple[str, ...] = SUFFIXES
-) -> list[Source]:
-    """The pictures and videos of files, folders and patterns (`**`: any folders), each once; DataError if none.
-
-    Folders and patterns are searched for `suffixes`; what exists is no pattern, whatever its name.
-    """
-    sources: dict[str, Source] = {}
-    for given in inputs:
-        for source in _sources_of(given, recursive, suffixes):
-            sources.setdefault(_place(source.path), source)
-    return list(sources.values())
-
-
-def _sources_of(given: str, recursive: bool, suffixes: tuple[str, ...]) -> list[Source]:
-    endings = ", ".join(suffixes)
-    if os.path.isdir(given):
-        names = list(scandir(given, suffix=suffixes, recursive=recursive))
-        if not names:
-            more = "" if recursive else "; --recursive looks into the folders below"
-            raise DataError(f"folder {printable(given)} holds no picture and no video ({endings}){more}")
-        return [Source(os.path.join(given, name), name, named=False) for name in names]
-    if os.path.lexists(given):
-        return [Source(given, os.path.basename(given), named=True)]
-    if not glob.has_magic(given):
-        raise DataError(
-            f"{printable(given)} does not exist; give files, folders, or patterns in quotes such as 'photos/*.jpg'"
-        )
-    found = sorted(path for path in glob.glob(given, recursive=True) if os.path.isfile(path))
-    pictures = [path for path in found if path.lower().endswith(suffixes)]
-    if not pictures:
-        what = f"{len(found)} files, none of them a picture or a video ({endings})" if found else "no file"
-        raise DataError(f"pattern '{printable(given)}' matches {what}")
-    fixed = given
-    while glob.has_magic(fixed):
-        fixed = os.path.dirname(fixed)
-    return [Source(path, os.path.relpath(path, fixed or os.curdir), named=False) for path in pictures]
-
-
-def not_taken(given: str, output: Path, *, recursive: bool, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[str]:
-    """Warnings of pictures in a given folder that `find_sources` skips, except results."""
-    if not os.path.isdir(given):
-        return
-    names = sorted(os.listdir(given))
-    folders = [name for name in names if os.path.isdir(os.path.join(given, name))]
-    inputs = [name for name in folders if _place(os.path.join(given, name)) != _place(output)]
-    below = {name: count for name in inputs if (count := count_images(os.path.join(given, name))) != 0}
-    if below and not recursive:
-        counts = [f"{name}: {'cannot be read' if count is None else f'{count:,d}'}" for name, count in below.items()]
-        yield f"{some(counts, 'folder')} in it, with pictures, not read; --recursive takes them"
-    files = (name for name in names if name not in folders and not name.lower().endswith(suffixes))
-    if others := [name for name in files if looks_like_image(name)]:
-        yield f"{some(others, 'file')} in it not read, because of the ending; convert to PNG"
-
-
-def plan(
-    sources: Sequence[Source], output: Path, *, suffix: str, ending: Callable[[str], str], scale: int
-) -> tuple[dict[str, Path], int]:
-    """Each file's result, NAME + `suffix` + `ending` of its path below `output`, and how many were skipped.
-
-    Skipped are results of an earlier run, recognised by name and size, unless the command line names them. Raises
-    DataError if a result would overwrite another or a picture to be read.
-    """
-    targets: dict[str, Path] = {}
-    ends: dict[str, str] = {}
-    origins: dict[str, str] = {}
-    for source in sources:
-        stem = output / os.path.dirname(source.below) / (Path(source.below).stem + suffix)
-        targets[source.path] = stem.with_name(stem.name + ending(source.path))
-        end = _place(stem)
-        ends[source.path] = end + ending(source.path)
-        kinds = VIDEO_KINDS if is_video(source.path) else FORMATS
-        origins |= {f"{end}.{kind}": source.path for kind in kinds}
-    read = {}
-    for source in sources:
-        place = _place(source.path)
-        origin = None if source.named else origins.get(place, source.path)
-        if origin in (None, source.path) or not _is_enlarged(origin, source.path, scale):
-            read[place] = source.path
-    written: dict[str, str] = {}
-    for path in read.values():
-        if ends[path] in read:
-            raise DataError(
-                f"the result of {printable(path)} would overwrite {printable(read[ends[path]])}, which is to be read;"
-                " choose another --output folder or --suffix"
-            )
-        if ends[path] in written:
-            raise DataError(
-                printable(f"{written[ends[path]]} and {path} would both become {targets[path]};")
-                + " run them one by one, each with another --output folder or --suffix"
-            )
-        written[ends[path]] = path
-    return {path: targets[path] for path in read.values()}, len(sources) - len(read)
-
-
-def _is_enlarged(small: str, large: str, scale: int) -> bool:
-    """Whether a picture or video is `scale` times as large as another, perhaps turned; False if either is damaged."""
-    try:
-        first, second = _opened(small), _opened(large)
-    except DataError:
-        return False
-    if is_video(large):  # which may be padded
-        return [-(-side * scale // 2) for side in (first.height, first.width)] == [
-            -(-side // 2) for side in (second.height, second.width)
-        ]
-    return sorted((first.height * scale, first.width * scale)) == sorted((second.height, second.width))
-
-
-def _opened(path: str) -> Sized:
-    if not is_video(path):
-        return PictureFile(path)
-    from basicsr.inference.video_files import VideoFile
-
-    return VideoFile(path)
-
-
-def _place(path: str | os.PathLike[str]) -> str:
-    """The path with links in its folders followed, but not a link of its own name."""
-    folder, name = os.path.split(os.path.abspath(path))
-    return os.path.join(os.path.realpath(folder), name)
 
 
 def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
@@ -418,6 +273,9 @@ def upscale_one(
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse(argv)
+    # A wrong path is told before the network is loaded, which tells what kinds of files it takes.
+    any_kind = tuple(dict.fromkeys((*SUFFIXES, *BAND_SUFFIXES)))
+    find_sources(arguments.input, recursive=arguments.recursive, suffixes=any_kind)
     pretrained = load(arguments.model, arguments.scale, arguments.param_key)
     bands = pretrained.in_channels if pretrained.in_channels not in (1, 3) else None
     suffixes = SUFFIXES if bands is None else BAND_SUFFIXES
@@ -428,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def ending(path: str) -> str:
         return ending_of(path, arguments) if bands is None else Path(path).suffix.lower()
 
-    jobs, left_out = plan(sources, output, suffix=suffix, ending=ending, scale=pretrained.scale)
+    jobs, left_out = plan(sources, output, suffix=suffix, ending=ending, scale=pretrained.scale, bands=bands)
     for given in arguments.input:
         for sentence in not_taken(given, output, recursive=arguments.recursive, suffixes=suffixes):
             say(f"warning: {given}: {sentence}", error=True)

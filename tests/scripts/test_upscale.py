@@ -404,6 +404,12 @@ def test_images_of_several_bands_stay_what_they_are(run, here, suffix, dtype):
     large = bands_from_bytes((here / f"out/a_x2{suffix}").read_bytes(), 5, "result")
     assert large.dtype == dtype
     np.testing.assert_allclose(large, repeated(pixels), atol=0 if dtype != np.float32 else 1e-6)
+    code, lines, _ = run("bands", "--tile", 8, model="bands.pth", output="bands")
+    before = sorted(here.glob("bands/*"))
+    code, lines, _ = run("bands", "--tile", 8, model="bands.pth", output="bands")
+    assert code == 0 and lines[-2:] == ["1 left out: results of an earlier run", "1 upscaled, 0 failed"]
+    assert sorted(here.glob("bands/*")) == before
+
     code, _, errors = run("photos/a.png", model="bands.pth")
     assert code == 3 and errors[-1].endswith("photos/a.png: it is a PNG file; bands are read from TIFF and .npy files")
     code, _, errors = run("photos", model="bands.pth")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from upscale import find_sources, plan
 
+from basicsr.inference.sources import find_sources, plan
 from basicsr.utils.errors import DataError
 
 
