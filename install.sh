@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Installs the package for development, with the tested versions of what it needs:
-#     bash install.sh [extras]        extras: test, dev, export, metrics, video, wandb, or several as "test,dev"
+#     bash install.sh [extras]        extras: those of pyproject.toml, such as test or export, or several as "test,dev"
 # into the active environment (venv or conda), else into .venv, which it makes. With an NVIDIA GPU it takes the CUDA
 # build of torch, without one the CPU build. TORCH_INDEX_URL, if set, is a further package index to find torch in.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 extras="${1:-}"
+offered="$(sed -n '/^\[project.optional-dependencies\]/,/^\[project.scripts\]/s/^\([a-z]*\) = .*/\1/p' pyproject.toml | xargs)"
 for extra in ${extras//,/ }; do
-    if [[ ! " test dev export metrics video wandb " == *" $extra "* ]]; then
-        echo "error: there is no extra '$extra'; give test, dev, export, metrics, video or wandb, several with commas between" >&2
+    if [[ " $offered " != *" $extra "* ]]; then
+        echo "error: there is no extra '$extra'; give one of ${offered// /, }, or several with commas between" >&2
         exit 2
     fi
 done
