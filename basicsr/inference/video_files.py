@@ -6,11 +6,12 @@ PyAV holds FFmpeg's libraries in one wheel for every system. Pipes to a program 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -47,6 +48,12 @@ _DEEPEST = 16
 _TOP = 65535
 _SHORTER_BY = 2.0  # seconds: a file that ends so much before the end it names is cut short
 _RATE_TOLERANCE = 0.05
+_LARGEST_ASPECT = 1 << 16
+_HDR = {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA", "DOVI_RPU_BUFFER"}
+"""PyAV's names of what frames tell of the display that they were made on."""
+_LONGEST_HEADER = 4096
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_NO_RIFF_SIZE = 0xFFFFFFFF
 _REPAIR = "copy it again, or keep what is intact by `ffmpeg -i IN -c copy OUT`"
 
 
@@ -136,13 +143,16 @@ class VideoFile:
         self.path = path
         self._name = printable(path)
         try:
-            open_regular(path).close()
+            with open_regular(path) as file:
+                size, announced = os.fstat(file.fileno()).st_size, announced_size(file)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise self.error(reason) from error
         self.notes: list[str] = []
         with self.open() as container:
             self._look_through(container)
+        if announced is not None and size < announced:
+            raise self.error(f"it is cut short: {size:,d} of {announced:,d} bytes are there; {_REPAIR}")
         with self.open() as container, self.decoding():
             stream = self._stream_of(container)
             first = next(container.decode(stream), None)
@@ -216,7 +226,7 @@ class VideoFile:
 
     def _look_through(self, container: Any) -> None:
         """Finds the stream, counts its packets, and refuses what is cut short, encrypted or holds no video."""
-        streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+        streams = [stream for stream in container.streams.video if not is_cover(stream)]
         if not streams:
             what = "only sound" if container.streams.audio else "neither pictures nor sound"
             raise self.error(f"it holds no video, {what}")
@@ -285,6 +295,8 @@ class VideoFile:
             raise self.error(f"its pixels are of the kind {layout.name}; convert it")
         if len(colour) < len(layout.components) or stream.metadata.get("alpha_mode") == "1":  # which WebM keeps apart
             self.notes.append("transparency left out")
+        if _HDR & {entry.type.name for entry in frame.side_data}:
+            self.notes.append("HDR metadata left out")
         self.bits = 8 if self.depth <= 8 else 16
         self.is_rgb = layout.is_rgb or layout.has_palette
         self.channels = 1 if len(colour) == 1 and not self.is_rgb else 3
@@ -348,14 +360,21 @@ class _Conversion:
         return np.ascontiguousarray(self._video._turn.of(pixels.reshape(*pixels.shape[:2], -1)))
 
 
-def scaling(width: int, height: int, layout: str, scale: str, target: str) -> Graph:
-    """FFmpeg's scaler for frames of a size and layout, by options `scale`, to the layout `target`."""
+def scaling(width: int, height: int, layout: str, scale: str, target: str, aspect: Fraction = Fraction(1)) -> Graph:
+    """FFmpeg's scaler for frames of a size and layout, by options `scale`, to the layout `target`.
+
+    Its frames are marked with the pixels' `aspect`.
+    """
     graph = Graph()
     source = graph.add_buffer(
         format=av.VideoFormat(layout, width, height), width=width, height=height, time_base=ANY_UNIT
     )
     graph.link_nodes(
-        source, graph.add("scale", scale), graph.add("format", target), graph.add("buffersink")
+        source,
+        graph.add("scale", scale),
+        graph.add("format", target),
+        graph.add("setsar", f"sar={aspect.numerator}/{aspect.denominator}:max={_LARGEST_ASPECT}"),
+        graph.add("buffersink"),
     ).configure()
     return graph
 
@@ -389,8 +408,29 @@ def _turn_of(frame: Any) -> _Turn:
     return _Turn()
 
 
-def _is_cover(stream: Any) -> bool:
+def is_cover(stream: Any) -> bool:
+    """Whether a stream of pictures is a still beside the video."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def announced_size(file: BinaryIO) -> int | None:
+    """The bytes that a Matroska or AVI file has by its own header; None of others, and where it does not say."""
+    head = file.read(_LONGEST_HEADER)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        size = int.from_bytes(head[4:8], "little")
+        return size + 8 if 0 < size < _NO_RIFF_SIZE else None
+    if head[:4] != _EBML:
+        return None
+    start = 4
+    for name in (_EBML, _SEGMENT):
+        width = 9 - (head[start : start + 1] or b"\0")[0].bit_length()  # zeros before the first one tell the length
+        number, start = int.from_bytes(head[start : start + width], "big") & (1 << 7 * width) - 1, start + width
+        if name == _SEGMENT:
+            return start + number if number != (1 << 7 * width) - 1 else None
+        start += number + len(_SEGMENT)
+        if head[start - len(_SEGMENT) : start] != _SEGMENT:
+            break
+    return None
 
 
 def reason_of(error: Exception) -> str:

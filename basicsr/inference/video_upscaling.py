@@ -20,13 +20,16 @@ from tqdm import tqdm
 from basicsr.files.atomic_files import TEMPORARY, sha256_of
 from basicsr.inference.pictures import OutputError, Picture, write_with
 from basicsr.inference.upscaling import Upscaler, check_memory
-from basicsr.inference.video_files import Frame, VideoFile, reason_of
+from basicsr.inference.video_files import Frame, VideoFile, is_cover, reason_of
 from basicsr.inference.video_writing import COPIED, Encoding, Part, check, codec_of, copied_streams, join, write_part
 from basicsr.utils.errors import DataError
 from basicsr.utils.text import printable
 
 _MUXERS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska"}
 _STATE = "job.json"
+_ASPECT_IN_FRAMES = (  # for PyAV cannot tell FFmpeg's writer of Matroska
+    "the shape of pixels stands in the frames, not in the mkv file, where some players look: --video_format mp4"
+)
 _REPORTED_EVERY = 60.0  # seconds, where no terminal shows a bar
 
 
@@ -97,9 +100,12 @@ class VideoJob:
         with video.open() as container:
             others = [f"{stream.type} {codec_of(stream)}" for stream in copied_streams(container)]
             left_out = [stream.type for stream in container.streams if stream.type not in ("video", *COPIED)]
+            left_out += ["cover" for stream in container.streams.video if is_cover(stream)]
         notes = [f"{kinds} frames a second"]
         notes += [f"{' and '.join(others)} copied"] * bool(others)
         notes += [f"left out: {', '.join(left_out)}"] * bool(left_out)
+        if self._settings.codec == "ffv1" and self._kind == "matroska" and video.pixel_aspect != 1:
+            notes.append(_ASPECT_IN_FRAMES)
         return Upscaled(
             f"{video.width}x{video.height}",
             f"{self._encoding.padded_width}x{self._encoding.padded_height}",

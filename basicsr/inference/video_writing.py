@@ -95,7 +95,7 @@ class Encoding:
         before = ":in_range=pc" if self.video.channels == 1 else ""
         if self.video.bits == 16:
             given, before = "yuv444p16le", f":in_color_matrix={colours.matrix_name}:in_range={colours.range_name}"
-        return scaling(*size, given, f"{EXACT}{before}{colours.unchanged}", self.layout)
+        return scaling(*size, given, f"{EXACT}{before}{colours.unchanged}", self.layout, self.video.pixel_aspect)
 
     def frame_of(self, pixels: np.ndarray) -> Any:
         """PyAV's frame of an array (H, W, C)."""

@@ -250,6 +250,8 @@ def playlist(path):
         (lambda path: without_frames(path, "matroska"), "it ends before its first frame"),
         (lambda path: cut(path, "mp4"), "it is cut short"),
         (lambda path: cut(path, "mkv", 0.4), "it is cut short"),
+        (lambda path: cut(path, "mkv", 0.95), "it is cut short"),
+        (lambda path: cut(path, "avi", 0.95), "it is cut short"),
         (lambda path: cut(path, "mov", 0.9), "it is damaged or no video"),  # without its index, which is at the end
         (encrypted, "it is encrypted"),
         (playlist, "it is no video, whatever its name"),
@@ -272,6 +274,20 @@ def test_files_that_are_no_use_are_named_in_one_line(tmp_path, make, expected, c
     assert "given.mp4" in message
     assert "\n" not in message
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "after", "unknown"),
+    [("a.mkv", b"\x18\x53\x80\x67", b"\x01" + b"\xff" * 7), ("a.avi", b"RIFF", bytes(4))],
+)
+def test_files_that_do_not_say_how_long_they_are_are_read(tmp_path, name, after, unknown):
+    """As recorders write them: a Matroska segment of unknown size, and AVI's size left at 0."""
+    path = make_video(tmp_path / name, noise(4))
+    content = bytearray(path.read_bytes())
+    place = content.index(after) + len(after)
+    content[place : place + len(unknown)] = unknown
+    path.write_bytes(content)
+    assert len(list(VideoFile(str(path)).frames())) == 4
 
 
 def test_frames_of_another_size_are_brought_to_that_of_the_first(tmp_path):

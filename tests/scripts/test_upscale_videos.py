@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import resource
 import signal
 import subprocess
@@ -64,6 +65,21 @@ def frames_of(path: Path | str) -> tuple[list[Fraction], list[np.ndarray]]:
     return [frame.pts * frame.time_base for frame in shown], [frame.to_ndarray(format="rgb24") for frame in shown]
 
 
+def told_aspect(stream: av.VideoStream, frame: av.VideoFrame) -> str:
+    """The shape of pixels that a frame itself tells, by FFmpeg's filter `showinfo`."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(template=stream, time_base=stream.time_base)
+    graph.link_nodes(source, graph.add("showinfo"), graph.add("buffersink")).configure()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        with av.logging.Capture() as lines:
+            graph.vpush(frame)
+            graph.vpull()
+    finally:
+        av.logging.set_level(None)
+    return " ".join(text for _, _, text in lines).partition(" sar:")[2].split()[0]
+
+
 class TestWhatIsKept:
     def test_pictures_times_sound_subtitles_and_shape_of_pixels(self, run, here):
         times = [512 * i + 100 * (i % 2) for i in range(10)]
@@ -96,6 +112,33 @@ class TestWhatIsKept:
         assert [frame.shape for frame in pixels] == [(35 * scale, 37 * scale, 3)] * 3
         for frame, given in zip(pixels, colours(3), strict=True):
             assert np.abs(frame.astype(int) - given[0, 0]).max() <= 4
+
+    @pytest.mark.parametrize("kind", ["mkv", "mp4"])
+    def test_the_shape_of_pixels_is_kept_without_loss_too_and_told_where_players_may_miss_it(self, run, here, kind):
+        make_video(here / "a.mp4", colours(2), aspect=Fraction(4, 3))
+        _, lines, _ = run("a.mp4", "--video_codec", "ffv1", "--video_format", kind)
+        assert ("the shape of pixels stands in the frames" in lines[1]) == (kind == "mkv")
+        with av.open(str(here / f"out/a_x2.{kind}")) as container:
+            stream = container.streams.video[0]
+            assert stream.sample_aspect_ratio == (Fraction(4, 3) if kind == "mp4" else None)
+            assert told_aspect(stream, next(container.decode(stream))) == "4/3"
+
+    def test_what_is_left_out_is_told(self, run, here):
+        display = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,500)"
+        options = {"x264-params": f"mastering-display={display}:cll=1000,400"}
+        hdr = make_video(here / "hdr.mp4", colours(2), layout="yuv420p10le", matrix=9, options=options)
+        picture = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(picture, "JPEG")
+        with av.open(str(hdr)) as given, av.open("a.mkv", "w") as container:
+            stream = container.add_stream_from_template(given.streams.video[0])
+            container.add_attachment("cover.jpg", "image/jpeg", picture.getvalue())
+            container.add_attachment("letters.ttf", "application/x-truetype-font", b"font")
+            for packet in given.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    container.mux(packet)
+        _, lines, _ = run("a.mkv")
+        assert "; left out: attachment, cover; " in lines[1] and lines[1].endswith("; HDR metadata left out")
 
     def test_pictures_and_videos_of_a_folder_and_results_of_an_earlier_run(self, run, here):
         (here / "mixed").mkdir()
