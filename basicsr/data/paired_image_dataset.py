@@ -10,9 +10,9 @@ import numpy as np
 
 from basicsr.config.component_blocks import ON_DISK, DegradationBlocks, ImageFolders, ImageLists, StorageBlock
 from basicsr.data.base import Color, PatchDataset, TensorConversion, gray_values, rgb_tensor, taking_opt
-from basicsr.data.degradations.base import Chain, fault_of
+from basicsr.data.degradations.base import Chain, cache_fault, fault_of, resolved
 from basicsr.data.image_sets import find_images
-from basicsr.data.storage import OpenImage, StoredImages, Window
+from basicsr.data.storage import DecodedImage, OpenImage, StoredImages, Window
 from basicsr.data.teacher_outputs import decode, open_output
 from basicsr.data.transforms import (
     Coins,
@@ -67,7 +67,8 @@ class PairedImageDataset(PatchDataset):
         mean: subtracted from each channel of both images.
         std: divides each channel of both images then.
         teacher_cache: folder of a teacher's outputs for the images, as scripts/cache_teacher.py makes it; in
-            training samples then have `sr_teacher`, cut and turned as `gt` is.
+            training samples then have `sr_teacher`, cut and turned as `gt` is. Where LR images are made, by steps
+            without random choices only.
         degradation: how LR images are made where there is no `dataroot_lq`: a step, or a list of steps in their
             order; MATLAB's bicubic if left out. With color gray, HR images are made gray before.
 
@@ -158,8 +159,8 @@ class PairedImageDataset(PatchDataset):
             steps = [degradation] if isinstance(degradation, Mapping) else list(degradation)
             if fault := fault_of(steps, scale):
                 yield "degradation", fault
-        if teacher_cache is not None:
-            yield "teacher_cache", "has outputs for LR images that lie in dataroot_lq; give that, or remove this"
+        if teacher_cache is not None and (fault := cache_fault(degradation or _BICUBIC)):
+            yield "teacher_cache", f"{fault}; remove one of the two"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -207,8 +208,7 @@ class PairedImageDataset(PatchDataset):
         windows = {"lq": Window(top, left, side // scale, side // scale)}
         windows["gt"] = windows["sr_teacher"] = Window(top * scale, left * scale, side, side)
         if self._teacher_cache is not None:
-            name = self._named.key(names[self._roles[0]])
-            images["sr_teacher"] = open_output(self._teacher_cache, name, output_size)
+            images["sr_teacher"] = self._output(names[self._roles[0]], output_size)
         patches = {name: _mirrored(image, windows[name], image.size) for name, image in images.items()}
         coins = self._draw_coins(rng)
         return {name: turned(patch, coins) for name, patch in patches.items()}
@@ -232,8 +232,23 @@ class PairedImageDataset(PatchDataset):
         if self._gray:
             around = gray_values(around)
         lq = self._degrade(around, origin, rng)
-        hr = around[margin : margin + window.height, margin : margin + window.width]
-        return {"lq": turned(lq, coins), "gt": turned(hr, coins)}
+        patches = {"lq": lq, "gt": around[margin : margin + window.height, margin : margin + window.width]}
+        if self._teacher_cache is not None:
+            patches["sr_teacher"] = _mirrored(self._output(name, size), window, size)
+        return {role: turned(patch, coins) for role, patch in patches.items()}
+
+    def make_lq(self, gt: np.ndarray) -> np.ndarray:
+        """The LR image (h, w, 3), BGR, of a whole HR image (H, W, 3), where steps without random choices make it."""
+        assert self._degrade is not None
+        scale, margin = self.scale, self._degrade.margin
+        size = gt.shape[0] // scale * scale, gt.shape[1] // scale * scale
+        window = Window(-margin, -margin, size[0] + 2 * margin, size[1] + 2 * margin)
+        return self._degrade(_mirrored(DecodedImage(gt), window, size), window[:2], generator(0, "degradation"))
+
+    def _output(self, name: str, size: Size) -> OpenImage:
+        """The teacher's output for an image."""
+        assert self._teacher_cache is not None
+        return open_output(self._teacher_cache, self._named.key(name), size)
 
     def _draw_coins(self, rng: np.random.Generator) -> Coins:
         coins = draw_coins(self.use_hflip, self.use_rot, rng)
@@ -249,6 +264,7 @@ class PairedImageDataset(PatchDataset):
             gt_patch_size=None if self.extend_small else self.gt_size,
             chosen=self._images.chosen,
             shares=self._images.shares,
+            degradation=None if self._degrade is None else resolved(self.degradation),
         )
 
 

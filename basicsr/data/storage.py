@@ -340,7 +340,7 @@ class StoredImages:
     the first role are the dataset's names. HR is `scale` times as large as LR, exactly if `exact` (in training), else
     with pixels left over below and right. HR patches of side `gt_patch_size` must fit in. `chosen` images are named by
     a list, so that others in the folder are left out on purpose. `shares` are those of its folders, in order; none
-    stands for one.
+    stands for one. Where there are no LR images, `degradation` makes them: steps with all their options.
     """
 
     files: Mapping[str, Sequence[str]]
@@ -350,6 +350,7 @@ class StoredImages:
     gt_patch_size: int | None = None
     chosen: bool = False
     shares: tuple[Share, ...] = ()
+    degradation: Sequence[Mapping[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.files.values())))

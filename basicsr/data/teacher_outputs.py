@@ -1,7 +1,8 @@
 """A teacher's outputs for the training images, kept as files: how they are coded, named and listed.
 
 A cache is a folder with a 16-bit PPM file for each HR image, of its size and by its name, and `cache.json`, which says
-whose outputs they are and of which LR images. LR images alone give files their own names. A value x is stored as
+whose outputs they are and of which LR images, or of which HR images and how LR images were made of them. LR images
+alone give files their own names. A value x is stored as
 
     v = round((clip(x, -1/2, 3/2) + 1/2) / 2 * 65535),    x ~ v / 65535 * 2 - 1/2,
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -70,7 +71,8 @@ class CacheKey(_Record):
 class CachedImage(_Record):
     """One image by its name, `ImageRoot.key`; the fields of its output are None while there is none.
 
-    `lq` and `sha256` are digests of the LR image's and the output's file; `clipped` counts values at the range's ends.
+    `lq` and `sha256` are digests of the LR image's and the output's file; where LR images are made, `lq` is that of the
+    HR image's file. `clipped` counts values at the range's ends.
     """
 
     name: str
@@ -82,11 +84,15 @@ class CachedImage(_Record):
 
 
 class Manifest(_Record):
-    """Content of `cache.json`; `complete` is False while the cache is being made, images are in the dataset's order."""
+    """Content of `cache.json`; `complete` is False while the cache is being made, images are in the dataset's order.
+
+    `degradation` has the steps that made LR images of HR images, with all their options; None of LR images from files.
+    """
 
     format: Literal[1] = FORMAT
     complete: bool
     key: CacheKey
+    degradation: tuple[dict[str, Any], ...] | None = None
     range: tuple[float, float] = (LOWEST, HIGHEST)
     images: tuple[CachedImage, ...] = Field(min_length=1)
 
@@ -200,8 +206,26 @@ def key_differences(cached: CacheKey, wanted: CacheKey) -> list[str]:
     return differences
 
 
-def image_difference(cached: Sequence[CachedImage], names: Sequence[str], digests: Sequence[str]) -> str | None:
-    """How a cache's images first differ from a dataset's, in words; None where they are the same."""
+def input_role(stored: StoredImages) -> Literal["lq", "gt"] | None:
+    """The role of the images whose files tell a teacher's inputs: LR, or HR of which LR is made; None without both."""
+    if "lq" in stored.files:
+        return "lq"
+    return None if stored.degradation is None else "gt"
+
+
+def image_difference(
+    manifest: Manifest,
+    degradation: Sequence[Mapping[str, Any]] | None,
+    names: Sequence[str],
+    digests: Sequence[str],
+) -> str | None:
+    """How a cache's images first differ from a dataset's, in words; None where they are the same.
+
+    `degradation` is that of the dataset's `StoredImages`, and `digests` are those of its files of `input_role`.
+    """
+    cached, made = manifest.images, manifest.degradation
+    if made != (None if degradation is None else tuple(degradation)):
+        return f"its LR images are {_origin(made)}, the dataset's {_origin(degradation)}"
     theirs = [image.name for image in cached]
     if len(theirs) != len(names):
         lacking = min(set(names) - set(theirs), default=None) or min(set(theirs) - set(names), default="")
@@ -212,8 +236,13 @@ def image_difference(cached: Sequence[CachedImage], names: Sequence[str], digest
             return f"image {number} is {printable(other)} in it and {printable(own)} in the dataset"
     changed = [image.name for image, digest in zip(cached, digests, strict=True) if image.lq != digest]
     if changed:
-        return f"the LR image of {printable(changed[0])} is another than it was then{_and_more(changed)}"
+        what = "the LR image of" if made is None else "the HR image"
+        return f"{what} {printable(changed[0])} is another than it was then{_and_more(changed)}"
     return None
+
+
+def _origin(steps: Sequence[Mapping[str, Any]] | None) -> str:
+    return "files" if steps is None else printable(f"made of HR images by {json.dumps(list(steps))}")
 
 
 def output_fault(folder: str | Path, images: Sequence[CachedImage]) -> str | None:

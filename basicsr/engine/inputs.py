@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.archs import vgg_arch, vqgan_arch
-from basicsr.config.component_blocks import constructor_of, is_auto
+from basicsr.config.component_blocks import is_auto
 from basicsr.config.schema import DatasetOptions, Options, thaw
 from basicsr.data.checks.checking import (
     BadImage,
@@ -30,6 +29,7 @@ from basicsr.data.teacher_outputs import (
     CacheKey,
     cached_names,
     image_difference,
+    input_role,
     key_differences,
     output_fault,
     read_manifest,
@@ -194,7 +194,7 @@ def _key_of_cache(options: Options, folder: str, digests: Mapping[str, str]) -> 
             difference = f"param_key_t and strict_load_t are {theirs}, the options' {ours}"
     # Of spandrel's networks, {type: auto}, no options are known.
     if difference is None and not (options.network_t is None or is_auto(options.network_t) or is_auto(key.network)):
-        cached, given = _with_defaults(key.network), _with_defaults(thaw(options.network_t))
+        cached, given = map(ARCH_REGISTRY.with_defaults, (key.network, options.network_t))
         for name in sorted({*cached, *given}):
             if cached.get(name) != given.get(name):
                 difference = f"its {name} is {cached.get(name)}, that of network_t {given.get(name)}"
@@ -210,31 +210,23 @@ def _key_of_cache(options: Options, folder: str, digests: Mapping[str, str]) -> 
 def check_cache_content(folder: str, dataset: Any) -> None:
     """Compares a cache's images with those of the dataset, and checks that all outputs exist.
 
-    LR images whose SHA-256 is not known from an earlier start are read. Raises DataError where names, order or LR
-    images are not those that it was made of, or outputs are missing; OptionsError where the dataset does not say where
-    its images lie.
+    LR images, or HR images of which LR is made, are read where their SHA-256 is not known from an earlier start. Raises
+    DataError where names, order or images are not those that it was made of, LR images are made in another way, or
+    outputs are missing; OptionsError where the dataset does not say where its images lie.
     """
     stored = stored_images(dataset)
-    if stored is None or "lq" not in stored.files:
+    if stored is None or (role := input_role(stored)) is None:
         raise OptionsError(
             f"teacher_cache: {type(dataset).__name__} does not say where its images lie (stored_images); use"
             " PairedImageDataset, or remove teacher_cache"
         )
-    images = read_manifest(folder).images
-    names = cached_names(stored)
-    bar = partial(progress, "Comparing LR images", sys.stderr.isatty())
-    if difference := image_difference(images, names, digests_of(stored.files["lq"], stored.roots["lq"], bar)):
+    manifest, names = read_manifest(folder), cached_names(stored)
+    bar = partial(progress, f"Comparing {'LR' if role == 'lq' else 'HR'} images", sys.stderr.isatty())
+    digests = digests_of(stored.files[role], stored.roots[role], bar)
+    if difference := image_difference(manifest, stored.degradation, names, digests):
         raise DataError(
             f"teacher_cache {folder} is of other images: {difference}; make one of these by {COMMAND} --output"
             " ANOTHER_FOLDER, and name that"
         )
-    if fault := output_fault(folder, images):
+    if fault := output_fault(folder, manifest.images):
         raise DataError(f"teacher_cache {folder}: {fault}; make what is missing by {COMMAND} --output {folder}")
-
-
-def _with_defaults(block: Mapping[str, Any]) -> dict[str, Any]:
-    constructor = constructor_of(ARCH_REGISTRY, block)
-    parameters = inspect.signature(constructor).parameters.values() if constructor is not None else ()
-    defaults = {entry.name: entry.default for entry in parameters if entry.default is not inspect.Parameter.empty}
-    plain: dict[str, Any] = json.loads(json.dumps({**defaults, **block}, default=str))
-    return plain

@@ -28,6 +28,7 @@ from basicsr.config.schema import Options, thaw
 from basicsr.data.base import TensorConversion
 from basicsr.data.checks.checking import check_images, dataset_warnings, progress, report
 from basicsr.data.checks.notes import digests_of
+from basicsr.data.degradations.base import cache_fault
 from basicsr.data.loading import build_dataset
 from basicsr.data.storage import ImageRoot, StoredImages, stored_images
 from basicsr.data.teacher_outputs import (
@@ -40,11 +41,13 @@ from basicsr.data.teacher_outputs import (
     count_clipped,
     encode,
     image_difference,
+    input_role,
     key_differences,
     read_manifest,
     size_of_file,
     write_manifest,
 )
+from basicsr.data.transforms import check_hr_patch_fits
 from basicsr.engine.inputs import digest_of_file
 from basicsr.engine.process.command import StopRequest
 from basicsr.engine.run_folder import LOCK, FolderLock
@@ -124,10 +127,13 @@ def make_cache(
         Interrupted, Preempted: a signal came; what is done is kept.
     """
     device = settings.device
-    stored = _training_images(options, dataset, say)
+    inputs = _training_images(options, dataset, say)
+    stored, degradation = inputs.stored, inputs.degradation
     names = cached_names(stored)
-    bar = partial(progress, "Reading LR images", sys.stderr.isatty())
-    digests = digests_of(stored.files["lq"], stored.roots["lq"], bar)
+    if degradation is not None:
+        say(f"LR images are made of HR images: {list(degradation)}")
+    bar = partial(progress, f"Reading {'LR' if inputs.role == 'lq' else 'HR'} images", sys.stderr.isatty())
+    digests = digests_of(inputs.files, inputs.root, bar)
     seed_everything(options.manual_seed)  # for weights that strict_load_t: false may leave as they are made
     options, recognised = recognise_networks(options)
     network, remark = load_network(options, "t", device)
@@ -139,7 +145,8 @@ def make_cache(
     check_teacher(options, network, device)
     amps: tuple[Amp, ...] = ("bf16", "fp16", "none")
     keys = {amp: _key(options, network, settings, amp) for amp in amps}
-    folders = {amp: folder or _default_folder(stored.roots[stored.names].folders, keys[amp]) for amp in amps}
+    steps = [str(step["type"]) for step in degradation or ()]
+    folders = {amp: folder or _default_folder(stored.roots[stored.names].folders, keys[amp], steps) for amp in amps}
     if settings.amp == "auto":
         # `auto` never chooses fp16, and goes on with a cache that was begun.
         begun = next((one for one in amps if one != "fp16" and _is_begun(folders[one], keys[one])), None)
@@ -152,16 +159,17 @@ def make_cache(
     key, folder = keys[amp], folders[amp]
     say(f"{folder}: {len(names):,d} outputs of {key}")
 
-    def output_size(name: str) -> tuple[int, int]:
-        with stored.roots["lq"].opened(name) as source:
-            height, width = read_header(source).size
-        return height * options.scale, width * options.scale
-
     with ThreadPoolExecutor(_THREADS) as pool:
-        sizes = list(pool.map(output_size, stored.files["lq"]))
-    wanted = [
-        CachedImage(name=name, lq=digest, size=size) for name, digest, size in zip(names, digests, sizes, strict=True)
-    ]
+        sizes = list(pool.map(inputs.output_size, inputs.files))
+    wanted = Manifest(
+        complete=False,
+        key=key,
+        degradation=degradation,
+        images=tuple(
+            CachedImage(name=name, lq=digest, size=size)
+            for name, digest, size in zip(names, digests, sizes, strict=True)
+        ),
+    )
     runner = ImageRunner(
         network,
         options.scale,
@@ -173,7 +181,7 @@ def make_cache(
         report=say,
     )
     with FolderLock(folder, "makes a teacher's cache there") as lock:
-        found = _existing_outputs(folder, key, wanted)
+        found = _existing_outputs(folder, wanted)
         lock.take_inside()
         missing = [number for number, image in enumerate(found) if image is None]
         if missing:
@@ -183,11 +191,11 @@ def make_cache(
                     f"{folder} needs {readable(needed)} more, {readable(free)} are free; give another --output, or free"
                     " space"
                 )
-            write_manifest(folder, Manifest(complete=False, key=key, images=tuple(wanted)))
-            _run(folder, runner, stored, wanted, missing, found)
+            write_manifest(folder, wanted)
+            _run(folder, runner, inputs, wanted.images, missing, found)
         images = tuple(image for image in found if image is not None)
         if missing or not read_manifest(folder).complete:
-            write_manifest(folder, Manifest(complete=True, key=key, images=images))
+            write_manifest(folder, wanted.model_copy(update={"complete": True, "images": images}))
             for path in folder.rglob(TEMPORARY):  # of killed processes: no other one has the folder
                 if path.name.split(".")[-2].isdigit():
                     with suppress(OSError):
@@ -197,13 +205,55 @@ def make_cache(
     return CacheSummary(folder, key, len(images), len(missing), size, clipped, values)
 
 
-def _training_images(options: Options, key: str, say: Callable[[str], None]) -> StoredImages:
+@dataclass(frozen=True)
+class _Inputs:
+    """The LR images of a training set, from files or made of HR images: `role` says of which the files are."""
+
+    dataset: Any
+    stored: StoredImages
+    role: Literal["lq", "gt"]
+
+    @property
+    def root(self) -> ImageRoot:
+        return self.stored.roots[self.role]
+
+    @property
+    def files(self) -> Sequence[str]:
+        return self.stored.files[self.role]
+
+    @property
+    def degradation(self) -> tuple[dict[str, Any], ...] | None:
+        """The steps that make LR images; None where these are files."""
+        return None if self.stored.degradation is None else tuple(map(dict, self.stored.degradation))
+
+    def output_size(self, name: str) -> tuple[int, int]:
+        """Height and width of the teacher's output for a file's image."""
+        scale = self.stored.scale
+        with self.root.opened(name) as source:
+            height, width = read_header(source).size
+        if self.role == "lq":
+            return height * scale, width * scale
+        size = height // scale * scale, width // scale * scale
+        check_hr_patch_fits(size, scale, self.root.label(name))
+        return size
+
+    def read(self, number: int, digest: str) -> np.ndarray:
+        """An LR image (h, w, 3), BGR; raises DataError where it is damaged, or its file is no longer of the digest."""
+        name = self.files[number]
+        content, label = self.root.content(name), self.root.label(name)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise DataError(f"{label} was changed while the cache was made; start again")
+        pixels = imfrombytes(content, source=label)
+        return pixels if self.role == "lq" else self.dataset.make_lq(pixels)
+
+
+def _training_images(options: Options, key: str, say: Callable[[str], None]) -> _Inputs:
     """The images of a training set, all of which must be sound; warns of what else lies in their folders."""
     block = options.datasets[key]
     framework = {name: getattr(block, name) for name in ("name", "phase", "scale")}
     dataset: Any = build_dataset({"type": block.type, **block.arguments, **framework})
     stored = stored_images(dataset)
-    if stored is None or "lq" not in stored.files:
+    if stored is None or (role := input_role(stored)) is None:
         raise OptionsError(
             f"datasets: {key}: {block.type} does not say where its images lie (stored_images); use PairedImageDataset"
         )
@@ -211,7 +261,9 @@ def _training_images(options: Options, key: str, say: Callable[[str], None]) -> 
         raise OptionsError(
             f"datasets: {key}: a teacher's cache has RGB in [0, 1]; remove {changed[0]}, or train without a cache"
         )
-    if (bands := stored.roots["lq"].channels) != 3:
+    if fault := cache_fault(stored.degradation or ()):
+        raise OptionsError(f"datasets: {key}: a teacher's cache {fault}; train without one")
+    if (bands := stored.roots[role].channels) != 3:
         raise OptionsError(
             f"datasets: {key}: a teacher's cache has RGB in [0, 1], these images have {bands} bands; train without one"
         )
@@ -220,7 +272,7 @@ def _training_images(options: Options, key: str, say: Callable[[str], None]) -> 
         raise DataError(report(bad, len(dataset), block.name))
     for remark in dataset_warnings(block.name, stored, "train"):
         say(f"warning: {remark}")
-    return stored
+    return _Inputs(dataset, stored, role)
 
 
 def _key(options: Options, network: torch.nn.Module, settings: CacheSettings, amp: str) -> CacheKey:
@@ -241,14 +293,17 @@ def _key(options: Options, network: torch.nn.Module, settings: CacheSettings, am
     )
 
 
-def _default_folder(folders: Sequence[str], key: CacheKey) -> Path:
-    """Beside the HR images, or LR images alone, the first of several: DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble."""
+def _default_folder(folders: Sequence[str], key: CacheKey, steps: Sequence[str]) -> Path:
+    """Beside the HR images, or LR images alone, the first of several: DIV2K/HR_EDSR_x4_1a2b3c4d_self_ensemble.
+
+    Where `steps` make LR images, with their names: DIV2K/HR_MatlabBicubic_EDSR_x4_1a2b3c4d.
+    """
     root = Path(folders[0])
     if root.name in ("", ".."):
         root = Path(os.path.abspath(root))
     architecture = re.sub(r"[^\w.-]+", "-", key.architecture)
     parts = [root.name.removesuffix(".lmdb"), *([f"and_{len(folders) - 1}_more"] if len(folders) > 1 else [])]
-    parts += [architecture, f"x{key.scale}", key.teacher[:8]]
+    parts += [*steps, architecture, f"x{key.scale}", key.teacher[:8]]
     parts += ["self_ensemble"] if key.self_ensemble else []
     parts += [key.precision] if key.precision != "none" else []
     return root.parent / "_".join(parts)
@@ -258,19 +313,20 @@ def _is_begun(folder: Path, key: CacheKey) -> bool:
     return (folder / MANIFEST).is_file() and not key_differences(read_manifest(folder).key, key)
 
 
-def _existing_outputs(folder: Path, key: CacheKey, wanted: Sequence[CachedImage]) -> list[CachedImage | None]:
+def _existing_outputs(folder: Path, wanted: Manifest) -> list[CachedImage | None]:
     """What a folder has of the cache, image by image; makes the folder, DataError where it holds something else."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not any(path.name != LOCK for path in folder.iterdir()):
-            return [None] * len(wanted)
+            return [None] * len(wanted.images)
     except OSError as error:
         raise CheckpointError(f"cannot write {folder}: {error.strerror}; give another --output") from error
     if not (folder / MANIFEST).exists():
         raise DataError(f"{folder} is not empty and no teacher's cache; give another --output")
     known = read_manifest(folder)
-    differing = key_differences(known.key, key)
-    other = image_difference(known.images, [image.name for image in wanted], [image.lq for image in wanted])
+    differing = key_differences(known.key, wanted.key)
+    names, digests = ([getattr(image, name) for image in wanted.images] for name in ("name", "lq"))
+    other = image_difference(known, wanted.degradation, names, digests)
     if other and not differing:
         differing = [other]
     if differing:
@@ -278,9 +334,9 @@ def _existing_outputs(folder: Path, key: CacheKey, wanted: Sequence[CachedImage]
             f"{folder} is another cache: {'; '.join(differing)}; remove it if it is of no use any more, or give another"
             " --output"
         )
-    images = known.images if known.complete else wanted
+    images = known.images if known.complete else wanted.images
     found = (_existing(folder, image) for image in images)
-    return list(progress("Looking at what is there", sys.stderr.isatty(), found, len(wanted)))
+    return list(progress("Looking at what is there", sys.stderr.isatty(), found, len(images)))
 
 
 def _existing(folder: Path, image: CachedImage) -> CachedImage | None:
@@ -310,7 +366,7 @@ def _entry(image: CachedImage, length: int, digest: str, codes: np.ndarray) -> C
 def _run(
     folder: Path,
     runner: ImageRunner,
-    stored: StoredImages,
+    inputs: _Inputs,
     wanted: Sequence[CachedImage],
     missing: Sequence[int],
     found: list[CachedImage | None],
@@ -326,7 +382,7 @@ def _run(
         for number in bar:
             if stop:
                 break
-            output = _output(runner, stored.roots["lq"], stored.files["lq"][number], wanted[number].lq)
+            output = _output(runner, inputs.read(number, wanted[number].lq), inputs.root.label(inputs.files[number]))
             if pending is not None:
                 pending.result()
             pending = writer.submit(write, number, output)
@@ -338,12 +394,8 @@ def _run(
         raise kind(f"stopped: {done:,d} of {len(found):,d} outputs are there; the same command goes on")
 
 
-def _output(runner: ImageRunner, root: ImageRoot, name: str, digest: str) -> torch.Tensor:
-    """I_T of an image, float32 (3, sH, sW)."""
-    content, label = root.content(name), root.label(name)
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise DataError(f"{label} was changed while the cache was made; start again")
-    pixels = imfrombytes(content, source=label)
+def _output(runner: ImageRunner, pixels: np.ndarray, label: str) -> torch.Tensor:
+    """I_T of an LR image (h, w, 3), BGR, called `label` in errors: float32 (3, sH, sW)."""
     try:
         output = runner(TensorConversion(None, None, None)(pixels).unsqueeze(0))[0]
     except UserError as error:

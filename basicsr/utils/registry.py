@@ -17,6 +17,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import typing
@@ -357,6 +358,15 @@ class Registry:
             return factory({**thaw(options), **provided})
         given = {key: value for key, value in options.items() if key != "type"}
         return factory(**bind_arguments(factory, given, provided, f"{self.kind} {options['type']}"))
+
+    def with_defaults(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a member with the defaults of those left out, as plain values, such as JSON has."""
+        name = options.get("type")
+        known = isinstance(name, str) and name in self
+        parameters = inspect.signature(self.get(str(name))).parameters.values() if known else ()
+        defaults = {entry.name: entry.default for entry in parameters if entry.default is not inspect.Parameter.empty}
+        plain: dict[str, Any] = json.loads(json.dumps({"type": name, **defaults, **thaw(options)}, default=str))
+        return plain
 
     def __contains__(self, name: str) -> bool:
         try:

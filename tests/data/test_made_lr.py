@@ -109,7 +109,10 @@ def test_an_lmdb_of_hr_images_suffices(tmp_path):
             "shrinks more than once, by MatlabBicubic and MatlabBicubic",
         ),
         ({"dataroot_lq": "LR", "degradation": {"type": "MatlabBicubic"}}, "and dataroot_lq has them; remove one"),
-        ({"teacher_cache": "cache"}, "teacher_cache: has outputs for LR images that lie in dataroot_lq"),
+        (
+            {"teacher_cache": "cache", "degradation": {"type": "RandomBicubic", "factors": [2, 4]}},
+            "teacher_cache: has one output for each image, and RandomBicubic draws another LR image of it each time;",
+        ),
         ({"degradation": {"type": "Bicubik"}}, r"no degradation is called 'Bicubik'.*MatlabBicubic"),
     ],
 )

@@ -33,6 +33,11 @@ class Degradation(ABC):
     only_colours: bool = False
     """Whether the step is defined for gray and RGB, and not for images of other bands."""
 
+    @staticmethod
+    def is_random(options: Mapping[str, Any]) -> bool:
+        """Whether a step of these options draws anything; otherwise an HR image has always the same LR image."""
+        return True
+
     @abstractmethod
     def __call__(self, image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Degrades an image (H, W, C), BGR or gray, and cuts the margin off.
@@ -60,7 +65,7 @@ class Chain(Degradation):
     """Steps in a row; raises OptionsError where they do not shrink by `scale` together."""
 
     def __init__(self, steps: Steps, scale: int) -> None:
-        blocks = [steps] if isinstance(steps, Mapping) else list(steps)
+        blocks = _listed(steps)
         if fault := fault_of(blocks, scale):
             raise OptionsError(f"degradation {fault}")
         self._steps: list[Degradation] = [DEGRADATION_REGISTRY.build(block, scale=scale) for block in blocks]
@@ -99,6 +104,34 @@ def fault_of(steps: Sequence[Mapping[str, Any]], scale: int) -> str | None:
     if scale > 1 and not shrinking:
         return f"does not shrink, and the scale is {scale}; write a list of steps, with {{type: MatlabBicubic}} in it"
     return None
+
+
+def resolved(steps: Steps) -> list[dict[str, Any]]:
+    """Steps with all their options, as plain values."""
+    return [DEGRADATION_REGISTRY.with_defaults(block) for block in _listed(steps)]
+
+
+def random_steps(steps: Steps) -> list[str]:
+    """The names of steps that draw anything, on which the LR image of an HR image then depends."""
+    known = [(block, str(block.get("type"))) for block in _listed(steps)]
+    return [
+        name
+        for block, name in known
+        if name in DEGRADATION_REGISTRY
+        and getattr(DEGRADATION_REGISTRY.get(name), "is_random", Degradation.is_random)(block)
+    ]
+
+
+def cache_fault(steps: Steps) -> str | None:
+    """Why LR images that steps make can have no teacher's cache, in words; None where nothing is in its way."""
+    if not (names := list(dict.fromkeys(random_steps(steps)))):
+        return None
+    draws = f"{' and '.join(names)} draw{'s' if len(names) == 1 else ''}"
+    return f"has one output for each image, and {draws} another LR image of it each time"
+
+
+def _listed(steps: Steps) -> list[Mapping[str, Any]]:
+    return [steps] if isinstance(steps, Mapping) else list(steps)
 
 
 def _shrinks(name: str) -> bool:

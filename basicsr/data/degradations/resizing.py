@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,11 @@ class MatlabBicubic(Degradation):
 
     def __init__(self, *, scale: Scale) -> None:
         self.factor, self.margin = scale, 2 * scale
+
+    @staticmethod
+    def is_random(options: Mapping[str, Any]) -> bool:
+        """See `Degradation`."""
+        return False
 
     def __call__(self, image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """See `Degradation`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -161,6 +161,11 @@ class Jpeg(Degradation):
         self._quality, self._codec = quality, codec
 
     @staticmethod
+    def is_random(options: Mapping[str, Any]) -> bool:
+        """See `Degradation`."""
+        return isinstance(options.get("quality"), Sequence)
+
+    @staticmethod
     def conflicts(quality: float | Sequence[float]) -> Iterator[Conflict]:
         """See `find_problems`."""
         return order("quality", quality)
@@ -185,6 +190,11 @@ class Jpeg(Degradation):
 @DEGRADATION_REGISTRY.register()
 class EightBits(Degradation):
     """Rounds to 8 bits, as an image that was stored; values are clipped to [0, 1] before."""
+
+    @staticmethod
+    def is_random(options: Mapping[str, Any]) -> bool:
+        """See `Degradation`."""
+        return False
 
     def __call__(self, image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """See `Degradation`."""
