@@ -31,7 +31,7 @@ import dataset_tools
 import numpy as np
 
 from basicsr.data.checks.checking import EQUAL, find_misalignment, grouped
-from basicsr.data.checks.inspection import is_colourful
+from basicsr.data.checks.inspection import examine, is_colourful
 from basicsr.data.data_util import check_template
 from basicsr.data.image_sets import find_images
 from basicsr.data.transforms import advice, check_depths
@@ -52,6 +52,7 @@ class Pairing:
     filename_tmpl: str
     exact: bool
     meta_info: tuple[str, ...] | None = None
+    channels: int | None = None  # of images of several bands
 
 
 def find_pairings(root: Path, scales: list[int] | None) -> list[Pairing]:
@@ -73,8 +74,13 @@ def find_pairings(root: Path, scales: list[int] | None) -> list[Pairing]:
     return pairings
 
 
-def header_of(path: Path, decode: bool) -> ImageHeader:
+def header_of(path: Path, decode: bool, channels: int | None = None) -> ImageHeader:
     """The header of a whole image file; raises DataError where it is damaged or of a kind that is not read."""
+    if channels is not None:
+        found = examine(str(path), dataset_tools.root_of(channels), decode=decode)
+        if found.header is None:
+            raise DataError(f"cannot read image {printable(str(path))}: {found.fault}")
+        return found.header
     content = FileClient().get(path)
     if decode:
         imfrombytes(content, source=str(path))
@@ -87,8 +93,8 @@ def check_pair(
     """What is wrong with a pair, and the names of its images where each of them is sound; None where nothing is."""
     names = pair["gt_path"], pair["lq_path"]
     try:
-        hr, lr = (header_of(Path(name), decode and not compare) for name in names)
-        images = [dataset_tools.read_image(Path(name)) for name in names if compare]
+        hr, lr = (header_of(Path(name), decode and not compare, pairing.channels) for name in names)
+        images = [dataset_tools.read_image(Path(name), pairing.channels) for name in names if compare]
     except UserError as error:
         return str(error), ()
     try:
@@ -116,7 +122,7 @@ def check(pairing: Pairing, decode: bool, compare: bool, workers: int) -> tuple[
     """Number of pairs and of problems, and lines about these."""
     try:
         images = find_images(
-            {"type": "disk"},
+            dataset_tools.storage_of(pairing.channels),
             {"lq": pairing.lr, "gt": pairing.hr},
             filename_tmpl=pairing.filename_tmpl,
             meta_info_file=pairing.meta_info,
@@ -145,7 +151,8 @@ def main() -> int:
         check_template(options.filename_tmpl)
         exact = not options.allow_remainder
         lists = None if options.meta_info is None else tuple(options.meta_info)
-        pairings = [Pairing(tuple(options.hr), tuple(options.lr), options.scale, options.filename_tmpl, exact, lists)]
+        folders = tuple(options.hr), tuple(options.lr)
+        pairings = [Pairing(*folders, options.scale, options.filename_tmpl, exact, lists, options.channels)]
     else:
         pairings = find_pairings(options.root, options.scales)
     rows: list[tuple[str, ...]] = [("HR", "LR", "scale", "pairs", "problems")]
@@ -170,10 +177,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--allow-remainder", action="store_true", help="HR may be larger by scale - 1 pixels")
     parser.add_argument("--no-compare", action="store_true", help="do not hold LR pixels against HR's")
     parser.add_argument("--decode", action="store_true", help="with --no-compare: decode every image all the same")
+    dataset_tools.add_channels_option(parser.add_argument)
     dataset_tools.add_workers_option(parser)
     options = parser.parse_args()
     if len({options.hr is None, options.lr is None, options.scale is None}) > 1:
         parser.error("--hr, --lr and --scale go together")
+    if options.channels is not None and options.hr is None:
+        parser.error("--channels goes with --hr, --lr and --scale")
     return options
 
 

@@ -34,7 +34,7 @@ import dataset_tools
 
 from basicsr.files.images import encode_png, encode_ppm
 from basicsr.files.lmdb_databases import LmdbMaker, read_meta_info, stored_value
-from basicsr.utils.errors import DataError
+from basicsr.utils.errors import DataError, OptionsError
 
 
 def encode(path: Path, compression: int | None) -> tuple[bytes, tuple[int, int, int]]:
@@ -58,6 +58,11 @@ def check_same(database: Path, names: Collection[str], folder: str, uncompressed
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     options = _parse(argv)
+    if options.channels is not None:
+        raise OptionsError(
+            f"--channels {options.channels}: a database has colours; images of several bands are read from their folder,"
+            f" by io_backend: {{type: bands, channels: {options.channels}}}"
+        )
     images, suffix = dataset_tools.images_of(options.input, options.meta_info), options.strip_suffix
     given = " ".join(options.input)
     paths = {
@@ -93,6 +98,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="store pixels as they are, for patches to be read alone: about twice as large, many times as fast",
     )
+    parser.add_argument("--channels", type=int, help=argparse.SUPPRESS)  # as other scripts have it
     dataset_tools.add_workers_option(parser)
     return parser.parse_args(argv)
 

@@ -22,13 +22,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from basicsr.data.bands_storage import BandFolder
 from basicsr.data.data_util import count_mismatch, set_name
 from basicsr.data.image_sets import ImageSet, find_images
+from basicsr.data.storage import ImageRoot
 from basicsr.engine.process.command import run_command
+from basicsr.files.band_files import write_bands
 from basicsr.files.file_client import FileClient
-from basicsr.files.image_folders import IMAGE_SUFFIXES, is_pattern
+from basicsr.files.image_folders import is_pattern
 from basicsr.files.image_headers import MOST_PIXELS
-from basicsr.files.images import imfrombytes
+from basicsr.files.images import imwrite
 from basicsr.utils.errors import DataError, Interrupted, MachineError
 from basicsr.utils.misc import scandir
 from basicsr.utils.text import printable
@@ -99,10 +102,38 @@ def add_input_option(add: Callable[..., Any], text: str, name: str = "--input", 
         add("--meta-info", nargs="+", metavar="FILE", help="list of the images to take, one for each folder")
 
 
+def add_channels_option(add: Callable[..., Any]) -> None:
+    """Adds `--channels`."""
+    text = "images of N bands that are no colours, 2 or 4 to 16, in TIFF or .npy files"
+    add("--channels", type=positive, metavar="N", help=text)
+
+
 def images_of(folders: Sequence[str], meta_info: Sequence[str] | None = None, channels: int | None = None) -> ImageSet:
     """The images of an option as `add_input_option` adds it; of `channels` bands where that is given."""
-    storage = {"type": "disk"} if channels is None else {"type": "bands", "channels": channels}
-    return find_images(storage, {"gt": list(folders)}, meta_info_file=meta_info)
+    return find_images(storage_of(channels), {"gt": list(folders)}, meta_info_file=meta_info)
+
+
+def storage_of(channels: int | None) -> dict[str, Any]:
+    """`io_backend` of images in folders, of `channels` bands where that is given."""
+    return {"type": "disk"} if channels is None else {"type": "bands", "channels": channels}
+
+
+def root_of(channels: int | None) -> ImageRoot:
+    """Reads such images by their paths."""
+    return ImageRoot() if channels is None else BandFolder(bands=channels)
+
+
+def ending_of(source: Path, channels: int | None) -> str:
+    """How the name of an image ends that is made of another: PNG, of bands the format stays."""
+    return ".png" if channels is None else source.suffix.lower()
+
+
+def write_image(pixels: np.ndarray, path: Path, channels: int | None, parameters: Sequence[int] | None = None) -> None:
+    """Writes an image that `read_image` with these `channels` reads; `parameters` are OpenCV's, of PNG files."""
+    if channels is None:
+        imwrite(pixels, path, parameters)
+    else:
+        write_bands(path, pixels)
 
 
 def by_name(images: ImageSet, numbered: bool = False) -> dict[str, Path]:
@@ -178,9 +209,12 @@ def in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_image(path: Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
-    """An image, (H, W, 3) BGR, uint8 or uint16; raises DataError where it is damaged or larger than `most_pixels`."""
-    return imfrombytes(FileClient().get(path), source=str(path), most_pixels=most_pixels)
+def read_image(path: Path, channels: int | None = None, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """An image, (H, W, 3) BGR, uint8 or uint16, or (H, W, `channels`), also float32, in [0, 1].
+
+    Raises DataError where it is damaged or larger than `most_pixels`.
+    """
+    return root_of(channels).decoded(FileClient().get(path), str(path), most_pixels)
 
 
 def is_current(outputs: Sequence[Path], source: Path) -> bool:
@@ -214,7 +248,7 @@ def claim_folder(folder: Path, script: str, parameters: Mapping[str, Any]) -> No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         known = note.read_text("utf-8") if note.is_file() else None
-        if known is None and (there := next(scandir(folder, IMAGE_SUFFIXES, recursive=True), None)):
+        if known is None and (there := next(scandir(folder, BandFolder.suffixes, recursive=True), None)):
             there = printable(there)
             raise DataError(f"{folder} holds images that this script did not make, as {there}; write to another folder")
         if known not in (None, content):

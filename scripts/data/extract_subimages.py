@@ -13,8 +13,9 @@ and right, and told. A pair's squares have one name, so `filename_tmpl: '{}'`.
         --lr-input GoPro/train/input --scales 1 --crop-size 512 --step 256
 
 is for a folder of LR images of one scale, with squares in GoPro/train/input_sub. Squares lie in folders as their images
-do. Several folders of `--input` and `--lr-input` pair up in their order. Without `--lr-input` HR images are cut alone.
-A rerun does what is left, and what has changed since.
+do. They are PNG files; of images of several bands (`--channels N`) they keep the format. Several folders of `--input`
+and `--lr-input` pair up in their order. Without `--lr-input` HR images are cut alone. A rerun does what is left, and
+what has changed since.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ from basicsr.data.checks.inspection import examine
 from basicsr.data.image_sets import ImageSet, find_images
 from basicsr.data.storage import stamp_of
 from basicsr.data.transforms import Size, check_depths, check_whole_pair
+from basicsr.files.band_files import BAND_SUFFIXES
 from basicsr.files.image_folders import is_pattern
 from basicsr.files.image_headers import MOST_TO_CUT
-from basicsr.files.images import imwrite
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.text import printable
 
@@ -111,10 +112,14 @@ class Task:
     parts: tuple[Part, ...]
     grid: Grid
     compression: int
+    channels: int | None = None  # of images of several bands
 
     def squares(self, number: int) -> list[Path]:
         """The files of a square, of every part."""
-        return [part.output / f"{self.stem}_s{number:03d}.png" for part in self.parts]
+        return [
+            part.output / f"{self.stem}_s{number:03d}{dataset_tools.ending_of(part.source, self.channels)}"
+            for part in self.parts
+        ]
 
     @property
     def done(self) -> Path:
@@ -165,7 +170,8 @@ def area(task: Task, sizes: list[Size]) -> Size:
 def look(task: Task) -> tuple[str | None, int]:
     """What is wrong with a task's images, without decoding them, and how many pixels at most are in no square."""
     try:
-        findings = [examine(str(part.source), most_pixels=MOST_TO_CUT) for part in task.parts]
+        root = dataset_tools.root_of(task.channels)
+        findings = [examine(str(part.source), root, most_pixels=MOST_TO_CUT) for part in task.parts]
         for part, finding in zip(task.parts, findings, strict=True):
             if finding.header is None:
                 return printable(f"{part.source}: {finding.fault}"), 0
@@ -182,7 +188,7 @@ def cut(task: Task) -> int:
         return 0
     task.done.unlink(missing_ok=True)
     before = task.record(0)
-    images = [dataset_tools.read_image(part.source, MOST_TO_CUT) for part in task.parts]
+    images = [dataset_tools.read_image(part.source, task.channels, MOST_TO_CUT) for part in task.parts]
     for part, image in zip(task.parts[1:], images[1:], strict=True):
         check_depths(_bits(images[0]), _bits(image), str(task.parts[0].source), str(part.source))
     height, width = area(task, [(image.shape[0], image.shape[1]) for image in images])
@@ -191,7 +197,7 @@ def cut(task: Task) -> int:
     for number, (top, left) in enumerate(corners, start=1):
         for part, image, path in zip(task.parts, images, task.squares(number), strict=True):
             side, y, x = (value // part.scale for value in (task.grid.crop_size, top, left))
-            imwrite(image[y : y + side, x : x + side], path, parameters)
+            dataset_tools.write_image(image[y : y + side, x : x + side], path, task.channels, parameters)
     number = len(corners) + 1
     while paths := [path for path in task.squares(number) if path.exists()]:  # of an earlier, larger image
         for path in paths:
@@ -246,16 +252,16 @@ def find_tasks(options: argparse.Namespace) -> tuple[list[Task], list[ImageSet]]
     Raises:
         UserError: options contradict each other, folders are missing or empty, or images have no partner.
     """
-    lr = find_lr(options)
+    lr, channels = find_lr(options), options.channels
     grid = Grid(options.crop_size, options.step, options.thresh_size, tuple(lr) or (1,))
     grid.check()
-    sets = [dataset_tools.images_of(options.input, options.meta_info)]
+    sets = [dataset_tools.images_of(options.input, options.meta_info, options.channels)]
     sources = dataset_tools.by_name(sets[0])
     partners: dict[str, list[Part]] = {str(source): [] for source in sources.values()}
     for scale, (folders, output, template) in lr.items():
         try:
             images = find_images(
-                {"type": "disk"},
+                dataset_tools.storage_of(options.channels),
                 {"lq": folders, "gt": options.input},
                 filename_tmpl=template,
                 meta_info_file=options.meta_info,
@@ -266,10 +272,11 @@ def find_tasks(options: argparse.Namespace) -> tuple[list[Task], list[ImageSet]]
         sets.append(images)
         for paths in images.paths:
             partners[str(Path(paths["gt_path"]))].append(Part(Path(paths["lq_path"]), output, scale))
-    return [
-        Task(name, (Part(source, options.output, 1), *partners[str(source)]), grid, options.compression)
+    tasks = [
+        Task(name, (Part(source, options.output, 1), *partners[str(source)]), grid, options.compression, channels)
         for name, source in sources.items()
-    ], sets
+    ]
+    return tasks, sets
 
 
 def check_folders(tasks: list[Task], sets: list[ImageSet]) -> None:
@@ -288,15 +295,17 @@ def claim(tasks: list[Task]) -> None:
     for part in tasks[0].parts:
         note: dict[str, object] = {"crop_size": grid.crop_size, "step": grid.step, "thresh_size": grid.thresh_size}
         note |= {"together": grid.scales, "scale": part.scale}
+        note |= {"channels": tasks[0].channels} if tasks[0].channels is not None else {}
         dataset_tools.claim_folder(part.output, "extract_subimages", note)
 
 
 def left_over(tasks: list[Task]) -> list[str]:
     """Says which squares in the output folders are of images that are no longer there."""
-    stems = {task.stem for task in tasks}
+    stems, endings = {task.stem for task in tasks}, (".png",) if tasks[0].channels is None else BAND_SUFFIXES
     lines = []
     for part in tasks[0].parts:
-        squares = (path.relative_to(part.output) for path in part.output.rglob("*_s*.png"))
+        found = (path for path in part.output.rglob("*_s*") if path.suffix in endings)
+        squares = (path.relative_to(part.output) for path in found)
         there = sorted({str(square.with_suffix("")).rpartition("_s")[0] for square in squares} - stems)
         if there:
             lines.append(f"{part.output} has squares of images that are not in the input: {', '.join(there[:3])}")
@@ -370,6 +379,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--step", type=positive, required=True, metavar="N", help="from one to the next, HR pixels")
     add("--thresh-size", "--thresh_size", type=dataset_tools.not_negative, default=0, metavar="N", help="rest to leave")
     add("--strip-suffix", help=argparse.SUPPRESS)
+    dataset_tools.add_channels_option(add)
     add("--compression", type=int, choices=range(10), default=3, metavar="0..9", help="PNG level (default: 3)")
     dataset_tools.add_workers_option(parser)
     return parser.parse_args(argv)

@@ -39,9 +39,6 @@ import numpy as np
 
 from basicsr.data.storage import stamp_of
 from basicsr.data.transforms import mod_crop
-from basicsr.files.band_files import bands_from_bytes, write_bands
-from basicsr.files.file_client import FileClient
-from basicsr.files.images import imwrite
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.matlab_functions import imresize, imresize_integer
 
@@ -120,10 +117,7 @@ def make(task: Task) -> Outcome:
     if not task.changed and dataset_tools.is_current(task.outputs, task.source):
         return Outcome(made=False)
     try:
-        if task.channels is None:
-            img = dataset_tools.read_image(task.source)
-        else:
-            img = bands_from_bytes(FileClient().get(task.source), task.channels, str(task.source))
+        img = dataset_tools.read_image(task.source, task.channels)
     except DataError as error:
         return Outcome(made=False, problem=str(error))
     multiple = math.lcm(*task.lr_by_scale)
@@ -132,23 +126,16 @@ def make(task: Task) -> Outcome:
         return Outcome(False, problem=f"{task.source} of {height}x{width} is too small for these scales; remove it")
     if task.cropped is not None:
         img = mod_crop(img, multiple)
-        _write(img, task.cropped, task.channels)
+        dataset_tools.write_image(img, task.cropped, task.channels)
     for scale, path in task.lr_by_scale.items():
         hr = mod_crop(img, scale)
         if hr.dtype == np.float32:  # which only bands are
             lr = imresize(hr, 1 / scale).clip(0, 1)
         else:
             lr = imresize_integer(hr, 1 / scale, task.rounding)
-        _write(lr, path, task.channels)
+        dataset_tools.write_image(lr, path, task.channels)
     rests = [side % scale for side in (height, width) for scale in task.lr_by_scale]
     return Outcome(True, left_over=task.cropped is None and any(rests))
-
-
-def _write(pixels: np.ndarray, path: Path, channels: int | None) -> None:
-    if channels is None:
-        imwrite(pixels, path)
-    else:
-        write_bands(path, pixels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,16 +164,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hr is not None:
         dataset_tools.claim_folder(hr, "generate_lr", {"hr_multiple": multiple})
 
-    def ending(source: Path) -> str:
-        return ".png" if options.channels is None else source.suffix.lower()
-
     tasks = [
         Task(
             source=source,
             lr_by_scale={
-                scale: options.output / f"X{scale}" / f"{stem}x{scale}{ending(source)}" for scale in options.scales
+                scale: options.output
+                / f"X{scale}"
+                / f"{stem}x{scale}{dataset_tools.ending_of(source, options.channels)}"
+                for scale in options.scales
             },
-            cropped=hr / f"{stem}{ending(source)}" if hr is not None else None,
+            cropped=hr / f"{stem}{dataset_tools.ending_of(source, options.channels)}" if hr is not None else None,
             rounding=options.rounding,
             changed=changed[stem],
             channels=options.channels,
@@ -240,12 +227,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="each_pass",
         help="each_pass: as MATLAB resizes uint8 images (default); once: as it resizes im2double(image)",
     )
-    parser.add_argument(
-        "--channels",
-        type=dataset_tools.positive,
-        metavar="N",
-        help="images of N bands that are no colours, 2 or 4 to 16, in TIFF or .npy files, whose format stays",
-    )
+    dataset_tools.add_channels_option(parser.add_argument)
     dataset_tools.add_workers_option(parser)
     return parser.parse_args(argv)
 

@@ -193,6 +193,60 @@ class TestGenerateLr:
         assert not [path for path in made if path.suffix == ".tmp"]
 
 
+class TestBands:
+    @pytest.mark.parametrize(("suffix", "dtype"), [(".tif", np.uint16), (".npy", np.float32)])
+    def test_squares_are_cut_out_of_both_and_checked(self, tmp_path, suffix, dtype):
+        values = cv2.resize(np.random.default_rng(0).uniform(0, 1, (30, 26, 5)), (52, 60))
+        write_bands(tmp_path / f"HR/2024/a{suffix}", as_type(values, np.dtype(dtype)))
+        bands = ("--channels", 5)
+        made = run("generate_lr.py", "--input", "HR", "--output", "LR", "--scales", 2, *bands, folder=tmp_path)
+        assert made.returncode == 0, made.stderr
+        cut = "--input", "HR", "--output", "sub", "--lr-input", "LR", "--crop-size", 32, "--step", 28
+        result = run("extract_subimages.py", *cut, *bands, folder=tmp_path)
+        assert result.returncode == 0 and "made 4 squares of 32 pixels out of 1 image" in result.stdout, result.stderr
+        assert "all squares of 1 image were there" in run("extract_subimages.py", *cut, *bands, folder=tmp_path).stdout
+        hr, lr = (
+            bands_from_bytes((tmp_path / f"{name}{suffix}").read_bytes(), 5, "whole")
+            for name in ("HR/2024/a", "LR/X2/2024/ax2")
+        )
+        for number, (top, left) in enumerate([(0, 0), (0, 20), (28, 0), (28, 20)], start=1):
+            squares = [tmp_path / f"{folder}/2024/a_s{number:03d}{suffix}" for folder in ("sub", "LR/X2_sub")]
+            large, small = (bands_from_bytes(square.read_bytes(), 5, "square") for square in squares)
+            assert large.dtype == small.dtype == dtype
+            np.testing.assert_array_equal(large, hr[top : top + 32, left : left + 32])
+            np.testing.assert_array_equal(small, lr[top // 2 : top // 2 + 16, left // 2 : left // 2 + 16])
+        pair = "--hr", "sub", "--lr", "LR/X2_sub", "--scale", 2
+        assert run("check_dataset.py", *pair, *bands, folder=tmp_path).returncode == 0
+        write_bands(squares[1], small[::-1, ::-1])  # of another place
+        broken = tmp_path / f"sub/2024/a_s001{suffix}"
+        broken.write_bytes(broken.read_bytes()[:-40])
+        for how in ((), ("--no-compare",), ("--no-compare", "--decode")):
+            wrong = run("check_dataset.py", *pair, *bands, *how, folder=tmp_path)
+            assert wrong.returncode == 3 and f"a_s001{suffix}: " in wrong.stdout, wrong.stdout
+            assert ("shows something else than HR" in wrong.stdout or "out of step" in wrong.stdout) == (how == ())
+        other = run("check_dataset.py", *pair, "--channels", 4, folder=tmp_path)
+        assert other.returncode == 3 and "it has 5 channels, expected are 4" in other.stdout
+        (tmp_path / f"HR/2024/a{suffix}").unlink()
+        write_bands(tmp_path / f"HR/b{suffix}", hr)
+        alone = run("extract_subimages.py", *cut[:4], *cut[6:], *bands, folder=tmp_path)
+        assert "was made with" in last_line(alone)  # another grid, without LR images
+
+    def test_a_number_of_bands_that_is_none_is_told_in_one_line(self, tmp_path):
+        write_bands(tmp_path / "HR/a.npy", np.zeros((8, 8, 5), np.uint8))
+        commands = {
+            "extract_subimages.py": ("--input", "HR", "--output", "sub", "--crop-size", 4, "--step", 4),
+            "check_dataset.py": ("--hr", "HR", "--lr", "HR", "--scale", 1),
+            "create_lmdb.py": ("--input", "HR", "--output", "HR.lmdb"),
+        }
+        for script, arguments in commands.items():
+            for channels in (1, 3, 17):
+                result = run(script, *arguments, "--channels", channels, folder=tmp_path)
+                assert result.returncode == 2 and last_line(result).startswith("error: "), result.stderr
+                assert result.stderr.count("\n") == 1
+        assert "a database has colours" in last_line(result)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["HR"]
+
+
 class TestCreateLmdb:
     def test_databases_train_like_their_folders(self, tmp_path):
         write_images(tmp_path / "HR", {"a.png": (24, 24), "b.png": (24, 32)})
