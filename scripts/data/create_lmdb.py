@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     if options.channels is not None:
         raise OptionsError(
-            f"--channels {options.channels}: a database has colours; images of several bands are read from their folder,"
-            f" by io_backend: {{type: bands, channels: {options.channels}}}"
+            f"--channels {options.channels}: a database has colours; images of several bands are read from their"
+            f" folder, by io_backend: {{type: bands, channels: {options.channels}}}"
         )
     images, suffix = dataset_tools.images_of(options.input, options.meta_info), options.strip_suffix
     given = " ".join(options.input)

@@ -164,16 +164,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hr is not None:
         dataset_tools.claim_folder(hr, "generate_lr", {"hr_multiple": multiple})
 
+    endings = {stem: dataset_tools.ending_of(source, options.channels) for stem, source in sources.items()}
     tasks = [
         Task(
             source=source,
             lr_by_scale={
-                scale: options.output
-                / f"X{scale}"
-                / f"{stem}x{scale}{dataset_tools.ending_of(source, options.channels)}"
-                for scale in options.scales
+                scale: options.output / f"X{scale}" / f"{stem}x{scale}{endings[stem]}" for scale in options.scales
             },
-            cropped=hr / f"{stem}{dataset_tools.ending_of(source, options.channels)}" if hr is not None else None,
+            cropped=hr / f"{stem}{endings[stem]}" if hr is not None else None,
             rounding=options.rounding,
             changed=changed[stem],
             channels=options.channels,
