@@ -112,7 +112,7 @@ def measure(options: Options, batches: int) -> dict[str, Pull]:
             start_iteration=run.iteration,
             total_iterations=run.iteration + batches,
             accumulate=1,
-            pin_memory=False,
+            on_gpu=False,
         )
         pulls: dict[str, Pull] = {}
         run.model.train()

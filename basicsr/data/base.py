@@ -102,6 +102,9 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         Images are float32 (C, H, W), RGB in [0, 1].
         """
 
+    def begin_training(self, on_gpu: bool) -> None:
+        """Called before training loads samples; `on_gpu` says whether it runs on a GPU."""
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         seed = _SEED.get()
         return self.load(index, randomness.generator(index if seed is None else seed, "sample"))
@@ -268,6 +271,8 @@ class TensorConversion:
     ) -> None:
         if color is not None and channels != 3:
             raise OptionsError(f"color: {color} makes one channel of colours; images of {channels} bands have none")
+        self.only_scales = color != "y" and mean is None and std is None
+        """Whether nothing but scaling is left to do once there is one channel, if there shall be."""
         self._color, channels = color, channels if color is None else 1
         per_channel: list[torch.Tensor | None] = []
         for name, values in (("mean", mean), ("std", std)):
@@ -283,7 +288,7 @@ class TensorConversion:
         """
         if self._color == "gray" and img.shape[2] == 3:
             img = gray_values(img)
-        if pixels and img.dtype == np.uint8 and self._color != "y" and self._mean is None and self._std is None:
+        if pixels and img.dtype == np.uint8 and self.only_scales:
             return rgb_tensor(img)
         values = to_float32(img)
         if self._color == "y":

@@ -25,11 +25,12 @@ import numpy as np
 import torch
 
 from basicsr.data.base import Skipped
+from basicsr.data.degradations.unfinished import Unfinished, finished, packed
 from basicsr.data.teacher_outputs import decode
 from basicsr.utils.errors import DataError
 
 _FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
-_IMAGES = ("lq", "gt", "sr_teacher")
+_TENSORS = ("lq", "gt", "sr_teacher", "numbers")
 
 _LARGEST_BATCH = 1 << 25  # bytes of addresses to a slot; memory is taken as far as batches fill them
 _MOST_SLOTS = 16
@@ -53,6 +54,9 @@ class Batch:
         seeds: int64 (B,), always on the CPU: the seed of each sample, from which its random choices derive.
         skipped: each sample in whose place another one was taken, and why.
         sr_teacher: the teacher's outputs I_T for these images from a cache, float32, shape of `gt`; None without one.
+        unfinished: where LR images are made on the device, what is left to do for each. Before `to`, `lq` are HR images
+            with the margins that this needs; after it, this is empty.
+        numbers: uint8 (n,), the random numbers of `unfinished`; None where that is empty.
     """
 
     lq: torch.Tensor
@@ -62,27 +66,38 @@ class Batch:
     seeds: torch.Tensor
     skipped: tuple[Skipped, ...] = ()
     sr_teacher: torch.Tensor | None = None
+    unfinished: tuple[Unfinished, ...] = ()
+    numbers: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, channels_last: bool = False) -> Batch:
-        """The batch on `device` in float32, copied without waiting where it is pinned; `channels_last` is a layout."""
+        """The batch on `device` in float32, copied without waiting where it is pinned; `channels_last` is a layout.
+
+        Makes LR images that are `unfinished`.
+        """
         layout = torch.channels_last if channels_last else torch.contiguous_format
 
         def moved(name: str, images: torch.Tensor) -> torch.Tensor:
             images = images.to(device, non_blocking=True)
+            if name == "numbers":
+                return images
             coded = name == "sr_teacher" and images.dtype == torch.uint16
             return in_unit_range(decode(images) if coded else images, layout)
 
-        return self._with_images(moved)
+        batch = self._with_tensors(moved)
+        if batch.numbers is None:
+            return batch
+        made = in_unit_range(finished(batch.lq, batch.numbers, batch.unfinished), layout)
+        return replace(batch, lq=made, unfinished=(), numbers=None)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; called by torch's DataLoader."""
-        return self._with_images(lambda _, images: images.pin_memory())
+        return self._with_tensors(lambda _, tensor: tensor.pin_memory())
 
-    def _with_images(self, function: Callable[[str, torch.Tensor], torch.Tensor]) -> Batch:
+    def _with_tensors(self, function: Callable[[str, torch.Tensor], torch.Tensor]) -> Batch:
         changed: dict[str, Any] = {}
-        for name in _IMAGES:
-            if (images := getattr(self, name)) is not None:
-                changed[name] = function(name, images)
+        for name in _TENSORS:
+            if (tensor := getattr(self, name)) is not None:
+                changed[name] = function(name, tensor)
         return replace(self, **changed)
 
 
@@ -92,17 +107,24 @@ def collate(
     skipped: Sequence[Skipped] = (),
     empty: _Empty = np.empty,
 ) -> Batch:
-    """Stacks dicts of `lq`, and maybe `gt`, `sr_teacher` and paths; raises DataError where keys or sizes differ."""
+    """Stacks dicts of `lq`, and maybe `gt`, `sr_teacher`, paths and `unfinished`.
+
+    Raises DataError where keys or sizes differ.
+    """
     lq_paths = tuple(str(sample.get("lq_path", "")) for sample in samples)
     gt_paths = tuple(str(sample.get("gt_path", "")) for sample in samples)
     others = [name for name in ("gt", "sr_teacher") if any(name in sample for sample in samples)]
     images: dict[str, Any] = {name: _stack(name, samples, gt_paths, empty) for name in others}
+    left = [sample["unfinished"] for sample in samples if "unfinished" in sample]
+    numbers, unfinished = packed(left, empty) if left else (None, ())
     return Batch(
         lq=_stack("lq", samples, lq_paths, empty),
         lq_paths=lq_paths,
         gt_paths=gt_paths,
         seeds=torch.tensor(seeds, dtype=torch.int64),
         skipped=tuple(skipped),
+        unfinished=unfinished,
+        numbers=numbers,
         **{"gt": None, **images},
     )
 

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from basicsr.data.base import EvaluationDataset, SampleKey, Skipped, check_patches, load_or_replace, sample_name
+from basicsr.data.base import (
+    EvaluationDataset,
+    ImageDataset,
+    SampleKey,
+    Skipped,
+    check_patches,
+    load_or_replace,
+    sample_name,
+)
 from basicsr.data.batch import Batch, BatchInSlot, Slots, collate
 from basicsr.data.mixing import MixedSampler, Mixture, SeveralSets, located, sets_of, shares_of
 from basicsr.data.sampling import KeySampler, Stage
@@ -57,18 +65,21 @@ def build_train_loader(
     further: Mapping[str, DatasetOptions] = {},
     *,
     accumulate: int,
-    pin_memory: bool,
+    on_gpu: bool,
     seed: int,
     **position: int,
 ) -> TrainLoader:
     """Builds the loader of a training run for one rank, whose place is `position`, arguments of `KeySampler`.
 
     Each iteration takes its images of one set, that of `options` or one of `further`, which has them by their keys.
-    `pin_memory` says whether the device gains from page-locked memory. Raises as `build_dataset`, and OptionsError
+    `on_gpu` says whether training runs on a GPU. Raises as `build_dataset`, and OptionsError
     where patches shall grow and a dataset's class cannot do that.
     """
     blocks = [options, *further.values()]
     sets = [build_dataset(_as_mapping(block)) for block in blocks]
+    for dataset in sets:
+        if isinstance(dataset, ImageDataset):
+            dataset.begin_training(on_gpu)
     counts = [_length(dataset, block) for dataset, block in zip(sets, blocks, strict=True)]
     columns = (options.iters or (), options.mini_batch_sizes or (), options.gt_sizes or ())
     stages = [Stage(*entries) for entries in zip(*columns, strict=True)]  # of progressive training; else none
@@ -111,7 +122,7 @@ def build_train_loader(
         enlarge_ratio=options.dataset_enlarge_ratio,
         num_workers=options.num_worker_per_gpu,
         prefetch=options.num_prefetch_queue,
-        pin_memory=pin_memory and options.pin_memory,
+        pin_memory=on_gpu and options.pin_memory,
         skip_bad_images=options.skip_bad_images,
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from basicsr.config.component_blocks import ON_DISK, DegradationBlocks, ImageFolders, ImageLists, StorageBlock
 from basicsr.data.base import Color, PatchDataset, TensorConversion, gray_values, rgb_tensor, taking_opt
 from basicsr.data.degradations.base import Chain, cache_fault, fault_of, resolved
+from basicsr.data.degradations.unfinished import Unfinished
 from basicsr.data.image_sets import find_images
 from basicsr.data.storage import DecodedImage, OpenImage, StoredImages, Window
 from basicsr.data.teacher_outputs import decode, open_output
@@ -132,10 +133,17 @@ class PairedImageDataset(PatchDataset):
             raise OptionsError("teacher_cache is for training on RGB in [0, 1]: without color, mean, std and bands")
         self._named = self._roots[self._roles[0]]
         self._gray, self._degrade = color == "gray", None
+        self.makes_lr_later = False
+        """Whether training makes LR images on its device, after a batch was handed over."""
         if dataroot_lq is None:
             self.degradation = degradation or _BICUBIC
             self._degrade = Chain(self.degradation, scale)
             self._degrade.check_channels(channels)
+            if phase == "train" and self._degrade.device == "training" and not self._convert.only_scales:
+                raise OptionsError(
+                    "degradation device: training makes LR images last of all, so color: y, mean and std cannot change"
+                    " them; take device: cpu"
+                )
             self.paths = [{"lq_path": paths["gt_path"], **paths} for paths in self.paths]
 
     @staticmethod
@@ -165,6 +173,18 @@ class PairedImageDataset(PatchDataset):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def begin_training(self, on_gpu: bool) -> None:
+        """See `ImageDataset`."""
+        device = "cpu" if self._degrade is None else self._degrade.device
+        final = type(self).load is PairedImageDataset.load  # that of a derived class may change LR images
+        if device == "training" and not final:
+            raise OptionsError(
+                f"degradation device: training makes LR images after {type(self).__name__}.load, which may change them;"
+                " take device: cpu"
+            )
+        chosen = device == "training" or (device == "auto" and on_gpu)
+        self.makes_lr_later = chosen and final and self._convert.only_scales
+
     def load(
         self, index: int, rng: np.random.Generator, gt_size: int | None = None, *, pixels: bool = False
     ) -> dict[str, Any]:
@@ -172,17 +192,24 @@ class PairedImageDataset(PatchDataset):
         in [0, 1], without 'gt' and 'gt_path' where LR images are alone; with a teacher's cache also 'sr_teacher',
         float32 (C, sh, sw).
 
-        With `pixels`, 8-bit images that only need scaling are uint8, and 'sr_teacher' is uint16, the cache's codes.
+        With `pixels`, 8-bit images that only need scaling are uint8, and 'sr_teacher' is uint16, the cache's codes;
+        where `makes_lr_later`, 'lq' is the HR image with a margin, and 'unfinished' what is left to do.
         Raises DataError: an image cannot be read, is smaller than the patch, or the two do not fit in size or bits.
         """
         paths = self.paths[index]
-        patches = self._made(paths["gt_path"], rng, gt_size) if self._degrade else self._read(paths, rng, gt_size)
+        unfinished: Unfinished | None = None
+        if self._degrade is None:
+            patches = self._read(paths, rng, gt_size)
+        else:
+            patches, unfinished = self._made(paths["gt_path"], rng, gt_size, pixels and self.makes_lr_later)
         sample: dict[str, Any] = {
             role: self._convert(patches[role], pixels) for role in ("gt", "lq") if role in patches
         }
         if "sr_teacher" in patches:
             output = patches["sr_teacher"]
             sample["sr_teacher"] = rgb_tensor(output) if pixels else decode(img2tensor(output))
+        if unfinished is not None:
+            sample["unfinished"] = unfinished
         return {**sample, **paths}
 
     def _read(self, paths: Mapping[str, str], rng: np.random.Generator, gt_size: int | None) -> dict[str, np.ndarray]:
@@ -213,8 +240,10 @@ class PairedImageDataset(PatchDataset):
         coins = self._draw_coins(rng)
         return {name: turned(patch, coins) for name, patch in patches.items()}
 
-    def _made(self, name: str, rng: np.random.Generator, gt_size: int | None) -> dict[str, np.ndarray]:
-        """An HR image, or a patch of it, and LR made of it."""
+    def _made(
+        self, name: str, rng: np.random.Generator, gt_size: int | None, later: bool
+    ) -> tuple[dict[str, np.ndarray], Unfinished | None]:
+        """An HR image, or a patch of it, and LR made of it, or what it is to be made of `later`."""
         assert self._degrade is not None
         gt, scale, margin = self._named.open(name), self.scale, self._degrade.margin
         size = gt.size[0] // scale * scale, gt.size[1] // scale * scale
@@ -231,11 +260,16 @@ class PairedImageDataset(PatchDataset):
         around = _mirrored(gt, Window(*origin, window.height + 2 * margin, window.width + 2 * margin), size)
         if self._gray:
             around = gray_values(around)
-        lq = self._degrade(around, origin, rng)
-        patches = {"lq": lq, "gt": around[margin : margin + window.height, margin : margin + window.width]}
+        unfinished: Unfinished | None = None
+        if later:
+            lq, step, drawn = self._degrade.begin(around, origin, rng)
+            unfinished = Unfinished(step, drawn, coins)
+        else:
+            lq = turned(self._degrade(around, origin, rng), coins)
+        patches = {"gt": around[margin : margin + window.height, margin : margin + window.width]}
         if self._teacher_cache is not None:
             patches["sr_teacher"] = _mirrored(self._output(name, size), window, size)
-        return {role: turned(patch, coins) for role, patch in patches.items()}
+        return {"lq": lq, **{role: turned(patch, coins) for role, patch in patches.items()}}, unfinished
 
     def make_lq(self, gt: np.ndarray) -> np.ndarray:
         """The LR image (h, w, 3), BGR, of a whole HR image (H, W, 3), where steps without random choices make it."""

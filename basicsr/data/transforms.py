@@ -133,6 +133,12 @@ def turned(img: np.ndarray, coins: Coins) -> np.ndarray:
     return cv2.transpose(img) if coins.swapped else np.ascontiguousarray(img)
 
 
+def turned_tensor(image: torch.Tensor, coins: Coins) -> torch.Tensor:
+    """As `turned`, a tensor (..., H, W)."""
+    image = image.flip([dim for dim, flips in ((-1, coins.horizontal), (-2, coins.vertical)) if flips])
+    return image.transpose(-2, -1) if coins.swapped else image
+
+
 def check_patches_fit(
     gt_size: Size | None,
     lq_size: Size,

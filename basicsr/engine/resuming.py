@@ -47,12 +47,14 @@ _WITHOUT_EFFECT = (
     *("datasets.train.filename_tmpl", "datasets.train.num_worker_per_gpu", "datasets.train.prefetch_mode"),
     *("datasets.train.num_prefetch_queue", "datasets.train.pin_memory", "datasets.train.persistent_workers"),
     *("datasets.train.dataset_enlarge_ratio", "datasets.train.check_images", "datasets.train.skip_bad_images"),
+    *("datasets.train.device", "datasets.train.degradation.device"),
 )
 # Ignored in a run that goes on: its checkpoint has these networks.
 _FROM_THE_CHECKPOINT = ("path.pretrain_network_g", "path.pretrain_network_d")
 # Ignored where both runs use a teacher cache: the caches are compared instead.
 _OF_THE_TEACHER = ("network_t", "path.pretrain_network_t", "path.param_key_t")
 _FURTHER_SET = re.compile(r"datasets\.train_\w+\.")
+_STEP_OF_SEVERAL = re.compile(r"\.degradation\[\d+\]")
 _BATCH = ("datasets.train.batch_size_per_gpu", "datasets.train.mini_batch_sizes", "train.accumulate")
 
 
@@ -119,7 +121,8 @@ def _changes(resume: Checkpoint, options: Options, rank_info: RankInfo) -> tuple
         of_any_set = _FURTHER_SET.sub("datasets.train.", key)
         if of_any_set not in _BATCH and not key.startswith(ignored) and before.get(key) != after.get(key):
             line = f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
-            harmless = of_any_set.startswith(_WITHOUT_EFFECT) or key in files or key in known
+            of_any_step = _STEP_OF_SEVERAL.sub(".degradation", of_any_set)
+            harmless = of_any_step.startswith(_WITHOUT_EFFECT) or key in files or key in known
             (slight if harmless else grave).append(line)
     (images_before, old), (images_after, new) = (
         _images_to_an_iteration(before, state.get("world_size", 1)),

@@ -119,7 +119,7 @@ class TrainingRun:
             start_iteration=self.iteration,
             total_iterations=train.total_iter,
             accumulate=train.accumulate,
-            pin_memory=rank_info.device.type == "cuda",
+            on_gpu=rank_info.device.type == "cuda",
         )
         keys, sets = options.datasets_of("train"), sets_of(self.loader.dataset)
         self.training_sets = dict(zip(keys, sets.values(), strict=True))  # datasets by their keys in the options

@@ -25,7 +25,7 @@ def training_loader(block: DatasetOptions) -> TrainLoader:
         start_iteration=0,
         total_iterations=10_000_000,
         accumulate=1,
-        pin_memory=False,
+        on_gpu=False,
     )
 
 

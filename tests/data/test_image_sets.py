@@ -323,7 +323,7 @@ class TestOrder:
             batch_size_per_gpu=3,
             num_worker_per_gpu=workers,
         )
-        loader = build_train_loader(options, accumulate=1, pin_memory=False, seed=0, total_iterations=6)
+        loader = build_train_loader(options, accumulate=1, on_gpu=False, seed=0, total_iterations=6)
         assert (loader.num_samples, loader.iterations_per_epoch) == (5, 3)
         seen = Counter(path for (batch,) in loader for path in batch.gt_paths)
         assert seen == {path: 2 for path, _ in IN_A} | {path: 6 for path, _ in IN_B}

@@ -56,7 +56,7 @@ def arguments(image_pairs) -> dict[str, Any]:
 
 def load(settings: Settings, **changes: Any) -> list[tuple[Batch, ...]]:
     place = {"seed": 5, "rank": 0, "world_size": 1, "start_iteration": 0, "total_iterations": 5}
-    place |= {"accumulate": 1, "pin_memory": False, **changes}
+    place |= {"accumulate": 1, "on_gpu": False, **changes}
     return list(build_train_loader(settings, **place))
 
 
@@ -136,7 +136,7 @@ def test_iterating_draws_nothing_from_the_global_generators(arguments, workers):
 
 
 def test_an_epoch_counts_all_ranks_and_passes(arguments):
-    place = {"seed": 0, "rank": 0, "start_iteration": 2, "total_iterations": 10, "pin_memory": False}
+    place = {"seed": 0, "rank": 0, "start_iteration": 2, "total_iterations": 10, "on_gpu": False}
     settings = Settings(arguments, batch_size_per_gpu=2, dataset_enlarge_ratio=3)
     loader = build_train_loader(settings, world_size=2, accumulate=2, **place)
     assert loader.num_samples == 6
@@ -168,7 +168,7 @@ class TestErrors:
 
     def test_a_killed_worker_is_told_as_such(self, arguments):
         place = {"seed": 0, "rank": 0, "world_size": 1, "start_iteration": 0, "total_iterations": 10**6}
-        loader = build_train_loader(Settings(arguments, num_worker_per_gpu=1), accumulate=1, pin_memory=False, **place)
+        loader = build_train_loader(Settings(arguments, num_worker_per_gpu=1), accumulate=1, on_gpu=False, **place)
         batches = iter(loader)
         next(batches)
         (worker,) = multiprocessing.active_children()
@@ -258,7 +258,7 @@ def test_evaluation_gives_whole_pairs_in_order(arguments):
 
 def iterate_for_ever(settings: Settings, queue: Any) -> None:
     place = {"seed": 0, "rank": 0, "world_size": 1, "start_iteration": 0, "total_iterations": 10**9}
-    batches = iter(build_train_loader(settings, accumulate=1, pin_memory=False, **place))
+    batches = iter(build_train_loader(settings, accumulate=1, on_gpu=False, **place))
     for _ in range(settings.num_worker_per_gpu):
         next(batches)  # one of each worker: all have come up
     queue.put([child.pid for child in multiprocessing.active_children()])
@@ -302,7 +302,7 @@ class TestWorkers:
         monkeypatch.setattr(loading, "_ASK_SECONDS", 0.1)
         before, asked = set(multiprocessing.active_children()), []
         place = {"seed": 0, "rank": 0, "world_size": 1, "start_iteration": 0, "total_iterations": 100}
-        loader = build_train_loader(Settings(arguments, num_worker_per_gpu=1), accumulate=1, pin_memory=False, **place)
+        loader = build_train_loader(Settings(arguments, num_worker_per_gpu=1), accumulate=1, on_gpu=False, **place)
         feed = PrefetchedBatches(loader.until(lambda: asked.append(1) or len(asked) > 1))
         feed.fill()
         (worker,) = set(multiprocessing.active_children()) - before

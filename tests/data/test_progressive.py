@@ -109,7 +109,7 @@ def whole(entry: dict[str, Any], **train: Any) -> dict[str, Any]:
 def loader(entry: dict[str, Any], **changes: Any):
     options = load_options(whole(entry), training=True, paths=False).datasets["train"]
     place = {"seed": 5, "rank": 0, "world_size": 1, "start_iteration": 0, "total_iterations": 9}
-    return build_train_loader(options, **{**place, "accumulate": 1, "pin_memory": False, **changes})
+    return build_train_loader(options, **{**place, "accumulate": 1, "on_gpu": False, **changes})
 
 
 class TestBatches:
@@ -199,7 +199,7 @@ class TestOtherDatasets:
         fields = {name: getattr(options, name) for name in type(options).model_fields}
         plain = {**fields, "type": name, "arguments": {}, "gt_sizes": None, "mini_batch_sizes": None, "iters": None}
         place = {"seed": 5, "rank": 0, "world_size": 1, "start_iteration": 0, "total_iterations": 2}
-        place |= {"accumulate": 1, "pin_memory": False}
+        place |= {"accumulate": 1, "on_gpu": False}
         (batch,) = next(iter(build_train_loader(SimpleNamespace(**plain), **place)))
         assert len(batch.lq) == 4
         grows = SimpleNamespace(**{**fields, "type": name, "arguments": {}})

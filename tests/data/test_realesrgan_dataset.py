@@ -88,15 +88,17 @@ def real_esrgan(mcadkd, tmp_path) -> dict[str, Any]:
     return {**options, **TOP, "l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False}
 
 
-def test_basicsrs_options_train_and_a_killed_run_goes_on_to_the_bit(real_esrgan, tmp_path):
+@pytest.mark.parametrize("device, then", [("auto", "training"), ("training", "training")])
+def test_basicsrs_options_train_and_a_killed_run_goes_on_to_the_bit(real_esrgan, tmp_path, device, then):
     options = changed(real_esrgan, logger__save_checkpoint_freq=1)
     train_pipeline(options, root=tmp_path / "through")
-    root = tmp_path / "killed"
+    root, options = tmp_path / "killed", changed(options, datasets__train__device=device)
     process = start(train_to_a_file, options, str(root), 20)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert list((root / "experiments/tiny/training_states").glob("*.json"))
-    train_pipeline(changed(options, datasets__train__num_worker_per_gpu=4), root=root, auto_resume=True)
+    options = changed(options, datasets__train__num_worker_per_gpu=4, datasets__train__device=then)
+    train_pipeline(options, root=root, auto_resume=True)
     through, killed = (checkpoint_of(tmp_path / name / "experiments/tiny", 3) for name in ("through", "killed"))
     assert not differences(through, killed)
 

@@ -57,7 +57,7 @@ def test_norms_and_cosines_are_those_of_gradients_taken_by_hand(script, options,
     typed = load_options(options, training=True)
     loader = build_train_loader(
         typed.datasets["train"], seed=typed.manual_seed, rank=0, world_size=1, start_iteration=0, total_iterations=2,
-        accumulate=1, pin_memory=False,
+        accumulate=1, on_gpu=False,
     )  # fmt: skip
     gradients = {"l_pix": [], "l_resp": []}
     for batch in (batch.to("cpu") for (batch,) in loader):

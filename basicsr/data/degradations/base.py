@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import DEGRADATION_REGISTRY
 
 Steps = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+DeviceName = Literal["auto", "cpu", "training"]
 
 
 class Degradation(ABC):
@@ -45,6 +46,22 @@ class Degradation(ABC):
         `origin` is the row and column of its first pixel in the whole image, negative beyond the edges. Pixels are
         uint8, uint16, or float32 in [0, 1]; of which type the result is, is up to the step.
         """
+
+
+class SplitDegradation(Degradation):
+    """A step in two parts: what is random is drawn, then pixels are computed, maybe later and on another device."""
+
+    device: DeviceName = "cpu"
+    """Where training computes pixels: 'cpu' in the workers, 'training' on its device, after batches were handed over,
+    and 'auto' there if that is a GPU."""
+
+    @abstractmethod
+    def draw(self, height: int, width: int, channels: int, rng: np.random.Generator) -> Any:
+        """Draws all that is random about an image of this size: dataclasses and tuples of tensors and other values."""
+
+    @abstractmethod
+    def finish(self, image: torch.Tensor, drawn: Any) -> torch.Tensor:
+        """Degrades an image, float32 (C, H, W), RGB or gray in [0, 1], on its device, and cuts the margin off."""
 
 
 @contextmanager
@@ -82,9 +99,30 @@ class Chain(Degradation):
                     " remove it"
                 )
 
+    @property
+    def device(self) -> DeviceName:
+        """Where the last step computes pixels in training (`SplitDegradation`); all others do it in the workers."""
+        last = self._steps[-1]
+        return last.device if isinstance(last, SplitDegradation) else "cpu"
+
     def __call__(self, image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """See `Degradation`."""
-        for step in self._steps:
+        return self._after(self._steps, image, origin, rng)
+
+    def begin(
+        self, image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[np.ndarray, SplitDegradation, Any]:
+        """All but the last step's pixels: what it is to degrade, with its margin; the step; and what was drawn."""
+        *first, last = self._steps
+        assert isinstance(last, SplitDegradation)
+        image = self._after(first, image, origin, rng)
+        return image, last, last.draw(image.shape[0], image.shape[1], image.shape[2], rng)
+
+    @staticmethod
+    def _after(
+        steps: Sequence[Degradation], image: np.ndarray, origin: tuple[int, int], rng: np.random.Generator
+    ) -> np.ndarray:
+        for step in steps:
             image = step(image, origin, rng)
             row, column = ((place + step.margin) // step.factor for place in origin)
             origin = row, column
@@ -101,6 +139,8 @@ def fault_of(steps: Sequence[Mapping[str, Any]], scale: int) -> str | None:
         return f"shrinks more than once, by {' and '.join(shrinking)}; keep one of them"
     if scale == 1 and shrinking == ["MatlabBicubic"]:
         return "would change nothing at scale 1; give other steps, such as {type: GaussianNoise, sigma: 25}"
+    if any(block.get("device") == "training" for block in steps[:-1]):
+        return "has device: training at a step that is not the last; take device: cpu there, or move it to the end"
     if scale > 1 and not shrinking:
         return f"does not shrink, and the scale is {scale}; write a list of steps, with {{type: MatlabBicubic}} in it"
     return None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from basicsr.data.degradations.base import Degradation, one_thread
+from basicsr.data.degradations.base import DeviceName, SplitDegradation, one_thread
 from basicsr.data.degradations.blur_kernels import KernelName, draw_side, draw_sinc, random_mixed_kernels
 from basicsr.data.degradations.jpeg import compressed
 from basicsr.data.degradations.operations import (
@@ -23,7 +23,7 @@ from basicsr.data.degradations.operations import (
     with_gaussian_noise,
     with_poisson_noise,
 )
-from basicsr.data.degradations.steps import around_one, kernel_conflicts, order, to_bgr, to_rgb, within
+from basicsr.data.degradations.steps import around_one, kernel_conflicts, order, to_bgr, to_rgb
 from basicsr.utils.ranges import KernelSide, NoiseLevel, PoissonLevel, Probability, Quality, ResizeFactor, Scale, Spread
 from basicsr.utils.registry import DEGRADATION_REGISTRY, Conflict
 
@@ -72,7 +72,7 @@ class Drawn:
 
 
 @DEGRADATION_REGISTRY.register()
-class RealESRGAN(Degradation):
+class RealESRGAN(SplitDegradation):
     """Blur, resizing, noise and JPEG, twice, then a sinc filter, and rounding to 8 bits.
 
     Every image has numbers of its own; the published code shares sizes and orders among the images of a batch, and
@@ -112,6 +112,8 @@ class RealESRGAN(Degradation):
         gray_noise_prob2: as `gray_noise_prob`.
         jpeg_range2: as `jpeg_range`.
         final_sinc_prob: how often there is a sinc filter at the end.
+        device: where training computes pixels: 'cpu' in the workers, 'training' on its device after a batch has been
+            handed over, 'auto' there if that is a GPU, else in the workers.
     """
 
     shrinks = True
@@ -152,8 +154,10 @@ class RealESRGAN(Degradation):
         gray_noise_prob2: Probability = 0.4,
         jpeg_range2: tuple[Quality, Quality] = (30.0, 95.0),
         final_sinc_prob: Probability = 0.8,
+        device: DeviceName = "auto",
     ) -> None:
         given = locals()
+        self.device = device
         self.factor, self.margin = scale, -(-_CONTEXT // scale) * scale
         self._sharpen = sharpen_hr
         self._second_blur_prob, self._final_sinc_prob = second_blur_prob, final_sinc_prob
@@ -206,8 +210,7 @@ class RealESRGAN(Degradation):
         """See `Degradation`."""
         drawn = self.draw(image.shape[0], image.shape[1], image.shape[2], rng)
         with one_thread():
-            made = self.apply(to_rgb(image), drawn)
-        return within(to_bgr(made), self.margin // self.factor)
+            return to_bgr(self.finish(to_rgb(image), drawn))
 
     def draw(self, height: int, width: int, channels: int, rng: np.random.Generator) -> Drawn:
         """Draws everything that is random about an image of this size."""
@@ -225,6 +228,11 @@ class RealESRGAN(Degradation):
             sinc=None if sinc is None else torch.from_numpy(sinc),
             jpeg_last=rng.random() < 0.5,
         )
+
+    def finish(self, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        """See `SplitDegradation`; returns uint8."""
+        margin, made = self.margin // self.factor, self.apply(image, drawn)
+        return made[:, margin : made.shape[1] - margin, margin : made.shape[2] - margin]
 
     def apply(self, image: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """Degrades an image, float32 (C, H, W) in [0, 1], on its device; returns uint8 (C, H / scale, W / scale)."""

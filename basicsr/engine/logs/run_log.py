@@ -127,7 +127,8 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
     )
     for dataset in run.training_sets.values():
         if (made := getattr(dataset, "degradation", None)) is not None:
-            logger.info(f"LR images are made of HR images while training: {made}")
+            place = f", on {rank_info.device}" if getattr(dataset, "makes_lr_later", False) else ""
+            logger.info(f"LR images are made of HR images while training{place}: {made}")
     _describe_sets(run, logger)
     if resume is not None:
         epoch, batch, batches = run.loader.epoch_at(run.iteration)
