@@ -64,6 +64,17 @@ class Conv3XC(nn.Module):
             bias = outer[..., 0, 0] @ (wide.sum((2, 3)) @ inner_bias + wide_bias) + outer_bias + beside_bias
             return weight.to(self.sk.weight.dtype), bias.to(self.sk.weight.dtype)
 
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Leaves the merged kernel alone, as with `merged`."""
+        if self.merged:
+            return
+        weight, bias = self.kernel()
+        kernel = nn.Conv2d(weight.shape[1], weight.shape[0], 3, 1, 1).to(weight).requires_grad_(weight.requires_grad)
+        kernel.load_state_dict({"weight": weight, "bias": bias})
+        del self.sk, self.conv
+        self.eval_conv, self.merged = kernel, True
+
     def forward(self, x):
         return self.eval_conv(x) if self.merged else F.conv2d(x, *self.kernel(), padding=1)
 

@@ -34,10 +34,11 @@ def write_onnx(job: ExportJob, path: Path) -> None:
     import onnx
 
     network, opset = job.student.pretrained, job.opset
+    program = job.program  # whose own message says all
     try:
         with quiet(), torch.no_grad():
             exported = torch.onnx.export(
-                job.program,
+                program,
                 input_names=["input"],
                 output_names=["output"],
                 opset_version=opset,

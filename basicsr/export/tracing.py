@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ from basicsr.utils.text import first_line
 from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 Precision = Literal["float32", "fp16"]
+
+
+@runtime_checkable
+class Mergeable(Protocol):
+    """A module that can become the one kernel that several convolutions amount to."""
+
+    def merge(self) -> None:
+        """Leaves that kernel alone."""
 
 
 class Named(nn.Module):
@@ -100,6 +108,9 @@ def _mirrored(length: int, multiple: int, device: torch.device) -> Tensor:
 def traceable(network: nn.Module, precision: Precision, *, any_size: bool = True) -> Named:
     """A copy of `network` that can be traced, for any size or one; input and output are float32 in both precisions."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(network.modules()):
+        if isinstance(module, Mergeable):
+            module.merge()
     if precision == "fp16":
         _halve_inside(network)
     if any_size and isinstance(network, SpandrelNetwork):

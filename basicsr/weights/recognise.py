@@ -248,7 +248,9 @@ def _with_doubts(path: str | os.PathLike[str], file: WeightFile, remark: str) ->
     doubt = None
     if file.network is not None and file.network["type"] in ARCH_REGISTRY:
         doubt = f"{path}: the options in it ({file.network['type']}) do not fit its weights, so left aside"
-    return "; ".join(filter(None, (file.remark, doubt, remark)))
+    average = next((name for name in file.others if name != file.key and "ema" in name.lower()), None)
+    other = f"it also has the weights '{average}', often the better ones: param_key chooses" if average else None
+    return "; ".join(filter(None, (file.remark, doubt, remark, other)))
 
 
 def _by_spandrel(path: str | os.PathLike[str], file: WeightFile, reasons: list[str]) -> Pretrained | None:

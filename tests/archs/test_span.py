@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from basicsr.archs.span_arch import SPAN, Conv3XC
+from basicsr.export.tracing import Precision, traceable
 from basicsr.utils.torchvision_import import import_torchvision
 from basicsr.weights.layouts import recognise
 
@@ -88,3 +89,14 @@ def test_weights_of_another_network_of_the_authors_are_not_taken() -> None:
     state = span().state_dict()
     assert recognise({key: value for key, value in state.items() if not key.startswith("block_6.")}) is None
     assert recognise({**state, "block_7.c1_r.sk.weight": torch.zeros(8, 8, 1, 1)}) is None
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", 1e-5), ("fp16", 1e-2)])
+@torch.no_grad()
+def test_what_is_exported_has_the_merged_convolutions_alone(precision: Precision, allowed: float) -> None:
+    network, x = span(), torch.rand(2, 3, 9, 7)
+    expected = network(x)
+    wrapped = traceable(network, precision)
+    assert not any(".sk." in key or ".conv." in key for key in wrapped.state_dict())
+    assert not network.conv_1.merged and torch.equal(network(x), expected)
+    assert torch.allclose(wrapped(x), expected, rtol=0, atol=allowed * expected.abs().max().item())

@@ -76,7 +76,7 @@ def test_safetensors_load_back_with_the_same_outputs_and_options(made, architect
 
 
 @pytest.mark.parametrize("architecture", ["EDSR", "RCAN", pytest.param("SwinIR", marks=pytest.mark.long)])
-def test_fp16_stays_within_half_a_step_of_8_bits(made, architecture):
+def test_fp16_stays_within_one_and_a_half_steps_of_8_bits(made, architecture):
     result = made(architecture, 2, precision="fp16")
     program = torch.export.load(result.file[".pt2"]).module()
     loaded = load_pretrained(result.file[".safetensors"]).network
@@ -85,7 +85,7 @@ def test_fp16_stays_within_half_a_step_of_8_bits(made, architecture):
     for output in (onnx_output(result.file[".onnx"], image), program(image), output_of(loaded, image)):
         assert output.dtype == torch.float32
         difference = (output - expected).abs().max().item()
-        assert 0 < difference <= TOLERANCES["fp16"] == 1 / 510
+        assert 0 < difference <= 1 / 510 < TOLERANCES["fp16"]
     for path in result.exported.files[:2]:
         whole = made(architecture, 2).file[path.suffix].stat().st_size
         assert path.stem == "distilled_x2_fp16" and path.stat().st_size < 0.75 * whole
@@ -224,7 +224,7 @@ def test_fp16_that_overflows_is_refused(tmp_path):
         network.conv_last.weight /= 4000
     loaded = load_student(save_student(tmp_path / "net.pth", network, block))
     export(loaded, tmp_path / "whole", formats=["torch-export"])
-    with pytest.raises(CheckpointError, match=r"was not written: torch-export differs from PyTorch by (nan|inf) at"):
+    with pytest.raises(CheckpointError, match=r"by (nan|inf) at .* beyond fp16's 65504; export it in float32"):
         export(loaded, tmp_path / "half", formats=["torch-export"], precision="fp16")
     assert list((tmp_path / "half").iterdir()) == []
 

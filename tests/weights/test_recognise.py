@@ -263,7 +263,9 @@ def test_averaged_weights_are_preferred_unless_others_are_asked_for(tmp_path):
     path = saved({"params": plain.state_dict(), "params_ema": averaged.state_dict()}, tmp_path)
     assert torch.equal(load_pretrained(path).network(image()), averaged(image()))
     assert load_pretrained(path).weights == "params_ema"
-    assert torch.equal(load_pretrained(path, param_key="params").network(image()), plain(image()))
+    asked = load_pretrained(path, param_key="params")
+    assert torch.equal(asked.network(image()), plain(image()))
+    assert "also has the weights 'params_ema'" in asked.remark and "also" not in load_pretrained(path).remark
 
 
 def test_weights_asked_for_by_name_are_not_replaced_by_others_where_only_they_are_wanted(tmp_path):
