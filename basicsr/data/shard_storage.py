@@ -33,12 +33,12 @@ _reading = threading.Lock()
 
 @dataclass(frozen=True)
 class ShardSet(ImageRoot):
-    """Shards; images are called by their keys, and are those of one kind (`key_and_kind`).
+    """Shards; images are called by their keys, and are those of one kind (`key_and_kind`), `own`.
 
     `partner` is the kind of the LR images where these are HR images. `timeout` is in seconds.
     """
 
-    kind: str = ""
+    own: str = ""
     partner: str = ""
     timeout: float = 30.0
 
@@ -61,13 +61,13 @@ class ShardSet(ImageRoot):
     def _images(self) -> dict[str, Member]:
         """By key; of the only kind there is, if that is no other's."""
         images = self._shards.images
-        if self.kind in images:
-            return images[self.kind]
+        if self.own in images:
+            return images[self.own]
         if len(images) == 1 and self.partner not in images:
             return next(iter(images.values()))
         kinds = ", ".join(f"*.{kind}.png" if kind else "*.png" for kind in sorted(images))
         raise DataError(
-            f"{self.path} has no images of the kind '{self.kind}', there are {printable(kinds)}; name the kinds in"
+            f"{self.path} has no images of the kind '{self.own}', there are {printable(kinds)}; name the kinds in"
             " io_backend: {gt: ..., lq: ...}"
         )
 
@@ -83,7 +83,7 @@ class ShardSet(ImageRoot):
         return list(self._images)
 
     def pairs(self, lq: str, filename_tmpl: str, meta_info_file: str | None) -> list[dict[str, str]]:
-        other = ShardSet(_address(lq), self.partner, self.kind, self.timeout)
+        other = ShardSet(_address(lq), self.partner, self.own, self.timeout)
         here, there = self.names(meta_info_file), other._images
         for keys, others, role, path in ((here, there, "LR", lq), (list(there), self._images, "HR", self.path)):
             if alone := [key for key in keys if key not in others]:
@@ -92,7 +92,7 @@ class ShardSet(ImageRoot):
 
     @property
     def variant(self) -> str:
-        return self.kind
+        return self.own
 
     def label(self, name: str) -> str:
         member = self._find(name)

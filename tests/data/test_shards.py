@@ -150,6 +150,15 @@ class TestOnDisk:
         one, other = (load_sample(dataset, SampleKey(index, 5)) for index in (3, COUNT + 3))
         assert torch.equal(one["gt"], other["gt"])
 
+    def test_notes_on_images_lie_in_the_cache_whatever_their_kind_is_called(self, folders, tmp_path, monkeypatch):
+        monkeypatch.setenv("BASICSR_CACHE", str(tmp_path / "home/cache"))
+        run(["--hr", "HR", "--output", tmp_path / "alone"], folders)
+        block = options(tmp_path, {**SHARDS, "gt": "../../outside"}, dataroot_gt=str(tmp_path / "alone"))
+        del block["dataroot_lq"]
+        assert check_images(build_dataset(block), DatasetOptions.model_validate(block)) == []
+        assert list((tmp_path / "home/cache").glob("images-*.json"))
+        assert not list(tmp_path.glob("*outside*"))
+
 
 PACK = ["--hr", "HR", "--output", "o"]
 

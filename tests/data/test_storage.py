@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import cv2
@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from basicsr.data import build_dataset
+from basicsr.data.bands_storage import BandFolder
 from basicsr.data.checks.inspection import examine
+from basicsr.data.image_sets import SeveralRoots
+from basicsr.data.shard_storage import ShardSet
 from basicsr.data.storage import DecodedImage, ImageRoot, LmdbDatabase, PpmImage, Window, roots_of
 from basicsr.files.images import encode_png, encode_ppm, imfrombytes
 from basicsr.files.lmdb_databases import LmdbMaker
@@ -241,3 +244,14 @@ def test_another_kind_of_storage_is_one_registered_function(tmp_path, monkeypatc
     assert [sample["lq_path"] for sample in dataset] == [str(tmp_path / "c.ppm")]
     with pytest.raises(OptionsError, match=r"io_backend\.show: unknown key \(did you mean 'shown'\?\); allowed: shown"):
         build_dataset({**block, "io_backend": {"type": "backwards", "show": 1}})
+
+
+ONLY_OF_PARTS = {"names", "pairs", "takes_list", "suffixes", "names_are_paths", "may_have", "folder", "below"}
+
+
+def test_no_storage_hides_what_all_of_them_have_and_several_as_one_pass_all_on():
+    """A field called `kind` of one storage once named the notes of checks by what the options said."""
+    members = {name for name in vars(ImageRoot) if not name.startswith("_")} - {"path"}
+    for kind in (LmdbDatabase, ShardSet, BandFolder, SeveralRoots):
+        assert not members & {field.name for field in fields(kind)}
+    assert members - set(vars(SeveralRoots)) == ONLY_OF_PARTS
