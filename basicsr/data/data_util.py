@@ -339,7 +339,9 @@ def _warnings(folder: str, tree: ImageTree) -> Iterator[str]:
     if below and (own := len(tree.images) - len(below)):
         counts = Counter(name.partition(os.sep)[0] for name in below)
         folders = some([f"{name}: {count:,d}" for name, count in counts.items()], "folder")
-        yield f"{own:,d} in it and {len(below):,d} in {folders} below are used; its own alone by {folder}/*.png"
+        endings = sorted({os.path.splitext(name)[1] for name in tree.images if os.sep not in name})
+        patterns = ", ".join(f"{folder}/*{ending}" for ending in endings)
+        yield f"{own:,d} in it and {len(below):,d} in {folders} below are used; its own alone by {patterns}"
     for reason in (HIDDEN, MADE):
         left = (name for name, why in tree.left_out if why == reason)
         counted = {name: count for name in left if (count := count_images(os.path.join(folder, name))) != 0}

@@ -166,6 +166,8 @@ def check_patches_fit(
 
 def check_hr_patch_fits(gt_size: Size, side: int, gt_path: str) -> None:
     """Raises DataError unless a patch fits in an HR image."""
+    if min(gt_size) == 0:
+        raise DataError(f"HR {gt_path} is smaller than one LR pixel: {_by(gt_size)} (H x W) remain; remove it")
     if min(gt_size) < side:
         raise DataError(
             f"HR {gt_path} is {_by(gt_size)} (H x W, cut to a multiple of the scale), smaller than patches of {side};"

@@ -98,7 +98,8 @@ class TestWhatLiesBeside:
         found = [path.removeprefix(f"{tmp_path}/") for path in paths_from_folder(str(tmp_path))]
         assert found == ["A.png", "B.JPG", "a.png", "beach/1.png", "beach/more/2.png", "c.Png"]
         told = list(folder_warnings(str(tmp_path)))
-        assert told[0] == f"4 in it and 2 in 1 folder (beach: 2) below are used; its own alone by {tmp_path}/*.png"
+        own = ", ".join(f"{tmp_path}/*{ending}" for ending in (".JPG", ".Png", ".png"))
+        assert told[0] == f"4 in it and 2 in 1 folder (beach: 2) below are used; its own alone by {own}"
         assert "2 folders (.thumbnails: 1, @eaDir: 1) in it, with images, not read (hidden, or the system's)" in told[1]
         told.pop(0)
         assert "4 files (0005, d.jfif, e.AVIF, ...) in it not read, because of the ending" in told[1]

@@ -75,7 +75,7 @@ def test_an_image_without_an_lr_pixel_is_refused_in_one_line(tmp_path):
     assert cv2.imwrite(str(tmp_path / "a.png"), photograph(3, 26, 0))
     block = {"type": "PairedImageDataset", "dataroot_gt": str(tmp_path), "scale": 4}
     for options in ({"phase": "val"}, {"phase": "train", "gt_size": 16, "extend_small": True}):
-        with pytest.raises(DataError, match=r"a\.png is 0x24 .* smaller than patches of 4"):
+        with pytest.raises(DataError, match=r"a\.png is smaller than one LR pixel: 0x24 .* remain; remove it"):
             build_dataset({**block, **options})[0]
 
 
