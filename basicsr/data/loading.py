@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import multiprocessing
 import os
@@ -34,7 +33,7 @@ from basicsr.data.sampling import KeySampler, Stage
 from basicsr.data.storage import Share, stored_images
 from basicsr.utils import randomness
 from basicsr.utils.errors import DataError, MachineError, Preempted, UserError
-from basicsr.utils.process_settings import STOP_SIGNALS, keep_freed_memory
+from basicsr.utils.process_settings import STOP_SIGNALS, end_with_parent, keep_freed_memory
 from basicsr.utils.registry import DATASET_REGISTRY, declared
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 _LOADER_KEYS = ("batch_size_per_gpu", "num_worker_per_gpu", "dataset_enlarge_ratio", "prefetch_mode", "use_shuffle")
 _FRAMEWORK_KEYS = ("name", "phase", "scale", *_LOADER_KEYS, "num_prefetch_queue", "pin_memory", "persistent_workers")
-_PR_SET_PDEATHSIG = 1
 _LARGEST_KEPT, _MOST_KEPT = 32 << 20, 256 << 20  # bytes of a worker's freed memory
 _WORKERS_TRACEBACK, _NOT_YET = "in DataLoader worker process", "DataLoader timed out"
 _ASK_SECONDS = 1.0  # how often, while workers are waited for, it is asked whether to go on
@@ -341,10 +339,8 @@ def prepare_worker(worker: int, parent: int) -> None:
         # A group of its own: what is sent to the parent's group (`timeout`, a shell) must not stop the worker
         # while the parent still finishes its iteration and saves.
         os.setpgid(0, 0)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(parent)
         keep_freed_memory(_LARGEST_KEPT, _MOST_KEPT)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 class PrefetchedBatches(Generic[_Item]):

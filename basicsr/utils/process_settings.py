@@ -25,6 +25,7 @@ STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(getattr(signal, name) for name 
 _MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST = 2**31 - 1
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 _LARGEST_OF_OLD = 32 << 20  # bytes, which older versions refuse to exceed
 
 
@@ -64,3 +65,11 @@ def keep_freed_memory(block: int = _LARGEST, end: int = _LARGEST) -> bool:
         return False
     kept = mallopt(_M_MMAP_THRESHOLD, block) or mallopt(_M_MMAP_THRESHOLD, min(block, _LARGEST_OF_OLD))
     return bool(mallopt(_M_TRIM_THRESHOLD, end) and kept)
+
+
+def end_with_parent(parent: int) -> None:
+    """Has Linux kill this process when the process `parent`, which started it, ends; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)

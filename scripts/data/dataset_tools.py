@@ -34,6 +34,7 @@ from basicsr.files.image_headers import MOST_PIXELS
 from basicsr.files.images import imwrite
 from basicsr.utils.errors import DataError, Interrupted, MachineError
 from basicsr.utils.misc import scandir
+from basicsr.utils.process_settings import end_with_parent
 from basicsr.utils.text import printable
 
 Task = TypeVar("Task")
@@ -189,7 +190,10 @@ def in_processes(
     """
     method = "fork" if sys.platform == "linux" else "spawn"
     pool = ProcessPoolExecutor(
-        max(min(workers, len(tasks)), 1), multiprocessing.get_context(method), initializer=_prepare_worker
+        max(min(workers, len(tasks)), 1),
+        multiprocessing.get_context(method),
+        initializer=_prepare_worker,
+        initargs=(os.getpid(),),
     )
     running: deque[Future[Result]] = deque()
     waiting = iter(tasks)
@@ -258,7 +262,8 @@ def claim_folder(folder: Path, script: str, parameters: Mapping[str, Any]) -> No
         raise DataError(f"cannot write to {folder}: {error.strerror}") from error
 
 
-def _prepare_worker() -> None:
-    """Leaves Ctrl+C to the parent, which ends the workers in good order."""
+def _prepare_worker(parent: int) -> None:
+    """Leaves Ctrl+C to the parent, which ends the workers in good order, and ends with it where it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent)
     cv2.setNumThreads(0)

@@ -492,3 +492,23 @@ class TestFoldersBelowListsAndPatterns:
         assert (result.returncode, result.stderr.count("\n")) == (3, 1), result.stderr
         assert message in result.stderr
         assert sorted(sets.rglob("*")) == before
+
+
+_WAITING = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+import dataset_tools
+def own_number(task):
+    return os.getpid()
+for pid in dataset_tools.in_processes(own_number, range(2), 2, "x"):
+    print(pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's end")
+def test_workers_end_with_a_killed_parent():
+    process = subprocess.Popen([sys.executable, "-c", _WAITING, str(SCRIPTS)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and int(process.stdout.readline()) != process.pid
+    process.kill()
+    process.communicate(timeout=120)  # ends when no process has the pipe any more
