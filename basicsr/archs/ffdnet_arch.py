@@ -29,6 +29,7 @@ class FFDNet(PlainDenoiser):
     """
 
     split_size = 2  # tiles begin at even pixels
+    smallest_traced_side = 3  # torch.export lays out one folded pixel differently
 
     def __init__(
         self,
@@ -47,8 +48,9 @@ class FFDNet(PlainDenoiser):
         return super().stem(with_noise_level(_folded(x), self.noise_level))[0], x.shape[-2:]
 
     def reconstruct(self, features, kept):
-        height, width = kept
-        return F.pixel_shuffle(self.model[-1](features), 2)[..., :height, :width]
+        output = F.pixel_shuffle(self.model[-1](features), 2)
+        # Cut by negative padding, whose result is a tensor of its own: of a view torch.export notes sides as even.
+        return F.pad(output, (0, kept[1] - output.shape[-1], 0, kept[0] - output.shape[-2]))
 
     @staticmethod
     def from_published(state: Mapping[str, Tensor]) -> Recognised | None:

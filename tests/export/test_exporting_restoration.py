@@ -1,4 +1,4 @@
-"""Exported networks of scale 1, NAFNet and Restormer, against PyTorch at sizes that their halvings do not divide."""
+"""Exported networks of scale 1, NAFNet, Restormer and denoisers, against PyTorch at sizes that their halvings do not divide."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ BLOCKS: dict[str, dict[str, Any]] = {
         "LayerNorm_type": "BiasFree",
     },
 }
+DENOISERS: dict[str, dict[str, Any]] = {
+    name: {"type": name, "num_feat": 8, "num_layer": 3} for name in ("DnCNN", "FFDNet")
+}
 MULTIPLES = {"NAFNet": 4, "Restormer": 8}
 # None of them among the sizes that the export itself tries.
 SIZES = ((1, 16, 40), (3, 19, 23), (2, 9, 49), (1, 41, 10))
@@ -57,7 +60,8 @@ def save(path: Path, network: nn.Module, block: dict[str, Any]) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A function that exports a network once to all formats."""
-    return exporter(tmp_path_factory.mktemp, lambda name: (built(BLOCKS[name]), BLOCKS[name]), save)
+    blocks = BLOCKS | DENOISERS
+    return exporter(tmp_path_factory.mktemp, lambda name: (built(blocks[name]), blocks[name]), save)
 
 
 @pytest.mark.parametrize("name", ["NAFNet", pytest.param("Restormer", marks=pytest.mark.long)])
@@ -73,6 +77,19 @@ def test_all_files_give_pytorchs_outputs_at_other_sizes(made, name):
         if min(image.shape[-2:]) > MULTIPLES[name]:
             torch.testing.assert_close(output_of(program, image), expected, rtol=0, atol=1e-5)
     assert (loaded.architecture, loaded.scale, loaded.layout, loaded.remark) == (name, 1, "ours", None)
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_graphs_of_denoisers_give_pytorchs_outputs_at_odd_and_even_sizes(made, name):
+    result = made(name)
+    program = torch.export.load(result.file[".pt2"]).module()
+    for image in images((*SIZES, *SMALLER[1:])):
+        expected = output_of(result.network, image)
+        assert expected.shape == image.shape and (expected - image).abs().max() > 0.01
+        torch.testing.assert_close(onnx_output(result.file[".onnx"], image), expected, rtol=0, atol=1e-5)
+        if min(image.shape[-2:]) >= 3:
+            torch.testing.assert_close(output_of(program, image), expected, rtol=0, atol=1e-5)
+    assert ("of at least 3x3 pixels" in "".join(result.exported.remarks)) == (name == "FFDNet")
 
 
 @pytest.mark.long
