@@ -1,4 +1,4 @@
-"""Exported networks of scale 1, NAFNet, Restormer and denoisers, against PyTorch at sizes that their halvings do not divide."""
+"""Exported networks of scale 1 against PyTorch, also at sizes that their halvings do not divide."""
 
 from __future__ import annotations
 
