@@ -317,6 +317,8 @@ def lmdb(path: str, readahead: bool = False) -> ImageRoot:
     """For `io_backend: {type: lmdb}`; raises OptionsError where `path` is no database's."""
     if not _is_database(path):
         raise OptionsError(f"{path} must end in .lmdb for io_backend type lmdb; change the path or the type")
+    if is_pattern(path):
+        raise OptionsError(f"{path} is a pattern, and io_backend type lmdb takes databases alone; write a list of them")
     return LmdbDatabase(path, readahead)
 
 

@@ -31,6 +31,7 @@ from basicsr.engine.process.command import StopRequest
 from basicsr.files.image_headers import HeaderError
 from basicsr.inference.runner import Outcome, Shape, Trial
 from basicsr.metrics import arguments_of, traits_of
+from basicsr.metrics.evaluator import image_names
 from basicsr.utils.dist_util import on_master, raise_together
 from basicsr.utils.errors import DataError, NonFiniteError, OptionsError, UserError
 from basicsr.utils.precision import Precision
@@ -92,12 +93,15 @@ def check_fit(run: TrainingRun) -> list[str]:
     """Tries student, teachers, discriminator and losses on the training images, the student on all validation sets.
 
     All ranks must call. Under `--debug` the traceback of a network's own error is printed. Returns remarks for the log;
-    raises OptionsError where something does not fit, NonFiniteError where a network puts out NaN or infinity.
+    raises OptionsError where something does not fit, NonFiniteError where a network puts out NaN or infinity, DataError
+    where two images of a validation set would have one name in the results.
     """
     options, device = run.options, run.rank_info.device
     remarks: list[str] = []
     failure: Exception | None = None
     try:
+        for dataset in run.validation.values():
+            image_names(dataset)
         student = Trial("network_g", run.network, device, Precision(device.type, run.precision.amp))
         for key, block in options.datasets_of("train").items():
             images = _first_sample(f"datasets.{key}", block, run.training_sets[key])

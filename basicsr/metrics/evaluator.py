@@ -71,6 +71,8 @@ def image_names(dataset: EvaluationDataset) -> list[str] | None:
     for number, file in enumerate(files):
         name = image_name(file) if known is None else known[number]
         other, before = names.setdefault(name, (number, file))
+        if other != number and before == file:
+            raise DataError(f"{file} is listed twice; name each image of a validation or test set once")
         if other != number:
             raise DataError(f"{before} and {file} would both be called {name} in the results; rename one")
     return list(names)

@@ -123,6 +123,8 @@ class TestPairs:
         roots = (["A_HR.lmdb", "B_HR.lmdb"], ["A_LR.lmdb", {"path": "B_LR.lmdb"}])
         databases = build_dataset({**BLOCK, "dataroot_gt": roots[0], "dataroot_lq": roots[1], "io_backend": backend})
         assert [path["gt_path"] for path in databases.paths][2:4] == ["A_HR.lmdb/sub/1", "B_HR.lmdb/1"]
+        with pytest.raises(OptionsError, match=r"\*_HR\.lmdb is a pattern, and .* databases alone; write a list"):
+            build_dataset({**BLOCK, "dataroot_gt": "*_HR.lmdb", "io_backend": backend})
         assert fingerprint(files) == fingerprint(databases)
         assert databases.stored_images().label("gt", 3) == "B_HR.lmdb (key '1')"
 

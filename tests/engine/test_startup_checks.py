@@ -21,7 +21,7 @@ from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.startup_checks import check_fit
 from basicsr.engine.training_run import TrainingRun
 from basicsr.inference.runner import Trial
-from basicsr.utils.errors import NonFiniteError, OptionsError
+from basicsr.utils.errors import DataError, NonFiniteError, OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY
 
 CPU = torch.device("cpu")
@@ -172,6 +172,19 @@ def test_a_network_of_the_users_own_is_refused_in_a_line(mcadkd, tmp_path, how, 
 def test_outputs_that_are_not_finite_are_told(mcadkd, tmp_path):
     with pytest.raises(NonFiniteError, match=r"network_g \(UsersOwn\) puts out values that are not finite"):
         check_fit(built(own(mcadkd, "not finite"), tmp_path))
+
+
+def test_images_whose_results_would_have_one_name_are_told_before_the_run(mcadkd, image_pairs, tmp_path):
+    hr, _ = image_pairs(count=2, size=24, folder="named")
+    first, second = sorted(hr.iterdir())
+    second.rename(first.with_suffix(".jpg"))  # its content is what counts
+    made = {"datasets__val__dataroot_gt": str(hr), "datasets__val__dataroot_lq": None}
+    listed = {**made, "datasets__val__meta_info_file": str(tmp_path / "names.txt")}
+    (tmp_path / "names.txt").write_text(f"{first.name}\n{first.name}\n")
+    called_alike = rf"{first.stem}\.\w+ would both be called {first.stem} in the results"
+    for roots, message in ((made, called_alike), (listed, rf"{first.name} is listed twice; name each image")):
+        with pytest.raises(DataError, match=message):
+            check_fit(built(changed(without_teacher(mcadkd), **roots), tmp_path))
 
 
 def test_only_sizes_that_a_set_has_are_asked_of_a_network(mcadkd, image_pairs, tmp_path):

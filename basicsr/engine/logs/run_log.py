@@ -125,10 +125,11 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
         f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
         f" {images} training images{left_out}{weighted}, {options.train.total_iter} iterations"
     )
-    for dataset in run.training_sets.values():
+    for key, dataset in run.training_sets.items():
         if (made := getattr(dataset, "degradation", None)) is not None:
+            which = f"{options.datasets[key].name}: " if len(run.training_sets) > 1 else ""
             place = f", on {rank_info.device}" if getattr(dataset, "makes_lr_later", False) else ""
-            logger.info(f"LR images are made of HR images while training{place}: {made}")
+            logger.info(f"{which}LR images are made of HR images while training{place}: {made}")
     _describe_sets(run, logger)
     if resume is not None:
         epoch, batch, batches = run.loader.epoch_at(run.iteration)
