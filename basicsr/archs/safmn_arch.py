@@ -37,12 +37,12 @@ class SAFM(nn.Module):
         size = x.shape[-2:]
         seen = []
         for level, (part, convolution) in enumerate(zip(x.chunk(_LEVELS, dim=1), self.mfr, strict=True)):
-            features = convolution(_smaller(part, 2**level))
+            features = convolution(smaller(part, 2**level))
             seen.append(F.interpolate(features, size, mode="nearest") if level else features)
         return F.gelu(self.aggr(torch.cat(seen, dim=1))) * x
 
 
-def _smaller(x: Tensor, factor: int) -> Tensor:
+def smaller(x: Tensor, factor: int) -> Tensor:
     """The largest values of parts of (B, C, H, W), of which there are H // factor by W // factor, 1 at least."""
     if factor == 1:
         return x

@@ -308,3 +308,20 @@ def test_carn_of_several_scales_with_its_mean_shifts_is_one_file_for_all() -> No
         assert torch.allclose(branch(x), carn(network.state_dict(), x, scale), atol=1e-6)
         idle = [name for name, parameter in branch.named_parameters() if not parameter.requires_grad]
         assert idle and all(f"up{scale}." not in name and name.startswith("upsample.up") for name in idle)
+
+
+@torch.no_grad()
+def test_safmnpp_as_defined() -> None:
+    network = built({"type": "SAFMNPP", "num_feat": 7, "num_block": 2, "ffn_scale": 1.3, "upscale": 2})
+    state, x = network.state_dict(), torch.rand(2, 3, 19, 9, dtype=torch.float64)
+    features = conv(state, "to_feat", x)
+    for block in ("feats.0", "feats.1"):
+        gated, others = conv(state, f"{block}.conv1.proj", features).tensor_split([2], 1)
+        seen = conv(state, f"{block}.conv1.dwconv", F.adaptive_max_pool2d(gated, (2, 1)), groups=2)
+        gated = F.gelu(F.interpolate(seen, (19, 9), mode="bilinear")) * gated
+        joined = conv(state, f"{block}.conv1.out", F.gelu(torch.cat([others, gated], 1)))
+        features = features + conv(state, f"{block}.conv2.conv2", F.gelu(conv(state, f"{block}.conv2.conv1", joined)))
+    enlarged = F.interpolate(x, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(network(x), enlarged + F.pixel_shuffle(conv(state, "to_img.0", features), 2))
+    found = recognise(state)
+    assert found is not None and int(found.options["ffn_scale"] * 7) == 9 and found.options["num_block"] == 2

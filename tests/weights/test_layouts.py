@@ -134,7 +134,7 @@ def test_no_network_takes_the_weights_of_another():
         assert taken == ([family] if family in readers else []), family
 
 
-@pytest.mark.parametrize("family", ["IMDN", "RFDN", "RLFN", "BSRN", "LKDN", "PAN", "CARN", "MDSR", "SAFMN"])
+@pytest.mark.parametrize("family", ["IMDN", "RFDN", "RLFN", "BSRN", "LKDN", "PAN", "CARN", "MDSR", "SAFMN", "SAFMNPP"])
 def test_small_networks_with_a_key_too_few_or_too_many_are_others(family):
     block = {"type": family, "num_feat": 16, "upscale": 2}
     state = built(block if family == "CARN" else {**block, "num_block": 2})
