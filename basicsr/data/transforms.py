@@ -200,17 +200,28 @@ def check_depths(gt_bits: int, lq_bits: int, gt_path: str, lq_path: str) -> None
         )
 
 
-def advice(gt_size: Size, lq_size: Size, scale: int, gt_path: str | None, gt_folders: Sequence[str] = ()) -> str:
-    """What to do about a pair of `gt_folders`, where they are known, whose HR image is not `scale` times the LR one."""
+def advice(
+    gt_size: Size,
+    lq_size: Size,
+    scale: int,
+    gt_path: str | None,
+    gt_folders: Sequence[str] = (),
+    channels: int | None = None,
+) -> str:
+    """What to do about a pair of `gt_folders`, where they are known, whose HR image is not `scale` times the LR one.
+
+    `channels` is given of images of several bands.
+    """
     if _is_cut_of(gt_size, lq_size, scale):
         if gt_path is None or "(key '" in gt_path:
             folder = "HR"
         else:
             folder = " ".join(map(shlex.quote, gt_folders or (os.path.dirname(gt_path) or ".",)))
+        bands = f" --channels {channels}" if channels is not None else ""
         return (
             f"cut the HR images to a multiple of {scale}, and make LR images of these, by: python"
-            f" scripts/data/generate_lr.py --input {folder} --output NEW_LR --hr-output NEW_HR --scales {scale}; then"
-            f" set dataroot_gt: NEW_HR, dataroot_lq: NEW_LR/X{scale}, filename_tmpl: '{{}}x{scale}'"
+            f" scripts/data/generate_lr.py --input {folder} --output NEW_LR --hr-output NEW_HR --scales"
+            f" {scale}{bands}; then set dataroot_gt: NEW_HR, dataroot_lq: NEW_LR/X{scale}, filename_tmpl: '{{}}x{scale}'"
         )
     other = next((other for other in range(1, _LARGEST_SCALE + 1) if _is_cut_of(gt_size, lq_size, other)), None)
     found = f"the LR image is of scale {other}; " if other is not None and other != scale else ""

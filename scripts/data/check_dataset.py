@@ -106,7 +106,7 @@ def check_pair(
     if not all(0 <= rest < (1 if pairing.exact else pairing.scale) for rest in rests):
         return (
             f"HR {names[0]} is {large[0]}x{large[1]}, LR {names[1]} is {small[0]}x{small[1]}: not {pairing.scale} times"
-            f" as large; {advice(large, small, pairing.scale, names[0], pairing.hr)}"
+            f" as large; {advice(large, small, pairing.scale, names[0], pairing.hr, pairing.channels)}"
         ), names
     for header, other, pixels in zip((hr, lr), (1, 0), images[::-1], strict=False):
         if header.space == "gray" and is_colourful(pixels):

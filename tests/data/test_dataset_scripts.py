@@ -226,6 +226,10 @@ class TestBands:
             assert ("shows something else than HR" in wrong.stdout or "out of step" in wrong.stdout) == (how == ())
         other = run("check_dataset.py", *pair, "--channels", 4, folder=tmp_path)
         assert other.returncode == 3 and "it has 5 channels, expected are 4" in other.stdout
+        write_bands(tmp_path / f"odd/a{suffix}", hr[:-1])
+        write_bands(tmp_path / f"small/a{suffix}", lr)
+        odd = run("check_dataset.py", "--hr", "odd", "--lr", "small", "--scale", 2, *bands, folder=tmp_path)
+        assert "--hr-output NEW_HR --scales 2 --channels 5; then" in odd.stdout
         (tmp_path / f"HR/2024/a{suffix}").unlink()
         write_bands(tmp_path / f"HR/b{suffix}", hr)
         alone = run("extract_subimages.py", *cut[:4], *cut[6:], *bands, folder=tmp_path)
