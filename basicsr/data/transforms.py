@@ -221,7 +221,8 @@ def advice(
         return (
             f"cut the HR images to a multiple of {scale}, and make LR images of these, by: python"
             f" scripts/data/generate_lr.py --input {folder} --output NEW_LR --hr-output NEW_HR --scales"
-            f" {scale}{bands}; then set dataroot_gt: NEW_HR, dataroot_lq: NEW_LR/X{scale}, filename_tmpl: '{{}}x{scale}'"
+            f" {scale}{bands}; then set dataroot_gt: NEW_HR, dataroot_lq: NEW_LR/X{scale},"
+            f" filename_tmpl: '{{}}x{scale}'"
         )
     other = next((other for other in range(1, _LARGEST_SCALE + 1) if _is_cut_of(gt_size, lq_size, other)), None)
     found = f"the LR image is of scale {other}; " if other is not None and other != scale else ""
