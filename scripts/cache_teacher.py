@@ -5,8 +5,8 @@ python scripts/cache_teacher.py -opt options/train/kd_edsr_x4.yml --self_ensembl
 
 Teacher, scale and images are those of the training options. Training reads the outputs where its options say
 `datasets: train: teacher_cache: FOLDER`. Where the options name no LR images, they are made of the HR images as
-training makes them. What is broken off goes on by the same command. docs/teacher_cache.md tells what is stored, and for which
-methods it is enough.
+training makes them. What is broken off goes on by the same command. docs/teacher_cache.md tells what is
+stored, and for which methods it is enough.
 """
 
 from __future__ import annotations
