@@ -12,7 +12,7 @@ PAGES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
     *("options/README.md", "datasets/README.md", "experiments/README.md"),
 )
-LINKED = ("LICENSE", "scripts/slurm/train.sbatch")
+LINKED = ("LICENSE", "scripts/slurm/train.sbatch", "docs/recipes/dat_light_x4.csv")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
