@@ -414,8 +414,10 @@ def is_cover(stream: Any) -> bool:
 
 
 def announced_size(file: BinaryIO) -> int | None:
-    """The bytes that a Matroska or AVI file has by its own header; None of others, and where it does not say."""
+    """The bytes that a Matroska, AVI or MP4 file has by what it says itself; None of others, and where it does not."""
     head = file.read(_LONGEST_HEADER)
+    if head[4:8] == b"ftyp":
+        return _end_of_boxes(file)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         size = int.from_bytes(head[4:8], "little")
         return size + 8 if 0 < size < _NO_RIFF_SIZE else None
@@ -431,6 +433,21 @@ def announced_size(file: BinaryIO) -> int | None:
         if head[start - len(_SEGMENT) : start] != _SEGMENT:
             break
     return None
+
+
+def _end_of_boxes(file: BinaryIO) -> int | None:
+    """Where the last box of an MP4 file ends, or would; None where it says so itself, or something else follows."""
+    end, size = 0, os.fstat(file.fileno()).st_size
+    while end < size:
+        file.seek(end)
+        head = file.read(16)
+        length, name = int.from_bytes(head[:4], "big"), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < len(head[:8]) or not (name.isascii() and name.isalnum()):
+            return None
+        end += length
+    return end
 
 
 def reason_of(error: Exception) -> str:

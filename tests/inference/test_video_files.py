@@ -223,8 +223,8 @@ def without_frames(path, kind="mp4"):
         container.start_encoding()
 
 
-def cut(path, kind, share=0.6):
-    options = {"movflags": "faststart"} if kind == "mp4" else {}
+def cut(path, kind, share=0.6, flags="faststart"):
+    options = {"movflags": flags} if kind == "mp4" else {}
     whole = path.with_suffix(f".{kind}")
     make_video(whole, noise(100), container_options=options)
     content = whole.read_bytes()
@@ -252,6 +252,7 @@ def playlist(path):
         (lambda path: cut(path, "mkv", 0.4), "it is cut short"),
         (lambda path: cut(path, "mkv", 0.95), "it is cut short"),
         (lambda path: cut(path, "avi", 0.95), "it is cut short"),
+        (lambda path: cut(path, "mp4", 0.97, "frag_keyframe+empty_moov"), "it is cut short"),
         (lambda path: cut(path, "mov", 0.9), "it is damaged or no video"),  # without its index, which is at the end
         (encrypted, "it is encrypted"),
         (playlist, "it is no video, whatever its name"),
