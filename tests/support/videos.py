@@ -31,7 +31,8 @@ def make_video(
 ) -> Path:
     """Writes RGB frames (H, W, 3), 25 a second unless `pts` in units of 1/12800 s are given.
 
-    `raw` frames are yuv444p planes (3, H, W), or yuv444p16le ones for 16 bits.
+    `raw` frames are yuv444p planes (3, H, W); uint16 ones are codes of 10 bits, times 64, for a layout of 10 bits, of
+    whose chroma the pixels that the layout has are taken.
     """
     import av
 
@@ -48,14 +49,12 @@ def make_video(
         for number, pixels in enumerate(frames):
             if raw:
                 is_8bit = pixels.dtype == np.uint8
-                frame = av.VideoFrame.from_ndarray(
-                    pixels if is_8bit else np.ascontiguousarray(pixels.transpose(1, 2, 0)),
-                    format="yuv444p" if is_8bit else "yuv444p16le",
-                )
+                frame = av.VideoFrame.from_ndarray(pixels, format="yuv444p") if is_8bit else _of_10_bits(pixels, layout)
             else:
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame = frame.reformat(format=layout, dst_colorspace=matrix, dst_color_range=levels)
-            frame = frame.reformat(format=layout)
+            if frame.format.name != layout:
+                frame = frame.reformat(format=layout)
             frame.colorspace, frame.color_range = matrix, levels
             frame.pts, frame.time_base = number * 512 if pts is None else pts[number], UNIT
             container.mux(stream.encode(frame))
@@ -68,6 +67,19 @@ def make_video(
             packet.time_base = Fraction(1, 1000)
             container.mux(packet)
     return path
+
+
+def _of_10_bits(pixels: np.ndarray, layout: str) -> Any:
+    """A frame whose planes are filled one by one: swscale does not convert to 10 bits alike at every call."""
+    import av
+
+    frame = av.VideoFrame(pixels.shape[2], pixels.shape[1], layout)
+    for plane, values in zip(frame.planes, pixels, strict=True):
+        rows = np.zeros((plane.height, plane.line_size // 2), np.uint16)
+        kept = values[:: len(values) // plane.height, :: values.shape[1] // plane.width]
+        rows[:, : plane.width] = (kept.astype(np.uint32) + 32) >> 6
+        plane.update(rows.tobytes())
+    return frame
 
 
 def _add_sound(container: Any) -> Any:
