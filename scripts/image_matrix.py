@@ -279,14 +279,14 @@ class Matrix:
     def _refuse(self, stem: str) -> None:
         """Gives a file that is not readable alone to the commands that read whole folders."""
         self._write(f"alone/{stem}", [stem])
-        source = self.folder / "alone" / stem
+        source, results = self.folder / "alone" / stem, self.folder / "of_alone" / stem
         jobs: Mapping[str, tuple[str, tuple[object, ...]]] = {
-            "create_lmdb": ("scripts/data/create_lmdb.py", ("--output", source / "x.lmdb")),
+            "create_lmdb": ("scripts/data/create_lmdb.py", ("--output", results / "x.lmdb")),
             "extract_subimages": (
                 "scripts/data/extract_subimages.py",
-                ("--output", source / "squares", "--crop-size", _SIDE, "--step", _STEP),
+                ("--output", results / "squares", "--crop-size", _SIDE, "--step", _STEP),
             ),
-            "generate_lr": ("scripts/data/generate_lr.py", ("--output", source / "lr", "--scales", 2)),
+            "generate_lr": ("scripts/data/generate_lr.py", ("--output", results / "lr", "--scales", 2)),
         }
         for name, (script, arguments) in jobs.items():
             code, said = command(script, "--input", source, *arguments, "--workers", 1)

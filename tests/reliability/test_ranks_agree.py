@@ -70,7 +70,7 @@ def test_images_that_only_one_rank_has_are_told_before_training(mcadkd, tmp_path
     first, second = outputs(tmp_path)
     count = len(list((tmp_path / "node0/gt").iterdir()))
     assert first[:2] == ["3", "[rank 0] error: the ranks do not work on the same:"]
-    called = "training images" if what == "train" else "val"
+    called = "training images (train)" if what == "train" else "val"
     assert f"  {called}: images: {count} on rank 0, {count - 1} on rank 1" in first
     assert second == ["3"] and not list(tmp_path.glob("experiments/*"))
 

@@ -172,7 +172,7 @@ def differences(first: Any, second: Any, path: str = "") -> list[str]:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor.reshape(1).view(torch.uint8)
+    return tensor.contiguous().flatten().view(torch.uint8)  # a side of 1 may have any stride, even so
 
 
 def checkpoint_of(experiment: Path, iteration: int) -> dict[str, Any]:

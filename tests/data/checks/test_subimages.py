@@ -274,7 +274,7 @@ class TestPairsOfOtherTools:
         )
         assert check_datasets(
             [(build_dataset(block), DatasetOptions(**block, check_images="none"))], RankInfo(torch.device("cpu"))
-        ) == ([], [])
+        ) == ([[]], [])
 
     def test_that_are_one_picture_twice_are_told(self, tmp_path):
         for name in ("a", "b"):
