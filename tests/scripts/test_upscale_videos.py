@@ -107,7 +107,7 @@ class TestWhatIsKept:
     def test_other_codecs_and_networks(self, run, here, model, scale, options):
         make_video(here / "a.mkv", colours(3, 35, 37), layout="yuv444p")
         code, _, errors = run("a.mkv", *options, "--tile", 16, "--scale", scale, model=model)
-        assert (code, errors) == (0, [])
+        assert (code, errors) == (0, []), "\n".join(errors)
         _, pixels = frames_of(here / f"out/a_x{scale}.mkv")
         assert [frame.shape for frame in pixels] == [(35 * scale, 37 * scale, 3)] * 3
         for frame, given in zip(pixels, colours(3), strict=True):
@@ -146,7 +146,7 @@ class TestWhatIsKept:
         Image.fromarray(colours(1)[0]).save(here / "mixed/b.png")
         for left_out in ((), ("2 left out: results of an earlier run",)):
             code, lines, errors = run("mixed", output="mixed")
-            assert (code, errors) == (0, [])
+            assert (code, errors) == (0, []), "\n".join(errors)
             assert [*lines[3:-1]] == [*left_out]
             assert lines[-1] == "2 upscaled, 0 failed"
         assert sorted(path.name for path in (here / "mixed").iterdir()) == ["a.mkv", "a_x2.mkv", "b.png", "b_x2.png"]
@@ -229,7 +229,7 @@ class TestGoingOn:
         assert "frames are kept; the same command goes on from there" in printed
         assert not (here / "a_x2.mp4").exists()
         code, lines, errors = run("a.mp4", "--part_frames", 1, output=".")
-        assert (code, errors) == (0, [])
+        assert (code, errors) == (0, []), "\n".join(errors)
         assert lines[1].startswith("a.mp4: goes on after ")
         assert len(frames_of(here / "a_x2.mp4")[1]) == 40
 
