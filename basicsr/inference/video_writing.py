@@ -142,6 +142,9 @@ def write_part(file: BinaryIO, frames: Iterable[Frame], encoding: Encoding) -> P
 
         def put(packets: list[Any]) -> None:
             decoded.extend(packet.pts for packet in packets)
+            for packet in packets:
+                # x265 sometimes decodes the only frame of a part after it is shown, which no container takes.
+                packet.dts = min(packet.dts, packet.pts)
             container.mux(packets)
 
         for frame in frames:
