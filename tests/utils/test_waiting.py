@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,12 @@ def in_the_place_of_torch(tmp_path_factory):
 def policy(folder, *arguments: str, quiet: bool = True, **variables: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     environment |= {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))), **variables}
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    # Where the tests run in the background of a shell, Ctrl+C is ignored, and a process inherits that.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.returncode == (not quiet)
     return done.stdout
 
