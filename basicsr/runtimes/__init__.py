@@ -1,0 +1,1 @@
+"""Programs that run exported files: each behind one interface, without PyTorch."""
