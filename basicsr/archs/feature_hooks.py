@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from basicsr.utils.errors import OptionsError
+from basicsr.utils.reparameterization import convolutions
 from basicsr.utils.text import nearest
 
 _PROBE_SIDE = 16
@@ -103,7 +104,7 @@ def probe_image(network: nn.Module) -> torch.Tensor:
     if getattr(network, "absolute_pos_embed", None) is not None:
         size = getattr(network, "resolution", size)
     own = getattr(network, "in_channels", None)
-    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    first = next((module for _, module in convolutions(network)), None)
     counts = [own] if isinstance(own, int) else [first.in_channels if first is not None else 3, 3]
     for number, count in enumerate(counts):  # the first convolution of some networks sees an image folded into channels
         image = torch.zeros(1, count, *size, device=parameter.device, dtype=parameter.dtype)

@@ -14,6 +14,7 @@ from basicsr.archs.recognition import Recognised, shuffled_scale
 from basicsr.utils.precision import at_least_float32, without_autocast
 from basicsr.utils.ranges import Colour, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
+from basicsr.utils.reparameterization import Mergeable
 
 _BLOCKS = 6
 _WIDER = 2  # the 3x3 convolution to be merged has so many times the channels
@@ -31,7 +32,7 @@ class _Kernel(nn.Module):
         self.register_buffer("bias", bias.detach().clone())
 
 
-class Conv3XC(nn.Module):
+class Conv3XC(Mergeable):
     """A 3x3 convolution, (B, `num_in`, H, W) to (B, `num_out`, H, W), trained as the sum of four.
 
     1x1, 3x3 and 1x1 one after the other (`conv`), plus a 1x1 beside them (`sk`). All are linear, so they are merged
@@ -40,8 +41,7 @@ class Conv3XC(nn.Module):
     """
 
     def __init__(self, num_in: int, num_out: int, merged: bool) -> None:
-        super().__init__()
-        self.merged = merged
+        super().__init__(num_in, num_out, merged)
         if merged:
             self.eval_conv: nn.Module = nn.Conv2d(num_in, num_out, 3, 1, 1)
             return
@@ -54,7 +54,9 @@ class Conv3XC(nn.Module):
         self.eval_conv = _Kernel(*self.kernel())
 
     def kernel(self):
-        """The merged weight (`num_out`, `num_in`, 3, 3) and bias (`num_out`), with gradients."""
+        """See `Mergeable.kernel`."""
+        if self.merged:
+            return self.eval_conv.weight, self.eval_conv.bias
         with without_autocast(self.sk.weight.device.type):
             (inner, inner_bias), (wide, wide_bias), (outer, outer_bias), (beside, beside_bias) = (
                 (at_least_float32(part.weight), at_least_float32(part.bias)) for part in (*self.conv, self.sk)
@@ -64,19 +66,11 @@ class Conv3XC(nn.Module):
             bias = outer[..., 0, 0] @ (wide.sum((2, 3)) @ inner_bias + wide_bias) + outer_bias + beside_bias
             return weight.to(self.sk.weight.dtype), bias.to(self.sk.weight.dtype)
 
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Leaves the merged kernel alone, as with `merged`."""
-        if self.merged:
-            return
-        weight, bias = self.kernel()
-        kernel = nn.Conv2d(weight.shape[1], weight.shape[0], 3, 1, 1).to(weight).requires_grad_(weight.requires_grad)
-        kernel.load_state_dict({"weight": weight, "bias": bias})
+    def _keep(self, weight, bias):
         del self.sk, self.conv
-        self.eval_conv, self.merged = kernel, True
-
-    def forward(self, x):
-        return self.eval_conv(x) if self.merged else F.conv2d(x, *self.kernel(), padding=1)
+        with torch.device("meta"):  # no initial values are drawn
+            self.eval_conv = nn.Conv2d(self.in_channels, self.out_channels, 3, 1, 1)
+        self.eval_conv.weight, self.eval_conv.bias = weight, bias
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         if not self.merged:

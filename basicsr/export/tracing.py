@@ -7,25 +7,18 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from basicsr.utils.errors import CheckpointError
+from basicsr.utils.reparameterization import computes_as_usual, convolutions, merge
 from basicsr.utils.text import first_line
 from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 Precision = Literal["float32", "fp16"]
-
-
-@runtime_checkable
-class Mergeable(Protocol):
-    """A module that can become the one kernel that several convolutions amount to."""
-
-    def merge(self) -> None:
-        """Leaves that kernel alone."""
 
 
 class Named(nn.Module):
@@ -107,10 +100,7 @@ def _mirrored(length: int, multiple: int, device: torch.device) -> Tensor:
 
 def traceable(network: nn.Module, precision: Precision, *, any_size: bool = True) -> Named:
     """A copy of `network` that can be traced, for any size or one; input and output are float32 in both precisions."""
-    network = copy.deepcopy(network).eval().requires_grad_(False)
-    for module in list(network.modules()):
-        if isinstance(module, Mergeable):
-            module.merge()
+    network = merge(copy.deepcopy(network).eval().requires_grad_(False))
     if precision == "fp16":
         _halve_inside(network)
     if any_size and isinstance(network, SpandrelNetwork):
@@ -120,13 +110,13 @@ def traceable(network: nn.Module, precision: Precision, *, any_size: bool = True
 
 def _halve_inside(network: nn.Module) -> None:
     """Halves all but the first and last convolution and the scaling around them: 11 bits are too few for an image."""
-    convolutions = [module for module in network.modules() if type(module) is nn.Conv2d]
-    if len(convolutions) < 2:
+    whole = [module for _, module in convolutions(network) if computes_as_usual(module)]
+    if len(whole) < 2:
         raise CheckpointError(f"{type(network).__name__} has no two convolutions: export it in float32")
     network.half()
     # These two compute in float32 on the rounded weights: fp16 weights here would only save a few bytes.
-    convolutions[0].float().register_forward_hook(lambda module, inputs, output: output.half())
-    convolutions[-1].float().register_forward_pre_hook(lambda module, inputs: inputs[0].float())
+    whole[0].float().register_forward_hook(lambda module, inputs, output: output.half())
+    whole[-1].float().register_forward_pre_hook(lambda module, inputs: inputs[0].float())
     for module in network.modules():
         if getattr(module, "computes_in_float32", False):
             module.register_forward_hook(lambda module, inputs, output: output.half())

@@ -36,6 +36,7 @@ from basicsr.utils.complexity import MultiplyAddCounter, count_parameters, on_me
 from basicsr.utils.errors import MachineError, NonFiniteError, OptionsError, is_out_of_memory
 from basicsr.utils.precision import Precision
 from basicsr.utils.randomness import seeded_global_state
+from basicsr.utils.reparameterization import convolutions
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
@@ -349,7 +350,7 @@ class Trial:
     @property
     def first_channels(self) -> int | None:
         """Channels that the network's first convolution takes; None where it has none."""
-        return next((module.in_channels for module in self._network.modules() if isinstance(module, nn.Conv2d)), None)
+        return next((module.in_channels for _, module in convolutions(self._network)), None)
 
     def outcome(self, shape: Shape, *, image: Tensor | None = None, any_output: bool = False) -> Outcome:
         """What the network makes of an image of this shape, or a shorter one where it must be run.

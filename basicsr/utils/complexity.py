@@ -2,11 +2,14 @@
 
 It counts one for each multiply-add of convolutions, linear layers and matrix products without biases, 5 for each
 element of an affine norm, 1 for each element averaged, 1 or 4 for each interpolated; nothing for anything else.
+
+Convolutions that are trained as branches (`basicsr.utils.reparameterization`) count as they are shipped, merged.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,15 +20,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from basicsr.utils.errors import DataError
+from basicsr.utils.reparameterization import Mergeable, merge
 
 
 def count_parameters(network: nn.Module) -> int:
-    """The number of parameters of `network`, trainable or not; buffers do not count."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    """The number of parameters of `network` as it is shipped, trainable or not; buffers do not count."""
+    branched = [module for module in network.modules() if isinstance(module, Mergeable) and not module.merged]
+    inside = {id(parameter) for module in branched for parameter in module.parameters()}
+    kernels = sum(module.out_channels * (module.in_channels * math.prod(module.kernel_size) + 1) for module in branched)
+    return kernels + sum(parameter.numel() for parameter in network.parameters() if id(parameter) not in inside)
 
 
 def count_multiply_adds(network: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """The multiply-adds that `network`, in eval mode, spends on one image of shape (C, H, W).
+    """The multiply-adds that `network`, in eval mode and as it is shipped, spends on one image of shape (C, H, W).
 
     A copy runs on the meta device, so nothing is computed; raises DataError if it does not take the shape.
     """
@@ -40,12 +47,12 @@ def count_multiply_adds(network: nn.Module, input_shape: tuple[int, int, int]) -
 
 
 def on_meta(network: nn.Module) -> nn.Module:
-    """A copy of a network, in eval mode, on the meta device, where tensors have shapes only; weights stay."""
+    """A copy of a network, in eval mode and merged, on the meta device, where tensors have shapes only."""
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
         for parameter in network.parameters()
     }
-    return copy.deepcopy(network, memo).to("meta").eval()
+    return merge(copy.deepcopy(network, memo).to("meta").eval())
 
 
 class MultiplyAddCounter(TorchDispatchMode):

@@ -16,6 +16,7 @@ from torch import nn
 
 from basicsr.utils.misc import wait_for
 from basicsr.utils.precision import Amp, Precision
+from basicsr.utils.reparameterization import convolutions
 from basicsr.utils.timing import Measured, Spread, in_turn, load_now, ratios
 
 # As /proc/cpuinfo and PyTorch call them: of x86, then of Arm.
@@ -216,5 +217,5 @@ def fitting_size(seconds_a_pixel: float, number: int, side: int, small: int) -> 
 def input_channels(network: nn.Module) -> int:
     """The number of channels of a network's images."""
     given = getattr(network, "in_channels", None)
-    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    first = next((module for _, module in convolutions(network)), None)
     return given if isinstance(given, int) else first.in_channels if first is not None else 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MethodType
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from basicsr.utils.errors import MachineError
+from basicsr.utils.reparameterization import Mergeable, computes_as_usual, convolutions
 
 Amp = Literal["bf16", "fp16", "none"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,12 +63,13 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
 
 def keep_output_precise(network: nn.Module) -> None:
     """Makes the last convolution run in float32 under autocast: bf16 rounds images as much as 8 bits do."""
-    convolutions = [module for module in network.modules() if type(module) is nn.Conv2d]
-    if convolutions:
-        convolutions[-1].forward = MethodType(_forward_in_float32, convolutions[-1])  # type: ignore[method-assign]
+    whole = [module for _, module in convolutions(network) if computes_as_usual(module)]
+    if whole:
+        whole[-1].forward = MethodType(_forward_in_float32, whole[-1])  # type: ignore[method-assign]
 
 
-def _forward_in_float32(self: nn.Conv2d, input: torch.Tensor) -> torch.Tensor:
+def _forward_in_float32(self: nn.Conv2d | Mergeable, input: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) of any floating type to float32, or to float64 from float64."""
     with without_autocast(input.device.type):
-        return nn.Conv2d.forward(self, at_least_float32(input))
+        forward: Callable[[Any, torch.Tensor], torch.Tensor] = type(self).forward
+        return forward(self, at_least_float32(input))

@@ -17,6 +17,7 @@ from basicsr.archs.swinir_layout import SHIFTED_WINDOWS
 from basicsr.files.torch_files import check_weights
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY, find_problems
+from basicsr.utils.reparameterization import convolutions
 from basicsr.weights.image_ranges import with_tried_range
 from basicsr.weights.layouts import recognise
 from basicsr.weights.loading import (
@@ -104,7 +105,7 @@ def load_pretrained(
             reasons.append((str(error) or type(error).__name__).splitlines()[0])
             continue
         # Colours as the options name them, else those of the outermost convolutions.
-        outer = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+        outer = [module for _, module in convolutions(network)]
         first, last = (outer[0].in_channels, outer[-1].out_channels) if outer else (3, 3)
         both = options.get("in_chans", options.get("img_channel"))
         colours = options.get("num_in_ch", both or first), options.get("num_out_ch", both or last)

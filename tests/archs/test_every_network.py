@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.archs import build_network
+from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY, find_problems
+from basicsr.utils.reparameterization import convolutions, merge, mergeable
 from basicsr.weights.layouts import recognise
 
 TINY: dict[str, Any] = {
@@ -52,6 +54,10 @@ TINY: dict[str, Any] = {
 # Attention that leaves one channel in sixteen would leave a single one, behind a ReLU.
 TINY_OF: dict[str, dict[str, Any]] = {"BSRN": {"num_feat": 48}, "IMDN": {"num_feat": 48}, "MDSR": {"scales": [2]}}
 NETWORKS = ARCH_REGISTRY.names()
+
+
+def _arguments(factory: Any) -> Any:
+    return inspect.signature(factory).parameters
 
 
 def images(network: nn.Module, batch: int = 2) -> Tensor:
@@ -126,6 +132,26 @@ def test_a_saved_state_gives_the_same_output_in_another_instance(learner: nn.Mod
         other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
         assert torch.equal(other(x), wanted)
         assert torch.equal(copy.deepcopy(learner)(x), wanted)
+
+
+@pytest.mark.parametrize("name", [name for name, network in ARCH_REGISTRY if "merged" in _arguments(network)])
+@torch.no_grad()
+def test_a_network_with_branches_is_the_same_once_they_are_merged(name: str) -> None:
+    network = tiny(name)
+    x, cost = images(network), (count_parameters(network), count_multiply_adds(network, (3, 32, 32)))
+    wanted = network.double().eval()(x.double())
+    merged = merge(copy.deepcopy(network))
+    assert mergeable(network) and not mergeable(merged)
+    assert (merged(x.double()) - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+    assert (merged.float()(x) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+    assert cost == (sum(map(torch.numel, merged.parameters())), count_multiply_adds(merged, (3, 32, 32)))
+    found = recognise(merged.state_dict())
+    assert found is not None and found.options["merged"]
+    shipped = build_network(found.options).float().eval()
+    shipped.load_state_dict(merged.state_dict())
+    assert torch.equal(shipped(x), merged(x))
+    names = [name for name, _ in convolutions(network)]
+    assert names == [name for name, _ in convolutions(merged)] and len(names) > 2
 
 
 def test_evaluation_changes_no_state_and_treats_images_one_by_one(network: nn.Module) -> None:
