@@ -227,16 +227,13 @@ def _model(options: Options) -> Iterator[Finding]:
         yield ("path", "pretrain_network_g"), _NEEDED_BY_AUTO.format("network_g")
     if options.train is None:
         yield ("train",), "is required: losses, optimizers and schedule"
+    else:
+        yield from _terms(options)
     if options.model_type == "KDModel":
         yield from _teacher(options)
-        if options.train is not None:
-            yield from _distillation(options)
         return
     if options.network_t is not None:
         yield ("network_t",), "only model_type KDModel (MCADKD) has a teacher; change model_type or remove network_t"
-    for name in options.train.distill if options.train is not None else ():
-        message = "needs a teacher: set model_type to KDModel (MCADKD), or remove it"
-        yield ("train", "distill", name), message
 
 
 def _teacher(options: Options) -> Iterator[Finding]:
@@ -252,14 +249,20 @@ def _teacher(options: Options) -> Iterator[Finding]:
         yield ("path", "pretrain_network_t"), message
 
 
-def _distillation(options: Options) -> Iterator[Finding]:
+def _terms(options: Options) -> Iterator[Finding]:
+    """The distillation terms: their names, and whether what they learn from is there."""
     from torch import nn
 
-    if not options.train.distill:
+    distils, train = options.model_type == "KDModel", options.train
+    if distils and not train.distill:
         yield ("train",), "names nothing to distil: give resp_kd_opt, contrastive_opt or distill, or use SRModel"
-    for name, block in options.train.distill.items():
+    for name, block in train.distill.items():
         at, method = ("train", "distill", name), constructor_of(METHOD_REGISTRY, block)
-        if options.teacher_cache is not None and (uses := getattr(method, "teacher_needs", "")):
+        uses = getattr(method, "teacher_needs", "")
+        if not distils and (uses or getattr(method, "needs_teacher", True)):
+            yield at, "needs a teacher: set model_type to KDModel (MCADKD), or remove it"
+            continue
+        if options.teacher_cache is not None and uses:
             conflict = f"{block['type']} uses {uses}, and datasets.train.teacher_cache has outputs only"
             yield at, f"{conflict}; remove teacher_cache, or this method"
         built_in = _BUILT_IN_TERMS.get(name)

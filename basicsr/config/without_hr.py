@@ -38,7 +38,7 @@ def find_uses_of_hr(options: Options) -> Iterator[tuple[KeyPath, str]]:
     if not free or options.train is None:
         return
     at: KeyPath = ("datasets", free[0])
-    if options.model_type != "KDModel":
+    if options.model_type != "KDModel" and not options.train.distill:
         what = "has no HR images (dataroot_gt), and without a teacher nothing else is a target; give them"
         yield at, f"{what}, or take model_type KDModel (MCADKD) with network_t and resp_kd_opt or distill"
         return

@@ -184,6 +184,7 @@ class LossTerm(nn.Module):
         batch_scope: which images the term compares, a `BatchScope`, or a static method that derives it from the
             options. Under the strict default a resumed run must keep its number of ranks.
         needs_average: whether the term follows the moving average of the student's weights (`after_average`).
+        needs_start: whether the term learns from the weights that the student begins with, so that they must be loaded.
         student_taps: paths of the student's modules whose outputs are read, such as `body.31`.
         teacher_taps: likewise in the teacher.
         weights: weight of each part that `forward` returns, by its name.
@@ -197,6 +198,7 @@ class LossTerm(nn.Module):
     runs_student_parts: ClassVar[bool] = False
     batch_scope: ClassVar[Any] = "one rank"
     needs_average: bool = False
+    needs_start: ClassVar[bool] = False
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     weights: Mapping[str, float] = {}
@@ -270,7 +272,11 @@ class CriterionTerm(LossTerm):
 
     def forward(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Returns {name: loss}; a perceptual loss with a style weight adds `l_style`."""
-        loss = self.criterion(context.sr, self.target(context))
+        return self.compared(context.sr, self.target(context))
+
+    def compared(self, output: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The loss between two images by the part's name; see `forward`."""
+        loss = self.criterion(output, target)
         if not isinstance(loss, tuple):
             return {self._name: loss}
         named = zip((self._name, "l_style"), loss, strict=True)

@@ -65,7 +65,7 @@ class TrainingRun:
         self.progress: dict[str, float] = {}  # of `val: best`: value, its iteration, validations without a better one
         self.validation_due = False  # whether the last finished iteration still has to be validated
         self.skipped: dict[int, list[str]] = {}  # samples that training does without, 'path: reason' each
-        train = options.train
+        train, path = options.train, options.path
         self.files = input_digests(options)  # SHA-256 of the files of weights that the options name
         self.cache = on_master(lambda: check_cache_key(options, self.files))  # None without a teacher cache
         self.precision = choose_precision(options, rank_info.device, resume.state if resume is not None else None)
@@ -91,6 +91,11 @@ class TrainingRun:
                 raise OptionsError(
                     f"train.ema_decay is 0, and {name} ({type(term).__name__}) follows the moving average of the"
                     " weights; set ema_decay, such as 0.999, or let it follow the student"
+                )
+            if term.needs_start and resume is None and not (path.pretrain_network_g or path.allow_random_teacher):
+                raise OptionsError(
+                    f"path.pretrain_network_g is required: train.distill.{name} ({type(term).__name__}) learns from the"
+                    " network as the run begins, which is random; give the file with its weights, or remove the term"
                 )
         self._frozen = FrozenParts(self._bare.trained_network, train.freeze, train.freeze_until)
         if self._frozen.remark:

@@ -53,15 +53,14 @@ def build_model(options: Options, device: torch.device) -> tuple[KDModel, list[s
         )
         for name, block in options.train.loss_blocks.items()
     }
-    if options.model_type == "KDModel":
-        if options.teacher_cache is None:
-            teacher, loaded = load_network(options, "t", device)
-            remarks.append(loaded)
-            teacher = on_images_of(network, teacher)
-            remarks += [f"network_t: {ON_LUMA}"] if isinstance(teacher, LumaNetwork) else []
-        for name, block in options.train.distill.items():
-            terms[name] = METHOD_REGISTRY.build(block)
-            terms[name].gt_needs = declared(terms[name], "gt_needs", block, "")
+    if options.model_type == "KDModel" and options.teacher_cache is None:
+        teacher, loaded = load_network(options, "t", device)
+        remarks.append(loaded)
+        teacher = on_images_of(network, teacher)
+        remarks += [f"network_t: {ON_LUMA}"] if isinstance(teacher, LumaNetwork) else []
+    for name, block in options.train.distill.items():
+        terms[name] = METHOD_REGISTRY.build(block)
+        terms[name].gt_needs = declared(terms[name], "gt_needs", block, "")
     precision = Precision.of(device, options.amp)
     teacher_precision = Precision.of(device, options.amp_teacher or options.amp)
     model = KDModel(network, teacher, terms, precision, teacher_precision, options.scale, options.manual_seed)
