@@ -4,14 +4,16 @@ python scripts/export.py --model experiments/NAME/models/net_g_latest.pth --outp
 python scripts/export.py --model net_g_latest.pth --output exported --formats onnx --precision fp16
 python scripts/export.py --model net_g_latest.pth --output exported --formats safetensors --layout spandrel
 python scripts/export.py --model HAT_SRx4.pth --output exported --size 128 128
+python scripts/export.py --model net_g_latest.pth --output exported --target onnxruntime openvino --precision fp16
 
-docs/shipping.md shows how to load each file.
+docs/shipping.md shows how to load each file, docs/shipping_to_devices.md what the targets are.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,20 +28,30 @@ if __name__ == "__main__":
 
 import torch
 
-from basicsr.export.base import OPSETS, Check, export, export_formats, load_student, shape_text
+from basicsr.export.base import load_student, names_of
+from basicsr.export.checks import Check, shape_text
+from basicsr.export.exporting import OPSETS, export
+from basicsr.export.tracing import Precision
 from basicsr.utils.complexity import count_parameters
 from basicsr.utils.pass_times import warn_if_slow
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    known = list(export_formats())
+    known, targets, precisions = names_of(targets=False), names_of(targets=True), typing.get_args(Precision)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, metavar="FILE", help="checkpoint of the network, .pth or .safetensors")
     add("--output", required=True, metavar="DIR", help="folder of the files; made if there is none")
-    add("--formats", nargs="+", default=known, choices=known, help="default: all")
-    add("--precision", default="float32", choices=("float32", "fp16"), help="default: float32")
+    add("--formats", nargs="+", choices=known, help="default: all, without --target")
+    add("--target", nargs="+", default=[], choices=targets, help="files for devices: docs/shipping_to_devices.md")
+    add(
+        "--precision",
+        nargs="+",
+        default=["float32"],
+        choices=precisions,
+        help="one or several (default: float32)",
+    )
     add("--opset", type=int, default=OPSETS[0], help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]} (default: %(default)s)")
     add("--layout", default="ours", choices=("ours", "spandrel"), help="of the safetensors file (default: ours)")
     add("--param_key", metavar="KEY", help="which weights of the checkpoint (default: params_ema, else params)")
@@ -60,6 +72,13 @@ def table(checks: Sequence[Check]) -> str:
     )
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all in a folder."""
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = parse(argv)
@@ -70,13 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{arguments.model}: {network.architecture} x{network.scale}, {size}{weights}", flush=True)
     if network.remark:
         print(network.remark, file=sys.stderr, flush=True)
-    if arguments.precision == "fp16" and "torch-export" in arguments.formats:  # which computes in it
+    formats = arguments.formats or ([] if arguments.target else names_of(targets=False))
+    if "fp16" in arguments.precision and "torch-export" in formats:  # which computes in it
         for line in warn_if_slow(network.network, torch.device("cpu"), "fp16", "checking --precision fp16"):
             print(f"warning: {line}", file=sys.stderr, flush=True)
     exported = export(
         student,
         arguments.output,
-        formats=arguments.formats,
+        formats=formats,
+        targets=arguments.target,
         precision=arguments.precision,
         opset=arguments.opset,
         layout=arguments.layout,
@@ -86,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(table(exported.checks))
     for path in exported.files:
-        print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
+        print(f"wrote {path} ({size_of(path) / 1e6:.2f} MB)")
     for remark in exported.remarks:
         print(f"note: {remark}")
     return 0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from basicsr.export.base import Check, ExportFormat, ExportJob
+from basicsr.export.base import ExportFormat, ExportJob
+from basicsr.export.checks import Check
 from basicsr.export.tracing import quiet
+from basicsr.runtimes.base import LoadedFile, runtimes
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
 from basicsr.utils.text import first_line
@@ -26,7 +26,12 @@ class ONNX(ExportFormat):
     def write(self, job: ExportJob, path: Path) -> list[Check]:
         """See `ExportFormat.write`."""
         write_onnx(job, path)
-        return job.compare("onnx (onnxruntime)", job.of_graph(_runner(path)), smallest=job.smallest)
+        return job.compare_loaded("onnx (onnxruntime)", load_in_onnxruntime(path), smallest=job.smallest)
+
+
+def load_in_onnxruntime(path: Path) -> LoadedFile:
+    """On as many threads as PyTorch has; raises CheckpointError if it is refused."""
+    return runtimes()["onnxruntime"].load(path, threads=torch.get_num_threads())
 
 
 def write_onnx(job: ExportJob, path: Path) -> None:
@@ -80,17 +85,3 @@ def _tidy(model: Any, scale: int) -> None:
             del part.metadata_props[:]
     for node in graph.node:
         node.doc_string = ""
-
-
-def _runner(path: Path) -> Callable[[Tensor], Tensor]:
-    """Loads a file into onnxruntime on the CPU; raises CheckpointError if it is refused."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common ancestor
-        raise CheckpointError(f"onnxruntime does not load {path.name} ({first_line(error)})") from error
-    return lambda lq: torch.from_numpy(session.run(None, {"input": lq.numpy()})[0])

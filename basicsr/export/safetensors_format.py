@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from basicsr.archs.edsr_arch import to_edsr_pytorch
 from basicsr.archs.rcan_arch import to_original_rcan
 from basicsr.archs.recognition import UnsupportedWeights
-from basicsr.export.base import Check, ExportFormat, ExportJob
+from basicsr.export.base import ExportFormat, ExportJob
+from basicsr.export.checks import Check
 from basicsr.export.spandrel_edsr import register
 from basicsr.export.tracing import quiet, smallest_side
 from basicsr.utils.errors import CheckpointError

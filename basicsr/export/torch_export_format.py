@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from basicsr.export.base import Check, ExportFormat, ExportJob
+from basicsr.export.base import ExportFormat, ExportJob
+from basicsr.export.checks import Check
 from basicsr.export.tracing import quiet, smallest_side
 from basicsr.utils.registry import EXPORT_REGISTRY
 

@@ -18,7 +18,7 @@ from basicsr.utils.reparameterization import computes_as_usual, convolutions, me
 from basicsr.utils.text import first_line
 from basicsr.weights.spandrel_networks import SpandrelNetwork
 
-Precision = Literal["float32", "fp16"]
+Precision = Literal["float32", "fp16", "int8"]
 
 
 class Named(nn.Module):
@@ -99,7 +99,10 @@ def _mirrored(length: int, multiple: int, device: torch.device) -> Tensor:
 
 
 def traceable(network: nn.Module, precision: Precision, *, any_size: bool = True) -> Named:
-    """A copy of `network` that can be traced, for any size or one; input and output are float32 in both precisions."""
+    """A copy of `network` that can be traced, for any size or one; its input and output are float32.
+
+    In int8 the network is one with fake quantisation.
+    """
     network = merge(copy.deepcopy(network).eval().requires_grad_(False))
     if precision == "fp16":
         _halve_inside(network)

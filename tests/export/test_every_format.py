@@ -1,4 +1,4 @@
-"""What every registered export format must do; a new one is covered without editing this file."""
+"""What every registered export format and target must do; a new one is covered without editing this file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from support.registering import documented_file
 from support.students import save_student, student
 
-from basicsr.export.base import ExportFormat, export, export_formats, load_student
+from basicsr.export.base import ExportFormat, export_formats, load_student
+from basicsr.export.exporting import export
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
 
@@ -23,15 +24,27 @@ def loaded(tmp_path_factory):
 def test_a_format_has_a_name_an_ending_and_a_description(name):
     entry = FORMATS[name]
     assert isinstance(entry, ExportFormat) and entry.name == name and entry.__doc__
-    assert entry.ending.startswith(".") and [other.ending for other in FORMATS.values()].count(entry.ending) == 1
+    assert entry.ending.startswith(".") and all(ending.startswith(".") for ending in entry.further)
+    others = [other.ending for other in FORMATS.values() if not other.runtime]
+    assert entry.runtime or others.count(entry.ending) == 1
+    assert set(entry.precisions) <= {"float32", "fp16", "int8"} and entry.precisions[0] == "float32"
 
 
-@pytest.mark.parametrize("precision", ["float32", "fp16"])
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_format_writes_one_file_and_checks_it_at_several_sizes(tmp_path, loaded, name, precision):
-    exported = export(loaded, tmp_path, formats=[name], precision=precision, name="student")
-    assert exported.files == (tmp_path / f"student{FORMATS[name].ending}",)
-    assert [path.name for path in tmp_path.iterdir()] == [exported.files[0].name]
+def as_arguments(name):
+    return {"targets": [name]} if FORMATS[name].runtime else {"formats": [name]}
+
+
+def float_precisions():
+    return [(name, one) for name, entry in FORMATS.items() for one in entry.precisions if one != "int8"]
+
+
+@pytest.mark.parametrize(("name", "precision"), float_precisions())
+def test_a_format_writes_its_files_and_checks_them_at_several_sizes(tmp_path, loaded, name, precision):
+    entry = FORMATS[name]
+    exported = export(loaded, tmp_path, **as_arguments(name), precision=precision, name="student")
+    stem = f"student_{name}{'_fp16' * (precision == 'fp16')}" if entry.runtime else "student"
+    assert exported.files == tuple(tmp_path / f"{stem}{ending}" for ending in (entry.ending, *entry.further))
+    assert sorted(tmp_path.iterdir()) == sorted(exported.files)
     assert len({check.shape for check in exported.checks}) >= 4
     assert all(check.passed and check.tolerance <= 1.5 / 255 for check in exported.checks)
 
@@ -42,7 +55,7 @@ def test_a_format_refuses_a_file_whose_outputs_differ(tmp_path, loaded, name):
     other = type(loaded)(loaded.pretrained, loaded.source, loaded.sha256)
     other.__dict__["examples"] = wrong  # where cached_property keeps its value
     with pytest.raises(CheckpointError, match=r"was not written: .* differs from PyTorch by 0\.01"):
-        export(other, tmp_path, formats=[name])
+        export(other, tmp_path, **as_arguments(name))
     assert list(tmp_path.iterdir()) == []
 
 

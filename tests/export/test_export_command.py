@@ -12,7 +12,7 @@ import torch
 from support.students import save_student, student
 
 from basicsr.engine.process.command import run_command
-from basicsr.export.base import export_formats
+from basicsr.export.base import export_formats, names_of
 from basicsr.utils.torchvision_import import import_torchvision
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export.py"
@@ -41,11 +41,11 @@ def test_the_command_says_what_it_took_checked_and_wrote(tmp_path):
     assert lines[1].split() == ["checked", "against", "PyTorch", "input", "max.", "difference", "allowed"]
     assert sum("onnx (onnxruntime)" in line and "1.0e-04" in line for line in lines) == 6
     assert [line.split()[1] for line in lines if line.startswith("wrote")] == [
-        str(tmp_path / "out" / f"distilled_x4{entry.ending}") for entry in export_formats().values()
+        str(tmp_path / "out" / f"distilled_x4{export_formats()[name].ending}") for name in names_of(targets=False)
     ]
     assert lines[-1].startswith("note: spandrel 0.4.2 has no EDSR")
-    assert done.stderr.splitlines() == [f"{name}: writing and checking" for name in export_formats()]
-    assert [*export_formats()][:3] == ["safetensors", "onnx", "torch-export"]
+    assert done.stderr.splitlines() == [f"{name}: writing and checking" for name in names_of(targets=False)]
+    assert names_of(targets=False)[:3] == ["safetensors", "onnx", "torch-export"]
 
 
 def test_a_file_that_is_no_network_ends_with_one_line(tmp_path, monkeypatch, capsys):
@@ -65,16 +65,16 @@ def test_a_file_that_does_not_fit_on_the_disk_ends_with_one_line(tmp_path):
     arguments = ["--model", str(source), "--output", str(tmp_path / "out"), "--formats"]
     program = (
         f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})\nimport export\n"
-        f"for kind in {list(export_formats())!r}:\n"
+        f"for kind in {names_of(targets=False)!r}:\n"
         f"    print(export.run_command(lambda: export.main([*{arguments!r}, kind])))"
     )
     done = run("-c", program, largest_file=16384)
     expected = []
-    for kind, entry in export_formats().items():
-        target = tmp_path / "out" / f"distilled_x2{entry.ending}"
+    for kind in names_of(targets=False):
+        target = tmp_path / "out" / f"distilled_x2{export_formats()[kind].ending}"
         expected += [f"{kind}: writing and checking", f"error: cannot save {target}: File too large"]
     assert done.stderr.splitlines() == expected
-    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["4"] * len(export_formats())
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["4"] * len(names_of(targets=False))
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -17,8 +17,10 @@ from support.exports import exporter, images, onnx_output, output_of
 from support.students import TRAINING, save_student, student
 
 from basicsr.export import onnx_format
-from basicsr.export.base import SIZES as SIZES_OF_CHECKS
-from basicsr.export.base import TOLERANCES, export, export_formats, load_student, require, sizes_for
+from basicsr.export.base import export_formats, load_student, names_of
+from basicsr.export.checks import SIZES as SIZES_OF_CHECKS
+from basicsr.export.checks import TOLERANCES, require, sizes_for
+from basicsr.export.exporting import export
 from basicsr.files.atomic_files import sha256_of
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
 from basicsr.weights.recognise import load_pretrained
@@ -131,7 +133,7 @@ def test_files_are_readable_by_all_and_no_others_are_left(made):
     files = made("EDSR", 2).exported.files
     assert sorted(path.name for path in files[0].parent.iterdir()) == sorted(path.name for path in files)
     assert len({stat.S_IMODE(path.stat().st_mode) for path in files}) == 1
-    assert [path.suffix for path in files] == [entry.ending for entry in export_formats().values()]
+    assert [path.suffix for path in files] == [export_formats()[name].ending for name in names_of(targets=False)]
 
 
 def test_newer_opsets_are_written_too(tmp_path):
@@ -300,7 +302,7 @@ def test_a_folder_that_cannot_be_made_is_told(made, tmp_path):
 
 def test_checks_cover_odd_sizes_and_all_formats(made):
     checks = made("SwinIR", 2).exported.checks
-    assert {check.kind.split()[0] for check in checks} == set(export_formats())
+    assert {check.kind.split()[0] for check in checks} == set(names_of(targets=False))
     assert {"safetensors", "onnx (onnxruntime)", "torch-export"} <= {check.kind for check in checks}
     shapes = {check.shape for check in checks if check.kind.startswith("onnx")}
     assert {(1, 3, 24, 24), (2, 3, 17, 31), (1, 3, 64, 40), (1, 3, 33, 80)} <= shapes

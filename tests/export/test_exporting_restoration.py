@@ -16,7 +16,9 @@ from basicsr.archs import build_network
 from basicsr.archs.arch_util import pad_to_multiple
 from basicsr.archs.nafnet_arch import NAFNet
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.export.base import TOLERANCES, export, load_student
+from basicsr.export.base import load_student
+from basicsr.export.checks import TOLERANCES
+from basicsr.export.exporting import export
 from basicsr.export.safetensors_format import spandrel_runner
 from basicsr.export.tracing import AnySize, Named, smallest_side, traceable
 from basicsr.utils.errors import CheckpointError

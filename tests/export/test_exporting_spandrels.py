@@ -11,7 +11,8 @@ from support.exports import images, onnx_output, output_of
 from support.published import spandrel_architecture
 from support.spandrels import spandrels
 
-from basicsr.export.base import export, load_student
+from basicsr.export.base import load_student
+from basicsr.export.exporting import export
 from basicsr.export.safetensors_format import spandrel_runner
 from basicsr.utils.errors import CheckpointError
 from basicsr.weights.recognise import load_pretrained

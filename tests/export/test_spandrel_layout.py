@@ -7,7 +7,8 @@ import torch
 from support.students import save_student, student
 
 from basicsr.archs import build_network
-from basicsr.export.base import export, load_student
+from basicsr.export.base import load_student
+from basicsr.export.exporting import export
 from basicsr.export.safetensors_format import for_spandrel
 from basicsr.export.spandrel_edsr import register
 from basicsr.utils.errors import CheckpointError

@@ -12,7 +12,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from basicsr.export.base import Exported, export, load_student
+from basicsr.export.base import load_student
+from basicsr.export.exporting import Exported, export
 
 
 @dataclass

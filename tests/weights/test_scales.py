@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from basicsr.archs import build_network
-from basicsr.export.base import export, load_student
+from basicsr.export.base import load_student
+from basicsr.export.exporting import export
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.weights.recognise import load_pretrained, network_for, recognised_block
 
