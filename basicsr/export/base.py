@@ -8,7 +8,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -113,6 +113,10 @@ class ExportJob:
         if self.size is None:
             return trace(wrapped, network.in_channels)
         return trace_at(wrapped, (network.in_channels, *self.size))
+
+    def in_float(self) -> ExportJob:
+        """The same in float32, for targets that round what is written themselves."""
+        return replace(self, precision="float32")
 
     @cached_property
     def takes_batches(self) -> bool:

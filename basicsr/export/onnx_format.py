@@ -35,7 +35,14 @@ def load_in_onnxruntime(path: Path) -> LoadedFile:
 
 
 def write_onnx(job: ExportJob, path: Path) -> None:
-    """Writes the file; raises CheckpointError if the exporter cannot express the network in this opset."""
+    """Writes the file; raises as `onnx_model`."""
+    import onnx
+
+    onnx.save(onnx_model(job), str(path))
+
+
+def onnx_model(job: ExportJob) -> Any:
+    """The graph, an `onnx.ModelProto`; raises CheckpointError if it cannot be expressed in this opset."""
     import onnx
 
     network, opset = job.student.pretrained, job.opset
@@ -65,7 +72,7 @@ def write_onnx(job: ExportJob, path: Path) -> None:
     written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if written != opset:
         raise CheckpointError(f"--opset {opset}: this PyTorch wrote opset {written}; give --opset {written}")
-    onnx.save(model, str(path))
+    return model
 
 
 def _tidy(model: Any, scale: int) -> None:

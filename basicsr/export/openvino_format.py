@@ -1,0 +1,35 @@
+"""OpenVINO: Intel's processors, and others of their kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from basicsr.export.base import Check, ExportFormat, ExportJob
+from basicsr.export.onnx_format import ONNX, onnx_model
+from basicsr.utils.errors import CheckpointError
+from basicsr.utils.registry import EXPORT_REGISTRY
+
+
+@EXPORT_REGISTRY.register()
+class OpenVinoTarget(ExportFormat):
+    """The graph, and the weights beside it; batch, height and width are free.
+
+    Read from the ONNX graph. In fp16 the weights are stored in it and computing is the runtime's choice.
+    """
+
+    name, ending, further, order, runtime, extra = "openvino", ".xml", (".bin",), 11, "openvino", "openvino"
+    packages = ONNX.packages
+
+    def write(self, job: ExportJob, path: Path) -> list[Check]:
+        """See `ExportFormat.write`."""
+        import openvino
+
+        halved = job.precision == "fp16"
+        content = onnx_model(job.in_float() if halved else job).SerializeToString()
+        model = openvino.Core().read_model(content)
+        model.set_rt_info(job.precision, ["framework", "precision"])
+        try:
+            openvino.save_model(model, path, compress_to_fp16=halved)
+        except RuntimeError as error:
+            raise CheckpointError(f"cannot save {path.name}: {error}") from error
+        return job.compare_loaded(f"{self.name}, {job.precision}", self.load(path), smallest=job.smallest)
