@@ -6,7 +6,6 @@ from pathlib import Path
 
 from basicsr.export.base import Check, ExportFormat, ExportJob
 from basicsr.export.onnx_format import ONNX, onnx_model
-from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
 
 
@@ -31,5 +30,5 @@ class OpenVinoTarget(ExportFormat):
         try:
             openvino.save_model(model, path, compress_to_fp16=halved)
         except RuntimeError as error:
-            raise CheckpointError(f"cannot save {path.name}: {error}") from error
+            raise OSError(str(error)) from error
         return job.compare_loaded(f"{self.name}, {job.precision}", self.load(path), smallest=job.smallest)
