@@ -69,9 +69,14 @@ class ContrastAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3), keepdim=True)
         variance = (x - mean).square().mean((2, 3), keepdim=True)
-        # The root's gradient at 0, of a patch of one colour, would be infinite.
-        deviation = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
-        return x * self.conv_du(deviation + mean)
+        return x * self.conv_du(_root(variance) + mean)
+
+
+def _root(variance: Tensor) -> Tensor:
+    """The square root, whose gradient at 0, of a patch of one colour, is 0 instead of infinite."""
+    if not torch.is_grad_enabled():  # the same values, in one operation: not every exporter knows the others
+        return variance.sqrt()
+    return torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
 
 
 class SpatialAttention(nn.Module):
