@@ -5,6 +5,7 @@ python scripts/export.py --model net_g_latest.pth --output exported --formats on
 python scripts/export.py --model net_g_latest.pth --output exported --formats safetensors --layout spandrel
 python scripts/export.py --model HAT_SRx4.pth --output exported --size 128 128
 python scripts/export.py --model net_g_latest.pth --output exported --target onnxruntime openvino --precision fp16
+python scripts/export.py --list  # which network can be written for which target
 
 docs/shipping.md shows how to load each file, docs/shipping_to_devices.md what the targets are.
 """
@@ -28,12 +29,21 @@ if __name__ == "__main__":
 
 import torch
 
-from basicsr.export.base import load_student, names_of
+from basicsr.export.base import export_formats, load_student, names_of
 from basicsr.export.checks import Check, shape_text
+from basicsr.export.descriptors import listing
 from basicsr.export.exporting import OPSETS, export
 from basicsr.export.tracing import Precision
 from basicsr.utils.complexity import count_parameters
 from basicsr.utils.pass_times import warn_if_slow
+
+
+class _List(argparse.Action):
+    """Prints which networks the targets take, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
+        print(listing([entry for entry in export_formats().values() if entry.runtime]))
+        parser.exit()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,6 +68,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--scale", type=int, metavar="N", help="of a network for several scales")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="graphs for images of this size only (default: any size)")
     add("--name", help="of the files, without ending (default: the run's name and the scale)")
+    add("--list", action=_List, nargs=0, help="print which networks the targets take, and why not others")
     return parser.parse_args(argv)
 
 

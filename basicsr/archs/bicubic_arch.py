@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from basicsr.archs.traits import Trait
 from basicsr.utils.matlab_functions import enlarging_kernels
 from basicsr.utils.precision import at_least_float32, without_autocast
 from basicsr.utils.ranges import Scale
@@ -20,6 +23,7 @@ class Bicubic(nn.Module):
         upscale: factor of enlargement.
     """
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({"bicubic enlargement inside"})
     kernels: Tensor
 
     def __init__(self, *, upscale: Scale = 4) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from basicsr.archs.lightweight_blocks import (
     tail_of,
 )
 from basicsr.archs.recognition import Recognised, equal_blocks, weights_of
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -64,6 +66,7 @@ class BSRN(GatheredStages):
         img_range: factor on the input, which is in [0, 1].
     """
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({"resizing to the image's size"})
     stages_name = "B"
 
     def __init__(

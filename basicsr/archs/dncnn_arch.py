@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from basicsr.archs.arch_util import StagedNetwork, default_init_weights
 from basicsr.archs.recognition import Recognised, State, UnsupportedWeights
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Features, ImageChannels, Layers, NoiseLevel
 from basicsr.utils.registry import ARCH_REGISTRY, check_arguments
 
@@ -90,6 +91,8 @@ class FDnCNN(PlainDenoiser):
         num_layer: convolutions in all.
         noise_level: standard deviation of the noise to remove, of images in [0, 255].
     """
+
+    traits: ClassVar[frozenset[Trait]] = frozenset({"a channel of the noise level"})
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.dncnn_arch import USUAL_NOISE, PlainDenoiser, noise_assumed, read_stack, with_noise_level
 from basicsr.archs.recognition import Recognised
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Features, ImageChannels, Layers, NoiseLevel
 from basicsr.utils.registry import ARCH_REGISTRY, check_arguments
 
@@ -28,6 +30,7 @@ class FFDNet(PlainDenoiser):
         noise_level: standard deviation of the noise to remove, of images in [0, 255].
     """
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({"folding by strides", "a channel of the noise level"})
     split_size = 2  # tiles begin at even pixels
     smallest_traced_side = 3  # torch.export lays out one folded pixel differently
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.lightweight_blocks import BlueprintConv, GatheredStages, blueprints, pixel_shuffle_tail, tail_of
 from basicsr.archs.recognition import Recognised, UnsupportedWeights, equal_blocks, weights_of
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Blocks, Features, Few, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -70,6 +72,7 @@ class LKDN(GatheredStages):
         img_range: factor on the input, which is in [0, 1].
     """
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({"layer norm over channels"})
     stages_name = "B"
 
     def __init__(

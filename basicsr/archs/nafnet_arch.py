@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.arch_util import block_conflicts, pad_to_multiple
 from basicsr.archs.recognition import Recognised, first_fitting, numbered, ours
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import BlocksOrNone, Features, ImageChannels
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -90,6 +92,8 @@ class NAFNet(nn.Module):
         enc_blk_nums: blocks of each level on the way down.
         dec_blk_nums: blocks of each level on the way up, the lowest first; as many entries.
     """
+
+    traits: ClassVar[frozenset[Trait]] = frozenset({"sides extended to multiples", "layer norm over channels"})
 
     def __init__(
         self,

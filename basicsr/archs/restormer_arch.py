@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.arch_util import block_conflicts, pad_to_multiple
 from basicsr.archs.recognition import Recognised, first_fitting, numbered, ours
+from basicsr.archs.traits import Trait
 from basicsr.utils.precision import at_least_float32
 from basicsr.utils.ranges import BlocksOrNone, Features, Heads, ImageChannels, Ratio
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
@@ -130,6 +131,10 @@ class Restormer(nn.Module):
         dual_pixel_task: for two views of a dual-pixel camera, six colours in: adds the first features to the last ones
             instead of the input to the output.
     """
+
+    traits: ClassVar[frozenset[Trait]] = frozenset(
+        {"attention between channels", "sides extended to multiples", "layer norm over channels"}
+    )
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.lightweight_blocks import GatheredStages, SpatialAttention, pixel_shuffle_tail, tail_of
 from basicsr.archs.recognition import Recognised, equal_blocks, weights_of
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -58,6 +60,7 @@ class RFDN(GatheredStages):
         img_range: factor on the input, which is in [0, 1].
     """
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({"resizing to the image's size"})
     stages_name = "B"
 
     def __init__(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.lightweight_blocks import NumberedStages, SpatialAttention, pixel_shuffle_tail, tail_of
 from basicsr.archs.recognition import Recognised, equal_blocks, weights_of
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, check_arguments
 
@@ -49,6 +51,7 @@ class RLFN(NumberedStages):
         img_range: factor on the input, which is in [0, 1].
     """
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({"resizing to the image's size"})
     stages_name = "block_"
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from basicsr.archs.arch_util import StagedNetwork
 from basicsr.archs.lightweight_blocks import pixel_shuffle_tail, tail_of
 from basicsr.archs.nafnet_arch import LayerNorm2d
 from basicsr.archs.recognition import Recognised, equal_blocks, weights_of
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, ImageRange, Ratio, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -102,6 +104,9 @@ class SAFMN(StagedNetwork):
         img_range: factor on the input, which is in [0, 1].
     """
 
+    traits: ClassVar[frozenset[Trait]] = frozenset(
+        {"pooling into parts of the image", "resizing to the image's size", "layer norm over channels"}
+    )
     stages_name = "feats"
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Le
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from basicsr.archs.arch_util import default_init_weights
 from basicsr.archs.bicubic_arch import Bicubic
 from basicsr.archs.recognition import Recognised, renamed
+from basicsr.archs.traits import Trait
 from basicsr.archs.vdsr_arch import SCALES
 from basicsr.utils.ranges import Features, ImageChannels, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
@@ -30,6 +31,8 @@ class SRCNN(nn.Module):
         kernel_sizes: sides of the three kernels, odd.
         upscale: factor of enlargement.
     """
+
+    traits: ClassVar[frozenset[Trait]] = frozenset({"bicubic enlargement inside"})
 
     def __init__(
         self,

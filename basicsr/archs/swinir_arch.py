@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from basicsr.archs.arch_util import (
 )
 from basicsr.archs.recognition import Recognised
 from basicsr.archs.swinir_layout import read_swinir
+from basicsr.archs.traits import Trait
 from basicsr.utils.errors import DataError
 from basicsr.utils.ranges import (
     BelowOne,
@@ -278,6 +279,10 @@ class SwinIR(StagedNetwork):
             x4 only), '' or None (no enlargement, whatever `upscale`; adds the input to the output).
         resi_connection: '1conv' or '3conv' at the end of each group.
     """
+
+    traits: ClassVar[frozenset[Trait]] = frozenset(
+        {"attention in windows", "sides extended to multiples", "layer norm over channels"}
+    )
 
     mean: Tensor
     stages_name = "layers"

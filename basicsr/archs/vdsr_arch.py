@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from basicsr.archs.arch_util import StagedNetwork, default_init_weights
 from basicsr.archs.bicubic_arch import Bicubic
 from basicsr.archs.recognition import Recognised, numbered, renamed
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Features, ImageChannels, Layers, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, check_arguments
 
@@ -41,6 +43,7 @@ class VDSR(StagedNetwork):
         upscale: factor of enlargement; the weights are the same for all.
     """
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({"bicubic enlargement inside"})
     stages_name = "residual_layer"
 
     def __init__(

@@ -19,6 +19,8 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 import basicsr
+from basicsr.archs.traits import Trait
+from basicsr.export import descriptors
 from basicsr.export.checks import TOLERANCES, Check, Size, measured, shape_text, sizes_for
 from basicsr.export.tracing import Precision, smallest_side, trace, trace_at, traceable
 from basicsr.files.atomic_files import sha256_of
@@ -206,6 +208,8 @@ class ExportFormat(ABC):
         order: formats with lower numbers are written and listed first.
         runtime: what runs the files; the one of this name in `RUNTIME_REGISTRY` checks them.
         precisions: in which it can be written.
+        limits: what of networks it does not take, see `basicsr.export.descriptors`.
+        one_size: why its files are for images of one size only; '' where they need not be.
     """
 
     name: ClassVar[str]
@@ -216,6 +220,8 @@ class ExportFormat(ABC):
     order: ClassVar[int] = 100
     runtime: ClassVar[str] = ""
     precisions: ClassVar[tuple[Precision, ...]] = ("float32", "fp16")
+    limits: ClassVar[Mapping[Trait, descriptors.Limit]] = {}
+    one_size: ClassVar[str] = ""
 
     @abstractmethod
     def write(self, job: ExportJob, path: Path) -> list[Check]:
@@ -227,9 +233,11 @@ class ExportFormat(ABC):
     def refusal(self, job: ExportJob) -> str | None:
         """One line on what of the job it cannot do, known before any work, and what to do instead; None if nothing.
 
-        In int8 the job's network is not quantised yet.
+        What follows from `limits` and `one_size`; a target that has more to say extends it. In int8 the job's network
+        is not quantised yet.
         """
-        return None
+        network, others = job.student.pretrained, list(export_formats().values())
+        return descriptors.refusal(network.architecture, network.network, self, job.size, others)
 
     @classmethod
     def require(cls) -> None:

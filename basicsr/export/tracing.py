@@ -134,14 +134,14 @@ def smallest_side(network: nn.Module) -> int:
     Modules that need more say so by `smallest_traced_side`.
     """
     if isinstance(network, SpandrelNetwork):
-        window = max(_largest_window(network.model), network.sizes.multiple_of)
+        window = max(largest_window(network.model), network.sizes.multiple_of)
         return max(network.sizes.minimum, window + 1 if window > 1 else 1)
     multiple = _multiple_inside(network)
     own = max((int(getattr(module, "smallest_traced_side", 1)) for module in network.modules()), default=1)
     return max(own, multiple + 1 if multiple > 1 else 1)
 
 
-def _largest_window(model: nn.Module) -> int:
+def largest_window(model: nn.Module) -> int:
     """The longest side of the windows that any part of a network names."""
     sides = [1]
     for module in model.modules():
