@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
+from basicsr.latency.workers import environment
 from basicsr.utils.errors import ForeignError
 from benchmarks.options import ROOT
-from benchmarks.workers import environment
 
 TRAIN = str(ROOT / "basicsr/train.py")
 

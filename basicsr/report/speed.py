@@ -15,14 +15,13 @@ from torch import nn
 
 from basicsr.utils.misc import wait_for
 from basicsr.utils.pass_times import processor
-from basicsr.utils.timing import Measured, Spread, cpu_times, in_turn, load_between, spread
+from basicsr.utils.timing import FEWEST_ROUNDS, Measured, Spread, cpu_times, doubt, in_turn, load_between, spread
 
 MOST_SECONDS = 120.0  # for all networks together; only a pass that has begun is waited for
 _SECONDS_EACH = 5.0  # enough for one network
-_ROUNDS, FEWEST_ROUNDS = 15, 3
+_ROUNDS = 15
 _SAMPLE_SECONDS = 0.01  # of a fast network several passes are timed at once
 _WARM_UP_SIDE = 64
-_WIDEST = 0.15  # the middle half of a network's times, as a share of their median
 
 
 @dataclass(frozen=True)
@@ -108,19 +107,6 @@ class Stopwatch:
             network(image)
         wait_for(self._device)
         return (time.perf_counter() - start) / passes
-
-
-def doubt(spreads: Mapping[str, Spread], rounds: int, load: str) -> str:
-    """Why times, `rounds` of each network, are no figures to quote; `load` names other programs, if any."""
-    reasons = []
-    if rounds < FEWEST_ROUNDS:
-        reasons.append(f"there was time for {rounds} round{'s' if rounds > 1 else ''} only")
-    reasons += [load] if load else []
-    wide = {name: (found.high - found.low) / found.median for name, found in spreads.items()}
-    if wide and max(wide.values()) > _WIDEST:
-        name = max(wide, key=lambda name: wide[name])
-        reasons.append(f"the middle half of the times of {name} spreads over {100 * wide[name]:.0f} %")
-    return "; ".join(reasons)
 
 
 def architecture(network: nn.Module) -> str:

@@ -63,6 +63,7 @@ class Runtime(ABC):
         packages: what must be importable.
         distribution: whose version is stated.
         endings: of the files that it runs; the first runtime in the registry's order is a file's default.
+        beside: endings of files that belong to it, of the same name, such as the weights of a graph.
     """
 
     name: ClassVar[str]
@@ -70,6 +71,7 @@ class Runtime(ABC):
     packages: ClassVar[tuple[str, ...]]
     distribution: ClassVar[str]
     endings: ClassVar[tuple[str, ...]]
+    beside: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def load(self, path: Path, *, threads: int, settings: Mapping[str, Any] | None = None) -> LoadedFile:
@@ -77,6 +79,12 @@ class Runtime(ABC):
 
         `settings` are the runtime's own, such as a precision to compute in; OptionsError for unknown ones.
         """
+
+    @classmethod
+    def companions(cls, path: Path) -> list[Path]:
+        """The files that belong to a file, as far as they are there."""
+        found = [path.with_suffix(ending) for ending in cls.beside]
+        return [companion for companion in found if companion.is_file()]
 
     @classmethod
     def installed(cls) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+FEWEST_ROUNDS = 3
+_WIDEST = 0.15  # the middle half of some times, as a share of their median
 _SPARE = 0.25  # cores that other programs may take of those we compute on
 _SHORTEST = 0.15  # seconds, below which the kernel's counters, of hundredths, are too coarse
 _BUSY = (0, 1, 2, 5, 6, 7)  # columns of /proc/stat: user, nice, system, irq, softirq, steal
@@ -112,3 +114,16 @@ def load_now(threads: int) -> str:
         return ""
     time.sleep(0.2)
     return load_between(before, cpu_times(), threads)
+
+
+def doubt(spreads: Mapping[str, Spread], rounds: int, load: str) -> str:
+    """Why times, `rounds` of each network, are no figures to quote; `load` names other programs, if any."""
+    reasons = []
+    if rounds < FEWEST_ROUNDS:
+        reasons.append(f"there was time for {rounds} round{'s' if rounds > 1 else ''} only")
+    reasons += [load] if load else []
+    wide = {name: (found.high - found.low) / found.median for name, found in spreads.items()}
+    if wide and max(wide.values()) > _WIDEST:
+        name = max(wide, key=lambda name: wide[name])
+        reasons.append(f"the middle half of the times of {name} spreads over {100 * wide[name]:.0f} %")
+    return "; ".join(reasons)

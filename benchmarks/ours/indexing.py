@@ -12,8 +12,8 @@ from basicsr.config.load import load_options
 from basicsr.data.base import SampleKey, load_sample
 from basicsr.data.checks.checking import check_images
 from basicsr.data.checks.notes import fingerprint
+from basicsr.latency.serving import memory
 from benchmarks.ours.data import training_loader
-from benchmarks.serving import memory
 
 
 class Indexing:

@@ -16,10 +16,10 @@ from basicsr.data.batch import Batch
 from basicsr.distill.contrastive import HybridContrastive, crop_positions
 from basicsr.engine.process.distributed import distributed
 from basicsr.engine.training_run import TrainingRun
+from basicsr.latency.serving import memory
 from basicsr.train import train_step
 from basicsr.utils import randomness
 from basicsr.utils.process_settings import keep_freed_memory
-from benchmarks.serving import memory
 
 
 class _NoModules(nullcontext[None]):

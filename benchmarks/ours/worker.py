@@ -12,12 +12,12 @@ from basicsr.utils.process_settings import shorten_spinning
 if __name__ == "__main__":
     shorten_spinning()  # as train.py does, before PyTorch is imported
 
+from basicsr.latency.serving import serve
 from benchmarks.ours.data import Data
 from benchmarks.ours.indexing import Indexing
 from benchmarks.ours.metrics import Metrics, PlainMetrics
 from benchmarks.ours.precisions import Precisions
 from benchmarks.ours.step import Step
-from benchmarks.serving import serve
 
 if __name__ == "__main__":
     serve(

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+# For serving.py; last, since names are plain there.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "basicsr/latency"))
 
 
 def prepare_import() -> str:

@@ -12,12 +12,12 @@ from typing import Any
 import cv2
 
 from basicsr.files.images import imfrombytes
+from basicsr.latency.workers import environment
 from basicsr.utils.errors import ForeignError
 from basicsr.utils.timing import in_turn, ratios, spread
 from benchmarks.bench import Bench
 from benchmarks.options import ROOT, shipped_options
 from benchmarks.table import Outcome, Report, Target, short
-from benchmarks.workers import environment
 
 SCALE, GT_SIZE, BATCH = 4, 192, 8
 

@@ -19,7 +19,6 @@ from basicsr.data.data_util import count_mismatch
 from basicsr.files.csv_files import csv_text as text_of
 from basicsr.metrics import better_direction
 from basicsr.metrics.evaluator import Evaluation
-from basicsr.report.speed import FEWEST_ROUNDS, doubt
 from basicsr.report.tables import (
     DASH,
     Cell,
@@ -39,7 +38,7 @@ from basicsr.report.tables import (
 )
 from basicsr.report.writing import to_markdown, to_markdown_list
 from basicsr.utils.errors import CheckpointError, OptionsError
-from basicsr.utils.timing import Spread
+from basicsr.utils.timing import FEWEST_ROUNDS, Spread, doubt
 from study.plan import Run, Study
 from study.records import Record, weights_of
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from basicsr.archs import build_network
-from basicsr.report.speed import Latencies, Stopwatch, architecture, device_name, doubt
-from basicsr.utils.timing import Spread
+from basicsr.report.speed import Latencies, Stopwatch, architecture, device_name
+from basicsr.utils.timing import Spread, doubt
 
 CPU = torch.device("cpu")
 STEADY = Spread(2.0, 1.9, 2.1)

@@ -1,6 +1,6 @@
-"""A process that does what it is told, line by line: the end of a benchmark's side that works.
+"""A process that does what it is told, line by line: the end that works; `workers.py` is the other.
 
-Of the standard library alone, since it also runs in the reference's environment. A request is a line of JSON,
+Of the standard library alone, since benchmarks also run it in the reference's environment. A request is a line of JSON,
 {"method": NAME, "arguments": {...}}, an answer {"result": ...} or {"error": "..."}. The first request, `prepare`, names
 a part and its settings; later ones are methods of what was prepared.
 """
