@@ -38,7 +38,7 @@ from basicsr.engine.process.rank_watchdog import following
 from basicsr.engine.run_folder import prepare_results, results_taken
 from basicsr.engine.startup_checks import check_evaluation, check_plausible, evaluation_images
 from basicsr.engine.validation import evaluate_with, save_result
-from basicsr.inference.runner import Trial, for_colours
+from basicsr.inference.trials import Trial, for_colours
 from basicsr.metrics import better_direction, prepare_metrics
 from basicsr.metrics.evaluator import EvaluationDataset, SaveImage, image_names
 from basicsr.report.comparison import SavedPictures, check_regions

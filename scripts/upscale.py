@@ -34,8 +34,9 @@ from basicsr.files.atomic_files import check_writable, sha256_of
 from basicsr.files.band_files import BAND_SUFFIXES, MOST_BANDS
 from basicsr.inference.bands_upscaling import upscale_bands
 from basicsr.inference.pictures import DEFAULT_QUALITY, FORMATS, OutputError
-from basicsr.inference.runner import ImageRunner, Trial
+from basicsr.inference.runner import ImageRunner
 from basicsr.inference.sources import SUFFIXES, VIDEO_KINDS, Source, find_sources, is_video, not_taken, plan
+from basicsr.inference.trials import Trial
 from basicsr.inference.upscaling import Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.pass_times import warn_if_slow

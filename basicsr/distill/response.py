@@ -14,7 +14,7 @@ from basicsr.archs.luma import ON_LUMA, LumaNetwork
 from basicsr.config.component_blocks import UNCHECKED, LossBlock, is_auto
 from basicsr.config.schema import FurtherTeacher
 from basicsr.distill.base import CriterionTerm, NetworkPair, StepContext, criterion_scope
-from basicsr.inference.runner import on_images_of
+from basicsr.inference.trials import on_images_of
 from basicsr.losses.basic_loss import BatchScope
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.precision import at_least_float32, keep_output_precise

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from basicsr.archs.bicubic_arch import Bicubic
 from basicsr.archs.luma import LumaNetwork
 from basicsr.archs.mean_shift import DIV2K_MEAN
-from basicsr.inference.runner import Trial
+from basicsr.inference.trials import Trial
 from basicsr.utils.color_util import rgb2ycbcr_pt
 from basicsr.utils.complexity import count_parameters
 from basicsr.utils.logger import WarningRemark

@@ -1,7 +1,7 @@
 """What is checked before a run begins: all its images, and that networks, losses and images fit each other.
 
 The fit is tried on one small image per set. What does not fit is refused in one line that names the option to change.
-Nothing of the run is changed by it: networks are copied (`inference/runner.py`), and samples are read as evaluation
+Nothing of the run is changed by it: networks are copied (`inference/trials.py`), and samples are read as evaluation
 reads them.
 """
 
@@ -29,7 +29,7 @@ from basicsr.engine.inputs import check_cache_content, check_datasets
 from basicsr.engine.plausibility import doubt
 from basicsr.engine.process.command import StopRequest
 from basicsr.files.image_headers import HeaderError
-from basicsr.inference.runner import Outcome, Shape, Trial
+from basicsr.inference.trials import Outcome, Shape, Trial
 from basicsr.metrics import arguments_of, traits_of
 from basicsr.metrics.evaluator import image_names
 from basicsr.utils.dist_util import on_master, raise_together

@@ -56,7 +56,8 @@ from basicsr.files.atomic_files import TEMPORARY, NoSpaceError, write_atomically
 from basicsr.files.header_readers import read_header
 from basicsr.files.image_headers import Content, HeaderError
 from basicsr.files.images import encode_ppm, imfrombytes
-from basicsr.inference.runner import ImageRunner, for_colours
+from basicsr.inference.runner import ImageRunner
+from basicsr.inference.trials import for_colours
 from basicsr.models import load_network, recognise_networks
 from basicsr.utils.errors import (
     CheckpointError,

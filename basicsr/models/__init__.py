@@ -10,7 +10,7 @@ from basicsr.archs.luma import ON_LUMA, LumaNetwork
 from basicsr.config.component_blocks import is_auto
 from basicsr.config.schema import FrozenMapping, Options
 from basicsr.distill.base import LossTerm, Reconstruction
-from basicsr.inference.runner import on_images_of
+from basicsr.inference.trials import on_images_of
 from basicsr.losses import build_loss
 from basicsr.models.kd_model import Adversary, KDModel
 from basicsr.utils.precision import Precision, keep_output_precise

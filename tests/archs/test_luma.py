@@ -18,7 +18,7 @@ from basicsr.archs import build_network
 from basicsr.archs.luma import LumaNetwork
 from basicsr.config.load import load_options
 from basicsr.files.images import imfrombytes, img2tensor
-from basicsr.inference.runner import for_colours, on_images_of
+from basicsr.inference.trials import for_colours, on_images_of
 from basicsr.models import build_model
 from basicsr.test import test_pipeline as run_test
 from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb

@@ -20,7 +20,7 @@ from basicsr.config.load import load_options
 from basicsr.engine.process.distributed import RankInfo
 from basicsr.engine.startup_checks import check_fit
 from basicsr.engine.training_run import TrainingRun
-from basicsr.inference.runner import Trial
+from basicsr.inference.trials import Trial
 from basicsr.utils.errors import DataError, NonFiniteError, OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY
 

@@ -8,7 +8,8 @@ import torch
 from support.networks import nearest_edsr
 
 from basicsr.inference.pictures import Picture
-from basicsr.inference.runner import ImageRunner, for_colours
+from basicsr.inference.runner import ImageRunner
+from basicsr.inference.trials import for_colours
 from basicsr.inference.upscaling import Upscaler, fill_hidden
 from basicsr.utils.color_util import rgb2ycbcr, ycbcr2rgb
 from basicsr.utils.matlab_functions import imresize
