@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from basicsr.archs.mean_shift import DIV2K_MEAN
 from basicsr.archs.recognition import Recognised, shuffled_scale
-from basicsr.utils.precision import at_least_float32, without_autocast
+from basicsr.archs.reparameterization import composed
+from basicsr.utils.precision import without_autocast
 from basicsr.utils.ranges import Colour, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 from basicsr.utils.reparameterization import Mergeable
@@ -58,12 +59,8 @@ class Conv3XC(Mergeable):
         if self.merged:
             return self.eval_conv.weight, self.eval_conv.bias
         with without_autocast(self.sk.weight.device.type):
-            (inner, inner_bias), (wide, wide_bias), (outer, outer_bias), (beside, beside_bias) = (
-                (at_least_float32(part.weight), at_least_float32(part.bias)) for part in (*self.conv, self.sk)
-            )
-            weight = torch.tensordot(wide, inner[..., 0, 0], ([1], [0])).permute(0, 3, 1, 2)
-            weight = torch.tensordot(outer[..., 0, 0], weight, ([1], [0])) + F.pad(beside, (1, 1, 1, 1))
-            bias = outer[..., 0, 0] @ (wide.sum((2, 3)) @ inner_bias + wide_bias) + outer_bias + beside_bias
+            (weight, bias), (beside, beside_bias) = composed(self.conv), composed([self.sk])
+            weight, bias = weight + F.pad(beside, (1, 1, 1, 1)), bias + beside_bias
             return weight.to(self.sk.weight.dtype), bias.to(self.sk.weight.dtype)
 
     def _keep(self, weight, bias):

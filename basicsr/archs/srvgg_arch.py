@@ -30,6 +30,8 @@ class SRVGGNetCompact(StagedNetwork):
         act_type: activation: 'prelu' with a slope for each channel, 'relu', or 'leakyrelu' with a slope of 0.1.
     """
 
+    hidden_options = ("act_type",)
+
     def __init__(
         self,
         *,

@@ -25,7 +25,7 @@ from basicsr.weights.derived_buffers import derived_keys, is_mask
 from basicsr.weights.layouts import recognise
 
 HIDDEN_OPTIONS = ("res_scale", "img_range", "rgb_mean")
-"""Options of networks that no shape of their weights shows."""
+"""Options of networks that no shape of their weights shows; a class adds its own as `hidden_options`."""
 
 _ROWS = 8
 _LONGEST_OTHER = 50
@@ -45,6 +45,11 @@ _OWNERS = ("netG", "net_g", "generator", "G", "model", "network", "net", "studen
 
 class TwoNetworks(CheckpointError):
     """A file has two sets of weights, with different values, that a network could take."""
+
+
+def hidden_options(factory: object) -> tuple[str, ...]:
+    """The options of a network's class that no shape shows."""
+    return (*HIDDEN_OPTIONS, *getattr(factory, "hidden_options", ()))
 
 
 def load_network(
@@ -87,8 +92,9 @@ def _contradiction(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[
     """How two options of one network differ in what no shape shows: theirs, such as 'img_range 1', and ours."""
     if not theirs or ours.get("type") != theirs.get("type") or ours["type"] not in ARCH_REGISTRY:
         return None
-    parameters = inspect.signature(ARCH_REGISTRY.get(ours["type"])).parameters
-    for key in (key for key in HIDDEN_OPTIONS if key in parameters):
+    factory = ARCH_REGISTRY.get(ours["type"])
+    parameters = inspect.signature(factory).parameters
+    for key in (key for key in hidden_options(factory) if key in parameters):
         values = [options.get(key, parameters[key].default) for options in (ours, theirs)]
         given, recorded = (list(map(float, value)) if isinstance(value, (list, tuple)) else value for value in values)
         if given != recorded:
@@ -219,7 +225,7 @@ def _refusal(
         looks = f", it looks like {found}" if found is not None else ""
         summary = f"checkpoint {path} is for another network than this {name}{looks}"
     else:
-        ignored = ("img_size", "noise_level", *HIDDEN_OPTIONS)
+        ignored = ("img_size", "noise_level", *hidden_options(type(network)))
         keys = [key for key in found.options if key not in ignored and found.options[key] != own.options.get(key)]
         theirs, ours = (
             ", ".join(described({key: side.options[key]}) or f"{key} {side.options[key]}" for key in keys)

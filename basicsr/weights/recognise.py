@@ -21,9 +21,9 @@ from basicsr.utils.reparameterization import convolutions
 from basicsr.weights.image_ranges import with_tried_range
 from basicsr.weights.layouts import recognise
 from basicsr.weights.loading import (
-    HIDDEN_OPTIONS,
     TwoNetworks,
     WeightFile,
+    hidden_options,
     inner_states,
     load_network,
     load_state,
@@ -33,7 +33,7 @@ from basicsr.weights.spandrel_networks import NotRecognised, SpandrelNetwork
 
 # Whose keys are ours.
 _OUR_LAYOUTS = ("", "BasicSR", "SwinIR's original")
-_HIDDEN = ("type", "noise_level", *HIDDEN_OPTIONS)
+_HIDDEN = ("type", "noise_level")
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,9 @@ def _agree(block: Mapping[str, Any], found: Recognised) -> bool:
     shown = dict(found.options)
     if SHIFTED_WINDOWS in found.assumed:  # the recorded size says whether they are
         shown.pop("img_size")
-    given = {key: block.get(key, parameters[key].default) for key in shown if key not in _HIDDEN}
+    unseen = {*_HIDDEN, *hidden_options(ARCH_REGISTRY.get(found.architecture))}
+    shown = {key: value for key, value in shown.items() if key not in unseen}
+    given = {key: block.get(key, parameters[key].default) for key in shown}
     try:
         return _comparable(given) == _comparable(shown)
     except (TypeError, ValueError, ArithmeticError):
@@ -290,9 +292,7 @@ def _agree(block: Mapping[str, Any], found: Recognised) -> bool:
 
 def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options without what shapes do not show, and equal where they make equal networks."""
-    values = {key: options[key] for key in options if key not in _HIDDEN}
-    for key, value in values.items():
-        values[key] = tuple(value) if isinstance(value, list) else value
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     if "squeeze_factor" in values:
         values["squeeze_factor"] = values["num_feat"] // values["squeeze_factor"]
     if "ffn_expansion_factor" in values:
@@ -304,6 +304,10 @@ def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
             values[key] = values[key] or values["num_feat"]
     if "ffn_scale" in values:
         values["ffn_scale"] = int(values["num_feat"] * values["ffn_scale"])
+    if "branches" in values:
+        values["branches"] = set(values["branches"])
+    if "expansion" in values:
+        values["expansion"] = int(values["num_feat"] * values["expansion"])
     if "mlp_ratio" in values:
         values["mlp_ratio"] = int(values["embed_dim"] * values["mlp_ratio"])
         values["upscale"] = values["upscale"] if values["upsampler"] else 1
