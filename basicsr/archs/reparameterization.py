@@ -111,7 +111,8 @@ class BranchedConv2d(Mergeable):
             return self.weight, self.bias
         first = next(self.parameters())
         with without_autocast(first.device.type):
-            kernels = [composed(branch) for branch in self.children() if isinstance(branch, nn.Sequential)]
+            branches = [self.get_submodule(name) for name in self.branches if name != "identity"]
+            kernels = [composed(branch.children()) for branch in branches]
             weights = [self._padded(weight) for weight, _ in kernels]
             if "identity" in self.branches:
                 ones = torch.eye(self.out_channels, dtype=weights[0].dtype, device=first.device)

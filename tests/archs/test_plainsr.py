@@ -85,10 +85,10 @@ def test_a_branch_has_the_output_and_the_gradients_of_its_parts_up_to_the_border
 @torch.no_grad()
 def test_every_combination_merges_exactly() -> None:
     x, everything = torch.randn(1, 4, 5, 6, dtype=torch.float64), conv(BRANCHES)
-    outputs = {branch: one_by_one(everything, branch, x) for branch in BRANCHES}
+    outputs, state = {branch: one_by_one(everything, branch, x) for branch in BRANCHES}, everything.state_dict()
     for branches in COMBINATIONS:
         module = BranchedConv2d(4, 4, branches, 1.5, merged=False).double()
-        module.load_state_dict({key: everything.state_dict()[key] for key in module.state_dict()})
+        module.load_state_dict({key: state[key] for key in module.state_dict()})
         expected = sum(outputs[branch] for branch in branches)
         assert (module(x) - expected).abs().max() <= 1e-12 * expected.abs().max(), branches
         module.float().merge()

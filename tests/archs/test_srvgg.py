@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.networks import save_checkpoint
 
 from basicsr.archs.recognition import Recognised
 from basicsr.archs.srvgg_arch import SRVGGNetCompact
+from basicsr.utils.errors import CheckpointError
 from basicsr.utils.torchvision_import import import_torchvision
 from basicsr.weights.layouts import recognise
+from basicsr.weights.recognise import load_pretrained, network_for
 
 
 def compact(**options: Any) -> SRVGGNetCompact:
@@ -66,3 +70,11 @@ def test_stages_are_convolutions_with_their_activations() -> None:
     assert torch.equal(network.run_stages(features, kept, 0, 2), by_hand)
     rest = network.reconstruct(network.run_stages(by_hand, kept, 2), kept)
     assert torch.equal(rest, network(images))
+
+
+def test_a_checkpoint_tells_activations_that_no_key_shows(tmp_path: Path) -> None:
+    block = {"type": "SRVGGNetCompact", "num_feat": 8, "num_conv": 2, "upscale": 2, "act_type": "leakyrelu"}
+    save_checkpoint(tmp_path / "net.pth", compact(num_conv=2, act_type="leakyrelu"), block, 2)
+    assert load_pretrained(tmp_path / "net.pth").block == block
+    with pytest.raises(CheckpointError, match="trained with act_type leakyrelu, the options say act_type relu"):
+        network_for({**block, "act_type": "relu"}, tmp_path / "net.pth")
