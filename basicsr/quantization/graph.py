@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -29,6 +29,7 @@ _KEEPING = {
     *(_ATEN.upsample_nearest2d.vec, _ATEN.upsample_nearest2d.default, _ATEN.to.dtype),
 }
 _CLAMPS = {_ATEN.clamp.default, _ATEN.clamp_.default}
+_ROUNDING = 1e-5
 _SIDE = (48, 64)  # of the image that is traced: multiples of usual windows
 
 
@@ -37,6 +38,11 @@ class _Affine(NamedTuple):
 
     gain: Tensor
     shift: Tensor
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether they change nothing, within float32's rounding."""
+        return bool(((self.gain - 1).abs() < _ROUNDING).all() and (self.shift.abs() < _ROUNDING).all())
 
     def for_plan(self) -> Affine:
         """As plain numbers."""
@@ -94,24 +100,115 @@ def _traced(network: nn.Module, channels: int) -> ExportedProgram:
         logging.disable(disabled)
 
 
-class _Graph:
-    """A traced network whose convolutions and linear layers are known by their modules' names."""
+class TracedGraph:
+    """A traced network, and what in it is the image up to factors and offsets.
 
-    def __init__(self, program: ExportedProgram, layers: Mapping[str, nn.Module]) -> None:
+    Attributes:
+        program: the graph, with its constants.
+        output: the node that is the network's output.
+        images: nodes that are the network's input times a factor plus an offset, in any arrangement of its pixels.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
         self.program = program
-        self.nodes: dict[str, list[Node]] = {name: [] for name in layers}
-        self._owners: dict[Node, str] = {}
         signature = program.graph_signature
         self._constants = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self._constants |= signature.inputs_to_lifted_tensor_constants
         self._inputs = {node for node in program.graph.nodes if node.name in signature.user_inputs}
         (output,) = [node for node in program.graph.nodes if node.op == "output"]
         self.output: Node = output.args[0][0]
+        self.images = self._images()
+
+    def constant(self, value: Any) -> Tensor | None:
+        """A number, or a constant by channel, as a tensor of one number or (C); None for all else."""
+        if isinstance(value, (int, float)):
+            return torch.tensor(float(value))
+        name = self._constants.get(value.name) if isinstance(value, Node) else None
+        if name is None:
+            return None
+        tensor = self.program.state_dict.get(name, self.program.constants.get(name))
+        if tensor is None or (tensor.numel() > 1 and (tensor.ndim != 4 or tensor.numel() != tensor.shape[1])):
+            return None
+        return tensor.detach().flatten().float() if tensor.numel() > 1 else tensor.detach().reshape(()).float()
+
+    def _images(self) -> dict[Node, _Affine]:
+        """All that is the network's input up to a factor and a colour, in any arrangement of its pixels."""
+        found: dict[Node, _Affine] = dict.fromkeys(self._inputs, _NOTHING)
+        for node in self.program.graph.nodes:
+            source = node.args[0] if node.args else None
+            if not isinstance(source, Node) or source not in found:
+                continue
+            if node.target in _KEEPING:
+                found[node] = found[source]
+            elif node.target == _ATEN.pixel_unshuffle.default:
+                found[node] = _Affine(*(_repeated(part, node.args[1]) for part in found[source]))
+            elif (step := self.affine_step(node)) is not None:
+                gain, shift = found[source]
+                found[node] = _Affine(gain * step.gain, shift * step.gain + step.shift)
+        return found
+
+    def affine_step(self, node: Node) -> _Affine | None:
+        """What a node does to its first argument, where that is a factor and an offset."""
+        if len(node.args) < 2 or (value := self.constant(node.args[1])) is None:
+            return None
+        alpha = float(cast(Any, node.kwargs.get("alpha", 1)))
+        steps: dict[Any, _Affine] = {
+            _ATEN.mul: _NOTHING._replace(gain=value),
+            _ATEN.div: _NOTHING._replace(gain=1 / value),
+            _ATEN.add: _NOTHING._replace(shift=value * alpha),
+            _ATEN.sub: _NOTHING._replace(shift=-value * alpha),
+        }
+        return steps.get(getattr(node.target, "overloadpacket", None))
+
+    def behind(self, node: Node, affine: _Affine, stop: Container[Node]) -> tuple[list[Node], _Affine] | None:
+        """A chain of factors, offsets and pixel shuffles, from `node` back to what is in `stop` or is none of them.
+
+        Returns the nodes, and image = value of the last one * gain + shift, where `affine` says so of `node`. None
+        where something else uses one of them.
+        """
+        chain = [node]
+        while len(node.users) == 1:
+            source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+            gain, shift = affine
+            if source is None or node in stop:
+                return chain, affine
+            if node.target == _ATEN.pixel_shuffle.default:
+                affine = _Affine(*(_repeated(part, node.args[1]) for part in affine))
+            elif (step := self.affine_step(node)) is not None:
+                affine = _Affine(gain * step.gain, gain * step.shift + shift)
+            elif node.target not in _KEEPING and not _is_clip(node, affine):
+                return chain, affine
+            node = source
+            chain.append(node)
+        return None
+
+    def image_before(self, node: Node) -> Node:
+        """The image that `node` is, with the factors and offsets between that undo each other left out."""
+        before = node
+        while self.affine_step(before) is not None:
+            before = _source(before)
+        ends = self.images.get(node), self.images.get(before)
+        return before if all(affine is not None and affine.is_nothing for affine in ends) else node
+
+    def superfluous_after(self, ends: Container[Node]) -> list[Node]:
+        """Factors, offsets and clipping that do nothing between a node in `ends` that is the image, and the output."""
+        found = self.behind(self.output, _NOTHING, ends)
+        if found is None or found[0][-1] not in ends or not found[1].is_nothing:
+            return []
+        return [node for node in found[0] if node.target in _CLAMPS or self.affine_step(node) is not None]
+
+
+class _Graph(TracedGraph):
+    """A traced network whose convolutions and linear layers are known by their modules' names."""
+
+    def __init__(self, program: ExportedProgram, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__(program)
+        self.nodes: dict[str, list[Node]] = {name: [] for name in layers}
+        self._owners: dict[Node, str] = {}
         for node in program.graph.nodes:
             if node.target in _LAYERS and (owner := _owner(node, layers)) is not None:
                 self.nodes[owner].append(node)
                 self._owners[node] = owner
-        self.images = self._images()
         self.ends = dict(self._ends())
 
     def is_worthwhile(self, name: str) -> bool:
@@ -141,78 +238,21 @@ class _Graph:
                 return True
         return False
 
-    def constant(self, value: Any) -> Tensor | None:
-        """A number, or a constant by channel, as a tensor of one number or (C); None for all else."""
-        if isinstance(value, (int, float)):
-            return torch.tensor(float(value))
-        name = self._constants.get(value.name) if isinstance(value, Node) else None
-        if name is None:
-            return None
-        tensor = self.program.state_dict.get(name, self.program.constants.get(name))
-        if tensor is None or (tensor.numel() > 1 and (tensor.ndim != 4 or tensor.numel() != tensor.shape[1])):
-            return None
-        return tensor.detach().flatten().float() if tensor.numel() > 1 else tensor.detach().reshape(()).float()
-
-    def _images(self) -> dict[Node, _Affine]:
-        """All that is the network's input up to a factor and a colour, in any arrangement of its pixels."""
-        found: dict[Node, _Affine] = dict.fromkeys(self._inputs, _NOTHING)
-        for node in self.program.graph.nodes:
-            source = node.args[0] if node.args else None
-            if not isinstance(source, Node) or source not in found:
-                continue
-            if node.target in _KEEPING:
-                found[node] = found[source]
-            elif node.target == _ATEN.pixel_unshuffle.default:
-                found[node] = _Affine(*(_repeated(part, node.args[1]) for part in found[source]))
-            elif (step := self._affine_step(node)) is not None:
-                gain, shift = found[source]
-                found[node] = _Affine(gain * step.gain, shift * step.gain + step.shift)
-        return found
-
-    def _affine_step(self, node: Node) -> _Affine | None:
-        """What a node does to its first argument, where that is a factor and an offset."""
-        if len(node.args) < 2 or (value := self.constant(node.args[1])) is None:
-            return None
-        alpha = float(cast(Any, node.kwargs.get("alpha", 1)))
-        steps: dict[Any, _Affine] = {
-            _ATEN.mul: _NOTHING._replace(gain=value),
-            _ATEN.div: _NOTHING._replace(gain=1 / value),
-            _ATEN.add: _NOTHING._replace(shift=value * alpha),
-            _ATEN.sub: _NOTHING._replace(shift=-value * alpha),
-        }
-        return steps.get(getattr(node.target, "overloadpacket", None))
-
     def _ends(self) -> Iterator[tuple[Node, tuple[OutputKind, _Affine]]]:
         """The layer that makes the image, or what is added to it, and image = its output * gain + shift."""
-        found = self._back(self.output, _NOTHING)
+        found = self.behind(self.output, _NOTHING, self._owners)
         if found is None:
             return
-        node, affine = found
+        (*_, node), affine = found
         if node in self._owners:
             yield node, ("image", affine)
         elif node.target == _ATEN.add.Tensor and not node.kwargs:
             first, second = node.args[:2]
             for branch, other in ((first, second), (second, first)):
                 if isinstance(branch, Node) and other in self.images:
-                    residual = self._back(branch, affine._replace(shift=torch.tensor(0.0)))
-                    if residual is not None and residual[0] in self._owners and not residual[1].shift.any():
-                        yield residual[0], ("residual", residual[1])
-
-    def _back(self, node: Node, affine: _Affine) -> tuple[Node, _Affine] | None:
-        """The node behind a chain of factors, offsets and pixel shuffles, and image = its value * gain + shift."""
-        while len(node.users) == 1:
-            source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-            gain, shift = affine
-            if source is None or node in self._owners:
-                return node, affine
-            if node.target == _ATEN.pixel_shuffle.default:
-                affine = _Affine(*(_repeated(part, node.args[1]) for part in affine))
-            elif (step := self._affine_step(node)) is not None:
-                affine = _Affine(gain * step.gain, gain * step.shift + shift)
-            elif node.target not in _KEEPING and not _is_clip(node, affine):
-                return node, affine
-            node = source
-        return None
+                    residual = self.behind(branch, affine._replace(shift=torch.tensor(0.0)), self._owners)
+                    if residual is not None and residual[0][-1] in self._owners and not residual[1].shift.any():
+                        yield residual[0][-1], ("residual", residual[1])
 
 
 def _is_clip(node: Node, affine: _Affine) -> bool:

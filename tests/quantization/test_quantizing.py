@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from support.quantized import BLOCKS, image_8_bits
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,16 +16,6 @@ from basicsr.quantization.calibration import calibrate
 from basicsr.quantization.layers import quantized_layers
 from basicsr.quantization.network import in_float, quantization_of, quantize_network
 from basicsr.utils.errors import DataError, NonFiniteError, OptionsError
-
-BLOCKS = {
-    "EDSR": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 2},
-    "Compact": {"type": "SRVGGNetCompact", "num_feat": 8, "num_conv": 2, "upscale": 2},
-    "SPAN": {"type": "SPAN", "num_in_ch": 3, "num_out_ch": 3, "feature_channels": 8, "upscale": 2, "img_range": 1.0},
-}
-
-
-def image_8_bits(*size: int) -> torch.Tensor:
-    return torch.randint(0, 256, size, generator=torch.Generator().manual_seed(1)).float() / 255
 
 
 @pytest.fixture(scope="module", params=BLOCKS)
