@@ -136,8 +136,9 @@ class ExportJob:
 
     def of_graph(self, run: Run) -> Run:
         """`run`, for `compare`, of a file with the graph; image by image where that takes one at a time."""
-        if self.takes_batches:
-            return run
+        return run if self.takes_batches else self._one_by_one(run)
+
+    def _one_by_one(self, run: Run) -> Run:
         if (line := "the graph takes one image at a time") not in self.remarks:
             self.remarks.append(line)
         return lambda lq: torch.cat([run(image.contiguous()) for image in lq.split(1)])
@@ -191,7 +192,11 @@ class ExportJob:
         told, expected = (facts.scale, facts.channels, facts.size), (network.scale, network.in_channels, self.size)
         if told != expected:
             raise CheckpointError(f"{kind} says of the file scale, channels, size {told}, expected {expected}")
-        return self.compare(kind, self.of_graph(lambda lq: torch.from_numpy(loaded(lq.numpy()))), smallest=smallest)
+
+        def run(lq: Tensor) -> Tensor:
+            return torch.from_numpy(loaded(lq.numpy()))
+
+        return self.compare(kind, run if facts.batches else self._one_by_one(run), smallest=smallest)
 
 
 class ExportFormat(ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -12,7 +13,7 @@ from basicsr.archs.bicubic_arch import Bicubic
 from basicsr.archs.luma import LumaNetwork
 from basicsr.archs.traits import Trait
 from basicsr.export.base import export_formats
-from basicsr.export.descriptors import Limit, image_networks, refusal, table, traits_of, verdict
+from basicsr.export.descriptors import Limit, image_networks, listing, refusal, table, traits_of, verdict
 
 TARGETS = [entry for entry in export_formats().values() if entry.runtime]
 
@@ -77,6 +78,11 @@ def test_a_gray_network_on_colour_images_has_the_traits_of_its_enlargement():
     assert traits_of(network) == frozenset()
     assert traits_of(LumaNetwork(network, 2)) == traits_of(Bicubic(upscale=2)) == {"bicubic enlargement inside"}
     assert traits_of(LumaNetwork(network, 1)) == frozenset()
+
+
+def test_the_table_in_the_docs_is_what_the_command_prints():
+    page = (Path(__file__).parents[2] / "docs" / "targets" / "networks.md").read_text("utf-8")
+    assert page.split("```text\n")[1].split("\n```")[0] == listing(TARGETS), "paste what export.py --list prints"
 
 
 def test_the_table_has_every_network_and_target():
