@@ -1,7 +1,7 @@
-"""Writes options/schema.json, from which editors complete and check options files.
+"""Writes options/schema.json and options/compress/schema.json, from which editors complete and check options files.
 
     python scripts/make_schema.py            # after adding a network, loss, method, dataset, metric or key
-    python scripts/make_schema.py --check    # exit code 1 if the file is out of date
+    python scripts/make_schema.py --check    # exit code 1 if a file is out of date
 
 The schema comes from the typed options and from the constructors in the registries. It is looser than the check at
 the start of a run: nothing is required in it, because a key may come from a file named by `_base_`.
@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 0)]
 
 from basicsr.engine.process.command import quiet_start, run_command
 
 if __name__ == "__main__":
     quiet_start()  # what is imported below takes seconds
 
+from compression.options import SECTION, CompressOptions
 from pydantic import ConfigDict, PydanticInvalidForJsonSchema, PydanticUserError, TypeAdapter
 from pydantic.json_schema import PydanticJsonSchemaWarning
 
@@ -48,6 +49,7 @@ from basicsr.utils.registry import (
 )
 
 SCHEMA_FILE = Path(__file__).resolve().parents[1] / "options" / "schema.json"
+COMPRESS_FILE = SCHEMA_FILE.parent / "compress" / "schema.json"
 Schema = dict[str, Any]
 
 _BASE = {
@@ -55,6 +57,7 @@ _BASE = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
 }
 _BETTER = {"enum": ["higher", "lower"], "description": "which values are better; higher if left out"}
+_CHOSEN_BY_COMPRESS = ("network_g", "networks", "report", "skip_missing")
 _SCALED = ("upscale", "scale", "crop_border")
 _PROVIDED = {
     "metric": ("img", "img2"),
@@ -106,6 +109,30 @@ def make_schema() -> Schema:
         "title": "Options of basicsr/train.py and basicsr/test.py",
         "$ref": "#/$defs/Options",
         "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def compress_schema() -> Schema:
+    """That of scripts/compress.py's files: a training's keys, but for those that it sets itself, and its section."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PydanticJsonSchemaWarning)
+        schema = CompressOptions.model_json_schema()
+    definitions = schema.pop("$defs")
+    definitions["CompressOptions"] = schema
+    for definition in definitions.values():
+        _loosen(definition)
+    shared = "../schema.json#/$defs"
+    text = json.dumps(definitions).replace('"#/$defs/network"', f'"{shared}/network"')
+    theirs = [key for key in Options.model_fields if key not in (*SET_BY_THE_COMMAND, *_CHOSEN_BY_COMPRESS)]
+    keys: Schema = {key: {"$ref": f"{shared}/Options/properties/{key}"} for key in (*theirs, "_base_")}
+    section = {"description": "what scripts/compress.py does", "allOf": [{"$ref": "#/$defs/CompressOptions"}]}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Options of scripts/compress.py",
+        "type": "object",
+        "properties": {**keys, SECTION: section},
+        "additionalProperties": False,
+        "$defs": dict(sorted(json.loads(text).items())),
     }
 
 
@@ -262,24 +289,24 @@ def _argument_texts(factory: Callable[..., Any]) -> dict[str, str]:
     return texts
 
 
-def schema_text() -> str:
-    """The content of options/schema.json."""
-    return json.dumps(make_schema(), indent=1, ensure_ascii=False) + "\n"
+def schema_text(schema: Schema | None = None) -> str:
+    """The content of options/schema.json, or of another schema."""
+    return json.dumps(make_schema() if schema is None else schema, indent=1, ensure_ascii=False) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; say whether the file is up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; say whether the files are up to date")
     arguments = parser.parse_args(argv)
-    text = schema_text()
-    if not arguments.check:
-        SCHEMA_FILE.write_text(text, encoding="utf-8")
-        return 0
-    if SCHEMA_FILE.is_file() and SCHEMA_FILE.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{SCHEMA_FILE} is out of date: run python scripts/make_schema.py", file=sys.stderr)
-    return 1
+    old = 0
+    for file, text in ((SCHEMA_FILE, schema_text()), (COMPRESS_FILE, schema_text(compress_schema()))):
+        if not arguments.check:
+            file.write_text(text, encoding="utf-8")
+        elif not file.is_file() or file.read_text(encoding="utf-8") != text:
+            print(f"{file} is out of date: run python scripts/make_schema.py", file=sys.stderr)
+            old = 1
+    return old
 
 
 if __name__ == "__main__":

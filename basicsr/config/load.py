@@ -67,7 +67,7 @@ _STAND_INS: dict[KeyPath, Any] = {
 
 
 def load_options(
-    source: str | Path | Mapping[str, Any],
+    source: str | Path | Mapping[str, Any] | Document,
     *,
     overrides: Sequence[str] = (),
     training: bool,
@@ -79,7 +79,7 @@ def load_options(
     """Reads, checks and types the options; touches neither data nor device.
 
     Args:
-        source: an options file, or its content.
+        source: an options file, or its content, or what `load_yaml` read.
         overrides: `--force_yml`'s `a:b:c=value`, applied in order.
         training: whether they are for train.py (else test.py).
         debug: BasicSR's `--debug`: short intervals, and a name that begins with 'debug_'.
@@ -91,8 +91,10 @@ def load_options(
     Raises:
         OptionsError: one line for each mistake: FILE:LINE: key: what was given, what is allowed.
     """
-    checked = _Checked(_read(source, overrides), training, debug=debug, root=root, paths=paths)
-    return _without_mistakes([checked], source, warn)[0]
+    document = _read(source, overrides)
+    checked = _Checked(document, training, debug=debug, root=root, paths=paths)
+    name = document.root.position.file if isinstance(source, Document) else source
+    return _without_mistakes([checked], name, warn)[0]
 
 
 def load_test_options(
@@ -123,9 +125,13 @@ def load_test_options(
     return _without_mistakes(each, source, warn)
 
 
-def _read(source: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Document:
-    read: Callable[..., Document] = document_from_mapping if isinstance(source, Mapping) else load_yaml
-    document = read(source, keep_going=True)
+def _read(source: str | Path | Mapping[str, Any] | Document, overrides: Sequence[str]) -> Document:
+    if isinstance(source, Document):
+        document = source
+    elif isinstance(source, Mapping):
+        document = document_from_mapping(source, keep_going=True)
+    else:
+        document = load_yaml(source, keep_going=True)
     apply_overrides(document, overrides)
     return document
 

@@ -190,7 +190,7 @@ class Trainings:
         elif stopping:
             self._tell(active.number, run, f"stopped after {saved_at(run.options)}/{run.options.train.total_iter}")
         else:
-            error = error or _last_error(active.log) or f"train.py ended with code {code}; see {active.log}"
+            error = error or last_error(active.log) or f"train.py ended with code {code}; see {active.log}"
             self._note(active.number, run, replace(record, status="failed", error=error), code if code > 0 else 1)
 
     def _note(self, number: int, run: Run, record: Record, exit_code: int = 0) -> None:
@@ -327,7 +327,7 @@ def train_teacher(file: Path, options: Options, state: State) -> None:
             raise StepFailed(f"the teacher of --teacher-opt {file} failed (see above)", code if code > 0 else 1)
 
 
-def _last_error(log: Path) -> str:
+def last_error(log: Path) -> str:
     """The line in which train.py says why it failed, else the last line that it wrote."""
     lines = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
