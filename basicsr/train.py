@@ -286,6 +286,7 @@ def _train(
         require_equal_images({**training, **run.validation})
         fitting = check_fit(run)
         remarks += check_all_images(run, stop)
+        remarks += run.calibrate(stop)
         if resume is not None:
             remarks += resuming.check_skipped(resume, run, allow_config_change)
         remarks += on_master(lambda: prepare_training(run, resume))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.config.component_blocks import constructor_of, is_auto
+from basicsr.config.quantized_training import find_quantize_conflicts
 from basicsr.config.schema import DatasetOptions, FrozenMapping, Options, RowOptions, thaw
 from basicsr.config.training_sets import find_unlike_sets
 from basicsr.config.without_hr import find_idle_metrics, find_uses_of_hr
@@ -57,7 +58,7 @@ def find_conflicts(options: Options, model_type: Any, wrong: Collection[KeyPath]
     checks += [find_idle_metrics, find_unlike_sets]
     if options.is_train:
         checks += [_model, _training_data, find_uses_of_hr]
-        checks += [_losses, _schedule, _parts] if options.train is not None else []
+        checks += [_losses, _schedule, _parts, find_quantize_conflicts] if options.train is not None else []
     else:
         checks.append(_testing)
     findings = [finding for check in checks for finding in check(options)]

@@ -27,6 +27,7 @@ from basicsr.config.component_blocks import (
     SchedulerBlock,
     Section,
 )
+from basicsr.config.quantization import QuantizationSettings
 from basicsr.utils.ranges import (
     LARGEST_ITERATION,
     BatchSize,
@@ -228,6 +229,10 @@ class TrainOptions(Section):
     )
     freeze_until: Iterations | None = Field(
         default=None, description="last iteration in which they are frozen; ~: all of the training"
+    )
+    quantize: QuantizationSettings | None = Field(
+        default=None,
+        description="train the network of path: pretrain_network_g on with fake quantisation; ~: in float",
     )
     optim_d: OptimizerBlock | None = Field(default=None, description="optimizer of the discriminator")
     scheduler: SchedulerBlock | None = Field(default=None, description="learning rates; ~ for a constant rate")

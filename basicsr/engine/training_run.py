@@ -23,7 +23,9 @@ from basicsr.engine.checkpoint import Checkpoint, CheckpointFolder
 from basicsr.engine.inputs import check_cache_key, input_digests
 from basicsr.engine.logs.metric_writers import check_packages
 from basicsr.engine.precision_choice import choose_precision, kept_precision, settled
+from basicsr.engine.process.command import StopRequest
 from basicsr.engine.process.distributed import RankInfo, require_equal, weights_digest
+from basicsr.engine.quantized_training import add_quantizers, calibrate_student, check_start, quantization_block
 from basicsr.engine.state_checks import (
     StateMismatch,
     check_groups,
@@ -77,6 +79,12 @@ class TrainingRun:
         self._bare, self.remarks = build_model(computed, rank_info.device)
         self.network: nn.Module = self._bare.network
         self.terms, self.teacher = self._bare.terms, self._bare.teacher
+        check_start(options, self.network, resume is not None)
+        self._lacks_ranges = train.quantize is not None and (
+            resume is None or "network_g" in path.ignore_resume_networks
+        )
+        if train.quantize is not None:  # after the terms have seen the float network
+            self.remarks += add_quantizers(options, self.network, calibrated=not self._lacks_ranges)
         if self.cache is not None:
             needed = any(term.needs_teacher for term in self.terms.values())
             use = f": {self.cache}; the teacher itself is not loaded"
@@ -130,6 +138,15 @@ class TrainingRun:
         self.training_sets = dict(zip(keys, sets.values(), strict=True))  # datasets by their keys in the options
         self.images = fingerprint(self.loader.dataset)  # their number and a digest of their names
         self.validation = {block.name: build_eval_dataset(block) for block in options.datasets_of("val").values()}
+
+    def calibrate(self, stop: StopRequest) -> list[str]:
+        """Under `train: quantize` sets the ranges of a student that begins; see `calibrate_student`. All must call."""
+        if not self._lacks_ranges:
+            return []
+        averages = [self.ema.network] if self.ema is not None else []
+        remarks = calibrate_student(self.options, [self.network, *averages], stop)
+        self._lacks_ranges = False
+        return remarks
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Parameters that the student's optimizer updates: the network's and the heads'."""
@@ -234,6 +251,7 @@ class TrainingRun:
             teacher = self.teacher.network.architecture
         else:
             teacher = self.options.network_t["type"] if self.options.network_t is not None else None
+        content |= quantization_block(self.network)
         content["training"] = {
             "name": self.options.name,
             "iteration": self.iteration,

@@ -48,6 +48,8 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rounds float32; the gradient is 1 inside of the range and 0 outside."""
+        if x.is_meta:  # PyTorch has no kernel that only knows shapes
+            return x
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
 
     def extra_repr(self) -> str:
@@ -89,7 +91,9 @@ def largest_weight(bits: int) -> int:
 
 
 def fake_quantized_weight(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
-    """A weight rounded to its integers, by output channel (`axis`)."""
+    """A weight rounded to its integers, by output channel (`axis`); as it is where there are no values (meta)."""
+    if weight.is_meta:
+        return weight
     scales, most = weight_scales(weight, bits, axis), largest_weight(bits)
     zeros = torch.zeros(scales.shape, dtype=torch.int32, device=scales.device)
     return torch.fake_quantize_per_channel_affine(weight, scales, zeros, axis, -most, most)
