@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from basicsr.engine.process.command import quiet_start, run_command
+from basicsr.quantization.network import quantization_of
 from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
@@ -126,6 +127,8 @@ def report(path: str, given_shape: tuple[int, int, int] | None, names: bool = Fa
         ("can be", "; ".join(uses(pretrained))),
         *flattened(pretrained.metadata),
     ]
+    if (quantization := quantization_of(pretrained.network)) is not None:
+        items.append(("weights and activations", str(quantization)))
     items += [("remark", pretrained.remark)] if pretrained.remark else []
     width = max(len(key) for key, _ in items)
     lines = [f"{key.ljust(width)}  {shown(value)}" for key, value in items]

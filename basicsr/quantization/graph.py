@@ -6,11 +6,10 @@ import copy
 import logging
 import warnings
 from collections.abc import Container, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.fx import Node
 
 from basicsr.config.quantization import Activations, QuantizationSettings
@@ -19,6 +18,9 @@ from basicsr.quantization.layers import Affine, LayerPlan, OutputKind, quantizab
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.reparameterization import merge
 from basicsr.utils.text import first_line
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram  # takes a second to import
 
 _ATEN = torch.ops.aten
 _LAYERS = {_ATEN.conv2d.default, _ATEN.conv2d.padding, _ATEN.linear.default}

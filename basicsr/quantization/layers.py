@@ -210,5 +210,7 @@ def quantize_layer(layer: nn.Module, plan: LayerPlan, weight_bits: int) -> None:
 def _made(image: Affine | None, channels: int, integers: Integers) -> ActivationQuantizer:
     if image is None:
         return ActivationQuantizer(integers)
+    if unfit := {len(part) for part in image} - {1, channels}:
+        raise ValueError(f"a factor or an offset of {unfit.pop()} channels is given for {channels} channels")
     gain, shift = (torch.tensor(part).expand(channels).clone() for part in image)
     return ImageQuantizer(gain, shift, integers)

@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from basicsr.config.quantization import QuantizationSettings
-from basicsr.quantization.graph import plan_layers
 from basicsr.quantization.layers import LayerPlan, quantize_layer, quantized_layers
 from basicsr.utils.errors import OptionsError
+
+if TYPE_CHECKING:
+    from basicsr.config.quantization import QuantizationSettings  # takes a second to import
 
 _KEPT_AT = "quantization"
 
@@ -30,6 +32,15 @@ class Quantization:
 
     settings: QuantizationSettings
     plans: Mapping[str, LayerPlan]
+
+    @property
+    def bits(self) -> str:
+        """Of weights and activations, such as '7/8 bits'."""
+        widths = sorted({plan.integers.removeprefix("int") for plan in self.plans.values()}, key=int)
+        return f"{self.settings.weight_bits}/{' and '.join(widths)} bits"
+
+    def __str__(self) -> str:
+        return f"quantised, {self.bits}, {len(self.plans)} layer{'s' if len(self.plans) != 1 else ''}"
 
 
 def quantize_network(
@@ -52,7 +63,10 @@ def quantize_network(
     """
     if quantization_of(network) is not None:
         raise OptionsError(f"this {type(network).__name__} is quantised already; give its float weights")
-    plans = plan_layers(network, settings, channels) if plans is None else plans
+    if plans is None:
+        from basicsr.quantization.graph import plan_layers  # not needed where a checkpoint says it
+
+        plans = plan_layers(network, settings, channels)
     for name, plan in plans.items():
         quantize_layer(network.get_submodule(name), plan, settings.weight_bits)
     quantization = Quantization(settings, dict(plans))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basicsr.quantization.network import quantization_of
 from basicsr.utils.errors import CheckpointError
 from basicsr.weights.recognise import Pretrained
 from basicsr.weights.spandrel_networks import NotRecognised, SpandrelNetwork
@@ -17,6 +18,11 @@ _SPANDRELS = "model."
 
 def check_alike(networks: Mapping[str, Pretrained]) -> None:
     """Raises CheckpointError, in one line, where a network, by its file, differs from the first in more than values."""
+    for path, network in networks.items():
+        if quantization_of(network.network) is not None:
+            raise CheckpointError(
+                f"{path} is quantised: interpolate the float networks, then quantise the result (scripts/quantize.py)"
+            )
     (path, first), *others = networks.items()
     for other_path, other in others:
         difference = _difference(first, other)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from basicsr.archs.recognition import Recognised, UnsupportedWeights, described
 from basicsr.files.safe_pickles import Refused
 from basicsr.files.torch_files import check_not_all_zero, check_weights, opened, read_safetensors, read_torch_file
+from basicsr.quantization.network import quantization_of
+from basicsr.quantization.records import is_range, quantize_as_recorded
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import WarningRemark
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -83,7 +85,11 @@ def load_network(
         if strict:
             raise CheckpointError(f"checkpoint {line}: take {theirs}, or load it all the same with {_NOT_STRICT}")
         remarks.append(WarningRemark(line))
-    remarks += load_state(network, file.state, path, strict=strict)
+    if quantization_of(network) is None:
+        remarks += load_state(network, file.state, path, strict=strict)
+        remarks += quantize_like(network, file, path)
+    else:
+        remarks += load_state(network, {**file.state, **file.ranges}, path, strict=strict)
     kind = WarningRemark if any(isinstance(remark, WarningRemark) for remark in remarks) else str
     return kind("; ".join(remarks)) or None
 
@@ -246,17 +252,30 @@ def _refusal(
     return "\n".join([f"{summary}: {_counts(mismatches)}. {advice}", *(line.rstrip() for line in table)])
 
 
+def quantize_like(network: nn.Module, file: WeightFile, path: str | os.PathLike[str]) -> list[str]:
+    """Gives a float network, with the weights of `file`, the quantisers of it; remarks; CheckpointError if unfit."""
+    if file.quantization is None:
+        return []
+    try:
+        quantization = quantize_as_recorded(network, file.quantization, file.ranges)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path} is of a quantised network, but {error}") from error
+    return [f"{path}: {quantization}"]
+
+
 @dataclass(frozen=True)
 class WeightFile:
     """What a file of weights holds.
 
     Attributes:
-        state: the weights by key, without DataParallel's and torch.compile's prefixes.
+        state: the weights by key, without DataParallel's and torch.compile's prefixes; not the `ranges`.
         key: the name under which the weights lie in the file; None at its top.
         network: the options of the network, if the file says so; data of unknown origin.
         metadata: `training` as our training writes it, and what a safetensors header says.
         remark: which weights were taken, where others than asked for; else None.
         others: other names under which the file has tensors.
+        quantization: how the network is quantised, as the file says; data of unknown origin.
+        ranges: of a quantised network, the numbers of its quantisers by key.
     """
 
     state: dict[str, Tensor]
@@ -265,6 +284,8 @@ class WeightFile:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     remark: str | None = None
     others: tuple[str, ...] = ()
+    quantization: Mapping[str, Any] | None = None
+    ranges: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, only_this: bool = False) -> WeightFile:
@@ -293,10 +314,20 @@ def read_weights(path: str | os.PathLike[str], param_key: str | None = None, *, 
     check_weights(state, path)
     check_not_all_zero(state, path)
     metadata = {**header, **({"training": content["training"]} if isinstance(content.get("training"), Mapping) else {})}
-    network = metadata.pop("network", None) if header else content.get("network")
+    network, quantization = (
+        metadata.pop(name, None) if header else content.get(name) for name in ("network", "quantization")
+    )
+    quantization = quantization if isinstance(quantization, Mapping) else None
+    ranges = {name: value for name, value in state.items() if is_range(name)}
+    if ranges and quantization is None:
+        raise CheckpointError(
+            f"checkpoint {path} has ranges of a quantised network ('{next(iter(ranges))}'), but no block 'quantization'"
+            " that says how it is quantised; give the file as it was written"
+        )
+    state = {name: value for name, value in state.items() if name not in ranges}
     is_block = isinstance(network, Mapping) and isinstance(network.get("type"), str)
     others = tuple(name[:_LONGEST_OTHER] for name in held if name != key and name.isprintable())
-    return WeightFile(state, key, network if is_block else None, metadata, remark, others[:_ROWS])
+    return WeightFile(state, key, network if is_block else None, metadata, remark, others[:_ROWS], quantization, ranges)
 
 
 def _content_of(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -27,6 +27,7 @@ from basicsr.weights.loading import (
     inner_states,
     load_network,
     load_state,
+    quantize_like,
     read_weights,
 )
 from basicsr.weights.spandrel_networks import NotRecognised, SpandrelNetwork
@@ -38,7 +39,7 @@ _HIDDEN = ("type", "noise_level")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network with its weights, and what is known of it.
+    """A network with its weights, with fake quantisers if the file has them, and what is known of it.
 
     Attributes:
         network: in eval mode, float32, on the CPU; maps (B, C, H, W) in [0, 1] to (B, C, sH, sW), see `only_size`.
@@ -104,15 +105,16 @@ def load_pretrained(
         except Exception as error:  # options of unknown origin; constructors stumble over them in any way
             reasons.append((str(error) or type(error).__name__).splitlines()[0])
             continue
+        quantized = quantize_like(network, file, path)
         # Colours as the options name them, else those of the outermost convolutions.
         outer = [module for _, module in convolutions(network)]
         first, last = (outer[0].in_channels, outer[-1].out_channels) if outer else (3, 3)
         both = options.get("in_chans", options.get("img_channel"))
         colours = options.get("num_in_ch", both or first), options.get("num_out_ch", both or last)
         found = network.eval(), dict(block), str(block["type"]), candidate.layout, candidate.scale, *colours
-        told = file.key, file.metadata, candidate.remark, candidate.scales, candidate.assumed
-        return Pretrained(*found, *told)
-    if pretrained := _by_spandrel(path, file, reasons):
+        remark = "; ".join(filter(None, (candidate.remark, *quantized))) or None
+        return Pretrained(*found, file.key, file.metadata, remark, candidate.scales, candidate.assumed)
+    if file.quantization is None and (pretrained := _by_spandrel(path, file, reasons)):
         return pretrained
     if Path(path).name.startswith("net_d"):
         raise CheckpointError(f"checkpoint {path} is a discriminator by its name; give the network, net_g_*.pth")
@@ -302,6 +304,8 @@ def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("mid_channels", "num_atten"):
         if key in values:
             values[key] = values[key] or values["num_feat"]
+    if "cat_channels" in values:
+        values["cat_channels"] = values["cat_channels"] or values["feature_channels"]
     if "ffn_scale" in values:
         values["ffn_scale"] = int(values["num_feat"] * values["ffn_scale"])
     if "branches" in values:
