@@ -51,6 +51,7 @@ from basicsr.utils.errors import DataError, Interrupted, UserError
 from basicsr.utils.logger import get_root_logger, log_remark
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import keep_output_precise
+from basicsr.utils.reparameterization import merge
 from basicsr.weights.recognise import network_for
 
 _INTERRUPTED = "interrupted: the results are incomplete; start again"
@@ -277,6 +278,8 @@ class _Scale:
     def _candidates(self) -> Iterator[_Candidate]:
         """The networks, one at a time; those of gray images take Y of RGB ones."""
         for candidate in _networks(self.options) if self.datasets else ():
+            if self.options.deploy:
+                merge(candidate.network)
             network = for_colours(candidate.network) if 3 in self._channels else candidate.network
             if isinstance(network, LumaNetwork):
                 known, remark = candidate.remark, f"{candidate.name}: {ON_LUMA}"

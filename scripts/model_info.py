@@ -3,7 +3,8 @@
     python scripts/model_info.py -opt options/train/mcadkd_edsr_x4.yml [--input 3 256 256]
     python scripts/model_info.py --model FILE [--input 3 256 256] [--names]
 
-The convention is that of the papers' tables: see basicsr/utils/complexity.py. The input is one image as the network
+The convention is that of the papers' tables: see basicsr/utils/complexity.py; convolutions trained as branches count as
+they are shipped. The input is one image as the network
 gets it: the low-resolution one for super-resolution, the high-resolution one for a discriminator. What --model
 recognises, and what it takes for granted, is in docs/pretrained.md. --names lists its modules, as `train: freeze` and
 `train: param_groups` name them.
@@ -37,6 +38,7 @@ from basicsr.config.schema import FrozenMapping, Options
 from basicsr.config.yaml_files import load_yaml
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, OptionsError
+from basicsr.utils.reparameterization import mergeable
 from basicsr.utils.text import printable
 from basicsr.weights.recognise import Pretrained, load_pretrained, scales_text
 
@@ -117,6 +119,9 @@ def report(path: str, given_shape: tuple[int, int, int] | None, names: bool = Fa
         *options.items(),
         ("parameters (M)", f"{count_parameters(pretrained.network) / 1e6:.2f}"),
     ]
+    if mergeable(pretrained.network):
+        branches = sum(parameter.numel() for parameter in pretrained.network.parameters()) / 1e6
+        items[-1] = ("parameters (M)", f"{items[-1][1]} as shipped, {branches:.2f} in training, in branches")
     if pretrained.scales:
         each = {scale: load_pretrained(path, scale=scale).network for scale in pretrained.scales}
         items += [(f"{adds}, x{scale}", cost_of(network, shape)) for scale, network in each.items()]

@@ -41,6 +41,7 @@ from basicsr.inference.upscaling import Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.pass_times import warn_if_slow
 from basicsr.utils.precision import Precision, choose_device, keep_output_precise
+from basicsr.utils.reparameterization import merge
 from basicsr.utils.text import printable
 from basicsr.weights.recognise import Pretrained, check_scale, load_pretrained
 
@@ -155,6 +156,7 @@ def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
             f"{path} takes images of {height}x{width} pixels only (it has an absolute position embedding);"
             " give another checkpoint"
         )
+    merge(pretrained.network)
     check(pretrained, path)
     say(f"{path}: {pretrained.architecture} x{pretrained.scale} ({pretrained.layout})")
     if pretrained.remark:

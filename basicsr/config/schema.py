@@ -445,6 +445,11 @@ class Options(Section):
     train: TrainOptions = Field(default=_ABSENT, validate_default=False, description="how to train; None in testing")
     val: ValOptions = Field(default=ValOptions(), description="how to evaluate")
     report: ReportOptions = Field(default=ReportOptions(), description="for test.py: plots, comparison, HTML report")
+    deploy: bool = Field(
+        default=False,
+        description="for test.py: networks as they are shipped: convolutions trained as branches are merged, with equal"
+        " outputs; fake quantisation stays",
+    )
     logger: LoggerOptions = Field(default=LoggerOptions(), description="what to log and save, how often")
     dist_params: DistOptions = Field(default=DistOptions(), description="distributed training")
     is_train: bool = Field(default=True, exclude=True, description="set by the command, train.py or test.py")

@@ -7,7 +7,7 @@ from basicsr.config.schema import Options
 _OF_TESTING = frozenset(
     (
         *("name", "model_type", "scale", "num_gpu", "manual_seed", "crop_border", "datasets", "network_g", "networks"),
-        *("path", "val", "report", "dist_params", "is_train", "skip_missing", "skipped", "sources", "root"),
+        *("path", "val", "report", "deploy", "dist_params", "is_train", "skip_missing", "skipped", "sources", "root"),
     )
 )
 _OF_TRAINING = frozenset(

@@ -5,6 +5,7 @@ spandrel's layout has its keys, and factors that spandrel takes for granted are 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.archs.edsr_arch import to_edsr_pytorch
+from basicsr.archs.mean_shift import DIV2K_MEAN
 from basicsr.archs.rcan_arch import to_original_rcan
 from basicsr.archs.recognition import UnsupportedWeights
 from basicsr.export.base import ExportFormat, ExportJob
@@ -23,6 +25,7 @@ from basicsr.export.spandrel_edsr import register
 from basicsr.export.tracing import quiet, smallest_side
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
+from basicsr.utils.reparameterization import merge, mergeable
 from basicsr.utils.text import first_line
 from basicsr.utils.torchvision_import import import_torchvision
 from basicsr.weights.layouts import recognise
@@ -45,9 +48,11 @@ class Safetensors(ExportFormat):
         from safetensors.torch import save
 
         network, architecture = job.student.pretrained.network, job.student.pretrained.architecture
+        changed: Mapping[str, Any] | None = None
+        if job.layout == "ours" and mergeable(network):  # as shipped; spandrel wants the branches
+            network, changed = merge(copy.deepcopy(network)), {"merged": True}
         # spandrel's keys are those of its own module.
         state = (network.model if isinstance(network, SpandrelNetwork) else network).state_dict()
-        changed = None
         if job.layout == "spandrel":
             state, changed = for_spandrel(network, architecture)
             if architecture == "EDSR":
@@ -74,6 +79,8 @@ def for_spandrel(network: nn.Module, architecture: str) -> Converted:
     RCAN gets its authors' keys, SwinIR keeps its own, EDSR gets EDSR-PyTorch's, for `spandrel_edsr.register`.
     """
     converters: dict[str, Callable[[Any, State], Converted]] = {"EDSR": _edsr, "RCAN": _rcan, "SwinIR": _swinir}
+    if architecture == "SPAN" and mergeable(network):
+        return _span(network)
     if architecture not in converters or isinstance(network, SpandrelNetwork):
         if architecture == "NAFNet" or isinstance(network, SpandrelNetwork) or _is_spandrels(network):
             raise CheckpointError(
@@ -121,6 +128,19 @@ def _swinir(network: Any, state: State) -> Converted:
     _scale(state, r"conv_first\.weight", network.img_range / assumed)
     _scale(state, rf"{re.escape(last)}\.(weight|bias)", assumed / network.img_range)
     return state, {"img_range": assumed}
+
+
+def _span(network: Any) -> Converted:
+    """spandrel knows it with all branches only, and with its published range and mean colour, or without any."""
+    state, given = dict(network.state_dict()), (network.img_range, *network.mean.flatten().tolist())
+    if given == (1.0, 0.0, 0.0, 0.0):
+        return {**state, "no_norm": torch.zeros(1)}, {}
+    if not torch.allclose(torch.tensor(given), torch.tensor((255.0, *DIV2K_MEAN)), atol=1e-6):
+        raise CheckpointError(
+            "--layout spandrel: spandrel takes a SPAN's img_range to be 255 and its rgb_mean to be DIV2K's, or 1 and 0;"
+            " give --layout ours"
+        )
+    return state, {}
 
 
 def _range_of(converted: State) -> dict[str, Any]:

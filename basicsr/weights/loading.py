@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basicsr.archs import build_network
 from basicsr.archs.recognition import Recognised, UnsupportedWeights, described
 from basicsr.files.safe_pickles import Refused
 from basicsr.files.torch_files import check_not_all_zero, check_weights, opened, read_safetensors, read_torch_file
@@ -23,6 +24,7 @@ from basicsr.quantization.records import is_range, quantize_as_recorded
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import WarningRemark
 from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.reparameterization import merge, mergeable
 from basicsr.weights.derived_buffers import derived_keys, is_mask
 from basicsr.weights.layouts import recognise
 
@@ -172,6 +174,10 @@ def _matching(
                         f"checkpoint {path} is for images in [0, {wanted:g}] with the mean colour ({shown}); set the"
                         f" network's img_range to {wanted:g} and rgb_mean to [{shown}], or use type: auto"
                     )
+            if found.options.get("merged") is False and not mergeable(network):
+                branched = build_network(found.options)
+                branched.load_state_dict(found.state)
+                return dict(merge(branched).state_dict()), [f"{path}: its branches were merged"]
             same_keys = found.state.keys() == inner.keys()
             return found.state, [] if same_keys else [f"{path}: converted (layout: {found.layout})"]
     if fitting:

@@ -146,3 +146,20 @@ def test_architectures_without_a_layout_for_spandrel_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="--layout spandrel: MSRResNet has no layout that spandrel loads"):
         export(loaded, tmp_path / "out", formats=["safetensors"], layout="spandrel")
     export(loaded, tmp_path / "out")
+
+
+@pytest.mark.parametrize("changes", [{}, {"img_range": 1.0, "rgb_mean": [0.0, 0.0, 0.0]}])
+def test_spandrel_gets_a_span_with_its_branches(tmp_path, changes):
+    block = {"type": "SPAN", "num_in_ch": 3, "num_out_ch": 3, "feature_channels": 8, "upscale": 2, **changes}
+    torch.manual_seed(0)
+    network = build_network(block).eval()
+    source = save_student(tmp_path / "net.pth", network, block)
+    (path,) = export(load_student(source), tmp_path, formats=["safetensors"], layout="spandrel").files
+    assert_same_outputs(in_spandrel(path), network)
+    assert load_pretrained(path).block == block
+
+
+def test_a_span_of_a_range_that_spandrel_has_not_is_refused():
+    network = build_network({"type": "SPAN", "num_in_ch": 3, "num_out_ch": 3, "img_range": 2.0})
+    with pytest.raises(CheckpointError, match="img_range to be 255 and its rgb_mean to be DIV2K's, or 1 and 0"):
+        for_spandrel(network, "SPAN")
