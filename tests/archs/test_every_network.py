@@ -9,6 +9,7 @@ import contextlib
 import copy
 import inspect
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from basicsr.utils.errors import OptionsError
 from basicsr.utils.registry import ARCH_REGISTRY, find_problems
 from basicsr.utils.reparameterization import convolutions, merge, mergeable
 from basicsr.weights.layouts import recognise
+from basicsr.weights.recognise import load_pretrained
 
 TINY: dict[str, Any] = {
     "num_in_ch": 3,
@@ -65,11 +67,14 @@ def images(network: nn.Module, batch: int = 2) -> Tensor:
     return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def _options_of(name: str) -> dict[str, Any]:
+    parameters = _arguments(ARCH_REGISTRY.get(name))
+    return {"type": name, **{key: value for key, value in TINY.items() if key in parameters}, **TINY_OF.get(name, {})}
+
+
 def tiny(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    parameters = inspect.signature(ARCH_REGISTRY.get(name)).parameters
-    options = {key: value for key, value in TINY.items() if key in parameters}
-    network = build_network({"type": name, **options, **TINY_OF.get(name, {})})
+    network = build_network(_options_of(name))
     with torch.no_grad():
         for key, parameter in network.named_parameters():
             if key.endswith((".beta", ".gamma")):  # a branch that begins at 0 would be idle
@@ -202,6 +207,19 @@ def test_its_weights_are_recognised_as_its_own_and_as_no_others(name: str) -> No
     found = recognise(state)
     assert found is not None and found.architecture == type(network).__name__
     build_network(found.options).load_state_dict(found.state)
+
+
+@pytest.mark.parametrize("name", [name for name, network in ARCH_REGISTRY if hasattr(network, "from_published")])
+def test_the_options_in_a_checkpoint_are_taken_whatever_else_its_weights_could_be(name: str, tmp_path: Path) -> None:
+    network, block = tiny(name), _options_of(name)
+    if "img_range" in _arguments(ARCH_REGISTRY.get(name)):
+        block["img_range"] = 3.0
+    parameters = _arguments(ARCH_REGISTRY.get(name))
+    scale = block["upscale"] if "upscale" in block else parameters["scale"].default if "scale" in parameters else 1
+    torch.save({"params": network.state_dict(), "network": {**block, "scale": scale}}, tmp_path / "net.pth")
+    loaded = load_pretrained(tmp_path / "net.pth", scale=scale)
+    assert loaded.block == block, loaded.remark
+    assert loaded.remark is None
 
 
 @pytest.mark.parametrize("name", NETWORKS)
