@@ -211,7 +211,7 @@ def test_its_weights_are_recognised_as_its_own_and_as_no_others(name: str) -> No
 
 @pytest.mark.parametrize("name", [name for name, network in ARCH_REGISTRY if hasattr(network, "from_published")])
 def test_the_options_in_a_checkpoint_are_taken_whatever_else_its_weights_could_be(name: str, tmp_path: Path) -> None:
-    network, block = tiny(name), _options_of(name)
+    network, block = tiny(name), {**_options_of(name), "type": name.removesuffix("_basicsr")}
     if "img_range" in _arguments(ARCH_REGISTRY.get(name)):
         block["img_range"] = 3.0
     parameters = _arguments(ARCH_REGISTRY.get(name))
