@@ -16,11 +16,10 @@ from basicsr.engine.process.command import StopRequest
 from basicsr.quantization.calibration import calibrate
 from basicsr.quantization.layers import quantized_layers
 from basicsr.quantization.network import quantization_of, quantize_network
+from basicsr.quantization.records import is_range
 from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.pass_times import input_channels
-
-_QUANTIZERS = {"input_quantizer", "output_quantizer"}
 
 
 def check_start(options: Options, network: nn.Module, resumed: bool) -> None:
@@ -79,19 +78,10 @@ def calibrate_student(options: Options, networks: Sequence[nn.Module], stop: Sto
     return [f"calibrated on {count} LR images of the training sets (ranges: {settings.ranges})"]
 
 
-def quantization_block(network: nn.Module) -> dict[str, Any]:
-    """What a checkpoint says of how its network is quantised; empty for a float one."""
-    quantization = quantization_of(network)
-    if quantization is None:
-        return {}
-    plans = {name: plan.to_data() for name, plan in quantization.plans.items()}
-    return {"quantization": {"settings": quantization.settings.to_data(), "plans": plans}}
-
-
 def _ranges(network: nn.Module) -> dict[str, torch.Tensor]:
     """The quantisers' part of a state dict, on the CPU."""
     state: Mapping[str, torch.Tensor] = network.state_dict()
-    return {name: value.cpu() for name, value in state.items() if not _QUANTIZERS.isdisjoint(name.split("."))}
+    return {name: value.cpu() for name, value in state.items() if is_range(name)}
 
 
 def _switch(network: nn.Module, on: bool) -> None:

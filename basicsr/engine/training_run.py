@@ -25,7 +25,7 @@ from basicsr.engine.logs.metric_writers import check_packages
 from basicsr.engine.precision_choice import choose_precision, kept_precision, settled
 from basicsr.engine.process.command import StopRequest
 from basicsr.engine.process.distributed import RankInfo, require_equal, weights_digest
-from basicsr.engine.quantized_training import add_quantizers, calibrate_student, check_start, quantization_block
+from basicsr.engine.quantized_training import add_quantizers, calibrate_student, check_start
 from basicsr.engine.state_checks import (
     StateMismatch,
     check_groups,
@@ -48,6 +48,7 @@ from basicsr.optim.optimizers import (
 )
 from basicsr.optim.parts import FrozenParts, grouped
 from basicsr.optim.schedules import build_schedule, warmed_up
+from basicsr.quantization.records import to_record
 from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import CheckpointError, NonFiniteError, OptionsError
 from basicsr.utils.misc import size_of
@@ -251,7 +252,8 @@ class TrainingRun:
             teacher = self.teacher.network.architecture
         else:
             teacher = self.options.network_t["type"] if self.options.network_t is not None else None
-        content |= quantization_block(self.network)
+        if (record := to_record(self.network)) is not None:
+            content["quantization"] = record
         content["training"] = {
             "name": self.options.name,
             "iteration": self.iteration,

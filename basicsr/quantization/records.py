@@ -26,8 +26,8 @@ def to_record(network: nn.Module) -> dict[str, Any] | None:
     quantization = quantization_of(network)
     if quantization is None:
         return None
-    layers = {name: plan.to_data() for name, plan in quantization.plans.items()}
-    return {"settings": quantization.settings.to_data(), "layers": layers}
+    plans = {name: plan.to_data() for name, plan in quantization.plans.items()}
+    return {"settings": quantization.settings.to_data(), "plans": plans}
 
 
 def is_range(key: str) -> bool:
@@ -71,9 +71,9 @@ def _read(network: nn.Module, record: Mapping[str, Any]) -> Quantization:
     from basicsr.config.component_blocks import freeze
     from basicsr.config.quantization import QuantizationSettings
 
-    settings, layers = (record.get(key) for key in ("settings", "layers"))
-    if not isinstance(settings, Mapping) or not isinstance(layers, Mapping):
-        raise ValueError("its block 'quantization' has no settings and layers")
+    settings, given = (record.get(key) for key in ("settings", "plans"))
+    if not isinstance(settings, Mapping) or not isinstance(given, Mapping):
+        raise ValueError("its block 'quantization' has no settings and plans")
     try:
         read = QuantizationSettings.model_validate(freeze(settings))
     except ValidationError as error:
@@ -82,7 +82,7 @@ def _read(network: nn.Module, record: Mapping[str, Any]) -> Quantization:
         raise ValueError(f"its block 'quantization' is wrong: {key}: {problem.message}") from error
     known = dict(quantizable_layers(network))
     plans = {}
-    for name, plan in layers.items():
+    for name, plan in given.items():
         if name not in known:
             raise ValueError(f"it quantises '{name}', which is no layer of {type(network).__name__}")
         if (read_plan := _read_plan(plan)) is None:

@@ -94,19 +94,19 @@ def with_value(value: Any, *keys: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-LAYER = ("quantization", "layers", "conv_after_body")
+LAYER = ("quantization", "plans", "conv_after_body")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (without("quantization"), "no block 'quantization'"),
-        (without("quantization", "settings"), "has no settings and layers"),
+        (without("quantization", "settings"), "has no settings and plans"),
         (with_value(9, "quantization", "settings", "weight_bits"), "weight_bits: .*7"),
         (with_value({}, "quantization", "settings", "colour"), "colour: unknown key"),
         (without("params", "conv_last.input_quantizer.scale"), "lacks the range 'conv_last.input_quantizer.scale'"),
         (without(*LAYER), "no layer for the range 'conv_after_body"),
-        (with_value({}, "quantization", "layers", "body"), "'body', which is no layer of EDSR"),
+        (with_value({}, "quantization", "plans", "body"), "'body', which is no layer of EDSR"),
         (with_value("int4", *LAYER, "integers"), "nothing of use of the layer 'conv_after_body'"),
         (with_value([[1.0], ["a"]], *LAYER, "image_in"), "nothing of use"),
         (with_value([[0.0], [0.0]], *LAYER, "image_in"), "nothing of use"),
