@@ -41,6 +41,12 @@ def distilled(methods: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**PLAIN, "train__distill": methods, **changes}
 
 
+def quantised(**changes: Any) -> dict[str, Any]:
+    """A quantised student that learns from its float self and the teacher."""
+    settings = {"images": 4, "ranges": "percentile"}
+    return distilled({"float_self": {"type": "SelfDistillation"}}, train__quantize=settings, **changes)
+
+
 @dataclass(frozen=True)
 class Cell:
     """A kind of run, and in which phases it is killed, one life after the other."""
@@ -71,6 +77,7 @@ SHORT = {
         phases=("validating", "saving"),
     ),
     "mcadkd, 2 ranks": Cell({}, workers=1, ranks=2, phases=("training", "validating", "saving")),
+    "quantised, 2 ranks": Cell(quantised(), ranks=2, phases=("training", "saving")),
     "mcadkd, some images without HR, 1 worker": Cell(workers=1, phases=("training", "saving"), alone=True),
 }
 LONG = {
@@ -94,6 +101,7 @@ LONG = {
             {"csd": {"type": "SharedCSD", "vgg_weights": "random"}}, network_t__num_block=2, train__resp_kd_opt=None
         )
     ),
+    "quantised, bf16, accumulated": Cell(quantised(train__accumulate=2, **BF16), workers=1, phases=PHASES * 2),
     "two teachers": Cell(distilled({"teachers": {"type": "SeveralTeachers", "teachers": [OTHER_TEACHER]}}), workers=2),
 }
 

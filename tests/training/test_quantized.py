@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from support.training import changed, checkpoint_of, differences, finish, run_ranks, train_rank_all, without_teacher
+from support.training import changed, checkpoint_of, differences
 
 from basicsr.archs import build_network
 from basicsr.config.load import load_options
@@ -181,18 +181,3 @@ def test_values_that_are_not_finite_while_calibrating_are_one_line(quantized, fl
         train_pipeline(quantized, root=tmp_path / "runs")
     assert "\n" not in str(refusal.value)
     assert not list((tmp_path / "runs").glob("**/models"))
-
-
-def test_two_ranks_train_and_resume_with_the_same_ranges(quantized, tmp_path):
-    options = changed(without_teacher(quantized), train__distill={"float_self": SELF})
-    run_ranks(train_rank_all, 2, [options], str(tmp_path))
-    folder = tmp_path / "experiments/tiny"
-    expected = checkpoint_of(folder, 3)
-    (folder / "training_states/3.json").unlink()
-    run_ranks(train_rank_all, 2, [options], str(tmp_path))
-    assert differences(checkpoint_of(folder, 3), expected) == []
-    alone = finish(options, tmp_path / "alone")
-    ours, theirs = (
-        {name: value for name, value in found["g"]["params"].items() if is_range(name)} for found in (expected, alone)
-    )
-    assert differences(ours, theirs) == []
