@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from basicsr.data.calibration_images import calibration_images
 from basicsr.data.checks.checking import progress
 from basicsr.engine.process.command import StopRequest
 from basicsr.quantization.calibration import calibrate
-from basicsr.quantization.layers import quantized_layers
+from basicsr.quantization.layers import quantizable_layers, quantized_layers
 from basicsr.quantization.network import quantization_of, quantize_network
-from basicsr.quantization.records import is_range
+from basicsr.quantization.records import is_range, load_ranges, read_record
 from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.pass_times import input_channels
@@ -37,19 +38,23 @@ def check_start(options: Options, network: nn.Module, resumed: bool) -> None:
         )
 
 
-def add_quantizers(options: Options, network: nn.Module, calibrated: bool) -> list[str]:
-    """Gives the student its fake quantisers, which act at once where they get their ranges from a checkpoint.
+def add_quantizers(options: Options, network: nn.Module, saved: Any, calibrated: bool) -> list[str]:
+    """Gives the student its fake quantisers; they act at once where a checkpoint has their ranges (`calibrated`).
 
-    Returns a remark for the log; raises OptionsError where the network cannot be quantised.
+    Which layers have them follows from the file `saved`, net_g's content in the checkpoint, where the settings are
+    those; else from the traced graph. Returns a remark for the log; raises OptionsError where the network cannot be
+    quantised.
     """
     settings = options.train.quantize
     assert settings is not None
-    everything = sum(isinstance(module, (nn.Conv2d, nn.Linear)) for module in network.modules())
-    plans = quantize_network(network, settings, channels=input_channels(network)).plans
+    everything, plans = len(dict(quantizable_layers(network))), None
+    record = saved.get("quantization") if isinstance(saved, Mapping) else None
+    with suppress(ValueError):  # what does not fit is said when the weights are restored
+        recorded = read_record(network, record) if isinstance(record, Mapping) else None
+        plans = recorded.plans if recorded is not None and recorded.settings == settings else None
+    quantization = quantize_network(network, settings, channels=input_channels(network), plans=plans)
     _switch(network, calibrated)
-    kinds = [plan.integers for plan in plans.values()]
-    counts = ", ".join(f"{kinds.count(kind)} with {kind} activations" for kind in dict.fromkeys(kinds))
-    return [f"quantised: {counts}, of {everything} layers; weights of {settings.weight_bits} bits"]
+    return [f"{quantization}, of {everything}"]
 
 
 def calibrate_student(options: Options, networks: Sequence[nn.Module], stop: StopRequest) -> list[str]:
@@ -69,19 +74,13 @@ def calibrate_student(options: Options, networks: Sequence[nn.Module], stop: Sto
                 return progress("Calibrating", sys.stderr.isatty(), iter(items), len(images))
 
             calibrate(networks[0], images, report=shown)
-        return len(images), _ranges(networks[0])
+        return len(images), {key: value.cpu() for key, value in networks[0].state_dict().items() if is_range(key)}
 
     count, ranges = on_master(measured)
     for network in networks:
-        network.load_state_dict(ranges, strict=False)
+        load_ranges(network, ranges)
         _switch(network, True)
     return [f"calibrated on {count} LR images of the training sets (ranges: {settings.ranges})"]
-
-
-def _ranges(network: nn.Module) -> dict[str, torch.Tensor]:
-    """The quantisers' part of a state dict, on the CPU."""
-    state: Mapping[str, torch.Tensor] = network.state_dict()
-    return {name: value.cpu() for name, value in state.items() if is_range(name)}
 
 
 def _switch(network: nn.Module, on: bool) -> None:

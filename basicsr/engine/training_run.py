@@ -85,7 +85,8 @@ class TrainingRun:
             resume is None or "network_g" in path.ignore_resume_networks
         )
         if train.quantize is not None:  # after the terms have seen the float network
-            self.remarks += add_quantizers(options, self.network, calibrated=not self._lacks_ranges)
+            saved = resume.networks.get("g") if resume is not None else None
+            self.remarks += add_quantizers(options, self.network, saved, calibrated=not self._lacks_ranges)
         if self.cache is not None:
             needed = any(term.needs_teacher for term in self.terms.values())
             use = f": {self.cache}; the teacher itself is not loaded"
@@ -252,8 +253,8 @@ class TrainingRun:
             teacher = self.teacher.network.architecture
         else:
             teacher = self.options.network_t["type"] if self.options.network_t is not None else None
-        if (record := to_record(self.network)) is not None:
-            content["quantization"] = record
+        if (quantization := to_record(self.network)) is not None:
+            content["quantization"] = quantization
         content["training"] = {
             "name": self.options.name,
             "iteration": self.iteration,

@@ -43,7 +43,7 @@ def quantize_as_recorded(network: nn.Module, record: Mapping[str, Any], ranges: 
         record: as from `to_record`, of unknown origin.
         ranges: the entries of the state dict that `is_range` names.
     """
-    quantization = _read(network, record)
+    quantization = read_record(network, record)
     quantize_network(network, quantization.settings, plans=quantization.plans)
     load_ranges(network, ranges)
     return quantization
@@ -65,7 +65,8 @@ def load_ranges(network: nn.Module, ranges: Mapping[str, Tensor]) -> None:
             quantizer.set_step(float(scale), int(zero_point))
 
 
-def _read(network: nn.Module, record: Mapping[str, Any]) -> Quantization:
+def read_record(network: nn.Module, record: Mapping[str, Any]) -> Quantization:
+    """What a block `quantization` says of a float network; ValueError, in words, where it does not fit it."""
     from pydantic import ValidationError  # imported here, as all but quantised networks do without
 
     from basicsr.config.component_blocks import freeze

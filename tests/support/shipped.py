@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from support.training import changed, checkpoint_of, differences, start, train_each
 
 from basicsr.archs import build_network
 from basicsr.config.schema import Options, thaw
+from basicsr.quantization.network import quantization_of
+from basicsr.weights.loading import load_network
 
 SMALL = {
     "num_feat": 8,
@@ -78,8 +79,9 @@ def reduced(loaded: Options, image_pairs) -> dict[str, Any]:
 
 def check_student(options: dict[str, Any], folder: Path) -> None:
     """What is exported is the student, and nothing of any helper."""
-    saved = torch.load(folder / "models/net_g_latest.pth", weights_only=True)["params"]
-    build_network(options["network_g"]).load_state_dict(saved)
+    network = build_network(options["network_g"])
+    load_network(network, folder / "models/net_g_latest.pth")
+    assert (quantization_of(network) is not None) == ("quantize" in options["train"])
 
 
 def train_all(runs: list[dict[str, Any]], root: Path) -> None:

@@ -16,15 +16,11 @@ from basicsr.config.load import load_options
 from basicsr.data.calibration_images import calibration_images
 from basicsr.quantization.calibration import calibrate
 from basicsr.quantization.network import quantize_network
+from basicsr.quantization.records import is_range
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import CheckpointError, NonFiniteError, OptionsError
 
-QUANTIZERS = ("input_quantizer", "output_quantizer")
 SELF = {"type": "SelfDistillation", "criterion": {"type": "L1Loss", "loss_weight": 2.0}, "feature_weight": 0.01}
-
-
-def is_range(name: str) -> bool:
-    return any(part in QUANTIZERS for part in name.split("."))
 
 
 @pytest.fixture
@@ -80,7 +76,7 @@ def test_ranges_come_from_whole_lr_images_and_stay_and_the_average_has_them_too(
         for weights in (content["params"], content["params_ema"]):
             assert differences({name: value for name, value in weights.items() if is_range(name)}, expected) == []
         assert content["quantization"]["settings"]["images"] == 5
-        assert set(content["quantization"]["plans"]) == {
+        assert set(content["quantization"]["layers"]) == {
             name.split(".input_quantizer")[0] for name in expected if "input_quantizer" in name
         }
     weight = [states["g"]["params"]["body.0.conv1.weight"] for states in (first, last)]
@@ -107,7 +103,7 @@ def test_it_learns_from_its_float_self_and_the_teacher_and_the_figures_are_those
     _, _, last = run(quantized, tmp_path)
     (log,) = (tmp_path / "experiments/tiny").glob("*.log")
     text = log.read_text()
-    assert "quantised: 8 with int8 activations, of 8 layers; weights of 7 bits" in text
+    assert "quantised, 7/8 bits, 8 layers, of 8" in text
     assert "calibrated on 5 LR images of the training sets (ranges: minmax)" in text
     parts = {name: float(value) for name, value in re.findall(r"(l_\w+): (\S+)", text)}
     assert {"l_pix", "l_resp", "l_self", "l_self_feat"} <= parts.keys() and parts["l_self"] > 0
