@@ -127,10 +127,10 @@ def _set_residual(seen: _Range) -> None:
     quantizer, half = seen.quantizer, 128 / IMAGE_STEPS
     if quantizer.integers == "int16":
         return
-    if seen.cut_off(-half, half - 1 / IMAGE_STEPS) <= seen.error(seen.low, seen.high):
+    if seen.cut_off(-half, half - 1 / IMAGE_STEPS) <= seen.error(*(best := seen.best())):
         quantizer.set_step(1 / IMAGE_STEPS, 128)
     else:
-        quantizer.set_range(seen.low, seen.high)
+        quantizer.set_range(*best)
 
 
 def _run(
