@@ -3,8 +3,10 @@
 python scripts/upscale.py --model experiments/NAME/models/net_g_latest.pth photo.jpg --output upscaled
 python scripts/upscale.py --model net.pth photos 'scans/**/*.tif' --output upscaled --recursive --self_ensemble
 python scripts/upscale.py --model net.pth film.mp4 --output upscaled --crf 16
+python scripts/upscale.py --model exported/net_x2_openvino_int8.xml photos --output upscaled
 
-Network and scale are recognised from the checkpoint. docs/upscaling.md tells what is kept, and how.
+Network and scale are recognised from the checkpoint; an exported file says them. docs/upscaling.md tells what is kept,
+and how.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ if __name__ == "__main__":
 
 import torch
 from tqdm import tqdm
+from upscaling_backends import PYTORCH, Backend, Model, choose, is_exported, load_exported, names
 
-from basicsr.archs.luma import LumaNetwork
 from basicsr.data.data_util import some
 from basicsr.files.atomic_files import check_writable, sha256_of
 from basicsr.files.band_files import BAND_SUFFIXES, MOST_BANDS
@@ -40,7 +42,6 @@ from basicsr.inference.trials import Trial
 from basicsr.inference.upscaling import Upscaler, upscale_file
 from basicsr.utils.errors import CheckpointError, DataError, MachineError, NonFiniteError, OptionsError
 from basicsr.utils.pass_times import warn_if_slow
-from basicsr.utils.precision import Precision, choose_device, keep_output_precise
 from basicsr.utils.reparameterization import merge
 from basicsr.utils.text import printable
 from basicsr.weights.recognise import Pretrained, check_scale, load_pretrained
@@ -59,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("input", nargs="+", metavar="INPUT", help="a file, a folder, or a pattern in quotes such as 'a/**/*.png'")
-    add("--model", required=True, metavar="FILE", help="checkpoint of the network, .pth or .safetensors")
+    add("--model", required=True, metavar="FILE", help="checkpoint, .pth or .safetensors, or an exported file")
     add("--output", required=True, metavar="DIR", help="folder of the results; made if there is none")
     add("--scale", type=int, metavar="N", help="of a network for several; refuse one of another scale")
     add("--param_key", metavar="KEY", help="which weights of the file (default: params_ema, else params)")
@@ -72,7 +73,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tile_overlap", type=int, metavar="N", help="pixels seen around a tile (default: what the network needs)")
     add("--self_ensemble", action="store_true", help="average over eight flips and rotations: better, 8 times as slow")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
-    add("--precision", default="none", choices=("none", "bf16", "fp16"), help="none is float32 (default)")
+    add("--backend", default="auto", choices=names(), help="what runs the network; auto says what it takes (default)")
+    add("--precision", default="none", choices=("none", "bf16", "fp16"), help="none: float32, or the file's (default)")
     add_video_arguments(parser.add_argument_group("videos"))
     arguments = parser.parse_args(argv)
     check_video_arguments(arguments)
@@ -141,8 +143,22 @@ def without_videos(sources: Sequence[Source]) -> list[Source]:
     return [source for source in sources if source not in videos]
 
 
-def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
+def load(arguments: argparse.Namespace) -> Model:
     """Loads the network; raises OptionsError where its scale is not that wanted, CheckpointError where it is no use."""
+    if is_exported(arguments.model):
+        model = load_exported(arguments)
+        if arguments.scale not in (None, model.scale):
+            raise OptionsError(f"--scale {arguments.scale}: {arguments.model} is for x{model.scale}")
+    else:
+        pretrained = load_checkpoint(arguments.model, arguments.scale, arguments.param_key)
+        model = Model(Path(arguments.model), pretrained.scale, pretrained.in_channels, pretrained)
+    if model.pretrained is not None and model.pretrained.remark:
+        say(model.pretrained.remark, error=True)
+    return model
+
+
+def load_checkpoint(path: str, scale: int | None, param_key: str | None) -> Pretrained:
+    """A network of a checkpoint, which takes images of any size and as many channels as it makes."""
     pretrained = load_pretrained(path, param_key=param_key, only_this=True, scale=scale)
     check_scale(pretrained, path, scale)
     if pretrained.in_channels != pretrained.out_channels or not 1 <= pretrained.in_channels <= MOST_BANDS:
@@ -158,9 +174,6 @@ def load(path: str, scale: int | None, param_key: str | None) -> Pretrained:
         )
     merge(pretrained.network)
     check(pretrained, path)
-    say(f"{path}: {pretrained.architecture} x{pretrained.scale} ({pretrained.layout})")
-    if pretrained.remark:
-        say(pretrained.remark, error=True)
     return pretrained
 
 
@@ -180,7 +193,7 @@ def check(pretrained: Pretrained, path: str) -> None:
         )
 
 
-def build_runner(pretrained: Pretrained, arguments: argparse.Namespace, tiles: tqdm) -> ImageRunner:
+def build_runner(backend: Backend, scale: int, arguments: argparse.Namespace, tiles: tqdm) -> ImageRunner:
     """The network on its device, run as the command line asks for; `tiles` shows how far it is with a picture."""
 
     def progress(done: int, total: int) -> None:
@@ -189,22 +202,21 @@ def build_runner(pretrained: Pretrained, arguments: argparse.Namespace, tiles: t
         tiles.n, tiles.total = done, total
         tiles.refresh()
 
-    device = choose_device(arguments.device)
-    if arguments.precision != "none":
-        keep_output_precise(pretrained.network)
-    network = pretrained.network if pretrained.in_channels > 1 else LumaNetwork(pretrained.network, pretrained.scale)
-    network.to(device)
-    for line in warn_if_slow(network, device, arguments.precision, f"--precision {arguments.precision}"):
+    slow = warn_if_slow(backend.network, backend.device, backend.precision.amp, f"--precision {arguments.precision}")
+    for line in slow:
         say(f"warning: {line}", error=True)
-    tile = max(_TILE_OF_RESULT // pretrained.scale, 32) if arguments.tile is None else arguments.tile
+    tile = max(_TILE_OF_RESULT // scale, 32) if arguments.tile is None else arguments.tile
     return ImageRunner(
-        network,
-        pretrained.scale,
-        device,
+        backend.network,
+        scale,
+        backend.device,
         tile=tile or None,
-        tile_overlap=arguments.tile_overlap,
+        tile_overlap=backend.overlap if arguments.tile_overlap is None else arguments.tile_overlap,
         self_ensemble=arguments.self_ensemble,
-        precision=Precision(device.type, arguments.precision),
+        precision=backend.precision,
+        multiple=backend.multiple,
+        only_size=backend.only_size,
+        follows_pooling=backend.follows_pooling,
         report=lambda line: say(line, error=True),
         progress=progress,
     )
@@ -259,7 +271,7 @@ def upscale_all(jobs: Mapping[str, Path], upscale: Upscale, arguments: argparse.
 
 
 def upscale_one(
-    name: str, target: Path, upscaler: Upscaler, arguments: argparse.Namespace
+    name: str, target: Path, upscaler: Upscaler, backend: str, arguments: argparse.Namespace
 ) -> tuple[str, str, tuple[str, ...]]:
     """Upscales a picture or a video; returns sizes before and after, and remarks."""
     if not is_video(name):
@@ -268,6 +280,8 @@ def upscale_one(
 
     made_of = {"--model": sha256_of(Path(arguments.model)), "scale": upscaler.scale}
     made_of |= {f"--{key}": getattr(arguments, key) for key in _FRAMES_FOLLOW_FROM}
+    if backend != PYTORCH:  # parts of earlier versions name none
+        made_of["--backend"] = backend
     settings = VideoSettings(arguments.video_codec, arguments.crf, arguments.preset, arguments.part_frames, made_of)
     done = VideoJob(name, target, upscaler, settings, say).run()
     return done.before, f"{done.after}, {done.frames:,d} frames", done.notes
@@ -279,29 +293,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A wrong path is told before the network is loaded, which tells what kinds of files it takes.
     any_kind = tuple(dict.fromkeys((*SUFFIXES, *BAND_SUFFIXES)))
     find_sources(arguments.input, recursive=arguments.recursive, suffixes=any_kind)
-    pretrained = load(arguments.model, arguments.scale, arguments.param_key)
-    bands = pretrained.in_channels if pretrained.in_channels not in (1, 3) else None
+    model = load(arguments)
+    bands = model.channels if model.channels not in (1, 3) else None
     suffixes = SUFFIXES if bands is None else BAND_SUFFIXES
     sources = without_videos(find_sources(arguments.input, recursive=arguments.recursive, suffixes=suffixes))
     output = Path(arguments.output)
-    suffix = arguments.suffix.replace("{scale}", str(pretrained.scale))
+    suffix = arguments.suffix.replace("{scale}", str(model.scale))
 
     def ending(path: str) -> str:
         return ending_of(path, arguments) if bands is None else Path(path).suffix.lower()
 
-    jobs, left_out = plan(sources, output, suffix=suffix, ending=ending, scale=pretrained.scale, bands=bands)
+    jobs, left_out = plan(sources, output, suffix=suffix, ending=ending, scale=model.scale, bands=bands)
     for given in arguments.input:
         for sentence in not_taken(given, output, recursive=arguments.recursive, suffixes=suffixes):
             say(f"warning: {given}: {sentence}", error=True)
+    backend = choose(model, jobs, arguments, whole=arguments.tile == 0, say=say)
+    say(f"{model.names_itself}; by {backend.told}")
     with tqdm(desc="tiles", unit="", position=1, leave=False, disable=None) as tiles:
-        runner = build_runner(pretrained, arguments, tiles)
+        runner = build_runner(backend, model.scale, arguments, tiles)
         prepare_output(output)
-        upscaler = Upscaler(runner.to_array, pretrained.scale, pretrained.in_channels)
+        upscaler = Upscaler(runner.to_array, model.scale, model.channels)
 
         def upscale(name: str, target: Path) -> tuple[str, str, tuple[str, ...]]:
             if bands is not None:
                 return upscale_bands(name, target, runner.to_array, bands)
-            return upscale_one(name, target, upscaler, arguments)
+            return upscale_one(name, target, upscaler, backend.name, arguments)
 
         counts = upscale_all(jobs, upscale, arguments)
     if left_out:

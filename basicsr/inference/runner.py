@@ -21,11 +21,13 @@ from basicsr.inference.tiling import (
     ImageMeans,
     Means,
     PoolingOverImage,
+    PoolingUnseen,
     Region,
     View,
     cut_into_cores,
     measure_context,
     multiple_of,
+    of_size,
     with_context,
 )
 from basicsr.utils.errors import MachineError, NonFiniteError, OptionsError, is_out_of_memory
@@ -34,6 +36,7 @@ from basicsr.utils.precision import Precision
 _LOGGER = logging.getLogger("basicsr")
 _SMALLEST_TILE = 32
 _MOST_PASSES = 10
+_OVERLAP_OF_ONE_SIZE = 32
 _ALLOWED_DIFFERENCE = 1e-3
 # Convergence tolerance of the passes; in low precision, what rounding changes.
 _SETTLED = {"none": 1e-5, "fp16": 2e-3, "bf16": 8e-3}
@@ -56,6 +59,8 @@ class ImageRunner:
         self_ensemble: average over the eight flips and rotations.
         precision: None for float32.
         multiple: tiles begin at multiples of it; None takes the network's window size, if it has one.
+        only_size: the one height and width that the network takes, in tiles of it; smaller ones it extends itself.
+        follows_pooling: whether PyTorch runs the network, so that averages over its whole input are seen.
         report: receives warnings.
         progress: called after each tile with the numbers of tiles done and of all in this pass over the image.
     """
@@ -71,16 +76,41 @@ class ImageRunner:
         self_ensemble: bool = False,
         precision: Precision | None = None,
         multiple: int | None = None,
+        only_size: tuple[int, int] | None = None,
+        follows_pooling: bool = True,
         report: Callable[[str], None] = _LOGGER.warning,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        self._network, self._name = network, type(network).__name__
+        self._network, self._name = network, getattr(network, "architecture", type(network).__name__)
         self._scale, self._device = scale, device
         self._tile, self._overlap = tile, tile_overlap
         self._views: Sequence[View] = EIGHT_VIEWS if self_ensemble else (AS_IT_IS,)
         self._precision = precision or Precision(device.type)
         self._multiple = multiple or multiple_of(network)
+        self._watch = PoolingOverImage if follows_pooling else PoolingUnseen
+        self._only_size = only_size
+        if only_size is not None:
+            self._fit_tiles(min(only_size))
         self._warned, self._report, self._progress = False, report, progress
+
+    def _fit_tiles(self, side: int) -> None:
+        """Sets overlap and tile for a network of one size, whose context cannot be measured on others."""
+        if self._overlap is None:
+            self._overlap = min(_OVERLAP_OF_ONE_SIZE, side // 4)
+        most = side - 2 * self._overlap - 2 * (self._multiple - 1)
+        if most < 1:
+            raise OptionsError(
+                f"tile_overlap {self._overlap}: {self._name} takes images of {side} pixels a side only, so give less"
+                f" than {side // 2}"
+            )
+        self._tile = min(self._tile or most, most)
+
+    def _fits(self, height: int, width: int) -> bool:
+        """Whether a network of one size takes the image whole, in every view."""
+        if self._only_size is None:
+            return False
+        sizes = [(width, height) if view.swap_axes else (height, width) for view in self._views]
+        return all(side <= most for size in sizes for side, most in zip(size, self._only_size, strict=True))
 
     def __call__(self, lq: Tensor) -> Tensor:
         """Runs the network on (1, C, h, w) in [0, 1] on any device; float32 (1, C, sh, sw) on the CPU, not clipped.
@@ -123,7 +153,7 @@ class ImageRunner:
     @torch.no_grad()
     def _outputs(self, lq: Tensor) -> Iterator[tuple[Region, Tensor]]:
         """Core by core, in pixels of the output, the float32 (1, C, h, w) there; at every pass over the image."""
-        cores = list(cut_into_cores(Region(0, 0, *lq.shape[-2:]), self._tile))
+        cores = list(cut_into_cores(Region(0, 0, *lq.shape[-2:]), None if self._fits(*lq.shape[-2:]) else self._tile))
         means: list[Means] = [()] * len(self._views)
         settling = _Settling(_SETTLED[self._precision.amp])
         with evaluating(self._network):
@@ -181,8 +211,10 @@ class ImageRunner:
                 gathered.append(ImageMeans())
             else:
                 region = with_context(seen, *size, *self._context(lq.shape[1]))
+                if self._only_size is not None:
+                    region = of_size(region, *size, self._only_size, self._multiple)
                 tile = view.of(lq[(..., *view.inverse.of_region(region, *size).slices)])
-                with PoolingOverImage(seen, region, size, self._multiple, known) as pooling, self._precision.autocast():
+                with self._watch(seen, region, size, self._multiple, known) as pooling, self._precision.autocast():
                     output = self._at_its_scale(tile).float()
                 output = output[(..., *seen.within(region).scaled(self._scale).slices)]
                 gathered.append(pooling.gathered)
@@ -205,7 +237,9 @@ class ImageRunner:
     def _context(self, channels: int) -> tuple[int, int]:
         """Overlap, and multiple; measured where it was left open."""
         if self._overlap is None:
-            found = measure_context(self._at_its_scale, channels, self._scale, self._device, self._multiple)
+            found = measure_context(
+                self._at_its_scale, channels, self._scale, self._device, self._multiple, self._watch
+            )
             self._overlap, self._multiple = found.overlap, found.multiple
             if not found.is_enough:
                 self._warn_that_tiles_differ(

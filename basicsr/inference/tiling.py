@@ -88,6 +88,19 @@ def with_context(core: Region, height: int, width: int, overlap: int, multiple: 
     return Region(top, left, bottom, right)
 
 
+def of_size(region: Region, height: int, width: int, exact: tuple[int, int], multiple: int = 1) -> Region:
+    """A region of at most `exact` height and width made as large, within the image; smaller where that ends before."""
+    top, bottom = _of_length(region.top, height, exact[0], multiple)
+    left, right = _of_length(region.left, width, exact[1], multiple)
+    return Region(top, left, bottom, right)
+
+
+def _of_length(start: int, length: int, exact: int, multiple: int) -> tuple[int, int]:
+    last = math.ceil(max(length - exact, 0) / multiple) * multiple
+    start = min(start, last)
+    return start, min(start + exact, length)
+
+
 def _extend(start: int, end: int, length: int, overlap: int, multiple: int) -> tuple[int, int]:
     start = max(start - overlap, 0) // multiple * multiple
     end = min(math.ceil((end + overlap) / multiple) * multiple, length)
@@ -207,6 +220,19 @@ class PoolingOverImage(TorchDispatchMode):
         return other
 
 
+class PoolingUnseen:
+    """In the place of `PoolingOverImage`, for what PyTorch does not run: nothing is gathered or replaced."""
+
+    def __init__(self, *known: Any) -> None:
+        self.gathered = ImageMeans()
+
+    def __enter__(self) -> PoolingUnseen:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 def _along(start: int, end: int, origin: int, ratio: Fraction, size: int) -> slice:
     # Beyond the image's end lies what the network extended it by, which it averages too.
     last = None if end == size else int(end * ratio) - int(origin * ratio)
@@ -238,10 +264,17 @@ def multiple_of(network: nn.Module) -> int:
     return math.lcm(*sides)
 
 
-def measure_context(network: Network, channels: int, scale: int, device: torch.device, multiple: int) -> Context:
+def measure_context(
+    network: Network,
+    channels: int,
+    scale: int,
+    device: torch.device,
+    multiple: int,
+    watch: type[PoolingOverImage | PoolingUnseen] = PoolingOverImage,
+) -> Context:
     """The context after which a tile's output, float32 in eval mode, no longer differs from the whole image's.
 
-    Averages over the whole input are given to it, and `multiple` is known to suit its tiles.
+    Averages over the whole input are given to it where `watch` sees them, and `multiple` is known to suit its tiles.
     """
     larger = math.lcm(multiple, _LARGEST_STEP)
     best = None
@@ -251,7 +284,7 @@ def measure_context(network: Network, channels: int, scale: int, device: torch.d
     try:
         for step, reach in ((multiple, 32), (multiple, 64), (larger, 64), (multiple, 128)):
             try:
-                found = _probe(network, channels, scale, device, step, reach)
+                found = _probe(network, channels, scale, device, step, reach, watch)
             except Exception as error:
                 if best is None or not is_out_of_memory(error):
                     raise
@@ -265,21 +298,29 @@ def measure_context(network: Network, channels: int, scale: int, device: torch.d
     return best
 
 
-def _probe(network: Network, channels: int, scale: int, device: torch.device, multiple: int, reach: int) -> Context:
+def _probe(
+    network: Network,
+    channels: int,
+    scale: int,
+    device: torch.device,
+    multiple: int,
+    reach: int,
+    watch: type[PoolingOverImage | PoolingUnseen],
+) -> Context:
     """Measures at most `reach` pixels far, or a multiple more."""
     reach = math.ceil(reach / multiple) * multiple
     # An odd number of steps: so a network that wants twice the multiple, or more, shows it.
     start = reach if reach // multiple % 2 else reach + multiple
     side = start + 3 * reach
     image, whole = _random_image(channels, side).to(device), Region(0, 0, side, side)
-    with PoolingOverImage(whole, whole, (side, side), multiple) as pooling:
+    with watch(whole, whole, (side, side), multiple) as pooling:
         expected = network(image)
     known = pooling.gathered.means()
     largest = torch.zeros(side)  # entry d: the largest difference to the whole at d pixels from a tile's cut edges
     # One tile inside, and one that ends where the image does, as it may be extended there.
     for end in (start + 2 * reach, side):
         tile = Region(start, start, end, end)
-        with PoolingOverImage(tile, tile, (side, side), multiple, known):
+        with watch(tile, tile, (side, side), multiple, known):
             output = network(image[(..., *tile.slices)])
         error = (output - expected[(..., *tile.scaled(scale).slices)]).float().abs().amax((0, 1))
         # One figure for each pixel of the tile's input: the largest of those it became.

@@ -22,13 +22,14 @@ class Candidate:
     """One thing to time.
 
     Attributes:
-        label: its name in results, one candidate's alone.
+        label: what tells it from the others that are measured with it.
         source: an exported file, a checkpoint, or the options block of an untrained network.
         size: height and width of the image.
         threads: of the processor.
         runtime: its name; None: the installed one for the file's ending, PyTorch for networks.
         settings: the runtime's own, such as `{"precision": "bf16"}`.
         network: options block that is written beside the figure; of `source` where that is one.
+        name: in the figure; the label where it is empty.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Candidate:
     runtime: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] | None = None
+    name: str = ""
 
     @property
     def block(self) -> dict[str, Any] | None:
@@ -48,7 +50,7 @@ class Candidate:
     @property
     def is_file(self) -> bool:
         """Whether a runtime reads it, rather than a network being built."""
-        return isinstance(self.source, Path) and not _is_checkpoint(self.source)
+        return isinstance(self.source, Path) and not is_checkpoint(self.source)
 
     def find_runtime(self) -> Runtime:
         """Who runs it; OptionsError where nobody does, MachineError where that is not installed."""
@@ -107,7 +109,8 @@ class Candidate:
         return total.hexdigest()
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file of this name holds weights, from which a network is built."""
     return path.name.lower().endswith(CHECKPOINTS)
 
 

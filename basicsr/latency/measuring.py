@@ -194,7 +194,7 @@ class _Group:
         others = cores_of_others(before, after)
         energy = self.energy.get(label)
         return Figure(
-            candidate=label,
+            candidate=candidate.name or label,
             device=this_device(),
             runtime=facts["runtime"],
             precision=facts["precision"],
@@ -217,7 +217,9 @@ class _Group:
             runtime_version=facts["runtime_version"],
             instruction_sets=instruction_sets(),
             load=others,
-            doubt=doubt({label: milliseconds}, len(times), load_between(before, after, candidate.threads)),
+            doubt=doubt(
+                {candidate.name or label: milliseconds}, len(times), load_between(before, after, candidate.threads)
+            ),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
 
