@@ -94,11 +94,8 @@ def candidates_of(arguments: argparse.Namespace, folder: Path) -> Iterator[Candi
 
 def _settings(runtime: str, arguments: argparse.Namespace) -> Iterator[dict[str, str]]:
     """What is asked of a runtime that it has a setting for."""
-    precisions = arguments.precision if runtime in (PYTORCH, "openvino") else None
     layouts = arguments.layout if runtime == PYTORCH else None
-    if arguments.precision and precisions is None:
-        raise OptionsError(f"--precision: {runtime} computes in the file's precision; leave it out, or {runtime}")
-    for precision, layout in product(precisions or [""], layouts or [""]):
+    for precision, layout in product(arguments.precision or [""], layouts or [""]):
         yield {key: value for key, value in (("precision", precision), ("layout", layout)) if value}
 
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -22,7 +21,8 @@ from basicsr.files.atomic_files import write_atomically
 from basicsr.inference.file_networks import FileNetwork
 from basicsr.inference.runner import evaluating
 from basicsr.inference.sources import is_video
-from basicsr.runtimes.base import Runtime, runtime_for, runtimes
+from basicsr.quantization.network import quantization_of
+from basicsr.runtimes.base import LoadedFile, Runtime, runtime_for, runtimes
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError, UserError
 from basicsr.utils.pass_times import processor
 from basicsr.utils.precision import Precision, choose_device, keep_output_precise
@@ -112,7 +112,7 @@ def load_exported(arguments: argparse.Namespace) -> Model:
     if arguments.backend == "auto":
         fitting = [runtimes()[name] for name in OF_CHECKPOINTS if path.name.lower().endswith(runtimes()[name].endings)]
         runtime = next((entry for entry in fitting if entry.installed()), runtime)
-    loaded = runtime.load(path, threads=torch.get_num_threads(), settings=_settings(runtime, arguments.precision))
+    loaded = _load(runtime, path, arguments.precision)
     network = FileNetwork(loaded, path.name)
     told = f"{runtime.name} {runtime.version()}, {loaded.computes_in}"
     return Model(path, network.scale, network.in_channels, file=network, runtime=told)
@@ -174,17 +174,18 @@ def _takes(runtime: str, precision: str) -> bool:
     return precision == "none" or (precision == "bf16" and runtime == "openvino")
 
 
-def _settings(runtime: Runtime, precision: str) -> dict[str, Any] | None:
-    if precision == "none":
-        return None
-    if not _takes(runtime.name, precision) and runtime.name != PYTORCH:
-        raise OptionsError(f"--precision {precision}: {runtime.name} computes in the file's precision; leave it out")
-    return {"precision": precision}
+def _load(runtime: Runtime, path: Path, precision: str) -> LoadedFile:
+    settings = None if precision == "none" else {"precision": precision}
+    try:
+        return runtime.load(path, threads=torch.get_num_threads(), settings=settings)
+    except OptionsError as error:
+        error.extend(before=f"--precision {precision}: ")
+        raise
 
 
 def _precision_of(pretrained: Pretrained) -> str:
     """In which the graph is written: int8 of a network with fake quantisation."""
-    return "int8" if getattr(pretrained, "quantization", None) else "float32"
+    return "float32" if quantization_of(pretrained.network) is None else "int8"
 
 
 def _graph(key: GraphKey, pretrained: Pretrained, names_of_files: Iterable[str], asked: str, say: Say) -> Graph | str:
@@ -239,9 +240,7 @@ def _of_graph(
 
 def _loaded(graph: Graph, name: str, pretrained: Pretrained, arguments: argparse.Namespace) -> FileNetwork:
     runtime = runtimes()[name]
-    settings = _settings(runtime, arguments.precision)
-    file = runtime.load(graph.path, threads=torch.get_num_threads(), settings=settings)
-    return FileNetwork(file, pretrained.architecture)
+    return FileNetwork(_load(runtime, graph.path, arguments.precision), pretrained.architecture)
 
 
 def _of_file(model: Model) -> Backend:

@@ -23,6 +23,7 @@ class Ncnn(Runtime):
     """Runs `.param` files with the `.bin` beside them; several images are run one after the other."""
 
     name, extra, packages, distribution, endings = "ncnn", "ncnn", ("ncnn",), "ncnn", (".param",)
+    beside = (".bin",)
 
     def load(self, path: Path, *, threads: int, settings: Mapping[str, Any] | None = None) -> LoadedFile:
         """See `Runtime.load`.

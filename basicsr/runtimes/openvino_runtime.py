@@ -21,6 +21,7 @@ class OpenVino(Runtime):
     """Runs `.xml` files with the `.bin` beside them, and `.onnx` files."""
 
     name, extra, packages, distribution, endings = "openvino", "openvino", ("openvino",), "openvino", (".xml", ".onnx")
+    beside = (".bin",)
 
     def load(self, path: Path, *, threads: int, settings: Mapping[str, Any] | None = None) -> LoadedFile:
         """See `Runtime.load`. Settings: `precision`, of what is not int8: 'float32', the default, 'bf16' or 'fp16'.
