@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from basicsr.utils.errors import MachineError, OptionsError
+from basicsr.utils.errors import CheckpointError, MachineError, OptionsError
 from basicsr.utils.registry import RUNTIME_REGISTRY
+
+_TRIED = 64  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,21 @@ class LoadedFile(ABC):
 
         The result is the caller's: later calls leave it as it is. Raises what the runtime raises.
         """
+
+
+def tried_scale(run: Callable[[np.ndarray], np.ndarray], channels: int, size: tuple[int, int] | None) -> int:
+    """The factor of enlargement of a file that does not state it, from an image of zeros.
+
+    Raises CheckpointError if it enlarges by no whole number, and what `run` raises.
+    """
+    height, width = size or (_TRIED, _TRIED)
+    made = run(np.zeros((1, channels, height, width), np.float32)).shape
+    scale = made[-1] // width if len(made) == 4 else 0
+    if scale < 1 or made[-2:] != (height * scale, width * scale):
+        raise CheckpointError(
+            f"it makes {'x'.join(map(str, made))} of 1x{channels}x{height}x{width}: no images, enlarged"
+        )
+    return scale
 
 
 class Runtime(ABC):

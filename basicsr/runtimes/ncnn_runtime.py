@@ -118,13 +118,16 @@ class _Loaded(LoadedFile):
             # ncnn would compute something else, or end the process.
             takes = "x".join(map(str, self.facts.size or ())) or f"{self._smallest}x{self._smallest} and larger"
             raise DataError(f"ncnn: the file is for images of {takes}, not {height}x{width}")
+        if images.shape[1] != self.facts.channels:  # ncnn does not check
+            raise DataError(f"ncnn: the file is for images of {self.facts.channels} channels, not {images.shape[1]}")
         return np.stack([self._run(image) for image in images])
 
     def _run(self, image: np.ndarray) -> np.ndarray:
         import ncnn
 
         # In memory of its own: ncnn's layers work in place, and their instructions want it aligned.
-        given = ncnn.Mat(np.ascontiguousarray(image, np.float32)).clone()
+        pixels = np.ascontiguousarray(image, np.float32)  # which must live until it is copied: Mat only points to it
+        given = ncnn.Mat(pixels).clone()
         with self._network.create_extractor() as extractor:
             extractor.input(self._input, given)
             failed, output = extractor.extract(self._output)

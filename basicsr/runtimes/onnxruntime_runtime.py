@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from basicsr.runtimes.base import FileFacts, LoadedFile, Runtime
+from basicsr.runtimes.base import FileFacts, LoadedFile, Runtime, tried_scale
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.registry import RUNTIME_REGISTRY
 from basicsr.utils.text import first_line
@@ -32,24 +32,25 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = 3
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return _Loaded(session)
         except Exception as error:  # onnxruntime's exceptions have no common ancestor
             raise CheckpointError(f"onnxruntime does not load {path.name} ({first_line(error)})") from error
-        return _Loaded(session)
 
 
 class _Loaded(LoadedFile):
     def __init__(self, session: Any) -> None:
         self._session = session
-        taken, given = session.get_inputs()[0], session.get_outputs()[0]
+        taken = session.get_inputs()[0]
         self._name = taken.name
         batch, channels, height, width = taken.shape
         about = session.get_modelmeta().custom_metadata_map
         fixed = isinstance(height, int) and isinstance(width, int)
-        scale = int(about["scale"]) if "scale" in about else given.shape[2] // height
+        size = (height, width) if fixed else None
+        scale = int(about["scale"]) if "scale" in about else tried_scale(self, channels, size)
         self.facts = FileFacts(
             scale=scale,
             channels=channels,
-            size=(height, width) if fixed else None,
+            size=size,
             batches=not isinstance(batch, int),
             precision=about.get("precision", "float32"),
         )

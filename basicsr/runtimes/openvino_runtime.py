@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from basicsr.runtimes.base import FileFacts, LoadedFile, Runtime
+from basicsr.runtimes.base import FileFacts, LoadedFile, Runtime, tried_scale
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.registry import RUNTIME_REGISTRY
 
@@ -46,26 +46,22 @@ class OpenVino(Runtime):
         try:
             core = openvino.Core()
             model = core.read_model(path)
-            compiled = core.compile_model(model, "CPU", config)
+            return _Loaded(model, core.compile_model(model, "CPU", config), precision)
         except Exception as error:  # a RuntimeError, of lines that name OpenVINO's own files first
             reason = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]
             raise CheckpointError(f"openvino does not load {path.name} ({''.join(reason[:1])})") from error
-        return _Loaded(model, compiled, precision)
 
 
 class _Loaded(LoadedFile):
     def __init__(self, model: Any, compiled: Any, computes_in: str) -> None:
         self._request = compiled.create_infer_request()
         batch, channels, height, width = model.input(0).partial_shape
-        fixed = height.is_static and width.is_static
-        enlarged = model.output(0).partial_shape[2]
+        size = (height.get_length(), width.get_length()) if height.is_static and width.is_static else None
         scale = self._told(model, "scale")
-        if scale is None and not fixed:
-            raise CheckpointError("openvino: the file does not say its scale, nor its sizes; export it again")
         self.facts = FileFacts(
-            scale=enlarged.get_length() // height.get_length() if scale is None else int(scale),
+            scale=tried_scale(self, channels.get_length(), size) if scale is None else int(scale),
             channels=channels.get_length(),
-            size=(height.get_length(), width.get_length()) if fixed else None,
+            size=size,
             batches=batch.is_dynamic,
             precision=self._told(model, "precision") or "float32",
         )

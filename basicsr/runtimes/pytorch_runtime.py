@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basicsr.runtimes.base import FileFacts, LoadedFile, Runtime
+from basicsr.runtimes.base import FileFacts, LoadedFile, Runtime, tried_scale
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.registry import RUNTIME_REGISTRY
 from basicsr.utils.text import first_line
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 _NOTES = "metadata.json"
-_TRIED = 64  # pixels a side of an image that tells the scale
 _SETTINGS = {"precision": ("float32", "bf16"), "layout": ("contiguous", "channels_last")}
 
 
@@ -49,16 +48,15 @@ def _facts(program: Any, network: Any, about: Mapping[str, str]) -> FileFacts:
 
     names = program.graph_signature.user_inputs
     batch, channels, *sides = next(node for node in program.graph.nodes if node.name in names).meta["val"].shape
-    fixed = all(isinstance(side, int) for side in sides)
-    height, width = map(int, sides) if fixed else (_TRIED, _TRIED)
-    if "scale" in about:
-        scale = int(about["scale"])
-    else:
-        scale = network(torch.zeros(1, int(channels), height, width)).shape[2] // height
+    size = (int(sides[0]), int(sides[1])) if all(isinstance(side, int) for side in sides) else None
+
+    def run(image: np.ndarray) -> np.ndarray:
+        return network(torch.from_numpy(image)).detach().numpy()
+
     return FileFacts(
-        scale=scale,
+        scale=int(about["scale"]) if "scale" in about else tried_scale(run, int(channels), size),
         channels=int(channels),
-        size=(height, width) if fixed else None,
+        size=size,
         batches=not isinstance(batch, int),
         precision=about.get("precision", "float32"),
     )
