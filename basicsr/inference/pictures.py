@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import struct
 import sys
 import warnings
 import zlib
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.header_readers import read_header, sniff
@@ -28,6 +27,7 @@ from basicsr.files.image_folders import IMAGE_SUFFIXES
 from basicsr.files.image_headers import MOST_TO_CUT, Content, HeaderError, ImageHeader, find_fault
 from basicsr.files.images import AGAIN, decode, find_damage, upright
 from basicsr.files.regular_files import read_regular
+from basicsr.inference.png_writing import encode_png
 from basicsr.utils.errors import CheckpointError, DataError, UserError
 from basicsr.utils.misc import sizeof_fmt
 from basicsr.utils.text import first_line, printable
@@ -55,8 +55,6 @@ _LARGEST_SIDE = {"png": 2**31 - 1, "jpg": 65500, "webp": 16383, "tif": 2**31 - 1
 _LARGEST_TIFF = 4 * 2**30 - 2**24  # its offsets have 32 bits; what is not pixels needs room too
 _LARGEST_JPEG_EXIF = 65533
 _ROWS_AT_ONCE = 256
-_METRES_PER_INCH = 0.0254
-_PNG_HEADER = 33  # bytes: signature and IHDR
 
 
 class OutputError(DataError):
@@ -323,11 +321,10 @@ def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALI
     """The bytes of a file of a picture that passed `check_fits` and `suited`; DataError if too large for TIFF."""
     if output_format == "tif":
         return _encode_tiff(picture)
-    if output_format == "png" and picture.pixels.dtype == np.uint16:
-        return _encode_png_16(picture)
+    if output_format == "png":
+        return encode_png(picture.pixels, picture.icc, picture.dpi, exif_bytes(picture.exif))
     options: dict[str, Any] = {"icc_profile": picture.icc, "dpi": picture.dpi, "exif": exif_bytes(picture.exif)}
-    if output_format in ("jpg", "webp"):
-        options["quality"] = quality
+    options["quality"] = quality
     if output_format == "jpg":
         options["subsampling"] = 0
     buffer = io.BytesIO()
@@ -335,22 +332,6 @@ def encode(picture: Picture, output_format: Format, quality: int = DEFAULT_QUALI
     kept = {key: value for key, value in options.items() if value not in (None, b"")}
     Image.fromarray(pixels).save(buffer, "JPEG" if output_format == "jpg" else output_format.upper(), **kept)
     return buffer.getvalue()
-
-
-def _encode_png_16(picture: Picture) -> bytes:
-    """PNG of 16 bits: Pillow and OpenCV write neither all numbers of channels nor all metadata."""
-    import imagecodecs
-
-    content = bytes(imagecodecs.png_encode(picture.pixels, level=1))
-    chunks = io.BytesIO()
-    if picture.icc:
-        PngImagePlugin.putchunk(chunks, b"iCCP", b"ICC Profile\0\0", zlib.compress(picture.icc))
-    if picture.dpi:
-        per_metre = [round(dots / _METRES_PER_INCH) for dots in picture.dpi]
-        PngImagePlugin.putchunk(chunks, b"pHYs", struct.pack(">IIB", *per_metre, 1))
-    if exif := exif_bytes(picture.exif):
-        PngImagePlugin.putchunk(chunks, b"eXIf", exif.removeprefix(b"Exif\0\0"))
-    return content[:_PNG_HEADER] + chunks.getvalue() + content[_PNG_HEADER:]
 
 
 def _encode_tiff(picture: Picture) -> bytes:
