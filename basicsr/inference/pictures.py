@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from basicsr.files.regular_files import read_regular
 from basicsr.inference.png_writing import encode_png
 from basicsr.utils.errors import CheckpointError, DataError, UserError
 from basicsr.utils.misc import sizeof_fmt
+from basicsr.utils.silence import silent_stderr
 from basicsr.utils.text import first_line, printable
 
 Format = Literal["png", "jpg", "webp", "tif"]
@@ -151,13 +151,7 @@ class PictureFile:
             Image.MAX_IMAGE_PIXELS = None
             undo.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            sys.stderr.flush()
-            with suppress(OSError):  # standard error, which OpenCV and libtiff write to, may be closed
-                kept = os.dup(2)
-                undo.callback(os.close, kept)
-                undo.callback(os.dup2, kept, 2)
-                with open(os.devnull, "wb") as nowhere:
-                    os.dup2(nowhere.fileno(), 2)
+            undo.enter_context(silent_stderr())  # which OpenCV and libtiff write to
             try:
                 yield
             except UserError:
