@@ -67,6 +67,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--param_key", metavar="KEY", help="which weights of the checkpoint (default: params_ema, else params)")
     add("--scale", type=int, metavar="N", help="of a network for several scales")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="graphs for images of this size only (default: any size)")
+    add("--nhwc", action="store_true", help="images with channels last, for --target litert")
     add("--name", help="of the files, without ending (default: the run's name and the scale)")
     add("--list", action=_List, nargs=0, help="print which networks the targets take, and why not others")
     return parser.parse_args(argv)
@@ -113,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         opset=arguments.opset,
         layout=arguments.layout,
         size=None if arguments.size is None else tuple(arguments.size),
+        nhwc=arguments.nhwc,
         name=arguments.name,
         report=lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -105,6 +105,7 @@ class ExportJob:
     opset: int  # of ONNX
     layout: Layout  # of the safetensors file
     size: tuple[int, int] | None = None  # height and width that graphs are for; None: any
+    nhwc: bool = False  # images with channels last, for targets that know both
     remarks: list[str] = field(default_factory=list)  # sentences for the user; formats append to them
 
     @cached_property
@@ -213,6 +214,7 @@ class ExportFormat(ABC):
         order: formats with lower numbers are written and listed first.
         runtime: what runs the files; the one of this name in `RUNTIME_REGISTRY` checks them.
         precisions: in which it can be written.
+        takes_nhwc: whether its files can be for images with channels last.
         limits: what of networks it does not take, see `basicsr.export.descriptors`.
         one_size: why its files are for images of one size only; '' where they need not be.
     """
@@ -225,6 +227,7 @@ class ExportFormat(ABC):
     order: ClassVar[int] = 100
     runtime: ClassVar[str] = ""
     precisions: ClassVar[tuple[Precision, ...]] = ("float32", "fp16")
+    takes_nhwc: ClassVar[bool] = False
     limits: ClassVar[Mapping[Trait, descriptors.Limit]] = {}
     one_size: ClassVar[str] = ""
 

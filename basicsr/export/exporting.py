@@ -60,6 +60,7 @@ def export(
     opset: int = OPSETS[0],
     layout: Layout = "ours",
     size: tuple[int, int] | None = None,
+    nhwc: bool = False,
     name: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Exported:
@@ -75,6 +76,7 @@ def export(
         opset: of ONNX.
         layout: of the safetensors file; 'spandrel' makes it one that spandrel loads.
         size: height and width of the one size that graphs are for; None: any.
+        nhwc: whether the files of targets that know both take and give images with channels last.
         name: of the files, without ending; None makes it of the run's name and the scale.
         report: gets a line at the start of each file.
 
@@ -86,7 +88,10 @@ def export(
     precisions = (precision,) if isinstance(precision, str) else tuple(dict.fromkeys(precision))
     chosen = _chosen(formats, targets, precisions, opset, layout, name)
     _check_size(student, size)
-    jobs = [ExportJob(student, one, opset, layout, size) for one in precisions]
+    if nhwc and not any(entry.takes_nhwc for entry in chosen):
+        able = ", ".join(kind for kind, entry in export_formats().items() if entry.takes_nhwc)
+        raise OptionsError(f"--nhwc is about files that can have channels last: give --target {able}, or leave it out")
+    jobs = [ExportJob(student, one, opset, layout, size, nhwc) for one in precisions]
     _check_refusals(chosen, jobs)
     several = name is None or len(jobs) > 1
     stem = name or _stem(student)

@@ -1,0 +1,60 @@
+"""ExecuTorch programs: bounds, threads, files that are none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support.students import save_student, student
+
+from basicsr.export.base import load_student
+from basicsr.export.exporting import export
+from basicsr.runtimes.base import runtime_for
+from basicsr.runtimes.executorch_runtime import ExecuTorch
+from basicsr.utils.errors import CheckpointError, OptionsError
+
+
+@pytest.fixture(scope="module")
+def of_one_size(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("executorch")
+    network, block = student("EDSR", 2)
+    student_ = load_student(save_student(folder / "net.pth", network, block))
+    return network, export(student_, folder / "out", targets=["executorch"], size=(20, 28)).files[0]
+
+
+def test_programs_on_other_numbers_of_threads_run_in_turn(of_one_size):
+    network, path = of_one_size
+    one, two = (runtime_for(path).load(path, threads=threads) for threads in (1, 2))
+    image = torch.rand(1, 3, 20, 28)
+    with torch.no_grad():
+        expected = network(image).numpy()
+    first = one(image.numpy())
+    for loaded in (two, one, two):
+        np.testing.assert_allclose(loaded(image.numpy()), expected, atol=1e-5)
+        del loaded
+    two(torch.zeros(1, 3, 20, 28).numpy())
+    np.testing.assert_allclose(first, expected, atol=1e-5)  # a result is the caller's
+
+
+def test_it_says_what_it_takes(of_one_size):
+    loaded = ExecuTorch().load(of_one_size[1], threads=1)
+    facts = loaded.facts
+    assert (facts.scale, facts.channels, facts.size, facts.batches) == (2, 3, (20, 28), False)
+    with pytest.raises(ValueError, match="images of 20x28 only"):
+        loaded(np.zeros((1, 3, 20, 20), np.float32))
+    with pytest.raises(ValueError, match="one image at a time"):
+        loaded(np.zeros((2, 3, 20, 28), np.float32))
+
+
+@pytest.mark.parametrize("content", [b"", b"ET12" * 100, "cut"], ids=["empty", "noise", "cut"])
+def test_damaged_files_are_refused_in_one_line(tmp_path, of_one_size, content):
+    whole = of_one_size[1].read_bytes()
+    path = tmp_path / "damaged.pte"
+    path.write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
+    with pytest.raises(CheckpointError, match=r"^executorch does not load damaged\.pte \(.+\)$"):
+        ExecuTorch().load(path, threads=1)
+
+
+def test_unknown_settings_are_refused(of_one_size):
+    with pytest.raises(OptionsError, match=r"^executorch has no setting gpu$"):
+        ExecuTorch().load(of_one_size[1], threads=1, settings={"gpu": True})
