@@ -16,7 +16,7 @@ from basicsr.config.quantization import Activations, QuantizationSettings
 from basicsr.optim.parts import selected
 from basicsr.quantization.layers import Affine, LayerPlan, OutputKind, quantizable_layers
 from basicsr.utils.errors import OptionsError
-from basicsr.utils.reparameterization import merge
+from basicsr.utils.reparameterization import Mergeable, merge
 from basicsr.utils.text import first_line
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def plan_layers(network: nn.Module, settings: QuantizationSettings, channels: in
     Raises:
         OptionsError: the network cannot be traced, nothing is left to quantise, or a pattern means no layer.
     """
-    layers = dict(quantizable_layers(network))
+    layers = quantizable_layers(network)
     graph = _Graph(_traced(network, channels), layers)
     plans = {name: graph.plan(name) for name in layers if graph.is_worthwhile(name)}
     if not plans:
@@ -205,6 +205,7 @@ class _Graph(TracedGraph):
 
     def __init__(self, program: ExportedProgram, layers: Mapping[str, nn.Module]) -> None:
         super().__init__(program)
+        self.layers = layers
         self.nodes: dict[str, list[Node]] = {name: [] for name in layers}
         self._owners: dict[Node, str] = {}
         for node in program.graph.nodes:
@@ -223,7 +224,9 @@ class _Graph(TracedGraph):
         assert integers != "float"
         nodes, image_in, image_out = self.nodes[name], None, None
         output: OutputKind | None = None
-        if len(nodes) == 1 and nodes[0].target != _ATEN.linear.default:
+        layer = self.layers[name]
+        is_whole = isinstance(layer, Mergeable) or getattr(layer, "groups", 0) == 1  # not linear, nor by channel
+        if len(nodes) == 1 and is_whole:
             image_in = self.images.get(_source(nodes[0]))
             output, image_out = self.ends.get(nodes[0], (None, None))
         if output is None and any(map(self._needs_output, nodes)):

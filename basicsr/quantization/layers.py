@@ -6,7 +6,6 @@ stay as they are, under the same names; only what the quantisers know is added t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -178,16 +177,18 @@ def _class_for(kind: type[Any]) -> type[QuantLayer]:
 
 def can_be_quantized(module: nn.Module) -> bool:
     """Whether there is a quantised layer for it."""
-    return type(module) in _CLASSES or isinstance(module, Mergeable)
+    return type(module) in (nn.Conv2d, nn.Linear) or isinstance(module, Mergeable)
 
 
-def quantizable_layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Names and layers that can be quantised; of convolutions in one only the whole."""
-    for name, child in network.named_children():
-        if can_be_quantized(child) or isinstance(child, QuantLayer):
-            yield prefix + name, child
-        else:
-            yield from quantizable_layers(child, f"{prefix}{name}.")
+def quantizable_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Layers that can be quantised, by name: branches only as their whole, a shared layer under its first name."""
+    found: dict[str, nn.Module] = {}
+    inside: set[nn.Module] = set()
+    for name, module in network.named_modules():
+        if name and can_be_quantized(module) and module not in inside:
+            found[name] = module
+            inside.update(module.modules())
+    return found
 
 
 def quantized_layers(network: nn.Module) -> dict[str, QuantLayer]:

@@ -20,7 +20,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from basicsr.quantization.graph import TracedGraph
-from basicsr.quantization.layers import QuantLayer, quantized_layers
+from basicsr.quantization.layers import QuantLayer
 from basicsr.quantization.quantizers import ActivationQuantizer, ImageQuantizer, largest_weight, weight_scales
 from basicsr.utils.errors import CheckpointError
 
@@ -139,8 +139,12 @@ def lower(network: nn.Module, form: LoweredForm) -> None:
 
     Raises CheckpointError where a range was not calibrated.
     """
-    for name, layer in quantized_layers(network).items():
-        network.set_submodule(name, LoweredLayer(name, layer, form))
+    lowered: dict[nn.Module, LoweredLayer] = {}
+    for name, layer in list(network.named_modules(remove_duplicate=False)):  # a shared layer has several names
+        if isinstance(layer, QuantLayer):
+            if layer not in lowered:
+                lowered[layer] = LoweredLayer(name, layer, form)
+            network.set_submodule(name, lowered[layer])
 
 
 def simplify(program: ExportedProgram) -> ExportedProgram:

@@ -81,7 +81,7 @@ def read_record(network: nn.Module, record: Mapping[str, Any]) -> Quantization:
         problem = problems_of(error, settings)[0]
         key = ".".join(map(str, problem.key))
         raise ValueError(f"its block 'quantization' is wrong: {key}: {problem.message}") from error
-    known = dict(quantizable_layers(network))
+    known = quantizable_layers(network)
     plans = {}
     for name, plan in given.items():
         if name not in known:

@@ -98,3 +98,31 @@ def test_the_bias_of_a_channel_without_weights_stays():
         assert (network(image) - expected).abs().max() <= 2.01 / 255
     bias = network.body[2].bias[3] * network.body[2].bias_scales[3].double()
     assert bias.item() == pytest.approx(0.7, rel=1e-6)
+
+
+class Shared(nn.Module):
+    """A convolution under two names, and one of each channel by itself on the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.Conv2d(3, 3, 3, 1, 1, groups=3)
+        self.first = nn.Conv2d(3, 3, 3, 1, 1)
+        self.second = self.first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(self.each(x - 0.5)))) + x
+
+
+def test_a_shared_layer_is_quantised_and_lowered_once():
+    torch.manual_seed(0)
+    network = Shared().eval()
+    plans = quantize_network(network, QuantizationSettings()).plans
+    assert list(plans) == ["each", "first"] and plans["each"].image_in is None
+    calibrate(network, [("a", image_8_bits(3, 32, 48))])
+    image = image_8_bits(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = network(image)
+        lower(network, LoweredForm())
+        assert isinstance(network.first, LoweredLayer) and network.first is network.second
+        off = (network(image) - expected).abs()
+    assert off.max() < 0.05 and (off > 1e-4).float().mean() < 0.02
