@@ -21,6 +21,7 @@ from basicsr.quantization.records import is_range, load_ranges, read_record
 from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.pass_times import input_channels
+from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 
 def check_start(options: Options, network: nn.Module, resumed: bool) -> None:
@@ -30,6 +31,11 @@ def check_start(options: Options, network: nn.Module, resumed: bool) -> None:
         raise OptionsError(
             f"path.pretrain_network_g {path.pretrain_network_g} is a quantised network; give its float weights, and"
             " train: quantize to train it quantised"
+        )
+    if settings is not None and isinstance(network, SpandrelNetwork):
+        raise OptionsError(
+            f"train.quantize: network_g is {network.architecture} of spandrel's; checkpoints of quantised networks"
+            " cannot describe these: train a network of this framework"
         )
     if settings is not None and not (resumed or path.pretrain_network_g or path.allow_random_teacher):
         raise OptionsError(

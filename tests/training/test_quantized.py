@@ -14,11 +14,14 @@ from support.training import changed, checkpoint_of, differences
 from basicsr.archs import build_network
 from basicsr.config.load import load_options
 from basicsr.data.calibration_images import calibration_images
+from basicsr.engine.quantized_training import check_start
 from basicsr.quantization.calibration import calibrate
 from basicsr.quantization.network import quantize_network
 from basicsr.quantization.records import is_range
+from basicsr.test import test_pipeline as run_test
 from basicsr.train import train_pipeline
 from basicsr.utils.errors import CheckpointError, NonFiniteError, OptionsError
+from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 SELF = {"type": "SelfDistillation", "criterion": {"type": "L1Loss", "loss_weight": 2.0}, "feature_weight": 0.01}
 
@@ -76,7 +79,7 @@ def test_ranges_come_from_whole_lr_images_and_stay_and_the_average_has_them_too(
         for weights in (content["params"], content["params_ema"]):
             assert differences({name: value for name, value in weights.items() if is_range(name)}, expected) == []
         assert content["quantization"]["settings"]["images"] == 5
-        assert set(content["quantization"]["layers"]) == {
+        assert set(content["quantization"]["plans"]) == {
             name.split(".input_quantizer")[0] for name in expected if "input_quantizer" in name
         }
     weight = [states["g"]["params"]["body.0.conv1.weight"] for states in (first, last)]
@@ -108,6 +111,25 @@ def test_it_learns_from_its_float_self_and_the_teacher_and_the_figures_are_those
     parts = {name: float(value) for name, value in re.findall(r"(l_\w+): (\S+)", text)}
     assert {"l_pix", "l_resp", "l_self", "l_self_feat"} <= parts.keys() and parts["l_self"] > 0
     assert last["state"]["best"]["val"]["psnr"]["iteration"] == 3
+
+
+def test_testing_gives_the_figures_of_the_validation(quantized, tmp_path):
+    options = changed(quantized, network_t=None, model_type="SRModel", train__resp_kd_opt=None)  # its self is enough
+    result = train_pipeline(options, root=tmp_path)
+    file = str(result.folder / "models/net_g_latest.pth")
+    keys = ("name", "scale", "num_gpu", "model_type", "network_g", "val")
+    tested = {key: options[key] for key in keys} | {"datasets": {"test_1": options["datasets"]["val"]}}
+    tested["report"] = {"html": False, "plots": False, "speed": False}
+    for network in (options["network_g"], {"type": "auto"}):
+        path = {"pretrain_network_g": file, "param_key_g": "params_ema"}
+        (row,) = run_test({**tested, "network_g": network, "path": path}, root=tmp_path).scales[0].rows
+        found = row.evaluations["val"].means()
+        assert found["psnr"] == pytest.approx(result.best["val"]["psnr"]["value"], abs=1e-9)
+    with pytest.raises(OptionsError, match=r"is quantised already; give its float weights"):
+        train_pipeline(changed(options, path={"pretrain_network_g": file}, name="again"), root=tmp_path)
+    with pytest.raises(OptionsError, match=r"net_g_latest\.pth is a quantised network; give its float weights"):
+        again = changed(options, path={"pretrain_network_g": file}, name="again", train__quantize=None)
+        train_pipeline(again, root=tmp_path)
 
 
 CELLS = {
@@ -167,6 +189,16 @@ def test_slips_are_one_line_and_nothing_is_written(quantized, float_file, tmp_pa
     with pytest.raises(OptionsError, match=message):
         train_pipeline(options, root=tmp_path / "runs")
     assert not list((tmp_path / "runs").glob("**/models"))
+
+
+def test_a_network_that_no_options_describe_is_refused(quantized):
+    class SpandrelsOwn(SpandrelNetwork):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.architecture = "DAT"
+
+    with pytest.raises(OptionsError, match=r"train\.quantize: network_g is DAT of spandrel's"):
+        check_start(load_options(quantized, training=True), SpandrelsOwn(), resumed=False)
 
 
 def test_values_that_are_not_finite_while_calibrating_are_one_line(quantized, float_file, tmp_path):
