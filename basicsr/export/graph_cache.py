@@ -21,7 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from basicsr.export.base import Student
+    from basicsr.export.tracing import Precision
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -204,13 +208,12 @@ def _write_entry(request: dict[str, Any]) -> None:
     import torch
 
     from basicsr.export.base import load_student
-    from basicsr.export.exporting import export
     from basicsr.inference.tiling import PoolingOverImage, Region, measure_context, multiple_of
 
     student = load_student(request["checkpoint"], param_key=request["param_key"], scale=request["scale"])
     pretrained = student.pretrained
     entry = Path(request["staging"]) / "entry"
-    written = export(student, entry, targets=("onnxruntime",), precision=request["precision"], name="graph").files
+    file = _write_graph(student, request["precision"], entry)
     side, whole = 64, Region(0, 0, 64, 64)
     multiple = multiple_of(pretrained.network)
     with torch.no_grad():
@@ -220,8 +223,22 @@ def _write_entry(request: dict[str, Any]) -> None:
             pretrained.network, pretrained.in_channels, pretrained.scale, torch.device("cpu"), multiple
         )
     pools = bool(pooling.gathered.sums) or not pooling.gathered.followed
-    about = {"file": written[0].name, "overlap": found.overlap, "multiple": found.multiple, "pools": pools}
+    about = {"file": file.name, "overlap": found.overlap, "multiple": found.multiple, "pools": pools}
     (entry / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _write_graph(student: Student, precision: Precision, entry: Path) -> Path:
+    """The ONNX file. What int8 costs was measured when the checkpoint was quantised."""
+    from basicsr.export.base import ExportJob, export_formats
+    from basicsr.export.checks import require
+    from basicsr.export.exporting import OPSETS, export
+
+    if precision != "int8":
+        return export(student, entry, targets=("onnxruntime",), precision=precision, name="graph").files[0]
+    path = entry / "graph.onnx"
+    entry.mkdir()
+    require(export_formats()["onnxruntime"].write(ExportJob(student, precision, OPSETS[0], "ours"), path), path)
+    return path
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from benchmarks.ours.indexing import Indexing
 from benchmarks.ours.metrics import Metrics, PlainMetrics
 from benchmarks.ours.precisions import Precisions
 from benchmarks.ours.step import Step
+from benchmarks.ours.upscaling import Upscaling
 
 if __name__ == "__main__":
     serve(
@@ -26,6 +27,7 @@ if __name__ == "__main__":
             "precisions": Precisions,
             "data": Data,
             "indexing": Indexing,
+            "upscaling": Upscaling,
             "metrics": Metrics,
             "plain_metrics": PlainMetrics,
         }
