@@ -86,6 +86,8 @@ class _Loaded(LoadedFile):
         facts = self.facts
         if len(images) != 1:
             raise ValueError("it takes one image at a time")
+        if images.shape[1] != facts.channels:
+            raise ValueError(f"it takes images of {facts.channels} channels")
         if facts.size is not None and images.shape[2:] != facts.size:
             raise ValueError(f"it takes images of {facts.size[0]}x{facts.size[1]} only")
         values = np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self._channels_last else images)

@@ -131,15 +131,17 @@ print(sum(1 for _ in os.listdir("/proc/self/task")), "torch" in sys.modules)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-def test_threads_are_as_asked_for_and_no_runtime_but_pytorch_s_needs_pytorch(made):
+def test_threads_are_as_asked_for_without_pytorch(made):
     runtime, path, _, _ = made
+    if "torch" in runtime.packages:
+        pytest.skip("imports PyTorch, whose threads are the process's")
     counts = {}
     for threads in (1, 4):
         command = [sys.executable, "-c", THREADS, runtime.name, str(path), str(threads)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
         count, has_torch = done.stdout.split()[-2:]
         counts[threads] = int(count)
-        assert (has_torch == "True") == (runtime.name == "pytorch")
+        assert has_torch == "False"
     assert counts[4] > counts[1] or num_processors() == 1, "more where more are asked for, up to the cores in OpenVINO"
 
 
