@@ -16,6 +16,7 @@ import argparse
 import sys
 import typing
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,12 +29,15 @@ if __name__ == "__main__":
     shorten_spinning()
 
 import torch
+from tqdm import tqdm
 
 from basicsr.export.base import export_formats, load_student, names_of
 from basicsr.export.checks import Check, shape_text
 from basicsr.export.descriptors import listing
 from basicsr.export.exporting import OPSETS, export
+from basicsr.export.image_sources import int8_images
 from basicsr.export.tracing import Precision
+from basicsr.quantization.network import quantization_of
 from basicsr.utils.complexity import count_parameters
 from basicsr.utils.pass_times import warn_if_slow
 
@@ -55,13 +59,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", required=True, metavar="DIR", help="folder of the files; made if there is none")
     add("--formats", nargs="+", choices=known, help="default: all, without --target")
     add("--target", nargs="+", default=[], choices=targets, help="files for devices: docs/shipping_to_devices.md")
+    add("--precision", nargs="+", choices=precisions, help="one or several; default: float32")
+    add("-opt", type=Path, metavar="FILE", help="for int8: options of the run, for images (default: in its folder)")
+    add("--calibration", metavar="DIR", help="for int8: LR images to find ranges on; default: training set")
+    add("--validation", nargs="+", metavar="DIR", help="for int8: HR [LR] images for PSNR; default: validation set")
     add(
-        "--precision",
-        nargs="+",
-        default=["float32"],
-        choices=precisions,
-        help="one or several (default: float32)",
+        "--max-drop",
+        type=float,
+        default=0.1,
+        metavar="DB",
+        help="for int8: PSNR that may be lost; default: %(default)s",
     )
+    add("--quantize", nargs="+", default=[], metavar="KEY=VALUE", help="for int8: such as layers.body.0=float")
     add("--opset", type=int, default=OPSETS[0], help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]} (default: %(default)s)")
     add("--layout", default="ours", choices=("ours", "spandrel"), help="of the safetensors file (default: ours)")
     add("--param_key", metavar="KEY", help="which weights of the checkpoint (default: params_ema, else params)")
@@ -102,23 +111,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if network.remark:
         print(network.remark, file=sys.stderr, flush=True)
     formats = arguments.formats or ([] if arguments.target else names_of(targets=False))
-    if "fp16" in arguments.precision and "torch-export" in formats:  # which computes in it
+    precisions = arguments.precision or ["float32" if quantization_of(network.network) is None else "int8"]
+    if "fp16" in precisions and "torch-export" in formats:  # which computes in it
         for line in warn_if_slow(network.network, torch.device("cpu"), "fp16", "checking --precision fp16"):
             print(f"warning: {line}", file=sys.stderr, flush=True)
+    int8 = None
+    if "int8" in precisions and arguments.target:
+        int8 = int8_images(
+            student,
+            options_file=arguments.opt,
+            calibration=arguments.calibration,
+            validation=arguments.validation,
+            settings=arguments.quantize,
+            max_drop=arguments.max_drop,
+        )
     exported = export(
         student,
         arguments.output,
         formats=formats,
         targets=arguments.target,
-        precision=arguments.precision,
+        precision=precisions,
         opset=arguments.opset,
         layout=arguments.layout,
         size=None if arguments.size is None else tuple(arguments.size),
         nhwc=arguments.nhwc,
         name=arguments.name,
+        int8=int8,
         report=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=partial(tqdm, unit="image", leave=False, disable=not sys.stderr.isatty()),
     )
     print(table(exported.checks))
+    for loss in exported.losses:
+        drop = f"{loss.drop:.3f} dB below the float network's" if loss.drop >= 0 else "no less than the float network's"
+        print(f"{loss.kind}: PSNR {loss.psnr:.3f} dB on {loss.images} images, {drop}")
     for path in exported.files:
         print(f"wrote {path} ({size_of(path) / 1e6:.2f} MB)")
     for remark in exported.remarks:

@@ -16,7 +16,7 @@ Size = tuple[int, int, int]  # batch, height, width
 SIZES: tuple[Size, ...] = ((1, 24, 24), (2, 17, 31), (1, 64, 40), (1, 33, 80), (1, 48, 48), (1, 5, 7))
 # Largest difference between values in [0, 1]. Of fp16: one and a half steps of 8 bits, so that no rounded pixel is off
 # by more than two; published networks reach 1.2 at single pixels (docs/shipping.md). Of int8: root of the mean square,
-# from the network with fake quantisation: kernels in integers round some values to the other side.
+# from the network with fake quantisation, or more (`ExportJob.compare`).
 TOLERANCES = {"float32": 1e-4, "fp16": 1.5 / 255, "int8": 1 / 255}
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from basicsr.export.base import ExportFormat, ExportJob, Layout, Student, export_formats, names_of
 from basicsr.export.checks import Check, require
+from basicsr.export.int8 import Int8, Judge, Loss, Progress
 from basicsr.export.staging import all_or_none, saving
 from basicsr.export.tracing import Precision
+from basicsr.quantization.network import quantization_of
 from basicsr.utils.errors import CheckpointError, OptionsError
 
 # ONNX: the exporter writes 18 and converts to newer ones.
@@ -27,11 +29,15 @@ _LONGEST_NAME = 200  # bytes; file systems allow 255, and scale, target, precisi
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the files in the order of the formats, runs of them, all passed, and remarks for the user."""
+    """What was written: the files in the order of the formats, runs of them, all passed, and remarks for the user.
+
+    `losses` says what files in int8 lost.
+    """
 
     files: tuple[Path, ...]
     checks: tuple[Check, ...]
     remarks: tuple[str, ...] = ()
+    losses: tuple[Loss, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,9 @@ def export(
     size: tuple[int, int] | None = None,
     nhwc: bool = False,
     name: str | None = None,
+    int8: Int8 | None = None,
     report: Callable[[str], None] = lambda line: None,
+    progress: Progress = iter,
 ) -> Exported:
     """Writes a network in formats and for targets: either all files, each checked by running it, or none.
 
@@ -72,18 +80,22 @@ def export(
         formats: names of registered formats; None writes all if there are no targets.
         targets: names of registered targets, whose files are called NAME_TARGET.
         precision: one or several. 'fp16' halves the files: weights and the inside of the network are in half
-            precision, its input and output in float32.
+            precision, its input and output in float32. 'int8' needs `int8`.
         opset: of ONNX.
         layout: of the safetensors file; 'spandrel' makes it one that spandrel loads.
         size: height and width of the one size that graphs are for; None: any.
         nhwc: whether the files of targets that know both take and give images with channels last.
         name: of the files, without ending; None makes it of the run's name and the scale.
+        int8: images to quantise and to measure with.
         report: gets a line at the start of each file.
+        progress: goes round what is iterated over images, as tqdm does.
 
     Raises:
         OptionsError: an argument is not allowed, or a target cannot take the network.
         MachineError: a package that a format needs, or the runtime of a target, is missing.
-        CheckpointError: a file differs from PyTorch by more than `TOLERANCES`, or cannot be made or saved.
+        CheckpointError: a file differs from PyTorch by more than `TOLERANCES`, loses more PSNR than `int8` allows, or
+            cannot be made or saved.
+        DataError, NonFiniteError: as `Int8.quantized` and `Judge.psnr`.
     """
     precisions = (precision,) if isinstance(precision, str) else tuple(dict.fromkeys(precision))
     chosen = _chosen(formats, targets, precisions, opset, layout, name)
@@ -93,6 +105,15 @@ def export(
         raise OptionsError(f"--nhwc is about files that can have channels last: give --target {able}, or leave it out")
     jobs = [ExportJob(student, one, opset, layout, size, nhwc) for one in precisions]
     _check_refusals(chosen, jobs)
+    _check_quantized(student, precisions)
+    judge = None
+    if "int8" in precisions:
+        if int8 is None:
+            raise OptionsError("--precision int8 needs images to calibrate and to measure with; give them by `int8`")
+        report("int8: quantising")
+        quantized = int8.quantized(student, progress)
+        judge = Judge(int8, quantized, size, progress)
+        jobs = [replace(job, student=quantized) if job.precision == "int8" else job for job in jobs]
     several = name is None or len(jobs) > 1
     stem = name or _stem(student)
     work = [
@@ -101,6 +122,7 @@ def export(
         for entry in chosen
     ]
     checks: list[Check] = []
+    losses: list[Loss] = []
     files = [file for one in work for file in one.files]
     with all_or_none(Path(folder), files) as staging:
         for one in work:
@@ -109,8 +131,10 @@ def export(
                 done = one.entry.write(one.job, staging / one.path.name)
             require(done, one.path)
             checks += done
+            if judge is not None and one.job.precision == "int8":
+                losses.append(judge.measured(one.entry, one.job, staging / one.path.name))
     remarks = dict.fromkeys(remark for job in jobs for remark in job.remarks)
-    return Exported(tuple(files), tuple(checks), tuple(remarks))
+    return Exported(tuple(files), tuple(checks), tuple(remarks), tuple(losses))
 
 
 def _suffix(entry: ExportFormat, job: ExportJob, several: bool) -> str:
@@ -161,6 +185,14 @@ def _check_refusals(chosen: Sequence[ExportFormat], jobs: Sequence[ExportJob]) -
     lines = dict.fromkeys(f"{entry.name}: {reason}" for entry, reason in refused if reason is not None)
     if lines:
         raise OptionsError("\n".join(lines))
+
+
+def _check_quantized(student: Student, precisions: Sequence[Precision]) -> None:
+    """Raises OptionsError where a quantised network is to be written in floats."""
+    if quantization_of(student.pretrained.network) is not None and (floats := set(precisions) - {"int8"}):
+        raise OptionsError(
+            f"{student.source} is quantised: give --precision int8, or its float weights for {' and '.join(floats)}"
+        )
 
 
 def _check_size(student: Student, size: tuple[int, int] | None) -> None:

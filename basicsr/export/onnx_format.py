@@ -10,6 +10,7 @@ import torch
 from basicsr.export.base import ExportFormat, ExportJob
 from basicsr.export.checks import Check
 from basicsr.export.tracing import quiet
+from basicsr.quantization.lowering import LoweredForm
 from basicsr.runtimes.base import LoadedFile, runtimes
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
@@ -34,19 +35,22 @@ def load_in_onnxruntime(path: Path) -> LoadedFile:
     return runtimes()["onnxruntime"].load(path, threads=torch.get_num_threads())
 
 
-def write_onnx(job: ExportJob, path: Path) -> None:
+def write_onnx(job: ExportJob, path: Path, form: LoweredForm | None = None) -> None:
     """Writes the file; raises as `onnx_model`."""
     import onnx
 
-    onnx.save(onnx_model(job), str(path))
+    onnx.save(onnx_model(job, form), str(path))
 
 
-def onnx_model(job: ExportJob) -> Any:
-    """The graph, an `onnx.ModelProto`; raises CheckpointError if it cannot be expressed in this opset."""
+def onnx_model(job: ExportJob, form: LoweredForm | None = None) -> Any:
+    """The graph, an `onnx.ModelProto`, in int8 with integers of this form.
+
+    Raises CheckpointError if it cannot be expressed in this opset.
+    """
     import onnx
 
     network, opset = job.student.pretrained, job.opset
-    program = job.program  # whose own message says all
+    program = job.program_of(form)  # whose own message says all
     try:
         with quiet(), torch.no_grad():
             exported = torch.onnx.export(

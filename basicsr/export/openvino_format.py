@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
 from basicsr.export.base import Check, ExportFormat, ExportJob
 from basicsr.export.onnx_format import ONNX, onnx_model
+from basicsr.quantization.layers import quantized_layers
+from basicsr.quantization.lowering import LoweredForm
 from basicsr.utils.registry import EXPORT_REGISTRY
+
+_FORM = LoweredForm(activations="uint8")
 
 
 @EXPORT_REGISTRY.register()
@@ -18,13 +24,16 @@ class OpenVinoTarget(ExportFormat):
 
     name, ending, further, order, runtime, extra = "openvino", ".xml", (".bin",), 11, "openvino", "openvino"
     packages = ONNX.packages
+    precisions = ("float32", "fp16", "int8")
 
     def write(self, job: ExportJob, path: Path) -> list[Check]:
         """See `ExportFormat.write`."""
         import openvino
 
         halved = job.precision == "fp16"
-        content = onnx_model(job.in_float() if halved else job).SerializeToString()
+        if job.precision == "int8":
+            job = job.changed(without_inner_roundings)
+        content = onnx_model(job.in_float() if halved else job, _FORM).SerializeToString()
         model = openvino.Core().read_model(content)
         model.set_rt_info(job.precision, ["framework", "precision"])
         try:
@@ -32,3 +41,10 @@ class OpenVinoTarget(ExportFormat):
         except RuntimeError as error:
             raise OSError(str(error)) from error
         return job.compare_loaded(f"{self.name}, {job.precision}", self.load(path), smallest=job.smallest)
+
+
+def without_inner_roundings(network: nn.Module) -> None:
+    """Leaves sums and activation functions between layers in float32: OpenVINO makes them part of convolutions."""
+    for layer in quantized_layers(network).values():
+        if layer.plan.output == "calibrated":
+            layer.output_quantizer = None

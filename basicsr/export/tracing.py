@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from basicsr.quantization.lowering import LoweredForm, lower
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.reparameterization import computes_as_usual, convolutions, merge
 from basicsr.utils.text import first_line
@@ -98,12 +99,16 @@ def _mirrored(length: int, multiple: int, device: torch.device) -> Tensor:
     return torch.minimum(position, period - position)
 
 
-def traceable(network: nn.Module, precision: Precision, *, any_size: bool = True) -> Named:
+def traceable(
+    network: nn.Module, precision: Precision, *, any_size: bool = True, form: LoweredForm | None = None
+) -> Named:
     """A copy of `network` that can be traced, for any size or one; its input and output are float32.
 
-    In int8 the network is one with fake quantisation.
+    In int8 the network is one with fake quantisation, which becomes integers of this `form`.
     """
     network = merge(copy.deepcopy(network).eval().requires_grad_(False))
+    if precision == "int8":
+        lower(network, form or LoweredForm())
     if precision == "fp16":
         _halve_inside(network)
     if any_size and isinstance(network, SpandrelNetwork):
