@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -53,7 +54,7 @@ def symmetric(network: nn.Module) -> None:
 
 def _in_float(layer: QuantLayer) -> None:
     """Makes a layer what it was before, with its weights."""
-    kind = next(base for base in type(layer).__mro__ if not issubclass(base, QuantLayer))
+    kind: Any = next(base for base in type(layer).__mro__ if not issubclass(base, QuantLayer))
     layer.__class__ = kind
     for name in ("input_quantizer", "output_quantizer"):
         delattr(layer, name)

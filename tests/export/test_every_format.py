@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.exports import int8_of
 from support.registering import documented_file
 from support.students import save_student, student
 
@@ -47,6 +48,15 @@ def test_a_format_writes_its_files_and_checks_them_at_several_sizes(tmp_path, lo
     assert sorted(tmp_path.iterdir()) == sorted(exported.files)
     assert len({check.shape for check in exported.checks}) >= 4
     assert all(check.passed and check.tolerance <= 1.5 / 255 for check in exported.checks)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in FORMATS.items() if "int8" in entry.precisions])
+def test_a_target_in_int8_is_checked_and_its_loss_measured(tmp_path, loaded, name):
+    exported = export(loaded, tmp_path, targets=[name], precision="int8", name="student", int8=int8_of(loaded))
+    assert all(path.name.startswith(f"student_{name}_int8.") for path in exported.files)
+    assert len({check.shape for check in exported.checks}) >= 4 and all(check.passed for check in exported.checks)
+    (loss,) = exported.losses
+    assert loss.images == 2 and abs(loss.drop) < 0.5 and loss.psnr > 25
 
 
 @pytest.mark.parametrize("name", FORMATS)

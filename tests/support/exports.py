@@ -11,9 +11,12 @@ from typing import Any
 import onnxruntime
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from basicsr.export.base import load_student
+from basicsr.config.quantization import QuantizationSettings
+from basicsr.export.base import Student, load_student
 from basicsr.export.exporting import Exported, export
+from basicsr.export.int8 import Int8
 
 
 @dataclass
@@ -43,6 +46,21 @@ def exporter(
         return Made(network, block, source, export(load_student(source), folder / "out", precision=precision))
 
     return make
+
+
+def int8_of(student: Student, *, max_drop: float = 0.5, **settings: Any) -> Int8:
+    """Images to quantise on, and pairs whose HR images are the float network's outputs with some noise."""
+    network, channels, scale = student.pretrained.network, student.pretrained.in_channels, student.pretrained.scale
+    generator = torch.Generator().manual_seed(3)
+    small = [torch.rand(1, channels, 6, 7, generator=generator) for _ in range(4)]
+    lqs = [(F.interpolate(image, (36, 41), mode="bicubic").clamp(0, 1) * 255).round()[0] / 255 for image in small]
+    pairs = []
+    for number, lq in enumerate(lqs[2:]):
+        output = output_of(network, lq[None])[0]
+        gt = (output + torch.randn(output.shape, generator=generator) * 0.02).clamp(0, 1)
+        pairs.append({"lq": lq, "gt": gt, "lq_path": f"{number}.png"})
+    calibration = [(f"{number}.png", lq) for number, lq in enumerate(lqs)]
+    return Int8(calibration, pairs, max_drop, QuantizationSettings(**settings), crop_border=scale)
 
 
 def images(sizes: Sequence[tuple[int, int, int]], channels: int = 3) -> list[Tensor]:
