@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from torch import Tensor
 
+from basicsr.config.component_blocks import freeze
 from basicsr.config.load import load_options, no_warning
 from basicsr.config.quantization import QuantizationSettings
 from basicsr.config.schema import DatasetOptions, Options
+from basicsr.data.calibration_images import calibration_images
 from basicsr.data.loading import build_eval_dataset
 from basicsr.export.base import Student
 from basicsr.export.int8 import Int8, Pairs
@@ -20,26 +21,7 @@ from basicsr.quantization.network import quantization_of
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.registry import problems_of
 
-_SIDE = 384  # pixels of an LR image that calibration looks at
 _HOW = "give -opt with the run's options file, or --calibration FOLDER and --validation HR LR"
-
-
-class LrImages(Sequence[tuple[str, Tensor]]):
-    """LR images of a dataset, by name: some, spread over all of it, or their middles where they are large."""
-
-    def __init__(self, dataset: Any, count: int) -> None:
-        self._dataset = dataset
-        step = max(len(dataset) / count, 1.0)
-        self._indices = [int(number * step) for number in range(min(count, len(dataset)))]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, number: Any) -> Any:
-        item = self._dataset[self._indices[number]]
-        lq = item["lq"]
-        top, left = (max(side - _SIDE, 0) // 2 for side in lq.shape[-2:])
-        return str(item.get("lq_path", number)), lq[:, top : top + _SIDE, left : left + _SIDE]
 
 
 def int8_images(
@@ -67,7 +49,7 @@ def int8_images(
     """
     if not 0 <= max_drop < float("inf"):
         raise OptionsError(f"--max-drop {max_drop}: give a number of dB from 0 on")
-    chosen, network = settings_of(settings), student.pretrained
+    network = student.pretrained
     quantized = quantization_of(network.network) is not None
     if quantized and (settings or calibration):
         given = "--quantize" if settings else "--calibration"
@@ -75,13 +57,17 @@ def int8_images(
     options = None
     if validation is None or not (calibration or quantized):
         options = _options(student, options_file)
+    own = None if options is None else options.train.quantize
+    chosen = settings_of(settings, {} if own is None else own.to_data())
     images: Images | None = None
     if not quantized:
-        training = None if options is None else options.datasets.get("train")
-        block = _folder(student, dataroot_lq=calibration) if calibration else _whole_images(training)
-        if block is None:
+        sets = [] if options is None else list(options.datasets_of("train").values())
+        sets = [_folder(student, dataroot_lq=calibration)] if calibration else sets
+        if not sets:
             raise DataError(f"int8 needs LR images to calibrate with: {_HOW}")
-        images = LrImages(build_eval_dataset(block), chosen.images)
+        images = calibration_images(sets, chosen.images)
+        if not images:
+            raise DataError(f"none of the LR images to calibrate with can be read: {_HOW}")
     pairs = _pairs(student, options, validation)
     for name, item in (("--calibration", images[0][1] if images else None), ("--validation", pairs[0]["lq"])):
         if item is not None and item.shape[0] != network.in_channels:
@@ -91,20 +77,20 @@ def int8_images(
     return Int8(images, pairs, max_drop, chosen, border, metric.get("test_y_channel", True))
 
 
-def settings_of(texts: Sequence[str]) -> QuantizationSettings:
-    """`QuantizationSettings` from KEY=VALUE, such as weight_bits=8, ranges=mse or layers.body.0=float."""
-    data: dict[str, Any] = {}
+def settings_of(texts: Sequence[str], options: Mapping[str, Any] = {}) -> QuantizationSettings:
+    """`QuantizationSettings` from KEY=VALUE, such as weight_bits=8 or layers.body.0=float, and what `options` say."""
+    data: dict[str, Any] = {**options, "layers": dict(options.get("layers", {}))}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise OptionsError(f"--quantize {text}: give KEY=VALUE, such as weight_bits=8 or layers.body.0=float")
         section, dot, pattern = key.partition(".")
         if dot and section == "layers":
-            data.setdefault("layers", {})[pattern] = value
+            data["layers"][pattern] = value
         else:
             data[key] = int(value) if value.isdecimal() else value
     try:
-        return QuantizationSettings(**data)
+        return QuantizationSettings.model_validate(freeze(data))
     except ValidationError as error:
         problem = problems_of(error, data)[0]
         raise OptionsError(f"--quantize {'.'.join(map(str, problem.key))}: {problem.message}") from error
@@ -132,8 +118,8 @@ def _pairs(student: Student, options: Options | None, folders: Sequence[str] | N
         if len(folders) > 2:
             raise OptionsError(f"--validation {' '.join(folders)}: give a folder of HR images, and one of LR images")
         return build_eval_dataset(_folder(student, **dict(zip(("dataroot_gt", "dataroot_lq"), folders, strict=False))))
-    found = {} if options is None else options.datasets
-    block = next((block for name, block in found.items() if name.startswith("val")), None)
+    found = {} if options is None else options.datasets_of("val")
+    block = next(iter(found.values()), None)
     if block is None:
         raise DataError(f"int8 needs HR and LR images to measure its loss on: {_HOW}")
     return build_eval_dataset(block)
@@ -144,14 +130,6 @@ def _folder(student: Student, **folders: str) -> DatasetOptions:
     name, scale = next(iter(folders.values())), student.pretrained.scale
     given = {"type": "PairedImageDataset", "name": name, "phase": "val", "scale": scale, **color, **folders}
     return DatasetOptions.model_validate(given)
-
-
-def _whole_images(block: DatasetOptions | None) -> DatasetOptions | None:
-    """A training set for its images as they are, not for patches."""
-    if block is None:
-        return None
-    arguments = {key: value for key, value in block.arguments.items() if key != "teacher_cache"}
-    return block.model_copy(update={"phase": "val", "arguments": arguments})
 
 
 def _psnr_block(options: Options | None) -> Mapping[str, Any]:

@@ -17,8 +17,8 @@ from basicsr.config.quantization import QuantizationSettings
 from basicsr.export.base import ExportFormat, ExportJob, Student
 from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.quantization.calibration import Images, calibrate
-from basicsr.quantization.layers import quantized_layers
 from basicsr.quantization.network import in_float, quantization_of, quantize_network
+from basicsr.quantization.sensitivity import sensitivity
 from basicsr.utils.errors import CheckpointError, DataError, NonFiniteError
 
 _NAMED = 5  # layers that a refusal names
@@ -149,17 +149,11 @@ class Judge:
 
     def _worst(self) -> str:
         """The layers that lose most if they alone are quantised, and what to do."""
-        network = self.student.pretrained.network
-        layers = quantized_layers(network)
-        losses: dict[str, float] = {}
-        with torch.no_grad(), in_float(network):
-            for name, layer in layers.items():
-                layer.quantizes = True
-                losses[name] = self.float_psnr - self.psnr(network)
-                layer.quantizes = False
-        worst = sorted(losses, key=lambda name: -losses[name])[:_NAMED]
-        named = ", ".join(f"{name} ({losses[name]:.2f} dB)" for name in worst)
+        with torch.no_grad():
+            found = sensitivity(self.student.pretrained.network, self.psnr)
+        worst = found.worst(_NAMED)
+        named = ", ".join(f"{name} ({lost:.2f} dB)" for name, lost in worst)
         return (
-            f"alone lose most: {named}; leave them in float by --quantize layers.{worst[0]}=float, or train with"
+            f"alone lose most: {named}; leave them in float by --quantize layers.{worst[0][0]}=float, or train with"
             " quantisation"
         )

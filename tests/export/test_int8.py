@@ -71,7 +71,9 @@ def test_onnxruntime_computes_all_convolutions_in_integers(written, tmp_path):
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert kinds.count("QLinearConv") == 4 and "Conv" not in kinds
     graph = onnx.load(path).graph
-    kernels = [entry for entry in graph.initializer if entry.data_type == onnx.TensorProto.INT8 and len(entry.dims) == 4]
+    kernels = [
+        entry for entry in graph.initializer if entry.data_type == onnx.TensorProto.INT8 and len(entry.dims) == 4
+    ]
     weights = list(map(onnx.numpy_helper.to_array, kernels))
     assert len(weights) == 4
     for weight in weights:  # no sum of two products of them with 255 leaves 16 bits
