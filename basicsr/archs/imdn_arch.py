@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.lightweight_blocks import ContrastAttention, GatheredStages, pixel_shuffle_tail, tail_of
 from basicsr.archs.recognition import Recognised, UnsupportedWeights, equal_blocks, weights_of
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, ImageRange, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -59,6 +61,7 @@ class IMDN(GatheredStages):
             AIM 2020 and NTIRE 2022 challenges on efficient super-resolution, with 8 stages).
     """
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({"channels cut apart"})
     stages_name = "IMDB"
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from basicsr.archs.arch_util import StagedNetwork, make_layer
 from basicsr.archs.recognition import Recognised, equal_blocks, weights_of
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -71,6 +73,7 @@ class PAN(StagedNetwork):
         upscale: factor of enlargement: 2, 3 or 4.
     """
 
+    traits: ClassVar[frozenset[Trait]] = frozenset({"bilinear enlargement"})
     stages_name = "SCPA_trunk"
 
     def __init__(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from basicsr.archs.arch_util import ResidualBlockNoBN, StagedNetwork, default_init_weights, make_layer
 from basicsr.archs.recognition import Recognised, first_fitting, numbered, ours
+from basicsr.archs.traits import Trait
 from basicsr.utils.ranges import Blocks, Features, ImageChannels, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
@@ -40,6 +42,8 @@ class MSRResNet(StagedNetwork):
         num_block: residual blocks in the trunk.
         upscale: factor of enlargement: 2, 3 or 4.
     """
+
+    traits: ClassVar[frozenset[Trait]] = frozenset({"bilinear enlargement"})
 
     def __init__(
         self,

@@ -14,5 +14,7 @@ Trait = Literal[
     "resizing to the image's size",  # features from lower resolutions, bilinear or nearest
     "sides extended to multiples",  # by reflection, as far as it takes
     "layer norm over channels",
+    "bilinear enlargement",  # by a factor
+    "channels cut apart",  # slices of the features
 ]
 """In words that complete 'the network has ...'; a network without any is made of convolutions and pixel shuffles."""

@@ -25,7 +25,7 @@ from basicsr.utils.text import first_line
 
 _SMALLEST = 2  # pixels a side: a graph of PyTorch's for several sizes is not for a single pixel
 LONGEST = 2048  # pixels a side, of a file for images of several sizes: Core ML wants an end
-_WITHOUT_SIZES = "coremltools converts no indices computed from the image's size"
+_WITHOUT_SIZES = "coremltools converts no sizes and indices computed from the image's"
 
 
 @EXPORT_REGISTRY.register()
@@ -41,6 +41,8 @@ class CoreMLTarget(ExportFormat):
     limits = {
         "attention in windows": Limit(_WITHOUT_SIZES, with_size=True),
         "attention between channels": Limit(_WITHOUT_SIZES, with_size=True),
+        "bicubic enlargement inside": Limit(_WITHOUT_SIZES, with_size=True),
+        "a channel of the noise level": Limit(_WITHOUT_SIZES, with_size=True),
         "folding by strides": Limit(_WITHOUT_SIZES, with_size=True),
         "pooling into parts of the image": Limit(_WITHOUT_SIZES, with_size=True),
         "resizing to the image's size": Limit("Core ML resizes by fixed factors", with_size=True),
@@ -107,8 +109,8 @@ def _program(job: ExportJob, smallest: int) -> ExportedProgram:
     network = job.student.pretrained
     wrapped = traceable(network.network, "float32", any_size=job.size is None)
     sides = job.size or (max(24, smallest + 3), max(32, smallest + 9))
-    bounds = {"min": smallest, "max": LONGEST}
-    shapes = None if job.size else ({2: Dim("height", **bounds), 3: Dim("width", **bounds)},)
+    free = Dim.AUTO(min=smallest, max=LONGEST)
+    shapes = None if job.size else ({2: free, 3: free},)
     example = (torch.zeros(1, network.in_channels, *sides),)
     with torch.no_grad(), quiet():
         return simplified(torch.export.export(wrapped, example, dynamic_shapes=shapes, strict=False), shapes)

@@ -142,14 +142,16 @@ def table(targets: Sequence[Target]) -> list[tuple[str, ...]]:
 
 
 def reasons(targets: Sequence[Target]) -> list[str]:
-    """Sentences for what `table` denies: of each target and trait once, with the networks."""
+    """Sentences for what `table` denies: of each target and reason once, with the traits and their networks."""
     lines = []
     for target in targets:
-        found: dict[Verdict, list[str]] = {}
+        found: dict[tuple[Answer, str], dict[str, list[str]]] = {}
         for name, kind in image_networks():
-            found.setdefault(verdict(_of_class(kind), target), []).append(name)
-        for each, names in found.items():
+            each = verdict(_of_class(kind), target)
             if each.answer != "yes":
-                cause = f"{each.trait} ({', '.join(names)})" if each.trait else "any network"
-                lines.append(f"{target.name}, {each.answer}: {cause}: {each.reason}")
+                causes = found.setdefault((each.answer, each.reason), {})
+                causes.setdefault(each.trait or "any network", []).append(name)
+        for (answer, reason), causes in found.items():
+            listed = "; ".join(f"{trait} ({', '.join(names)})" for trait, names in causes.items())
+            lines.append(f"{target.name}, {answer}: {reason}: {listed}")
     return lines

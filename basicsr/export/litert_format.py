@@ -39,7 +39,7 @@ class LiteRTTarget(ExportFormat):
         (
             *("attention in windows", "bicubic enlargement inside", "folding by strides", "layer norm over channels"),
             *("a channel of the noise level", "pooling into parts of the image", "resizing to the image's size"),
-            "sides extended to multiples",
+            *("sides extended to multiples", "bilinear enlargement", "channels cut apart"),
         ),
         Limit("LiteRT's files hold the sizes that they were made for", with_size=True),
     )
