@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -125,12 +124,9 @@ class PlainSR(StagedNetwork):
 
     def reconstruct(self, features, kept):
         image, shallow = kept
-        features = self.conv_last(features + shallow if self.body_residual else features)
+        output = F.pixel_shuffle(self.conv_last(features + shallow if self.body_residual else features), self.upscale)
         if self.residual:
-            # Before the shuffle, each channel once for every pixel that it becomes; joined, as every device can.
-            colours = image.split(1, 1)
-            features = features + torch.cat([colour for colour in colours for _ in range(self.upscale**2)], 1)
-        output = F.pixel_shuffle(features, self.upscale)
+            output = output + F.interpolate(image, scale_factor=self.upscale, mode="nearest")
         return output.clamp(0, 1) if self.clip and not self.training else output
 
     @staticmethod

@@ -86,7 +86,8 @@ class Steps:
         try:
             result, files = work()
         except BaseException:
-            self.spend(name, made_from, time.monotonic() - started)
+            begun = {**self._manifest.begun, f"{name} {key}": before + time.monotonic() - started}
+            self._write(replace(self._manifest, begun=begun))
             raise
         seconds = before + time.monotonic() - started
         digests = {str(path.relative_to(self.folder)): sha256_of(path) for path in files_in(files)}
@@ -96,15 +97,10 @@ class Steps:
         self.used.append(name)
         return result
 
-    def kept(
-        self, name: str, made_from: Mapping[str, Any], same: Callable[[Mapping[str, Any]], bool] = lambda before: False
-    ) -> Mapping[str, Any] | None:
-        """The result of a step that was made from the same and whose files are there unchanged; else None.
-
-        `same` may find so of what it was made from then, where that differs.
-        """
+    def kept(self, name: str, made_from: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The result of a step that was made from the same and whose files are there unchanged; else None."""
         step = self._manifest.steps.get(name)
-        if step is None or (step.key != key_of(made_from) and not same(step.made_from)):
+        if step is None or step.key != key_of(made_from):
             return None
         for relative, digest in step.files.items():
             path = self.folder / relative
@@ -113,21 +109,15 @@ class Steps:
         self.used.append(name)
         return step.result
 
-    def spend(self, name: str, made_from: Mapping[str, Any], seconds: float) -> None:
-        """Adds to the time that a step has taken so far."""
-        attempt = f"{name} {key_of(made_from)}"
-        spent = self._manifest.begun.get(attempt, 0.0) + seconds
-        self._write(replace(self._manifest, begun={**self._manifest.begun, attempt: round(spent, 1)}))
-
     def __getitem__(self, name: str) -> Step:
         return self._manifest.steps[name]
 
-    def course(self, training: str) -> str:
-        """What a training was begun with, as JSON; empty where it never was."""
-        return self._manifest.courses.get(training, "")
+    def course(self, training: str) -> str | None:
+        """The key of what a training was begun with; None where it never was."""
+        return self._manifest.courses.get(training)
 
     def begin(self, training: str, course: str) -> None:
-        """Notes what a training begins with, as JSON, before it does."""
+        """Notes the key of what a training begins with, before it does."""
         if self.course(training) != course:
             self._write(replace(self._manifest, courses={**self._manifest.courses, training: course}))
 
