@@ -29,6 +29,7 @@ from compression.estimates import show_plan
 from compression.options import read_settings
 from compression.pipeline import Pipeline, all_candidates, run_folder
 from compression.progress import Progress
+from compression.run import execute
 from subprocesses import Stopped, exclusive
 
 
@@ -73,7 +74,7 @@ def compress(arguments: argparse.Namespace) -> int:
         progress = Progress(folder / "log.txt")
         for line in (*settings.warnings, *remarks):
             progress.say(line)
-        Pipeline(settings, folder, teacher, progress).execute()
+        execute(Pipeline(settings, folder, teacher, progress))
     return 0
 
 

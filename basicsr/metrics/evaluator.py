@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from basicsr.files.image_folders import IMAGE_SUFFIXES
+from basicsr.inference.file_networks import FileNetwork
 from basicsr.inference.runner import ImageRunner
 from basicsr.metrics import bound_metric, takes_tensors, traits_of
 from basicsr.metrics.metric_util import NoFigureWarning
@@ -96,7 +97,8 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluates a network; each rank takes every world-size-th image. All ranks must call, and all get the result.
 
-    The network maps (1, C, h, w) to (1, C, sh, sw); it runs in eval mode, as `ImageRunner` says, and is left as it was.
+    The network, or `FileNetwork`, maps (1, C, h, w) to (1, C, sh, sw); it runs in eval mode, as `ImageRunner` says, and
+    is left as it was.
     Metrics that need HR images are skipped where there are none. `save_image` gets an image's name and result, uint8
     HWC BGR, or of bands float32 HWC in [0, 1]. If `should_stop` is true on any rank before an image, the result is
     None.
@@ -117,6 +119,8 @@ def evaluate(
         tile_overlap=tile_overlap,
         self_ensemble=self_ensemble,
         precision=Precision(device.type, amp),
+        only_size=getattr(network, "only_size", None),
+        follows_pooling=not isinstance(network, FileNetwork),
     )
     try:
         known_names = image_names(dataset)

@@ -61,11 +61,15 @@ def write_report(
     plots: Mapping[str, str],
     comparisons: Mapping[int, bytes],
     date: str | None = None,
+    kind: str = "Evaluation of super-resolution networks",
+    facts: Mapping[str, str] = {},
+    details: Mapping[str, str] = {},
 ) -> int:
     """Writes the report and returns its size in bytes; the same arguments give the same bytes.
 
     `pictures` and `comparisons`, the bytes of image files, are by scale; `plots` are <svg> elements by title. Of each
-    scale and dataset, those `images_per_dataset` images whose figures differ most are shown.
+    scale and dataset, those `images_per_dataset` images whose figures differ most are shown. `kind` stands above the
+    title, `facts` below it before others, and `details` are texts by title, folded at the end.
     """
 
     def data_url(content: bytes) -> str:
@@ -78,6 +82,9 @@ def write_report(
         "title": results.name,
         "results": results,
         "date": date,
+        "kind": kind,
+        "facts": facts,
+        "details": details,
         "networks": names,
         "skipped": skipped,
         "tables": [(table, [note for note in table.notes if note not in skipped]) for table in tables],

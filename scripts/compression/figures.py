@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from basicsr.config.schema import DatasetOptions, Options, thaw
 from basicsr.data import build_eval_dataset
@@ -19,10 +19,11 @@ from basicsr.data.checks.notes import digests_of
 from basicsr.data.loading import build_dataset
 from basicsr.data.storage import stored_images
 from basicsr.engine.validation import save_result
+from basicsr.inference.file_networks import FileNetwork
 from basicsr.inference.trials import for_colours
 from basicsr.metrics.evaluator import Evaluation, evaluate, image_names
 from basicsr.report.comparison import SavedPictures
-from basicsr.runtimes.base import LoadedFile, runtime_for
+from basicsr.runtimes.base import runtime_for
 from basicsr.utils.errors import Interrupted
 from compression.progress import Progress
 from compression.steps import Steps, key_of
@@ -31,19 +32,6 @@ from compression.trainings import plain
 _VERSION = 1
 SUFFIX = "result"
 """Ends the names of saved pictures."""
-
-
-class FileNetwork(nn.Module):
-    """An exported file as a network of (B, C, H, W) in [0, 1]."""
-
-    def __init__(self, loaded: LoadedFile) -> None:
-        super().__init__()
-        self._loaded = loaded
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What its runtime makes of the images."""
-        run = [torch.from_numpy(self._loaded(np.ascontiguousarray(image.numpy()))) for image in x.split(1)]
-        return torch.cat(run)
 
 
 @dataclass(frozen=True)
@@ -67,7 +55,7 @@ def of_file(name: str, path: Path, digest: str, threads: int, pictures: bool = F
     """An exported file, run by its runtime."""
 
     def build() -> nn.Module:
-        return FileNetwork(runtime_for(path).load(path, threads=threads))
+        return FileNetwork(runtime_for(path).load(path, threads=threads), path.name)
 
     return Judged(name, f"{digest} {runtime_for(path).version()}", build, pictures)
 
@@ -145,6 +133,14 @@ class Figures:
         if evaluation is None:
             raise Interrupted("interrupted")
         return to_json(evaluation), files
+
+    def value_of(self, network: nn.Module) -> float:
+        """A network's figure by which students are chosen, measured now."""
+        metric = {self.metric: self._options.val.metrics[self.metric]}
+        scale, dataset = self._options.scale, self.datasets[self.first]
+        found = evaluate(network, dataset, metric, torch.device("cpu"), scale=scale)
+        assert found is not None
+        return found.means()[self.metric]
 
     def pictures(self) -> SavedPictures:
         """The saved outputs, for the report."""

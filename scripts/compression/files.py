@@ -11,14 +11,15 @@ import torch
 from basicsr.archs import build_network
 from basicsr.export.base import ExportFormat, Student, export_formats, names_of
 from basicsr.export.exporting import export
+from basicsr.export.int8 import Int8
 from basicsr.export.tracing import Precision
-from basicsr.files.atomic_files import write_atomically
+from basicsr.files.atomic_files import sha256_of, write_atomically
 from basicsr.runtimes.base import runtimes
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.randomness import seed_everything
 from compression.candidates import Candidate
 from compression.options import CompressOptions, check_name
-from compression.steps import files_in
+from compression.steps import files_in, key_of
 
 
 def check_targets(options: CompressOptions) -> None:
@@ -73,29 +74,26 @@ def written(
     target: str,
     precision: Precision,
     size: tuple[int, int] | None = None,
+    int8: Int8 | None = None,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Writes a student for a target; returns what is known of the file as JSON, and the paths, the file's first.
+
+    `int8` has the images for that precision.
 
     Raises:
         UserError: as `export`.
     """
-    made = export(
-        student,
-        folder,
-        formats=(),
-        targets=(target,),
-        precision=precision,
-        size=size,
-        name=name,
-    )
+    made = export(student, folder, formats=(), targets=(target,), precision=precision, size=size, name=name, int8=int8)
     worst = max(made.checks, key=lambda check: check.difference / check.tolerance)
     result = {
-        "file": made.files[0].name,
+        "files": [path.name for path in made.files],
         "bytes": sum(path.stat().st_size for path in files_in(made.files)),
         "difference": worst.difference,
         "allowed": worst.tolerance,
         "sizes": len(made.checks),
         "remarks": list(made.remarks),
         "runtime": version_of(target),
+        "sha256": key_of({path.name: sha256_of(path) for path in files_in(made.files)}),
+        "lost": made.losses[0].drop if made.losses else None,
     }
     return result, list(made.files)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from basicsr.data import build_eval_dataset
+from basicsr.data.calibration_images import calibration_images
 from basicsr.export.base import load_student
+from basicsr.export.int8 import Int8
 from basicsr.latency.candidates import Candidate as Timed
 from basicsr.latency.figures import Figure, find, read_figures
 from basicsr.latency.machine import this_device
@@ -24,6 +29,7 @@ from compression.trainings import plain
 
 TEACHER = "teacher"
 _ROUNDS = 100
+_CALIBRATED_ON = 2
 
 
 class Latencies:
@@ -59,11 +65,10 @@ class Latencies:
         if self._elsewhere is not None:
             return self._read(names)
         timed = [self._timed(name, self._file(name)) for name in names]
-        found = self.measure("latencies", [*timed, self._timed_teacher()])
-        return found
+        return self.measure("latencies", [*timed, self._timed_teacher()])
 
-    def measure(self, step: str, timed: Sequence[Timed]) -> dict[str, Figure]:
-        """Times several in turns, as a step; raises MachineError or DataError where one of them fails."""
+    def measure(self, step: str, timed: Sequence[Timed], *, may_fail: bool = False) -> dict[str, Figure]:
+        """Times several in turns, as a step; DataError where one fails, which has no figure if it `may_fail`."""
         made_from: dict[str, Any] = {"version": 1, "device": this_device(), "seconds": self._latency.seconds}
         made_from["timed"] = [{**plain(one.to_json()), "source": one.digest()} for one in timed]
         made_from["runtimes"] = sorted({one.find_runtime().version() for one in timed})
@@ -71,7 +76,7 @@ class Latencies:
         def work() -> tuple[Mapping[str, Any], Sequence[Path]]:
             limits = Limits(_ROUNDS, self._latency.seconds)
             found = measure(timed, limits, report=lambda line: self._progress.show(f"latency: {line}"))
-            if found.failed:
+            if found.failed and not may_fail:
                 label, reason = next(iter(found.failed.items()))
                 raise DataError(f"{label} does not run: {reason}")
             return {"figures": [figure.model_dump(mode="json") for figure in found.figures]}, []
@@ -80,10 +85,10 @@ class Latencies:
         return {figure.candidate: figure for figure in figures}
 
     def of_files(self, files: Mapping[str, Path]) -> dict[str, Figure]:
-        """Figures of exported files by name, timed in turns with the teacher."""
+        """Figures of exported files by name, timed in turns with the teacher; none of files for other sizes."""
         size, threads = self._latency.size, self._latency.threads
         timed = [Timed(name, path, size, threads) for name, path in files.items()]
-        return self.measure("latencies of files", [*timed, self._timed_teacher()])
+        return self.measure("latencies of files", [*timed, self._timed_teacher()], may_fail=True)
 
     def _timed(self, name: str, path: Path) -> Timed:
         runtime = target_of(self._latency.target).runtime
@@ -129,11 +134,20 @@ class Latencies:
             self._progress.show(f"untrained candidates: exporting {candidate.label}")
             checkpoint = folder / f"{name}.pth"
             untrained(candidate, self._options.scale, checkpoint)
-            result, paths = written(load_student(checkpoint), folder, name, latency.target, latency.precision)
+            int8 = self._int8 if latency.precision == "int8" else None
+            student = load_student(checkpoint)
+            result, paths = written(student, folder, name, latency.target, latency.precision, int8=int8)
             checkpoint.unlink()
             return {"path": str(paths[0].relative_to(self._steps.folder)), **result}, paths
 
         return self._steps.folder / str(self._steps.do(f"candidate {name}", made_from, work)["path"])
+
+    @cached_property
+    def _int8(self) -> Int8:
+        """A few images: ranges of untrained networks decide nothing, and what they lose neither."""
+        images = calibration_images(list(self._options.datasets_of("train").values()), _CALIBRATED_ON)
+        first = build_eval_dataset(next(iter(self._options.datasets_of("val").values())))[0]
+        return Int8(images, [first], max_drop=math.inf)
 
     def _teacher_file(self) -> Path | None:
         """The teacher's file for the same target, in float32; None where it cannot be made for any size."""

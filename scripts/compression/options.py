@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from basicsr.config.component_blocks import Component, FrozenMapping, Named, Section, validated
 from basicsr.config.load import load_options, no_warning
+from basicsr.config.quantization import QuantizationSettings
 from basicsr.config.schema import MODEL_TYPES, Options
 from basicsr.config.yaml_files import Document, apply_overrides, lines_of, load_yaml
 from basicsr.config.yaml_reader import Entry, LocatedProblem, Position
@@ -125,7 +126,9 @@ class QuantizeOptions(Section):
 
     iterations: IterationsOrNone = Field(default=1000, description="0: int8 files are calibrated only")
     lr: Rate | None = Field(default=None, description="learning rate at its start; ~: a tenth of train: optim_g: lr")
-    settings: Named[Any] = Field(default=FrozenMapping(), description="as train: quantize, where not the defaults")
+    settings: QuantizationSettings = Field(
+        default=QuantizationSettings(), description="how layers are quantised, as train: quantize"
+    )
 
 
 class TargetOptions(Section):

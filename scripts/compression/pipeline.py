@@ -28,7 +28,7 @@ from compression.candidates import COMPARED, Candidate, candidates_of, costs_of,
 from compression.figures import Figures, Judged, image_digest, images_of
 from compression.latencies import TEACHER, Latencies
 from compression.options import Settings
-from compression.progress import Progress, duration
+from compression.progress import Progress
 from compression.stages import Stages
 from compression.steps import Steps, key_of
 from compression.trainings import Trainer, Training, plain
@@ -103,21 +103,8 @@ class Pipeline:
         judged = Judged(name, sha256_of(weights), lambda: load_pretrained(weights).network, pictures)
         return self.figures.judge(judged)
 
-    def execute(self) -> None:
-        """All steps."""
-        started = time.monotonic()
-        names, _ = self.choose()  # first: a budget that nothing meets is told before long work
-        teacher = self.judge_teacher()
-        self.say(f"teacher: {self._told(teacher)}")
-        order = self.search(names)
-        winner = self.by_name[order[0]["name"]]
-        self.say(f"chosen: {winner.label}")
-        weights = self.distil(winner)
-        student = self.judge(STUDENT, weights, pictures=True)
-        self.say(f"student: {self._told(student)}")
-        self.say(f"done in {duration(time.monotonic() - started)}: {self.folder}")
-
-    def _told(self, evaluations: Mapping[str, Evaluation]) -> str:
+    def told(self, evaluations: Mapping[str, Evaluation]) -> str:
+        """Average figures in words."""
         return "; ".join(
             f"{name} {', '.join(f'{metric} {value:.4f}' for metric, value in found.means().items())}"
             for name, found in evaluations.items()
@@ -125,11 +112,14 @@ class Pipeline:
 
     # 2: the teacher
 
-    def judge_teacher(self) -> dict[str, Evaluation]:
-        """Figures of the teacher and of bicubic interpolation."""
+    def judge_teacher(self) -> dict[str, dict[str, Evaluation]]:
+        """Figures of bicubic interpolation and of the teacher, by set."""
         bicubic = build_network({"type": "Bicubic", "upscale": self.options.scale})
-        self.figures.judge(Judged(BICUBIC, f"x{self.options.scale}", lambda: bicubic, pictures=True))
-        return self.figures.judge(Judged(TEACHER, self.teacher_digest, lambda: self.teacher, pictures=True))
+        rows = [
+            Judged(BICUBIC, f"x{self.options.scale}", lambda: bicubic, pictures=True),
+            Judged(TEACHER, self.teacher_digest, lambda: self.teacher, pictures=True),
+        ]
+        return {row.name: self.figures.judge(row) for row in rows}
 
     def _caches(self) -> dict[str, str]:
         found = {}
@@ -261,7 +251,7 @@ class Pipeline:
                     f"search_rung{rung + 1}_{name}",
                     self.by_name[name].label,
                     self.stages.search(self.by_name[name], rung),
-                    self._inputs(),
+                    self.inputs(),
                     keeps=False,
                 )
                 for name in left
@@ -274,21 +264,22 @@ class Pipeline:
                 figure = outcomes[training.name]["values"][self.figures.first][self.figures.metric]
                 entry = tried.setdefault(name, {"name": name, "rungs": []})
                 entry["rungs"].append({"iterations": iterations, "figure": figure})
-            left.sort(key=lambda name: -self._sign * tried[name]["rungs"][-1]["figure"])
+            left.sort(key=lambda name: -self.sign * tried[name]["rungs"][-1]["figure"])
             if rung + 1 < search.rungs:
                 left = left[: math.ceil(len(left) / search.eta)]
         order = sorted(
-            tried.values(), key=lambda entry: (-len(entry["rungs"]), -self._sign * entry["rungs"][-1]["figure"])
+            tried.values(), key=lambda entry: (-len(entry["rungs"]), -self.sign * entry["rungs"][-1]["figure"])
         )
         return order
 
     @property
-    def _sign(self) -> int:
+    def sign(self) -> int:
+        """1 where a larger figure is better, else -1."""
         from basicsr.metrics import better_direction
 
         return 1 if better_direction(self.options.val.metrics[self.figures.metric]) == "higher" else -1
 
-    def _inputs(self, weights: Path | None = None) -> dict[str, Any]:
+    def inputs(self, weights: Path | None = None) -> dict[str, Any]:
         """Digests of what a training reads."""
         inputs: dict[str, Any] = {"images": self.image_digests, "teacher": self.teacher_digest}
         inputs["files"] = {
@@ -301,7 +292,7 @@ class Pipeline:
     def distil(self, candidate: Candidate, seed: int | None = None) -> Path:
         """The weights of a student's long training."""
         content = self.stages.distil(candidate, seed)
-        training = Training(content["name"], f"distilling {candidate.label}", content, self._inputs())
+        training = Training(content["name"], f"distilling {candidate.label}", content, self.inputs())
         of_seed = f", seed {seed}" if seed is not None else ""
         self.say(f"{training.label}{of_seed}: {content['train']['total_iter']} iterations")
         self.trainer.run([training], "distilling")

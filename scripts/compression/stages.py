@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from basicsr.config.schema import thaw
 from compression.candidates import Candidate
 from compression.options import Settings
 
 _SAVES = 4  # checkpoints of a brief training
+_SELF = {"type": "SelfDistillation"}
 _END = 0.01  # of its first learning rate, where the quantised training ends
 
 
@@ -61,7 +61,10 @@ class Stages:
         lr = quantize.lr if quantize.lr is not None else self._settings.options.train.optim_g["lr"] / 10
         train |= {"total_iter": quantize.iterations, "warmup_iter": -1, "optim_g": {**train["optim_g"], "lr": lr}}
         train["scheduler"] = {"type": "CosineAnnealingLR", "T_max": quantize.iterations, "eta_min": lr * _END}
-        train["quantize"] = thaw(quantize.settings)
+        train["quantize"] = quantize.settings.to_data()
+        distill = dict(train.get("distill") or {})
+        if not any(isinstance(term, Mapping) and term.get("type") == _SELF["type"] for term in distill.values()):
+            train["distill"] = {**distill, "float_self": dict(_SELF)}
         return self._short(content)
 
     def cache(self) -> dict[str, Any]:

@@ -86,8 +86,7 @@ class Steps:
         try:
             result, files = work()
         except BaseException:
-            begun = {**self._manifest.begun, f"{name} {key}": before + time.monotonic() - started}
-            self._write(replace(self._manifest, begun=begun))
+            self.spend(name, made_from, time.monotonic() - started)
             raise
         seconds = before + time.monotonic() - started
         digests = {str(path.relative_to(self.folder)): sha256_of(path) for path in files_in(files)}
@@ -97,10 +96,15 @@ class Steps:
         self.used.append(name)
         return result
 
-    def kept(self, name: str, made_from: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The result of a step that was made from the same and whose files are there unchanged; else None."""
+    def kept(
+        self, name: str, made_from: Mapping[str, Any], same: Callable[[Mapping[str, Any]], bool] = lambda before: False
+    ) -> Mapping[str, Any] | None:
+        """The result of a step that was made from the same and whose files are there unchanged; else None.
+
+        `same` may find so of what it was made from then, where that differs.
+        """
         step = self._manifest.steps.get(name)
-        if step is None or step.key != key_of(made_from):
+        if step is None or (step.key != key_of(made_from) and not same(step.made_from)):
             return None
         for relative, digest in step.files.items():
             path = self.folder / relative
@@ -109,15 +113,21 @@ class Steps:
         self.used.append(name)
         return step.result
 
+    def spend(self, name: str, made_from: Mapping[str, Any], seconds: float) -> None:
+        """Adds to the time that a step has taken so far."""
+        attempt = f"{name} {key_of(made_from)}"
+        spent = self._manifest.begun.get(attempt, 0.0) + seconds
+        self._write(replace(self._manifest, begun={**self._manifest.begun, attempt: round(spent, 1)}))
+
     def __getitem__(self, name: str) -> Step:
         return self._manifest.steps[name]
 
-    def course(self, training: str) -> str | None:
-        """The key of what a training was begun with; None where it never was."""
-        return self._manifest.courses.get(training)
+    def course(self, training: str) -> str:
+        """What a training was begun with, as JSON; empty where it never was."""
+        return self._manifest.courses.get(training, "")
 
     def begin(self, training: str, course: str) -> None:
-        """Notes the key of what a training begins with, before it does."""
+        """Notes what a training begins with, as JSON, before it does."""
         if self.course(training) != course:
             self._write(replace(self._manifest, courses={**self._manifest.courses, training: course}))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ _POLL_SECONDS = 0.1
 _VERSION = 1  # of what a training's result depends on beside its options and inputs
 _WITHOUT_EFFECT = ("logger.", "val.pbar", "path.experiments_root", "dist_params.")
 _OF_LOADERS = ("num_worker_per_gpu", "num_prefetch_queue", "pin_memory", "persistent_workers", "prefetch_mode")
+_HEXADECIMAL = 64  # digits of a SHA-256
 _OF_THE_END = ("train.total_iter", "val.val_freq")
 
 
@@ -59,11 +62,34 @@ class Training:
         kept = {key: value for key, value in options.items() if key not in without}
         return {"version": _VERSION, "options": plain(kept), "inputs": dict(self.inputs)}
 
-    def course(self) -> str:
-        """The key of all that decides its steps, however many of them there are."""
+    def course(self) -> dict[str, Any]:
+        """All that decides its steps, however many of them there are."""
         made_from = self.made_from()
         options = {key: value for key, value in made_from["options"].items() if key not in _OF_THE_END}
-        return key_of({**made_from, "options": options})
+        return {**made_from, "options": options}
+
+    def is_of(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+        """Whether `made_from` or `course` of an earlier version of the code says the same: it knew fewer options.
+
+        Those that it did not know must not be written in the content.
+        """
+        if {**before, "options": None} != {**now, "options": None}:
+            return False
+        then, today = before["options"], now["options"]
+        written = {key.rpartition(".")[2] for key in flat(self.content)}
+        new = {key for key in today if key not in then and key.rpartition(".")[2] not in written}
+        return bool(then == {key: value for key, value in today.items() if key not in new})
+
+    def goes_on(self, before: str) -> bool:
+        """Whether a training that began with this course, as JSON, is the same so far."""
+        now = self.course()
+        if len(before) == _HEXADECIMAL:  # of the first version of this command
+            return before == key_of(now)
+        return bool(before) and self.is_of(json.loads(before), now)
+
+
+def _is_same(training: Training, now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    return training.is_of(before, now)
 
 
 def plain(value: Any) -> Any:
@@ -83,6 +109,7 @@ class _Active:
     log: Path
     slot: int
     began_at: int
+    started: float = field(default_factory=time.monotonic)
 
 
 class Trainer:
@@ -116,7 +143,8 @@ class Trainer:
         found: dict[str, Mapping[str, Any]] = {}
         open_ones: deque[Training] = deque()
         for training in trainings:
-            kept = self.steps.kept(training.name, training.made_from())
+            made_from = training.made_from()
+            kept = self.steps.kept(training.name, made_from, partial(_is_same, training, made_from))
             if kept is not None:
                 found[training.name] = kept
             else:
@@ -145,6 +173,8 @@ class Trainer:
                     if code is None:
                         continue
                     active.remove(one)
+                    made_from = one.training.made_from()
+                    self.steps.spend(one.training.name, made_from, time.monotonic() - one.started)
                     made += one.options.train.total_iter
                     outcome = outcome_of(one.options) if code == 0 else None
                     if outcome is not None:
@@ -169,11 +199,11 @@ class Trainer:
             self._progress.show(f"{training.label}: still training for a run that was killed; waiting for its end")
             return None
         try:
-            options, course = training.options(), training.course()
+            options = training.options()
             began_at = saved_at(options)
-            goes_on = self.steps.course(options.name) == course and options.experiment_folder.is_dir()
+            goes_on = training.goes_on(self.steps.course(options.name)) and options.experiment_folder.is_dir()
             goes_on = goes_on and began_at <= options.train.total_iter
-            self.steps.begin(options.name, course)
+            self.steps.begin(options.name, json.dumps(training.course()))
             log = self._write(training, goes_on)
             with log.open("wb") as output:
                 process = programs.start(

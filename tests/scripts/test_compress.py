@@ -6,7 +6,6 @@ import copy
 import importlib
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -37,10 +36,12 @@ def command():
     return importlib.import_module("compress")
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
     """Trainings are compared bitwise."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,10 @@ def options(bench: Path, root: Path) -> dict[str, Any]:
                 "compact": {"network": {"type": "SRVGGNetCompact"}, "ranges": {"num_feat": [4, 8], "num_conv": [1]}}
             },
             "search": {"iterations": 2, "rungs": 2},
+            "quantize": {"iterations": 2},
+            "targets": [{"target": "onnxruntime", "precisions": ["float32", "int8"]}],
+            "max_drop": 5.0,
+            "compare": {"network": {key: EDSR[key] for key in EDSR if key != "upscale"}, "seeds": [0]},
         },
     }
 
@@ -131,17 +136,16 @@ def run(command: Any, file: Path, *arguments: str) -> int:
 
 @pytest.fixture(scope="module")
 def finished(bench, tmp_path_factory, command) -> Path:
-    """The folder of a run that was killed in the search's second rung, then in the distillation, and went on."""
+    """The folder of a run that was killed in the search's second rung, and went on."""
     root = tmp_path_factory.mktemp("finished")
+    (root / "val").symlink_to(bench / "val")
     file = write(root / "tiny.yml", options(bench, root))
     folder = root / "experiments/compress/tiny"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for sign in ("logs/search_rung2_compact_8_1.log", "logs/distil_compact_8_1.log"):
-        process = subprocess.Popen([sys.executable, SCRIPT, "-opt", str(file)], env=environment)
-        while not (folder / sign).is_file() and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    process = subprocess.Popen([sys.executable, SCRIPT, "-opt", str(file)])
+    while not (folder / "logs/search_rung2_compact_8_1.log").is_file() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert run(command, file) == 0
     return folder
 
@@ -153,9 +157,46 @@ def test_a_run_that_was_killed_comes_to_its_end(finished):
     figures = steps["figures student, val"]["result"]
     outcome = steps["distil_compact_8_1"]["result"]["values"]["val"]["psnr"]
     assert np.mean(figures["values"]) == pytest.approx(outcome, abs=1e-6)
-    assert {"figures student, test", "figures teacher, val", "latencies"} <= set(steps)
+    assert {"figures student, test", "figures teacher, val", "latencies", "quantise_compact_8_1"} <= set(steps)
 
 
+def test_its_files_run_without_torch_and_give_the_figures_that_are_reported(finished):
+    """Of the int8 file: PSNR of its outputs, by onnxruntime alone."""
+    report = json.loads((finished / "report.json").read_text())
+    assert {path.name for path in (finished / "shipped").iterdir()} == {
+        "tiny_x2_onnxruntime.onnx",
+        "tiny_x2_onnxruntime_int8.onnx",
+    }
+    shipped = next(file for file in report["files"] if file["precision"] == "int8")
+    program = f"""
+import sys, numpy as np, onnxruntime, cv2
+session = onnxruntime.InferenceSession({str(finished / "shipped/tiny_x2_onnxruntime_int8.onnx")!r})
+found = []
+for index in range(2):
+    lq, gt = (cv2.imread(f"{finished.parents[2]}/val/{{name}}.png") for name in (f"LR/{{index}}x2", f"HR/{{index}}"))
+    given = np.ascontiguousarray(lq[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    made = session.run(None, {{session.get_inputs()[0].name: given}})[0][0].transpose(1, 2, 0)[..., ::-1]
+    difference = np.rint(made.clip(0, 1) * 255)[2:-2, 2:-2] - gt[2:-2, 2:-2]
+    found.append(10 * np.log10(255**2 / np.square(difference).mean()))
+assert "torch" not in sys.modules
+print(np.mean(found))
+"""
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert float(told) == pytest.approx(shipped["figures"]["val"]["psnr"], abs=1e-3)
+    assert report["figures"]["student, quantised"]["val"]["psnr"] == pytest.approx(float(told), abs=0.5)
+    assert set(report["sensitivity"]) == {"body.0", "body.2", "body.4"}
+    assert report["compared"]["figures"]["0"].keys() == {"compact_8_1", "compared"}
+
+
+def test_its_report_is_one_file_that_asks_nothing_of_a_network(finished):
+    text = (finished / "report.html").read_text()
+    assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
+    for word in ("compact_8_1 (chosen)", "onnxruntime int8, quantised", "Sensitivity", "data:image", "<svg"):
+        assert word in text
+    assert "| x2" in (finished / "report.md").read_text()
+
+
+@pytest.mark.long
 def test_its_options_train_the_same_student_by_hand(finished, tmp_path):
     """Bitwise, without the command and without a kill."""
     content = yaml.safe_load((finished / "options/distil_compact_8_1.yml").read_text())
@@ -175,10 +216,10 @@ def test_the_same_command_does_nothing_twice_and_a_change_redoes_what_depends_on
     content = options(bench, root)
     assert run(command, write(root / "tiny.yml", content)) == 0
     assert steps_of(finished) == before
-    assert run(command, write(root / "tiny.yml", changed(content, train__total_iter=8))) == 0
+    assert run(command, write(root / "tiny.yml", changed(content, compress__max_drop=4.0))) == 0
     after = steps_of(finished)
     redone = {name for name, step in after.items() if step["key"] != before[name]["key"]}
-    assert redone == {"distil_compact_8_1", "figures student, val", "figures student, test"}
+    assert redone == {"file onnxruntime int8 calibrated", "file onnxruntime int8 quantised"}
 
 
 @pytest.mark.parametrize(
