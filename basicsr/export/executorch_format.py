@@ -34,7 +34,7 @@ class ExecuTorchTarget(ExportFormat):
 
     name, ending, order, runtime, extra = "executorch", ".pte", 50, "executorch", "executorch"
     packages = ("executorch", "torchao")
-    precisions = ("float32",)
+    precisions = ("float32", "int8")
     limits = dict.fromkeys(
         (
             *("attention in windows", "folding by strides", "pooling into parts of the image"),
@@ -65,10 +65,10 @@ def write_executorch(job: ExportJob, path: Path) -> None:
             quantize_before_shuffles(module)
             own_dequantize_for_each_user(module)
             lowered = _lowered(finished(module), channels, job.size, json.dumps(about))
+            work = Work.of(lowered.exported_program().graph_module)
             content = lowered.to_executorch().buffer
     except Exception as error:  # its exceptions have no common ancestor
         raise CheckpointError(f"the network cannot be written for ExecuTorch ({first_line(error)})") from error
-    work = Work.of(lowered.exported_program().graph_module)
     if work.outside and (kind := next((name for name in work.outside if "convolution" in name), None)):
         raise CheckpointError(f"XNNPACK does not take {work.outside[kind]} of the network's convolutions")
     if job.precision == "int8" and not work.integer_convolutions:

@@ -33,7 +33,7 @@ class LiteRTTarget(ExportFormat):
 
     name, ending, order, runtime, extra = "litert", ".tflite", 40, "litert", "litert"
     packages = ("litert_torch",)
-    precisions = ("float32",)
+    precisions = ("float32", "int8")
     takes_nhwc = True
     limits = dict.fromkeys(
         (
@@ -206,7 +206,12 @@ def _described(content: bytes, job: ExportJob) -> bytes:
         model.metadata.append(entry)
     network = job.student.pretrained
     model.description = f"{network.architecture} x{network.scale}: {job.student.colours} images, {job.precision} inside"
-    builder = flatbuffers.Builder(len(content))
+
+    class Aligned(flatbuffers.Builder):  # as the schema asks of buffers
+        def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:
+            return super().StartVector(elemSize, numElems, max(alignment, 16))
+
+    builder = Aligned(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 

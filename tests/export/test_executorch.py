@@ -5,13 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.quantized import BLOCKS, image_8_bits
 from support.students import save_student, student
 
-from basicsr.export.base import load_student
+from basicsr.archs import build_network
+from basicsr.config.quantization import QuantizationSettings
+from basicsr.export.base import ExportJob, Student, load_student
+from basicsr.export.executorch_format import write_executorch
 from basicsr.export.exporting import export
+from basicsr.quantization.calibration import calibrate
+from basicsr.quantization.network import quantize_network
 from basicsr.runtimes.base import runtime_for
 from basicsr.runtimes.executorch_runtime import ExecuTorch
 from basicsr.utils.errors import CheckpointError, OptionsError
+from basicsr.weights.recognise import Pretrained
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +65,20 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, of_one_size, content):
 def test_unknown_settings_are_refused(of_one_size):
     with pytest.raises(OptionsError, match=r"^executorch has no setting gpu$"):
         ExecuTorch().load(of_one_size[1], threads=1, settings={"gpu": True})
+
+
+def test_int8_is_between_integers_and_as_fake_quantisation_computed(tmp_path):
+    torch.manual_seed(0)
+    network = build_network(BLOCKS["EDSR"]).eval()
+    quantize_network(network, QuantizationSettings())
+    calibrate(network, [("a", image_8_bits(3, 32, 48))])
+    given = Student(Pretrained(network, BLOCKS["EDSR"], "EDSR", "ours", 2, 3, 3), tmp_path / "net.pth", "0" * 64)
+    job, path = ExportJob(given, "int8", 18, "ours", (24, 40)), tmp_path / "net.pte"
+    write_executorch(job, path)
+    assert job.remarks == ["XNNPACK does 55 of 55 operators; 8 of 8 convolutions in int8"]
+    loaded, image = ExecuTorch().load(path, threads=1), image_8_bits(1, 3, 24, 40)
+    assert (loaded.facts.precision, loaded.facts.scale) == ("int8", 2)
+    with torch.no_grad():
+        steps = (torch.from_numpy(loaded(image.numpy())) - network(image)).abs() * 255
+    assert steps.max() < 2.5 and (steps > 1.5).double().mean() < 0.01
+    assert (steps > 0.5).double().mean() < 0.2

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from support.quantized import BLOCKS
+from support.quantized import BLOCKS, image_8_bits
 from support.students import save_student, student
 
 from basicsr.archs import build_network
-from basicsr.export.base import load_student
+from basicsr.config.quantization import QuantizationSettings
+from basicsr.export.base import ExportJob, Student, load_student
 from basicsr.export.exporting import export
-from basicsr.export.litert_format import operators
+from basicsr.export.litert_format import litert_content, operators
+from basicsr.quantization.calibration import calibrate
+from basicsr.quantization.network import quantize_network
 from basicsr.runtimes.base import runtime_for
 from basicsr.runtimes.litert_runtime import LiteRT, metadata_of
 from basicsr.utils.errors import CheckpointError, OptionsError
-
-SIZE = (20, 28)
+from basicsr.weights.recognise import Pretrained
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +103,32 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, channels_last, content)
 def test_unknown_settings_are_refused(channels_last):
     with pytest.raises(OptionsError, match=r"^litert has no setting gpu: give xnnpack$"):
         LiteRT().load(channels_last[1].files[0], threads=1, settings={"gpu": True})
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    """An EDSR, whose colour is subtracted before the first layer, with fake quantisation."""
+    torch.manual_seed(0)
+    network = build_network(BLOCKS["EDSR"]).eval()
+    quantize_network(network, QuantizationSettings())
+    calibrate(network, [("a", image_8_bits(3, 32, 48))])
+    return network
+
+
+def test_int8_is_between_integers_and_as_fake_quantisation_computed(tmp_path, quantized):
+    given = Student(Pretrained(quantized, BLOCKS["EDSR"], "EDSR", "ours", 2, 3, 3), tmp_path / "net.pth", "0" * 64)
+    content = litert_content(ExportJob(given, "int8", 18, "ours", nhwc=True))
+    kinds = Counter((one.name, one.type) for one in operators(content))
+    assert kinds["CONV_2D", "INT8"] == 8 and kinds["CONV_2D", "FLOAT32"] == 0
+    assert kinds["DEPTH_TO_SPACE", "INT8"] == 1 and not any(name == "TRANSPOSE" for name, _ in kinds)
+    path = tmp_path / "net.tflite"
+    path.write_bytes(content)
+    for xnnpack in (True, False):
+        loaded = LiteRT().load(path, threads=1, settings={"xnnpack": xnnpack})
+        assert (loaded.facts.precision, loaded.facts.size) == ("int8", None)
+        for size in ((24, 40), (17, 31)):
+            image = image_8_bits(1, 3, *size)
+            with torch.no_grad():
+                steps = (torch.from_numpy(loaded(image.numpy())) - quantized(image)).abs() * 255
+            assert steps.max() < 2.5 and (steps > 1.5).double().mean() < 0.01
+            assert (steps > 0.5).double().mean() < 0.3  # of kernels that round in integers
