@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,22 +88,27 @@ class Judge:
 
     def __init__(self, int8: Int8, student: Student, size: tuple[int, int] | None, progress: Progress = iter) -> None:
         self.int8, self.student, self.size, self.progress = int8, student, size, progress
+        self._float_psnr: dict[tuple[int, int] | None, float] = {}
 
-    @cached_property
-    def float_psnr(self) -> float:
-        """Of the float network, in PyTorch."""
+    def float_psnr(self, most: tuple[int, int] | None = None) -> float:
+        """Of the float network, in PyTorch, as `psnr`; computed once."""
         network = self.student.pretrained.network
-        with torch.no_grad(), in_float(network):
-            return self.psnr(network)
+        if most not in self._float_psnr:
+            with torch.no_grad(), in_float(network):
+                self._float_psnr[most] = self.psnr(network, most)
+        return self._float_psnr[most]
 
-    def psnr(self, run: Callable[[Tensor], Tensor]) -> float:
-        """The mean over all images; NonFiniteError where an output is not finite, DataError where no image fits."""
+    def psnr(self, run: Callable[[Tensor], Tensor], most: tuple[int, int] | None = None) -> float:
+        """The mean over all images, of the middle of those that are larger than `most`, (height, width).
+
+        NonFiniteError where an output is not finite, DataError where no image fits.
+        """
         found = []
         for index in self.progress(range(len(self.int8.validation))):
             item = self.int8.validation[index]
             if "gt" not in item:
                 raise DataError("the validation images have no HR images: give --validation HR LR")
-            if (pair := self._cut(item["lq"], item["gt"])) is not None:
+            if (pair := self._cut(item["lq"], item["gt"], most)) is not None:
                 output = run(pair[0][None])[0]
                 if not output.isfinite().all():
                     raise NonFiniteError(f"the output for {item.get('lq_path', index)} has values that are not finite")
@@ -114,11 +118,12 @@ class Judge:
             raise DataError(f"no validation image has {height}x{width} LR pixels or more: give larger ones, or --size")
         return float(np.mean(found))
 
-    def _cut(self, lq: Tensor, gt: Tensor) -> tuple[Tensor, Tensor] | None:
-        """A pair, or its middle where graphs are for one size; None if it is smaller."""
-        if self.size is None:
+    def _cut(self, lq: Tensor, gt: Tensor, most: tuple[int, int] | None) -> tuple[Tensor, Tensor] | None:
+        """A pair, or its middle where files are for one size or for `most`; None if it is smaller than the one."""
+        whole, scale = (lq.shape[-2], lq.shape[-1]), self.student.pretrained.scale
+        height, width = self.size or (whole if most is None else tuple(map(min, whole, most)))
+        if (height, width) == whole:
             return lq, gt
-        (height, width), scale = self.size, self.student.pretrained.scale
         top, left = (lq.shape[-2] - height) // 2, (lq.shape[-1] - width) // 2
         if top < 0 or left < 0:
             return None
@@ -138,8 +143,9 @@ class Judge:
     def measured(self, entry: ExportFormat, job: ExportJob, path: Path) -> Loss:
         """Runs a file on the images; CheckpointError, naming the worst layers, where it lost too much."""
         loaded = entry.load(path)
-        psnr = self.psnr(job.of_graph(lambda lq: torch.from_numpy(loaded(lq.numpy()))))
-        loss = Loss(f"{entry.name}, int8", len(self.int8.validation), psnr, self.float_psnr)
+        most = loaded.facts.most
+        psnr = self.psnr(job.of_graph(lambda lq: torch.from_numpy(loaded(lq.numpy()))), most)
+        loss = Loss(f"{entry.name}, int8", len(self.int8.validation), psnr, self.float_psnr(most))
         if not loss.drop <= self.int8.max_drop:
             raise CheckpointError(
                 f"{path.name} was not written: PSNR on {loss.images} images is {psnr:.2f} dB, {loss.drop:.2f} dB below"

@@ -26,6 +26,7 @@ class FileFacts:
         scale: factor of enlargement.
         channels: of the images that it takes.
         size: height and width of the one size that it takes; None: any.
+        most: the largest height and width that it takes; None: any.
         batches: whether it takes several images at once.
         precision: 'float32', 'fp16', 'bf16' or 'int8', in which it was written.
     """
@@ -33,6 +34,7 @@ class FileFacts:
     scale: int
     channels: int
     size: tuple[int, int] | None = None
+    most: tuple[int, int] | None = None
     batches: bool = False
     precision: str = "float32"
 

@@ -74,12 +74,13 @@ class _Loaded(LoadedFile):
         self._content, self._threads = content, threads
         self._program, self._method = self._load()
         meta = self._method.metadata
-        self._most, given = meta.input_tensor_meta(0).sizes(), meta.output_tensor_meta(0).sizes()
-        about = self._about()
+        taken, given = meta.input_tensor_meta(0).sizes(), meta.output_tensor_meta(0).sizes()
+        about, most = self._about(), (taken[2], taken[3])
         self.facts = FileFacts(
-            scale=int(about.get("scale", given[2] // self._most[2])),
-            channels=self._most[1],
-            size=None if about.get("sizes") == "any" else (self._most[2], self._most[3]),
+            scale=int(about.get("scale", given[2] // taken[2])),
+            channels=taken[1],
+            size=None if about.get("sizes") == "any" else most,
+            most=most,
             precision=about.get("precision", "float32"),
         )
         self.computes_in = self.facts.precision
@@ -104,7 +105,8 @@ class _Loaded(LoadedFile):
     def __call__(self, images: np.ndarray) -> np.ndarray:
         import torch
 
-        height, width = self._most[2:]
+        assert self.facts.most is not None
+        height, width = self.facts.most
         if len(images) != 1:
             raise ValueError("it takes one image at a time")
         if self.facts.size is not None and images.shape[2:] != self.facts.size:
