@@ -47,6 +47,7 @@ def test_it_says_what_it_takes(of_one_size):
     loaded = ExecuTorch().load(of_one_size[1], threads=1)
     facts = loaded.facts
     assert (facts.scale, facts.channels, facts.size, facts.batches) == (2, 3, (20, 28), False)
+    assert facts.most == (20, 28)
     with pytest.raises(ValueError, match="images of 20x28 only"):
         loaded(np.zeros((1, 3, 20, 20), np.float32))
     with pytest.raises(ValueError, match="one image at a time"):

@@ -166,6 +166,21 @@ def test_images_that_do_not_do_are_told(compact):
         int8.quantized(broken)
 
 
+def test_of_images_larger_than_a_file_takes_the_middle_is_measured(compact):
+    gt = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0))
+    pairs = [{"lq": gt[:, ::2, ::2], "gt": gt}, {"lq": gt[:, :20:2, :20:2], "gt": gt[:, :20, :20]}]
+    seen = []
+
+    def repeated(lq):
+        seen.append(lq)
+        return lq.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    judge = Judge(dataclasses.replace(int8_of(compact), validation=pairs), compact, None)
+    judge.psnr(repeated, most=(12, 16))
+    assert torch.equal(seen[0][0], gt[:, 8:32:2, 14:46:2]) and torch.equal(seen[1][0], pairs[1]["lq"])
+    assert judge.float_psnr() != judge.float_psnr((12, 16))
+
+
 def test_one_size(compact, tmp_path):
     exported = export(compact, tmp_path, targets=["openvino"], precision="int8", size=(24, 32), int8=int8_of(compact))
     facts = runtimes()["openvino"].load(exported.files[0], threads=1).facts
