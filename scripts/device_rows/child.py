@@ -43,7 +43,7 @@ class Maker:
     folder: Path
     student: Student
     settings: Settings
-    _float_psnr: dict[tuple[int, int] | None, float] = field(default_factory=dict)
+    _float_psnr: dict[tuple[tuple[int, int] | None, tuple[int, int] | None], float] = field(default_factory=dict)
 
     @cached_property
     def exportable(self) -> Exportable:
@@ -108,18 +108,19 @@ class Maker:
         row.runtime = f"{runtime.name} {runtime.version()}"
         try:
             loaded = entry.load(exported.files[0])
+            most = loaded.facts.most
             row.psnr = Judge(self.images, self.exportable, size).psnr(
-                lambda lq: torch.from_numpy(np.asarray(loaded(lq.numpy())))
+                lambda lq: torch.from_numpy(np.asarray(loaded(lq.numpy()))), most
             )
-            row.float_psnr = self._psnr_in_float(size)
+            row.float_psnr = self._psnr_in_float(size, most)
         except (DataError, MachineError) as error:  # no image is large enough, or it runs on other machines only
             row.remarks.append(reason_of(error))
 
-    def _psnr_in_float(self, size: tuple[int, int] | None) -> float:
-        """Of the network in PyTorch; of the middles of images where files are for one size."""
-        if size not in self._float_psnr:
-            self._float_psnr[size] = Judge(self.images, self.exportable, size).float_psnr
-        return self._float_psnr[size]
+    def _psnr_in_float(self, size: tuple[int, int] | None, most: tuple[int, int] | None = None) -> float:
+        """Of the network in PyTorch; of the middles of images where files are for one size, or for one at `most`."""
+        if (size, most) not in self._float_psnr:
+            self._float_psnr[size, most] = Judge(self.images, self.exportable, size).float_psnr(most)
+        return self._float_psnr[size, most]
 
 
 def _bytes_of(file: Path) -> int:
