@@ -151,7 +151,9 @@ def _describe_sets(run: TrainingRun, logger: logging.Logger) -> None:
         counting = ", ".join(name for name, is_needed in needs.items() if not is_needed)
         idle = [*(name for name, is_needed in needs.items() if is_needed), *(["adversarial"] if run.adversary else [])]
         without = f", without {', '.join(idle)}" if idle else ""
-        logger.info(f"{', '.join(free)}: no HR images; learned from the teacher alone, by {counting}{without}")
+        distils = run.options.model_type == "KDModel"
+        source = "the teacher" if distils else "the network as the run began"
+        logger.info(f"{', '.join(free)}: no HR images; learned from {source} alone, by {counting}{without}")
 
 
 def _about_threads(threads: int, cores: int, environment: Mapping[str, str]) -> str:
