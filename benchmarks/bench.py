@@ -29,6 +29,9 @@ class Bench:
         folder: for images and runs, empty at first.
         benchmark: folder of Set5 and Set14.
         training_images: folder of photographs to train on, where figures of trained networks are compared.
+        students: folder of trained students' checkpoints, their teacher, and folders of compress.py's runs (device).
+        teacher: see there.
+        compressed: see there.
     """
 
     rounds: int
@@ -38,6 +41,9 @@ class Bench:
     folder: Path
     benchmark: Path = Path("datasets/benchmark")
     training_images: Path = Path("datasets/quickstart/train/HR")
+    students: Path | None = None
+    teacher: Path | None = None
+    compressed: tuple[Path, ...] = ()
     idle: list[float] = field(default_factory=list)
 
     @cached_property

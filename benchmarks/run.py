@@ -37,13 +37,13 @@ from basicsr.utils.errors import DataError, OptionsError, UserError
 from basicsr.utils.timing import cpu_times, load_between
 from benchmarks.bench import FALLBACK, Bench
 from benchmarks.machine import describe
-from benchmarks.rows import auto, cache, data, gpu, metrics, numbers, ranks, stalls, start, step
+from benchmarks.rows import auto, cache, data, device, gpu, metrics, numbers, ranks, stalls, start, step
 from benchmarks.table import Detail, Outcome, Report, details_tables, outcomes_table
 from benchmarks.workers import check_reference
 
 ROWS: Mapping[str, Callable[[Bench], Report]] = {
     name: row
-    for module in (step, auto, cache, data, metrics, start, ranks, stalls, gpu, numbers)
+    for module in (step, auto, cache, data, metrics, start, ranks, stalls, gpu, device, numbers)
     for name, row in module.ROWS.items()
 }
 LONG = ("numbers",)
@@ -102,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder=Path(folder),
             benchmark=arguments.benchmark,
             training_images=arguments.training_images,
+            students=arguments.students,
+            teacher=arguments.teacher,
+            compressed=tuple(arguments.compressed),
         )
         print(f"{describe(bench.threads)}\n\n{bench.peaks.table()}\n", flush=True)
         print(f"Compared with {versions}.\n", flush=True)
@@ -142,7 +145,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=Path("datasets/quickstart/train/HR"),
         metavar="DIR",
-        help="photographs to train on (numbers)",
+        help="photographs to train on (numbers), or to calibrate on (device)",
+    )
+    parser.add_argument("--students", type=Path, metavar="DIR", help="NAME.pth and NAME_int8.pth (device)")
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help="of the students (device)")
+    parser.add_argument(
+        "--compressed", type=Path, nargs="+", default=[], metavar="DIR", help="runs of compress.py (device)"
     )
     arguments = parser.parse_args(argv)
     for option in ("rounds", "threads"):

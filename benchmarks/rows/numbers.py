@@ -86,19 +86,20 @@ def _run(
         metric = {"type": "calculate_psnr", "crop_border": SCALE, "test_y_channel": True}
         options["val"] = {"val_freq": iterations, "metrics": {"psnr": metric}}
         for number, dataset in enumerate(SETS, start=1):
-            options["datasets"][f"val_{number}"] = _benchmark(bench.benchmark.absolute() / dataset, dataset)
+            options["datasets"][f"val_{number}"] = benchmark_set(bench.benchmark.absolute() / dataset, dataset)
     path = write_options(bench.folder / f"numbers_{name}", options)
     train(path, bench.threads)
     return path
 
 
-def _benchmark(folder: Path, name: str) -> dict[str, Any]:
+def benchmark_set(folder: Path, name: str, scale: int = SCALE) -> dict[str, Any]:
+    """A dataset's block for a folder with HR and LR_bicubic/X2."""
     return {
         "name": name,
         "type": "PairedImageDataset",
         "dataroot_gt": str(folder / "HR"),
-        "dataroot_lq": str(folder / f"LR_bicubic/X{SCALE}"),
-        "filename_tmpl": f"{{}}x{SCALE}",
+        "dataroot_lq": str(folder / f"LR_bicubic/X{scale}"),
+        "filename_tmpl": f"{{}}x{scale}",
         "io_backend": {"type": "disk"},
     }
 
