@@ -1,4 +1,4 @@
-"""Students on devices: int8 against float32, what int8 costs in PSNR, a student against its teacher, compress.py's runs.
+"""Students on devices: speed and loss in int8, a student against its teacher, runs of compress.py.
 
 Speed is measured on untrained students. Figures of trained ones need their checkpoints: `--students` names a folder
 with NAME.pth, a float student, and NAME_int8.pth, the same after training with quantisation; `--teacher` names their
@@ -8,13 +8,15 @@ teacher's file, `--compressed` folders of finished runs of scripts/compress.py.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-
+from basicsr.export.image_sources import LrImages, int8_images
+from basicsr.export.int8 import Int8, Judge, Pairs
 from torch import Tensor
 
 from basicsr.archs import build_network
@@ -23,14 +25,12 @@ from basicsr.config.schema import DatasetOptions
 from basicsr.data.loading import build_eval_dataset
 from basicsr.export.base import Student, load_student
 from basicsr.export.exporting import export
-from basicsr.export.image_sources import LrImages, int8_images
-from basicsr.export.int8 import Int8, Judge, Pairs
 from basicsr.latency.candidates import Candidate
 from basicsr.latency.figures import Figure
 from basicsr.latency.measuring import Limits, measure
 from basicsr.quantization.network import quantization_of
 from basicsr.runtimes.base import runtimes
-from basicsr.utils.timing import Spread
+from basicsr.utils.timing import Spread, spread
 from benchmarks.bench import Bench
 from benchmarks.rows.numbers import benchmark_set
 from benchmarks.table import Detail, Outcome, Report, Target
@@ -134,7 +134,7 @@ def against_teacher(bench: Bench) -> Report:
     candidates["teacher"] = Candidate("teacher", bench.teacher, (side, side), bench.threads)
     figures = _timed(bench, [((label,), candidate) for label, candidate in candidates.items()])
     teacher = _psnr(bench, load_student(bench.teacher), "Set5")
-    outcomes = []
+    outcomes: list[Outcome] = []
     for path in students:
         psnr, times = _psnr(bench, load_student(path), "Set5"), _times(figures[("teacher",)], figures[(path.stem,)])
         shown = {"reference": _shown(figures[("teacher",)]), "ours": _shown(figures[(path.stem,)])}
@@ -167,9 +167,7 @@ def _candidate(bench: Bench, label: tuple[str, ...], path: Path, side: int) -> t
     return label, Candidate(", ".join(label), path, (side, side), bench.threads)
 
 
-def _timed(
-    bench: Bench, candidates: Sequence[tuple[tuple[str, ...], Candidate]]
-) -> dict[tuple[str, ...], Figure]:
+def _timed(bench: Bench, candidates: Sequence[tuple[tuple[str, ...], Candidate]]) -> dict[tuple[str, ...], Figure]:
     """Figures by label; raises the first failure."""
     limits = _QUICK if bench.quick else replace(_MEASURED, rounds=max(3, 3 * bench.rounds))
     measured = measure([candidate for _, candidate in candidates], limits)
@@ -234,7 +232,7 @@ def _lr_made_of(folder: Path, scale: int) -> DatasetOptions:
 
 def compressed(bench: Bench) -> Report:
     """How long runs of compress.py took, and what they chose against a narrow EDSR of equal latency."""
-    outcomes = []
+    outcomes: list[Outcome] = []
     for folder in bench.compressed:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         outcomes += _of_run(folder.name, report)
@@ -242,6 +240,31 @@ def compressed(bench: Bench) -> Report:
         target, remark = Target("at most", 30, " minutes"), "not run: --compressed names no folder"
         outcomes = [Outcome("device_compress", "compress.py from start to end", target=target, remark=remark)]
     return Report(tuple(outcomes))
+
+
+def _of_run(name: str, report: Mapping[str, Any]) -> Iterator[Outcome]:
+    minutes = sum(step["seconds"] for step in report["steps"].values()) / 60
+    target = Target("at most", 30, " minutes")
+    taken = Spread(minutes, minutes, minutes)
+    yield Outcome("device_compress", f"compress.py, {name}, all steps", figure=taken, target=target)
+    if (found := report["compared"]) is None:
+        return
+    chosen, other = found["chosen"], found["other"]
+    for dataset in SETS:
+        figures = [of_seed for of_seed in found["figures"].values() if dataset in of_seed[chosen]]
+        if not figures:
+            continue
+        values = {who: [of_seed[who][dataset]["psnr"] for of_seed in figures] for who in (chosen, other)}
+        gain = spread([own - others for own, others in zip(values[chosen], values[other], strict=True)])
+        texts = {who: f"{statistics.fmean(of):.2f} dB, {found['ms'][who]:.1f} ms" for who, of in values.items()}
+        yield Outcome(
+            row="device_compress",
+            what=f"{name}: PSNR on {dataset} of {chosen} less that of {other}, {len(figures)} seeds",
+            reference=texts[other],
+            ours=texts[chosen],
+            figure=gain,
+            target=Target("at least", 0, " dB"),
+        )
 
 
 ROWS = {
