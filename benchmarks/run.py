@@ -37,13 +37,13 @@ from basicsr.utils.errors import DataError, OptionsError, UserError
 from basicsr.utils.timing import cpu_times, load_between
 from benchmarks.bench import FALLBACK, Bench
 from benchmarks.machine import describe
-from benchmarks.rows import auto, cache, data, device, gpu, metrics, numbers, ranks, stalls, start, step
+from benchmarks.rows import auto, cache, data, device, device_upscale, gpu, metrics, numbers, ranks, stalls, start, step
 from benchmarks.table import Detail, Outcome, Report, details_tables, outcomes_table
 from benchmarks.workers import check_reference
 
 ROWS: Mapping[str, Callable[[Bench], Report]] = {
     name: row
-    for module in (step, auto, cache, data, metrics, start, ranks, stalls, gpu, device, numbers)
+    for module in (step, auto, cache, data, metrics, start, ranks, stalls, gpu, device, device_upscale, numbers)
     for name, row in module.ROWS.items()
 }
 LONG = ("numbers",)

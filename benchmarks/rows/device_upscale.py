@@ -1,4 +1,4 @@
-"""Runtimes for devices on this machine: int8 against float32, and upscale.py by the best backend against PyTorch."""
+"""upscale.py by the best backend, in float32 and int8, against PyTorch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,14 @@ import numpy as np
 import torch
 
 from basicsr.archs import build_network
-from basicsr.latency.candidates import Candidate
-from basicsr.latency.figures import Figure
-from basicsr.latency.measuring import Limits, measure
 from basicsr.latency.workers import environment
 from basicsr.utils.errors import ForeignError
 from basicsr.utils.timing import Spread, in_turn, ratios, spread
 from benchmarks.bench import Bench
 from benchmarks.images import picture
 from benchmarks.options import ROOT
-from benchmarks.table import Detail, Outcome, Report, Target, short
+from benchmarks.table import Outcome, Report, Target, short
 
-RUNTIMES = ("onnxruntime", "openvino")
 SIDES = ("pytorch", "float32", "int8")
 
 
@@ -34,7 +30,7 @@ def device_upscale(bench: Bench) -> Report:
     files = _files(bench)
     path, output = bench.folder / "upscaled.png", bench.folder / "upscaled" / "result.png"
     cv2.imwrite(str(path), picture(side, side, np.random.default_rng(0)))
-    models = {"pytorch": files["checkpoint"], "float32": files["checkpoint"], "int8": files["openvino int8"]}
+    models = {"pytorch": files["checkpoint"], "float32": files["checkpoint"], "int8": files["int8"]}
     backends = {"pytorch": "pytorch", "float32": "auto", "int8": "auto"}
     with ExitStack() as stack:
         workers = {
@@ -81,42 +77,6 @@ def device_upscale(bench: Bench) -> Report:
     return Report(tuple(outcomes))
 
 
-def device_int8(bench: Bench) -> Report:
-    """Latency of int8 against float32 of the same student in the same runtime, the better of two."""
-    files, size = _files(bench), (64, 64) if bench.quick else (256, 256)
-    candidates = [
-        Candidate(f"{runtime} {precision}", files[f"{runtime} {precision}"], size, bench.threads, runtime)
-        for runtime in RUNTIMES
-        for precision in ("float32", "int8")
-    ]
-    measured = measure(candidates, Limits(max(bench.rounds, 3)))
-    if measured.failed:
-        raise ForeignError("; ".join(f"{label}: {reason}" for label, reason in measured.failed.items()))
-    found = {figure.candidate: figure for figure in measured.figures}
-    gains = {name: _gain(found[f"{name} float32"], found[f"{name} int8"]) for name in RUNTIMES}
-    best = max(RUNTIMES, key=lambda name: gains[name].median)
-    outcome = Outcome(
-        row="device_int8",
-        what=f"EDSR {_feat(bench)}x{_blocks(bench)} x2, {size[0]}x{size[1]}, int8 against float32 in {best}",
-        reference=f"{short(found[f'{best} float32'].median_ms)} ms",
-        ours=f"{short(found[f'{best} int8'].median_ms)} ms",
-        figure=gains[best],
-        target=Target("at least", 2.0, " x"),
-        remark=", ".join(f"{name} {short(gain.median)} x" for name, gain in gains.items()),
-    )
-    lines = tuple(
-        (figure.candidate, short(figure.median_ms), short(figure.cpu_ms or 0), short(figure.peak_memory_mb or 0))
-        for figure in measured.figures
-    )
-    return Report((outcome,), (Detail("Latencies:", ("file", "ms", "CPU ms", "MB"), lines),))
-
-
-def _gain(slow: Figure, fast: Figure) -> Spread:
-    """How many times as fast, with quartiles by the worst and the best case of both."""
-    assert slow.low_ms and slow.high_ms and fast.low_ms and fast.high_ms
-    return Spread(slow.median_ms / fast.median_ms, slow.low_ms / fast.high_ms, slow.high_ms / fast.low_ms)
-
-
 def _feat(bench: Bench) -> int:
     return 8 if bench.quick else 32
 
@@ -126,12 +86,9 @@ def _blocks(bench: Bench) -> int:
 
 
 def _files(bench: Bench) -> dict[str, Path]:
-    """The student's checkpoint, random weights, and its files for the runtimes, made once."""
+    """The student's checkpoint, random weights, and its file in int8, made once."""
     folder = bench.folder / "device"
-    files = {"checkpoint": folder / "student.pth"}
-    for runtime, ending in zip(RUNTIMES, (".onnx", ".xml"), strict=True):
-        files[f"{runtime} float32"] = folder / f"student_{runtime}{ending}"
-        files[f"{runtime} int8"] = folder / f"student_{runtime}_int8{ending}"
+    files = {"checkpoint": folder / "student.pth", "int8": folder / "student_openvino_int8.xml"}
     if folder.exists():
         return files
     folder.mkdir()
@@ -141,7 +98,7 @@ def _files(bench: Bench) -> dict[str, Path]:
     torch.save({"params": build_network(block).state_dict(), "network": block}, files["checkpoint"])
     images = bench.pairs("device_images", 4, (192, 192), 2)
     command = [sys.executable, str(ROOT / "scripts/export.py"), "--model", str(files["checkpoint"])]
-    command += ["--output", str(folder), "--name", "student", "--target", *RUNTIMES, "--precision", "float32", "int8"]
+    command += ["--output", str(folder), "--name", "student", "--target", "openvino", "--precision", "int8"]
     command += ["--calibration", str(images / "LR"), "--validation", str(images / "HR"), str(images / "LR")]
     command += ["--max-drop", "100"]  # of random weights PSNR says nothing
     done = subprocess.run(command, capture_output=True, text=True, env=environment(bench.threads), check=False)
@@ -154,4 +111,4 @@ def _files(bench: Bench) -> dict[str, Path]:
     return files
 
 
-ROWS = {"device_upscale": device_upscale, "device_int8": device_int8}
+ROWS = {"device_upscale": device_upscale}
