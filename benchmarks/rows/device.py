@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.export.image_sources import LrImages, int8_images
-from basicsr.export.int8 import Int8, Judge, Pairs
 from torch import Tensor
 
 from basicsr.archs import build_network
 from basicsr.config.quantization import QuantizationSettings
 from basicsr.config.schema import DatasetOptions
+from basicsr.data.calibration_images import calibration_images
 from basicsr.data.loading import build_eval_dataset
 from basicsr.export.base import Student, load_student
 from basicsr.export.exporting import export
+from basicsr.export.image_sources import int8_images
+from basicsr.export.int8 import Int8, Judge, Pairs
 from basicsr.latency.candidates import Candidate
 from basicsr.latency.figures import Figure
 from basicsr.latency.measuring import Limits, measure
@@ -209,7 +210,7 @@ def _psnr(bench: Bench, student: Student, name: str) -> float:
 def _lost(bench: Bench, floating: Student, student: Student) -> dict[str, tuple[float, float]]:
     """By set: PSNR of `floating` in PyTorch, and of `student` as a file in int8, calibrated where it is a float one."""
     scale = student.pretrained.scale
-    training = LrImages(build_eval_dataset(_lr_made_of(bench.training_images, scale)), QuantizationSettings().images)
+    training = calibration_images([_lr_made_of(bench.training_images, scale)], QuantizationSettings().images)
     calibration = training if quantization_of(student.pretrained.network) is None else None
     int8 = Int8(calibration, _pairs(bench, SETS[0], scale), max_drop=_ANY_DROP)
     folder = bench.folder / f"{student.source.stem}_file"
