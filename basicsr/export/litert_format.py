@@ -60,7 +60,12 @@ class LiteRTTarget(ExportFormat):
         checks = []
         for kind, xnnpack in ((f"{self.name}, {job.precision}", True), (f"{self.name} without XNNPACK", False)):
             loaded = LiteRT().load(path, threads=torch.get_num_threads(), settings={"xnnpack": xnnpack})
-            checks += job.compare_loaded(kind, loaded, smallest=job.smallest)
+            try:
+                checks += job.compare_loaded(kind, loaded, smallest=job.smallest)
+            except CheckpointError as error:
+                if job.size is not None:
+                    raise
+                raise CheckpointError(f"{error}; if the network computes with sizes, give --size H W") from error
         return checks
 
 
