@@ -10,11 +10,14 @@ import torch
 from basicsr.export.base import ExportFormat, ExportJob
 from basicsr.export.checks import Check
 from basicsr.export.tracing import quiet
+from basicsr.quantization.layers import quantized_layers
 from basicsr.quantization.lowering import LoweredForm
 from basicsr.runtimes.base import LoadedFile, runtimes
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.registry import EXPORT_REGISTRY
 from basicsr.utils.text import first_line
+
+_INT16_OPSET = 21
 
 
 @EXPORT_REGISTRY.register()
@@ -50,6 +53,9 @@ def onnx_model(job: ExportJob, form: LoweredForm | None = None) -> Any:
     import onnx
 
     network, opset = job.student.pretrained, job.opset
+    layers = quantized_layers(network.network).values()
+    if opset < _INT16_OPSET and any(layer.plan.integers == "int16" for layer in layers):
+        raise CheckpointError(f"ONNX has int16 activations from opset {_INT16_OPSET} on: give --opset {_INT16_OPSET}")
     program = job.program_of(form)  # whose own message says all
     try:
         with quiet(), torch.no_grad():

@@ -181,6 +181,13 @@ def test_of_images_larger_than_a_file_takes_the_middle_is_measured(compact):
     assert judge.float_psnr() != judge.float_psnr((12, 16))
 
 
+def test_int16_needs_a_newer_opset(compact, tmp_path):
+    int8 = int8_of(compact, last="int16")
+    with pytest.raises(CheckpointError, match="give --opset 21"):
+        export(compact, tmp_path, targets=["onnxruntime"], precision="int8", int8=int8)
+    assert export(compact, tmp_path, targets=["onnxruntime"], precision="int8", opset=21, int8=int8).losses
+
+
 def test_one_size(compact, tmp_path):
     exported = export(compact, tmp_path, targets=["openvino"], precision="int8", size=(24, 32), int8=int8_of(compact))
     facts = runtimes()["openvino"].load(exported.files[0], threads=1).facts
