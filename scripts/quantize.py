@@ -218,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options is not None and options.scale != found.scale:
         raise OptionsError(f"{arguments.opt} is for x{options.scale}, {arguments.model} for x{found.scale}")
     output, network, channels = Path(arguments.output), found.network, found.in_channels
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(output.parent)
     sets = validation_sets(arguments, options, found)
     if arguments.calibration is not None:
         block = {"type": "SingleImageDataset", "dataroot_lq": arguments.calibration, **_colour(found)}
@@ -226,11 +228,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         assert options is not None
         blocks = list(options.datasets_of("train").values())
     images = calibration_images(blocks, settings.images)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot make {output.parent}: {error.strerror}") from error
-    check_writable(output.parent)
     quantization = quantize_network(network, settings, channels=channels)
     calibrate(network, images, report=shown("Calibrating", len(images)))
     print(f"{arguments.model}: {found.architecture} x{found.scale}, {quantization}, calibrated on {len(images)} images")

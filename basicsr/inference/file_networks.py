@@ -21,20 +21,23 @@ class FileNetwork(nn.Module):
     Args:
         loaded: the file.
         name: in messages.
+
+    Attributes:
+        only_size: height and width of the one size that the file takes, or of the largest; tiles are of it. None: any.
     """
 
     def __init__(self, loaded: LoadedFile, name: str) -> None:
         super().__init__()
         self._loaded, self.architecture = loaded, name
-        self.only_size = loaded.facts.size
+        self.only_size = loaded.facts.size or loaded.facts.most
         self.scale, self.in_channels = loaded.facts.scale, loaded.facts.channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the file; MemoryError where the runtime says so, MachineError for all else that it says."""
         height, width = x.shape[-2:]
         images = x.numpy()
-        if self.only_size not in (None, (height, width)):
-            for axis, wanted in zip((2, 3), self.only_size, strict=True):
+        if (size := self._loaded.facts.size) not in (None, (height, width)):
+            for axis, wanted in zip((2, 3), size, strict=True):
                 images = images.take(_reflected(images.shape[axis], wanted), axis)
         try:
             if self._loaded.facts.batches or len(images) == 1:

@@ -18,7 +18,7 @@ class Comparison:
 
     Attributes:
         chosen, other: the two students.
-        ms: median latency of both, untrained, by name.
+        ms: median latency of both, untrained and timed in turns, by name.
         figures: by seed and the student's name, its evaluations by set.
     """
 
@@ -50,14 +50,15 @@ class Comparison:
         }
 
 
-def compare(pipeline: Pipeline, chosen: Candidate, costs: Mapping[str, Mapping[str, Any]]) -> Comparison | None:
+def compare(pipeline: Pipeline, chosen: Candidate) -> Comparison | None:
     """Trains both students with each seed; None where the options name no other family."""
     options = pipeline.compress.compare
     if options is None:
         return None
-    own = costs[chosen.name]["ms"]
-    other = min(pipeline.compared, key=lambda candidate: abs(costs[candidate.name]["ms"] - own))
-    ms = {candidate.name: float(costs[candidate.name]["ms"]) for candidate in (chosen, other)}
+    times = pipeline.latencies.of_rivals(chosen.name, [candidate.name for candidate in pipeline.compared])
+    own = times[chosen.name].median_ms
+    other = min(pipeline.compared, key=lambda candidate: abs(times[candidate.name].median_ms - own))
+    ms = {candidate.name: times[candidate.name].median_ms for candidate in (chosen, other)}
     pipeline.say(
         f"compared: {chosen.label} ({ms[chosen.name]:.3g} ms) and {other.label} ({ms[other.name]:.3g} ms), trained"
         f" alike with seeds {', '.join(map(str, options.seeds))}"

@@ -67,6 +67,14 @@ class Latencies:
         timed = [self._timed(name, self._file(name)) for name in names]
         return self.measure("latencies", [*timed, self._timed_teacher()])
 
+    def of_rivals(self, chosen: str, others: Sequence[str]) -> dict[str, Figure]:
+        """Figures of the chosen student and of those that it may be compared with, untrained, in turns."""
+        if self._elsewhere is not None:
+            return self._read([chosen, *others])
+        return self.measure(
+            "latencies of compared", [self._timed(name, self._file(name)) for name in (chosen, *others)]
+        )
+
     def measure(self, step: str, timed: Sequence[Timed], *, may_fail: bool = False) -> dict[str, Figure]:
         """Times several in turns, as a step; DataError where one fails, which has no figure if it `may_fail`."""
         made_from: dict[str, Any] = {"version": 1, "device": this_device(), "seconds": self._latency.seconds}
@@ -81,8 +89,14 @@ class Latencies:
                 raise DataError(f"{label} does not run: {reason}")
             return {"figures": [figure.model_dump(mode="json") for figure in found.figures]}, []
 
-        figures = map(Figure.model_validate, self._steps.do(step, made_from, work)["figures"])
-        return {figure.candidate: figure for figure in figures}
+        def same(before: Mapping[str, Any]) -> bool:
+            """Whether these were timed then, perhaps beside others."""
+            others = {**before, "timed": made_from["timed"], "runtimes": made_from["runtimes"]} == made_from
+            return others and all(one in before["timed"] for one in made_from["timed"])
+
+        figures = map(Figure.model_validate, self._steps.do(step, made_from, work, same)["figures"])
+        names = {one.label for one in timed}
+        return {figure.candidate: figure for figure in figures if figure.candidate in names}
 
     def of_files(self, files: Mapping[str, Path]) -> dict[str, Figure]:
         """Figures of exported files by name, timed in turns with the teacher; none of files for other sizes."""

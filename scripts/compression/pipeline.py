@@ -206,7 +206,6 @@ class Pipeline:
         budget = self.compress.budget
         costs: dict[str, dict[str, Any]] = {name: dict(found) for name, found in self.count().items()}
         names = [candidate.name for candidate in self.candidates]
-        others = [candidate.name for candidate in self.compared]
         self.say(f"{len(names)} candidates, of {len(self.compress.families)} families")
         families = {candidate.name: candidate.family for candidate in self.candidates}
         labels = {candidate.name: candidate.label for candidate in self.candidates}
@@ -219,11 +218,11 @@ class Pipeline:
             return chosen
 
         if budget.kind == "ms":
-            self._add_times(costs, [*names, *others])
+            self._add_times(costs, names)
             chosen = edge()
         else:
             chosen = edge()
-            self._add_times(costs, [*chosen, *others])
+            self._add_times(costs, chosen)
         for name in chosen:
             self.say(f"  {labels[name]}: {self._cost_text(costs[name])}")
         return chosen, costs

@@ -43,7 +43,7 @@ def execute(pipeline: Pipeline) -> None:
         teacher_latency=shipping.teacher_latency,
         sensitivity=shipping.sensitivity(),
         failure=shipping.failure,
-        comparison=compare(pipeline, winner, costs),
+        comparison=compare(pipeline, winner),
     )
     path = write_report_files(findings)
     pipeline.say(f"done in {duration(time.monotonic() - started)}: {path}")

@@ -198,7 +198,10 @@ class Shipping:
             return ShippedFile(target, precision, source, facts)
         name = f"{target} {precision}" + ("" if source == "float" else f", {source}")
         judged = of_file(name, path, facts["sha256"], self.compress.latency.threads, pictures=precision == "int8")
-        evaluations = self.pipeline.figures.judge(judged)
+        try:
+            evaluations = self.pipeline.figures.judge(judged)
+        except UserError as error:
+            return ShippedFile(target, precision, source, {**facts, "refused": first_line(error)})
         self.pipeline.say(f"  {name}: {self.pipeline.told(evaluations)}")
         return ShippedFile(target, precision, source, facts, path, evaluations)
 

@@ -69,7 +69,11 @@ class Steps:
         self.used: list[str] = []
 
     def do(
-        self, name: str, made_from: Mapping[str, Any], work: Callable[[], tuple[Mapping[str, Any], Sequence[Path]]]
+        self,
+        name: str,
+        made_from: Mapping[str, Any],
+        work: Callable[[], tuple[Mapping[str, Any], Sequence[Path]]],
+        same: Callable[[Mapping[str, Any]], bool] = lambda before: False,
     ) -> Mapping[str, Any]:
         """The result of a step: what is kept of it where it was made from the same, else what `work` gives now.
 
@@ -77,8 +81,9 @@ class Steps:
             name: of the step.
             made_from: JSON of all that the result depends on.
             work: does it, and returns its result as JSON, and the files in the folder that it left.
+            same: as of `kept`.
         """
-        if (kept := self.kept(name, made_from)) is not None:
+        if (kept := self.kept(name, made_from, same)) is not None:
             return kept
         started = time.monotonic()
         key = key_of(made_from)

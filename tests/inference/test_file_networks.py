@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from support.graphs import write_graph
 from basicsr.inference.file_networks import FileNetwork
 from basicsr.inference.runner import ImageRunner
 from basicsr.inference.tiling import Region, of_size
-from basicsr.runtimes.base import runtimes
+from basicsr.runtimes.base import LoadedFile, runtimes
 from basicsr.utils.errors import MachineError, OptionsError
 
 
@@ -54,6 +56,24 @@ def test_smaller_images_are_extended_by_reflection_and_cut_again(files):
     expected = network_of(files[1])(torch.from_numpy(extended))[..., :20, :40]
     assert torch.equal(runner_of(network_of(files[1]))(small), expected)
     assert runner_of(network_of(files[1]))(image(1, 1)).shape == (1, 3, 2, 2)
+
+
+def test_a_file_of_a_largest_size_makes_the_same_of_larger_images_in_tiles_and_takes_smaller_ones_as_they_are(files):
+    class Bounded(LoadedFile):
+        """As ExecuTorch's files, whose memory is planned for one size."""
+
+        def __init__(self) -> None:
+            self.loaded = runtimes()["onnxruntime"].load(files[0], threads=1)
+            self.facts, self.computes_in = replace(self.loaded.facts, most=(24, 32)), self.loaded.computes_in
+
+        def __call__(self, images):
+            assert images.shape[-2] <= 24 and images.shape[-1] <= 32
+            return self.loaded(images)
+
+    network = FileNetwork(Bounded(), "bounded")
+    for size in ((40, 70), (24, 32), (10, 20)):
+        expected = runner_of(network_of(files[0]), tile=None)(image(*size))
+        assert torch.allclose(runner_of(network, tile_overlap=3)(image(*size)), expected, atol=1e-6)
 
 
 def test_tiles_of_a_file_are_those_of_the_whole_image(files):
