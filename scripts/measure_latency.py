@@ -29,6 +29,7 @@ if __name__ == "__main__":
     shorten_spinning()
 
 from basicsr.config.load import load_options
+from basicsr.files.atomic_files import check_writable
 from basicsr.latency.candidates import PYTORCH, Candidate, is_checkpoint
 from basicsr.latency.figures import figures_table, merge, read_figures, write_figures
 from basicsr.latency.measuring import ROUNDS, Limits, measure
@@ -105,9 +106,10 @@ def _source(path: Path, runtime: str, folder: Path) -> tuple[Any, dict[str, Any]
         raise OptionsError(
             f"{runtime} runs exported files: write one of {path.name} by scripts/export.py --target {runtime}"
         )
+    from basicsr.export.graph_cache import GraphKey, make_graph, precision_of
     from basicsr.weights.recognise import load_pretrained
 
-    checkpoint, block = path, None
+    checkpoint, block, precision = path, None, "float32"
     if path.suffix.lower() in _OPTIONS:
         options = load_options(str(path), training=True, paths=False)
         block = thaw(options.network_g)
@@ -116,13 +118,13 @@ def _source(path: Path, runtime: str, folder: Path) -> tuple[Any, dict[str, Any]
         checkpoint = folder / f"{path.stem}.pth"
         if not checkpoint.exists():
             _save_untrained(block, checkpoint)
-    elif (found := load_pretrained(path).block) is not None:
-        block = dict(found)
+    else:
+        found = load_pretrained(path)
+        block = None if found.block is None else dict(found.block)
+        precision = precision_of(found)
     if runtime == PYTORCH:
         return path, block
-    from basicsr.export.graph_cache import GraphKey, make_graph
-
-    return make_graph(GraphKey(checkpoint), _say).path, block
+    return make_graph(GraphKey(checkpoint, precision=precision), _say).path, block
 
 
 def _save_untrained(block: dict[str, Any], path: Path) -> None:
@@ -145,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.show:
         print(figures_table(merge(*map(read_figures, arguments.show))))
         return 0
+    if arguments.json is not None:
+        check_writable(arguments.json.parent)
     known = read_figures(arguments.json) if arguments.json is not None and arguments.json.exists() else []
     with tempfile.TemporaryDirectory(prefix="latency-") as folder:
         candidates = list(candidates_of(arguments, Path(folder)))

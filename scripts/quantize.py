@@ -104,7 +104,7 @@ def settings_of(arguments: argparse.Namespace, options: Options | None) -> Quant
         return QuantizationSettings.model_validate(freeze({**data, "layers": layers}))
     except ValidationError as error:
         problem = problems_of(error, data)[0]
-        raise OptionsError(f"--{'.'.join(map(str, problem.key))} {problem.message}") from error
+        raise OptionsError(f"--{'.'.join(map(str, problem.key))}: {problem.message}") from error
 
 
 def float_network(arguments: argparse.Namespace) -> Pretrained:
@@ -204,6 +204,10 @@ def write(path: Path, found: Pretrained) -> None:
     def save(file: BinaryIO) -> None:
         torch.save(content, file)
 
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot make {path.parent}: {error.strerror}") from error
     write_atomically(path, save)
 
 
@@ -218,8 +222,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options is not None and options.scale != found.scale:
         raise OptionsError(f"{arguments.opt} is for x{options.scale}, {arguments.model} for x{found.scale}")
     output, network, channels = Path(arguments.output), found.network, found.in_channels
-    output.parent.mkdir(parents=True, exist_ok=True)
     check_writable(output.parent)
+    if output.is_dir():
+        raise CheckpointError(f"cannot save {output}: there is a folder of this name; give another")
     sets = validation_sets(arguments, options, found)
     if arguments.calibration is not None:
         block = {"type": "SingleImageDataset", "dataroot_lq": arguments.calibration, **_colour(found)}
@@ -227,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         assert options is not None
         blocks = list(options.datasets_of("train").values())
-    images = calibration_images(blocks, settings.images)
+    images = calibration_images(blocks, settings.images, all_readable=arguments.calibration is not None)
     quantization = quantize_network(network, settings, channels=channels)
     calibrate(network, images, report=shown("Calibrating", len(images)))
     print(f"{arguments.model}: {found.architecture} x{found.scale}, {quantization}, calibrated on {len(images)} images")

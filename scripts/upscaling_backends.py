@@ -16,12 +16,20 @@ from PIL import Image
 from torch import nn
 
 from basicsr.archs.luma import LumaNetwork
-from basicsr.export.graph_cache import Graph, GraphKey, can_make, find_graph, forget_graph, make_graph, refusal_of
+from basicsr.export.graph_cache import (
+    Graph,
+    GraphKey,
+    can_make,
+    find_graph,
+    forget_graph,
+    make_graph,
+    precision_of,
+    refusal_of,
+)
 from basicsr.files.atomic_files import write_atomically
 from basicsr.inference.file_networks import FileNetwork
 from basicsr.inference.runner import evaluating
 from basicsr.inference.sources import is_video
-from basicsr.quantization.network import quantization_of
 from basicsr.runtimes.base import LoadedFile, Runtime, runtime_for, runtimes
 from basicsr.utils.errors import CheckpointError, MachineError, OptionsError, UserError
 from basicsr.utils.pass_times import processor
@@ -140,7 +148,7 @@ def choose(
     able = [name for name in able if _takes(name, arguments.precision)]
     if not able or not can_make():
         return in_pytorch("pip install -e '.[openvino]' brings a faster one" if arguments.precision != "fp16" else "")
-    key = GraphKey(model.path, arguments.param_key, arguments.scale, _precision_of(model.pretrained))
+    key = GraphKey(model.path, arguments.param_key, arguments.scale, precision_of(model.pretrained))
     try:
         graph = _graph(key, model.pretrained, names_of_files, asked, say)
         if isinstance(graph, str):
@@ -181,11 +189,6 @@ def _load(runtime: Runtime, path: Path, precision: str) -> LoadedFile:
     except OptionsError as error:
         error.extend(before=f"--precision {precision}: ")
         raise
-
-
-def _precision_of(pretrained: Pretrained) -> str:
-    """In which the graph is written: int8 of a network with fake quantisation."""
-    return "float32" if quantization_of(pretrained.network) is None else "int8"
 
 
 def _graph(key: GraphKey, pretrained: Pretrained, names_of_files: Iterable[str], asked: str, say: Say) -> Graph | str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 
@@ -17,12 +16,15 @@ from basicsr.utils.registry import DATASET_REGISTRY
 LARGEST_SIDE = 256
 
 
-def calibration_images(sets: Sequence[DatasetOptions], count: int) -> list[tuple[str, torch.Tensor]]:
+def calibration_images(
+    sets: Sequence[DatasetOptions], count: int, *, all_readable: bool = False
+) -> list[tuple[str, torch.Tensor]]:
     """Names and LR images (C, h, w), float32, of training sets: `count` or a few more, the same at every call.
 
     They are spread evenly over the sets and over the images of each. Images are whole, or cut to 256x256 in their
     middle; of datasets that give training patches only, patches. Images that cannot be read are passed over, for the
-    check of all images names them. Raises DataError or OptionsError where a set cannot be built.
+    check of all images names them; with `all_readable` they raise DataError. So does a set that cannot be built, or
+    OptionsError.
     """
     found = []
     share = -(-count // len(sets))
@@ -34,9 +36,13 @@ def calibration_images(sets: Sequence[DatasetOptions], count: int) -> list[tuple
         dataset = build_eval_dataset(block)
         taken = min(share, len(dataset))
         for index in (place * len(dataset) // taken for place in range(taken)):
-            with suppress(UserError):
+            try:
                 sample = dataset[index]
-                found.append((str(sample.get("lq_path", index)), _middle(in_unit_range(sample["lq"]))))
+            except UserError:
+                if all_readable:
+                    raise
+                continue
+            found.append((str(sample.get("lq_path", index)), _middle(in_unit_range(sample["lq"]))))
     return found
 
 

@@ -98,6 +98,7 @@ def export(
         DataError, NonFiniteError: as `Int8.quantized` and `Judge.psnr`.
     """
     precisions = (precision,) if isinstance(precision, str) else tuple(dict.fromkeys(precision))
+    _check_quantized(student, formats, targets, precisions)
     chosen = _chosen(formats, targets, precisions, opset, layout, name)
     _check_size(student, size)
     if nhwc and not any(entry.takes_nhwc for entry in chosen):
@@ -105,7 +106,6 @@ def export(
         raise OptionsError(f"--nhwc is about files that can have channels last: give --target {able}, or leave it out")
     jobs = [ExportJob(student, one, opset, layout, size, nhwc) for one in precisions]
     _check_refusals(chosen, jobs)
-    _check_quantized(student, precisions)
     judge = None
     if "int8" in precisions:
         if int8 is None:
@@ -187,11 +187,18 @@ def _check_refusals(chosen: Sequence[ExportFormat], jobs: Sequence[ExportJob]) -
         raise OptionsError("\n".join(lines))
 
 
-def _check_quantized(student: Student, precisions: Sequence[Precision]) -> None:
-    """Raises OptionsError where a quantised network is to be written in floats."""
-    if quantization_of(student.pretrained.network) is not None and (floats := set(precisions) - {"int8"}):
+def _check_quantized(
+    student: Student, formats: Sequence[str] | None, targets: Sequence[str], precisions: Sequence[Precision]
+) -> None:
+    """Raises OptionsError where a quantised network is to be written in floats, or by what has no int8."""
+    if quantization_of(student.pretrained.network) is None:
+        return
+    able = [name for name, entry in export_formats().items() if "int8" in entry.precisions]
+    plain = names_of(targets=False) if formats is None and not targets else formats or ()
+    if (floats := set(precisions) - {"int8"}) or set(plain).union(targets) - set(able):
         raise OptionsError(
-            f"{student.source} is quantised: give --precision int8, or its float weights for {' and '.join(floats)}"
+            f"{student.source} is quantised, so its files are in int8: give --target with some of {', '.join(able)},"
+            f" or its float weights for {' and '.join(sorted(floats)) or 'others'}"
         )
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from basicsr.export.base import Student
     from basicsr.export.tracing import Precision
+    from basicsr.weights.recognise import Pretrained
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -81,6 +82,13 @@ class Graph:
     overlap: int
     multiple: int
     pools: bool
+
+
+def precision_of(pretrained: Pretrained) -> Precision:
+    """In which a checkpoint's graph is written: int8 of a network with fake quantisation."""
+    from basicsr.quantization.network import quantization_of
+
+    return "float32" if quantization_of(pretrained.network) is None else "int8"
 
 
 def can_make() -> bool:

@@ -65,7 +65,7 @@ def int8_images(
         sets = [_folder(student, dataroot_lq=calibration)] if calibration else sets
         if not sets:
             raise DataError(f"int8 needs LR images to calibrate with: {_HOW}")
-        images = calibration_images(sets, chosen.images)
+        images = calibration_images(sets, chosen.images, all_readable=calibration is not None)
         if not images:
             raise DataError(f"none of the LR images to calibrate with can be read: {_HOW}")
     pairs = _pairs(student, options, validation)

@@ -18,9 +18,11 @@ FOLDERS = (".mlpackage",)  # endings of what is a folder
 @contextmanager
 def all_or_none(folder: Path, targets: Sequence[Path]) -> Iterator[Path]:
     """Yields a new folder for files that are moved to the targets at its end; if anything fails all stays as it was."""
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        _remove_empty(missing)
         reason = "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
         raise CheckpointError(f"cannot make the folder --output {folder}: {reason}; choose another") from error
     for target in targets:
@@ -46,6 +48,14 @@ def all_or_none(folder: Path, targets: Sequence[Path]) -> Iterator[Path]:
     finally:
         if not any(replaced.glob("*")):  # else an earlier file could not be put back, and lies here
             shutil.rmtree(staging, ignore_errors=True)
+        _remove_empty(missing)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Removes folders, the innermost first, in which there is nothing."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _put_back(target: Path, earlier: Path, new: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from basicsr.runtimes.base import FileFacts, LoadedFile, Runtime, tried_scale
 from basicsr.utils.errors import CheckpointError, OptionsError
 from basicsr.utils.registry import RUNTIME_REGISTRY
+from basicsr.utils.silence import silent_stderr
 
 _METADATA = "framework"  # where OpenVINO's reader puts an ONNX file's metadata, and its files keep them
 _PRECISIONS = {"float32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -45,7 +46,8 @@ class OpenVino(Runtime):
         }
         try:
             core = openvino.Core()
-            model = core.read_model(path)
+            with silent_stderr():  # its readers of other formats try a damaged file, and print
+                model = core.read_model(path)
             return _Loaded(model, core.compile_model(model, "CPU", config), precision)
         except Exception as error:  # a RuntimeError, of lines that name OpenVINO's own files first
             reason = [line for line in str(error).splitlines() if line and not line.startswith("Exception from")]

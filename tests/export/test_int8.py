@@ -126,8 +126,8 @@ def test_the_loss_is_that_of_the_files_own_outputs(written, compact):
 def test_a_file_that_loses_too_much_is_not_written_and_the_worst_layers_are_named(compact, tmp_path):
     int8 = int8_of(compact, max_drop=-1.0)
     with pytest.raises(CheckpointError, match=r"net_openvino_int8\.xml was not written: .* --quantize layers\.body\."):
-        export(compact, tmp_path, targets=["onnxruntime", "openvino"][1:], precision="int8", name="net", int8=int8)
-    assert list(tmp_path.iterdir()) == []
+        export(compact, tmp_path / "a" / "b", targets=["openvino"], precision="int8", name="net", int8=int8)
+    assert list(tmp_path.iterdir()) == [], "neither a file nor a folder made for it"
 
 
 def test_ranges_of_a_quantised_network_are_taken_as_they_are(compact, tmp_path):
@@ -147,8 +147,10 @@ def test_ranges_of_a_quantised_network_are_taken_as_they_are(compact, tmp_path):
         if not entry.dims and entry.data_type == 1
     ]
     assert [scale for scale in scales.values() if not any(scale == pytest.approx(value) for value in told)] == [], told
-    with pytest.raises(OptionsError, match="is quantised: give --precision int8"):
-        export(quantized, tmp_path, targets=["onnxruntime"], precision="float32")
+    for wrong in ({"targets": ["onnxruntime"], "precision": "float32"}, {"formats": None}, {"targets": ["ncnn"]}):
+        with pytest.raises(OptionsError, match="is quantised, so its files are in int8: give --target with some of"):
+            export(quantized, tmp_path / "none", **{"precision": "int8", **wrong})
+    assert not (tmp_path / "none").exists()
 
 
 def test_images_that_do_not_do_are_told(compact):
@@ -217,6 +219,9 @@ def folders(tmp_path_factory):
         (folder / name).mkdir()
         for number, image in enumerate(images([(1, size, size)] * 2)):
             imwrite((image[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8), folder / name / f"{number}.png")
+    (folder / "partly").mkdir()
+    (folder / "partly" / "0.png").write_bytes((folder / "LR" / "0.png").read_bytes())
+    (folder / "partly" / "1.png").write_bytes((folder / "LR" / "1.png").read_bytes()[:100])
     return folder
 
 
@@ -227,6 +232,7 @@ def folders(tmp_path_factory):
         (["--calibration", "LR"], 3, "int8 needs HR and LR images to measure its loss on: give -opt"),
         (["--validation", "HR"], 3, "int8 needs LR images to calibrate with: give -opt"),
         (["--calibration", "nowhere", "--validation", "HR"], 3, "nowhere"),
+        (["--calibration", "partly", "--validation", "HR", "LR"], 3, "cannot read image partly/1.png"),
         (["--calibration", "LR", "--validation", "HR", "LR", "LR"], 2, "--validation"),
         (["--calibration", "LR", "--validation", "LR", "HR"], 3, "LR"),
         (["--calibration", "LR", "--validation", "HR", "--max-drop", "-1"], 2, "--max-drop -1"),

@@ -6,10 +6,17 @@ import importlib
 import json
 
 import pytest
+import torch
 from support.graphs import write_graph
+from support.quantized import BLOCKS, image_8_bits
 
+from basicsr.archs import build_network
+from basicsr.config.quantization import QuantizationSettings
 from basicsr.engine.process.command import run_command
 from basicsr.latency.figures import read_figures
+from basicsr.quantization.calibration import calibrate
+from basicsr.quantization.network import quantize_network
+from basicsr.quantization.records import to_record
 
 PHONE = {"candidate": "net", "device": "Pixel 8", "runtime": "litert", "precision": "int8", "size": [16, 16]}
 
@@ -55,6 +62,7 @@ def test_figures_are_kept_beside_those_of_other_devices(run, tmp_path):
         (("a.onnx", "--size", "16"), 2, "--size 16: give heights and widths"),
         (("a.onnx", "--threads", "0"), 2, "--threads 0: give 1 or more"),
         (("a.onnx", "--seconds", "nan"), 2, "--seconds nan: give a number above 0"),
+        (("a.onnx", "--json", "a.txt/x.json"), 4, "cannot write a.txt"),
         (("none.onnx",), 3, "there is no file none.onnx"),
         (("a.onnx", "--json", "damaged.json"), 3, "damaged.json is no JSON file of latencies"),
         (("a.txt",), 2, "no runtime here takes files of this name"),
@@ -66,3 +74,19 @@ def test_mistakes_are_one_line(run, tmp_path, arguments, code, told):
     found, lines, errors = run(*arguments)
     assert found == code and not lines
     assert told in errors[-1]
+
+
+def test_a_quantised_checkpoint_is_measured_as_its_graph_in_int8(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("BASICSR_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    network = build_network(BLOCKS["Compact"]).eval()
+    quantize_network(network, QuantizationSettings())
+    calibrate(network, [("a", image_8_bits(3, 16, 16))])
+    block = {**BLOCKS["Compact"], "scale": 2}
+    content = {"params": network.state_dict(), "network": block, "quantization": to_record(network)}
+    torch.save(content, tmp_path / "int8.pth")
+    sizes = ("--size", 16, 16, "--threads", 1, "--rounds", 2)
+    code, _, errors = run("int8.pth", *sizes, "--runtime", "onnxruntime", "--json", "a.json")
+    assert code == 0, errors
+    (figure,) = read_figures(tmp_path / "a.json")
+    assert figure.precision == "int8"

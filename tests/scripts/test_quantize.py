@@ -32,6 +32,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
         imwrite(image, folder / "LR" / f"{name}x2.png")
         imwrite(image.repeat(2, 0).repeat(2, 1), folder / "HR" / f"{name}.png")
+    (folder / "damaged").mkdir()
+    (folder / "folder.pth").mkdir()
+    (folder / "damaged" / "a.png").write_bytes((folder / "LR" / "ax2.png").read_bytes()[:100])
     return folder
 
 
@@ -74,11 +77,14 @@ def test_it_writes_a_checkpoint_and_says_what_each_layer_costs(files, tmp_path, 
     [
         ({"calibration": None}, OptionsError, "no images for calibration: give -opt FILE or --calibration"),
         ({"calibration": "{files}/nowhere"}, DataError, "nowhere"),
+        ({"calibration": "{files}/damaged", "output": "{new}/made/x.pth"}, DataError, "damaged/a.png"),
+        ({"output": "{files}/net_g.pth/x.pth"}, CheckpointError, "cannot write"),
         ({"output": "{files}/net_g.pth"}, OptionsError, "is the network to be read"),
+        ({"output": "{files}/folder.pth"}, CheckpointError, "there is a folder of this name"),
         ({"output": "{files}/x.onnx"}, OptionsError, r"ends in \.pth"),
-        ({"images": 0}, OptionsError, "--images .*equal to 1, got 0"),
+        ({"images": 0}, OptionsError, "--images: .*equal to 1, got 0"),
         ({"layers": ["body.0"]}, OptionsError, "PATTERN=KIND"),
-        ({"layers": ["body.0=int4"]}, OptionsError, "--layers.body.0 .*int4"),
+        ({"layers": ["body.0=int4"]}, OptionsError, "--layers.body.0: .*int4"),
         ({"layers": ["tail=float"]}, OptionsError, "'tail' matches no module"),
         ({"activations": "float"}, OptionsError, "every layer is float"),
         ({"validation": ["a", "b", "c"]}, OptionsError, "--validation a b c"),
@@ -87,7 +93,10 @@ def test_it_writes_a_checkpoint_and_says_what_each_layer_costs(files, tmp_path, 
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(files, tmp_path, changed, error, message):
-    given = {key: value.format(files=files) if isinstance(value, str) else value for key, value in changed.items()}
+    given = {
+        key: value.format(files=files, new=tmp_path) if isinstance(value, str) else value
+        for key, value in changed.items()
+    }
     with pytest.raises(error, match=message) as caught:
         main(command(files, given.pop("output", tmp_path / "x.pth"), **given))
     assert isinstance(caught.value, UserError) and "\n" not in str(caught.value)
