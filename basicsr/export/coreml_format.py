@@ -41,7 +41,6 @@ class CoreMLTarget(ExportFormat):
     limits = {
         "attention in windows": Limit(_WITHOUT_SIZES, with_size=True),
         "attention between channels": Limit(_WITHOUT_SIZES, with_size=True),
-        "bicubic enlargement inside": Limit(_WITHOUT_SIZES, with_size=True),
         "a channel of the noise level": Limit(_WITHOUT_SIZES, with_size=True),
         "folding by strides": Limit(_WITHOUT_SIZES, with_size=True),
         "pooling into parts of the image": Limit(_WITHOUT_SIZES, with_size=True),

@@ -169,7 +169,7 @@ def _gather(a: Arguments) -> Tensor:
     if int(a.get("batch_dims") or 0):
         raise CheckpointError("gather by batches cannot be checked")
     flat = x.index_select(axis, indices.reshape(-1) % x.shape[axis])
-    return flat.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return flat.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 def _layer_norm(a: Arguments) -> Tensor:
@@ -196,7 +196,7 @@ def _clip(a: Arguments) -> Tensor:
 def _concat(a: Arguments) -> Tensor:
     if a.get("interleave") is not None and bool(a["interleave"]):
         raise CheckpointError("interleaved concatenation cannot be checked")
-    return torch.cat(list(a["values"]), int(a["axis"]))
+    return torch.cat([torch.atleast_1d(value) for value in a["values"]], int(a["axis"]))  # sizes are single numbers
 
 
 def _reduced(function: Callable[..., Tensor]) -> Callable[[Arguments], Tensor]:

@@ -127,3 +127,12 @@ def test_a_factor_that_is_a_little_too_small_loses_a_row():
         x = torch.zeros(1, 1, side, side)
         assert grow({"x": x, "scale_factor_height": below, "scale_factor_width": below}).shape[-1] == grown
     assert grow({"x": x, "scale_factor_height": 1.5, "scale_factor_width": 1.5}).shape[-1] == 12
+
+
+def test_sizes_are_computed_as_single_numbers():
+    """As a program for any size does: a side of the image's shape, joined to others."""
+    shape = _KNOWN["shape"]({"x": torch.zeros(1, 3, 5, 7)})
+    height = _KNOWN["gather"]({"x": shape, "indices": torch.tensor(2, dtype=torch.int32), "axis": 0})
+    assert height.shape == () and height == 5
+    joined = _KNOWN["concat"]({"values": [height, numbers(4, 2)], "axis": 0})
+    assert joined.tolist() == [5, 4, 2]
