@@ -216,7 +216,8 @@ class Shipping:
         if precision == "int8":
             made_from |= {"calibration": self._calibration_key(), "max_drop": compress.max_drop}
             made_from |= {"set": pipeline.figures.digest(pipeline.figures.first)}
-        name = f"{pipeline.options.name}_x{pipeline.options.scale}"
+        ending = f"_x{pipeline.options.scale}"
+        name = f"{pipeline.options.name.removesuffix(ending)}{ending}"
         folder = pipeline.folder / _FOLDER / (f"int8_{source}" if precision == "int8" else "float")
 
         def work() -> tuple[Mapping[str, Any], Sequence[Path]]:

@@ -31,7 +31,7 @@ def _steps(findings: Findings) -> Table:
         TEACHER: "teacher",
         STUDENT: "student, distilled, float32",
         CALIBRATED: "student, int8, calibrated",
-        DISTILLED: "student, int8, distilled",
+        DISTILLED: "student, int8, quantised with distillation",
     }
     lines = []
     for name in rows:
@@ -75,7 +75,8 @@ def _files(findings: Findings) -> Table:
     size = "x".join(map(str, findings.pipeline.compress.latency.size))
     columns = ("File", "kB", "Parity with PyTorch", "Latency (ms)", "Times as fast as the teacher")
     caption = (
-        f"Files, each run by its runtime. Of int8 files of a target the first loses less. Latency of an image of"
+        f"Files, each run by its runtime. Of int8 files of a target, calibrated alone and quantised with distillation,"
+        f" the first loses less and is shipped. Latency of an image of"
         f" {size}, {threads_text(findings)}, in turns: median and middle half; the teacher's is"
         f" {_teacher_text(findings)}."
     )
@@ -103,11 +104,12 @@ def _candidates(findings: Findings) -> Table:
     search = findings.pipeline.compress.search
     ends = [search.iterations * search.eta**rung for rung in range(search.rungs)]
     columns = [Column("Latency (ms)"), Column("Params (K)"), Column("Multiply-adds (G)")]
-    columns += [Column(f"{findings.label} after {end} iterations") for end in ends]
+    columns += [Column(f"{findings.label} at {end}") for end in ends]
     budget = findings.pipeline.compress.budget
     caption = (
         f"Candidates, untrained and timed in turns; budget: {budget.limit:g} {budget.kind.replace('_', '-')}. Those on"
-        f" its edge were trained briefly and judged on {findings.first}. Names are {_names(findings)}."
+        f" its edge were trained briefly and judged on {findings.first} at these iterations. Names are"
+        f" {_names(findings)}."
     )
     return Table("candidates", caption, tuple(columns), (_group(findings, lines),))
 
@@ -116,7 +118,8 @@ def _names(findings: Findings) -> str:
     """What the numbers in candidates' names are."""
     compress = findings.pipeline.compress
     families = {**compress.families, **({COMPARED: compress.compare} if compress.compare is not None else {})}
-    return "; ".join("_".join([family, *map(str.upper, options.ranges)]) for family, options in families.items())
+    named = {family: options for family, options in families.items() if options.ranges or family != COMPARED}
+    return "; ".join("_".join([family, *map(str.upper, options.ranges)]) for family, options in named.items())
 
 
 def _sensitivity(findings: Findings) -> Table:
