@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from basicsr.config.quantization import QuantizationSettings
 from basicsr.config.schema import Options
 from basicsr.data.calibration_images import calibration_images
 from basicsr.data.checks.checking import progress
@@ -21,6 +22,7 @@ from basicsr.quantization.records import is_range, load_ranges, read_record
 from basicsr.utils.dist_util import on_master
 from basicsr.utils.errors import OptionsError
 from basicsr.utils.pass_times import input_channels
+from basicsr.utils.registry import thaw
 from basicsr.weights.spandrel_networks import SpandrelNetwork
 
 
@@ -49,18 +51,32 @@ def add_quantizers(options: Options, network: nn.Module, saved: Any, calibrated:
 
     Which layers have them follows from the file `saved`, net_g's content in the checkpoint, where the settings are
     those; else from the traced graph. Returns a remark for the log; raises OptionsError where the network cannot be
-    quantised.
+    quantised, or where the checkpoint's ranges were found with other settings.
     """
     settings = options.train.quantize
     assert settings is not None
-    everything, plans = len(dict(quantizable_layers(network))), None
+    everything = len(dict(quantizable_layers(network)))
     record = saved.get("quantization") if isinstance(saved, Mapping) else None
+    recorded = None
     with suppress(ValueError):  # what does not fit is said when the weights are restored
         recorded = read_record(network, record) if isinstance(record, Mapping) else None
-        plans = recorded.plans if recorded is not None and recorded.settings == settings else None
+    if calibrated and recorded is not None:
+        _check_same_ranges(recorded.settings, settings)
+    plans = recorded.plans if recorded is not None and recorded.settings == settings else None
     quantization = quantize_network(network, settings, channels=input_channels(network), plans=plans)
     _switch(network, calibrated)
     return [f"{quantization}, of {everything}"]
+
+
+def _check_same_ranges(saved: QuantizationSettings, settings: QuantizationSettings) -> None:
+    """Raises OptionsError where a checkpoint's ranges were found with other settings; weights of any bits need none."""
+    for key in type(settings).model_fields:
+        before, now = (thaw(getattr(one, key)) for one in (saved, settings))
+        if key != "weight_bits" and before != now:
+            raise OptionsError(
+                f"train.quantize.{key} is {now}, and the checkpoint's ranges were found with {before}, which"
+                " --allow_config_change leaves as they are: put it back, or start a run of another name"
+            )
 
 
 def calibrate_student(options: Options, networks: Sequence[nn.Module], stop: StopRequest) -> list[str]:

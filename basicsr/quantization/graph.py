@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -64,27 +64,47 @@ def plan_layers(network: nn.Module, settings: QuantizationSettings, channels: in
         channels: of the network's input.
 
     Raises:
-        OptionsError: the network cannot be traced, nothing is left to quantise, or a pattern means no layer.
+        OptionsError: the network cannot be traced, nothing is left to quantise, or a setting has no effect.
     """
     layers = quantizable_layers(network)
     graph = _Graph(_traced(network, channels), layers)
     plans = {name: graph.plan(name) for name in layers if graph.is_worthwhile(name)}
     if not plans:
         raise OptionsError(f"{type(network).__name__} has no convolution or linear layer that can be quantised")
-    chosen = dict.fromkeys(plans, settings.activations)
-    for name, plan in plans.items():
-        if settings.first is not None and plan.image_in is not None:
-            chosen[name] = settings.first
-        if settings.last is not None and plan.image_out is not None:
-            chosen[name] = settings.last
-    for pattern, activations in settings.layers.items():
-        chosen |= dict.fromkeys(selected("quantize.layers", [pattern], list(layers), "the network"), activations)
+    chosen = _chosen(type(network).__name__, plans, list(layers), settings)
     kept = {name: kind for name, kind in chosen.items() if kind != "float" and name in plans}
     if not kept:
         raise OptionsError("quantize: every layer is float, so nothing is quantised; give int8 or int16 for some")
     # Where a layer stays in float, the one before it has to quantise its own output.
     graph = _Graph(graph.program, {name: layers[name] for name in kept})
     return {name: graph.plan(name, kind) for name, kind in kept.items()}
+
+
+def _chosen(
+    network: str, plans: Mapping[str, LayerPlan], layers: Sequence[str], settings: QuantizationSettings
+) -> dict[str, Activations]:
+    """What the settings say of each layer; OptionsError where one of them has no effect."""
+    chosen = dict.fromkeys(plans, settings.activations)
+    ends = (
+        ("first", settings.first, "takes", [name for name, plan in plans.items() if plan.image_in is not None]),
+        ("last", settings.last, "makes", [name for name, plan in plans.items() if plan.image_out is not None]),
+    )
+    for key, activations, does, names in ends:
+        if activations is not None and not names:
+            raise OptionsError(
+                f"quantize.{key}: no layer of {network} {does} the image itself; name layers in quantize.layers"
+            )
+        if activations is not None:
+            chosen |= dict.fromkeys(names, activations)
+    for pattern, activations in settings.layers.items():
+        named = selected("quantize.layers", [pattern], layers, "the network")
+        if activations != "float" and named.isdisjoint(plans):
+            raise OptionsError(
+                f"quantize.layers: '{pattern}' means {min(named)}, which stays in float: layers behind global pooling,"
+                " and those that nothing uses, are not quantised; leave it out"
+            )
+        chosen |= dict.fromkeys(named, activations)
+    return chosen
 
 
 def _traced(network: nn.Module, channels: int) -> ExportedProgram:

@@ -138,3 +138,26 @@ def test_mistakes_are_told_in_one_line(pair):
         quantize_network(copy.deepcopy(network), QuantizationSettings(layers={"bodi": "float"}))
     with pytest.raises(OptionsError, match="every layer is float"):
         quantize_network(copy.deepcopy(network), QuantizationSettings(activations="float"))
+
+
+RCAN = {"type": "RCAN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_group": 1, "num_block": 1, "upscale": 2,
+        "squeeze_factor": 4}  # fmt: skip
+SRCNN = {"type": "SRCNN", "img_channel": 3, "num_feats": (4, 4), "upscale": 2}
+
+
+@pytest.mark.parametrize(
+    ("block", "settings", "message"),
+    [
+        (RCAN, {"layers": {"*attention*": "int16"}}, r"layers: '\*attention\*' means body\..* in float"),
+        (SRCNN, {"first": "float"}, r"quantize\.first: no layer of SRCNN takes the image"),
+    ],
+)  # fmt: skip
+def test_settings_without_effect_are_refused(block, settings, message):
+    with pytest.raises(OptionsError, match=message):
+        quantize_network(build_network(block), QuantizationSettings(**settings))
+
+
+def test_layers_that_stay_in_float_may_be_named_so():
+    network = build_network(RCAN)
+    quantize_network(network, QuantizationSettings(layers={"*attention*": "float"}))
+    assert not any("attention" in name for name in quantized_layers(network))
