@@ -53,12 +53,12 @@ def _steps(findings: Findings) -> Table:
 
 def _files(findings: Findings) -> Table:
     """All files: size, parity, figures, latency."""
-    lines = []
+    lines, refusals = [], list[str]()
     for file in findings.files:
         facts = file.facts
         if file.path is None:
-            refused = (Figure(f"not shipped: {facts['refused']}"),)
-            lines.append(Line(file.name, (refused, *((Figure(DASH),),) * 4)))
+            lines.append(Line(file.name, ((Figure("not shipped, see below"),), *((Figure(DASH),),) * 4)))
+            refusals.append(f"{file.name}: not shipped: {facts['refused']}")
             continue
         kind = "RMS" if file.precision == "int8" else "largest"
         parity = f"{facts['difference']:.1e} ({kind}, allowed {facts['allowed']:.1e}, {facts['sizes']} sizes)"
@@ -80,7 +80,8 @@ def _files(findings: Findings) -> Table:
         f" {size}, {threads_text(findings)}, in turns: median and middle half; the teacher's is"
         f" {_teacher_text(findings)}."
     )
-    return Table("files", caption, tuple(map(Column, columns)), (_group(findings, lines),), notes=_doubts(findings))
+    notes = (*refusals, *_doubts(findings))
+    return Table("files", caption, tuple(map(Column, columns)), (_group(findings, lines),), notes=notes)
 
 
 def _candidates(findings: Findings) -> Table:
@@ -188,7 +189,7 @@ def _change(findings: Findings, value: float | None, before: float | None) -> tu
     decimals = decimals_of(findings.metric) + 1
     if value is None:
         return (Figure(DASH), Figure(DASH))
-    change = DASH if before is None else f"{value - before:+.{decimals}f}"
+    change = DASH if before is None else f"{round(value - before, decimals) + 0.0:+.{decimals}f}"
     return (Figure(f"{value:.{decimals}f}"), Figure(change))
 
 
