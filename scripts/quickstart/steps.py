@@ -7,6 +7,7 @@ teacher have changed since starts anew, and train.py renames the folder of the o
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import sys
 import time
@@ -25,11 +26,16 @@ if __name__ == "__main__":
     shorten_spinning()
 
 import photographs
+import torch
 from subprocesses import Programs, StepFailed, Stopped, exclusive
 
-from basicsr.config.load import load_options, no_warning, resolved_yaml, todays_text
+from basicsr.config.load import load_options, load_test_options, no_warning, resolved_yaml, todays_text
 from basicsr.config.schema import Options
+from basicsr.data import build_eval_dataset
 from basicsr.engine.precision_choice import choose_for_several, read_choice
+from basicsr.export.base import export_formats
+from basicsr.inference.file_networks import FileNetwork
+from basicsr.metrics.evaluator import evaluate
 from basicsr.utils.errors import DataError
 
 DATA = Path("datasets/quickstart")
@@ -42,6 +48,10 @@ TRAININGS = {
     "scratch": "Student, alone",
     "mcadkd": "The same student from the same initial weights, distilled by MCAD-KD",
 }
+STEPS = len(TRAININGS) + 3
+TARGET = "onnxruntime"
+INT8 = Path(f"exported/quickstart/student_{TARGET}_int8.onnx")
+MAX_DROP = 0.3  # dB; more than export.py allows, for networks that were trained for a minute
 FREE_BYTES = 200 * 2**20
 GO_ON = "to go on where it stopped: bash scripts/quickstart.sh"
 
@@ -113,6 +123,37 @@ def compare(weights: Sequence[Path], fresh: bool, lock: int) -> None:
         print(f"done already: {summary}\n{summary.read_text('utf-8')}", end="", flush=True)
 
 
+def ship(weights: Path, fresh: bool, lock: int) -> None:
+    """Exports a network in int8, and prints the line that the file adds to the table.
+
+    Without the packages it says so in a line, and the other steps' results stand.
+    """
+    packages = export_formats()[TARGET].packages
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        print(f"left out: {', '.join(missing)} not installed; to have this step: bash install.sh export", flush=True)
+        return
+    if fresh or not INT8.is_file() or not _is_newer(INT8, [weights, DATA / photographs.MANIFEST]):
+        name = ["--output", str(INT8.parent), "--name", INT8.name.partition(f"_{TARGET}")[0]]
+        chosen = ["--target", TARGET, "--precision", "int8", "--max-drop", str(MAX_DROP)]
+        run(["scripts/export.py", "--model", str(weights), *name, *chosen], lock)
+    else:
+        print(f"done already: {INT8}", flush=True)
+    print(table_of(INT8, TEST_OPTIONS), flush=True)
+
+
+def table_of(file: Path, test_options: Path) -> str:
+    """Figures of an exported file, run by its runtime on the sets of a test: a line for each set."""
+    (options,) = load_test_options(test_options, paths=False, warn=no_warning)
+    network = FileNetwork(export_formats()[TARGET].load(file), file.name)
+    cpu, lines = torch.device("cpu"), ["| Method | Set | PSNR/SSIM |", "| --- | --- | ---: |"]
+    for block in options.datasets_of("test").values():
+        found = evaluate(network, build_eval_dataset(block), options.val.metrics, cpu, scale=options.scale)
+        assert found is not None  # nothing asks it to stop
+        figures = found.means()
+        lines.append(f"| int8, {TARGET} | {block.name} | {figures['psnr']:.2f}/{figures['ssim']:.4f} |")
+    return "\n".join(lines)
+
+
 def run(arguments: Sequence[str], lock: int) -> None:
     """Runs a Python program as a process of its own, and hands it the signals that this one gets.
 
@@ -159,7 +200,7 @@ def check_space() -> None:
 def step(number: int, title: str) -> Iterator[None]:
     """Prints a heading, and afterwards how long the step took."""
     started = time.monotonic()
-    print(f"\n[{number}/{len(TRAININGS) + 2}] {title}", flush=True)
+    print(f"\n[{number}/{STEPS}] {title}", flush=True)
     yield
     print(f"    {time.monotonic() - started:.0f} s", flush=True)
 
@@ -180,18 +221,17 @@ def quickstart(fresh: bool) -> None:
         for number, (name, title) in enumerate(TRAININGS.items(), 2):
             with step(number, title):
                 weights.append(train(OPTIONS / f"quickstart_{name}.yml", amp, fresh, lock))
-        with step(
-            len(TRAININGS) + 2,
-            "Comparison on the validation photographs (scratch: the student alone, mcadkd: distilled)",
-        ):
+        with step(STEPS - 1, "Comparison on validation photographs (scratch: the student alone, mcadkd: distilled)"):
             compare(weights, fresh, lock)
+        with step(STEPS, "The distilled student for devices: calibrated, in int8, run by onnxruntime"):
+            ship(weights[list(TRAININGS).index("mcadkd")], fresh, lock)
     print(f"\nAll of it: {time.monotonic() - started:.0f} s. Tables, plots and pictures: {RESULTS / 'report.html'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="quickstart.sh", description="Trains a small teacher and student, distils, and compares."
+        prog="quickstart.sh", description="Trains a small teacher and student, distils, compares, and exports in int8."
     )
     parser.add_argument("--fresh", action="store_true", help="do everything again; earlier runs are renamed")
     fresh = parser.parse_args(argv).fresh

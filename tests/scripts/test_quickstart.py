@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from basicsr.config.load import load_options, resolved_yaml
+from basicsr.config.load import load_options, load_test_options, resolved_yaml
 from basicsr.files.images import imfrombytes
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.matlab_functions import imresize_integer
@@ -225,3 +228,38 @@ def test_all_trainings_run_in_the_precision_that_was_chosen_once(steps, tmp_path
     assert "amp auto: bf16; in all trainings" in capsys.readouterr().out
     assert steps.precision(fresh=True) in ("bf16", "none")  # measured anew
     assert (tmp_path / steps.PRECISION).read_text() != kept
+
+
+def test_an_exported_file_adds_its_line_to_the_table(steps, data, tmp_path):
+    """The figures are those that test.py gives of the network in PyTorch, up to the float file's rounding."""
+    from basicsr.archs import build_network
+    from basicsr.data import build_eval_dataset
+    from basicsr.export.base import load_student
+    from basicsr.export.exporting import export
+    from basicsr.metrics.evaluator import evaluate
+
+    network = build_network({"type": "PlainSR", "num_feat": 8, "num_conv": 1, "upscale": 2})
+    torch.save({"params": network.state_dict()}, tmp_path / "net.pth")
+    student = load_student(tmp_path / "net.pth")
+    exported = export(student, tmp_path, formats=[], targets=[steps.TARGET], precision=["float32"], name="net")
+    text = (OPTIONS / "test/quickstart.yml").read_text().replace("datasets/quickstart/val", str(data / "val"))
+    text = re.sub(
+        r"^networks:.*?(?=^val:)", "networks: {bicubic: {type: bicubic}}\n", text, flags=re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "test.yml").write_text(text.replace("../", f"{OPTIONS}/"))
+    (options,) = load_test_options(tmp_path / "test.yml")
+    (block,) = options.datasets_of("test").values()
+    pytorch = student.pretrained.network
+    found = evaluate(pytorch, build_eval_dataset(block), options.val.metrics, torch.device("cpu"), scale=2)
+    lines = steps.table_of(exported.files[0], tmp_path / "test.yml").splitlines()
+    psnr, ssim = map(float, lines[-1].split("|")[3].split("/"))
+    assert lines[-1].startswith("| int8, onnxruntime | quickstart | ")
+    assert [psnr, ssim] == pytest.approx([found.means()["psnr"], found.means()["ssim"]], abs=0.006)
+
+
+def test_without_the_packages_the_last_step_says_so_in_a_line(steps, tmp_path, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    steps.ship(tmp_path / "net_g_latest.pth", fresh=False, lock=-1)
+    out = capsys.readouterr().out
+    assert out == "left out: onnxruntime not installed; to have this step: bash install.sh export\n"
