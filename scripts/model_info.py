@@ -22,7 +22,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from basicsr.engine.process.command import quiet_start, run_command
-from basicsr.quantization.network import quantization_of
 from basicsr.utils.process_settings import shorten_spinning
 
 if __name__ == "__main__":
@@ -36,6 +35,7 @@ from basicsr.config.component_blocks import is_auto
 from basicsr.config.load import load_options, load_test_options
 from basicsr.config.schema import FrozenMapping, Options
 from basicsr.config.yaml_files import load_yaml
+from basicsr.quantization.network import quantization_of
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
 from basicsr.utils.errors import DataError, OptionsError
 from basicsr.utils.reparameterization import mergeable

@@ -34,6 +34,7 @@ STAGED = {
     "PAN": ({"num_feat": 8, "num_up_feat": 4, "num_block": 3, "upscale": 2}, 3),
     "MDSR": ({"num_feat": 8, "num_block": 3, "scales": [2, 3], "upscale": 2}, 3),
     "SAFMN": ({"num_feat": 8, "num_block": 3, "upscale": 2}, 3),
+    "PlainSR": ({"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_conv": 3, "upscale": 2}, 3),
     "SAFMNPP": ({"num_feat": 8, "num_block": 3, "upscale": 2}, 3),
 }  # fmt: skip
 

@@ -75,7 +75,7 @@ def test_a_file_that_does_not_fit_on_the_disk_ends_with_one_line(tmp_path):
         expected += [f"{kind}: writing and checking", f"error: cannot save {target}: File too large"]
     assert done.stderr.splitlines() == expected
     assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["4"] * len(names_of(targets=False))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_warnings_of_spandrels_code_are_shown(tmp_path):

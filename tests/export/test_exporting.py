@@ -228,7 +228,7 @@ def test_fp16_that_overflows_is_refused(tmp_path):
     export(loaded, tmp_path / "whole", formats=["torch-export"])
     with pytest.raises(CheckpointError, match=r"by (nan|inf) at .* beyond fp16's 65504; export it in float32"):
         export(loaded, tmp_path / "half", formats=["torch-export"], precision="fp16")
-    assert list((tmp_path / "half").iterdir()) == []
+    assert not (tmp_path / "half").exists()
 
 
 def test_a_network_whose_outputs_are_not_finite_is_refused(tmp_path):
@@ -238,7 +238,7 @@ def test_a_network_whose_outputs_are_not_finite_is_refused(tmp_path):
     loaded = load_student(save_student(tmp_path / "net.pth", network, block))
     with pytest.raises(CheckpointError, match="own outputs are not finite"):
         export(loaded, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_swinir_for_one_size_is_exported_for_that_size_only(tmp_path):

@@ -61,7 +61,7 @@ def test_what_spandrel_extends_and_gives_a_map_of_noise_is_one_graph(tmp_path):
     student.pretrained.network.sizes.square = True  # as Uformer's
     with pytest.raises(CheckpointError, match=r"^DRUNet cannot be traced for .* \(it takes square .*give --size H W"):
         export(student, tmp_path / "out", formats=["onnx"])
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.long

@@ -72,7 +72,7 @@ def test_features_too_large_for_fp16_are_found(tmp_path):
     given = load_student(save_student(tmp_path / "net.pth", network, block))
     with pytest.raises(CheckpointError, match="export it in float32"):
         export(given, tmp_path / "out", targets=["ncnn"], precision="fp16")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_what_no_descriptor_knew_is_refused_in_a_line(tmp_path, monkeypatch):
     given = saved(tmp_path, "VDSR", num_feat=8, num_layer=3)
     with pytest.raises(CheckpointError, match=r"VDSR has operations that ncnn has not: torch\.narrow"):
         export(given, tmp_path / "out", targets=["ncnn"])
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_converter_that_fails_is_told_with_its_last_words(tmp_path, monkeypatch):
@@ -128,4 +128,4 @@ def test_a_converter_that_fails_is_told_with_its_last_words(tmp_path, monkeypatc
     monkeypatch.setattr(pnnx, "EXEC_PATH", str(tmp_path / "nothing"))
     with pytest.raises(CheckpointError, match="pnnx does not start: No such file"):
         export(given, tmp_path / "out", targets=["ncnn"])
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()

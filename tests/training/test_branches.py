@@ -101,6 +101,6 @@ def test_a_run_knows_the_branches_and_whoever_uses_its_result_the_merged_network
     # Commands use it merged, or say what merging makes of it.
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
     upscale, model_info = importlib.import_module("upscale"), importlib.import_module("model_info")
-    assert not mergeable(upscale.load(str(file), None, None).network)
+    assert not mergeable(upscale.load_checkpoint(str(file), None, None).network)
     model_info.main(["--model", str(file)])
     assert "as shipped" in capsys.readouterr().out

@@ -46,7 +46,8 @@ def test_other_scales_and_none_are_told_with_those_there_are(path):
 
 
 def test_commands_ask_for_the_choice(path, tmp_path, monkeypatch, capsys):
-    for load in (importlib.import_module("upscale").load, lambda *given: load_student(given[0], scale=given[1])):
+    upscale = importlib.import_module("upscale")
+    for load in (upscale.load_checkpoint, lambda *given: load_student(given[0], scale=given[1])):
         with pytest.raises(OptionsError, match=r"is SRCNN for x2, x3, x4.*; choose one by --scale"):
             load(str(path), None, None)
         with pytest.raises(OptionsError, match=r"--scale 9, but .* is SRCNN for x2, .*; give --scale for one of these"):
