@@ -18,6 +18,8 @@ from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.misc import sizeof_fmt
 from basicsr.utils.text import first_line
 
+_STRANGE = 0.15  # mean difference in [0, 1]; networks that restore photographs change them by a few hundredths
+
 Run = Callable[[Tensor, Any], np.ndarray]
 """As `ImageRunner.to_array`: (1, C, h, w) in [0, 1] and the type wanted to (sh, sw, C) of that type."""
 
@@ -106,7 +108,22 @@ def upscale_file(
     except MemoryError as error:
         raise DataError(f"{name}: there is not enough memory for {width}x{height} pixels; cut it into parts") from error
     write(content, target)
-    return picture.size, large.size, picture.notes
+    return picture.size, large.size, (*picture.notes, *_strange(picture, large))
+
+
+def _strange(picture: Picture, large: Picture) -> tuple[str, ...]:
+    """A note where the result, made as small as the picture, looks nothing like it, as with a wrong input range."""
+    before = to_float32(picture.pixels)
+    height, width, _ = before.shape
+    after = cv2.resize(to_float32(large.pixels), (width, height), interpolation=cv2.INTER_AREA).reshape(before.shape)
+    seen = before[..., -1:] > 0 if picture.has_alpha else np.ones_like(before[..., :1], bool)  # hidden colours change
+    differences = np.abs(after - before).mean(2, keepdims=True)[seen]
+    if not differences.size or (difference := float(differences.mean())) <= _STRANGE:
+        return ()
+    return (
+        f"warning: the result looks nothing like the picture (mean difference {255 * difference:.0f} of 255): networks"
+        " get and make images in [0, 1] here; check that this one does",
+    )
 
 
 class Sized(Protocol):

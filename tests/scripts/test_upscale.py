@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 from support.networks import nearest_edsr, save_checkpoint
 from support.processes import start
@@ -414,3 +415,15 @@ def test_images_of_several_bands_stay_what_they_are(run, here, suffix, dtype):
     assert code == 3 and errors[-1].endswith("photos/a.png: it is a PNG file; bands are read from TIFF and .npy files")
     code, _, errors = run("photos", model="bands.pth")
     assert code == 3 and "holds no picture and no video (.tif, .tiff, .npy)" in errors[-1]
+
+
+def test_a_network_of_another_input_range_is_told_by_what_it_makes(run, here):
+    network, block = nearest_edsr(2)
+    with torch.no_grad():
+        network.conv_last.bias.sub_(2 * network.img_range)
+    save_checkpoint(here / "dark.pth", network, block, 2)
+    _, sound, _ = run("photos/a.png", output="sound")
+    code, lines, _ = run("photos/a.png", model="dark.pth", output="dark")
+    assert code == 0 and not any("looks nothing like" in line for line in sound)
+    mean = cv2.imread("photos/a.png").mean()  # the result is black, so this is the difference
+    assert any(f"looks nothing like the picture (mean difference {mean:.0f} of 255)" in line for line in lines)
