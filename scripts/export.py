@@ -63,6 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-opt", type=Path, metavar="FILE", help="for int8: options of the run, for images (default: in its folder)")
     add("--calibration", metavar="DIR", help="for int8: LR images to find ranges on; default: training set")
     add("--validation", nargs="+", metavar="DIR", help="for int8: HR [LR] images for PSNR; default: validation set")
+    add("--filename_tmpl", default="{}", metavar="TMPL", help="names of LR in --validation, as '{}x2'; default: {}")
     add(
         "--max-drop",
         type=float,
@@ -122,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options_file=arguments.opt,
             calibration=arguments.calibration,
             validation=arguments.validation,
+            filename_tmpl=arguments.filename_tmpl,
             settings=arguments.quantize,
             max_drop=arguments.max_drop,
         )

@@ -30,6 +30,7 @@ def int8_images(
     options_file: Path | None = None,
     calibration: str | None = None,
     validation: Sequence[str] | None = None,
+    filename_tmpl: str = "{}",
     settings: Sequence[str] = (),
     max_drop: float = 0.1,
 ) -> Int8:
@@ -41,6 +42,7 @@ def int8_images(
         calibration: folder of LR images; None takes the options' training set.
         validation: folder of HR images, and of LR images; without these, LR is MATLAB's bicubic of HR. None takes the
             options' first validation set.
+        filename_tmpl: of LR images in `validation`, such as '{}x2'.
         settings: of `QuantizationSettings`, as KEY=VALUE.
         max_drop: PSNR in dB that a file may lose.
 
@@ -68,7 +70,7 @@ def int8_images(
         images = calibration_images(sets, chosen.images, all_readable=calibration is not None)
         if not images:
             raise DataError(f"none of the LR images to calibrate with can be read: {_HOW}")
-    pairs = _pairs(student, options, validation)
+    pairs = _pairs(student, options, validation, filename_tmpl)
     for name, item in (("--calibration", images[0][1] if images else None), ("--validation", pairs[0]["lq"])):
         if item is not None and item.shape[0] != network.in_channels:
             raise DataError(f"{name}: images have {item.shape[0]} channels, the network takes {network.in_channels}")
@@ -112,12 +114,15 @@ def _options(student: Student, file: Path | None) -> Options | None:
     return options
 
 
-def _pairs(student: Student, options: Options | None, folders: Sequence[str] | None) -> Pairs:
+def _pairs(student: Student, options: Options | None, folders: Sequence[str] | None, template: str) -> Pairs:
     """The validation set."""
     if folders is not None:
         if len(folders) > 2:
             raise OptionsError(f"--validation {' '.join(folders)}: give a folder of HR images, and one of LR images")
-        return build_eval_dataset(_folder(student, **dict(zip(("dataroot_gt", "dataroot_lq"), folders, strict=False))))
+        roots = dict(zip(("dataroot_gt", "dataroot_lq"), folders, strict=False))
+        return build_eval_dataset(
+            _folder(student, **roots, **({"filename_tmpl": template} if len(folders) > 1 else {}))
+        )
     found = {} if options is None else options.datasets_of("val")
     block = next(iter(found.values()), None)
     if block is None:

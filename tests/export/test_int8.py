@@ -219,6 +219,9 @@ def folders(tmp_path_factory):
         (folder / name).mkdir()
         for number, image in enumerate(images([(1, size, size)] * 2)):
             imwrite((image[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8), folder / name / f"{number}.png")
+    (folder / "named").mkdir()
+    for number in range(2):
+        (folder / "named" / f"{number}x2.png").write_bytes((folder / "LR" / f"{number}.png").read_bytes())
     (folder / "partly").mkdir()
     (folder / "partly" / "0.png").write_bytes((folder / "LR" / "0.png").read_bytes())
     (folder / "partly" / "1.png").write_bytes((folder / "LR" / "1.png").read_bytes()[:100])
@@ -267,7 +270,8 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 def test_the_command_exports_int8_from_folders(compact, folders, tmp_path, capsys):
     main = importlib.import_module("export").main
     words = ["--target", "onnxruntime", "--precision", "int8", "--calibration", str(folders / "LR"), "--max-drop", "3"]
-    given = ["--model", str(compact.source), "--output", str(tmp_path), *words, "--validation", str(folders / "HR")]
+    pairs = ["--validation", str(folders / "HR"), str(folders / "named"), "--filename_tmpl", "{}x2"]
+    given = ["--model", str(compact.source), "--output", str(tmp_path), *words, *pairs]
     assert run_command(lambda: main(given)) == 0
     assert "onnxruntime, int8: PSNR" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["distilled_x2_onnxruntime_int8.onnx"]
