@@ -183,8 +183,10 @@ class TestParts:
                 (frame.pts * frame.time_base, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)
             ]
         assert [time for time, _ in found] == [Fraction(time, 12800) for time in times]
-        for frame, (_, pixels) in zip(frames, found, strict=True):
-            assert np.abs(frame.pixels.astype(float) - pixels).mean() < 12  # the same frame, of noise
+        for place, (_, pixels) in enumerate(found):  # frames of noise, as far apart as can be: each is its own nearest
+            distances = [np.abs(frame.pixels.astype(float) - pixels).mean() for frame in frames]
+            own = distances.pop(place)
+            assert own < min(distances) / 2
 
     @pytest.mark.parametrize("size, layout", [((21, 37), "yuv420p"), ((21, 38), "yuv422p"), ((21, 37), "yuv444p")])
     def test_odd_sizes_have_an_edge_repeated_where_chroma_is_halved(self, tmp_path, size, layout):
