@@ -16,6 +16,8 @@ from basicsr.utils.ranges import Blocks, Features, ImageChannels, Ratio, Scale
 from basicsr.utils.registry import ARCH_REGISTRY, Conflict, check_arguments
 
 Activation = Literal["relu", "prelu", "clipped_relu"]
+_GAIN = 2**0.5  # a ReLU halves what comes in
+_RESIDUAL_GAIN = 0.1  # training begins near the enlarged input
 
 
 def _activation(act_type: Activation, num_feat: int) -> nn.Module:
@@ -60,7 +62,8 @@ class PlainSR(StagedNetwork):
         residual: add the input, enlarged by repetition of its pixels, to the output.
         body_residual: add the body's input to its output.
         identity_init: begin with convolutions that pass their first channels on, the last one enlarging them by
-            repetition unless `residual` does it.
+            repetition unless `residual` does it. Without it, and without a branch `identity`, the sum of branches begins as
+            He et al. (ICCV 2015) say: with PyTorch's own initial weights features fade from layer to layer.
         clip: clip the output to [0, 1], but not in training, where values beyond must have a gradient.
         merged: hold the merged convolutions only, as shipped. It is the same network, and trains worse.
     """
@@ -100,6 +103,10 @@ class PlainSR(StagedNetwork):
                 stage.conv.add_identity()
             if not residual:
                 self.conv_last.add_identity(upscale**2)
+        elif "identity" not in branches:
+            for stage in (self.conv_first, *self.body):
+                stage.conv.rescale(_GAIN)
+            self.conv_last.rescale(_RESIDUAL_GAIN if residual else 1.0)
 
     @staticmethod
     def conflicts(

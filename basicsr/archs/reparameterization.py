@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal, get_args
 
@@ -20,6 +21,7 @@ _FILTERS = {
     "sobel_y": ((1, 2, 1), (0, 0, 0), (-1, -2, -1)),
     "laplacian": ((0, 1, 0), (1, -4, 1), (0, 1, 0)),
 }
+_OF_FACTORS = 0.3
 
 
 class EdgeFilter(nn.Module):
@@ -119,6 +121,25 @@ class BranchedConv2d(Mergeable):
                 weights.append(self._padded(ones[..., None, None]))
             weight, bias = sum(weights[1:], weights[0]), sum((bias for _, bias in kernels[1:]), kernels[0][1])
         return weight.to(first.dtype), bias.to(first.dtype)
+
+    @torch.no_grad()
+    def rescale(self, gain: float) -> None:
+        """Scales the initial weights: independent values of variance 1 come out with `gain` squared; biases become 0.
+
+        Several branches, some of them products, have any variance else. Products begin small, for a step of an optimizer
+        moves them by as much as their factors are large. Not for a branch `identity`, which passes features on as it is.
+        """
+        if next(self.parameters()).is_meta:
+            return
+        learned = [list(self.get_submodule(name).children()) for name in self.branches]
+        for part in [self, *(part for branch in learned for part in branch)]:
+            if isinstance(bias := getattr(part, "bias", None), nn.Parameter):
+                bias.zero_()
+        for factor in [part for branch in learned for part in branch if len(branch) > 1]:
+            next(factor.parameters()).mul_(_OF_FACTORS)
+        factor = gain * math.sqrt(self.out_channels) / float(self.kernel()[0].double().norm())
+        for weight in [self.weight] if self.merged else [next(branch[0].parameters()) for branch in learned]:
+            weight.mul_(factor)
 
     def _padded(self, weight: Tensor) -> Tensor:
         """A kernel of any of the branches as one of the largest."""

@@ -32,12 +32,14 @@ class Candidate:
         family: its family's name.
         label: for people, such as 'compact, num_feat 16, num_conv 4'.
         block: options from which it is built.
+        lr_factor: of the learning rates of its trainings.
     """
 
     name: str
     family: str
     label: str
     block: Mapping[str, Any]
+    lr_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def candidates_of(families: Mapping[str, FamilyOptions], scale: int, where: str 
             seen.add(text)
             name = _unique("_".join([family, *map(_word, values.values())]), found)
             label = ", ".join([family, *(f"{name} {value}" for name, value in values.items())])
-            found[name] = Candidate(name, family, label, block)
+            found[name] = Candidate(name, family, label, block, options.lr_factor)
             if len(found) > MOST:
                 raise OptionsError(f"compress: {where}: more than {MOST} candidates; give fewer values")
     return list(found.values())

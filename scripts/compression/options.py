@@ -107,6 +107,9 @@ class FamilyOptions(Section):
     ranges: Named[tuple[Any, ...]] = Field(
         default=FrozenMapping(), description="lists of values of other arguments; each combination is a candidate"
     )
+    lr_factor: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=1.0, description="of the learning rates of its trainings, for families that want others than the rest"
+    )
 
 
 class SearchOptions(Section):

@@ -35,9 +35,9 @@ class Stages:
         search = self._settings.compress.search
         content = self._content(f"search_{candidate.name}", candidate)
         train = content["train"]
-        lr = search.lr if search.lr is not None else self._settings.options.train.optim_g["lr"] / 2
+        lr = self._lr / 2 if search.lr is None else search.lr
         train |= {"total_iter": search.iterations * search.eta**rung, "scheduler": None, "ema_decay": search.ema_decay}
-        train |= {"warmup_iter": -1, "optim_g": {**train["optim_g"], "lr": lr}}
+        train |= {"warmup_iter": -1, "optim_g": {**train["optim_g"], "lr": lr * candidate.lr_factor}}
         return self._short(content)
 
     def distil(self, candidate: Candidate, seed: int | None = None) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Stages:
         train, path = content["train"], content["path"]
         averaged = self._settings.options.train.ema_decay > 0
         path |= {"pretrain_network_g": str(weights), "param_key_g": "params_ema" if averaged else "params"}
-        lr = quantize.lr if quantize.lr is not None else self._settings.options.train.optim_g["lr"] / 10
+        lr = candidate.lr_factor * (self._lr / 10 if quantize.lr is None else quantize.lr)
         train |= {"total_iter": quantize.iterations, "warmup_iter": -1, "optim_g": {**train["optim_g"], "lr": lr}}
         train["scheduler"] = {"type": "CosineAnnealingLR", "T_max": quantize.iterations, "eta_min": lr * _END}
         train["quantize"] = quantize.settings.to_data()
@@ -66,6 +66,11 @@ class Stages:
         if not any(isinstance(term, Mapping) and term.get("type") == _SELF["type"] for term in distill.values()):
             train["distill"] = {**distill, "float_self": dict(_SELF)}
         return self._short(content)
+
+    @property
+    def _lr(self) -> float:
+        """As the options file says."""
+        return float(self._settings.options.train.optim_g["lr"])
 
     def cache(self) -> dict[str, Any]:
         """Options for cache_teacher.py: the teacher, the images, any student."""
@@ -82,6 +87,8 @@ class Stages:
         front = {"name": name, "model_type": given.pop("model_type"), **self._precision}
         content = {**front, **{key: value for key, value in given.items() if key not in front}}
         content["network_g"] = dict(candidate.block)
+        if candidate.lr_factor != 1:
+            content["train"]["optim_g"] = {**content["train"]["optim_g"], "lr": self._lr * candidate.lr_factor}
         datasets = content["datasets"]
         content["datasets"] = {key: block for key, block in datasets.items() if key.partition("_")[0] != "test"}
         for key, folder in self._caches.items():

@@ -155,6 +155,44 @@ def test_identity_initialisation_passes_the_image_on(branches: list[str]) -> Non
     assert student("quicksrnet", 3, merged=True).conv_last.weight[:, 0, 1, 1].sum() > 8
 
 
+@pytest.mark.parametrize("merged", [False, True], ids=["branches", "merged"])
+@pytest.mark.parametrize(
+    "branches", [*((name,) for name in SPATIAL), tuple(name for name in BRANCHES if name != "identity")], ids=str
+)
+@torch.no_grad()
+def test_initial_weights_keep_the_variance_of_noise(branches: tuple[str, ...], merged: bool) -> None:
+    torch.manual_seed(0)
+    module = BranchedConv2d(32, 32, branches, 2.0, merged).double()
+    module.rescale(2**0.5)
+    found = module(torch.randn(1, 32, 200, 200, dtype=torch.float64))[..., 1:-1, 1:-1]
+    assert found.var() == pytest.approx(2.0, rel=0.05)
+    assert module.kernel()[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["plainsr", "ecbsr", "sesr", "abpn"])
+def test_features_do_not_fade_and_training_leaves_the_enlarged_input(name: str) -> None:
+    """With PyTorch's own initial weights they halve with each convolution, and the network stays at its input."""
+    network = student(name, 2).train()
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(8, 3, 12, 12, generator=generator)
+    hr = F.interpolate(coarse, size=(48, 48), mode="bicubic").clip(0, 1)
+    lq = F.interpolate(hr, scale_factor=0.5, mode="bicubic", antialias=True).clip(0, 1)
+    with torch.no_grad():
+        features = network.conv_first(lq)
+        spread = features.std()
+        for stage in network.body:
+            features = stage(features.clone())
+        assert 0.3 < features.std() / spread < 4
+    enlarged = F.l1_loss(F.interpolate(lq, scale_factor=2, mode="nearest"), hr).item()
+    optimizer = torch.optim.Adam(network.parameters(), 5e-4, betas=(0.9, 0.99))
+    for _ in range(60):
+        loss = F.l1_loss(network(lq), hr)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.7 * enlarged
+
+
 def test_values_beyond_the_clip_have_a_gradient_in_training() -> None:
     network = student("abpn", 2)
     with torch.no_grad():
