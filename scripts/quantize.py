@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--first", choices=kinds, help="of layers on the image (default: as --activations)")
     add("--last", choices=kinds, help="of layers that make the image (default: as --activations)")
     add("--layers", nargs="+", default=[], metavar="PATTERN=KIND", help="of others by name, such as body.0.*=float")
-    add("--ranges", choices=("minmax", "percentile", "mse"), help="how they are found (default: minmax)")
+    add("--ranges", choices=("minmax", "percentile", "mse"), help="how they are found (default: mse)")
     add("--images", type=int, metavar="N", help="for calibration (default: 32)")
     add("--no_sensitivity", action="store_true", help="leave out what each layer costs alone, which takes longest")
     add("--param_key", metavar="KEY", help="which weights of the checkpoint (default: params_ema, else params)")

@@ -62,8 +62,8 @@ class PlainSR(StagedNetwork):
         residual: add the input, enlarged by repetition of its pixels, to the output.
         body_residual: add the body's input to its output.
         identity_init: begin with convolutions that pass their first channels on, the last one enlarging them by
-            repetition unless `residual` does it. Without it, and without a branch `identity`, the sum of branches begins as
-            He et al. (ICCV 2015) say: with PyTorch's own initial weights features fade from layer to layer.
+            repetition unless `residual` does it. Without it, and without a branch `identity`, the sum of branches
+            begins as He et al. (ICCV 2015) say: with PyTorch's own weights features fade from layer to layer.
         clip: clip the output to [0, 1], but not in training, where values beyond must have a gradient.
         merged: hold the merged convolutions only, as shipped. It is the same network, and trains worse.
     """

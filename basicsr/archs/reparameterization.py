@@ -126,8 +126,9 @@ class BranchedConv2d(Mergeable):
     def rescale(self, gain: float) -> None:
         """Scales the initial weights: independent values of variance 1 come out with `gain` squared; biases become 0.
 
-        Several branches, some of them products, have any variance else. Products begin small, for a step of an optimizer
-        moves them by as much as their factors are large. Not for a branch `identity`, which passes features on as it is.
+        Several branches, some of them products, have any variance else. Products begin small, for an optimizer's step
+        moves them by as much as their factors are large. Not for a branch `identity`, which passes features on as it
+        is.
         """
         if next(self.parameters()).is_meta:
             return
@@ -135,8 +136,8 @@ class BranchedConv2d(Mergeable):
         for part in [self, *(part for branch in learned for part in branch)]:
             if isinstance(bias := getattr(part, "bias", None), nn.Parameter):
                 bias.zero_()
-        for factor in [part for branch in learned for part in branch if len(branch) > 1]:
-            next(factor.parameters()).mul_(_OF_FACTORS)
+        for part in [part for branch in learned for part in branch if len(branch) > 1]:
+            next(part.parameters()).mul_(_OF_FACTORS)
         factor = gain * math.sqrt(self.out_channels) / float(self.kernel()[0].double().norm())
         for weight in [self.weight] if self.merged else [next(branch[0].parameters()) for branch in learned]:
             weight.mul_(factor)

@@ -31,7 +31,7 @@ class QuantizationSettings(Section):
         default=EMPTY, description="int8, int16 or float by pattern of layers' names, such as body.0.*; the last holds"
     )
     ranges: Ranges = Field(
-        default="minmax",
-        description="of activations: smallest and largest value, the inner 99.99 %, or the least squared error",
+        default="mse",
+        description="of activations: the least squared error, smallest and largest value, or the inner 99.99 %",
     )
     images: Few = Field(default=32, description="images for calibration")

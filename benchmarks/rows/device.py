@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from basicsr.latency.figures import Figure
 from basicsr.latency.measuring import Limits, measure
 from basicsr.quantization.network import quantization_of
 from basicsr.runtimes.base import runtimes
+from basicsr.utils.errors import ForeignError
 from basicsr.utils.timing import Spread, spread
 from benchmarks.bench import Bench
 from benchmarks.rows.numbers import benchmark_set
@@ -93,32 +95,47 @@ def int8_speed(bench: Bench) -> Report:
 
 
 def int8_psnr(bench: Bench) -> Report:
-    """What trained students lose by int8 in onnxruntime, calibrated only, and after training with quantisation."""
-    names = {"calibrated": (0.10, ""), "trained with quantisation": (0.03, "_int8")}
-    lost: dict[str, list[float]] = {name: [] for name in names}
-    lines = []
+    """What trained students lose by int8 in every runtime, calibrated only, and after training with quantisation.
+
+    A student is calibrated with the settings that it was trained on with, if it was.
+    """
+    outcomes, lines = [], []
     for path in _float_students(bench):
-        student = load_student(path)
-        for way, (_, suffix) in names.items():
-            file = path.with_name(f"{path.stem}{suffix}{path.suffix}")
-            if not file.is_file():
-                continue
-            found = _lost(bench, student, load_student(file))
-            lost[way] += [found[name][0] - found[name][1] for name in SETS]
-            cells = [text for name in SETS for text in (f"{found[name][0]:.3f}", f"{found[name][1]:.3f}")]
-            lines.append((path.stem, way, *cells))
-    outcomes = [
-        Outcome(
-            row="device_psnr",
-            what=f"PSNR lost by int8, {way}: the largest of {len(values) // len(SETS)} students on Set5 and Set14",
-            figure=Spread(max(values), min(values), max(values)) if values else None,
-            target=Target("at most", names[way][0], " dB"),
-            remark="" if values else _NO_STUDENTS,
-        )
-        for way, values in lost.items()
-    ]
-    header = ("student", "int8", *(f"{name}, {kind}" for name in SETS for kind in ("float32", "int8")))
-    details = (Detail("PSNR on Y of files run by onnxruntime, dB:", header, tuple(lines)),) if lines else ()
+        student, trained = load_student(path), path.with_name(f"{path.stem}_int8{path.suffix}")
+        ways: dict[str, tuple[float, Student, QuantizationSettings]] = {}
+        settings = QuantizationSettings()
+        if trained.is_file():
+            quantized = load_student(trained)
+            if (quantization := quantization_of(quantized.pretrained.network)) is None:
+                raise ForeignError(
+                    f"{trained} is not quantised; it must be {path.name} after training with quantisation"
+                )
+            settings = quantization.settings
+            ways["trained with quantisation"] = 0.03, quantized, settings
+        ways = {"calibrated": (0.10, student, settings), **ways}
+        for way, (limit, network, chosen) in ways.items():
+            floating, int8 = _psnrs(bench, student, network, chosen)
+            for runtime in RUNTIMES:
+                lost = [floating[name] - int8[runtime, name] for name in SETS]
+                cells = [text for name in SETS for text in (f"{floating[name]:.3f}", f"{int8[runtime, name]:.3f}")]
+                lines.append((path.stem, way, runtime, *cells))
+                outcomes.append(
+                    Outcome(
+                        row="device_psnr",
+                        what=f"PSNR lost by int8, {path.stem}, {way}, {runtime}: the larger of {' and '.join(SETS)}",
+                        figure=Spread(max(lost), min(lost), max(lost)),
+                        target=Target("at most", limit, " dB"),
+                    )
+                )
+    if not outcomes:
+        targets = {"calibrated": 0.10, "trained with quantisation": 0.03}
+        what = "PSNR lost by int8, {}"
+        outcomes = [
+            Outcome("device_psnr", what.format(way), target=Target("at most", limit, " dB"), remark=_NO_STUDENTS)
+            for way, limit in targets.items()
+        ]
+    header = ("student", "int8", "runtime", *(f"{name}, {kind}" for name in SETS for kind in ("float32", "int8")))
+    details = (Detail("PSNR on Y of files as they are run, dB:", header, tuple(lines)),) if lines else ()
     return Report(tuple(outcomes), details)
 
 
@@ -207,23 +224,28 @@ def _psnr(bench: Bench, student: Student, name: str) -> float:
         return judge.psnr(student.pretrained.network)
 
 
-def _lost(bench: Bench, floating: Student, student: Student) -> dict[str, tuple[float, float]]:
-    """By set: PSNR of `floating` in PyTorch, and of `student` as a file in int8, calibrated where it is a float one."""
+def _psnrs(
+    bench: Bench, floating: Student, student: Student, settings: QuantizationSettings
+) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
+    """By set PSNR of `floating` in PyTorch; by runtime and set that of `student` in int8, calibrated if it is float."""
     scale = student.pretrained.scale
-    training = calibration_images([_lr_made_of(bench.training_images, scale)], QuantizationSettings().images)
-    calibration = training if quantization_of(student.pretrained.network) is None else None
-    int8 = Int8(calibration, _pairs(bench, SETS[0], scale), max_drop=_ANY_DROP)
-    folder = bench.folder / f"{student.source.stem}_file"
-    path = export(student, folder, targets=["onnxruntime"], precision="int8", int8=int8).files[0]
-    loaded = runtimes()["onnxruntime"].load(path, threads=bench.threads)
+    sets = {name: _pairs(bench, name, scale) for name in SETS}
+    calibration = None
+    if quantization_of(student.pretrained.network) is None:
+        calibration = calibration_images([_lr_made_of(bench.training_images, scale)], settings.images)
+    int8 = Int8(calibration, sets[SETS[0]], max_drop=_ANY_DROP, settings=settings)
+    files = {}
+    for runtime in RUNTIMES:
+        folder = bench.folder / f"{student.source.stem}_{runtime}"
+        path = export(student, folder, targets=[runtime], precision="int8", int8=int8).files[0]
+        loaded = runtimes()[runtime].load(path, threads=bench.threads)
+        for name, pairs in sets.items():
 
-    def run(lq: Tensor) -> Tensor:
-        return torch.from_numpy(loaded(lq.numpy()))
+            def run(lq: Tensor, loaded: Callable[[np.ndarray], np.ndarray] = loaded) -> Tensor:
+                return torch.from_numpy(loaded(lq.numpy()))
 
-    return {
-        name: (_psnr(bench, floating, name), Judge(Int8(None, _pairs(bench, name, scale)), student, None).psnr(run))
-        for name in SETS
-    }
+            files[runtime, name] = Judge(Int8(None, pairs), student, None).psnr(run)
+    return {name: _psnr(bench, floating, name) for name in SETS}, files
 
 
 def _lr_made_of(folder: Path, scale: int) -> DatasetOptions:

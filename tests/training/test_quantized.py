@@ -107,7 +107,7 @@ def test_it_learns_from_its_float_self_and_the_teacher_and_the_figures_are_those
     (log,) = (tmp_path / "experiments/tiny").glob("*.log")
     text = log.read_text()
     assert "quantised, 7/8 bits, 8 layers, of 8" in text
-    assert "calibrated on 5 LR images of the training sets (ranges: minmax)" in text
+    assert "calibrated on 5 LR images of the training sets (ranges: mse)" in text
     parts = {name: float(value) for name, value in re.findall(r"(l_\w+): (\S+)", text)}
     assert {"l_pix", "l_resp", "l_self", "l_self_feat"} <= parts.keys() and parts["l_self"] > 0
     assert last["state"]["best"]["val"]["psnr"]["iteration"] == 3
