@@ -35,7 +35,7 @@ from subprocesses import Programs, Stopped, exclusive
 
 from basicsr.archs import build_network
 from basicsr.config.yaml_files import load_yaml
-from basicsr.export.base import export_formats, names_of
+from basicsr.export.base import export_formats, load_student, names_of
 from basicsr.export.tracing import Precision
 from basicsr.files.atomic_files import sha256_of, write_atomically
 from basicsr.latency.candidates import Candidate
@@ -201,6 +201,9 @@ def make(arguments: argparse.Namespace) -> int:
         Programs() as programs,
     ):
         students = students_of(arguments)
+        if arguments.precisions is None or "int8" in arguments.precisions:  # wrong images are told before any work
+            for student in {student.scale: student for student in students}.values():
+                settings.images(load_student(student.path, scale=student.scale))
         works = {student.label: works_of(student, arguments, settings) for student in students}
         store = Rows(folder / "rows")
         if arguments.retry:

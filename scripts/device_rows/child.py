@@ -26,7 +26,6 @@ from basicsr.export.base import ExportFormat, export_formats, load_student
 from basicsr.export.base import Student as Exportable
 from basicsr.export.descriptors import traits_of, verdict
 from basicsr.export.exporting import export
-from basicsr.export.image_sources import int8_images
 from basicsr.export.int8 import Int8, Judge
 from basicsr.runtimes.base import runtimes
 from basicsr.utils.complexity import count_multiply_adds, count_parameters
@@ -53,13 +52,7 @@ class Maker:
     @cached_property
     def images(self) -> Int8:
         """Images to calibrate and to measure with."""
-        scale = self.student.scale
-        return int8_images(
-            self.exportable,
-            calibration=self.settings.calibration.format(scale=scale),
-            validation=[folder.format(scale=scale) for folder in self.settings.validation],
-            max_drop=self.settings.max_drop,
-        )
+        return self.settings.images(self.exportable)
 
     def made(self, work: Work) -> Row:
         """The row, with a reason where anything went wrong."""

@@ -14,7 +14,9 @@ from basicsr.files.atomic_files import write_atomically
 from basicsr.utils.errors import DataError
 from basicsr.utils.text import first_line
 
-if TYPE_CHECKING:  # it imports PyTorch
+if TYPE_CHECKING:  # they import PyTorch
+    from basicsr.export.base import Student as Exportable
+    from basicsr.export.int8 import Int8
     from basicsr.export.tracing import Precision
 
 PYTORCH = "pytorch"
@@ -35,6 +37,18 @@ class Settings:
     validation: tuple[str, ...]
     max_drop: float
     one_size: tuple[int, int]
+
+    def images(self, student: Exportable) -> Int8:
+        """Images to calibrate and to measure with; raises DataError where they do not fit the student."""
+        from basicsr.export.image_sources import int8_images  # it imports PyTorch
+
+        scale = student.pretrained.scale
+        return int8_images(
+            student,
+            calibration=self.calibration.format(scale=scale),
+            validation=[folder.format(scale=scale) for folder in self.validation],
+            max_drop=self.max_drop,
+        )
 
 
 @dataclass(frozen=True)

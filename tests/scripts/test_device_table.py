@@ -143,9 +143,12 @@ def test_a_process_that_cannot_begin_is_told_with_its_last_words(tmp_path, monke
         (["--validation", "a", "b", "c"], "--validation a b c: give a folder of HR, and one of LR images"),
         (["--validation", "nowhere"], "cannot read the folder nowhere: No such file"),
         (["--students", "nothing.pth"], "nothing.pth"),
+        (["--precisions", "int8", "--calibration", "EMPTY"], "EMPTY"),
     ],
 )
 def test_mistakes_are_told_in_a_line_before_any_work(arguments, images, capsys, given, said):
+    (images / "EMPTY").mkdir()
+    given = [str(images / value) if value == "EMPTY" else value for value in given]
     assert run_command(lambda: device_table.main([*arguments, *given])) not in (0, 130)
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error and not (images / "out/rows").exists()

@@ -50,12 +50,20 @@ def options(mcadkd: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def _both(block: dict[str, Any]) -> list[tuple[bool, torch.nn.Module]]:
+    """With branches and merged, in this order."""
+    return [(False, build_network(block)), (True, merge(build_network(block)))]
+
+
 def test_a_run_knows_the_branches_and_whoever_uses_its_result_the_merged_network(
     options: dict[str, Any], block: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = train_pipeline(options, root=tmp_path / "run").folder
     states = [checkpoint_of(folder, iteration)["g"] for iteration in range(1, ITERATIONS + 1)]
     parameters = [name for name, _ in build_network(block).named_parameters()]
+    count = {merged: sum(map(torch.numel, network.parameters())) for merged, network in _both(block)}
+    (log,) = folder.glob("train_*.log")
+    assert f"with {count[True]:,d} parameters ({count[False]:,d} with branches)" in log.read_text(encoding="utf-8")
     assert all(set(parameters) <= set(state["params"]) for state in states)
     for before, after in itertools.pairwise(states):
         for name in parameters:

@@ -35,6 +35,7 @@ from basicsr.engine.logs.metric_writers import ComparisonImages, MetricWriter, o
 from basicsr.engine.process.rank_watchdog import LostRanks, start_of
 from basicsr.files.atomic_files import write_atomically
 from basicsr.files.regular_files import read_regular
+from basicsr.utils.complexity import count_parameters
 from basicsr.utils.dist_util import gather_objects, get_dist_info, on_master
 from basicsr.utils.errors import CheckpointError, DataError, Interrupted, Preempted, UserError
 from basicsr.utils.logger import get_root_logger
@@ -104,7 +105,9 @@ def open_run_log(run: TrainingRun, logger: logging.Logger) -> Iterator[RunLog | 
 
 def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None) -> None:
     """Logs what is about to run."""
-    parameters = sum(parameter.numel() for parameter in run.network.parameters())
+    trained = sum(parameter.numel() for parameter in run.network.parameters())
+    shipped = count_parameters(run.network)
+    parameters = f"{shipped:,d} parameters" + (f" ({trained:,d} with branches)" if trained != shipped else "")
     options, rank_info = run.options, run.rank_info
     logger.info(
         f"basicsr {basicsr.__version__}, PyTorch {torch.__version__}, Python {platform.python_version()};"
@@ -122,7 +125,7 @@ def describe(run: TrainingRun, logger: logging.Logger, resume: Checkpoint | None
     weighted = f", {samples:,d} samples to a pass by their weights" if samples != images else ""
     left_out = f" ({len(run.skipped)} of them left out)" if run.skipped else ""
     logger.info(
-        f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters:,d} parameters,"
+        f"{options.model_type} {options.name}: {type(run.network).__name__} with {parameters},"
         f" {images} training images{left_out}{weighted}, {options.train.total_iter} iterations"
     )
     for key, dataset in run.training_sets.items():
