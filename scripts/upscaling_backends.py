@@ -208,32 +208,32 @@ def _graph(key: GraphKey, pretrained: Pretrained, names_of_files: Iterable[str],
 def _of_graph(
     graph: Graph, key: GraphKey, able: Sequence[str], pretrained: Pretrained, arguments: argparse.Namespace, say: Say
 ) -> Backend:
-    """The fastest of the runtimes with this graph, or PyTorch, if that is faster than they."""
-    try:
-        loaded = {name: _loaded(graph, name, pretrained, arguments) for name in able}
-    except CheckpointError:  # damaged since it was made
-        forget_graph(graph)
-        graph = make_graph(key, say)
-        loaded = {name: _loaded(graph, name, pretrained, arguments) for name in able}
-    cpu = torch.device("cpu")
-    told = ""
-    chosen = able[0]
+    """The fastest of the runtimes with this graph, or PyTorch, if that is faster than they.
+
+    Only what is chosen is loaded, unless their speeds are still to be measured.
+    """
+    told, chosen = "", able[0]
+    loaded: dict[str, nn.Module] = {}
     if arguments.backend == "auto":
-        sides: dict[str, nn.Module] = {**loaded, PYTORCH: pretrained.network}
-        speeds = _speeds(graph, sides, pretrained.in_channels, arguments.precision)
+        speeds = _kept_speeds(graph, [*able, PYTORCH], arguments.precision)
+        if not speeds:
+            graph, loaded = _loaded(graph, key, able, pretrained, arguments, say)
+            sides = {**loaded, PYTORCH: pretrained.network}
+            speeds = _measured_speeds(graph, sides, pretrained.in_channels, arguments.precision)
         chosen = min(speeds, key=lambda name: speeds[name])
         others = ", ".join(f"{name} {speeds[name]:.3g}" for name in speeds if name != chosen)
         told = f": {speeds[chosen]:.3g} s a megapixel here ({others})"
         if chosen == PYTORCH:
-            return _in_pytorch(pretrained, arguments, cpu, told.removeprefix(": "))
-    network = loaded[chosen]
+            return _in_pytorch(pretrained, arguments, torch.device("cpu"), told.removeprefix(": "))
+    if chosen not in loaded:
+        graph, loaded = _loaded(graph, key, [chosen], pretrained, arguments, say)
     runtime = runtimes()[chosen]
     precision = "bf16" if arguments.precision == "bf16" else key.precision
     return Backend(
         name=chosen,
         told=f"{chosen} {runtime.version()}, {precision}{told}",
-        network=_for_colours(network, pretrained.scale, pretrained.in_channels),
-        device=cpu,
+        network=_for_colours(loaded[chosen], pretrained.scale, pretrained.in_channels),
+        device=torch.device("cpu"),
         precision=Precision("cpu"),
         overlap=graph.overlap,
         multiple=graph.multiple,
@@ -241,9 +241,28 @@ def _of_graph(
     )
 
 
-def _loaded(graph: Graph, name: str, pretrained: Pretrained, arguments: argparse.Namespace) -> FileNetwork:
-    runtime = runtimes()[name]
-    return FileNetwork(_load(runtime, graph.path, arguments.precision), pretrained.architecture)
+def _loaded(
+    graph: Graph,
+    key: GraphKey,
+    names: Sequence[str],
+    pretrained: Pretrained,
+    arguments: argparse.Namespace,
+    say: Say,
+) -> tuple[Graph, dict[str, nn.Module]]:
+    """The graph in runtimes; made again where it was damaged since it was made."""
+
+    def load(graph: Graph) -> dict[str, nn.Module]:
+        return {
+            name: FileNetwork(_load(runtimes()[name], graph.path, arguments.precision), pretrained.architecture)
+            for name in names
+        }
+
+    try:
+        return graph, load(graph)
+    except CheckpointError:
+        forget_graph(graph)
+        graph = make_graph(key, say)
+        return graph, load(graph)
 
 
 def _of_file(model: Model) -> Backend:
@@ -272,20 +291,28 @@ def _for_colours(network: nn.Module, scale: int, channels: int) -> nn.Module:
     return network if channels > 1 else LumaNetwork(network, scale)
 
 
-def _speeds(graph: Graph, sides: Mapping[str, nn.Module], channels: int, precision: str) -> dict[str, float]:
-    """Seconds a megapixel of each, measured once for this machine and kept beside the graph."""
-    versions = {name: runtimes()[name].version() for name in sides}
-    measured_on = json.dumps([processor()[0], torch.get_num_threads(), precision, versions])
-    path = graph.folder / _CHOICE
+def _measured_on(names: Iterable[str], precision: str) -> str:
+    """What the speeds of backends depend on, beside the graph."""
+    versions = {name: runtimes()[name].version() for name in names}
+    return json.dumps([processor()[0], torch.get_num_threads(), precision, versions])
+
+
+def _kept_speeds(graph: Graph, names: Iterable[str], precision: str) -> dict[str, float]:
+    """As `_measured_speeds` found them on this machine; empty if it did not."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(path.read_bytes())
-        return {name: float(kept[measured_on][name]) for name in sides}
+        kept = json.loads((graph.folder / _CHOICE).read_bytes())[_measured_on(names, precision)]
+        return {name: float(kept[name]) for name in names}
+    return {}
+
+
+def _measured_speeds(graph: Graph, sides: Mapping[str, nn.Module], channels: int, precision: str) -> dict[str, float]:
+    """Seconds a megapixel of each, kept beside the graph."""
     image = torch.rand(1, channels, _TRIED_SIDE, _TRIED_SIDE, generator=torch.Generator().manual_seed(0))
     times = in_turn({name: partial(_seconds, network, image, precision) for name, network in sides.items()}, _ROUNDS)
     speeds = {name: min(seconds) * 1e6 / _TRIED_SIDE**2 for name, seconds in times.items()}
     with suppress(OSError, UserError):
-        content = json.dumps({measured_on: speeds}).encode()
-        write_atomically(path, lambda file: file.write(content))
+        content = json.dumps({_measured_on(sides, precision): speeds}).encode()
+        write_atomically(graph.folder / _CHOICE, lambda file: file.write(content))
     return speeds
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _LONGEST_MESSAGE = 4000
+_LONGEST_LINE = 300
 _LONGEST_VALUE = 80
 
 
@@ -72,7 +73,7 @@ def one_line(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """An exception's message in one line of bounded length."""
     first, *others = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join((first, *others[: first.endswith(":")])).replace("\t", "")[:300]
+    return shortened(" ".join((first, *others[: first.endswith(":")])).replace("\t", ""), _LONGEST_LINE)
 
 
 def key_text(key: Sequence[str | int]) -> str:

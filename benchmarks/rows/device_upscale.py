@@ -106,8 +106,9 @@ def _files(bench: Bench) -> dict[str, Path]:
         raise ForeignError(f"export.py: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
     command = [sys.executable, str(ROOT / "scripts/upscale.py"), "--model", str(files["checkpoint"])]
     small = images / "LR" / "000000.png"
-    command += [str(small), "--output", str(folder / "graph"), "--backend", "openvino", "--device", "cpu"]
-    subprocess.run(command, capture_output=True, env=environment(bench.threads), check=False)  # the graph, kept
+    command += [str(small), "--output", str(folder / "graph"), "--device", "cpu", "--backend"]
+    for backend in ("openvino", "auto"):  # the graph and the choice, both kept
+        subprocess.run([*command, backend], capture_output=True, env=environment(bench.threads), check=False)
     return files
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basicsr.files.atomic_files import write_atomically
-from basicsr.utils.errors import DataError
-from basicsr.utils.text import first_line
+from basicsr.utils.errors import DataError, UserError
+from basicsr.utils.text import first_line, one_line
 
 if TYPE_CHECKING:  # they import PyTorch
     from basicsr.export.base import Student as Exportable
@@ -186,5 +186,5 @@ class Rows:
 
 
 def reason_of(error: BaseException) -> str:
-    """An error as one line."""
-    return first_line(error) or type(error).__name__
+    """An error as one line: our own whole, of others' the beginning."""
+    return one_line(str(error)) if isinstance(error, UserError) else first_line(error)
