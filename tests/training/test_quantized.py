@@ -159,7 +159,7 @@ def test_changed_settings_are_another_experiment(quantized, tmp_path):
         run(other, tmp_path, auto_resume=True)
     with pytest.raises(OptionsError, match=r"train\.quantize\.weight_bits: 7 -> not set"):
         run(changed(options, train__quantize=None, train__total_iter=2), tmp_path, auto_resume=True)
-    for key, value in {"activations": "int16", "ranges": "mse", "layers": {"body.0.*": "float"}}.items():
+    for key, value in {"activations": "int16", "ranges": "minmax", "layers": {"body.0.*": "float"}}.items():
         other = changed(options, train__quantize={"images": 5, key: value}, train__total_iter=2)
         with pytest.raises(OptionsError, match=rf"train\.quantize\.{key} is .*put it back"):
             run(other, tmp_path, auto_resume=True, allow_config_change=True)
