@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from basicsr.export.base import Check, ExportFormat, ExportJob
 from basicsr.export.descriptors import Limit
+from basicsr.export.graph_passes import without_aliases
 from basicsr.export.graph_rewrites import (
     finished,
     own_dequantize_for_each_user,
@@ -62,6 +63,7 @@ def write_executorch(job: ExportJob, path: Path) -> None:
         with quiet(), silent_stderr():
             module = program.module(check_guards=False)
             assert isinstance(module, GraphModule)
+            without_aliases(module.graph)  # ExecuTorch's own copy of one fails
             quantize_before_shuffles(module)
             own_dequantize_for_each_user(module)
             lowered = _lowered(finished(module), channels, job.size, json.dumps(about))

@@ -21,7 +21,7 @@ def simplified(program: ExportedProgram, shapes: Any) -> ExportedProgram:
     with torch.no_grad(), quiet():
         module = program.run_decompositions({}).module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
-        _without_aliases(module.graph)
+        without_aliases(module.graph)
         _compute_constants(module)
         _without_factors(module.graph)
         module.graph.eliminate_dead_code()
@@ -30,7 +30,8 @@ def simplified(program: ExportedProgram, shapes: Any) -> ExportedProgram:
         return torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False).run_decompositions({})
 
 
-def _without_aliases(graph: fx.Graph) -> None:
+def without_aliases(graph: fx.Graph) -> None:
+    """Removes operations that give what they get, in place."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target == aten.alias.default:
             node.replace_all_uses_with(node.args[0])
