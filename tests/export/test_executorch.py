@@ -83,3 +83,17 @@ def test_int8_is_between_integers_and_as_fake_quantisation_computed(tmp_path):
         steps = (torch.from_numpy(loaded(image.numpy())) - network(image)).abs() * 255
     assert steps.max() < 2.5 and (steps > 1.5).double().mean() < 0.01
     assert (steps > 0.5).double().mean() < 0.2
+
+
+def test_windows_are_moved_without_the_copies_that_executorch_refuses(tmp_path):
+    torch.manual_seed(0)
+    block = {"type": "SwinIR", "in_chans": 3, "embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 4}
+    block |= {"img_size": 16, "upscale": 2, "upsampler": "pixelshuffledirect"}
+    network = build_network(block).eval()
+    given = Student(Pretrained(network, block, "SwinIR", "ours", 2, 3, 3), tmp_path / "net.pth", "0" * 64)
+    path, image = tmp_path / "net.pte", torch.rand(1, 3, 16, 24)
+    write_executorch(ExportJob(given, "float32", 18, "ours", (16, 24)), path)
+    with torch.no_grad():
+        expected = network(image)
+    found = torch.from_numpy(ExecuTorch().load(path, threads=1)(image.numpy()))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
