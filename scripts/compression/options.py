@@ -108,7 +108,8 @@ class FamilyOptions(Section):
         default=FrozenMapping(), description="lists of values of other arguments; each combination is a candidate"
     )
     lr_factor: Annotated[float, Field(gt=0, le=100)] = Field(
-        default=1.0, description="of the learning rates of its trainings, for families that want others than the rest"
+        default=1.0,
+        description="of `optim_g: lr`, `search: lr` and `quantize: lr` here; PlainSR with branches wants less",
     )
 
 
@@ -261,6 +262,8 @@ def read_settings(file: Path, overrides: Sequence[str] = (), *, paths: bool = Tr
         lines.append(f"{file}: datasets: has no validation set: give val, with HR images")
     if options is not None and not options.val.metrics:
         lines.append(f"{file}: val: metrics: is required: students are chosen by the first of them")
+    if options is not None and "lr" not in options.train.optim_g:
+        lines.append(f"{file}: train: optim_g: lr: is required: brief and quantised trainings take a part of it")
     if lines or compress is None or options is None or judging is None:
         count = "one mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise OptionsError("\n".join([f"{file}: {count}", *lines]))

@@ -252,6 +252,7 @@ def test_a_student_of_another_family_is_trained_alike(finished, bench, command):
         ({"datasets__train__dataroot_gt": "EMPTY", "datasets__train__dataroot_lq": None}, "empty holds no image (.png"),
         ({"path__pretrain_network_t": None}, "path.pretrain_network_t: is required: the file of the teacher's weights"),
         ({"train__distill": {"f": {"type": "FitNet"}}}, "set compress: cache: false"),
+        ({"train__optim_g": {"type": "Adam"}}, "optim_g: lr: is required: brief and quantised trainings take a"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_before_any_work(values, message, bench, tmp_path, command, capsys):
@@ -295,6 +296,18 @@ def test_candidates_on_the_edge_take_turns_between_families():
     assert candidates.on_the_edge(far, families, budget, 3, far)[0] == ["a2", "b1"]
     with pytest.raises(OptionsError, match="the fastest that there is, second, takes 12 ms"):
         candidates.on_the_edge({"a": 20.0, "b": 12.0}, families, budget, 3, {"a": "first", "b": "second"})
+
+
+def test_a_family_may_have_its_own_learning_rates(command, tmp_path):
+    content, stages = (importlib.import_module(f"compression.{name}") for name in ("options", "stages"))
+    settings = content.read_settings(ROOT / "options/compress/quickstart.yml", paths=False)
+    made = stages.Stages(settings, tmp_path, {})
+    (candidates, _) = importlib.import_module("compression.pipeline").all_candidates(settings)
+    for family, distilled in (("compact", 2e-3), ("plain", 5e-4)):
+        candidate = next(one for one in candidates if one.family == family)
+        found = [made.distil(candidate), made.search(candidate, 0), made.quantise(candidate, tmp_path / "w.pth")]
+        rates = [options["train"]["optim_g"]["lr"] for options in found]
+        assert rates == pytest.approx([distilled, distilled / 2, distilled / 10])
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "options/compress").glob("*.yml")), ids=lambda file: file.stem)
